@@ -1,0 +1,139 @@
+"""onnxruntime with Rockchip's NPUs: ``import ort_rknn as ort`` in place of ``import onnxruntime as ort``.
+
+Every public name of the installed onnxruntime is here and is onnxruntime's own, submodules included
+(``ort_rknn.capi``, ``ort_rknn.quantization`` ...), but for these:
+
+* :class:`InferenceSession` runs on the NPU where there is one and a compiled model for it, else on the CPU;
+* :func:`get_available_providers` and :func:`get_all_providers` tell the truth about the NPU.
+
+``__version__`` is onnxruntime's, because programs gate features on it; ours is ``package_version``.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery as _machinery
+import importlib.util as _util
+import sys as _sys
+from types import ModuleType as _ModuleType
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+import onnxruntime as _onnxruntime
+
+# Taken one by one: what is there depends on the installed release.
+for _name in dir(_onnxruntime):
+    if not _name.startswith("_") or _name in ("__version__", "__author__"):
+        globals()[_name] = getattr(_onnxruntime, _name)
+del _name
+
+from ._session import InferenceSession as InferenceSession  # noqa: E402
+
+if _TYPE_CHECKING:
+    from ort_rknn_swap import install, swapped, uninstall
+
+    from .ep import get_ep_names, get_library_path, register, unregister
+    from .errors import FallbackWarning, NpuUnavailable, OptionError
+    from .options import RknnProviderOptions, make_provider_options
+    from .seam import Device
+
+_PROVIDER = "RKNNExecutionProvider"
+
+#: Version of ort_rknn.
+package_version = "0.1.0"
+
+
+def get_available_providers() -> list[str]:
+    """onnxruntime's available providers, with ``RKNNExecutionProvider`` in front where an NPU is usable now (or
+    ``ORT_RKNN_DEVICE`` asks for a virtual one), and without it where none is."""
+    others = [name for name in _onnxruntime.get_available_providers() if name != _PROVIDER]
+    from .ep._registration import why_unavailable
+
+    return [_PROVIDER, *others] if why_unavailable() is None and devices() else others
+
+
+def get_all_providers() -> list[str]:
+    """All provider names that onnxruntime knows, with ``RKNNExecutionProvider`` in front, best first."""
+    return [_PROVIDER, *(name for name in _onnxruntime.get_all_providers() if name != _PROVIDER)]
+
+
+def devices() -> list[Device]:
+    """The NPUs that a session could use now, best first; empty where there is none.
+
+    Virtual ones are listed only when ``ORT_RKNN_DEVICE`` asks for one.
+    """
+    from ._devices import devices
+
+    return devices()
+
+
+#: Where our other names are: imported at first use, because importing ort_rknn should cost what onnxruntime's costs.
+_OURS = {
+    "install": "ort_rknn_swap",
+    "swapped": "ort_rknn_swap",
+    "uninstall": "ort_rknn_swap",
+    "FallbackWarning": "ort_rknn.errors",
+    "NpuUnavailable": "ort_rknn.errors",
+    "OptionError": "ort_rknn.errors",
+    "RknnProviderOptions": "ort_rknn.options",
+    "make_provider_options": "ort_rknn.options",
+    "get_ep_names": "ort_rknn.ep",
+    "get_library_path": "ort_rknn.ep",
+    "register": "ort_rknn.ep",
+    "unregister": "ort_rknn.ep",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _OURS:
+        import importlib
+
+        value = getattr(importlib.import_module(_OURS[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OURS})
+
+
+class _Submodules:
+    """Makes ``import ort_rknn.capi._pybind_state`` give onnxruntime's own module."""
+
+    def find_spec(self, fullname: str, path: _Any = None, target: _Any = None) -> _machinery.ModuleSpec | None:
+        if not fullname.startswith(_PREFIX):
+            return None
+        rest = fullname[len(_PREFIX) :]
+        # Our own submodules come first.
+        if _machinery.PathFinder.find_spec(_PREFIX + rest.partition(".")[0], __path__) is not None:
+            return None
+        theirs = f"onnxruntime.{rest}"
+        try:
+            if theirs not in _sys.modules and _util.find_spec(theirs) is None:
+                return None
+        except ModuleNotFoundError:
+            return None
+        return _machinery.ModuleSpec(fullname, self, origin=theirs)  # type: ignore[arg-type]  # has what is called
+
+    def create_module(self, spec: _machinery.ModuleSpec) -> _ModuleType:
+        import importlib
+
+        assert spec.origin is not None
+        module = importlib.import_module(spec.origin)
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: _ModuleType) -> None:
+        """The module is onnxruntime's and was executed as such: only its own spec is put back."""
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
+
+
+_PREFIX = f"{__name__}."
+# In front: the ordinary finders would execute a submodule of theirs once more, under our name.
+_sys.meta_path.insert(0, _Submodules())
+
+__all__ = [
+    *(name for name in globals() if not name.startswith("_") and name != "annotations"),
+    *_OURS,
+]

@@ -1,0 +1,142 @@
+"""Calls that return before the result is there, beside onnxruntime's own ``run_async``."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from ._making import State
+    from .submission import Pipeline, Submitter
+
+_making = threading.Lock()
+
+
+class AsynchronousCalls:
+    """Mixed into our InferenceSession. A call runs ``session.run`` on a thread of ours, made on first use: one for
+    every NPU context (one on the CPU), and some that wait with their calls ready (``max_queue_size`` at most).
+
+    Feeds are read when their call runs: do not change their arrays before the result is there.
+    """
+
+    _npu: State | None
+    _submitter: Submitter | None = None
+    _submitter_process = 0
+    _pipeline: Pipeline | None = None
+
+    if TYPE_CHECKING:
+
+        def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> list[Any]: ...
+
+    def submit(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
+    ) -> Future[list[Any]]:
+        """Run soon; the future gives what ``run`` returns or raises.
+
+        Waits for a place in the queue at most ``submit_timeout_ms``. Raises Fail when none became free.
+        """
+        return self._submitters().submit(self.run, output_names, input_feed, run_options)
+
+    def map(
+        self,
+        feeds: Iterable[Mapping[str, Any]],
+        *,
+        output_names: Sequence[str] | None = None,
+        depth: int | None = None,
+        run_options: Any = None,
+    ) -> Iterator[list[Any]]:
+        """Results of a stream of feeds, in their order, several in flight: all cores work for one caller.
+
+        ``depth``: how many at most; by default one per context and one waiting. The stream may be endless: feeds are
+        taken as results are asked for. When the consumer stops early, what has not begun is dropped and what runs is
+        waited for. Raises ValueError for a depth below 1, Fail where a place in the queue is waited for too long.
+        """
+        submitter = self._submitters()
+        depth = self._contexts() + 1 if depth is None else depth
+        if depth < 1:
+            raise ValueError(f"depth is the number of calls in flight and must be at least 1; got {depth}")
+        return submitter.map(lambda feed: self.run(output_names, feed, run_options), feeds, depth)
+
+    async def run_awaitable(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
+    ) -> list[Any]:
+        """``await`` it: what ``run`` returns or raises. Never blocks the event loop, also while the queue is full."""
+        import asyncio
+
+        from .errors import FAIL, status_code
+
+        submitter = self._submitters()
+        try:
+            future = submitter.submit(self.run, output_names, input_feed, run_options, timeout=0)
+        except Exception as error:
+            if status_code(error) != FAIL:
+                raise
+            loop = asyncio.get_running_loop()
+            future = await loop.run_in_executor(
+                None, lambda: submitter.submit(self.run, output_names, input_feed, run_options)
+            )
+        return await asyncio.wrap_future(future)
+
+    def run_pipeline(
+        self, input_feed: Mapping[str, Any], depth: int = 3, reset: bool = False, *, output_names: Any = None
+    ) -> list[Any] | None:
+        """Submit a feed and get the result of the one ``depth`` calls ago; None for the first ``depth`` calls.
+
+        ``reset``, or another depth, begins anew: results still in flight are lost. :meth:`flush` gives the last ones.
+        Raises the error of the call whose result it would be, ValueError for a depth below 1.
+        """
+        from .submission import Pipeline
+
+        if depth < 1:
+            raise ValueError(f"depth is the number of calls in flight and must be at least 1; got {depth}")
+        submitter = self._submitters()
+        with _making:
+            if self._pipeline is None or reset or self._pipeline.depth != depth:
+                self._pipeline = Pipeline(submitter, depth)
+            pipeline = self._pipeline
+        return pipeline.push(self.run, output_names, input_feed)
+
+    def flush(self) -> list[list[Any]]:
+        """The results still in the pipeline, oldest first. Raises the first error among them, after all have ended."""
+        return self._pipeline.flush() if self._pipeline is not None else []
+
+    def _contexts(self) -> int:
+        executor = self._npu.executor if self._npu is not None else None
+        return executor.dispatch.contexts if executor is not None else 1
+
+    def _submitters(self) -> Submitter:
+        submitter = self._submitter
+        if submitter is not None and self._submitter_process == os.getpid():
+            return submitter
+        from .options import Options
+        from .submission import Submitter
+
+        with _making:
+            if self._submitter is None or self._submitter_process != os.getpid():
+                # In a forked child the threads of the parent's are missing, and its calls are not ours.
+                self._pipeline = None
+                request = self._npu.request if self._npu is not None else None
+                options = request.options if request is not None else Options()
+                contexts = self._contexts()
+                # Calls that are ready on a thread of their own: where one waits for its core, the next one's core need
+                # not wait for it.
+                ready = min(contexts, options.max_queue_size)
+                self._submitter_process = os.getpid()
+                self._submitter = Submitter(
+                    contexts + ready,
+                    max_queue_size=options.max_queue_size - ready,
+                    submit_timeout_ms=options.submit_timeout_ms,
+                    sequential_callbacks=options.sequential_callbacks,
+                )
+            return self._submitter
+
+    def _end_submissions(self) -> None:
+        """Wait for what was submitted."""
+        with _making:
+            submitter, self._submitter, self._pipeline = self._submitter, None, None
+        if submitter is not None and self._submitter_process == os.getpid():
+            submitter.close()

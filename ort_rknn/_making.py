@@ -1,0 +1,334 @@
+"""Making a session: plan, load, and start onnxruntime's session on what was planned."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnxruntime
+from onnxruntime.capi import _pybind_state as C
+
+from ._devices import Found
+from ._facts import Facts, gather
+from ._plan import Plan, fall_back_after, plan
+from ._request import Request, read_request
+from .ep import _handoff, _registration
+from .errors import FAIL, FallbackWarning, OptionError, bare_message, ort_error
+from .executor import Executor
+from .files import ModelFields, ep_context_model, judge_twin
+from .loading import declared_by_file, declared_by_onnx, open_executor
+from .options import PROVIDER, Options
+from .seam import AdapterError, Model, ModelSource
+
+log = logging.getLogger("ort_rknn")
+log.addHandler(logging.NullHandler())
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+@dataclass(slots=True)
+class State:
+    """What a session of ours knows besides onnxruntime's own attributes."""
+
+    kwargs: dict[str, Any]
+    request: Request | None = None
+    facts: Facts | None = None
+    plan: Plan | None = None
+    executor: Executor | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def make(
+    session: Any,
+    parent: Callable[..., None],
+    model: Any,
+    so: Any,
+    providers: Any,
+    provider_options: Any,
+    kwargs: dict[str, Any],
+) -> State:
+    """Plan first, then ``parent`` (onnxruntime's constructor, bound to ``session``). Leaves nothing open when it
+    raises.
+
+    onnxruntime's own fallback is kept off for our provider: it would print a block to stdout and hide the cause. The
+    user's wish about it is kept here: with ``enable_fallback=0`` a model that does not load on the NPU is an error.
+    """
+    if so and _has_providers(so):
+        # The user chose devices or a policy on the options themselves: onnxruntime's business.
+        parent(model, so, providers, provider_options, **kwargs)
+        return State(kwargs)
+    lender = _lender(kwargs)
+    request = read_request(providers, provider_options, no_cpu=_config(so, _NO_CPU) == "1")
+    facts = gather(model, request, _registration.why_unavailable() if request.wants_npu else None)
+    made = plan(request, facts)
+    executor: Executor | None = None
+    if made.where != "cpu":
+        assert made.found is not None
+        try:
+            # First: a host may let no library be opened, which only shows here.
+            _registration.register(advertise=made.found.device)
+            if made.where == "npu":
+                executor = _open(facts, made, request.options, lender)
+        except OptionError:
+            raise
+        except Exception as error:
+            if not _wants_fallback(kwargs):
+                raise
+            made = _after_failure(request, facts, made, error)
+    state = State(kwargs, request, facts, made, executor)
+    if executor is not None:
+        state.notes += _version_notes(made, executor)
+    if executor is not None:
+        _start_on_npu(session, parent, state, so, executor)
+    elif made.where == "as it is":
+        content = made.parent_model
+        options = _copy_options(so, content if isinstance(content, bytes) else _EMPTY_MODEL)
+        _start_with_provider(session, parent, state, so, options, content)
+    else:
+        others = request.other_providers
+        if request.named and not others:
+            others = ["CPUExecutionProvider"]
+        parent(made.parent_model, so, others, request.other_options, **kwargs)
+        _tell(made)
+    if made.where != "cpu" or facts.kind in ("rknn", "ep_context"):
+        in_memory = isinstance(model, bytes)
+        session._model_path = None if in_memory else os.fspath(model)
+        session._model_bytes = model if in_memory else None
+    return state
+
+
+def _version_notes(made: Plan, executor: Executor) -> list[str]:
+    """A runtime's version is known only once it has loaded the model: then it is worth a note, not a refusal."""
+    file = made.candidate.file if made.candidate is not None else None
+    if file is None or made.found is None:
+        return []
+    version = executor.model.versions.get("runtime")
+    verdict = judge_twin(file, soc=made.found.device.soc, runtime_version=version, onnx_path=None)
+    return [f"the runtime loaded it, but: {reason}" for reason in verdict.reasons]
+
+
+def _after_failure(request: Request, facts: Facts, made: Plan, error: Exception) -> Plan:
+    """The plan after loading on the NPU failed; the failure is the cause of whatever this raises."""
+    try:
+        return fall_back_after(request, facts, made, bare_message(error))
+    except Exception as refusal:
+        raise refusal from error
+
+
+def _start_on_npu(session: Any, parent: Callable[..., None], state: State, so: Any, executor: Executor) -> None:
+    assert state.facts is not None and state.plan is not None
+    token = _handoff.offer(executor)
+    try:
+        wrapper = _wrapper(state.facts, state.plan, executor, token)
+        options = _copy_options(so, wrapper)
+        _set_threads(options, so, executor.dispatch.contexts)
+        _start_with_provider(session, parent, state, so, options, wrapper)
+    except BaseException:
+        executor.close()
+        raise
+    finally:
+        _handoff.withdraw(token)
+
+
+def _start_with_provider(
+    session: Any, parent: Callable[..., None], state: State, so: Any, options: Any, content: Any
+) -> None:
+    """onnxruntime's session with our provider on it, by name or (before 1.25.1) by device."""
+    request, made = state.request, state.plan
+    assert request is not None and made is not None and made.found is not None
+    given = request.options.as_strings()
+    given.setdefault("device", made.found.device.name)
+    if options.optimized_model_filepath:
+        state.notes.append("optimized_model_filepath is not written: a session with compiled nodes cannot be saved")
+        options.optimized_model_filepath = ""
+    kwargs = {**state.kwargs, "enable_fallback": 0}
+    if _registration.by_name():
+        providers = [(PROVIDER, given), *_with_options(request.other_providers, request.other_options)]
+        parent(content, options, providers, **kwargs)
+    else:
+        devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == PROVIDER]
+        options.add_provider_for_devices(devices[:1], given)
+        others = [p for p in request.other_providers or () if p != "CPUExecutionProvider"]
+        if others:
+            state.notes.append(
+                f"{others} are not used: onnxruntime {onnxruntime.__version__} takes us by device, alone"
+            )
+        parent(content, options, **kwargs)
+    # onnxruntime before 1.26 does not repeat a plugin's options.
+    session._provider_options = {**session._provider_options, PROVIDER: given}
+    session._sess_options_initial = so
+    session._enable_fallback = _wants_fallback(state.kwargs)
+
+
+def _tell(made: Plan) -> None:
+    """Falling back is never a secret."""
+    if made.fallback is None:
+        return
+    text = f"this session runs on the CPU: {made.fallback}"
+    if made.fallback.loud:
+        log.warning(text)
+        warnings.warn(text, FallbackWarning, stacklevel=_users_frame())
+    else:
+        log.info(text)
+
+
+_NO_CPU = "session.disable_cpu_ep_fallback"
+_SPINNING = "session.intra_op.allow_spinning"
+
+
+def _has_providers(so: Any) -> bool:
+    return hasattr(so, "has_providers") and bool(so.has_providers())
+
+
+def _config(so: Any, key: str) -> str | None:
+    if not so or not hasattr(so, "get_session_config_entry"):
+        return None
+    try:
+        value: str = so.get_session_config_entry(key)
+    except RuntimeError:  # not set
+        return None
+    return value
+
+
+def _wants_fallback(kwargs: Mapping[str, Any]) -> bool:
+    return int(kwargs.get("enable_fallback", 1)) == 1
+
+
+def _with_options(providers: Any, options: Any) -> list[Any]:
+    if not options:
+        return list(providers or ())
+    return [(p, o) if isinstance(p, str) else p for p, o in zip(providers, options)]
+
+
+def _copy_options(so: Any, content: bytes) -> Any:
+    """An independent copy of the user's SessionOptions, which Python cannot copy: a native session makes one of its
+    own when it is created, long before it is initialised."""
+    if not so:
+        return onnxruntime.SessionOptions()
+    native = C.InferenceSession(so, content, False, False)
+    if so.enable_profiling:
+        # It opened a profile of its own.
+        os.unlink(native.end_profiling())
+    return native.session_options
+
+
+#: ModelProto { ir_version: 8, graph { name: "g" }, opset_import { version: 17 } }
+_EMPTY_MODEL = b"\x08\x08:\x03\x12\x01gB\x02\x10\x11"
+
+
+def _set_threads(options: Any, so: Any, contexts: int) -> None:
+    """A session that is all on the NPU needs threads for ``run_async`` only, and none that spin."""
+    if _config(so, _SPINNING) is None:
+        options.add_session_config_entry(_SPINNING, "0")
+    if not options.intra_op_num_threads and options.use_per_session_threads:
+        options.intra_op_num_threads = 1 + contexts
+
+
+def _users_frame() -> int:
+    """The stacklevel of the first caller outside this package (subclasses' constructors included are the user's)."""
+    depth = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+        depth += 1
+    return depth
+
+
+def _lender(kwargs: Mapping[str, Any]) -> Model | None:
+    """The model of the session that ``use_weight_from`` names; None where that one has none on the NPU."""
+    other = kwargs.get("use_weight_from")
+    if other is None:
+        return None
+    state = getattr(other, "_npu", _NOTHING)
+    if state is _NOTHING:
+        raise OptionError(f"use_weight_from: an ort_rknn.InferenceSession is wanted; got {type(other).__name__}")
+    executor = state.executor if state is not None else None
+    if executor is not None and executor.closed:
+        raise OptionError("use_weight_from: that session was closed")
+    return executor.model if executor is not None else None
+
+
+_NOTHING: Any = object()
+
+
+def _open(facts: Facts, made: Plan, options: Options, lender: Model | None) -> Executor:
+    found, candidate = made.found, made.candidate
+    assert found is not None
+    twin = facts.onnx_source if made.use_onnx else None
+    if candidate is None:
+        source, file = _stand_in(facts, found), None
+        label = f"stand-in for {facts.label}"
+    else:
+        source, file, label = candidate.source, candidate.file, candidate.name
+    if made.use_onnx:
+        assert facts.onnx is not None
+        inputs: Any = declared_by_onnx(facts.onnx.inputs)
+        outputs: Any = declared_by_onnx(facts.onnx.outputs)
+    else:
+        declared = declared_by_file(file) if file is not None else None
+        inputs, outputs = declared or (None, None)
+    return open_executor(
+        found,
+        source,
+        options,
+        inputs=inputs,
+        outputs=outputs,
+        file=file,
+        twin=twin,
+        label=label,
+        share_with=lender,
+    )
+
+
+def _stand_in(facts: Facts, found: Found) -> ModelSource:
+    assert facts.onnx is not None
+    make = getattr(found.adapter, "stand_in", None)
+    if make is None:
+        raise ort_error(FAIL, f"adapter {found.adapter.name} makes no stand-ins; compile a twin of {facts.label}")
+    sides = [
+        [(v.name, v.dtype, tuple(d if isinstance(d, int) else 1 for d in v.dims or ())) for v in side]
+        for side in (declared_by_onnx(facts.onnx.inputs), declared_by_onnx(facts.onnx.outputs))
+    ]
+    try:
+        return ModelSource(data=make(found.device, *sides))
+    except AdapterError as error:
+        raise ort_error(FAIL, f"no stand-in for {facts.label}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _FileFields:
+    """A model's metadata where no ONNX tells it."""
+
+    graph_name: str
+    metadata: Mapping[str, str]
+    producer_name: str = "ort_rknn"
+    producer_version: str = ""
+    domain: str = ""
+    model_version: int | None = None
+    doc_string: str = ""
+    graph_doc_string: str = ""
+
+
+def _wrapper(facts: Facts, made: Plan, executor: Executor, token: bytes) -> bytes:
+    fields: ModelFields
+    if made.use_onnx:
+        assert facts.onnx is not None
+        fields = facts.onnx
+    else:
+        file = made.candidate.file if made.candidate is not None else None
+        custom = file.custom_string if file is not None else None
+        metadata = {"rknn_custom_string": custom} if custom else {}
+        fields = _FileFields(os.path.splitext(facts.label)[0], metadata)
+    return ep_context_model(
+        model=fields,
+        inputs=executor.signature.inputs,
+        outputs=executor.signature.outputs,
+        source=PROVIDER,
+        cache_context=token,
+        node_name=executor.label,
+    )

@@ -1,0 +1,395 @@
+"""The executor: one loaded model on its cores.
+
+A run executes on the caller's own thread, on a context that it borrows: no queue, no thread hop, no copy of the input
+where the runtime takes it as it is. Runs wait per core, so a slow core holds up nobody else. Threads of ours exist only
+where one call has several samples, and are made on first use.
+
+Buffers travel as addresses, so the same code serves the execution provider (onnxruntime's buffers) and numpy callers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from .calls import Call, Calls, Shapes
+from .conversion import Scratch
+from .cpu_twin import CpuTwin
+from .dispatch import Dispatch
+from .errors import INVALID_ARGUMENT, RUNTIME_EXCEPTION, OptionError, ort_error
+from .options import Options
+from .pacing import Pacer
+from .seam import AdapterError, CallForm, Context, Model, RknnError
+from .signature import Port, Signature
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from numpy.typing import NDArray
+
+
+class _Lease:
+    """A context and what belongs to it. Has one user at a time: whoever took it from its lane's queue."""
+
+    __slots__ = ("context", "errors", "label", "lane", "padded", "runs", "scratch", "shape_set")
+
+    def __init__(self, context: Context, lane: _Lane, label: str) -> None:
+        self.context = context
+        self.lane = lane
+        self.label = label
+        self.runs = 0
+        self.errors = 0
+        self.padded = 0
+        self.shape_set: int | None = None
+        self.scratch: dict[CallForm, Scratch] = {}
+
+
+class _Lane(Protocol):
+    """The idle contexts of one core or group of cores. None among them: the executor has ended."""
+
+    def get(self) -> _Lease | None: ...
+
+    def put(self, lease: _Lease | None) -> None: ...
+
+
+class _ShapeLane:
+    """A lane that prefers the context which stands at the wanted shape set: switching costs the runtime time."""
+
+    def __init__(self) -> None:
+        self._idle: list[_Lease | None] = []
+        self._changed = threading.Condition()
+
+    def get(self, wanted: int | None = None) -> _Lease | None:
+        with self._changed:
+            while not self._idle:
+                self._changed.wait()
+            for place, lease in enumerate(self._idle):
+                if lease is not None and lease.shape_set == wanted:
+                    return self._idle.pop(place)
+            return self._idle.pop(0)
+
+    def put(self, lease: _Lease | None) -> None:
+        with self._changed:
+            self._idle.append(lease)
+            self._changed.notify()
+
+
+class Executor:
+    """A loaded model, its contexts, and who runs where.
+
+    Takes over ``model``: it is closed by :meth:`close`, and also when building the contexts fails.
+    Thread safe. Raises RknnError or AdapterError where a context cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        dispatch: Dispatch,
+        signature: Signature,
+        label: str,
+        options: Options | None = None,
+        *,
+        onnx: str | bytes | None = None,
+    ) -> None:
+        self.model = model
+        self.dispatch = dispatch
+        self.signature = signature
+        self.label = label
+        self.options = options or Options()
+        self._leases: list[_Lease] = []
+        self._taken: list[_Lease] = []  # those that close() has yet to wait for
+        self._closing = threading.Lock()
+        self._end: str | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_lock = threading.Lock()
+        self._tasks = itertools.count()
+        self._cpu_twin: CpuTwin | None = None
+        self._pacer = Pacer(len(dispatch.lanes), self.options.submit_timeout_ms) if self.options.enable_pacing else None
+        try:
+            self._cpu_twin = _cpu_twin(self.options, onnx)
+            # Asked now: a runtime tells the shapes of a set by switching a context to it, which no run survives.
+            sets: Sequence[int | None] = range(len(signature.sets)) if signature.dynamic else (None,)
+            output_shapes = {k: model.output_shapes(k) for k in sets}
+            self._calls = Calls(signature, output_shapes, self.options, label)
+            self._lanes = self._open_contexts()
+            self._order = tuple(self._lanes[i] for i in dispatch.order)
+            self.static_call = self._calls.static()
+        except BaseException:
+            self.close()
+            raise
+        _alive.add(self)
+
+    def _open_contexts(self) -> list[_Lane]:
+        many = self.dispatch.contexts_per_lane > 1 or self.dispatch.first_idle
+        kind: Callable[[], _Lane] = _ShapeLane if self.signature.dynamic and many else queue.SimpleQueue
+        shared = kind()
+        lanes = [shared if self.dispatch.first_idle else kind() for _ in self.dispatch.lanes]
+        for _ in range(self.dispatch.contexts_per_lane):
+            for plan, lane in zip(self.dispatch.lanes, lanes):
+                lease = _Lease(self.model.context(plan.core_mask), lane, plan.label)
+                self._leases.append(lease)
+                self._taken.append(lease)
+                lane.put(lease)
+        return lanes
+
+    def call_for(self, shapes: Shapes) -> Call | None:
+        """The call for input shapes (signature's order and layout); None: :meth:`run_on_cpu` serves it.
+
+        Raises InvalidArgument for shapes that were not compiled and that no policy covers, naming those that were.
+        """
+        return self._calls.find(shapes)
+
+    # Running --------------------------------------------------------------------------------------------------
+
+    def execute(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Run ``call``: read the buffers at ``inputs``, write those at ``outputs`` (addresses, signature's order).
+
+        Blocks; the GIL is released while the NPU works. Raises RuntimeException naming the model, the core and the
+        RKNN error code. The outputs then hold nothing that may be read.
+        """
+        if call.samples == 1:
+            self._run_one(call, inputs, outputs)
+        else:
+            self._run_samples(call, inputs, outputs)
+
+    def execute_on(self, lane: int, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """As :meth:`execute` for one sample, on ``dispatch.lanes[lane]``: for callers that order runs themselves."""
+        self._run_one(call, inputs, outputs, self._lanes[lane])
+
+    def _run_one(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lane: _Lane | None = None) -> None:
+        if self._pacer is not None:
+            self._pacer.wait()
+        if lane is None:
+            order = self._order
+            lane = order[next(self._tasks) % len(order)]
+        if self._end is not None:  # also keeps endless callers from starving close(), which waits for contexts too
+            raise self._ended()
+        lease = lane.get(call.form.shape_set) if type(lane) is _ShapeLane else lane.get()
+        if lease is None:
+            lane.put(None)
+            raise self._ended()
+        try:
+            started = time.perf_counter() if self._pacer is not None else 0.0
+            if call.direct:
+                lease.context.run(call.form, inputs, outputs)
+            else:
+                self._run_converted(lease, call, inputs, outputs)
+            lease.runs += 1
+            if self._pacer is not None:
+                self._pacer.record(time.perf_counter() - started)
+        except AdapterError as error:
+            lease.errors += 1
+            raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
+        finally:
+            lane.put(lease)
+
+    def _run_converted(self, lease: _Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        if call.padded:
+            lease.padded += 1
+        scratch = None if call.padded else lease.scratch.get(call.form)
+        if scratch is None:
+            scratch = Scratch(call.form, self.signature, call.inputs, call.outputs)
+            if not call.padded:
+                lease.scratch[call.form] = scratch
+        wire_in = scratch.fill(self.signature, inputs)
+        wire_out = scratch.output_addresses(self.signature, outputs)
+        lease.context.run(call.form, wire_in, wire_out)
+        scratch.read(self.signature, outputs)
+
+    def run_on_cpu(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
+        """Run a call that :meth:`call_for` gave None for on the ONNX twin. Returns arrays in the signature's order."""
+        assert self._cpu_twin is not None
+        return self._cpu_twin.run(self.signature, shapes, inputs)
+
+    def _run_samples(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """One run per sample, over all contexts at once; the caller's own thread takes part."""
+
+        def one(k: int) -> None:
+            self._run_one(
+                call,
+                [address + k * stride for address, stride in zip(inputs, call.input_strides)],
+                [address + k * stride for address, stride in zip(outputs, call.output_strides)],
+            )
+
+        numbers = iter(range(call.samples))
+        lock = threading.Lock()
+        failed: list[BaseException] = []
+
+        def work() -> None:
+            while not failed:
+                with lock:
+                    k = next(numbers, None)
+                if k is None:
+                    return
+                try:
+                    one(k)
+                except BaseException as error:
+                    failed.append(error)
+                    raise
+
+        others: list[Future[None]] = []
+        try:
+            try:
+                self._let_others_help(work, min(call.samples, self.dispatch.contexts) - 1, others)
+                work()
+            finally:
+                # Nobody may still write into the caller's buffers when this returns.
+                while others:
+                    others.pop().exception()
+            if failed:
+                raise failed[0]
+        finally:
+            # Its traceback leads here: a list that kept it would keep the session until the collector comes.
+            failed.clear()
+
+    def _let_others_help(self, work: Callable[[], None], number: int, others: list[Future[None]]) -> None:
+        if number < 1:
+            return
+        pool = self._sample_pool()
+        for _ in range(number):
+            try:
+                others.append(pool.submit(work))
+            except RuntimeError:
+                return  # shut down by close(): the caller's own run says so
+
+    def _sample_pool(self) -> ThreadPoolExecutor:
+        with self._pool_lock:
+            if self._pool is None:
+                from concurrent.futures import ThreadPoolExecutor
+
+                # Callers wait for the pool's threads, which wait for contexts: never for each other.
+                self._pool = ThreadPoolExecutor(self.dispatch.contexts, thread_name_prefix="ort_rknn")
+            return self._pool
+
+    def _ended(self) -> Exception:
+        return ort_error(RUNTIME_EXCEPTION, f"{self.label}: {self._end}")
+
+    def _failure(self, lease: _Lease, error: AdapterError) -> str:
+        core = lease.label
+        if isinstance(error, RknnError):
+            return f"{self.label}: {error} [on {core}, RKNN error code {error.code}]"
+        return f"{self.label}: {error} [on {core}]"
+
+    def run(self, feed: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        """Run with numpy arrays in the signature's order, shapes and dtypes; returns fresh C-contiguous arrays.
+
+        Raises InvalidArgument for a wrong number of arrays, dtype or shape.
+        """
+        ports = self.signature.inputs
+        if len(feed) != len(ports):
+            raise ort_error(INVALID_ARGUMENT, f"{self.label}: {len(ports)} inputs are wanted, got {len(feed)}")
+        arrays = [np.ascontiguousarray(a).reshape(a.shape) for a in feed]
+        for array, port in zip(arrays, ports):
+            _check_array(array, port, self.label)
+        shapes = tuple(a.shape for a in arrays)
+        call = self.static_call or self.call_for(shapes)
+        if call is None:
+            return self.run_on_cpu(shapes, [a.ctypes.data for a in arrays])
+        results: list[NDArray[np.generic]] = [
+            np.empty(shape, port.dtype) for shape, port in zip(call.output_shapes, self.signature.outputs)
+        ]
+        self.execute(call, [a.ctypes.data for a in arrays], [r.ctypes.data for r in results])
+        return results
+
+    # Counters and the end -------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """By core (or group of cores): ``runs`` that succeeded and ``errors``."""
+        out: dict[str, dict[str, int]] = {}
+        for lease in self._leases:
+            entry = out.setdefault(lease.label, {"runs": 0, "errors": 0})
+            entry["runs"] += lease.runs
+            entry["errors"] += lease.errors
+        return out
+
+    def missing_shapes(self) -> dict[str, int]:
+        """How many calls of shapes that were not compiled were "padded", and how many ran on the "cpu"."""
+        on_cpu = self._cpu_twin.runs if self._cpu_twin is not None else 0
+        return {"padded": sum(lease.padded for lease in self._leases), "cpu": on_cpu}
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._end is not None
+
+    def close(self) -> None:
+        """End it for good: waits for what runs, then gives back contexts and model. Idempotent, from any thread.
+
+        Whoever waits for a context or comes later gets a RuntimeException that says so.
+        """
+        with self._closing:
+            if self._end is None:
+                self._end = "the session was closed"
+            elif not self._taken:
+                return  # closed already, or forked
+            _alive.discard(self)
+            # A Ctrl-C may end the waiting: the next close() goes on with the contexts that are left.
+            while self._taken:
+                self._taken[-1].lane.get()
+                self._taken.pop()
+            for lane in {id(x.lane): x.lane for x in self._leases}.values():
+                lane.put(None)
+            if self._pool is not None:
+                self._pool.shutdown(wait=False)
+            _close_all([*(lease.context.close for lease in reversed(self._leases)), self.model.close])
+
+    def _abandon(self) -> None:
+        """In a forked child: the runtime's threads and the driver's file handle did not come along."""
+        self._end = "the process was forked after the session was made; make the session in the child instead"
+        self._taken.clear()
+        ended: _Lane = queue.SimpleQueue()
+        ended.put(None)
+        self._order = (ended,)
+
+
+def _close_all(closers: Sequence[Callable[[], None]]) -> None:
+    """Call all of them, then raise the first error."""
+    first: BaseException | None = None
+    for close in closers:
+        try:
+            close()
+        except BaseException as error:
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def _cpu_twin(options: Options, onnx: str | bytes | None) -> CpuTwin | None:
+    if options.on_missing_shape != "cpu":
+        return None
+    if onnx is None:
+        raise OptionError("provider option on_missing_shape='cpu' needs the ONNX twin, and none was found")
+    if options.output_dtype == "native":
+        raise OptionError("provider options on_missing_shape='cpu' and output_dtype='native' exclude each other")
+    return CpuTwin(onnx)
+
+
+def _check_array(array: NDArray[np.generic], port: Port, label: str) -> None:
+    if array.dtype.name != port.dtype:
+        raise ort_error(
+            INVALID_ARGUMENT, f"{label}: input {port.name!r} is {port.dtype}, got an array of {array.dtype.name}"
+        )
+    if not port.takes(array.shape):
+        raise ort_error(
+            INVALID_ARGUMENT, f"{label}: input {port.name!r} has shape {list(port.dims)}, got {list(array.shape)}"
+        )
+
+
+_alive: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for executor in list(_alive):
+        executor._abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

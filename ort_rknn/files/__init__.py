@@ -1,0 +1,42 @@
+"""Reading and judging model files, without any runtime.
+
+* :func:`read_rknn`: what a compiled model says of itself; :func:`read_onnx`: what an ONNX model says of itself. Both
+  take a path or bytes, touch only the small parts, and bound whatever they take from the file.
+* :func:`ep_context_model`: the ONNX model that carries a compiled one through onnxruntime.
+* :func:`find_twins`, :func:`judge_twin`: which compiled model lies beside an ONNX, and whether it may be used.
+* :class:`Origin`, :func:`is_stale`: which ONNX a compiled model was made from, and whether that has changed since.
+"""
+
+from .onnx_model import DTYPES, Dimension, EpContextNode, OnnxFileError, OnnxModel, OnnxValue, is_onnx, read_onnx
+from .origin import FileRecord, Origin, is_stale
+from .rknn import RknnFile, RknnFileError, RknnTensor, is_rknn, is_rknpu3, read_rknn
+from .twins import Verdict, find_twins, judge_twin, onnx_twin_names, twin_names
+from .wrapper import ModelFields, ValueFields, ep_context_model
+
+__all__ = [
+    "DTYPES",
+    "Dimension",
+    "EpContextNode",
+    "FileRecord",
+    "ModelFields",
+    "OnnxFileError",
+    "OnnxModel",
+    "OnnxValue",
+    "Origin",
+    "RknnFile",
+    "RknnFileError",
+    "RknnTensor",
+    "ValueFields",
+    "Verdict",
+    "ep_context_model",
+    "find_twins",
+    "is_onnx",
+    "is_rknn",
+    "is_rknpu3",
+    "is_stale",
+    "judge_twin",
+    "onnx_twin_names",
+    "read_onnx",
+    "read_rknn",
+    "twin_names",
+]

@@ -1,0 +1,103 @@
+"""A bounds-checked reader of FlatBuffers tables, no more of the format than an .rknn file needs.
+
+Nothing is copied but what is asked for. Every offset from the file is checked against the buffer before it is used,
+and every vector's length against the bytes that are there.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from ._source import Data
+
+_U16 = struct.Struct("<H")
+_I32 = struct.Struct("<i")
+_U32 = struct.Struct("<I")
+
+
+class FlatbufferError(ValueError):
+    """The buffer is not what a FlatBuffers writer makes."""
+
+
+class Table:
+    """A table at ``position`` of ``data``, inside a buffer that lies at ``start`` to ``end``.
+
+    Fields are named by their slot: the index in the vtable. A getter gives None where the slot is absent, and raises
+    FlatbufferError where an offset leaves the buffer.
+    """
+
+    __slots__ = ("_data", "_end", "_position", "_slots", "_start", "_vtable")
+
+    def __init__(self, data: Data, start: int, end: int, position: int) -> None:
+        self._data, self._start, self._end, self._position = data, start, end, position
+        self._vtable = self._check(position - _I32.unpack(self._take(position, 4))[0], 4)
+        length = _U16.unpack(self._take(self._vtable, 2))[0]
+        self._check(self._vtable, length)
+        self._slots = (length - 4) // 2
+
+    @classmethod
+    def root(cls, data: Data, start: int, end: int) -> Table:
+        """The root table of the buffer at ``start`` to ``end`` of ``data``."""
+        if start < 0 or end > len(data) or end - start < 8:
+            raise FlatbufferError("no room for a root table")
+        return cls(data, start, end, start + _U32.unpack(data[start : start + 4])[0])
+
+    def _check(self, position: int, size: int) -> int:
+        if position < self._start or position + size > self._end:
+            raise FlatbufferError(f"offset {position - self._start} leaves the buffer")
+        return position
+
+    def _take(self, position: int, size: int) -> bytes:
+        self._check(position, size)
+        return self._data[position : position + size]
+
+    def _field(self, slot: int) -> int | None:
+        if slot >= self._slots:
+            return None
+        offset: int = _U16.unpack(self._take(self._vtable + 4 + 2 * slot, 2))[0]
+        return self._position + offset if offset else None
+
+    def _vector(self, slot: int, item_size: int, limit: int) -> tuple[int, int] | None:
+        """Position and number of the items of a vector (or, with 1, the bytes of a string)."""
+        field = self._field(slot)
+        if field is None:
+            return None
+        at = field + _U32.unpack(self._take(field, 4))[0]
+        count: int = _U32.unpack(self._take(at, 4))[0]
+        if count > limit:
+            raise FlatbufferError(f"slot {slot} has {count} items, at most {limit} are expected")
+        self._check(at + 4, count * item_size)
+        return at + 4, count
+
+    def byte(self, slot: int) -> int | None:
+        """A signed byte."""
+        field = self._field(slot)
+        return None if field is None else int.from_bytes(self._take(field, 1), "little", signed=True)
+
+    def string(self, slot: int, limit: int) -> bytes | None:
+        """A string of at most ``limit`` bytes."""
+        vector = self._vector(slot, 1, limit)
+        return None if vector is None else self._data[vector[0] : vector[0] + vector[1]]
+
+    def ints(self, slot: int, limit: int) -> tuple[int, ...] | None:
+        """A vector of at most ``limit`` 32-bit signed integers."""
+        vector = self._vector(slot, 4, limit)
+        return None if vector is None else struct.unpack(f"<{vector[1]}i", self._take(vector[0], 4 * vector[1]))
+
+    def floats(self, slot: int, limit: int) -> tuple[float, ...] | None:
+        """A vector of at most ``limit`` 32-bit floats."""
+        vector = self._vector(slot, 4, limit)
+        return None if vector is None else struct.unpack(f"<{vector[1]}f", self._take(vector[0], 4 * vector[1]))
+
+    def count(self, slot: int, limit: int) -> int:
+        """The number of tables in a vector of at most ``limit`` tables; 0 where the slot is absent."""
+        vector = self._vector(slot, 4, limit)
+        return 0 if vector is None else vector[1]
+
+    def table(self, slot: int, index: int, limit: int) -> Table:
+        """Table ``index`` of a vector of at most ``limit`` tables."""
+        vector = self._vector(slot, 4, limit)
+        if vector is None or not 0 <= index < vector[1]:
+            raise FlatbufferError(f"slot {slot} has no table {index}")
+        at = vector[0] + 4 * index
+        return Table(self._data, self._start, self._end, at + _U32.unpack(self._take(at, 4))[0])

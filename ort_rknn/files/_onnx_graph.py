@@ -1,0 +1,350 @@
+"""Reading a GraphProto in place: its values, and of its nodes and tensors what names other things."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from ._wire import BYTES, VARINT, WireError, WireReader, signed
+
+#: An integer, a symbol, or None for a dimension of which nothing is said.
+Dimension = int | str | None
+T = TypeVar("T")
+Kind = Literal["tensor", "sequence", "map", "optional", "sparse_tensor", "unknown"]
+
+# Bounds on what is kept, far above any model.
+_ITEM_LIMIT = 1 << 18
+_RANK_LIMIT = 1024
+_PATH_LIMIT = 4096
+_DEPTH_LIMIT = 32
+#: Operators whose attributes hold graphs or tensors. Those of other domains may (com.microsoft:BeamSearch does).
+_OPERATORS_WITH_PARTS = frozenset((b"If", b"Loop", b"Scan", b"SequenceMap", b"Constant", b"ConstantOfShape"))
+_OPERATOR_LENGTH = 64
+_SEARCHED_LENGTH = 1 << 16
+_SIGNS = (b":", b'"\x02If', b'"\x04Loop', b'"\x04Scan', b'"\x0bSequenceMap', b"location")
+
+_GRAPH_NODE, _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_DOC_STRING, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 2, 5, 10, 11, 12
+_GRAPH_SPARSE_INITIALIZER = 15
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
+_ATTRIBUTE_NAME, _ATTRIBUTE_I, _ATTRIBUTE_S, _ATTRIBUTE_T, _ATTRIBUTE_G = 1, 3, 4, 5, 6
+_ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 10, 11
+_TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 8, 13
+_SPARSE_VALUES, _SPARSE_INDICES = 1, 2
+_VALUE_NAME, _VALUE_TYPE = 1, 2
+_TENSOR_TYPE, _SEQUENCE_TYPE, _MAP_TYPE, _SPARSE_TENSOR_TYPE, _OPTIONAL_TYPE = 1, 4, 5, 8, 9
+_SHAPE_DIM, _DIM_VALUE, _DIM_PARAM = 1, 1, 2
+
+#: Element types by TensorProto.DataType, as onnxruntime writes them in "tensor(...)".
+_ELEMENTS = {
+    1: "float", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "string", 9: "bool",
+    10: "float16", 11: "double", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16",
+    17: "float8e4m3fn", 18: "float8e4m3fnuz", 19: "float8e5m2", 20: "float8e5m2fnuz", 21: "uint4", 22: "int4",
+    23: "float4e2m1", 24: "float8e8m0", 25: "uint2", 26: "int2",
+    27: "float6e2m3", 28: "float6e3m2",
+}  # fmt: skip
+
+#: numpy's names by TensorProto.DataType, with "bfloat16", "int4" and "uint4", which numpy lacks.
+DTYPES = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
+    11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16", 21: "uint4",
+    22: "int4",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxValue:
+    """An input or output of a graph."""
+
+    name: str
+    kind: Kind
+    elem_type: int | None
+    """TensorProto.DataType of a tensor; None for other kinds."""
+    dims: tuple[Dimension, ...] | None
+    """Of a tensor: None where the rank is unknown."""
+    type_text: str
+    """The type as onnxruntime writes it: "tensor(float)", "seq(tensor(int64))"."""
+
+    @property
+    def dtype(self) -> str | None:
+        """numpy's name of a tensor's type ("float32"; "bfloat16", "int4", "uint4" beyond numpy). None for strings and
+        for what is not a tensor."""
+        return DTYPES.get(self.elem_type) if self.elem_type is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class EpContextNode:
+    """A ``com.microsoft:EPContext`` node: a compiled model inside an ONNX model, or a reference to one."""
+
+    name: str
+    source: str
+    """By which an execution provider knows its nodes."""
+    main_context: bool
+    """False: the node shares the context of another one."""
+    embed_mode: int
+    """1: the compiled model is inside the node; 0: the node has its path."""
+    cache_context: bytes | None
+    """With embed_mode 0: the path as written, relative to the model's folder and not checked. None where there is none
+    (or it is longer than any path)."""
+    cache_size: int
+    """Bytes of ``ep_cache_context``, whatever the mode."""
+    cache_offset: int
+    """Where they start in the file, whatever the mode."""
+    partition_name: str
+    hardware_architecture: str
+    ep_sdk_version: str
+    onnx_model_filename: str
+    notes: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Graph:
+    """What is gathered from a graph; of graphs inside its nodes only EPContext nodes and external data."""
+
+    name: str = ""
+    doc_string: str = ""
+    inputs: list[OnnxValue] = field(default_factory=list)
+    outputs: list[OnnxValue] = field(default_factory=list)
+    initializers: list[str] = field(default_factory=list)
+    ep_context_nodes: list[EpContextNode] = field(default_factory=list)
+    external_data: dict[str, None] = field(default_factory=dict)
+    """Names in the order of their first use."""
+    node_count: int = 0
+
+
+def read_graph(reader: WireReader, start: int, end: int, graph: Graph, depth: int = 0) -> None:
+    """Add the GraphProto at ``start`` to ``end`` to ``graph``. Raises WireError."""
+    if depth > _DEPTH_LIMIT:
+        raise WireError(f"offset {start}: graphs inside graphs, {_DEPTH_LIMIT} deep")
+    for number, kind, first, last in reader.fields(start, end):
+        if kind != BYTES:
+            continue
+        if number == _GRAPH_NODE:
+            graph.node_count += 1
+            _read_node(reader, first, last, graph, depth)
+        elif number == _GRAPH_INITIALIZER:
+            _keep(graph.initializers, _read_tensor(reader, first, last, graph), first)
+        elif number == _GRAPH_SPARSE_INITIALIZER:
+            for part, part_kind, part_start, part_end in reader.fields(first, last):
+                if part_kind == BYTES and part in (_SPARSE_VALUES, _SPARSE_INDICES):
+                    name = _read_tensor(reader, part_start, part_end, graph)
+                    if part == _SPARSE_VALUES:
+                        _keep(graph.initializers, name, first)
+        elif number == _GRAPH_NAME:
+            graph.name = reader.text(first, last)
+        elif number == _GRAPH_DOC_STRING:
+            graph.doc_string = reader.text(first, last)
+        elif depth == 0 and number in (_GRAPH_INPUT, _GRAPH_OUTPUT):
+            values = graph.inputs if number == _GRAPH_INPUT else graph.outputs
+            _keep(values, _read_value(reader, first, last), first)
+
+
+def _keep(items: list[T], item: T, offset: int) -> None:
+    if len(items) >= _ITEM_LIMIT:
+        raise WireError(f"offset {offset}: more than {_ITEM_LIMIT} of one kind")
+    items.append(item)
+
+
+def _read_node(reader: WireReader, start: int, end: int, graph: Graph, depth: int) -> None:
+    """Most nodes hold nothing of interest, and a search for what would be is ten times as fast as going through them:
+    a domain's tag (an EPContext node has one), the operators of the standard domain that hold graphs, and the key
+    that external data is written with."""
+    data = reader.data
+    if end - start < _SEARCHED_LENGTH:
+        node = data[start:end]
+        for sign in _SIGNS:
+            if sign in node:
+                break
+        else:
+            return
+    op_type = domain = b""
+    attributes: list[tuple[int, int]] = []
+    for number, kind, first, last in reader.fields(start, end):
+        if kind == BYTES:
+            if number == _NODE_ATTRIBUTE:
+                attributes.append((first, last))
+            elif number == _NODE_OP_TYPE:
+                op_type = data[first : min(last, first + _OPERATOR_LENGTH)]
+            elif number == _NODE_DOMAIN:
+                domain = data[first : min(last, first + _OPERATOR_LENGTH)]
+    if op_type == b"EPContext" and domain == b"com.microsoft":
+        _keep(graph.ep_context_nodes, _read_ep_context(reader, start, end, attributes), start)
+    elif op_type in _OPERATORS_WITH_PARTS or domain not in (b"", b"ai.onnx"):
+        for first, last in attributes:
+            _read_attribute_parts(reader, first, last, graph, depth)
+
+
+def _read_attribute_parts(reader: WireReader, start: int, end: int, graph: Graph, depth: int) -> None:
+    """The tensors and graphs that an attribute holds."""
+    for number, kind, first, last in reader.fields(start, end):
+        if kind != BYTES:
+            continue
+        if number in (_ATTRIBUTE_T, _ATTRIBUTE_TENSORS):
+            _read_tensor(reader, first, last, graph)
+        elif number in (_ATTRIBUTE_G, _ATTRIBUTE_GRAPHS):
+            inner = Graph(ep_context_nodes=graph.ep_context_nodes, external_data=graph.external_data)
+            read_graph(reader, first, last, inner, depth + 1)
+
+
+def _read_ep_context(reader: WireReader, start: int, end: int, attributes: list[tuple[int, int]]) -> EpContextNode:
+    name = ""
+    inputs: list[str] = []
+    outputs: list[str] = []
+    for number, kind, first, last in reader.fields(start, end):
+        if kind == BYTES:
+            if number == _NODE_NAME:
+                name = reader.text(first, last)
+            elif number == _NODE_INPUT:
+                _keep(inputs, reader.text(first, last), first)
+            elif number == _NODE_OUTPUT:
+                _keep(outputs, reader.text(first, last), first)
+
+    numbers: dict[str, int] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for begin, stop in attributes:
+        key = ""
+        number_value: int | None = None
+        span: tuple[int, int] | None = None
+        for number, kind, first, last in reader.fields(begin, stop):
+            if number == _ATTRIBUTE_NAME and kind == BYTES:
+                key = reader.text(first, last)
+            elif number == _ATTRIBUTE_I and kind == VARINT:
+                number_value = signed(first)
+            elif number == _ATTRIBUTE_S and kind == BYTES:
+                span = (first, last)
+        if number_value is not None:
+            numbers[key] = number_value
+        if span is not None:
+            spans[key] = span
+
+    def text(key: str) -> str:
+        return reader.text(*spans[key]) if key in spans else ""
+
+    # The operator's schema has 1 as the default of both numbers.
+    embed_mode = numbers.get("embed_mode", 1)
+    first, last = spans.get("ep_cache_context", (0, 0))
+    has_path = embed_mode == 0 and "ep_cache_context" in spans and last - first <= _PATH_LIMIT
+    return EpContextNode(
+        name=name,
+        source=text("source"),
+        main_context=numbers.get("main_context", 1) != 0,
+        embed_mode=embed_mode,
+        cache_context=reader.data[first:last] if has_path else None,
+        cache_size=last - first,
+        cache_offset=first,
+        partition_name=text("partition_name"),
+        hardware_architecture=text("hardware_architecture"),
+        ep_sdk_version=text("ep_sdk_version"),
+        onnx_model_filename=text("onnx_model_filename"),
+        notes=text("notes"),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+    )
+
+
+def _read_tensor(reader: WireReader, start: int, end: int, graph: Graph) -> str:
+    """The tensor's name; the file that holds its data, if one does, goes to ``graph``."""
+    name = ""
+    for number, kind, first, last in reader.fields(start, end):
+        if kind != BYTES:
+            continue
+        if number == _TENSOR_NAME:
+            name = reader.text(first, last)
+        elif number == _TENSOR_EXTERNAL_DATA:
+            key, value = read_string_pair(reader, first, last)
+            if key == "location":
+                if len(graph.external_data) >= _ITEM_LIMIT:
+                    raise WireError(f"offset {first}: more than {_ITEM_LIMIT} files of external data")
+                graph.external_data[value] = None
+    return name
+
+
+def read_string_pair(reader: WireReader, start: int, end: int) -> tuple[str, str]:
+    """A StringStringEntryProto: key and value."""
+    key = value = ""
+    for number, kind, first, last in reader.fields(start, end):
+        if kind == BYTES:
+            if number == 1:
+                key = reader.text(first, last)
+            elif number == 2:
+                value = reader.text(first, last)
+    return key, value
+
+
+def _read_value(reader: WireReader, start: int, end: int) -> OnnxValue:
+    name = ""
+    kind_of_value: Kind = "unknown"
+    elem_type: int | None = None
+    dims: tuple[Dimension, ...] | None = None
+    type_text = ""
+    for number, kind, first, last in reader.fields(start, end):
+        if kind != BYTES:
+            continue
+        if number == _VALUE_NAME:
+            name = reader.text(first, last)
+        elif number == _VALUE_TYPE:
+            kind_of_value, elem_type, dims, type_text = _read_type(reader, first, last, 0)
+    return OnnxValue(name, kind_of_value, elem_type if kind_of_value == "tensor" else None, dims, type_text)
+
+
+_Type = tuple[Kind, "int | None", "tuple[Dimension, ...] | None", str]
+
+
+def _read_type(reader: WireReader, start: int, end: int, depth: int) -> _Type:
+    """Kind, element type, dimensions and text of a TypeProto."""
+    if depth > _DEPTH_LIMIT:
+        raise WireError(f"offset {start}: types inside types, {_DEPTH_LIMIT} deep")
+    found: _Type = ("unknown", None, None, "")
+    for number, kind, first, last in reader.fields(start, end):
+        if kind != BYTES:
+            continue
+        if number in (_TENSOR_TYPE, _SPARSE_TENSOR_TYPE):
+            elem_type, dims = _read_tensor_type(reader, first, last)
+            name: Kind = "tensor" if number == _TENSOR_TYPE else "sparse_tensor"
+            element = _ELEMENTS.get(elem_type)
+            found = (name, elem_type, dims, f"{name}({element})" if element else "")
+        elif number in (_SEQUENCE_TYPE, _OPTIONAL_TYPE):
+            inner = ""
+            for part, part_kind, part_start, part_end in reader.fields(first, last):
+                if part == 1 and part_kind == BYTES:
+                    inner = _read_type(reader, part_start, part_end, depth + 1)[3]
+            word = "seq" if number == _SEQUENCE_TYPE else "optional"
+            found = ("sequence" if word == "seq" else "optional", None, None, f"{word}({inner})" if inner else "")
+        elif number == _MAP_TYPE:
+            key, inner = "", ""
+            for part, part_kind, part_start, part_end in reader.fields(first, last):
+                if part == 1 and part_kind == VARINT:
+                    key = _ELEMENTS.get(part_start, "")
+                elif part == 2 and part_kind == BYTES:
+                    inner = _read_type(reader, part_start, part_end, depth + 1)[3]
+            found = ("map", None, None, f"map({key},{inner})" if key and inner else "")
+    return found
+
+
+def _read_tensor_type(reader: WireReader, start: int, end: int) -> tuple[int, tuple[Dimension, ...] | None]:
+    elem_type = 0
+    dims: list[Dimension] | None = None
+    for number, kind, first, last in reader.fields(start, end):
+        if number == 1 and kind == VARINT:
+            elem_type = first
+        elif number == 2 and kind == BYTES:
+            dims = dims if dims is not None else []
+            for part, part_kind, part_start, part_end in reader.fields(first, last):
+                if part == _SHAPE_DIM and part_kind == BYTES:
+                    if len(dims) >= _RANK_LIMIT:
+                        raise WireError(f"offset {part_start}: a shape of more than {_RANK_LIMIT} dimensions")
+                    dims.append(_read_dimension(reader, part_start, part_end))
+    return elem_type, None if dims is None else tuple(dims)
+
+
+def _read_dimension(reader: WireReader, start: int, end: int) -> Dimension:
+    """As onnxruntime takes them: a negative number or an empty symbol says nothing."""
+    dimension: Dimension = None
+    for number, kind, first, last in reader.fields(start, end):
+        if number == _DIM_VALUE and kind == VARINT:
+            value = signed(first)
+            dimension = value if value >= 0 else None
+        elif number == _DIM_PARAM and kind == BYTES:
+            dimension = reader.text(first, last) or None
+    return dimension

@@ -1,0 +1,151 @@
+"""Twins: a compiled model beside its ONNX, told by name, and whether a compiled model may be used.
+
+A twin is judged by what its file says; what the file does not say is not held against it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..seam import SOC_CORES
+from .origin import Origin, is_stale
+from .rknn import RknnFile
+
+__all__ = ["Verdict", "find_twins", "judge_twin", "onnx_twin_names", "twin_names"]
+
+_SOC_NAME = re.compile(r"[a-z0-9]+", re.ASCII)
+_SOC_FAMILY = re.compile(r"r[kv]\d{4}", re.ASCII)
+_VERSION = re.compile(r"\d+(?:\.\d+)+", re.ASCII)
+#: The vendor's examples ship one file for both (folders named RK3566_RK3568).
+_SAME_NPU = frozenset(("rk3566", "rk3568"))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a compiled model may be used here."""
+
+    fit: bool
+    reasons: tuple[str, ...] = ()
+    """Why it is not fit, each with what to do about it. () where it is."""
+    notes: tuple[str, ...] = ()
+    """What could not be checked, or is worth knowing."""
+
+
+def twin_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
+    """Where a compiled twin of an ONNX is looked for, in this order: ``model.<soc>.rknn``, ``model-<soc>.rknn``,
+    ``model_<soc>.rknn``, ``model.rknn``. Raises ValueError where ``soc`` is no SoC's name."""
+    path = Path(onnx_path)
+    soc = _checked(soc)
+    return tuple(path.with_name(f"{path.stem}{suffix}.rknn") for suffix in (f".{soc}", f"-{soc}", f"_{soc}", ""))
+
+
+def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
+    """Those of :func:`twin_names` that are there: regular files, or links to them."""
+    return [path for path in twin_names(onnx_path, soc) if path.is_file()]
+
+
+def onnx_twin_names(rknn_path: str | os.PathLike[str], soc: str | None = None) -> tuple[Path, ...]:
+    """Where the ONNX of a compiled model is looked for: the reverse of :func:`twin_names`.
+
+    ``model.rk3588.rknn``, ``model-rk3588.rknn`` and ``model_rk3588.rknn`` belong to ``model.onnx``, and failing that
+    to an ONNX of their own full stem; ``model.rknn`` belongs to ``model.onnx``. Any SoC's name is recognised, ``soc``
+    being one more.
+    """
+    path = Path(rknn_path)
+    stem = path.stem
+    for name in (*SOC_CORES, *((_checked(soc),) if soc else ())):
+        short = stem[: -len(name) - 1]
+        if short and stem.lower().endswith((f".{name}", f"-{name}", f"_{name}")):
+            return (path.with_name(f"{short}.onnx"), path.with_name(f"{stem}.onnx"))
+    return (path.with_name(f"{stem}.onnx"),)
+
+
+def judge_twin(
+    file: RknnFile,
+    *,
+    soc: str,
+    runtime_version: str | None = None,
+    onnx_path: str | os.PathLike[str] | None = None,
+) -> Verdict:
+    """May this compiled model run on ``soc`` with this runtime, in place of the ONNX at ``onnx_path``?
+
+    ``runtime_version`` is the runtime's own text ("2.3.2 (429f97ae6b@...)"); None: not known. Checked are the target,
+    the toolkit's version (a newer major.minor than the runtime's is not fit: such runtimes answer "Invalid RKNN model
+    version", airockchip/rknn-toolkit2 issues 254 and 281), and, where the model carries a record of its origin,
+    whether the ONNX is still the same.
+    """
+    reasons: list[str] = []
+    notes: list[str] = []
+
+    targets = tuple(dict.fromkeys(map(_family, file.targets)))
+    here = _family(soc)
+    if not targets:
+        notes.append("the file does not tell its target SoC")
+    elif here not in targets:
+        if here in _SAME_NPU and _SAME_NPU.intersection(targets):
+            notes.append(f"compiled for {', '.join(file.targets)}, whose NPU is the same as that of {soc}")
+        else:
+            reasons.append(
+                f"it was compiled for {', '.join(file.targets)}, this is {soc}: "
+                f"convert the ONNX again with target_platform='{here}'"
+            )
+
+    _judge_version(file, runtime_version, reasons, notes)
+
+    if onnx_path is not None:
+        origin = Origin.parse(file.custom_string)
+        if origin is None:
+            notes.append("the file has no record of its origin: whether its ONNX has changed since cannot be told")
+        elif (stale := is_stale(origin, onnx_path)) is not None:
+            reasons.append(f"it is stale: {stale}; convert the ONNX again")
+    return Verdict(not reasons, tuple(reasons), tuple(notes))
+
+
+def _judge_version(file: RknnFile, runtime_version: str | None, reasons: list[str], notes: list[str]) -> None:
+    made_with = _version(file.toolkit_version)
+    runs_with = _version(runtime_version)
+    if runs_with is None:
+        if runtime_version is not None:
+            notes.append(f"the runtime's version is not understood: {runtime_version!r}")
+        return
+    if made_with is None:
+        notes.append("the file does not tell the version of its toolkit")
+    elif made_with[:2] > runs_with[:2]:
+        reasons.append(
+            f"it was made with rknn-toolkit2 {_dotted(made_with)}, newer than the runtime's {_dotted(runs_with)}: "
+            f"install librknnrt.so {_dotted(made_with)} or newer, or convert the ONNX with rknn-toolkit2 "
+            f"{_dotted(runs_with)}"
+        )
+        return
+    # Container version 6 came with 1.5.2; 1.5.0 refuses it (rockchip-linux/rknn-toolkit2 issue 316).
+    if file.format_version == 6 and runs_with < (1, 5, 2):
+        reasons.append(
+            f"its container version is 6, which the runtime {_dotted(runs_with)} refuses: "
+            "install librknnrt.so 1.5.2 or newer"
+        )
+
+
+def _version(text: str | None) -> tuple[int, ...] | None:
+    match = _VERSION.search(text[:256]) if text else None
+    return tuple(map(int, match.group().split("."))) if match else None
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _family(soc: str) -> str:
+    """rk3588s and RK3588 are rk3588."""
+    name = soc.lower()
+    match = _SOC_FAMILY.match(name)
+    return match.group() if match else name
+
+
+def _checked(soc: str) -> str:
+    name = soc.lower()
+    if not _SOC_NAME.fullmatch(name):
+        raise ValueError(f"{soc!r} is not a SoC's name such as 'rk3588'")
+    return name
