@@ -1,0 +1,63 @@
+"""The adapter: which device is there, and loading a model on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ort_rknn.seam import SOC_CORES, Absence, Device, LoadSettings, Model, ModelSource, Query, Survey
+
+from ._board import driver_version, find_node, find_soc
+from ._library import ADAPTER, find_library
+
+
+class LibrknnrtAdapter:
+    """The NPU of the board that this process runs on, through the board's own ``librknnrt.so``.
+
+    ``root`` is where the file system begins; another one than "/" is for tests.
+    """
+
+    name = ADAPTER
+    priority = 100
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+
+    def find(self, query: Query) -> Survey:
+        """The one device, or the first check that failed: library, SoC, device node, the wanted device's name.
+
+        Reads a few small files and opens no library. A library that the user names skips the check of the device node.
+        """
+        wanted = (query.device or "npu").strip().lower()
+        if wanted.startswith("virtual"):
+            return Survey()
+        library = find_library(self._root, query.runtime_library, query.environ)
+        if isinstance(library, Absence):
+            return Survey(absences=(library,))
+        soc = find_soc(self._root, query.environ)
+        if isinstance(soc, Absence):
+            return Survey(absences=(soc,))
+        details = {"soc told by": soc.told_by}
+        if library.passed_over:
+            details["libraries passed over"] = "; ".join(library.passed_over)
+        if not library.named:
+            node = find_node(self._root)
+            if isinstance(node, Absence):
+                return Survey(absences=(node,))
+            details["node"] = node.path
+            if node.note:
+                details["note"] = node.note
+        driver = driver_version(self._root)
+        if driver:
+            details["driver"] = driver
+        if wanted not in ("npu", soc.name):
+            reason = f"the device {wanted!r} is not here: this board is {soc.name} (told by {soc.told_by})"
+            remedy = f"Select {soc.name!r} or leave the device out; set ORT_RKNN_SOC where the board is told wrongly."
+            return Survey(absences=(Absence(ADAPTER, reason, remedy),))
+        device = Device(ADAPTER, soc.name, soc.name, SOC_CORES[soc.name], runtime=library.path, details=details)
+        return Survey(devices=(device,))
+
+    def load(self, device: Device, source: ModelSource, settings: LoadSettings) -> Model:
+        """Open the library and load the model. Raises RknnError or AdapterError, with nothing left open."""
+        from .runtime import load_model  # so that looking for a device never needs ctypes structures
+
+        return load_model(device.runtime, device, source, settings)

@@ -1,0 +1,156 @@
+"""What the board says of itself: its SoC and the device node of its NPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ort_rknn.seam import SOC_CORES, Absence
+
+from ._library import ADAPTER
+
+ENVIRONMENT: Final = "ORT_RKNN_SOC"
+_MAX_READ: Final = 4096
+_KNOWN: Final = ", ".join(SOC_CORES)
+
+
+@dataclass(frozen=True, slots=True)
+class Soc:
+    """A SoC, and how it was told."""
+
+    name: str
+    told_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The NPU's device node, readable and writable. ``note`` is what a reader of a later error should know."""
+
+    path: str
+    note: str = ""
+
+
+def find_soc(root: Path, environ: Mapping[str, str]) -> Soc | Absence:
+    """The SoC: ``ORT_RKNN_SOC``, else the first known name in the device tree, where "rk3588s" counts as rk3588."""
+    said = environ.get(ENVIRONMENT, "").strip()
+    if said:
+        name = said.lower()
+        if name not in SOC_CORES:
+            return Absence(ADAPTER, f"{ENVIRONMENT} is {said!r}, which is not a known SoC", f"Known are {_KNOWN}.")
+        return Soc(name, ENVIRONMENT)
+    path = root / "proc/device-tree/compatible"
+    try:
+        text = _read(path)
+    except OSError as error:
+        if in_container(root):
+            remedy = (
+                "Containers hide this file: start with --security-opt systempaths=unconfined, "
+                f"or set {ENVIRONMENT} to one of {_KNOWN}."
+            )
+        else:
+            remedy = f"Where this is a Rockchip board after all, set {ENVIRONMENT} to one of {_KNOWN}."
+        return Absence(ADAPTER, f"the SoC cannot be told: {path}: {error.strerror}", remedy, (str(path),))
+    entries = [entry for entry in text.split("\0") if entry]
+    for entry in reversed(entries):  # the last is the most general: the SoC itself
+        for name in SOC_CORES:
+            if name in entry.lower():
+                return Soc(name, f"{path}: {entry}")
+    return Absence(
+        ADAPTER,
+        f"the device tree names no SoC with a known NPU: {path} has {', '.join(entries) or 'nothing'}",
+        f"Where the NPU is one of a known SoC, set {ENVIRONMENT} to one of {_KNOWN}.",
+        (str(path),),
+    )
+
+
+def find_node(root: Path) -> Node | Absence:
+    """The device node of the rknpu driver, checked for the permission to read and write it.
+
+    A DRM render node whose driver is rknpu comes first, then renderD129 where its driver cannot be told, then
+    ``/dev/rknpu``, which kernels without DRM GEM have.
+    """
+    tried = []
+    chosen: Path | None = None
+    undecided: Path | None = None
+    for node in sorted((root / "dev/dri").glob("renderD*")):
+        driver = _driver(root / "sys/class/drm" / node.name)
+        tried.append(f"{node} (driver {driver or 'unknown'})")
+        if driver == "rknpu":
+            chosen = node
+            break
+        if node.name == "renderD129" and not driver:
+            undecided = node
+    legacy = root / "dev/rknpu"
+    chosen = chosen or undecided or (legacy if os.path.exists(legacy) else None)
+    if chosen is None:
+        tried = [*tried, str(root / "dev/dri/renderD129"), str(legacy)]
+        return Absence(ADAPTER, "the NPU has no device node", _remedy_without_node(root), tuple(dict.fromkeys(tried)))
+    effective = os.access in os.supports_effective_ids
+    if not os.access(chosen, os.R_OK | os.W_OK, effective_ids=effective):
+        return Absence(
+            ADAPTER,
+            f"this user may not read and write the NPU's device node {chosen}",
+            _remedy_without_permission(root, chosen),
+            (str(chosen),),
+        )
+    note = ""
+    if chosen != legacy and os.path.islink(legacy):
+        note = f"{legacy} is a link, which makes some runtimes take a path that fails with ENOTTY: remove it"
+    return Node(str(chosen), note)
+
+
+def driver_version(root: Path) -> str:
+    """The version of the loaded rknpu driver, "" where the kernel does not tell everyone."""
+    try:
+        return _read(root / "sys/module/rknpu/version").strip()
+    except OSError:
+        return ""
+
+
+def in_container(root: Path) -> bool:
+    """Whether this looks like a Docker or Podman container."""
+    return os.path.exists(root / ".dockerenv") or os.path.exists(root / "run/.containerenv")
+
+
+def _driver(device: Path) -> str:
+    """The driver in lower case, "" where it cannot be told."""
+    try:
+        lines = _read(device / "device/uevent").splitlines()
+    except OSError:
+        return ""
+    return next((line[7:].strip().lower() for line in lines if line.startswith("DRIVER=")), "")
+
+
+def _read(path: Path) -> str:
+    with open(path, "rb") as file:
+        return file.read(_MAX_READ).decode("utf-8", "replace")
+
+
+def _remedy_without_node(root: Path) -> str:
+    if in_container(root):
+        return "Start the container with --device /dev/dri (the NPU is usually /dev/dri/renderD129)."
+    if any(_driver(node) == "rocket" for node in (root / "sys/class/accel").glob("accel*")):
+        return (
+            "This kernel drives the NPU with the mainline 'rocket' driver, which librknnrt does not use: boot the "
+            "board vendor's kernel, which has the rknpu driver."
+        )
+    return (
+        "Boot a kernel whose rknpu driver is enabled (dmesg | grep -i rknpu shows it) and whose device tree enables "
+        "the NPU."
+    )
+
+
+def _remedy_without_permission(root: Path, node: Path) -> str:
+    import grp  # POSIX only, and only needed here
+
+    try:
+        group = grp.getgrgid(node.stat().st_gid).gr_name
+    except (KeyError, OSError):
+        group = ""
+    groups = group if group not in ("", "root") else "render,video"
+    if in_container(root):
+        return f"Start the container with --device {node}, and with --group-add for the group that owns it ({groups})."
+    return f"Add the user to the groups that may: sudo usermod -aG {groups} $USER; then log in again."

@@ -1,0 +1,179 @@
+"""One context: preparing a form of call once, and running it with as little as possible in between."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ort_rknn.seam import AdapterError, CallForm, PortForm, RknnError, TensorInfo
+
+from . import _structs as abi
+from ._binding import Handle
+from ._hints import run_hint
+
+if TYPE_CHECKING:
+    from .runtime import LoadedModel
+
+_UINT32_MAX = 2**32 - 1
+
+
+class PreparedCall:
+    """The structures of one form. ``*_slots`` are views of the ``buf`` fields: setting ``value`` of a view costs a
+    quarter of setting the field through the array."""
+
+    __slots__ = ("form", "get_arguments", "input_slots", "output_slots", "release_arguments", "set_arguments")
+
+    def __init__(self, handle: Handle, form: CallForm, inputs: Any, outputs: Any) -> None:
+        context = ctypes.c_uint64(handle.value)
+        self.form = form
+        self.input_slots = _slots(inputs, abi.Input)
+        self.output_slots = _slots(outputs, abi.Output)
+        self.set_arguments = (context, ctypes.c_uint32(len(inputs)), ctypes.byref(inputs))
+        self.release_arguments = (context, ctypes.c_uint32(len(outputs)), ctypes.byref(outputs))
+        self.get_arguments = (*self.release_arguments, None)
+
+
+class RuntimeContext:
+    """A context of a :class:`~.runtime.LoadedModel` on one core mask. See :class:`ort_rknn.seam.Context`."""
+
+    __slots__ = (
+        "__weakref__",
+        "_call",
+        "_calls",
+        "_core_mask",
+        "_get",
+        "_handle",
+        "_model",
+        "_release",
+        "_run",
+        "_run_arguments",
+        "_set",
+        "_timeout_ms",
+    )
+
+    def __init__(self, model: LoadedModel, handle: Handle, core_mask: int) -> None:
+        self._model = model
+        self._handle: Handle | None = handle
+        self._core_mask = core_mask
+        self._calls: dict[CallForm, PreparedCall] = {}
+        self._call: PreparedCall | None = None  # the last one: most callers have one form
+        binding = model.binding
+        self._set = binding.inputs_set
+        self._run = binding.run
+        self._get = binding.outputs_get
+        self._release = binding.outputs_release
+        self._timeout_ms = model.settings.run_timeout_ms
+        extend = ctypes.byref(abi.RunExtend(timeout_ms=self._timeout_ms)) if self._timeout_ms else None
+        self._run_arguments = (ctypes.c_uint64(handle.value), extend)
+
+    @property
+    def core_mask(self) -> int:
+        """The mask that was asked for."""
+        return self._core_mask
+
+    def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Run once; see :meth:`ort_rknn.seam.Context.run`. Four calls of the runtime where nothing changed.
+
+        Raises RknnError naming the call that failed, AdapterError for an impossible form or after close().
+        """
+        call = self._call
+        if call is None or call.form is not form:
+            call = self._prepared(form)
+        input_slots, output_slots = call.input_slots, call.output_slots
+        if len(inputs) != len(input_slots) or len(outputs) != len(output_slots):
+            raise AdapterError(
+                f"the form has {len(input_slots)} inputs and {len(output_slots)} outputs, "
+                f"but {len(inputs)} and {len(outputs)} addresses were given"
+            )
+        for slot, address in zip(input_slots, inputs):
+            slot.value = address
+        for slot, address in zip(output_slots, outputs):
+            slot.value = address
+        handle = self._handle
+        if handle.shape_set != form.shape_set:  # type: ignore[union-attr]  # closed contexts have no prepared call
+            self._model.set_shapes(handle, form.shape_set)  # type: ignore[arg-type]
+        code = self._set(*call.set_arguments)
+        if code:
+            raise self._error("rknn_inputs_set", code)
+        code = self._run(*self._run_arguments)
+        if code:
+            raise self._error("rknn_run", code)
+        code = self._get(*call.get_arguments)
+        if code:
+            raise self._error("rknn_outputs_get", code)
+        code = self._release(*call.release_arguments)
+        if code:
+            raise self._error("rknn_outputs_release", code)
+
+    def close(self) -> None:
+        """Give the handle back to the model, which destroys it. Idempotent."""
+        handle, self._handle = self._handle, None
+        self._call = None
+        self._calls.clear()
+        if handle is not None:
+            self._model.give_back(handle)
+
+    def _prepared(self, form: CallForm) -> PreparedCall:
+        if self._handle is None:
+            raise AdapterError("the context is closed")
+        call = self._calls.get(form)
+        if call is None:
+            call = self._calls[form] = prepare(self._model, self._handle, form)
+        self._call = call
+        return call
+
+    def _error(self, call: str, code: int) -> RknnError:
+        return RknnError(call, code, run_hint(call, code, self._timeout_ms))
+
+
+def prepare(model: LoadedModel, handle: Handle, form: CallForm) -> PreparedCall:
+    """The structures of a form, or an AdapterError that says what is possible instead."""
+    sets = len(model.shape_sets)
+    if form.shape_set is None:
+        if sets:
+            raise AdapterError(f"the model is dynamic: the form must choose one of its {sets} shape sets")
+    elif not 0 <= form.shape_set < sets:
+        raise AdapterError(f"the form chooses shape set {form.shape_set}, but the model has {sets or 'none'}")
+    for what, ports, infos in (("input", form.inputs, model.inputs), ("output", form.outputs, model.outputs)):
+        if len(ports) != len(infos):
+            raise AdapterError(f"the form has {len(ports)} {what}s, but the model has {len(infos)}")
+        for port, info in zip(ports, infos, strict=True):
+            if not 0 <= port.nbytes <= _UINT32_MAX:
+                raise AdapterError(f"{what} {info.name!r}: a buffer has at most 4 GiB, not {port.nbytes} bytes")
+    inputs = (abi.Input * len(form.inputs))()
+    for index, (port, info) in enumerate(zip(form.inputs, model.inputs, strict=True)):
+        _fill_input(inputs[index], index, port, info)
+    outputs = (abi.Output * len(form.outputs))()
+    for index, (port, info) in enumerate(zip(form.outputs, model.outputs, strict=True)):
+        _fill_output(outputs[index], index, port, info)
+    return PreparedCall(handle, form, inputs, outputs)
+
+
+def _fill_input(item: abi.Input, index: int, port: PortForm, info: TensorInfo) -> None:
+    if port.dtype not in abi.INPUT_DTYPES:
+        raise AdapterError(
+            f"input {info.name!r}: the runtime takes no {port.dtype}; it takes {', '.join(abi.INPUT_DTYPES)}"
+        )
+    layout = abi.LAYOUT_CODES.get(port.layout)
+    if layout is None:
+        raise AdapterError(f"input {info.name!r}: unknown layout {port.layout!r}")
+    item.index, item.size, item.pass_through = index, port.nbytes, int(port.pass_through)
+    item.type, item.fmt = abi.DTYPE_CODES[port.dtype], layout
+
+
+def _fill_output(item: abi.Output, index: int, port: PortForm, info: TensorInfo) -> None:
+    if port.dtype not in ("float32", info.dtype):
+        possible = " or ".join(dict.fromkeys((info.dtype, "float32")))
+        raise AdapterError(f"output {info.name!r}: the runtime gives {possible}, not {port.dtype}")
+    if port.layout not in (info.layout, "UNDEFINED"):
+        raise AdapterError(f"output {info.name!r}: the runtime gives {info.layout}, not {port.layout}")
+    if port.pass_through:
+        raise AdapterError(f"output {info.name!r}: pass_through is for inputs only")
+    item.index, item.size, item.is_prealloc = index, port.nbytes, 1
+    item.want_float = int(port.dtype != info.dtype)
+
+
+def _slots(array: Any, item: type[ctypes.Structure]) -> tuple[ctypes.c_void_p, ...]:
+    offset, step = item.buf.offset, ctypes.sizeof(item)
+    return tuple(ctypes.c_void_p.from_buffer(array, offset + step * index) for index in range(len(array)))

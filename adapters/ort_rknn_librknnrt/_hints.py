@@ -1,0 +1,126 @@
+"""What to do about an error code: the text that an RknnError carries."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from io import BytesIO
+from typing import BinaryIO, Final
+
+from ort_rknn.seam import SOC_CORES, Device, ModelSource
+
+_MAX_TRAILER: Final = 16 << 20
+_MAX_LIBRARY: Final = 256 << 20
+_MARK: Final = b"librknnrt version: "
+
+
+def init_hint(code: int, device: Device, library: str, source: ModelSource) -> str:
+    """For ``rknn_init`` and ``rknn_dup_context``: what does not fit what."""
+    model = describe_model(source)
+    runtime = describe_runtime(library)
+    if code == -3:
+        node = device.details.get("node", "/dev/dri/renderD129")
+        note = device.details.get("note")
+        return f"The NPU did not open: check that {node} exists and that this user may read and write it" + (
+            f"; {note}." if note else "."
+        )
+    if code == -4:
+        return "Not enough memory for the NPU: use fewer contexts (threads_per_core), share weights, close sessions."
+    if code in (-6, -11, -12):
+        return (
+            f"{model}; {runtime}. Convert the model with the toolkit of the runtime's version, or install that version "
+            "of librknnrt."
+        )
+    if code == -10:
+        return f"{runtime} and the kernel's rknpu driver do not fit: update the board's image, or use an older runtime."
+    if code == -13:
+        return f"{model}; this device is {device.soc}. Convert the model for {device.soc}."
+    if code in (-14, -15, -16):
+        return "The model is encrypted, which this adapter does not support: convert it without a key."
+    if code == -2:
+        return "The NPU did not answer: it may hang; dmesg may say why."
+    return f"{model}; {runtime}. RKNN_LOG_LEVEL=4 in the environment makes the runtime say more."
+
+
+def mask_hint(mask: int, device: Device) -> str:
+    """For ``rknn_set_core_mask``."""
+    cores = SOC_CORES.get(device.soc, device.cores)
+    possible = {1: "0, 1", 2: "0, 1, 2, 3", 3: "0, 1, 2, 4, 3, 7"}.get(cores, "0, 1")
+    has = f"{device.soc} has {cores} core{'s' * (cores > 1)}"
+    return f"Core mask {mask:#x} is not possible: {has}, masks {possible} and 0xffff."
+
+
+def run_hint(call: str, code: int, timeout_ms: int) -> str:
+    """For the calls of a run."""
+    if code == -2:
+        bound = f"within run_timeout_ms={timeout_ms}" if timeout_ms else "in the driver's own time"
+        return f"The NPU did not finish {bound}: it is busy, hangs, or the bound is too small."
+    if code == -3:
+        return "The NPU is gone: dmesg may say why; load the model again."
+    if code == -4:
+        return "Not enough memory for the NPU: use fewer contexts, or close sessions."
+    if code == -5 and call == "rknn_inputs_set":
+        return "An input buffer is smaller than the model's input, or the runtime cannot convert its dtype."
+    if code == -5 and call == "rknn_outputs_get":
+        return "An output buffer is smaller than the model's output."
+    if code == -7:
+        return "The context is not valid any more: load the model again."
+    if call == "rknn_set_input_shapes":
+        return "The runtime does not accept this set of input shapes: it must be one that the model was compiled for."
+    return "RKNN_LOG_LEVEL=4 in the environment makes the runtime say more."
+
+
+def describe_model(source: ModelSource) -> str:
+    """Who made the model and for what, as far as the file says: for the text of an error, so it never raises."""
+    unknown = "It is not known which toolkit made the model"
+    if source.path is None and not source.data:
+        return unknown
+    try:
+        if source.path is not None:
+            with open(source.path, "rb") as file:
+                header = _trailer(file)
+        else:
+            header = _trailer(BytesIO(source.data or b""))
+    except (OSError, ValueError, OverflowError, RecursionError):
+        return unknown
+    if header is None:
+        return "The file is not an RKNN model (no RKNN magic)"
+    version, targets = header.get("version"), header.get("target_platform")
+    if not isinstance(version, str):
+        return unknown
+    text = f"The model was made by toolkit {version[:40]}"
+    if isinstance(targets, list):
+        text += f" for {', '.join(str(target)[:16] for target in targets[:8])}"
+    return text
+
+
+def describe_runtime(path: str) -> str:
+    """The version of a runtime library, from the text inside it: no context exists yet to ask. Never raises."""
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size <= _MAX_LIBRARY:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    start = content.find(_MARK)
+                    if start >= 0:
+                        words = content[start + len(_MARK) : start + len(_MARK) + 40].split(b"\0")[0].split()
+                        if words and words[0].isascii():
+                            return f"the runtime {path} is {words[0].decode()}"
+    except (OSError, ValueError):
+        pass
+    return f"the runtime is {path}"
+
+
+def _trailer(file: BinaryIO) -> dict[str, object] | None:
+    """The JSON at the end of a model file; None where it is no model at all."""
+    head = file.read(24)
+    if head[:4] != b"RKNN":
+        return None
+    file.seek(64 + int.from_bytes(head[16:24], "little"))
+    size = int.from_bytes(file.read(8), "little")
+    if not 0 < size <= _MAX_TRAILER:
+        raise ValueError("no JSON at the end of the model")
+    parsed = json.loads(file.read(size))
+    if not isinstance(parsed, dict):
+        raise ValueError("the JSON at the end of the model is not an object")
+    return parsed

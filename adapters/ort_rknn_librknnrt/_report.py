@@ -1,0 +1,153 @@
+"""What a loaded model says of itself. The answers are bytes from a library and a file: everything is bounded here."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ort_rknn.seam import AdapterError, Layout, Quantisation, RknnError, Shape, TensorInfo
+
+from . import _structs as abi
+from ._binding import Binding, Handle, log
+
+_MAX_TENSORS: Final = 512
+_DTYPES: Final = {code: name for name, code in abi.DTYPE_CODES.items()}
+_LAYOUTS: Final[dict[int, Layout]] = {code: layout for layout, code in abi.LAYOUT_CODES.items()}
+_QUANTISABLE: Final = ("int4", "int8", "uint8", "int16", "uint16")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that is asked once, after loading."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    shape_sets: tuple[tuple[Shape, ...], ...]
+    """Per set a shape per input, in the ONNX's order of axes."""
+    shape_attributes: tuple[ctypes.Array[abi.TensorAttr], ...]
+    """Per set what ``rknn_set_input_shapes`` takes."""
+    runtime: str
+    driver: str
+    custom_string: str
+
+
+def read_report(binding: Binding, handle: Handle) -> Report:
+    """Ask a context. Raises RknnError where a query fails, AdapterError where an answer cannot be true."""
+    version = abi.SdkVersion()
+    _query(binding, handle, abi.QUERY_SDK_VERSION, version, "the version")
+    number = abi.InputOutputNum()
+    _query(binding, handle, abi.QUERY_IN_OUT_NUM, number, "the number of inputs and outputs")
+    for count, what in ((number.n_input, "inputs"), (number.n_output, "outputs")):
+        if not 0 < count <= _MAX_TENSORS:
+            raise AdapterError(f"the runtime reports {count} {what}, which cannot be: the model is damaged")
+    inputs = [_attribute(binding, handle, abi.QUERY_INPUT_ATTR, index) for index in range(number.n_input)]
+    outputs = [_attribute(binding, handle, abi.QUERY_OUTPUT_ATTR, index) for index in range(number.n_output)]
+    sets, attributes = _shape_sets(binding, handle, inputs)
+    return Report(
+        inputs=tuple(map(_info, inputs)),
+        outputs=tuple(map(_info, outputs)),
+        shape_sets=sets,
+        shape_attributes=attributes,
+        runtime=_text(version.api_version),
+        driver=_text(version.drv_version),
+        custom_string=_custom_string(binding, handle),
+    )
+
+
+def read_shapes(binding: Binding, handle: Handle, count: int) -> tuple[Shape, ...]:
+    """The output shapes under the shape set that a dynamic model is at."""
+    attributes = (_attribute(binding, handle, abi.QUERY_CURRENT_OUTPUT_ATTR, index) for index in range(count))
+    return tuple(_shape(attribute.dims, attribute.n_dims) for attribute in attributes)
+
+
+def _query(binding: Binding, handle: Handle, command: int, answer: ctypes.Structure, what: str) -> None:
+    code = binding.query(handle.value, command, ctypes.byref(answer), ctypes.sizeof(answer))
+    if code:
+        raise RknnError("rknn_query", code, f"The runtime does not tell {what} of the loaded model.")
+
+
+def _attribute(binding: Binding, handle: Handle, command: int, index: int) -> abi.TensorAttr:
+    attribute = abi.TensorAttr(index=index)
+    side = "input" if command == abi.QUERY_INPUT_ATTR else "output"
+    _query(binding, handle, command, attribute, f"{side} {index}")
+    return attribute
+
+
+def _info(attribute: abi.TensorAttr) -> TensorInfo:
+    name = _text(attribute.name)
+    dtype = _DTYPES.get(attribute.type)
+    if dtype is None:
+        raise AdapterError(f"tensor {name!r} has type {attribute.type}, which this adapter does not know")
+    return TensorInfo(
+        name=name,
+        shape=_shape(attribute.dims, attribute.n_dims),
+        dtype=dtype,
+        layout=_LAYOUTS.get(attribute.fmt, "UNDEFINED"),
+        quantisation=_quantisation(attribute, dtype),
+    )
+
+
+def _quantisation(attribute: abi.TensorAttr, dtype: str) -> Quantisation | None:
+    if attribute.qnt_type == abi.QUANTISED_DFP and dtype in _QUANTISABLE:
+        return Quantisation(2.0**-attribute.fl, 0)
+    if attribute.qnt_type != abi.QUANTISED_AFFINE:
+        return None
+    if dtype not in _QUANTISABLE and attribute.zp == 0 and attribute.scale == 1.0:
+        return None
+    return Quantisation(attribute.scale, attribute.zp)
+
+
+def _shape(dims: Any, n_dims: int) -> Shape:
+    if n_dims > abi.MAX_DIMS:
+        raise AdapterError(f"the runtime reports a tensor of {n_dims} dimensions, which cannot be")
+    return tuple(dims[:n_dims])
+
+
+def _shape_sets(
+    binding: Binding, handle: Handle, inputs: list[abi.TensorAttr]
+) -> tuple[tuple[tuple[Shape, ...], ...], tuple[ctypes.Array[abi.TensorAttr], ...]]:
+    """The sets of a dynamic model, () and () for a static one, which answers the query with an error or no shapes."""
+    ranges = []
+    for index in range(len(inputs)):
+        answer = abi.InputRange(index=index)
+        code = binding.query(handle.value, abi.QUERY_INPUT_DYNAMIC_RANGE, ctypes.byref(answer), ctypes.sizeof(answer))
+        if code:
+            log.debug("the input dynamic range query answers %d: the model counts as static", code)
+            return (), ()
+        ranges.append(answer)
+    numbers = {answer.shape_number for answer in ranges if answer.shape_number}
+    if not numbers:
+        return (), ()
+    if len(numbers) > 1 or max(numbers) > abi.MAX_SHAPES:
+        raise AdapterError(f"the inputs have different numbers of shapes, or too many: {sorted(numbers)}")
+    sets, attributes = [], []
+    for chosen in range(numbers.pop()):
+        array = (abi.TensorAttr * len(inputs))(*inputs)
+        shapes = []
+        for attribute, answer in zip(array, ranges, strict=True):
+            if answer.shape_number:
+                shape = _shape(answer.dyn_range[chosen], answer.n_dims)
+                attribute.n_dims, attribute.fmt = len(shape), answer.fmt
+                attribute.dims[: len(shape)] = shape
+            else:  # an input that is the same in every set
+                shape = _shape(attribute.dims, attribute.n_dims)
+            is_nhwc = attribute.fmt == abi.LAYOUT_CODES["NHWC"] and len(shape) == 4
+            shapes.append((shape[0], shape[3], shape[1], shape[2]) if is_nhwc else shape)
+        sets.append(tuple(shapes))
+        attributes.append(array)
+    return tuple(sets), tuple(attributes)
+
+
+def _custom_string(binding: Binding, handle: Handle) -> str:
+    answer = abi.CustomString()
+    code = binding.query(handle.value, abi.QUERY_CUSTOM_STRING, ctypes.byref(answer), ctypes.sizeof(answer))
+    if code:
+        log.debug("the custom string query answers %d: no custom string", code)
+        return ""
+    return _text(answer.string)
+
+
+def _text(value: bytes) -> str:
+    """A char array up to its first NUL, as ctypes gives it."""
+    return value.decode("utf-8", "replace")

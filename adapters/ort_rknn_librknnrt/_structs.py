@@ -1,0 +1,191 @@
+"""The structures and numbers of the librknnrt C interface that this adapter uses, on 64-bit Linux.
+
+Sizes and offsets are those of runtime 2.3.2, seen to agree with 2.5.0 where tried; a test holds them. Fields keep the
+interface's own names.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import Final
+
+from ort_rknn.seam import Layout
+
+MAX_DIMS: Final = 16
+MAX_NAME: Final = 256
+MAX_SHAPES: Final = 512
+MAX_STRING: Final = 1024
+
+QUERY_IN_OUT_NUM: Final = 0
+QUERY_INPUT_ATTR: Final = 1
+QUERY_OUTPUT_ATTR: Final = 2
+QUERY_SDK_VERSION: Final = 5
+QUERY_CUSTOM_STRING: Final = 7
+QUERY_INPUT_DYNAMIC_RANGE: Final = 13
+QUERY_CURRENT_OUTPUT_ATTR: Final = 15
+
+QUANTISED_DFP: Final = 1
+"""Dynamic fixed point: ``real = stored * 2 ** -fl``."""
+QUANTISED_AFFINE: Final = 2
+"""``real = (stored - zp) * scale``."""
+
+#: The dtypes that a caller may hand in, those that numpy has, in the order of ``rknn_tensor_type``.
+INPUT_DTYPES: Final = (
+    *("float32", "float16", "int8", "uint8", "int16"),
+    *("uint16", "int32", "uint32", "int64", "bool"),
+)
+#: ``rknn_tensor_type`` by dtype.
+DTYPE_CODES: Final[Mapping[str, int]] = {dtype: code for code, dtype in enumerate((*INPUT_DTYPES, "int4", "bfloat16"))}
+
+#: ``rknn_tensor_format`` by layout, in the order of its values.
+LAYOUT_CODES: Final[Mapping[Layout, int]] = {"NCHW": 0, "NHWC": 1, "NC1HWC2": 2, "UNDEFINED": 3}
+
+
+class InputOutputNum(ctypes.Structure):
+    """``rknn_input_output_num``."""
+
+    _fields_ = (("n_input", ctypes.c_uint32), ("n_output", ctypes.c_uint32))
+    n_input: int
+    n_output: int
+
+
+class TensorAttr(ctypes.Structure):
+    """``rknn_tensor_attr``: ``index`` is set before a query, the rest is the answer."""
+
+    _fields_ = (
+        ("index", ctypes.c_uint32),
+        ("n_dims", ctypes.c_uint32),
+        ("dims", ctypes.c_uint32 * MAX_DIMS),
+        ("name", ctypes.c_char * MAX_NAME),
+        ("n_elems", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("fmt", ctypes.c_int32),
+        ("type", ctypes.c_int32),
+        ("qnt_type", ctypes.c_int32),
+        ("fl", ctypes.c_int8),
+        ("zp", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("w_stride", ctypes.c_uint32),
+        ("size_with_stride", ctypes.c_uint32),
+        ("pass_through", ctypes.c_uint8),
+        ("h_stride", ctypes.c_uint32),
+    )
+    index: int
+    n_dims: int
+    dims: ctypes.Array[ctypes.c_uint32]
+    name: bytes
+    n_elems: int
+    size: int
+    fmt: int
+    type: int
+    qnt_type: int
+    fl: int
+    zp: int
+    scale: float
+    w_stride: int
+    size_with_stride: int
+    pass_through: int
+    h_stride: int
+
+
+class InputRange(ctypes.Structure):
+    """``rknn_input_range``: the shapes that one input of a dynamic model may have."""
+
+    _fields_ = (
+        ("index", ctypes.c_uint32),
+        ("shape_number", ctypes.c_uint32),
+        ("fmt", ctypes.c_int32),
+        ("name", ctypes.c_char * MAX_NAME),
+        ("dyn_range", (ctypes.c_uint32 * MAX_DIMS) * MAX_SHAPES),
+        ("n_dims", ctypes.c_uint32),
+    )
+    index: int
+    shape_number: int
+    fmt: int
+    name: bytes
+    dyn_range: ctypes.Array[ctypes.Array[ctypes.c_uint32]]
+    n_dims: int
+
+
+class SdkVersion(ctypes.Structure):
+    """``rknn_sdk_version``."""
+
+    _fields_ = (("api_version", ctypes.c_char * 256), ("drv_version", ctypes.c_char * 256))
+    api_version: bytes
+    drv_version: bytes
+
+
+class CustomString(ctypes.Structure):
+    """``rknn_custom_string``."""
+
+    _fields_ = (("string", ctypes.c_char * MAX_STRING),)
+    string: bytes
+
+
+class Input(ctypes.Structure):
+    """``rknn_input``."""
+
+    _fields_ = (
+        ("index", ctypes.c_uint32),
+        ("buf", ctypes.c_void_p),
+        ("size", ctypes.c_uint32),
+        ("pass_through", ctypes.c_uint8),
+        ("type", ctypes.c_int32),
+        ("fmt", ctypes.c_int32),
+    )
+    index: int
+    buf: int | None
+    size: int
+    pass_through: int
+    type: int
+    fmt: int
+
+
+class Output(ctypes.Structure):
+    """``rknn_output``."""
+
+    _fields_ = (
+        ("want_float", ctypes.c_uint8),
+        ("is_prealloc", ctypes.c_uint8),
+        ("index", ctypes.c_uint32),
+        ("buf", ctypes.c_void_p),
+        ("size", ctypes.c_uint32),
+    )
+    want_float: int
+    is_prealloc: int
+    index: int
+    buf: int | None
+    size: int
+
+
+class InitExtend(ctypes.Structure):
+    """``rknn_init_extend``, always zero here.
+
+    136 bytes in the interface of 2.3.2 and 144 as rknn-toolkit-lite2 2.5.0 passes it, so it has slack for later ones.
+    """
+
+    _fields_ = (
+        ("ctx", ctypes.c_uint64),
+        ("real_model_offset", ctypes.c_int32),
+        ("real_model_size", ctypes.c_uint32),
+        ("model_buffer_fd", ctypes.c_int32),
+        ("model_buffer_flags", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint8 * 112),
+        ("slack", ctypes.c_uint8 * 120),
+    )
+
+
+class RunExtend(ctypes.Structure):
+    """``rknn_run_extend``. ``timeout_ms`` bounds the run in milliseconds."""
+
+    _fields_ = (
+        ("frame_id", ctypes.c_uint64),
+        ("non_block", ctypes.c_int32),
+        ("timeout_ms", ctypes.c_int32),
+        ("fence_fd", ctypes.c_int32),
+    )
+    frame_id: int
+    non_block: int
+    timeout_ms: int
+    fence_fd: int

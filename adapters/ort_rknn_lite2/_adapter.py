@@ -1,0 +1,69 @@
+"""The adapter: which device the vendor's package would find, and loading a model with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ort_rknn.seam import SOC_CORES, Absence, AdapterError, Device, LoadSettings, Model, ModelSource, Query, Survey
+
+from ._board import ADAPTER, LIBRARY, check_library, check_node, find_package, find_soc
+
+
+class Lite2Adapter:
+    """The NPU of the board that this process runs on, through the vendor's rknn-toolkit-lite2.
+
+    ``root`` is where the file system begins; another one than "/" is for tests.
+    """
+
+    name = ADAPTER
+    priority = 50
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+
+    def find(self, query: Query) -> Survey:
+        """The one device, or the first check that failed: package, library, SoC, device node, the wanted name.
+
+        Looks for files only: neither the package nor the library is opened.
+        """
+        wanted = (query.device or "npu").strip().lower()
+        if wanted.startswith("virtual"):
+            return Survey()
+        version = find_package()
+        if isinstance(version, Absence):
+            return Survey(absences=(version,))
+        library = self._root / LIBRARY
+        for absence in (check_library(library, query), check_node(self._root)):
+            if absence is not None:
+                return Survey(absences=(absence,))
+        soc = find_soc(self._root, query.environ)
+        if isinstance(soc, Absence):
+            return Survey(absences=(soc,))
+        if wanted not in ("npu", soc):
+            reason = f"the device {wanted!r} is not here: this board is {soc}"
+            return Survey(absences=(Absence(ADAPTER, reason, f"Select {soc!r} or leave the device out."),))
+        details = {"package": f"rknn-toolkit-lite2 {version}"}
+        return Survey(devices=(Device(ADAPTER, soc, soc, SOC_CORES[soc], runtime=str(library), details=details),))
+
+    def load(self, device: Device, source: ModelSource, settings: LoadSettings) -> Model:
+        """Import the package and load the model.
+
+        ``settings.share_weights`` is taken whatever it is: it allows sharing, and every context loads its own weights
+        all the same, which ``versions`` tells. Raises RknnError where the runtime refuses the model, AdapterError for
+        a setting that the package has no way for; nothing is left open then.
+        """
+        if settings.extra:
+            known = ", ".join(sorted(settings.extra))
+            raise AdapterError(f"the adapter {ADAPTER} does not know the option(s) {known}")
+        refused = (
+            (settings.run_timeout_ms, "run_timeout_ms: rknn-toolkit-lite2 waits as long as the driver does"),
+            (settings.share_with is not None, "use_weight_from: rknn-toolkit-lite2 cannot share weights"),
+            (settings.custom_op_paths, "custom_op_paths: rknn-toolkit-lite2 has no way to register operators"),
+            (settings.custom_op_default_path, "custom_op_default_path: rknn-toolkit-lite2 registers no operators"),
+        )
+        for demand, why in refused:
+            if demand:
+                raise AdapterError(f"{why}. Leave it out, or use the adapter 'librknnrt'.")
+        from ._model import load_model  # so that looking for a device never needs numpy or ctypes structures
+
+        return load_model(device, source)

@@ -1,0 +1,83 @@
+"""What the vendor's package will look at, looked at before it does, without importing it."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from ort_rknn.seam import SOC_CORES, Absence, Query
+
+ADAPTER: Final = "lite2"
+DISTRIBUTION: Final = "rknn-toolkit-lite2"
+#: The one place where rknn-toolkit-lite2 2.5.0 looks; LD_LIBRARY_PATH and the linker's cache do not matter to it.
+LIBRARY: Final = "usr/lib/librknnrt.so"
+_MAX_READ: Final = 4096
+
+
+def find_package() -> str | Absence:
+    """The version of the installed package ("unknown" where its metadata are missing). Imports nothing of it."""
+    module = sys.modules.get("rknnlite")
+    spec: importlib.machinery.ModuleSpec | None
+    try:
+        spec = importlib.util.find_spec("rknnlite")
+    except ValueError:  # a module without __spec__, as tests of other programs make them
+        spec = None
+    if spec is None and module is None:
+        here = f"{platform.machine()} and Python {sys.version_info[0]}.{sys.version_info[1]}"
+        remedy = (
+            f"pip install 'ort-rknn[lite2]', on a board: the vendor publishes {DISTRIBUTION} for aarch64 and "
+            f"Python < 3.13 only, and this is {here}."
+        )
+        return Absence(ADAPTER, f"{DISTRIBUTION} is not installed", remedy, ("the Python module rknnlite",))
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def check_library(library: Path, query: Query) -> Absence | None:
+    """Why the package would not open ``library``, or None."""
+    named = query.runtime_library or query.environ.get("ORT_RKNN_RUNTIME_LIBRARY")
+    if named and os.path.realpath(named) != os.path.realpath(library):
+        reason = f"the runtime library {named} was named, but {DISTRIBUTION} opens {library} only"
+        return Absence(ADAPTER, reason, "Use the adapter 'librknnrt', or do not name a library.", (named,))
+    if not library.is_file():
+        remedy = f"Install the board's librknnrt.so there: {DISTRIBUTION} looks nowhere else."
+        return Absence(ADAPTER, f"{library} does not exist", remedy, (str(library),))
+    return None
+
+
+def check_node(root: Path) -> Absence | None:
+    """Why there is no device for the library to open, or None. The package itself asks in containers only."""
+    places = [*sorted((root / "dev/dri").glob("renderD*")), root / "dev/rknpu"]
+    if any(os.path.exists(place) for place in places):
+        return None
+    remedy = "Boot a kernel with the rknpu driver; start a container with --device /dev/dri."
+    return Absence(ADAPTER, "the NPU has no device node", remedy, (str(root / "dev/dri/renderD129"), str(places[-1])))
+
+
+def find_soc(root: Path, environ: Mapping[str, str]) -> str | Absence:
+    """The SoC as the package will find it: in the device tree, and nowhere else."""
+    path = root / "proc/device-tree/compatible"
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MAX_READ).decode("utf-8", "replace").lower()
+    except OSError as error:
+        remedy = f"{DISTRIBUTION} needs this file; in a container: --security-opt systempaths=unconfined."
+        return Absence(ADAPTER, f"the SoC cannot be told: {path}: {error.strerror}", remedy, (str(path),))
+    soc = next((name for entry in reversed(text.split("\0")) for name in SOC_CORES if name in entry), None)
+    if soc is None:
+        said = ", ".join(filter(None, text.split("\0"))) or "nothing"
+        return Absence(ADAPTER, f"the device tree names no SoC with a known NPU: {path} has {said}", "", (str(path),))
+    told = environ.get("ORT_RKNN_SOC", "").strip().lower()
+    if told and told != soc:
+        reason = f"ORT_RKNN_SOC is {told!r}, but {DISTRIBUTION} takes the SoC from {path}, which says {soc}"
+        return Absence(ADAPTER, reason, "Unset ORT_RKNN_SOC, or use the adapter 'librknnrt'.", (str(path),))
+    return soc

@@ -1,0 +1,36 @@
+"""What to do about an error code: the text that an RknnError carries."""
+
+from __future__ import annotations
+
+from ort_rknn.seam import Device
+
+
+def hint(call: str, code: int, device: Device) -> str:
+    """ "" where nothing is known."""
+    if code == -2:
+        return "The NPU did not finish in the driver's own time: it is busy or hangs; dmesg may say why."
+    if code == -3:
+        return "The NPU did not open or is gone: check the device node and its permissions; dmesg may say why."
+    if code == -4:
+        return (
+            "Not enough memory for the NPU: with rknn-toolkit-lite2 every context has its own weights. Use fewer "
+            "contexts, or the adapter 'librknnrt', whose contexts share them."
+        )
+    if code in (-6, -11, -12):
+        return "The model is damaged, or the runtime is older than the toolkit that made it: convert the model again."
+    if code == -10:
+        return "Runtime and kernel driver do not fit: update the board's image."
+    if code == -13:
+        return f"The model was compiled for another SoC: convert it for {device.soc}."
+    if code in (-14, -15, -16):
+        return "The model is encrypted, which this adapter does not support: convert it without a key."
+    if code == -5 and call == "rknn_inputs_set":
+        return "An input buffer is smaller than the model's input, or the runtime cannot convert its dtype."
+    return "RKNN_LOG_LEVEL=4 in the environment makes the runtime say more."
+
+
+def mask_hint(mask: int, device: Device) -> str:
+    """For ``rknn_set_core_mask``."""
+    possible = {1: "0, 1", 2: "0, 1, 2, 3"}.get(device.cores, "0, 1, 2, 4, 3, 7")
+    has = f"{device.soc} has {device.cores} core{'s' * (device.cores > 1)}"
+    return f"Core mask {mask:#x} is not possible: {has}, masks {possible} and 0xffff."

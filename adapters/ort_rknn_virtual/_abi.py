@@ -1,0 +1,102 @@
+"""The virtual NPU's control functions, declared for ctypes. What they do: ``c/rknn_virtual.h``."""
+
+from __future__ import annotations
+
+import ctypes
+
+from ort_rknn.seam import AdapterError
+
+_U32 = ctypes.c_uint32
+_U64 = ctypes.c_uint64
+_I32 = ctypes.c_int32
+
+
+class Tensor(ctypes.Structure):
+    """``rknn_virtual_tensor``: what a compute callback reads or fills."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("type", _I32),
+        ("n_dims", _U32),
+        ("dims", _U32 * 16),
+        ("data", ctypes.c_void_p),
+        ("nbytes", _U64),
+    )
+
+
+class RawEvent(ctypes.Structure):
+    """``rknn_virtual_event``."""
+
+    _fields_ = (
+        ("sequence", _U64),
+        ("called", _U64),
+        ("start", _U64),
+        ("end", _U64),
+        ("context", _U64),
+        ("address", _U64),
+        ("nbytes", _U64),
+        ("kind", _I32),
+        ("code", _I32),
+        ("core_mask", _U32),
+        ("index", _U32),
+        ("thread", _U32),
+        ("reserved", _U32),
+    )
+
+
+class RawCounters(ctypes.Structure):
+    """``rknn_virtual_counters``."""
+
+    _fields_ = (
+        ("contexts", _U64),
+        ("models", _U64),
+        ("weight_bytes", _U64),
+        ("mems", _U64),
+        ("outputs", _U64),
+        ("input_bytes", _U64),
+        ("misuses", _U64),
+        ("events", _U64),
+        ("runs", _U64 * 8),
+    )
+
+
+#: ``rknn_virtual_compute``
+COMPUTE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, _U32, ctypes.POINTER(Tensor), _U32, ctypes.POINTER(Tensor))
+
+_FUNCTIONS = {
+    "rknn_virtual_set_compute": (ctypes.c_int, (_U64, COMPUTE, ctypes.c_void_p)),
+    "rknn_virtual_soc": (ctypes.c_char_p, ()),
+    "rknn_virtual_cores": (_U32, ()),
+    "rknn_virtual_set_run_time_us": (ctypes.c_int, (ctypes.c_double,)),
+    "rknn_virtual_run_time_us": (ctypes.c_double, ()),
+    "rknn_virtual_set_core_factor": (ctypes.c_int, (_U32, ctypes.c_double)),
+    "rknn_virtual_set_tp_efficiency": (ctypes.c_int, (ctypes.c_double,)),
+    "rknn_virtual_set_attr_follows": (ctypes.c_int, (ctypes.c_int,)),
+    "rknn_virtual_fault": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_int, _U32, _U32, ctypes.c_int64, _U64)),
+    "rknn_virtual_clear_faults": (None, ()),
+    "rknn_virtual_events": (_U32, (_U64, ctypes.POINTER(RawEvent), _U32)),
+    "rknn_virtual_kind": (ctypes.c_char_p, (_I32,)),
+    "rknn_virtual_message": (ctypes.c_char_p, ()),
+    "rknn_virtual_get_counters": (None, (ctypes.POINTER(RawCounters),)),
+    "rknn_virtual_reset": (None, ()),
+}
+
+
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Give the control functions of an open library their types. AdapterError if it is not a virtual NPU."""
+    for name, (result, arguments) in _FUNCTIONS.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise AdapterError(f"{library._name} is not a virtual NPU: it has no function {name}") from error
+        function.restype = result
+        function.argtypes = arguments
+    return library
+
+
+def open_library(path: str) -> ctypes.CDLL:
+    """Open a virtual NPU. Opening one file twice in a process gives the same NPU. AdapterError if it does not open."""
+    try:
+        return declare(ctypes.CDLL(path))
+    except OSError as error:
+        raise AdapterError(f"the virtual NPU {path} cannot be opened: {error}") from error

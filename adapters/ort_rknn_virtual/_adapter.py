@@ -1,0 +1,175 @@
+"""The adapter: a virtual device for whoever asks for one, driven by the librknnrt adapter's own code."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ort_rknn.seam import (
+    SOC_CORES,
+    Absence,
+    AdapterError,
+    Context,
+    Device,
+    LoadSettings,
+    Model,
+    ModelSource,
+    Query,
+    RknnError,
+    Shape,
+    Survey,
+    TensorInfo,
+)
+
+from . import _build
+from ._abi import declare, open_library
+from ._compute import TwinCompute, log
+
+ADAPTER = "virtual"
+DEFAULT_SOC = "rk3588"
+
+
+class VirtualAdapter:
+    """A virtual NPU: real contexts, cores, conversions and errors; numbers from the ONNX twin.
+
+    It is there only for who asks for the device "virtual" or "virtual:<soc>". Without a twin, or with
+    ``ORT_RKNN_VIRTUAL_COMPUTE=pattern``, the outputs are a function of the inputs that ``c/rknn_virtual.h`` defines.
+    """
+
+    name = ADAPTER
+    priority = 0
+
+    def find(self, query: Query) -> Survey:
+        """The virtual device that was asked for. Compiles nothing, but says when nothing could be compiled."""
+        wanted = (query.device or "").strip().lower()
+        kind, colon, soc = wanted.partition(":")
+        if kind != "virtual":
+            return Survey()
+        soc = soc if colon else DEFAULT_SOC
+        if soc not in SOC_CORES:
+            known = ", ".join(f"virtual:{name}" for name in SOC_CORES)
+            return _absent(f"there is no virtual device {query.device!r}", f"Select one of {known}.")
+        if query.runtime_library is not None:
+            path = os.path.abspath(query.runtime_library)
+            if not os.path.isfile(path):
+                remedy = "Correct runtime_library, or leave it out."
+                return _absent(f"the runtime library {path} is not a file", remedy, path)
+            return Survey((_device(soc, path, "named by runtime_library"),))
+        try:
+            found = _build.cached(soc)
+            if found is not None:
+                return Survey((_device(soc, str(found), "compiled before"),))
+            compiler = _build.find_compiler()
+            folder = _build.cache_folder()
+        except AdapterError as error:
+            return _absent(f"the virtual NPU cannot be compiled: {error}")
+        if compiler is None:
+            tried = ("cc", "gcc", "clang", "ziglang")
+            return _absent("the virtual NPU has to be compiled, and there is no C compiler", _build.REMEDY, *tried)
+        return Survey((_device(soc, "", f"compiled at the first load, with {compiler.name}, into {folder}"),))
+
+    def load(self, device: Device, source: ModelSource, settings: LoadSettings) -> Model:
+        """Compile the virtual NPU if need be, and load a model on it. Raises RknnError or AdapterError."""
+        from ort_rknn_librknnrt.runtime import load_model
+
+        library = device.runtime or str(_build.library(device.soc))
+        soc = open_library(library).rknn_virtual_soc().decode()
+        if soc != device.soc:
+            raise AdapterError(
+                f"the virtual NPU {library} is an {soc or 'unknown SoC'}, not an {device.soc}. "
+                "Unset RKNN_VIRTUAL_SOC, or select the device that it names."
+            )
+        compute = _twin_of(settings)
+
+        def on_context(loaded: ctypes.CDLL, context: int) -> None:
+            if compute is not None:
+                code = declare(loaded).rknn_virtual_set_compute(context, compute.callback, None)
+                if code:
+                    raise RknnError("rknn_virtual_set_compute", code)
+
+        if isinstance(settings.share_with, _VirtualModel):
+            settings = replace(settings, share_with=settings.share_with.inner)
+        return _VirtualModel(load_model(library, device, source, settings, on_context=on_context), compute)
+
+    def stand_in(
+        self, device: Device, inputs: Sequence[tuple[str, str, Shape]], outputs: Sequence[tuple[str, str, Shape]]
+    ) -> bytes:
+        """A compiled model from a signature alone. See :class:`ort_rknn.seam.MakesStandIns`."""
+        from ._standin import stand_in
+
+        return stand_in(inputs, outputs, device.soc)
+
+
+class _VirtualModel:
+    """A loaded model, and what computes for it. See :class:`ort_rknn.seam.Model`."""
+
+    def __init__(self, inner: Model, compute: TwinCompute | None) -> None:
+        self.inner = inner
+        self._compute = compute
+        # C may call back as long as the inner model has contexts, also when only one of those is still referred to.
+        weakref.finalize(inner, _let_go, compute).atexit = False
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        return self.inner.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        return self.inner.outputs
+
+    @property
+    def shape_sets(self) -> tuple[tuple[Shape, ...], ...]:
+        return self.inner.shape_sets
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        return self.inner.versions
+
+    def output_shapes(self, shape_set: int | None) -> tuple[Shape, ...]:
+        return self.inner.output_shapes(shape_set)
+
+    def context(self, core_mask: int) -> Context:
+        return self.inner.context(core_mask)
+
+    def close(self) -> None:
+        self.inner.close()
+        _let_go(self._compute)
+
+
+def _let_go(compute: TwinCompute | None) -> None:
+    if compute is not None:
+        compute.close()
+
+
+def _twin_of(settings: LoadSettings) -> TwinCompute | None:
+    how = os.environ.get("ORT_RKNN_VIRTUAL_COMPUTE", "")
+    if how not in ("", "twin", "pattern"):
+        raise AdapterError(f"ORT_RKNN_VIRTUAL_COMPUTE is {how!r}; it can be 'twin' (the default) or 'pattern'")
+    if how == "pattern" or settings.twin is None:
+        if how == "twin":
+            raise AdapterError("ORT_RKNN_VIRTUAL_COMPUTE is 'twin', and the model's ONNX is not known")
+        log.info("the virtual NPU answers with its pattern, not with the model's numbers")
+        return None
+    if isinstance(settings.twin, str) and not Path(settings.twin).is_file():
+        raise AdapterError(f"the ONNX twin {settings.twin} is not a file")
+    return TwinCompute(settings.twin)
+
+
+def _device(soc: str, library: str, how: str) -> Device:
+    return Device(
+        adapter=ADAPTER,
+        name=f"virtual:{soc}",
+        soc=soc,
+        cores=SOC_CORES[soc],
+        virtual=True,
+        runtime=library,
+        details={"library": how},
+    )
+
+
+def _absent(reason: str, remedy: str = "", *tried: str) -> Survey:
+    return Survey(absences=(Absence(ADAPTER, reason, remedy, tried),))

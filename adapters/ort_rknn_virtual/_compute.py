@@ -1,0 +1,175 @@
+"""Numbers for the virtual NPU: onnxruntime's CPU on the ONNX that a model was compiled from."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ort_rknn.seam import AdapterError
+
+from ._abi import COMPUTE, Tensor
+
+log = logging.getLogger("ort_rknn.virtual")
+
+Array = npt.NDArray[Any]
+
+#: Element types of callback tensors; bfloat16, which numpy lacks, travels as its bits.
+_BFLOAT16 = 11
+_DTYPES = {
+    0: np.float32,
+    1: np.float16,
+    2: np.int8,
+    3: np.uint8,
+    4: np.int16,
+    5: np.uint16,
+    6: np.int32,
+    7: np.uint32,
+    8: np.int64,
+    9: np.bool_,
+    _BFLOAT16: np.uint16,
+    32: np.float64,
+    33: np.uint64,
+}
+_ONNX_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(int16)": np.int16,
+    "tensor(uint16)": np.uint16,
+    "tensor(int32)": np.int32,
+    "tensor(uint32)": np.uint32,
+    "tensor(int64)": np.int64,
+    "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
+}
+
+
+class TwinCompute:
+    """The compute callback of one model. The twin is loaded at the first run.
+
+    A twin of a fixed batch runs several times where the compiled model takes several of its batches.
+    """
+
+    def __init__(self, twin: str | bytes) -> None:
+        self._twin: str | bytes | None = twin
+        self._session: Any = None
+        self._lock = threading.Lock()
+        self.error: BaseException | None = None
+        """The last exception that a run met; also in the log."""
+        # A bound method here would make a cycle (callback -> self -> callback) and wait for the garbage collector.
+        self.callback = COMPUTE(_Call(self))
+
+    def close(self) -> None:
+        """Let go of the session. Runs fail after this."""
+        with self._lock:
+            self._session = self._twin = None
+
+    def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Compute ``outputs`` from ``inputs``."""
+        session = self._open()
+        feed = {tensor.name.decode(): _array(tensor) for tensor in inputs}
+        names = [tensor.name.decode() for tensor in outputs]
+        wanted = {port.name: port for port in session.get_inputs()}
+        missing = sorted(set(wanted) - set(feed)) + sorted({port.name for port in session.get_outputs()} ^ set(names))
+        if missing or set(feed) - set(wanted):
+            raise AdapterError(
+                f"the ONNX twin has inputs {sorted(wanted)} and outputs "
+                f"{[port.name for port in session.get_outputs()]}, the compiled model {sorted(feed)} and {names}"
+            )
+        times = _repeats(wanted, feed)
+        pieces = [
+            session.run(names, {name: _fitted(wanted[name], value, times, i) for name, value in feed.items()})
+            for i in range(times)
+        ]
+        for tensor, results in zip(outputs, zip(*pieces, strict=True), strict=True):
+            _fill(tensor, results[0] if times == 1 else np.concatenate(results))
+
+    def _open(self) -> Any:
+        with self._lock:
+            if self._session is None:
+                if self._twin is None:
+                    raise AdapterError("the model is closed")
+                import onnxruntime
+
+                options = onnxruntime.SessionOptions()
+                options.log_severity_level = 3
+                options.intra_op_num_threads = 1
+                self._session = onnxruntime.InferenceSession(self._twin, options, providers=["CPUExecutionProvider"])
+            return self._session
+
+
+class _Call:
+    """What C calls. Holds its TwinCompute weakly: that one owns the callback."""
+
+    def __init__(self, compute: TwinCompute) -> None:
+        self._compute = weakref.ref(compute)
+
+    def __call__(self, _user: Any, n_in: int, inputs: Any, n_out: int, outputs: Any) -> int:
+        compute = self._compute()
+        if compute is None:
+            return -1
+        try:
+            compute.run(inputs[:n_in], outputs[:n_out])
+        except BaseException as error:  # an exception cannot go through C
+            compute.error = error.with_traceback(None)
+            log.error("the ONNX twin failed in a run on the virtual NPU: %s", error)
+            return -1
+        return 0
+
+
+def _array(tensor: Tensor) -> Array:
+    """A view of a tensor's memory; valid during the call only. bfloat16 becomes a float32 copy."""
+    shape = tuple(tensor.dims[: tensor.n_dims])
+    buffer = (ctypes.c_char * tensor.nbytes).from_address(tensor.data)
+    array: Array = np.frombuffer(buffer, dtype=_DTYPES[tensor.type]).reshape(shape)
+    if tensor.type == _BFLOAT16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+def _repeats(wanted: dict[str, Any], feed: dict[str, Array]) -> int:
+    """How often the twin has to run: the compiled batch over the twin's, where that is fixed."""
+    found = set()
+    for name, port in wanted.items():
+        shape, array = port.shape, feed[name]
+        fixed = bool(shape) and len(shape) == array.ndim and isinstance(shape[0], int) and shape[0] > 0
+        if fixed and array.shape[0] % shape[0] == 0:
+            found.add(array.shape[0] // shape[0])
+    return found.pop() if len(found) == 1 else 1
+
+
+def _fitted(port: Any, array: Array, times: int, i: int) -> Array:
+    """Part ``i`` of ``times`` of an input, in the twin's dtype and (where that is all that differs) its shape."""
+    dtype = _ONNX_DTYPES.get(port.type)
+    if dtype is None:
+        raise AdapterError(f"the ONNX twin's input {port.name!r} is a {port.type}, which the virtual NPU cannot feed")
+    if times > 1:
+        step = len(array) // times
+        array = array[i * step : (i + 1) * step]
+    fixed = all(isinstance(size, int) for size in port.shape)
+    if fixed and list(array.shape) != port.shape and array.size == int(np.prod(port.shape)):
+        array = array.reshape(port.shape)
+    return array.astype(dtype, copy=False)
+
+
+def _fill(tensor: Tensor, result: Any) -> None:
+    shape = tuple(tensor.dims[: tensor.n_dims])
+    value = np.asarray(result)
+    if value.size != int(np.prod(shape)):
+        name = tensor.name.decode()
+        raise AdapterError(f"the ONNX twin's output {name!r} has shape {value.shape}, the compiled model's has {shape}")
+    value = value.reshape(shape)
+    if tensor.type == _BFLOAT16:
+        bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
+        value = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    buffer = (ctypes.c_char * tensor.nbytes).from_address(tensor.data)
+    np.frombuffer(buffer, dtype=_DTYPES[tensor.type]).reshape(shape)[...] = value

@@ -1,0 +1,195 @@
+"""The virtual NPU's controls, for tests of programs that use an NPU.
+
+    from ort_rknn_virtual.control import virtual_npu
+
+    npu = virtual_npu("rk3588")
+    npu.reset()
+    npu.run_time_us = 20_000                       # every run keeps its core busy for 20 ms
+    npu.fault("rknn_run", -2, after=3, times=1)    # the fourth run times out
+    ...                                            # sessions with device="virtual:rk3588" meet this NPU
+    runs = [event for event in npu.events() if event.kind == "run"]
+    assert {event.core_mask for event in runs} == {1, 2, 4}
+    assert npu.counters().contexts == 0            # everything was closed
+
+There is one virtual NPU per SoC and process: two :class:`VirtualNpu` of one SoC are two views of the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+from ort_rknn.seam import AdapterError
+
+from . import _build
+from ._abi import RawCounters, RawEvent, open_library
+
+#: The event log holds this many.
+EVENTS_KEPT = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One call of the runtime. Times are ``time.monotonic_ns()``."""
+
+    sequence: int
+    """From 1, in the order of the calls' ends."""
+    kind: str
+    """The function without "rknn_": "init", "dup_context", "run", "inputs_set" (one event per input) ...; "misuse" for
+    a call on a context that is destroyed or in use by another thread."""
+    code: int
+    """What the call returned."""
+    context: int
+    core_mask: int
+    """Of a run: the cores that it really used. Else what the context is set to."""
+    called_ns: int
+    start_ns: int
+    """Of a run: when it got its cores. Else equal to ``called_ns``."""
+    end_ns: int
+    """Of a run: when it gave its cores back."""
+    address: int
+    """Of inputs_set: the caller's buffer. Of dup_context: the new context."""
+    nbytes: int
+    """Of inputs_set: the buffer's size as given. Of init: the model's."""
+    index: int
+    """Of inputs_set: the input. Of query: the command."""
+    thread: int
+    """The kernel's number of the calling thread (``threading.get_native_id()``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What is alive, and sums since the library was loaded or reset."""
+
+    contexts: int
+    models: int
+    """Loaded models; contexts that were duplicated share one."""
+    weight_bytes: int
+    """Bytes of the loaded models' flatbuffer parts, where the weights are. Counted once per rknn_init."""
+    mems: int
+    outputs: int
+    """Outputs that were got and not released."""
+    input_bytes: int
+    """Sum: bytes of caller's buffers that rknn_inputs_set converted."""
+    misuses: int
+    """Sum: events of kind "misuse"."""
+    events: int
+    runs: tuple[int, ...]
+    """Sum per core: successful runs. A run on several cores counts for each."""
+
+
+class VirtualNpu:
+    """The virtual NPU of one SoC in this process. Compiles it if need be; raises AdapterError where that fails."""
+
+    def __init__(self, soc: str = "rk3588", *, library: str | Path | None = None) -> None:
+        self.library = Path(library) if library is not None else _build.library(soc)
+        self._c = open_library(str(self.library))
+        self.soc: str = self._c.rknn_virtual_soc().decode()
+        self.cores: int = self._c.rknn_virtual_cores()
+        if self.soc != soc:
+            raise AdapterError(
+                f"the virtual NPU is an {self.soc or 'unknown SoC'}, not an {soc}: RKNN_VIRTUAL_SOC overrides it. "
+                "Unset it."
+            )
+
+    @property
+    def run_time_us(self) -> float:
+        """Modelled time of one run on one core in microseconds; 0 after loading, or ``RKNN_VIRTUAL_RUN_US``."""
+        return float(self._c.rknn_virtual_run_time_us())
+
+    @run_time_us.setter
+    def run_time_us(self, us: float) -> None:
+        self._check(self._c.rknn_virtual_set_run_time_us(us))
+
+    def core_factor(self, core: int, factor: float) -> None:
+        """Runs on ``core`` take ``factor`` times the run time. ValueError for a core that is not there."""
+        self._check(self._c.rknn_virtual_set_core_factor(core, factor))
+
+    def tp_efficiency(self, efficiency: float) -> None:
+        """A run on n > 1 cores is n x ``efficiency`` times as fast as on one. 0.8 after loading."""
+        self._check(self._c.rknn_virtual_set_tp_efficiency(efficiency))
+
+    def attributes_follow(self, follow: bool) -> None:
+        """Whether the plain attributes of a dynamic model follow the shape set (what a board does is not known)."""
+        self._check(self._c.rknn_virtual_set_attr_follows(follow))
+
+    def fault(
+        self,
+        function: str,
+        code: int,
+        *,
+        after: int = 0,
+        times: int = 0,
+        core_mask: int | None = None,
+        context: int = 0,
+    ) -> None:
+        """Make calls of ``function`` ("rknn_run") return ``code`` (negative) and do nothing else.
+
+        The first ``after`` calls pass, the next ``times`` fail (0: all). Only calls on contexts that are set to
+        ``core_mask`` count, where it is given, and on ``context``, where it is not 0. ValueError for an unknown
+        function, a code that is not negative, or more than 64 faults.
+        """
+        mask = -1 if core_mask is None else core_mask
+        self._check(self._c.rknn_virtual_fault(function.encode(), code, after, times, mask, context))
+
+    def clear_faults(self) -> None:
+        """Forget all faults."""
+        self._c.rknn_virtual_clear_faults()
+
+    def events(self, since: int = 0) -> list[Event]:
+        """The events after the sequence number ``since``, oldest first. The last 16,384 are kept."""
+        raw = (RawEvent * EVENTS_KEPT)()
+        count = self._c.rknn_virtual_events(since, raw, EVENTS_KEPT)
+        return [self._event(raw[i]) for i in range(count)]
+
+    def counters(self) -> Counters:
+        """What is alive now, and the sums."""
+        raw = RawCounters()
+        self._c.rknn_virtual_get_counters(ctypes.byref(raw))
+        return Counters(
+            contexts=raw.contexts,
+            models=raw.models,
+            weight_bytes=raw.weight_bytes,
+            mems=raw.mems,
+            outputs=raw.outputs,
+            input_bytes=raw.input_bytes,
+            misuses=raw.misuses,
+            events=raw.events,
+            runs=tuple(raw.runs[: self.cores]),
+        )
+
+    def reset(self) -> None:
+        """Forget faults, events and sums; times, factors and switches as after loading. What is alive stays."""
+        self._c.rknn_virtual_reset()
+
+    def message(self) -> str:
+        """Why the last failed call on this thread failed, in words."""
+        return str(self._c.rknn_virtual_message().decode(errors="replace"))
+
+    def _event(self, raw: RawEvent) -> Event:
+        return Event(
+            sequence=raw.sequence,
+            kind=self._c.rknn_virtual_kind(raw.kind).decode(),
+            code=raw.code,
+            context=raw.context,
+            core_mask=raw.core_mask,
+            called_ns=raw.called,
+            start_ns=raw.start,
+            end_ns=raw.end,
+            address=raw.address,
+            nbytes=raw.nbytes,
+            index=raw.index,
+            thread=raw.thread,
+        )
+
+    def _check(self, code: int) -> None:
+        if code == -4:
+            raise ValueError("64 faults are set already")
+        if code:
+            raise ValueError(self.message())
+
+
+def virtual_npu(soc: str = "rk3588") -> VirtualNpu:
+    """The virtual NPU that sessions with ``device="virtual:<soc>"`` use in this process."""
+    return VirtualNpu(soc)
