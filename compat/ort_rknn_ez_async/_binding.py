@@ -1,0 +1,197 @@
+"""Binding: which memory a session's inputs and outputs use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._loading import Calls
+from ._nodes import NUMPY_DTYPES, Tensor
+from ._values import (
+    Array,
+    OrtValue,
+    check_bound,
+    real,
+    refuse_pointer,
+    tensor_of,
+    to_native_layout,
+)
+
+if TYPE_CHECKING:
+    from ._session import InferenceSession
+
+
+@dataclass(slots=True)
+class _Output:
+    """One bound output: a value that the user brought, or one that is made at the run."""
+
+    tensor: Tensor
+    on_device: bool
+    value: OrtValue | None
+    brought: bool
+
+
+class SessionIOBinding:
+    """Inputs and outputs of one session, bound by name; binding a name again replaces it. Keeps its session alive.
+
+    Values have the compiled dtypes, of quantised tensors the stored integers. Not thread safe.
+    """
+
+    def __init__(self, session: InferenceSession) -> None:
+        from ._session import InferenceSession
+
+        if not isinstance(session, InferenceSession):
+            raise TypeError(f"SessionIOBinding: an InferenceSession is wanted; got {type(session).__name__}")
+        self.session = session
+        self._inputs: dict[str, tuple[OrtValue, bool]] = {}  # (value, in the native layout)
+        self._outputs: dict[str, _Output] = {}
+
+    # Inputs ---------------------------------------------------------------------------------------------------
+
+    def bind_cpu_input(self, name: str, arr_on_cpu: Any) -> None:
+        """Bind a copy of an array. Raises RuntimeError for another shape or dtype than the compiled one (a quantised
+        input takes uint8 pixels too)."""
+        tensor = tensor_of(self.session, name, "input")
+        array = np.asarray(arr_on_cpu)
+        check_bound(tensor, "input", array.shape, array.dtype.name)
+        self._inputs[name] = (OrtValue._make(np.array(array, order="C", copy=True)), False)
+
+    def bind_input(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Raises RuntimeError: raw addresses are not taken."""
+        tensor_of(self.session, name, "input")
+        refuse_pointer("bind_input with raw buffer_ptr is not supported")
+
+    def bind_ortvalue_input(self, name: str, ortvalue: OrtValue) -> None:
+        """Bind a value; what it holds at the run is used. A session's output value may be another's input."""
+        tensor = tensor_of(self.session, name, "input")
+        _check_value(ortvalue)
+        check_bound(tensor, "input", tuple(ortvalue.shape()), ortvalue._array.dtype.name)
+        theirs = ortvalue._tensor
+        if theirs is not None and theirs is not tensor:
+            differing = [
+                what
+                for what, a, b in (
+                    ("dims", theirs.native_shape, tensor.native_shape),
+                    ("layout", theirs.native_layout, tensor.native_layout),
+                    ("quantisation", theirs.quantisation, tensor.quantisation),
+                )
+                if a != b
+            ]
+            if differing:
+                raise RuntimeError(
+                    f"OrtValue for input '{name}' native zero-copy layout mismatch: {', '.join(differing)} of "
+                    f"'{theirs.name}' differ"
+                )
+        self._inputs[name] = (ortvalue, theirs is not None)
+
+    def clear_binding_inputs(self) -> None:
+        """Forget the inputs."""
+        self._inputs.clear()
+
+    # Outputs --------------------------------------------------------------------------------------------------
+
+    def bind_output(
+        self,
+        name: str,
+        device_type: str = "cpu",
+        device_id: int = 0,
+        element_type: Any = None,
+        shape: Sequence[int] | None = None,
+        buffer_ptr: Any = None,
+        *,
+        layout: str = "native",
+        mem_flags: Any = "cacheable",
+    ) -> None:
+        """Ask for an output. ``element_type`` and ``shape``, where given, must be the output's own."""
+        tensor = tensor_of(self.session, name, "output")
+        if buffer_ptr is not None:
+            refuse_pointer("bind_output with raw buffer_ptr is not implemented")
+        made = OrtValue.ortvalue_from_shape_and_type(
+            [d if isinstance(d, int) else 1 for d in tensor.shape] if shape is None else shape,
+            element_type or (tensor.native_dtype if tensor.native_dtype in NUMPY_DTYPES else "float32"),
+            device_type,
+            device_id,
+            name=name,
+            session=self.session,
+            io_kind="output",
+            layout=layout,
+            mem_flags=mem_flags,
+        )
+        if shape is not None or element_type is not None:
+            check_bound(tensor, "output", tuple(made.shape()), made._array.dtype.name)
+        self._outputs[name] = _Output(tensor, device_type != "cpu", None, brought=False)
+
+    def bind_ortvalue_output(self, name: str, ortvalue: OrtValue) -> None:
+        """Bind a value that the run writes. Raises RuntimeError for another shape or dtype than the compiled one."""
+        tensor = tensor_of(self.session, name, "output")
+        _check_value(ortvalue)
+        check_bound(tensor, "output", tuple(ortvalue.shape()), ortvalue._array.dtype.name)
+        if not ortvalue._array.flags.writeable:
+            raise RuntimeError(f"OrtValue for output '{name}' shares a read-only array")
+        self._outputs[name] = _Output(tensor, ortvalue._on_device, ortvalue, brought=True)
+
+    def clear_binding_outputs(self) -> None:
+        """Forget the outputs."""
+        self._outputs.clear()
+
+    def get_outputs(self) -> list[OrtValue]:
+        """The bound outputs' values, in the order of binding. Raises RuntimeError before the first run."""
+        return [self._value_of(name, output) for name, output in self._outputs.items()]
+
+    def copy_outputs_to_cpu(self) -> list[Array]:
+        """Copies of the bound outputs, in the order of binding, in the compiled dtypes."""
+        return [value.numpy() for value in self.get_outputs()]
+
+    @staticmethod
+    def _value_of(name: str, output: _Output) -> OrtValue:
+        if output.value is None:
+            raise RuntimeError(f"output {name!r} is bound, but nothing ran since")
+        return output.value
+
+    def synchronize_inputs(self) -> None:
+        """Nothing to do: host memory."""
+
+    def synchronize_outputs(self) -> None:
+        """Nothing to do: host memory."""
+
+    # The run --------------------------------------------------------------------------------------------------
+
+    def run(self, calls: Calls) -> None:
+        """Run on what is bound; the session's run_with_iobinding() is the way to call it."""
+        missing = [t.name for t in calls.inputs if t.name not in self._inputs]
+        if missing:
+            names = ", ".join(missing)
+            raise RuntimeError(f"All model inputs must be bound before run_with_iobinding; {names} are not")
+        arrays: list[Array] = []
+        native: list[bool] = []
+        for tensor in calls.inputs:
+            value, in_native_layout = self._inputs[tensor.name]
+            array = value._array
+            if tensor.quantisation is not None and array.dtype.name == tensor.native_dtype:
+                array = real(array, tensor.quantisation)
+            arrays.append(array)
+            native.append(in_native_layout and tensor.native_layout == "NHWC")
+        results = calls.run_raw(arrays, native)
+        for tensor, result in zip(calls.outputs, results):
+            output = self._outputs.get(tensor.name)
+            if output is None:
+                continue
+            if output.brought:
+                assert output.value is not None
+                np.copyto(output.value._logical(), result)
+            elif output.on_device:
+                stored = to_native_layout(result, tensor)
+                output.value = OrtValue._make(stored, tensor, self.session, "output", on_device=True)
+            else:
+                output.value = OrtValue._make(result)
+
+
+IOBinding = SessionIOBinding
+
+
+def _check_value(value: Any) -> None:
+    if not isinstance(value, OrtValue):
+        raise TypeError(f"an OrtValue of this package is wanted; got {type(value).__name__}")

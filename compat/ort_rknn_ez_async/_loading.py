@@ -1,0 +1,186 @@
+"""From what a session is given to its calls: on the NPU, or on the CPU with a warning."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ort_rknn._devices import survey
+from ort_rknn._facts import Facts, gather
+from ort_rknn._plan import Fallback, plan
+from ort_rknn._request import Request, read_request
+from ort_rknn.errors import FallbackWarning, bare_message
+from ort_rknn.files import RknnFile, RknnFileError, is_rknpu3, read_rknn
+from ort_rknn.loading import declared_by_file, open_executor
+from ort_rknn.seam import Model, Query
+
+from ._cpu import CpuCalls
+from ._npu import NpuCalls
+from .options import CPU, RKNPU2, RKNPU3, Wish
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_TRUE = ("1", "true", "on", "yes")
+
+Calls = NpuCalls | CpuCalls
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a session runs."""
+
+    calls: Calls
+    provider: str
+    """RKNPU2, or CPU where the ONNX runs in its place."""
+    custom_string: str
+
+
+def load(model: Any, wish: Wish, sess_options: Any, weights_of: Model | None, *, may_fall_back: bool) -> Loaded:
+    """Raises RuntimeError that names the model and what was wrong. Leaves nothing open when it does."""
+    content = _content(model)
+    head = _head(content)
+    _check_family(head, wish)
+    try:
+        return _load(content, wish, sess_options, weights_of, may_fall_back)
+    except RuntimeError:
+        raise
+    except Exception as error:  # onnxruntime's exception classes share no base, and are no RuntimeErrors
+        raise RuntimeError(bare_message(error)) from error
+
+
+def _load(content: str | bytes, wish: Wish, sess_options: Any, weights_of: Model | None, may_fall_back: bool) -> Loaded:
+    request = read_request(None, wish.options, no_cpu=not may_fall_back)
+    if wish.provider == CPU:
+        request = replace(request, wants_npu=False, strict=False)
+    file = _file(content)
+    facts = _with_named_library(gather(content, request, None), file, request)
+    made = plan(request, facts)
+    options = request.options
+    if made.where == "npu" and made.candidate is not None:
+        candidate, found = made.candidate, made.found
+        assert found is not None
+        inputs, outputs = (declared_by_file(candidate.file) if candidate.file else None) or (None, None)
+        executor = open_executor(
+            found,
+            candidate.source,
+            options,
+            inputs=inputs,
+            outputs=outputs,
+            file=candidate.file,
+            twin=facts.onnx_source if made.use_onnx else None,
+            label=candidate.name,
+            share_with=weights_of,
+        )
+        try:
+            perf = os.environ.get("ZTU_EZRKNN_ASYNC_PRINT_PERF", "").strip().lower() in _TRUE
+            calls = NpuCalls(executor, candidate.file, options, print_perf=perf)
+        except BaseException:
+            executor.close()
+            raise
+        custom = (candidate.file.custom_string or "") if candidate.file else ""
+        return Loaded(calls, RKNPU2, custom)
+    reason = made.fallback
+    if made.where == "npu":
+        reason = Fallback(f"no compiled twin of {facts.label}", "Convert it and put the .rknn beside it", loud=True)
+    if weights_of is not None:
+        raise RuntimeError(f"use_weight_from: this session would run on the CPU, which shares no weights: {reason}")
+    if reason is not None:
+        _warn(f"this session runs on the CPU: {reason}")
+    source = made.parent_model if made.where == "cpu" else facts.onnx_source
+    assert isinstance(source, (str, bytes))
+    custom = (file.custom_string or "") if file else ""
+    return Loaded(CpuCalls(source, sess_options, file, options), CPU, custom)
+
+
+def _content(model: Any) -> str | bytes:
+    if isinstance(model, (bytearray, memoryview)):
+        model = bytes(model)
+    if isinstance(model, bytes):
+        if not model:
+            raise RuntimeError("model data must not be empty")
+        return model
+    if hasattr(model, "getbuffer"):  # io.BytesIO
+        return _content(bytes(model.getbuffer()))
+    try:
+        path = os.fspath(model)
+    except TypeError:
+        raise RuntimeError(
+            f"path_or_bytes must be a path-like object or string, or the model's bytes; got {type(model).__name__}"
+        ) from None
+    return path if isinstance(path, str) else os.fsdecode(path)
+
+
+def _head(content: str | bytes) -> bytes:
+    if isinstance(content, bytes):
+        head = content[:16]
+    else:
+        if os.path.isdir(content):
+            raise RuntimeError(f"RKNN model is too small: {content} (a folder)")
+        try:
+            with open(content, "rb") as file:
+                head = file.read(16)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise RuntimeError(f"Unable to open RKNN model: {content} ({why})") from error
+    if len(head) < 4:
+        raise RuntimeError("RKNN model is too small to contain a valid header")
+    return head
+
+
+def _check_family(head: bytes, wish: Wish) -> None:
+    if is_rknpu3(head):
+        if wish.provider == RKNPU2:
+            raise RuntimeError("Provider/model mismatch: requested RKNPU2 but the model header is RKNPU3")
+        raise RuntimeError(
+            "the model is for RKNPU3 (RK182x), which is not supported here: sessions drive RKNPU2 (RK35xx)"
+        )
+    if wish.provider == RKNPU3:
+        raise RuntimeError("Provider/model mismatch: requested RKNPU3 but the model header is RKNPU2")
+    known = head.startswith((b"RKNN", b"CYPTRKNN")) or head[0] in _ONNX_FIRST_BYTES
+    if not known:
+        magic = " ".join(f"{byte:x}" for byte in head[:4])
+        raise RuntimeError(f"Unknown RKNN model magic: {magic} (neither an .rknn model nor an ONNX)")
+
+
+#: The first byte of an ONNX file: the tag of a field of ModelProto, ir_version before all others.
+_ONNX_FIRST_BYTES = (0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72)
+
+
+def _file(content: str | bytes) -> RknnFile | None:
+    try:
+        return read_rknn(content)
+    except RknnFileError as error:
+        head = _head(content)
+        if head.startswith((b"RKNN", b"CYPTRKNN")):
+            raise RuntimeError(str(error)) from error
+        return None
+
+
+def _with_named_library(facts: Facts, file: RknnFile | None, request: Request) -> Facts:
+    """Where the user names the runtime library and nothing tells the SoC, the model does: it was compiled for one."""
+    options = request.options
+    if (
+        facts.found is not None
+        or facts.absence is None
+        or options.runtime_library is None
+        or options.device is not None
+        or os.environ.get("ORT_RKNN_DEVICE")
+        or os.environ.get("ORT_RKNN_SOC")
+        or file is None
+        or not file.targets
+    ):
+        return facts
+    environ: Mapping[str, str] = {**os.environ, "ORT_RKNN_SOC": file.targets[0]}
+    report = survey(Query(runtime_library=options.runtime_library, environ=environ), options.adapter)
+    return replace(facts, found=report.found[0], machine_has_npu=True, absence=None) if report.found else facts
+
+
+def _warn(text: str) -> None:
+    depth, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+        depth += 1
+    warnings.warn(text, FallbackWarning, stacklevel=depth)

@@ -1,0 +1,93 @@
+"""What a model's inputs and outputs are called, hold and look like; a model's metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ort_rknn.seam import Layout, Quantisation, Shape
+
+#: numpy's name -> what stands in ``tensor(...)``.
+_IN_ONNX: Mapping[str, str] = {"float32": "float", "float64": "double"}
+#: The dtypes that values can hold; others are "unknown", as in that library.
+NUMPY_DTYPES = (
+    "float32",
+    "float16",
+    "int8",
+    "uint8",
+    "int16",
+    "uint16",
+    "int32",
+    "uint32",
+    "int64",
+    "bool",
+)
+
+
+def type_text(dtype: str) -> str:
+    """``tensor(float16)`` for "float16"."""
+    return f"tensor({_IN_ONNX.get(dtype, dtype)})" if dtype in (*NUMPY_DTYPES, "float64") else "tensor(unknown)"
+
+
+class NodeArg:
+    """One input or output: ``name``, ``shape`` (a list of ints), ``type`` ("tensor(float)"), ``layout`` (of ``shape``:
+    "NCHW", "NHWC", "UNDEFINED") and ``strides`` (always [])."""
+
+    __slots__ = ("layout", "name", "shape", "strides", "type")
+
+    def __init__(self, name: str, shape: list[int | str | None], type_: str, layout: str) -> None:
+        self.name = name
+        self.shape = shape
+        self.type = type_
+        self.layout = layout
+        self.strides: list[int] = []
+
+    def __repr__(self) -> str:
+        return f"NodeArg(name={self.name!r}, type={self.type!r}, shape={self.shape}, layout={self.layout!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """``custom_metadata_map`` has the converter's custom string as "rknn_custom_string", where there is one."""
+
+    custom_metadata_map: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input or output, in all the forms that it has."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    """As ``run`` takes or gives it."""
+    layout: Layout
+    """Of ``shape``."""
+    dtype: str
+    """What ``run`` should be fed without loss, or gives."""
+    native_dtype: str
+    """The compiled type: "float16", "int8" ..."""
+    native_shape: tuple[int | str | None, ...]
+    """As device values hold it: NHWC where it has four axes and a layout."""
+    native_layout: Layout
+    quantisation: Quantisation | None
+
+    def node(self) -> NodeArg:
+        """For ``get_inputs()``."""
+        return NodeArg(self.name, list(self.shape), type_text(self.dtype), self.layout)
+
+    def native_node(self) -> NodeArg:
+        """For ``get_native_inputs()``."""
+        return NodeArg(self.name, list(self.native_shape), type_text(self.native_dtype), self.native_layout)
+
+
+def plain_dtype(native: str, quantisation: Quantisation | None) -> str:
+    """What is fed without loss where only the compiled type is known: never a quantised or a short float type."""
+    if quantisation is not None or native.startswith(("float", "bfloat")) or native not in NUMPY_DTYPES:
+        return "float32"
+    return native
+
+
+def exchanged(shape: Shape) -> Shape:
+    """An NCHW shape as NHWC."""
+    n, c, h, w = shape
+    return (n, h, w, c)

@@ -1,0 +1,296 @@
+"""Calls on the NPU: the executor's contexts, with a form of call for every combination of dtypes that is fed."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from ort_rknn.calls import Call, nbytes
+from ort_rknn.errors import bare_message
+from ort_rknn.executor import Executor
+from ort_rknn.files import RknnFile
+from ort_rknn.options import Options
+from ort_rknn.seam import CallForm, Layout, PortForm, Shape
+from ort_rknn.signature import onnx_order
+
+from ._feeds import Array, cast, runtime_dtype
+from ._nodes import NUMPY_DTYPES, Tensor, exchanged, plain_dtype
+
+#: How many combinations of dtypes and shapes are remembered.
+_KEPT = 256
+_BYTE = ctypes.c_char
+_ORT_ERRORS = (state.Fail, state.InvalidArgument, state.RuntimeException)
+
+
+def _address(array: Array) -> int:
+    """Of the first element. Four times as fast as ``array.ctypes.data``, which read-only and empty arrays need."""
+    if array.flags.writeable and array.size:
+        memory: Any = array
+        return ctypes.addressof(_BYTE.from_buffer(memory))
+    address: int = array.ctypes.data
+    return address
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A call for arrays of known dtypes and shapes."""
+
+    call: Call
+    dtypes: tuple[str, ...] | None
+    """What the arrays are cast to first; None: nothing is."""
+    exchange: tuple[bool, ...] | None
+    """Which are transposed to NHWC first; None: none is."""
+
+
+class NpuCalls:
+    """A loaded model with its contexts; closes them. Thread safe. Raises RuntimeError."""
+
+    def __init__(self, executor: Executor, file: RknnFile | None, options: Options, *, print_perf: bool) -> None:
+        self.executor = executor
+        self._model = executor.model
+        self._print_perf = print_perf
+        asked = [options.layout.get(i.name, options.layout.get("*", "NCHW")) for i in self._model.inputs]
+        self._exchanged = tuple(
+            layout == "NCHW software" and info.layout == "NHWC" and len(info.shape) == 4
+            for layout, info in zip(asked, self._model.inputs)
+        )
+        self._layouts: tuple[Layout, ...] = tuple(
+            "UNDEFINED" if len(i.shape) != 4 or i.layout == "UNDEFINED" else "NHWC" if how == "NHWC" else "NCHW"
+            for i, how in zip(self._model.inputs, asked)
+        )
+        self._sets = self._model.shape_sets or (tuple(onnx_order(i.shape, i.layout) for i in self._model.inputs),)
+        self._dynamic = bool(self._model.shape_sets)
+        # Asked at load: it switches a context of the runtime.
+        self._output_sets = [self._model.output_shapes(k if self._dynamic else None) for k in range(len(self._sets))]
+        self.inputs = self._input_tensors(file)
+        self.outputs = self._output_tensors()
+        self._ready: dict[object, _Ready] = {}
+        self._forms: dict[object, Call] = {}
+
+    @property
+    def contexts(self) -> int:
+        return self.executor.dispatch.contexts
+
+    @property
+    def closed(self) -> bool:
+        return self.executor.closed
+
+    def close(self) -> None:
+        self.executor.close()
+
+    def _input_tensors(self, file: RknnFile | None) -> tuple[Tensor, ...]:
+        told = {t.name: t.dtype for t in file.inputs} if file is not None else {}
+        tensors = []
+        for k, (info, layout) in enumerate(zip(self._model.inputs, self._layouts)):
+            in_order = self._sets[0][k]
+            native: Layout = "NHWC" if layout != "UNDEFINED" else "UNDEFINED"
+            dtype = told.get(info.name)
+            tensors.append(
+                Tensor(
+                    name=info.name or f"input_{k}",
+                    shape=self._shape_in(in_order, layout),
+                    layout=layout,
+                    dtype=dtype if dtype in NUMPY_DTYPES else plain_dtype(info.dtype, info.quantisation),
+                    native_dtype=info.dtype,
+                    native_shape=self._shape_in(in_order, native),
+                    native_layout=native,
+                    quantisation=info.quantisation,
+                )
+            )
+        return tuple(tensors)
+
+    def _output_tensors(self) -> tuple[Tensor, ...]:
+        tensors = []
+        for k, info in enumerate(self._model.outputs):
+            shape = self._output_sets[0][k]
+            four = len(shape) == 4 and info.layout == "NCHW"
+            tensors.append(
+                Tensor(
+                    name=info.name or f"output_{k}",
+                    shape=shape,
+                    layout=info.layout,
+                    dtype="float32",
+                    native_dtype=info.dtype,
+                    native_shape=exchanged(shape) if four else shape,
+                    native_layout="NHWC" if four else info.layout,
+                    quantisation=info.quantisation,
+                )
+            )
+        return tuple(tensors)
+
+    @staticmethod
+    def _shape_in(in_order: Shape, layout: Layout) -> Shape:
+        return exchanged(in_order) if layout == "NHWC" else in_order
+
+    # Running --------------------------------------------------------------------------------------------------
+
+    def check(self, arrays: Sequence[Array], *, batch: bool = False) -> None:
+        """Raise RuntimeError where :meth:`run` would, without running."""
+        self._find(arrays, batch)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Run n goes to lane ``order[n % len(order)]``; ``schedule="auto"`` has one lane with all contexts."""
+        return (0,) if self.executor.dispatch.first_idle else self.executor.dispatch.order
+
+    @property
+    def contexts_per_lane(self) -> int:
+        """How many runs a lane holds at once."""
+        dispatch = self.executor.dispatch
+        return dispatch.contexts if dispatch.first_idle else dispatch.contexts_per_lane
+
+    def run(self, arrays: Sequence[Array], *, batch: bool = False, lane: int = 0) -> list[Array]:
+        """All outputs as fresh float32 arrays, in the model's order. ``arrays`` in the model's order, C-contiguous.
+
+        The runtime reads the arrays themselves unless one is of a dtype that it does not know, or ``layout`` says that
+        it is transposed here. ``batch``: the leading axis counts samples, which go over the cores in parallel.
+        """
+        ready = self._ready.get((batch, *[(a.dtype, a.shape) for a in arrays]))
+        if ready is None:
+            ready = self._find(arrays, batch)
+        if ready.dtypes is not None or ready.exchange is not None:
+            arrays = self._prepared(arrays, ready)
+        results: list[Array] = [np.empty(shape, np.float32) for shape in ready.call.output_shapes]
+        self._execute(ready.call, arrays, results, lane)
+        return results
+
+    def _execute(self, call: Call, arrays: Sequence[Array], results: Sequence[Array], lane: int | None = None) -> None:
+        """Run on the arrays' own memory. Raises RuntimeError naming the call of the runtime, its code and the core."""
+        started = time.perf_counter() if self._print_perf else 0.0
+        inputs = [_address(a) for a in arrays]
+        outputs = [_address(r) for r in results]
+        try:
+            if lane is None or call.samples > 1:
+                self.executor.execute(call, inputs, outputs)
+            else:
+                self.executor.execute_on(lane, call, inputs, outputs)
+        except _ORT_ERRORS as error:
+            raise RuntimeError(bare_message(error)) from error
+        if self._print_perf:
+            us = (time.perf_counter() - started) * 1e6
+            # One line per task, as that library's; the parts of a run are not told apart above the runtime.
+            line = f"task_id=-1 thread_id={threading.get_native_id()} core_id=-1 infer_us={us:.0f} total_us={us:.0f}"
+            print(f"[ztu_ez_rknn_async_perf] {line}", file=sys.stderr)
+
+    def _prepared(self, arrays: Sequence[Array], ready: _Ready) -> list[Array]:
+        out = []
+        for k, (array, tensor) in enumerate(zip(arrays, self.inputs)):
+            if ready.dtypes is not None and (array.dtype.name != ready.dtypes[k] or not array.dtype.isnative):
+                array = cast(array, ready.dtypes[k], tensor.name)
+            if ready.exchange is not None and ready.exchange[k]:
+                array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+            out.append(array)
+        return out
+
+    def _find(self, arrays: Sequence[Array], batch: bool) -> _Ready:
+        key = (batch, *[(a.dtype, a.shape) for a in arrays])
+        ready = self._ready.get(key)
+        if ready is not None:
+            return ready
+        dtypes = tuple(runtime_dtype(a.dtype, t.name) for a, t in zip(arrays, self.inputs))
+        shapes: tuple[Shape, ...] = tuple(a.shape for a in arrays)
+        samples = 1
+        if batch:
+            samples = self._samples(shapes)
+            shapes = tuple((1, *shape[1:]) for shape in shapes)
+        index = self._set_of(shapes, batch)
+        call = self.call(dtypes, self._layouts_of(self._exchanged), index)
+        if batch:
+            call = replace(call, samples=samples, output_shapes=tuple((samples, *s[1:]) for s in call.outputs))
+        plain = all(a.dtype.name == d and a.dtype.isnative for a, d in zip(arrays, dtypes))
+        ready = _Ready(call, None if plain else dtypes, self._exchanged if any(self._exchanged) else None)
+        if len(self._ready) >= _KEPT:
+            self._ready.pop(next(iter(self._ready)), None)
+        self._ready[key] = ready
+        return ready
+
+    def _layouts_of(self, exchanged_first: Sequence[bool]) -> tuple[Layout, ...]:
+        return tuple("NHWC" if first else layout for first, layout in zip(exchanged_first, self._layouts))
+
+    def _set_of(self, shapes: Sequence[Shape], batch: bool = False) -> int:
+        """The index of the compiled set with these shapes (in the session's layouts)."""
+        sets = [tuple(self._shape_in(s, layout) for s, layout in zip(group, self._layouts)) for group in self._sets]
+        if tuple(shapes) in sets:
+            return sets.index(tuple(shapes))
+        for k, (shape, tensor) in enumerate(zip(shapes, self.inputs)):
+            possible = list(dict.fromkeys(group[k] for group in sets))
+            expected = " or ".join(str(list(s)) for s in possible)
+            if not batch and len(shape) != len(possible[0]):
+                raise RuntimeError(f"Input rank mismatch for '{tensor.name}': expected {expected}, got {list(shape)}")
+            if shape not in possible:
+                what = "Batch input" if batch else "Input"
+                raise RuntimeError(f"{what} '{tensor.name}' shape mismatch: expected {expected}, got {list(shape)}")
+        known = "; ".join(str([list(s) for s in group]) for group in sets)
+        raise RuntimeError(f"these input shapes were not compiled together. Compiled are: {known}")
+
+    def _samples(self, shapes: Sequence[Shape]) -> int:
+        """How many samples a batch holds; everything about it but the samples' own shape is checked."""
+        for group in self._sets:
+            if any(not s or s[0] not in (0, 1) for s in group):
+                raise RuntimeError("Batch mode requires model batch dimension == 1")
+        if any(not s or s[0] < 1 for s in shapes):
+            raise RuntimeError("Batch input must have a positive first dimension")
+        if len({s[0] for s in shapes}) > 1:
+            raise RuntimeError(f"Batch size mismatch across inputs: {[s[0] for s in shapes]}")
+        for tensor, shape in zip(self.outputs, self._output_sets[0]):
+            if not shape or shape[0] != 1:
+                raise RuntimeError(
+                    f"Batch mode needs a leading axis of 1 in every output, which is the batch; output {tensor.name!r} "
+                    f"has shape {list(shape)}. Run the samples one by one"
+                )
+        return shapes[0][0]
+
+    def call(self, dtypes: tuple[str, ...], layouts: tuple[Layout, ...], index: int, raw: bool = False) -> Call:
+        """The call for inputs of these dtypes and layouts; outputs float32, or (``raw``) as compiled."""
+        key = (dtypes, layouts, index, raw)
+        found = self._forms.get(key)
+        if found is None:
+            found = self._forms.setdefault(key, self._new_call(dtypes, layouts, index, raw))
+        return found
+
+    def _new_call(self, dtypes: tuple[str, ...], layouts: tuple[Layout, ...], index: int, raw: bool) -> Call:
+        inputs = tuple(self._shape_in(s, layout) for s, layout in zip(self._sets[index], layouts))
+        outputs = self._output_sets[index]
+        out_dtypes = tuple(i.dtype if raw else "float32" for i in self._model.outputs)
+        in_bytes = tuple(nbytes(s, d) for s, d in zip(inputs, dtypes))
+        out_bytes = tuple(nbytes(s, d) for s, d in zip(outputs, out_dtypes))
+        form = CallForm(
+            tuple(PortForm(d, w, s, n) for d, w, s, n in zip(dtypes, layouts, inputs, in_bytes)),
+            tuple(
+                PortForm(d, i.layout, s, n) for d, i, s, n in zip(out_dtypes, self._model.outputs, outputs, out_bytes)
+            ),
+            index if self._dynamic else None,
+        )
+        return Call(form, inputs, outputs, outputs, 1, in_bytes, out_bytes, direct=True, padded=False)
+
+    # Zero copy ------------------------------------------------------------------------------------------------
+
+    def run_raw(self, arrays: Sequence[Array], in_native_layout: Sequence[bool]) -> list[Array]:
+        """Outputs of the compiled dtypes, in the model's order, as :attr:`outputs` shapes them.
+
+        ``in_native_layout``: arrays that are NHWC whatever the session's layout is.
+        """
+        given = [a.transpose(0, 3, 1, 2) if f and a.ndim == 4 else a for a, f in zip(arrays, in_native_layout)]
+        # Without copies: only the shapes are wanted.
+        wanted = tuple(
+            exchanged(g.shape) if f and layout == "NHWC" else g.shape
+            for g, f, layout in zip(given, in_native_layout, self._layouts)
+        )
+        index = self._set_of(wanted)
+        layouts: tuple[Layout, ...] = tuple(
+            "NHWC" if f and layout != "UNDEFINED" else layout for f, layout in zip(in_native_layout, self._layouts)
+        )
+        call = self.call(tuple(a.dtype.name for a in arrays), layouts, index, raw=True)
+        results: list[Array] = [
+            np.empty(shape, port.dtype) for shape, port in zip(call.output_shapes, call.form.outputs)
+        ]
+        self._execute(call, arrays, results)
+        return results

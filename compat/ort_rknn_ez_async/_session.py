@@ -1,0 +1,384 @@
+"""The session."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import queue
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+
+from ort_rknn.options import Options, read_options
+from ort_rknn.submission import Submitter
+
+from ._feeds import Array, arrays_of, places_of, wants_batch
+from ._loading import Loaded, load
+from ._nodes import ModelMetadata, NodeArg
+from ._npu import NpuCalls
+from ._turns import Pipe, Slot, Turns
+from .options import CPU, read_wish
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ._binding import SessionIOBinding
+
+#: Keywords of onnxruntime's sessions that mean something here.
+_KEYWORDS = ("use_weight_from", "enable_fallback")
+
+
+class Core:
+    """What a session holds open, apart from it: work in flight refers to this, never to the session."""
+
+    def __init__(self, loaded: Loaded, options: Options) -> None:
+        self.loaded = loaded
+        self.calls = loaded.calls
+        self.options = options
+        self.process = os.getpid()
+        self.ended = False
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(self.calls.contexts + options.max_queue_size):
+            self._places.put(None)
+        lanes = [Turns(self.calls.contexts_per_lane, partial(self._run, k)) for k in range(max(self.calls.order) + 1)]
+        self._lanes = tuple(lanes)
+        self._order = tuple(lanes[k] for k in self.calls.order)
+        self._tasks = itertools.count()
+        self._timeout = options.submit_timeout_ms / 1000
+        self._submitter: Submitter | None = None
+        self._lock = threading.Lock()
+        _alive.add(self)
+
+    def _run(self, lane: int, arrays: Sequence[Array], places: list[int] | None, batch: bool) -> list[Array]:
+        results = self.calls.run(arrays, batch=batch, lane=lane)
+        if places is None:
+            return results
+        # An output that is asked for twice is given twice, not shared.
+        return [results[p] if p not in places[:k] else results[p].copy() for k, p in enumerate(places)]
+
+    def run(self, arrays: Sequence[Array], places: list[int] | None, batch: bool) -> list[Array]:
+        """Run and wait. While it does, it takes one of ``max_queue_size`` places besides those of the contexts."""
+        self.check_process()
+        self._take_place("run submit timed out: async queue/callback pipeline is saturated")
+        try:
+            results: list[Array] = self._next_lane().run(arrays, places, batch)
+            return results
+        finally:
+            self._places.put(None)
+
+    def start(self, arrays: Sequence[Array]) -> Slot:
+        """Run on another thread; all outputs. Takes a place as :meth:`run` does."""
+        self._take_place("run_pipeline submit timed out")
+        return self._next_lane().start((arrays, None, False), self._free_place)
+
+    def _next_lane(self) -> Turns:
+        """Whose turn a new run is: run n goes to core ``schedule[n % len(schedule)]``."""
+        return self._order[next(self._tasks) % len(self._order)]
+
+    def run_later(self, arrays: Sequence[Array], places: list[int] | None) -> list[Array]:
+        """What the threads of ``run_async`` do: their places are others."""
+        results: list[Array] = self._next_lane().run(arrays, places, False)
+        return results
+
+    def _free_place(self) -> None:
+        self._places.put(None)
+
+    def _take_place(self, words: str) -> None:
+        try:
+            self._places.get(timeout=self._timeout)
+        except queue.Empty:
+            raise RuntimeError(
+                f"{words}; no place became free in {self._timeout:g} s (submit_timeout_ms) with "
+                f"max_queue_size={self.options.max_queue_size}"
+            ) from None
+
+    def check_process(self) -> None:
+        if self.process != os.getpid():
+            raise RuntimeError(
+                "the process was forked after the session was made; make the session in the child instead"
+            )
+
+    def check_open(self) -> None:
+        self.check_process()
+        if self.ended:
+            raise RuntimeError("the session was closed")
+
+    def submitter(self) -> Submitter:
+        self.check_open()
+        with self._lock:
+            if self._submitter is None:
+                options, contexts = self.options, self.calls.contexts
+                # Those that wait do so at their core, so that it has its next run at once.
+                ready = min(contexts, options.max_queue_size)
+                self._submitter = Submitter(
+                    contexts + ready,
+                    max_queue_size=options.max_queue_size - ready,
+                    submit_timeout_ms=options.submit_timeout_ms,
+                    sequential_callbacks=options.sequential_callbacks,
+                )
+            return self._submitter
+
+    def end(self) -> None:
+        """Wait for what was submitted, callbacks included, then give everything back. Idempotent."""
+        with self._lock:
+            if self.ended:
+                return
+            self.ended = True
+            submitter, self._submitter = self._submitter, None
+        if self.process == os.getpid():
+            if submitter is not None:
+                submitter.close()
+            for lane in self._lanes:
+                lane.close()
+            self.calls.close()
+
+    def end_from_anywhere(self) -> None:
+        """As :meth:`end`, also on a thread that the end would have to wait for."""
+        if threading.current_thread().name.startswith("ort_rknn"):
+            threading.Thread(target=self.end, name="end of a session").start()
+        else:
+            self.end()
+
+
+_alive: weakref.WeakSet[Core] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """At the interpreter's end the callbacks that are still due come, while they still can."""
+    for core in list(_alive):
+        try:
+            core.end()
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+
+
+class InferenceSession:
+    """A compiled model on the NPU; where there is none, its ONNX twin on the CPU, with a FallbackWarning.
+
+    ``path_or_bytes``: an ``.rknn`` (or an ONNX whose twin lies beside it), as a path or as bytes. ``sess_options``: an
+    onnxruntime.SessionOptions for the CPU. ``providers``, ``provider_options``: see
+    :func:`~ort_rknn_ez_async.make_provider_options`. Keywords: ``use_weight_from``, another session on the same kind of
+    model, whose weights are used; ``enable_fallback=0``: an error where the CPU would have to do.
+
+    Methods may be called from any number of threads. Errors are RuntimeErrors; unknown keywords are TypeErrors.
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: Any,
+        sess_options: Any = None,
+        providers: Any = None,
+        provider_options: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        unknown = [key for key in kwargs if key not in _KEYWORDS]
+        if unknown:
+            raise TypeError(f"InferenceSession has no keyword {unknown[0]!r}; it has {', '.join(_KEYWORDS)}")
+        if sess_options is not None and not isinstance(sess_options, onnxruntime.SessionOptions):
+            warnings.warn(
+                f"sess_options has no effect: an onnxruntime.SessionOptions is wanted, not a "
+                f"{type(sess_options).__name__}",
+                stacklevel=2,
+            )
+            sess_options = None
+        wish = read_wish(providers, provider_options)
+        lender = _lender(kwargs.get("use_weight_from"))
+        if lender is not None and wish.options.keys() & {"custom_op_path", "custom_op_paths"}:
+            raise RuntimeError("use_weight_from cannot be combined with custom ops")
+        loaded = load(
+            path_or_bytes,
+            wish,
+            sess_options,
+            lender.calls.executor.model if lender is not None else None,  # type: ignore[union-attr]
+            may_fall_back=bool(kwargs.get("enable_fallback", True)),
+        )
+        self._core = Core(loaded, read_options(wish.options))
+        self._given = wish.given
+        calls = loaded.calls
+        self._inputs = tuple(t.name for t in calls.inputs)
+        self._outputs = tuple(t.name for t in calls.outputs)
+        self._pipeline: Pipe | None = None
+        self._pipeline_lock = threading.Lock()
+
+    # Running --------------------------------------------------------------------------------------------------
+
+    def run(self, output_names: Any = None, input_feed: Any = None, run_options: Any = None) -> list[Array]:
+        """Run and wait. Returns fresh float32 arrays: all outputs, or those named, in that order.
+
+        ``input_feed``: an array, a list in the model's order, or a mapping by name. The runtime is given the arrays'
+        own dtypes. ``run_options``: ``{"ztu_modelrt_dispatch_batch": True}``, or an object that answers
+        ``get_run_config_entry``: the leading axis then counts samples, which run in parallel and come back stacked.
+
+        It executes on this thread while a context is free. Raises RuntimeError, also where no place became free in
+        ``submit_timeout_ms``.
+        """
+        arrays = arrays_of(input_feed, self._inputs)
+        places = places_of(output_names, self._outputs) if output_names is not None else None
+        batch = wants_batch(run_options) if run_options is not None else False
+        return self._core.run(arrays, places, batch)
+
+    def run_async(
+        self,
+        output_names: Any,
+        input_feed: Any,
+        callback: Callable[[list[Array] | None, Any, str], object],
+        user_data: Any = None,
+        run_options: Any = None,
+    ) -> None:
+        """Run soon; ``callback(results, user_data, "")``, or ``(None, user_data, text)``, comes on another thread.
+
+        The arrays are copied: they may be changed when this returns. Raises RuntimeError for what is wrong with the
+        arguments, and where no place became free in ``submit_timeout_ms``. No names or []: all outputs.
+        """
+        if not callable(callback):
+            raise TypeError(f"run_async(): callback must be callable; got {type(callback).__name__}")
+        arrays = arrays_of(input_feed, self._inputs)
+        places = places_of(output_names, self._outputs)
+        if wants_batch(run_options):
+            raise RuntimeError("RunAsync does not support dispatch batch; run() does")
+        core = self._core
+        core.check_open()
+        core.calls.check(arrays)
+
+        def deliver(results: list[Array] | None, error: BaseException | None) -> None:
+            callback(results, user_data, "" if error is None else str(error) or type(error).__name__)
+
+        try:
+            core.submitter().submit_with_callback(core.run_later, ([a.copy() for a in arrays], places), deliver)
+        except Fail as error:
+            raise RuntimeError(f"RunAsync submit timed out ({core.options.submit_timeout_ms} ms): {error}") from None
+
+    def run_pipeline(self, input_feed: Any, depth: int = 3, reset: bool = False) -> list[Array] | None:
+        """Submit, and get the result of the call ``depth`` calls ago; None for the first ``depth`` calls.
+
+        The arrays are copied: they may be changed when this returns. ``reset``, or another depth, begins anew and loses
+        what is in flight; :meth:`flush` gives the last results. Raises the error of the call whose result it would be.
+        """
+        if isinstance(depth, bool) or not hasattr(depth, "__index__") or depth.__index__() < 0:
+            raise TypeError(f"run_pipeline(): depth must be a whole number from 1; got {depth!r}")
+        depth = depth.__index__()
+        if depth == 0:
+            raise RuntimeError("pipeline depth must be > 0")
+        arrays = arrays_of(input_feed, self._inputs)
+        core = self._core
+        core.check_open()
+        core.calls.check(arrays)
+        slot = core.start([a.copy() for a in arrays])
+        with self._pipeline_lock:
+            if self._pipeline is None or reset or self._pipeline.depth != depth:
+                self._pipeline = Pipe(depth)
+            pipeline = self._pipeline
+        result: list[Array] | None = pipeline.push(slot)
+        return result
+
+    def flush(self) -> list[list[Array]]:
+        """The results that are still in the pipeline, oldest first. Raises the first error, after all have ended."""
+        self._core.check_process()
+        with self._pipeline_lock:
+            pipeline = self._pipeline
+        return pipeline.flush() if pipeline is not None else []
+
+    # Zero copy ------------------------------------------------------------------------------------------------
+
+    def io_binding(self) -> SessionIOBinding:
+        """An empty binding for this session."""
+        from ._binding import SessionIOBinding
+
+        return SessionIOBinding(self)
+
+    def run_with_iobinding(
+        self, io_binding: SessionIOBinding | None = None, run_options: Any = None, *, iobinding: Any = None
+    ) -> None:
+        """Run on what is bound, on this thread, on any free context. Both spellings of the keyword are taken."""
+        from ._binding import SessionIOBinding
+
+        binding = io_binding if io_binding is not None else iobinding
+        if not isinstance(binding, SessionIOBinding) or (io_binding is not None and iobinding is not None):
+            raise TypeError("run_with_iobinding(): one binding is wanted, as io_binding= (or iobinding=)")
+        if wants_batch(run_options):
+            raise RuntimeError("run_with_iobinding does not support dispatch batch; run() does")
+        if binding.session is not self:
+            raise RuntimeError("IoBinding belongs to a different session")
+        self._core.check_open()
+        binding.run(self._core.calls)
+
+    # Metadata -------------------------------------------------------------------------------------------------
+
+    @property
+    def input_names(self) -> list[str]:
+        return list(self._inputs)
+
+    @property
+    def output_names(self) -> list[str]:
+        return list(self._outputs)
+
+    def get_inputs(self) -> list[NodeArg]:
+        """What ``run`` takes."""
+        return [t.node() for t in self._core.calls.inputs]
+
+    def get_outputs(self) -> list[NodeArg]:
+        """What ``run`` gives."""
+        return [t.node() for t in self._core.calls.outputs]
+
+    def get_native_inputs(self) -> list[NodeArg]:
+        """Types and shapes of device values: the compiled types, NHWC."""
+        return [t.native_node() for t in self._core.calls.inputs]
+
+    def get_native_outputs(self) -> list[NodeArg]:
+        """Types and shapes of device values: the compiled types, NHWC."""
+        return [t.native_node() for t in self._core.calls.outputs]
+
+    def get_modelmeta(self) -> ModelMetadata:
+        """The converter's custom string as ``custom_metadata_map["rknn_custom_string"]``."""
+        custom = self._core.loaded.custom_string
+        return ModelMetadata({"rknn_custom_string": custom} if custom else {})
+
+    def get_providers(self) -> list[str]:
+        """["RKNPU2ExecutionProvider"], or ["CPUExecutionProvider"] where the ONNX runs in its place."""
+        return [self._core.loaded.provider]
+
+    def get_provider_options(self) -> dict[str, Mapping[str, Any]]:
+        """The options that were given, by provider."""
+        return {self._core.loaded.provider: dict(self._given) if self._core.loaded.provider != CPU else {}}
+
+    # The end --------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Wait for what was submitted, callbacks included, and give everything back. Idempotent."""
+        self._core.end_from_anywhere()
+
+    def __enter__(self) -> InferenceSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        core = self.__dict__.get("_core")  # not there where __init__ raised
+        if core is not None:
+            core.end_from_anywhere()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a session cannot be pickled: make one in the other process")
+
+
+def _lender(other: Any) -> Core | None:
+    if other is None:
+        return None
+    if not isinstance(other, InferenceSession):
+        raise TypeError(f"use_weight_from must be an InferenceSession of this package; got {type(other).__name__}")
+    other._core.check_open()
+    if not isinstance(other._core.calls, NpuCalls):
+        raise RuntimeError("use_weight_from must refer to an RKNPU2 session; that one runs on the CPU")
+    return other._core

@@ -1,0 +1,249 @@
+"""Provider options: the typed dicts, the functions that make them, and how a session reads them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from ort_rknn.errors import OptionError, bare_message
+from ort_rknn.options import LAYOUTS, read_options
+
+LayoutLike = Literal["nchw", "original", "nchw_software", "original_software", "nhwc", "any"]
+ZeroCopyLayoutLike = Literal["nhwc", "native"]
+TpModeLike = Literal["auto", "all", "0", "1", "2", "0,1", "0,1,2"]
+PathLike = str | os.PathLike[str]
+
+
+class RknnProviderOptions(TypedDict, total=False):
+    """Options for RKNPU2, every key optional."""
+
+    layout: LayoutLike
+    zero_copy_layout: ZeroCopyLayoutLike
+    max_queue_size: int
+    threads_per_core: int
+    submit_timeout_ms: int
+    sequential_callbacks: bool
+    schedule: int | str | Sequence[int]
+    tp_mode: TpModeLike
+    enable_pacing: bool
+    disable_dup_context: bool
+    custom_op_path: PathLike | Sequence[PathLike]
+    custom_op_paths: PathLike | Sequence[PathLike]
+    custom_op_default_path: bool
+    load_custom_ops_from_default_path: bool
+
+
+Rknpu2ProviderOptions = RknnProviderOptions
+
+
+class Rknpu3ProviderOptions(TypedDict, total=False):
+    """Options for RKNPU3, which sessions here refuse."""
+
+    runtime_library: PathLike
+    device_id: str | int
+    weight_path: PathLike
+    priority: int
+    run_timeout_ms: int
+    run_core_mask: str | int
+
+
+def make_provider_options(
+    *,
+    layout: LayoutLike = "original",
+    zero_copy_layout: ZeroCopyLayoutLike = "nhwc",
+    max_queue_size: int = 3,
+    threads_per_core: int = 1,
+    submit_timeout_ms: int = 10000,
+    sequential_callbacks: bool = True,
+    schedule: int | str | Sequence[int] | None = None,
+    tp_mode: TpModeLike | None = None,
+    enable_pacing: bool = False,
+    disable_dup_context: bool = False,
+    custom_op_paths: PathLike | Sequence[PathLike] | None = None,
+    custom_op_default_path: bool = False,
+) -> RknnProviderOptions:
+    """A dict of options for RKNPU2; those that are None are left out.
+
+    Raises ValueError where both ``schedule`` and ``tp_mode`` are given. Values are checked by the session.
+    """
+    if schedule is not None and tp_mode is not None:
+        raise ValueError("provider options 'tp_mode' conflicts with 'schedule'; set only one.")
+    given = dict(locals())
+    return {key: value for key, value in given.items() if value is not None}  # type: ignore[return-value]
+
+
+make_rknpu2_provider_options = make_provider_options
+
+
+def make_rknpu3_provider_options(
+    *,
+    runtime_library: PathLike | None = None,
+    device_id: str | int | None = None,
+    weight_path: PathLike | None = None,
+    priority: int = 0,
+    run_timeout_ms: int = 0,
+    run_core_mask: str | int = "auto",
+) -> Rknpu3ProviderOptions:
+    """A dict of options for RKNPU3, for programs that make one; sessions here drive RKNPU2 and refuse them."""
+    given = dict(locals())
+    return {key: value for key, value in given.items() if value is not None}  # type: ignore[return-value]
+
+
+# How a session reads them -----------------------------------------------------------------------------------------
+
+RKNPU2 = "RKNPU2ExecutionProvider"
+RKNPU3 = "RKNPU3ExecutionProvider"
+CPU = "CPUExecutionProvider"
+_NPU_NAMES = (RKNPU2, "RKNNExecutionProvider", "RknnExecutionProvider")
+
+_INTEGERS = ("max_queue_size", "threads_per_core", "submit_timeout_ms")
+_BOOLEANS = (
+    "sequential_callbacks",
+    "enable_pacing",
+    "disable_dup_context",
+    "custom_op_default_path",
+    "load_custom_ops_from_default_path",
+)
+_ACCEPTED = (
+    *RknnProviderOptions.__annotations__,
+    # ort_rknn's own:
+    "device",
+    "adapter",
+    "runtime_library",
+    "rknn_model",
+    "onnx_model",
+    "run_timeout_ms",
+)
+_RKNPU3_ONLY = ("device_id", "weight_path", "priority", "run_core_mask")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a session was asked for."""
+
+    given: dict[str, Any]
+    """The user's options, for ``get_provider_options()``."""
+    options: dict[str, Any]
+    """The same, as ort_rknn reads them; valid."""
+    provider: str | None
+    """RKNPU2 or RKNPU3 where one was named, CPU where only the CPU was, else None."""
+
+
+def read_wish(providers: Any, provider_options: Any) -> Wish:
+    """Sort out ``providers`` and ``provider_options``. Raises RuntimeError that says what is wrong with them."""
+    names, inline = _read_providers(providers)
+    family = next((n for n in names if n != CPU), CPU if names else None)
+    separate = _read_separate(provider_options, names)
+    if inline and separate:
+        raise RuntimeError("provider options were supplied both inline and via provider_options; give them once")
+    given = dict(inline or separate)
+    if family == RKNPU3:
+        return Wish(given, {}, RKNPU3)
+    return Wish(given, _checked(given), family)
+
+
+def _read_providers(providers: Any) -> tuple[list[str], Mapping[Any, Any]]:
+    """(names with RKNPU2's alias resolved, the NPU's inline options)."""
+    if providers is None:
+        return [], {}
+    if isinstance(providers, str):
+        providers = [providers]
+    if not isinstance(providers, Sequence) or isinstance(providers, (bytes, bytearray)):
+        raise RuntimeError(f"providers must be a string or sequence; got {type(providers).__name__}")
+    names: list[str] = []
+    inline: Mapping[Any, Any] = {}
+    for entry in providers:
+        name: Any = entry
+        options: Mapping[Any, Any] = {}
+        if isinstance(entry, tuple):
+            if len(entry) != 2 or not isinstance(entry[1], Mapping):
+                raise RuntimeError(f"provider tuple must be (provider_name, options_dict); got {entry!r}")
+            name, options = entry
+        if not isinstance(name, str):
+            raise RuntimeError(f"provider entry must be a name or (name, options) tuple; got {entry!r}")
+        if name not in (*_NPU_NAMES, RKNPU3, CPU):
+            raise RuntimeError(f"Unsupported execution provider: {name}; known are {', '.join((*_NPU_NAMES, CPU))}")
+        name = RKNPU2 if name in _NPU_NAMES else name
+        if name == CPU and options:
+            raise RuntimeError(f"{CPU} has no options here; got {dict(options)!r}")
+        if name != CPU and any(n != CPU for n in names):
+            raise RuntimeError(f"exactly one RKNN execution provider is supported per session; got {providers!r}")
+        names.append(name)
+        inline = options or inline
+    return names, inline
+
+
+def _read_separate(options: Any, names: Sequence[str]) -> Mapping[Any, Any]:
+    """The NPU's among ``provider_options``: a dict, or a list that goes with ``providers``."""
+    if options is None or isinstance(options, Mapping):
+        return options or {}
+    wanted = "provider_options must be a dict or a sequence whose first item is a dict"
+    if not isinstance(options, Sequence) or isinstance(options, (str, bytes)):
+        raise RuntimeError(f"{wanted}; got {type(options).__name__}")
+    if not options:
+        return {}
+    if not all(isinstance(o, Mapping) for o in options):
+        raise RuntimeError(f"{wanted}; got {options!r}")
+    place = next((i for i, n in enumerate(names) if n != CPU), 0) if len(options) == len(names) else 0
+    others = [o for i, o in enumerate(options) if i != place and o]
+    if others:
+        raise RuntimeError(f"provider_options: {dict(others[0])!r} belongs to no RKNN provider; nothing would read it")
+    found: Mapping[Any, Any] = options[place]
+    return found
+
+
+def _checked(given: Mapping[Any, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if not isinstance(key, str):
+            raise RuntimeError(f"provider_options keys must be str; got {key!r}")
+        if key in _RKNPU3_ONLY:
+            raise RuntimeError(f"provider option {key!r} is for RKNPU3 (RK182x), which is not supported here")
+        if key not in _ACCEPTED:
+            raise RuntimeError(f"Unknown provider_options key: {key}; known are {', '.join(_ACCEPTED)}")
+        # That library's booleans take any int.
+        values[key] = bool(value) if key in _BOOLEANS and type(value) is int else value
+    if "schedule" in values and "tp_mode" in values:
+        raise RuntimeError(
+            "tp_mode conflicts with schedule; set only one (schedule spreads whole runs over the cores, "
+            "tp_mode splits one run over several)"
+        )
+    for key, value in values.items():
+        try:
+            read_options({key: value})
+        except OptionError as error:
+            phrase = _phrase(key, value)
+            raise RuntimeError(f"{phrase}: {bare_message(error)}" if phrase else bare_message(error)) from None
+    library = os.environ.get("ZTU_RKNPU2_RUNTIME_LIBRARY")
+    if library and "runtime_library" not in values:
+        values["runtime_library"] = os.path.abspath(library) if os.sep in library else library
+    return values
+
+
+def _phrase(key: str, value: Any) -> str:
+    """That library's own words for a bad value, which programs may look for in the message."""
+    if key == "layout" and value not in LAYOUTS:
+        return f"Unknown layout: {value}"
+    if key == "zero_copy_layout" and value != "native":
+        return f"Unknown zero_copy_layout: {value}"
+    if key == "tp_mode":
+        return "invalid tp_mode" if isinstance(value, str) else "tp_mode must be a string"
+    if key in _INTEGERS:
+        try:
+            int(value if isinstance(value, str) else value.__index__())
+        except (AttributeError, ValueError):
+            return f"{key} must be an integer"
+        return f"{key} must be > 0"
+    if key in _BOOLEANS:
+        return f"{key} must be a boolean"
+    if key == "schedule":
+        if isinstance(value, (str, Sequence)) and not len(value):
+            return "schedule must not be empty"
+        numbers = [value] if isinstance(value, int) else value if isinstance(value, Sequence) else []
+        if any(isinstance(n, int) and n < 0 for n in numbers):
+            return "schedule values must be >= 0"
+    if key in ("custom_op_path", "custom_op_paths") and not isinstance(value, (str, os.PathLike, Sequence)):
+        return f"{key} must be a path or sequence"
+    return ""

@@ -1,0 +1,102 @@
+"""The arguments of ``inference``, read and checked without changing them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ort_rknn.options import INPUT_DTYPES
+from ort_rknn.seam import Layout, Shape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_LAYOUTS: Final[dict[str, Layout]] = {"nhwc": "NHWC", "nchw": "NCHW"}
+
+
+class Refused(Exception):
+    """An argument or a model that cannot be served. The text is for the program's author."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An input of the model: its name, and in the ONNX's order of axes the shapes that it may have."""
+
+    name: str
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """One input of a call. ``onnx_shape`` is its shape in the ONNX's order of axes."""
+
+    array: NDArray[Any]
+    layout: Layout
+    onnx_shape: Shape
+    pass_through: bool
+
+
+def read_feed(
+    inputs: Any,
+    data_type: str | Sequence[str] | None,
+    data_format: str | Sequence[str] | None,
+    pass_through: Sequence[int] | None,
+    wanted: Sequence[Input],
+) -> list[Fed]:
+    """The inputs of a call, C-contiguous. Raises Refused, naming what is wanted."""
+    if isinstance(inputs, np.ndarray):
+        inputs = [inputs]  # the vendor's class takes it too
+    if not isinstance(inputs, list) or not all(isinstance(x, np.ndarray) for x in inputs):
+        raise Refused("inputs must be a list of numpy arrays, one per input of the model")
+    if len(inputs) != len(wanted):
+        raise Refused(f"the model has the {len(wanted)} inputs {_names(wanted)}, and {len(inputs)} were given")
+    formats = _each(data_format, "data_format", len(wanted)) or ["nhwc"] * len(wanted)
+    types = _each(data_type, "data_type", len(wanted))
+    if pass_through is not None and len(pass_through) != len(wanted):
+        raise Refused(f"inputs_pass_through has {len(pass_through)} numbers, and the model {len(wanted)} inputs")
+    feed = []
+    for index, (array, form, spec) in enumerate(zip(inputs, formats, wanted)):
+        if array.dtype.name not in INPUT_DTYPES:
+            raise Refused(f"input {spec.name!r} is {array.dtype}; it can be {', '.join(INPUT_DTYPES)}")
+        if types is not None and types[index] != array.dtype.name:
+            raise Refused(f"input {spec.name!r} is {array.dtype}, and data_type says {types[index]}")
+        if form not in _LAYOUTS:
+            raise Refused(f"data_format {form!r} is unknown; it is 'nhwc' or 'nchw'")
+        through = bool(pass_through[index]) if pass_through is not None else False
+        layout: Layout = _LAYOUTS[form] if array.ndim == 4 else "UNDEFINED"
+        shape = array.shape
+        if layout == "NHWC":
+            shape = (shape[0], shape[3], shape[1], shape[2])
+        if shape not in spec.shapes and not through:
+            raise Refused(_wrong_shape(spec, array, layout))
+        feed.append(Fed(np.ascontiguousarray(array), layout, shape, through))
+    return feed
+
+
+def _each(given: str | Sequence[str] | None, what: str, count: int) -> list[str] | None:
+    if given is None:
+        return None
+    words = [given] * count if isinstance(given, str) else list(given)
+    if len(words) != count or not all(isinstance(word, str) for word in words):
+        raise Refused(f"{what} is {given!r}: a word, or a list with one word for each of the {count} inputs, is wanted")
+    return [word.lower() for word in words]
+
+
+def _names(wanted: Sequence[Input]) -> str:
+    return ", ".join(spec.name for spec in wanted)
+
+
+def _wrong_shape(spec: Input, array: NDArray[Any], layout: Layout) -> str:
+    def spell(shape: Shape, as_layout: str) -> str:
+        return str([shape[0], shape[2], shape[3], shape[1]] if as_layout == "NHWC" else list(shape))
+
+    four = all(len(shape) == 4 for shape in spec.shapes)
+    order = "NHWC" if layout == "UNDEFINED" and four else layout
+    text = " or ".join(spell(shape, order) for shape in spec.shapes)
+    said = f"input {spec.name!r} has shape {list(array.shape)}"
+    if layout == "NHWC" and array.shape in spec.shapes:
+        return f"{said}, which is NCHW: transpose it, or say data_format='nchw'"
+    return f"{said}; the model takes {text}" + (f" ({order})" if four else "")

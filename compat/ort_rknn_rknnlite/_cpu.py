@@ -1,0 +1,86 @@
+"""The ONNX twin on the CPU, fed as the compiled model would be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+
+from ort_rknn.conversion import per_channel
+from ort_rknn.errors import FAIL, ort_error
+from ort_rknn.files import RknnFile, RknnTensor
+from ort_rknn.loading import normalisations
+from ort_rknn.signature import DTYPE_OF_ELEMENT, DTYPES
+
+from ._arguments import Fed, Input, Refused
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    **{f"tensor({name})": name for name in DTYPE_OF_ELEMENT.values()},
+}
+
+
+class OnCpu:
+    """See :class:`ort_rknn_rknnlite._loading.Loaded`."""
+
+    def __init__(self, file: RknnFile, twin: Path) -> None:
+        self._twin = twin
+        self._session: Any = onnxruntime.InferenceSession(str(twin), providers=["CPUExecutionProvider"])
+        self._tensors = file.inputs
+        self._normalisations = normalisations(file)
+        self._wanted = {value.name: value for value in self._session.get_inputs()}
+        names = [tensor.name for tensor in file.inputs]
+        if set(names) != set(self._wanted):
+            raise ort_error(FAIL, f"the model has the inputs {names}, its ONNX {twin.name} has {sorted(self._wanted)}")
+        self._outputs = [tensor.name for tensor in file.outputs]
+        self.inputs: Sequence[Input] = [
+            Input(tensor.name, self._shapes(file, index)) for index, tensor in enumerate(file.inputs)
+        ]
+        self.versions: Mapping[str, str] = {"runtime": f"onnxruntime {onnxruntime.__version__} on the CPU"}
+
+    def _shapes(self, file: RknnFile, index: int) -> tuple[tuple[int, ...], ...]:
+        if file.shape_sets:
+            return tuple(dict.fromkeys(group[index] for group in file.shape_sets))
+        shape = file.inputs[index].shape
+        if shape is None:
+            raise Refused(f"the model does not tell the shape of its input {file.inputs[index].name!r}")
+        return (shape,)
+
+    def run(self, feed: Sequence[Fed]) -> list[NDArray[Any]]:
+        session = self._session
+        if session is None:
+            raise Refused("it was released")
+        values = {t.name: self._value(t, fed) for t, fed in zip(self._tensors, feed)}
+        return [np.asarray(y).astype(np.float32) for y in session.run(self._outputs, values)]
+
+    def describe(self) -> str:
+        return f"{self._twin.name} on the CPU"
+
+    def close(self) -> None:
+        self._session = None
+
+    def _value(self, tensor: RknnTensor, fed: Fed) -> NDArray[Any]:
+        """An input in the ONNX's dtype and order of axes, and normalised as the compiled model would."""
+        array = fed.array
+        if fed.pass_through:
+            if array.dtype.name != tensor.runtime_dtype:
+                raise Refused(f"input {tensor.name!r} passed through must be {tensor.runtime_dtype}, not {array.dtype}")
+            if tensor.quantisation is not None:
+                real = array.astype(np.float32) - np.float32(tensor.quantisation.zero_point)
+                array = real * np.float32(tensor.quantisation.scale)
+        if fed.layout == "NHWC":
+            array = array.transpose(0, 3, 1, 2)
+        norm = self._normalisations.get(tensor.name)
+        if norm is not None and not fed.pass_through:
+            std, mean = per_channel(norm, "NCHW", array.ndim)
+            array = (array.astype(np.float32) - mean) / std
+        dtype = _DTYPES[self._wanted[tensor.name].type]
+        assert dtype in DTYPES
+        return np.ascontiguousarray(array, dtype)

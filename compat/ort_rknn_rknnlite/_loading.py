@@ -1,0 +1,101 @@
+"""Where a model runs: the NPU, or its ONNX twin on the CPU."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ort_rknn._devices import Found, query_for, survey
+from ort_rknn.errors import FallbackWarning
+from ort_rknn.files import RknnFile, RknnFileError, onnx_twin_names, read_rknn
+from ort_rknn.options import TP_MODES, Options, read_options
+
+from ._arguments import Fed, Input, Refused
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+log: Final = logging.getLogger("ort_rknn.rknnlite")
+
+
+class Loaded(Protocol):
+    """A model that runs somewhere."""
+
+    @property
+    def inputs(self) -> Sequence[Input]: ...
+
+    @property
+    def versions(self) -> Mapping[str, str]: ...
+
+    def run(self, feed: Sequence[Fed]) -> list[NDArray[Any]]:
+        """Fresh float32 arrays. Raises an exception whose text is for the program's author."""
+
+    def describe(self) -> str:
+        """One line: what runs where."""
+
+    def close(self) -> None:
+        """Idempotent."""
+
+
+def load(path: str, core_mask: int, target: str | None) -> Loaded:
+    """Load on the NPU, else its ONNX twin on the CPU, which a FallbackWarning and the log tell.
+
+    Raises Refused for a mask or target that is not there, where the model is no ``.rknn``, and where the twin is
+    missing or ``ORT_RKNN_STRICT=1`` forbids it; onnxruntime's Fail where the runtime refuses the model.
+    """
+    modes = {mask: mode for mode, mask in TP_MODES.items()}
+    if core_mask not in modes:
+        known = ", ".join(map(hex, sorted(modes)))
+        raise Refused(f"core_mask {core_mask!r} is not supported; it can be one of {known}")
+    try:
+        file = read_rknn(path)
+    except RknnFileError as error:
+        raise Refused(str(error)) from error
+    twin = next((name for name in onnx_twin_names(path) if name.is_file()), None)
+    reason = "the environment variable ORT_RKNN_DISABLE is 1"
+    if os.environ.get("ORT_RKNN_DISABLE") != "1":
+        report = survey(query_for(Options()))
+        if report.found:
+            found = report.found[0]
+            _check_target(target, found)
+            options = read_options({"tp_mode": modes[core_mask], "output_dtype": "float32"})
+            from ._npu import OnNpu
+
+            return OnNpu(path, file, found, options, twin)
+        absence = report.why_none()
+        reason = f"no NPU: {absence.reason}" + (f". {absence.remedy}" if absence.remedy else "")
+    return _on_cpu(path, file, twin, reason)
+
+
+def _check_target(target: str | None, found: Found) -> None:
+    if target is not None and target.lower() != found.device.soc:
+        raise Refused(f"target is {target!r}, and the device here is {found.device.name}: leave target out")
+
+
+def _on_cpu(path: str, file: RknnFile, twin: Path | None, reason: str) -> Loaded:
+    if os.environ.get("ORT_RKNN_STRICT") == "1":
+        raise Refused(f"{reason} (no fallback to the CPU: ORT_RKNN_STRICT=1)")
+    if twin is None:
+        names = ", ".join(name.name for name in onnx_twin_names(path))
+        raise Refused(f"{reason}. And a compiled model runs on an NPU only; its ONNX ({names}) is not beside it")
+    from ._cpu import OnCpu
+
+    loaded = OnCpu(file, twin)
+    text = f"{Path(path).name} does not run on an NPU but its ONNX {twin.name} on the CPU: {reason}"
+    log.warning("%s", text)
+    warnings.warn(text, FallbackWarning, stacklevel=_users_frame())
+    return loaded
+
+
+def _users_frame() -> int:
+    """The ``stacklevel`` at which the program called us."""
+    ours = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -1,0 +1,103 @@
+"""A model on the NPU: calls in whatever form the program feeds, through the executor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ort_rknn._devices import Found
+from ort_rknn.calls import Call
+from ort_rknn.files import RknnFile
+from ort_rknn.loading import declared_by_file, open_executor
+from ort_rknn.options import Options
+from ort_rknn.seam import CallForm, ModelSource, PortForm, Shape
+from ort_rknn.signature import onnx_order
+
+from ._arguments import Fed, Input
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: What tells one form of a call from another.
+_Key = tuple[tuple[Shape, str, str, bool], ...]
+
+
+class OnNpu:
+    """See :class:`ort_rknn_rknnlite._loading.Loaded`."""
+
+    def __init__(self, path: str, file: RknnFile, found: Found, options: Options, twin: Path | None) -> None:
+        self._device = found.device
+        declared = declared_by_file(file)
+        self._executor = open_executor(
+            *(found, ModelSource(path=path), options),
+            inputs=declared[0] if declared is not None else None,
+            outputs=declared[1] if declared is not None else None,
+            file=file,
+            twin=str(twin) if twin is not None else None,
+            label=Path(path).name,
+        )
+        model = self._executor.model
+        sets = model.shape_sets or (tuple(onnx_order(i.shape, i.layout) for i in model.inputs),)
+        self.inputs: Sequence[Input] = [
+            Input(info.name, tuple(dict.fromkeys(group[index] for group in sets)))
+            for index, info in enumerate(model.inputs)
+        ]
+        chosen = range(len(sets)) if model.shape_sets else (None,)
+        self._outputs = {index: model.output_shapes(index) for index in chosen}
+        self._sets = sets
+        self._calls: dict[_Key, Call] = {}
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        return self._executor.model.versions
+
+    def run(self, feed: Sequence[Fed]) -> list[NDArray[Any]]:
+        key = tuple((fed.array.shape, fed.array.dtype.name, fed.layout, fed.pass_through) for fed in feed)
+        call = self._calls.get(key)
+        if call is None:
+            call = self._calls[key] = self._call(feed)
+        results: list[NDArray[Any]] = [np.empty(shape, np.float32) for shape in call.output_shapes]
+        self._executor.execute(
+            call, [fed.array.ctypes.data for fed in feed], [result.ctypes.data for result in results]
+        )
+        return results
+
+    def describe(self) -> str:
+        executor, device = self._executor, self._device
+        return f"{executor.label} on {device.name} through {device.adapter}: {executor.dispatch.describe()}"
+
+    def close(self) -> None:
+        self._executor.close()
+
+    def _call(self, feed: Sequence[Fed]) -> Call:
+        model = self._executor.model
+        shapes = tuple(fed.onnx_shape for fed in feed)
+        chosen: int | None = None
+        if model.shape_sets:
+            if shapes not in self._sets:
+                raise ValueError(f"no shape set of the model has {shapes} together; it has {self._sets}")
+            chosen = self._sets.index(shapes)
+        inputs = tuple(
+            PortForm(fed.array.dtype.name, fed.layout, fed.array.shape, fed.array.nbytes, fed.pass_through)
+            for fed in feed
+        )
+        shapes_out = self._outputs[chosen]
+        outputs = tuple(
+            PortForm("float32", info.layout, shape, 4 * math.prod(shape))
+            for info, shape in zip(model.outputs, shapes_out)
+        )
+        return Call(
+            form=CallForm(inputs, outputs, chosen),
+            inputs=tuple(fed.array.shape for fed in feed),
+            outputs=shapes_out,
+            output_shapes=shapes_out,
+            samples=1,
+            input_strides=tuple(port.nbytes for port in inputs),
+            output_strides=tuple(port.nbytes for port in outputs),
+            direct=True,
+            padded=False,
+        )

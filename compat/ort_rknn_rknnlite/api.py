@@ -1,0 +1,187 @@
+"""``RKNNLite``, as programs import it from ``rknnlite.api``.
+
+What fails returns -1 or None, as the vendor's does, and says why in one line of the logger ``ort_rknn.rknnlite``. With
+``RKNNLite.raise_errors = True`` (on the class, a subclass or an object) it raises :class:`RKNNLiteError` instead.
+
+Different from rknn-toolkit-lite2 2.5.0, on purpose:
+
+* A run that fails gives None. The vendor's class does not look, and may give the result of the run before.
+* Shapes are checked. There, NCHW data given as NHWC, or a larger batch, is computed as far as it goes.
+* The lists that are given stay as they are. There, ``data_format="nchw"`` exchanges their elements.
+* An object that is dropped gives its context back, and two threads may use one object: their runs take turns.
+* ``reuse_outputs`` gives fresh arrays like any other call. Logging stays as the program set it.
+
+Not there: encrypted models (``key_path``), a board at the other end of a cable (``target``, ``device_id``) and
+``async_mode``: these fail with a reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
+
+from ort_rknn.errors import bare_message
+from ort_rknn.files import RknnFileError, read_rknn
+
+from ._arguments import Refused, read_feed
+from ._loading import Loaded, load
+
+__all__ = ["RKNNLite", "RKNNLiteError"]
+
+log: Final = logging.getLogger("ort_rknn.rknnlite")
+
+
+class RKNNLiteError(Exception):
+    """A call failed; only with ``RKNNLite.raise_errors``. ``call`` is the method."""
+
+    def __init__(self, call: str, reason: str) -> None:
+        self.call = call
+        super().__init__(f"{call}: {reason}")
+
+
+class RKNNLite:
+    """One model on one context, as the vendor's class of that name. Thread safe."""
+
+    NPU_CORE_AUTO = 0
+    NPU_CORE_0 = 1
+    NPU_CORE_1 = 2
+    NPU_CORE_2 = 4
+    NPU_CORE_0_1 = 3
+    NPU_CORE_0_1_2 = 7
+    NPU_CORE_ALL = 0xFFFF
+
+    raise_errors: ClassVar[bool] = False
+    """True: what fails raises RKNNLiteError instead of returning -1 or None."""
+
+    def __init__(self, verbose: bool = False, verbose_file: str | None = None) -> None:
+        self.verbose = verbose
+        self._path: str | None = None
+        self._loaded: Loaded | None = None
+        self._frames = 0
+        if verbose_file is not None:
+            log.warning("verbose_file is not written: give logging a FileHandler for the logger %s", log.name)
+
+    def load_rknn(self, path: str | os.PathLike[str], key_path: str | None = None) -> int:
+        """Choose the model file; it is read by :meth:`init_runtime`. 0, or -1 where it is not there."""
+        if key_path is not None:
+            return self._failed("load_rknn", "encrypted models (key_path) are not supported")
+        if not os.path.isfile(path):
+            return self._failed("load_rknn", f"the model {os.fspath(path)!r} is not a file")
+        self._path = os.path.abspath(path)
+        return 0
+
+    def init_runtime(
+        self,
+        target: str | None = None,
+        device_id: str | None = None,
+        async_mode: bool = False,
+        core_mask: int = NPU_CORE_AUTO,
+    ) -> int:
+        """Load the model on the cores of ``core_mask``. 0, or -1.
+
+        The device is the board's NPU, or the one that ``ORT_RKNN_DEVICE`` names; where there is none, the ONNX beside
+        the model runs on the CPU, unless ``ORT_RKNN_STRICT=1``. ``target`` may only name that device's SoC.
+        """
+        if self._path is None:
+            return self._failed("init_runtime", "no model is loaded: call load_rknn() first")
+        if async_mode:
+            return self._failed("init_runtime", "async_mode is not supported: use one object per thread and core")
+        if device_id is not None:
+            return self._failed("init_runtime", "device_id is for boards at the other end of a cable, not supported")
+        self.release()
+        try:
+            self._loaded = load(self._path, core_mask, target)
+        except Exception as error:
+            return self._failed("init_runtime", _words(error), error)
+        log.log(logging.INFO if self.verbose else logging.DEBUG, "%s", self._loaded.describe())
+        return 0
+
+    def inference(
+        self,
+        inputs: Sequence[Any],
+        data_type: str | Sequence[str] | None = None,
+        data_format: str | Sequence[str] | None = None,
+        inputs_pass_through: Sequence[int] | None = None,
+        get_frame_id: bool = False,
+        reuse_outputs: bool = False,
+    ) -> list[Any] | None:
+        """Run once. Fresh float32 arrays in the shapes of the ONNX's outputs, or None.
+
+        ``inputs`` is a list of arrays of any of float16, float32, int8 to int64, uint8 to uint32 and bool. Four axes
+        are NHWC, or NCHW with ``data_format="nchw"`` (or a list with a word per input). Where ``inputs_pass_through``
+        has a 1, the array is what the compiled model stores, and is not converted. ``get_frame_id`` adds the number
+        of this run twice.
+        """
+        loaded = self._loaded
+        if loaded is None:
+            self._failed("inference", "the runtime is not started: call init_runtime() first")
+            return None
+        try:
+            feed = read_feed(inputs, data_type, data_format, inputs_pass_through, loaded.inputs)
+            outputs: list[Any] = loaded.run(feed)
+        except Exception as error:
+            self._failed("inference", _words(error), error)
+            return None
+        if get_frame_id:
+            outputs.append([self._frames, self._frames])
+        self._frames += 1
+        return outputs
+
+    def release(self) -> None:
+        """Give the context back. Idempotent; waits for a run that is under way."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.close()
+
+    def get_sdk_version(self) -> str | None:
+        """The versions of runtime and driver as text, or None before :meth:`init_runtime`."""
+        if self._loaded is None:
+            self._failed("get_sdk_version", "the runtime is not started: call init_runtime() first")
+            return None
+        line = "=" * 46
+        versions = self._loaded.versions
+        return (
+            f"{line}\nRKNN VERSION:\n  API: {versions.get('runtime', 'unknown')}\n"
+            f"  DRV: {versions.get('driver', 'unknown')}\n{line}\n"
+        )
+
+    def list_devices(self) -> tuple[list[str], list[str]]:
+        """Boards at the other end of a cable: none."""
+        print("None devices connected.")
+        return [], []
+
+    def list_support_target_platform(
+        self, rknn_model: str | os.PathLike[str] | None = None
+    ) -> OrderedDict[str, list[str]] | None:
+        """The SoCs that a model was made for, printed and returned; of the loaded model where none is given."""
+        path = rknn_model if rknn_model is not None else self._path
+        if path is None:
+            self._failed("list_support_target_platform", "no model was given or loaded")
+            return None
+        try:
+            targets = list(read_rknn(path).targets)
+        except (OSError, RknnFileError) as error:
+            self._failed("list_support_target_platform", str(error), error)
+            return None
+        found = OrderedDict(
+            filled_target_platform=targets, support_target_platform=[target.upper() for target in targets]
+        )
+        print(f"Target platforms filled in RKNN model:         {found['filled_target_platform']}")
+        print(f"Target platforms supported by this RKNN model: {found['support_target_platform']}")
+        return found
+
+    def _failed(self, call: str, reason: str, cause: BaseException | None = None) -> int:
+        if self.raise_errors:
+            raise RKNNLiteError(call, reason) from cause
+        log.error("RKNNLite.%s: %s", call, reason)
+        if cause is not None and not isinstance(cause, Refused):
+            log.debug("RKNNLite.%s failed", call, exc_info=cause)
+        return -1
+
+
+def _words(error: BaseException) -> str:
+    text = bare_message(error)
+    return text if isinstance(error, Refused) or str(error) else f"{type(error).__name__}: {text}"

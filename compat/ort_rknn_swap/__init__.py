@@ -1,0 +1,108 @@
+"""The import swap: programs that know ``onnxruntime`` only get ``ort_rknn`` in its place, unmodified.
+
+``_modules`` the stand-in for the module ``onnxruntime`` and what loaded modules hold of it; ``_report`` what each
+session got; ``command`` and ``_program`` the command line's ``run``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ort_rknn._request import Defaults, Policy, set_defaults
+
+from . import _report
+from ._modules import Swap
+from ._report import report
+
+__all__ = ["install", "report", "swapped", "uninstall"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    defaults: Defaults
+    report: bool
+
+
+_lock = threading.RLock()
+_swap: Swap | None = None
+_settings = _Settings(Defaults(), False)
+
+
+def install(
+    policy: Policy | None = None,
+    *,
+    device: str | None = None,
+    options: Mapping[str, object] | None = None,
+    report: bool = False,
+) -> None:
+    """From now on ``import onnxruntime`` gives ort_rknn, for code imported later and for modules that are loaded.
+
+    Modules that hold onnxruntime, its ``InferenceSession`` or its provider lists as a global name (``import onnxruntime
+    as ort``, ``from onnxruntime import InferenceSession``) get ours under that name. What they keep elsewhere (a class
+    attribute, a default argument, a base class, sessions that exist) stays onnxruntime's. Submodules such as
+    ``onnxruntime.capi`` are onnxruntime's own.
+
+    ``policy``: "prefer" puts the NPU in front of whatever providers a session names; "only" does so and allows no
+    fallback to the CPU; "respect" takes the names as law, so that a session gets the NPU where it names none or ours.
+    None: the environment variable ``ORT_RKNN_POLICY``, else "respect". ``device`` and ``options``: provider options for
+    every session that comes to the NPU; those that a session brings itself win. ``report``: print to stderr, at the
+    end of the process, what each session got.
+
+    Called again, the settings are replaced. Raises OptionError for a bad policy or bad options, and then changes
+    nothing.
+    """
+    global _swap
+    given = dict(options or {})
+    if device is not None:
+        given["device"] = device
+    with _lock:
+        _apply(_Settings(Defaults(policy, given), report))
+        if _swap is None:
+            _swap = Swap()
+
+
+def uninstall() -> None:
+    """Undo :func:`install`: every name that it changed is onnxruntime's again. Does nothing where there is no swap.
+
+    Sessions that were made keep working, and modules that were imported meanwhile keep what they imported.
+    """
+    global _swap
+    with _lock:
+        if _swap is not None:
+            _swap.undo()
+            _swap = None
+        _apply(_Settings(Defaults(), False))
+
+
+@contextmanager
+def swapped(
+    policy: Policy | None = None,
+    *,
+    device: str | None = None,
+    options: Mapping[str, object] | None = None,
+    report: bool = False,
+) -> Iterator[None]:
+    """:func:`install` for the length of a ``with`` block; afterwards everything is as it was before, an outer swap and
+    its settings included. For the whole process, not for a thread."""
+    with _lock:
+        before, outer = _settings, _swap
+        install(policy, device=device, options=options, report=report)
+    try:
+        yield
+    finally:
+        with _lock:
+            if outer is None:
+                uninstall()
+            elif _swap is not None:
+                _apply(before)
+
+
+def _apply(settings: _Settings) -> None:
+    global _settings
+    set_defaults(settings.defaults)
+    if settings.report != _settings.report:
+        _report.start() if settings.report else _report.stop()
+    _settings = settings

@@ -1,0 +1,100 @@
+"""The stand-in for the module ``onnxruntime``, and the names that loaded modules hold."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import ort_rknn
+
+NAME = "onnxruntime"
+_LISTS = ("get_available_providers", "get_all_providers")
+
+
+class _StandIn(ModuleType):
+    """onnxruntime by file, path and spec (so that its submodules and data files are found), ort_rknn by content.
+
+    Not the module ``ort_rknn`` itself: programs look beside ``onnxruntime.__file__`` for libraries. Our own code and
+    adapters get onnxruntime's own names from it, however late they import: the session behind a virtual NPU must not
+    be one on the virtual NPU.
+    """
+
+    def __init__(self, real: ModuleType) -> None:
+        super().__init__(real.__name__, real.__doc__)
+        ours = vars(ort_rknn)
+        for name, value in vars(real).items():
+            if name.startswith("__") or ours.get(name, value) is value:
+                self.__dict__[name] = value
+        self.__dict__.setdefault("__all__", [n for n in self.__dir__() if not n.startswith("_")])
+        self.__dict__["_ort_rknn_real"] = real
+        self.__dict__["_ort_rknn_roots"] = _own_roots()
+
+    def __getattr__(self, name: str) -> Any:
+        root = str(sys._getframe(1).f_globals.get("__name__", "")).partition(".")[0]
+        if root in self._ort_rknn_roots:
+            return getattr(self._ort_rknn_real, name)
+        try:
+            return getattr(ort_rknn, name)
+        except AttributeError:
+            raise AttributeError(f"module {NAME!r} has no attribute {name!r}") from None
+
+    def __dir__(self) -> list[str]:
+        return sorted({*self.__dict__, *(n for n in dir(ort_rknn) if not n.startswith("_"))})
+
+
+def _own_roots() -> frozenset[str]:
+    """Top-level packages of ours and of adapters, whose onnxruntime stays onnxruntime's."""
+    roots = {"ort_rknn", "ort_rknn_swap", *(n.partition(".")[0] for n in sys.modules if n.startswith("ort_rknn_"))}
+    from ort_rknn._devices import BUILT_IN
+
+    roots.update(BUILT_IN)
+    if os.environ.get("ORT_RKNN_NO_PLUGINS") != "1":
+        points = importlib.metadata.entry_points(group="ort_rknn")
+        roots.update(p.value.partition(":")[0].partition(".")[0] for p in points)
+    return frozenset(roots)
+
+
+class Swap:
+    """The stand-in in place; :meth:`undo` takes it back."""
+
+    def __init__(self) -> None:
+        real = sys.modules[NAME]
+        self._real = real
+        self.stand_in = _StandIn(real)
+        #: (a module's names, the name, what it held, what it holds now)
+        self._exchanged: list[tuple[dict[str, Any], str, Any, Any]] = []
+        sys.modules[NAME] = self.stand_in
+        self._exchange()
+
+    def _exchange(self) -> None:
+        real = self._real
+        ours = {id(real): self.stand_in, id(real.InferenceSession): ort_rknn.InferenceSession}
+        # onnxruntime asks its own lists what it was built with: those stay.
+        lists = {id(getattr(real, n)): getattr(ort_rknn, n) for n in _LISTS}
+        roots = self.stand_in._ort_rknn_roots
+        for name, module in list(sys.modules.items()):
+            names = getattr(module, "__dict__", None)
+            root = name.partition(".")[0]
+            if module is self.stand_in or not isinstance(names, dict) or root in roots:
+                continue
+            for key, value in list(names.items()):
+                mine = ours.get(id(value)) or (lists.get(id(value)) if root != NAME else None)
+                if mine is not None:
+                    self._exchanged.append((names, key, value, mine))
+                    names[key] = mine
+
+    def undo(self) -> None:
+        """Put everything back, but for what the program itself has changed since."""
+        for names, key, theirs, mine in reversed(self._exchanged):
+            if names.get(key) is mine:
+                names[key] = theirs
+        self._exchanged.clear()
+        if sys.modules.get(NAME) is self.stand_in:
+            sys.modules[NAME] = self._real
+        for name, value in vars(self.stand_in).items():
+            # Submodules that were imported meanwhile became the stand-in's attributes.
+            if sys.modules.get(f"{NAME}.{name}") is value and not hasattr(self._real, name):
+                setattr(self._real, name, value)

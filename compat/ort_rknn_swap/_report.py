@@ -1,0 +1,164 @@
+"""What each session of a program got: one summary, at the end of the process."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ort_rknn import _session
+from ort_rknn.options import PROVIDER
+
+_KEPT = 1000
+"""Sessions that are listed; the rest is counted."""
+
+#: The session's attribute that holds its record: subclasses may have made their sessions unhashable.
+_MINE = "_ort_rknn_record"
+
+_RUNS = ("run", "run_async", "run_with_iobinding", "run_with_ort_values", "run_with_ortvaluevector")
+
+
+@dataclass(slots=True, eq=False)
+class _Record:
+    """One session. Does not keep it alive."""
+
+    model: str
+    provider: str
+    device: str
+    reason: str
+    counters: Callable[[], dict[str, dict[str, int]]]
+    runs: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+    last: dict[str, dict[str, int]] | None = None
+    """The counters when the session went."""
+
+
+_records: list[_Record] = []
+_more = 0
+_lock = threading.Lock()
+_pid = 0
+
+
+def start() -> None:
+    """Record every session that is made from now on, and print the summary at the end of the process."""
+    global _pid
+    if not _pid:
+        atexit.register(_print)
+    _pid = os.getpid()
+    _session._watch = _note
+    for name in _RUNS:
+        if hasattr(_session.InferenceSession, name):
+            setattr(_session.InferenceSession, name, _counting(getattr(_session.InferenceSession, name)))
+
+
+def stop() -> None:
+    """Record no more; what was recorded is still printed at the end."""
+    _session._watch = None
+    for name in _RUNS:
+        if name in vars(_session.InferenceSession):
+            delattr(_session.InferenceSession, name)
+
+
+def _counting(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def counted(self: Any, *given: Any, **named: Any) -> Any:
+        record = vars(self).get(_MINE)
+        began = time.perf_counter()
+        try:
+            out = method(self, *given, **named)
+        except BaseException:
+            if record is not None:
+                with _lock:
+                    record.errors += 1
+            raise
+        if record is not None:
+            with _lock:
+                record.runs += 1
+                record.seconds += time.perf_counter() - began
+        return out
+
+    return counted
+
+
+def _note(session: Any) -> None:
+    """Called with every session that was made, or planned again."""
+    global _more
+    state = session._npu
+    provider = session._providers[0]  # a subclass may have its own get_providers
+    plan = state.plan if state is not None else None
+    executor = weakref.ref(state.executor) if state is not None and state.executor is not None else None
+    path = session._model_path
+    record = _Record(
+        model=os.path.basename(path) if path else f"model in memory ({len(session._model_bytes or b''):,} bytes)",
+        provider=provider,
+        device=plan.found.device.name if plan is not None and plan.found is not None and provider == PROVIDER else "",
+        reason=_reason(state, plan),
+        counters=functools.partial(_counters, executor),
+    )
+    with _lock:
+        vars(session)[_MINE] = record
+        if len(_records) < _KEPT:
+            _records.append(record)
+        else:
+            _more += 1
+    weakref.finalize(session, _ended, record).atexit = False
+
+
+def _reason(state: Any, plan: Any) -> str:
+    if plan is None:
+        return "the SessionOptions chose providers themselves" if state is not None else "ORT_RKNN_DISABLE=1"
+    if plan.fallback is not None:
+        return str(plan.fallback)
+    if plan.candidate is not None:
+        return f"compiled model {plan.candidate.name}"
+    return plan.story[-1] if plan.story else ""
+
+
+def _counters(executor: Any) -> dict[str, dict[str, int]]:
+    alive = executor() if executor is not None else None
+    if alive is None:
+        return {}
+    return {**alive.counters(), "shapes that were not compiled": alive.missing_shapes()}
+
+
+def _ended(record: _Record) -> None:
+    record.last = record.counters()
+
+
+def report() -> str:
+    """What each session got so far: text, a line or more for each. Sessions are recorded under ``report=True``."""
+    with _lock:
+        records, more = list(_records), _more
+    if not records:
+        return "ort_rknn: no session was made"
+    total = len(records) + more
+    lines = [f"ort_rknn: {total} session{'s' if total != 1 else ''}"]
+    for record in records:
+        where = record.provider + (f" on {record.device}" if record.device else "")
+        ran = f"{record.runs} runs in {record.seconds:.2f} s" if record.runs else "no runs"
+        if record.errors:
+            ran += f", {record.errors} failed"
+        lines.append(f"  {record.model}: {where}, {ran}")
+        if record.reason:
+            lines.append(f"    because: {record.reason}")
+        counts = record.last or record.counters()
+        if counts:
+            told = [(k, ", ".join(f"{n} {what}" for what, n in v.items() if n)) for k, v in counts.items()]
+            lines += [f"    {k}: {counted}" for k, counted in told if counted]
+    if more:
+        lines.append(f"  and {more} more")
+    return "\n".join(lines)
+
+
+def _print() -> None:
+    # Not in a forked child, which has the parent's records.
+    if os.getpid() == _pid and sys.stderr is not None:
+        print(report(), file=sys.stderr, flush=True)

@@ -1,0 +1,106 @@
+"""``ort-rknn run``: a whole program under the swap."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+_EPILOG = (
+    "Everything after the script's or module's name belongs to the program: its arguments, its exit code, its "
+    "traceback. Without --policy, ORT_RKNN_POLICY decides, else 'respect'. Exit code 2: used wrongly."
+)
+_TAKES_VALUE = ("--policy", "--device", "--options")
+
+
+def add_run_command(subparsers: Any) -> None:
+    """Add ``run`` to argparse's ``subparsers``, for the list of commands; :func:`run` reads its arguments itself."""
+    _fill(
+        subparsers.add_parser(
+            "run",
+            help="run a Python program whose onnxruntime is ours",
+            description=_DESCRIPTION,
+            epilog=_EPILOG,
+            usage=_USAGE,
+        )
+    )
+
+
+_USAGE = "ort-rknn run [options] (APP.py | -m MODULE) [ARGUMENT ...]"
+_DESCRIPTION = (
+    "Runs a program, unmodified, as 'python APP.py ...' or 'python -m MODULE ...' would, with ort_rknn in place of "
+    "onnxruntime."
+)
+
+
+def _fill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--policy",
+        choices=("prefer", "respect", "only"),
+        help="prefer: the NPU in front of whatever providers the program names; respect: the program's list is law; "
+        "only: the NPU or an error",
+    )
+    parser.add_argument("--device", metavar="NAME", help="the NPU for every session: rk3588, virtual:rk3588 ...")
+    parser.add_argument(
+        "--options", metavar="KEY=VALUE", action="append", default=[], help="a provider option for every session"
+    )
+    parser.add_argument("--report", action="store_true", help="at the end, tell on stderr what each session got")
+    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
+    parser.add_argument("program", nargs="?", metavar="APP.py", help="a script, or a folder or zip with __main__.py")
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command with its arguments (without ``run``). Returns 0, or 2 where it was used wrongly; else whatever ends
+    the program is raised, for the interpreter to deal with."""
+    ours, program, module, args = _split(argv)
+    parser = argparse.ArgumentParser(prog="ort-rknn run", description=_DESCRIPTION, epilog=_EPILOG, usage=_USAGE)
+    _fill(parser)
+    given = parser.parse_args(ours)
+    if module is None and program is None:
+        parser.error("a program is wanted: APP.py or -m MODULE")
+    options: dict[str, object] = {}
+    for text in given.options:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            parser.error(f"--options {text!r}: KEY=VALUE is wanted")
+        options[key] = value
+    from ort_rknn.errors import OptionError, bare_message
+
+    from . import install
+    from ._program import NoProgram, run_module, run_script
+
+    try:
+        install(given.policy, device=given.device, options=options, report=given.report)
+    except OptionError as error:
+        parser.error(bare_message(error))
+    if module is not None:
+        run_module(module, args)
+        return 0
+    assert program is not None
+    try:
+        run_script(program, args)
+    except NoProgram as error:
+        print(f"{sys.executable}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], str | None, str | None, list[str]]:
+    """(our options, script, module, the program's arguments): ours end where the program's name is."""
+    place = 0
+    while place < len(argv):
+        word = argv[place]
+        if word == "-m":
+            if place + 1 == len(argv):
+                break
+            return list(argv[:place]), None, argv[place + 1], list(argv[place + 2 :])
+        if word.startswith("-m") and not word.startswith("--"):
+            return list(argv[:place]), None, word[2:], list(argv[place + 1 :])
+        if word == "--":
+            rest = list(argv[place + 1 :])
+            return list(argv[:place]), rest[0] if rest else None, None, rest[1:]
+        if not word.startswith("-"):
+            return list(argv[:place]), word, None, list(argv[place + 1 :])
+        place += 2 if word in _TAKES_VALUE else 1
+    return list(argv), None, None, []
