@@ -1,0 +1,116 @@
+"""Damaged model files, and files that no converter made."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from virtual_runtime import MODELS, Runtime
+
+from ort_rknn.files.rknn import read_rknn
+from ort_rknn.seam import AdapterError
+from ort_rknn_virtual import _build
+from ort_rknn_virtual._standin import CUSTOM_STRING, stand_in
+
+SOURCES = Path(_build.__file__).parent / "c"
+
+
+@pytest.fixture(scope="module")
+def fuzzer(tmp_path_factory):
+    """The damage tester, watched by sanitizers where the compiler has them (gcc and clang do)."""
+    compiler = _build.find_compiler()
+    assert compiler is not None
+    out = tmp_path_factory.mktemp("fuzz") / "fuzz"
+    files = [str(Path(__file__).with_name("virtual_fuzz.c")), *map(str, SOURCES.glob("*.c"))]
+    basic = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread", f"-I{SOURCES}", *files, "-o", str(out), "-lm"]
+    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    made = subprocess.run([*compiler.command, *watched, *basic], capture_output=True, text=True)
+    if made.returncode:
+        made = subprocess.run([*compiler.command, *basic], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return out
+
+
+def test_sources_compile_without_a_warning(tmp_path):
+    compiler = _build.find_compiler()
+    assert compiler is not None
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
+    for file in SOURCES.glob("*.c"):
+        done = subprocess.run(
+            [*compiler.command, *flags, "-c", str(file), "-o", str(tmp_path / "out.o")],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def _made(kind):
+    if kind == "static":
+        inputs = [("x", "float32", (1, 3, 8, 8)), ("ids", "int64", (1, 5)), ("b", "bool", (2,))]
+        return stand_in(inputs, [("y", "float32", (1, 4, 4, 4)), ("k", "int64", (3,))], "rk3588")
+    sets = [([(1, 3, 8, 8)], [(1, 4, 8, 8)]), ([(1, 3, 4, 4)], [(1, 4, 4, 4)])]
+    return stand_in([("x", "float32", (1, 3, 8, 8))], [("y", "float32", (1, 4, 8, 8))], "rk3588", shape_sets=sets)
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic", "conv_i8", "image_u8", "dynamic.real"])
+def test_damage_is_survived(fuzzer, tmp_path, name):
+    if name in ("static", "dynamic"):
+        model = tmp_path / "model.rknn"
+        model.write_bytes(_made(name))
+    else:
+        model = MODELS / f"{name.removesuffix('.real')}.rk3588.rknn"
+    done = subprocess.run([fuzzer, model, "4000", "11"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "refused" in done.stdout
+
+
+def test_stand_in_is_what_a_reader_expects():
+    inputs = [("x", "float32", (1, 3, 8, 8)), ("ids", "int64", (1, 5))]
+    inputs += [("naïve'\"\\", "bool", ()), ("d", "float64", (2,))]
+    outputs = [("y", "float32", (1, 4, 4, 4)), ("k", "int32", (3,))]
+    file = read_rknn(stand_in(inputs, outputs, "rk3576"))
+    assert file.unknown == ()
+    assert (file.targets, file.custom_string, file.dynamic) == (("rk3576",), CUSTOM_STRING, False)
+    assert [(p.name, p.dtype, p.shape, p.runtime_dtype) for p in file.inputs + file.outputs] == [
+        ("x", "float32", (1, 3, 8, 8), "float16"),
+        ("ids", "int64", (1, 5), "int64"),
+        ("naïve'\"\\", "bool", (1,), "bool"),
+        ("d", "float64", (2,), "float16"),
+        ("y", "float32", (1, 4, 4, 4), "float16"),
+        ("k", "int32", (3,), "int32"),
+    ]
+
+
+@pytest.mark.parametrize("soc", ["rk3588", "rk3576", "rk3566", "rk3568", "rk3562"])
+def test_stand_in_loads_on_its_soc(soc):
+    rt = Runtime(soc)
+    name = "naïve'\"\\/\u4e2d\U0001f600"
+    context = rt.open(stand_in([(name, "uint8", (2, 3, 4, 5))], [("y", "int16", (7,))], soc))
+    assert (rt.attr(context, 1).name.decode(), rt.attr(context, 1).shape, rt.attr(context, 1).type) == (
+        name,
+        (2, 4, 5, 3),
+        3,
+    )
+    assert (rt.attr(context, 2).shape, rt.attr(context, 2).type) == ((7,), 4)
+    rt.destroy(context)
+
+
+def test_dynamic_stand_in():
+    file = read_rknn(_made("dynamic"))
+    assert file.unknown == () and file.dynamic
+    assert file.shape_sets == (((1, 3, 8, 8),), ((1, 3, 4, 4),))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "soc", "word"),
+    [
+        ([("x", "float32", (1, 0))], [("y", "float32", (1,))], "rk3588", "dimension"),
+        ([("x", "complex64", (1,))], [("y", "float32", (1,))], "rk3588", "complex64"),
+        ([("x", "float32", (1 << 20, 1 << 20))], [("y", "float32", (1,))], "rk3588", "'x'"),
+        ([("x", "float32", (1,))], [], "rk3588", "outputs"),
+        ([("x", "float32", (1,))], [("x", "float32", (1,))], "rk3588", "different names"),
+        ([("x", "float32", (1,))], [("y", "float32", (1,))], "rk9999", "rk3588"),
+    ],
+)
+def test_what_a_stand_in_cannot_be(inputs, outputs, soc, word):
+    with pytest.raises(AdapterError, match=word):
+        stand_in(inputs, outputs, soc)

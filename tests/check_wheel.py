@@ -1,0 +1,119 @@
+"""Builds sdist and wheel, looks into them, and tests the installed wheel far from the checkout.
+
+    python tests/check_wheel.py [PYTEST ARGUMENTS]
+
+Needs the package `build`. The wheel is built from the sdist, and the tests that run are the sdist's, in a folder that
+has no sources beside them: what is missing from either shows.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Enough to see that everything was packed: the public module, real models, a virtual NPU made from the packed sources.
+SMOKE = (
+    "tests/test_package.py",
+    "tests/test_docs.py",
+    "tests/test_session_cpu.py",
+    "tests/test_session_npu.py",
+    "tests/test_real_models.py",
+    "tests/files",
+)
+#: What a wheel of ours is made of. A library, an archive or a vendor's header is none of it.
+SUFFIXES = {".py", ".c", ".h", ".typed"}
+OUR_HEADERS = {"convert.h", "literal.h", "machine.h", "model.h", "ports.h", "rknn_abi.h", "rknn_virtual.h"}
+
+
+def main(arguments: list[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="ort-rknn-wheel-") as scratch:
+        folder = Path(scratch)
+        built = folder / "dist"
+        run(sys.executable, "-m", "build", "--outdir", built, ROOT, cwd=folder)
+        (wheel,) = built.glob("*.whl")
+        (sdist,) = built.glob("*.tar.gz")
+        check_wheel(wheel)
+        unpacked = unpack(sdist, folder / "sdist")
+        check_sdist(unpacked)
+        for sources in ("ort_rknn", "adapters", "compat"):
+            shutil.rmtree(unpacked / sources)
+        python = folder / "venv" / "bin" / "python"
+        run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
+        run(python, "-m", "pip", "install", "-q", f"{wheel}[test]", cwd=folder)
+        run(python, "-m", "pip", "check", cwd=folder)
+        where = "import ort_rknn, ort_rknn_virtual; print(ort_rknn.__file__, ort_rknn_virtual.__file__, sep='\\n')"
+        for path in run(python, "-c", where, cwd=folder, capture=True).split():
+            assert Path(path).is_relative_to(folder / "venv"), f"{path} is not the installed one"
+        run(folder / "venv" / "bin" / "ort-rknn", "--version", cwd=folder)
+        run(folder / "venv" / "bin" / "pytest", *(arguments or SMOKE), cwd=unpacked)
+
+
+def check_wheel(path: Path) -> None:
+    """Raises AssertionError, saying what is wrong."""
+    assert path.name.endswith("-py3-none-any.whl"), path.name
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        (info,) = {name.split("/")[0] for name in names if ".dist-info/" in name}
+        metadata = Parser().parsestr(archive.read(f"{info}/METADATA").decode())
+        wheel = Parser().parsestr(archive.read(f"{info}/WHEEL").decode())
+    assert wheel["Root-Is-Purelib"] == "true", wheel["Root-Is-Purelib"]
+    assert metadata["License-Expression"] == "Apache-2.0", metadata["License-Expression"]
+    assert any(name.startswith(info) and name.endswith("/LICENSE") for name in names), "no LICENSE"
+    ours = [name for name in names if not name.startswith(info)]
+    packages = {name.split("/")[0] for name in ours}
+    assert packages == expected_packages(), f"packages {sorted(packages)}, not {sorted(expected_packages())}"
+    for package in packages:
+        assert f"{package}/py.typed" in ours, f"{package} has no py.typed"
+    for name in ours:
+        assert Path(name).suffix in SUFFIXES or Path(name).name == "py.typed", f"{name} does not belong into a wheel"
+        assert Path(name).suffix != ".h" or Path(name).name in OUR_HEADERS, f"{name} is not a header of ours"
+        assert "tests" not in Path(name).parts and "__pycache__" not in Path(name).parts, name
+    on_disk = {f"ort_rknn_virtual/c/{p.name}" for p in (ROOT / "adapters/ort_rknn_virtual/c").glob("*.[ch]")}
+    assert on_disk and on_disk <= set(ours), f"missing: {sorted(on_disk - set(ours))}"
+    print(f"{path.name}: {len(ours)} files in {', '.join(sorted(packages))}")
+
+
+def expected_packages() -> set[str]:
+    """The packages of the checkout: ort_rknn, and what lies in the two source roots."""
+    found = {"ort_rknn"}
+    for root in ("adapters", "compat"):
+        found |= {p.parent.name for p in (ROOT / root).glob("*/__init__.py")}
+        found |= {p.stem for p in (ROOT / root).glob("*.py")}
+    return found
+
+
+def check_sdist(unpacked: Path) -> None:
+    """Raises AssertionError, saying what is wrong."""
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tox.ini", ".ci/run", "tests", "docs"):
+        assert (unpacked / name).exists(), f"the sdist has no {name}"
+    for path in unpacked.rglob("*"):
+        assert path.suffix not in {".so", ".whl", ".pyc"}, f"{path.name} does not belong into an sdist"
+
+
+def unpack(sdist: Path, into: Path) -> Path:
+    """The one folder that an sdist holds."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(into, filter="data")
+    (folder,) = into.iterdir()
+    return folder
+
+
+def run(*command: str | Path, cwd: Path, capture: bool = False) -> str:
+    """Run a command that must succeed. Nothing of this process's Python environment reaches it."""
+    print("$", *command, flush=True)
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON") and k != "VIRTUAL_ENV"}
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env=environ, check=True, text=True,
+                          stdout=subprocess.PIPE if capture else None)  # fmt: skip
+    return done.stdout if capture else ""
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,71 @@
+"""What all tests share."""
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import onnxruntime
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def pytest_report_header(config):
+    import ort_rknn
+
+    python = sys.version.split()[0]
+    ours = f"{ort_rknn.package_version} in {Path(ort_rknn.__file__).parent}"
+    return f"python {python}, onnxruntime {onnxruntime.__version__}, numpy {numpy.__version__}, ort_rknn {ours}"
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch):
+    """What the tests' own environment says about NPUs is not theirs."""
+    for name in [name for name in os.environ if name.startswith("ORT_RKNN_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def models():
+    """The folder of the test models."""
+    return TESTS / "models"
+
+
+@pytest.fixture
+def npu(monkeypatch):
+    """A fake RK3588 as the only NPU of this process. Whatever was opened on it is closed when the test ends."""
+    from fake_npu import FakeNpu, install
+
+    from ort_rknn.ep import unregister
+
+    npu = install(FakeNpu(), monkeypatch.setattr)
+    yield npu
+    gc.collect()
+    assert (npu.open_models, npu.open_contexts) == (0, 0)
+    unregister()
+
+
+@pytest.fixture
+def python():
+    """Runs code in a process of its own, which must end well and say nothing on stderr; gives its stdout."""
+
+    def run(code, *, env=None, expect=0, quiet=True, args=(), timeout=60):
+        paths = [*sys.path, str(TESTS), str(TESTS / "ep")]
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("ORT_RKNN_")}
+        environ |= {"PYTHONPATH": os.pathsep.join(p for p in paths if p), **(env or {})}
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *args, "-c", code],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        if quiet:
+            assert done.stderr == "", done.stderr
+        return done.stdout
+
+    return run

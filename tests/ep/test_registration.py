@@ -1,0 +1,204 @@
+"""Registering with onnxruntime and taking it back; versions; the names that plugin packages offer."""
+
+import gc
+
+import onnxruntime
+import pytest
+from fake_npu import FakeNpu, install
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+import ort_rknn
+from ort_rknn.ep import _registration
+from ort_rknn.options import PROVIDER
+from ort_rknn.seam import Device
+
+
+def ours():
+    return [d for d in onnxruntime.get_ep_devices() if d.ep_name == PROVIDER]
+
+
+@pytest.fixture(autouse=True)
+def unregistered():
+    gc.collect()
+    ort_rknn.unregister()
+    yield
+    gc.collect()
+    ort_rknn.unregister()
+
+
+def test_register_and_unregister_twice(npu):
+    for _ in range(3):
+        assert not _registration.is_registered() and not ours()
+        ort_rknn.register()
+        ort_rknn.register()  # does nothing
+        assert _registration.is_registered()
+        (device,) = ours()
+        assert (device.ep_name, device.ep_vendor) == (PROVIDER, "Rockchip")
+        told = device.ep_metadata
+        assert (told["device"], told["soc"], told["cores"], told["adapter"]) == ("rk3588", "rk3588", "3", "fake")
+        assert told["virtual"] == "0"
+        ort_rknn.unregister()
+        ort_rknn.unregister()
+
+
+def test_the_hardware_is_an_npu_where_onnxruntime_lets_us_say_so(npu):
+    ort_rknn.register()
+    (device,) = ours()
+    kinds = onnxruntime.OrtHardwareDeviceType
+    minor = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
+    assert device.device.type == (kinds.NPU if minor >= (1, 24) else kinds.CPU)
+
+
+def test_a_virtual_device_says_so(monkeypatch):
+    install(FakeNpu(virtual=True), monkeypatch.setattr)
+    with pytest.raises(state.Fail, match=r"no NPU to register: no hardware. device='virtual:rk3588'"):
+        ort_rknn.register()
+    ort_rknn.register(device="virtual:rk3588")
+    assert ours()[0].ep_metadata["virtual"] == "1"
+    ort_rknn.unregister()
+    monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
+    ort_rknn.register()
+    assert ours()[0].ep_metadata["device"] == "virtual:rk3588"
+
+
+def test_without_a_device(npu):
+    npu.present = False
+    with pytest.raises(state.Fail, match=r"no NPU to register: the fake NPU is switched off. switch it on"):
+        ort_rknn.register()
+    assert not _registration.is_registered()
+    npu.present = True
+    ort_rknn.register()
+
+
+def test_bad_arguments(npu):
+    with pytest.raises(ort_rknn.OptionError):
+        ort_rknn.register(device="")
+    with pytest.raises(ort_rknn.OptionError):
+        ort_rknn.register(runtime_library=3)
+    assert not _registration.is_registered()
+
+
+def test_a_device_of_a_session_is_told_besides(npu):
+    other = Device("fake", "other", "rk3576", 2)
+    ort_rknn.register(advertise=other)
+    names = [d.ep_metadata["device"] for d in ours()]
+    minor = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
+    assert names == ["rk3588", "other"] if minor >= (1, 24) else names[0] == "rk3588"
+
+
+def test_live_sessions_keep_it(npu, models):
+    session = ort_rknn.InferenceSession(models / "conv_f16.onnx")
+    assert _registration.is_registered()
+    for _ in range(2):
+        with pytest.raises(state.Fail, match="1 sessions still have the RKNN execution provider"):
+            ort_rknn.unregister()
+    assert session.get_providers()[0] == PROVIDER
+    del session
+    gc.collect()
+    ort_rknn.unregister()
+    assert not ours()
+    assert ort_rknn.InferenceSession(models / "conv_f16.onnx").get_providers()[0] == PROVIDER
+
+
+def test_a_closed_session_must_be_dropped_too(npu, models):
+    """onnxruntime's metadata objects, which it keeps for get_inputs() and the like, hold the native session."""
+    session = ort_rknn.InferenceSession(models / "conv_f16.onnx")
+    session.close()
+    with pytest.raises(state.Fail, match="drop them first"):
+        ort_rknn.unregister()
+    inputs = session.get_inputs()
+    del session
+    assert inputs[0].name == "x"
+    del inputs
+    ort_rknn.unregister()
+
+
+def test_default_sessions_of_onnxruntime_are_not_touched(npu, models):
+    ort_rknn.register()
+    session = onnxruntime.InferenceSession(models / "conv_f16.onnx")
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert npu.loads == 0
+
+
+def test_another_registration_name(npu, models):
+    ort_rknn.register("mine")
+    assert len(ours()) == 1
+    assert ort_rknn.InferenceSession(models / "conv_f16.onnx").get_providers()[0] == PROVIDER
+    gc.collect()
+    ort_rknn.unregister()
+    assert not ours()
+
+
+def test_as_plugin_packages_are_used(npu, models):
+    """A path for onnxruntime's own function, in its own words."""
+    import numpy as np
+
+    assert ort_rknn.get_ep_names() == [PROVIDER]
+    for _ in range(2):
+        onnxruntime.register_execution_provider_library("plugin", ort_rknn.get_library_path())
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == ort_rknn.get_ep_names()[0]]
+        assert len(devices) == 1
+        options.add_provider_for_devices(devices, {"schedule": "0,1"})
+        session = onnxruntime.InferenceSession(str(models / "conv_f16.onnx"), options)
+        session.run(None, {"x": np.zeros((1, 3, 32, 32), np.float32)})
+        assert npu.masks[-1] == 1
+        del session, devices, options
+        gc.collect()
+        onnxruntime.unregister_execution_provider_library("plugin")
+    assert npu.open_models == 0
+
+
+def test_our_session_when_the_user_registered_by_path(npu, models):
+    onnxruntime.register_execution_provider_library("plugin", ort_rknn.get_library_path())
+    try:
+        session = ort_rknn.InferenceSession(models / "conv_f16.onnx")
+        assert session.get_providers()[0] == PROVIDER
+        del session
+        gc.collect()
+        ort_rknn.unregister()
+    finally:
+        onnxruntime.unregister_execution_provider_library("plugin")
+
+
+@pytest.mark.parametrize(
+    "version, number",
+    [
+        ("1.23.1", (1, 23, 1)),
+        ("1.25", (1, 25, 0)),
+        ("1.32.0+cpu", (1, 32, 0)),
+        ("1.26.0rc1", (1, 26, 1)),
+        ("2.0.0.dev3", (2, 0, 0)),
+    ],
+)
+def test_versions(monkeypatch, version, number):
+    _registration.onnxruntime_version.cache_clear()
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    try:
+        found = _registration.onnxruntime_version()
+        assert found[:2] == number[:2]
+        assert _registration.by_name() == (found >= (1, 25, 1))
+    finally:
+        _registration.onnxruntime_version.cache_clear()
+
+
+def test_available_providers(npu):
+    plain = [p for p in onnxruntime.get_available_providers() if p != PROVIDER]
+    assert ort_rknn.get_available_providers() == [PROVIDER, *plain]
+    npu.present = False
+    assert ort_rknn.get_available_providers() == plain
+    assert ort_rknn.devices() == []
+    assert ort_rknn.get_all_providers()[0] == PROVIDER
+    npu.present = True
+    assert [d.name for d in ort_rknn.devices()] == ["rk3588"]
+    ort_rknn.register()
+    assert ort_rknn.get_available_providers() == [PROVIDER, *plain]
+
+
+def test_concurrent_registration(npu, models):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: ort_rknn.register(), range(16)))
+    assert len(ours()) == 1

@@ -1,0 +1,262 @@
+"""The command line: what it prints, its exit codes, and that mistakes are told in one line."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from fake_npu import FakeNpu, install
+
+import ort_rknn
+from ort_rknn.cli import main, printable
+
+VIRTUAL = "virtual:rk3588"
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs the command line in this process; gives exit code, stdout and stderr."""
+
+    def run(*argv):
+        code = main([os.fspath(word) for word in argv])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def mistake(cli):
+    """Runs what cannot work; gives the one line on stderr."""
+
+    def run(*argv, code=1):
+        got, out, err = cli(*argv)
+        assert (got, out) == (code, ""), (got, out, err)
+        assert err.startswith("ort-rknn: ")
+        assert err.count("\n") == 1, err
+        return err
+
+    return run
+
+
+# The frame ----------------------------------------------------------------------------------------------------
+
+
+def test_version_names_ours_and_onnxruntimes(cli):
+    code, out, _ = cli("--version")
+    assert code == 0
+    assert f"ort-rknn {ort_rknn.package_version} " in out
+    assert f"onnxruntime {ort_rknn.__version__}" in out
+
+
+@pytest.mark.parametrize("argv", [(), ("paint",), ("info",), ("demo", "--part", "third"), ("explain", "m", "--nope")])
+def test_wrong_use_is_exit_code_2_with_the_usage(cli, argv):
+    code, out, err = cli(*argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("usage: ort-rknn")
+
+
+@pytest.mark.parametrize("argv", [("--help",), ("demo", "-h"), ("devices", "-h"), ("explain", "-h"), ("info", "-h")])
+def test_help_tells_the_exit_codes(cli, argv):
+    code, out, _ = cli(*argv)
+    assert code == 0
+    assert "0 fine, 1 failed" in out
+
+
+def test_python_dash_m_runs_it(models):
+    paths = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "ort_rknn", "info", models / "nd.onnx"],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "an ONNX model" in done.stdout
+
+
+def test_a_reader_that_stops_early_is_no_traceback(models):
+    paths = os.pathsep.join(p for p in sys.path if p)
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "ort_rknn", "info", models / "nd.onnx"],
+            env={**os.environ, "PYTHONPATH": paths},
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_would_steer_a_terminal_is_escaped():
+    class Ascii:
+        encoding = "ascii"
+
+    assert printable("a\x1b[31mb\x07 é", sys.__stdout__).startswith("a\\x1b[31mb\\x07")
+    assert printable("é\udcff", Ascii()) == "\\xe9\\udcff"
+
+
+# devices ------------------------------------------------------------------------------------------------------
+
+
+def test_devices_tells_why_there_is_none_and_what_helps(cli):
+    code, out, err = cli("devices", "--runtime-library", "/nowhere/librknnrt.so")
+    assert (code, err) == (1, "")
+    assert "librknnrt: none: " in out
+    assert "/nowhere/librknnrt.so" in out
+    assert "remedy: " in out
+    assert "--device virtual:rk3588" in out
+
+
+def test_devices_lists_a_virtual_one_where_it_is_asked_for(cli):
+    code, out, _ = cli("devices", "--device", "virtual:rk3576")
+    assert code == 0
+    assert "virtual:rk3576: virtual NPU, 2 cores, through adapter virtual" in out
+
+
+def test_devices_lists_what_an_adapter_sees(cli, monkeypatch):
+    install(FakeNpu(), monkeypatch.setattr)
+    code, out, _ = cli("devices")
+    assert code == 0
+    assert ", 3 cores, through adapter fake" in out
+
+
+def test_devices_of_a_name_that_nobody_knows(cli):
+    code, out, _ = cli("devices", "--device", "virtual:z80")
+    assert code == 1
+    assert "virtual:z80" in out
+
+
+def test_devices_with_an_adapter_that_is_not_installed(mistake):
+    assert "'librknnrt'" in mistake("devices", "--adapter", "mine", code=2)
+
+
+def test_devices_says_when_everything_is_switched_off(mistake, monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_DISABLE", "1")
+    assert "ORT_RKNN_DISABLE=1" in mistake("devices")
+
+
+# explain ------------------------------------------------------------------------------------------------------
+
+
+def test_explain_on_the_virtual_npu(cli, models):
+    code, out, err = cli("explain", models / "conv_f16.onnx", "--device", VIRTUAL, "--schedule", "2,0")
+    assert (code, err) == (0, "")
+    assert "conv_f16.rk3588.rknn" in out
+    assert "dispatch:  runs go round the cores 2, 0" in out
+
+
+def test_explain_passes_other_options(cli, models):
+    code, out, _ = cli(
+        "explain", models / "conv_f16.onnx", "--device", VIRTUAL, "--option", "layout=nhwc", "--threads-per-core", "2"
+    )
+    assert code == 0
+    assert "x float32 [1, 32, 32, 3]" in out
+    assert "2 contexts" in out
+
+
+def test_explain_tells_a_fallback_without_a_warning(cli, models, recwarn):
+    code, out, err = cli("explain", models / "conv_f16.onnx", "--runtime-library", "/nowhere/librknnrt.so")
+    assert (code, err, len(recwarn)) == (0, "", 0)
+    assert "fell back: no NPU: " in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--schedule", "0,x"), "'x' is not a core number"),
+        (("--schedule", "7", "--device", VIRTUAL), "names core 7"),
+        (("--schedule", "0", "--tp-mode", "auto"), "exclude each other"),
+        (("--option", "shedule=0"), "unknown provider option 'shedule'"),
+        (("--option", "schedule"), "KEY=VALUE"),
+    ],
+)
+def test_explain_with_a_bad_option_is_wrong_use(mistake, models, argv, said):
+    assert said in mistake("explain", models / "conv_f16.onnx", *argv, code=2)
+
+
+def test_explain_of_what_is_no_model(mistake, tmp_path):
+    text = tmp_path / "poem.onnx"
+    text.write_text("Two roads diverged in a yellow wood,\n" * 9)
+    assert "poem.onnx" in mistake("explain", text)
+    assert "No such file" in mistake("explain", tmp_path / "none.onnx")
+    assert "folder" in mistake("explain", tmp_path)
+
+
+def test_explain_where_the_npu_is_insisted_on(mistake, models, monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_STRICT", "1")
+    said = mistake("explain", models / "conv_f16.onnx", "--runtime-library", "/nowhere/librknnrt.so")
+    assert "ORT_RKNN_STRICT=1" in said
+
+
+# info ---------------------------------------------------------------------------------------------------------
+
+
+def test_info_of_a_compiled_model(cli, models):
+    code, out, _ = cli("info", models / "conv_i8.rk3588.rknn")
+    assert code == 0
+    assert "compiled for:  rk3588\n" in out
+    assert "input:         x float32 [1, 3, 32, 32], compiled int8 NHWC scale 0.03125 zero point -6\n" in out
+    assert "output:        y float32 [1, 20, 8, 8], compiled int8 scale" in out
+
+
+def test_info_of_a_dynamic_compiled_model_lists_its_shape_sets(cli, models):
+    code, out, _ = cli("info", models / "dynamic.rk3588.rknn")
+    assert code == 0
+    assert out.count("shape set: ") == 3
+
+
+def test_info_of_an_onnx_and_its_twins(cli, models):
+    code, out, _ = cli("info", models / "conv_f16.onnx")
+    assert code == 0
+    assert "opsets:        ai.onnx 13\n" in out
+    assert "input:         x float32 [1, 3, 32, 32]\n" in out
+    assert "conv_f16.rk3588.rknn, for rk3588\n" in out
+    assert "conv_f16.rk3566.rknn, for rk3566\n" in out
+
+
+def test_info_says_why_a_twin_is_of_no_use(cli, models, tmp_path):
+    onnx = shutil.copy(models / "conv_f16.onnx", tmp_path / "net.onnx")
+    _, out, _ = cli("info", onnx)
+    assert "no compiled model lies beside it" in out
+    shutil.copy(models / "conv_f16.rk3576.rknn", tmp_path / "net.rk3588.rknn")
+    _, out, _ = cli("info", onnx)
+    assert "net.rk3588.rknn is not usable: it was compiled for rk3576" in out
+
+
+def test_info_goes_by_content_not_by_name(cli, models, tmp_path):
+    wrong = shutil.copy(models / "conv_f16.rk3588.rknn", tmp_path / "net.onnx")
+    code, out, _ = cli("info", wrong)
+    assert code == 0
+    assert "a compiled model (.rknn)" in out
+
+
+def test_info_of_damaged_and_missing_files(mistake, models, tmp_path):
+    cut = tmp_path / "cut.rknn"
+    cut.write_bytes((models / "conv_f16.rk3588.rknn").read_bytes()[:1000])
+    assert "cut short" in mistake("info", cut)
+    empty = tmp_path / "empty"
+    empty.write_bytes(b"")
+    mistake("info", empty)
+    mistake("info", tmp_path)
+    mistake("info", tmp_path / "none")
+
+
+def test_info_bounds_what_a_file_makes_long(cli, tmp_path):
+    from ort_rknn.demo._onnx import model, node, value
+
+    names = [f"x{k}\x1b[2J" + "y" * 5000 for k in range(100)]
+    path = tmp_path / "long.onnx"
+    path.write_bytes(
+        model("g", [node("Sum", names, "out")], inputs=[value(n, (1,)) for n in names], outputs=[value("out", (1,))])
+    )
+    code, out, _ = cli("info", path)
+    assert code == 0
+    assert "\x1b" not in out
+    assert len(out) < 20_000
+    assert "and 60 more" in out

@@ -1,0 +1,122 @@
+"""Shapes that were not compiled: an error, the ONNX twin on the CPU, or padding."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from ort_rknn.capi.onnxruntime_pybind11_state import InvalidArgument
+
+import ort_rknn as ort
+from ort_rknn_virtual.control import virtual_npu
+
+MODELS = Path(__file__).parent / "models"
+VIRTUAL = {"device": "virtual:rk3588"}
+
+
+def feed(*shape):
+    return {"x": np.random.default_rng(1).standard_normal(shape, dtype=np.float32)}
+
+
+def plain(name="dynamic.onnx"):
+    return onnxruntime.InferenceSession(MODELS / name)
+
+
+def test_on_the_cpu_counted_and_visible():
+    options = {**VIRTUAL, "on_missing_shape": "cpu"}
+    with ort.InferenceSession(MODELS / "dynamic.onnx", provider_options=options) as session:
+        assert session.get_outputs()[0].shape == plain().get_outputs()[0].shape
+        for shape in ((1, 3, 32, 32), (1, 3, 20, 12), (1, 3, 40, 48), (1, 3, 20, 12)):
+            got, want = session.run(None, feed(*shape))[0], plain().run(None, feed(*shape))[0]
+            assert got.shape == want.shape
+            exact = shape != (1, 3, 32, 32)
+            assert np.array_equal(got, want) == exact
+            assert np.abs(got - want).max() < 1e-2
+        assert "3 calls of shapes that were not compiled ran on the ONNX twin" in session.explain()
+        assert sum(c["runs"] for c in session._npu.executor.counters().values()) == 1
+
+
+def test_a_static_twin_of_a_dynamic_onnx(tmp_path):
+    """Few real models have fixed shapes as shipped: one compiled shape serves the common case."""
+    shutil.copy(MODELS / "free_batch.onnx", tmp_path / "m.onnx")
+    shutil.copy(MODELS / "free_batch.rk3588.rknn", tmp_path / "m.rk3588.rknn")
+    options = {**VIRTUAL, "on_missing_shape": "cpu"}
+    with ort.InferenceSession(tmp_path / "m.onnx", provider_options=options) as session:
+        assert session.get_inputs()[0].shape == ["N", 3, 16, 16]
+        x = feed(5, 3, 16, 16)
+        assert np.abs(session.run(None, x)[0] - plain("free_batch.onnx").run(None, x)[0]).max() < 1e-2
+        assert "0 calls" in session.explain()
+
+
+def test_the_cpu_twin_takes_pixels_as_the_npu_does():
+    options = {**VIRTUAL, "on_missing_shape": "cpu", "layout": "nhwc"}
+    with ort.InferenceSession(MODELS / "dynamic.onnx", provider_options=options) as session:
+        x = feed(1, 3, 20, 12)["x"]
+        got = session.run(None, {"x": x.transpose(0, 2, 3, 1).copy()})[0]
+        assert np.array_equal(got, plain().run(None, {"x": x})[0])
+
+
+def test_the_cpu_needs_the_onnx(tmp_path):
+    shutil.copy(MODELS / "dynamic.rk3588.rknn", tmp_path / "only.rknn")
+    with pytest.raises(ort.OptionError, match="needs the ONNX twin"):
+        ort.InferenceSession(tmp_path / "only.rknn", provider_options={**VIRTUAL, "on_missing_shape": "cpu"})
+    with pytest.raises(ort.OptionError, match="exclude each other"):
+        ort.InferenceSession(
+            MODELS / "dynamic.onnx", provider_options={**VIRTUAL, "on_missing_shape": "cpu", "output_dtype": "native"}
+        )
+
+
+def test_padding_up_to_the_next_set():
+    options = {**VIRTUAL, "on_missing_shape": "pad", "pad_axes": [2, 3]}
+    npu = virtual_npu("rk3588")
+    npu.reset()
+    with ort.InferenceSession(MODELS / "dynamic.onnx", provider_options=options) as session:
+        x = feed(1, 3, 14, 20)["x"]
+        (got,) = session.run(None, {"x": x})
+        padded = np.zeros((1, 3, 16, 24), np.float32)
+        padded[:, :, :14, :20] = x
+        want = plain().run(None, {"x": padded})[0][:, :, :14, :20]
+        assert got.shape == (1, 4, 14, 20)
+        assert np.abs(got - want).max() < 1e-2
+        # Nothing of an earlier, larger feed is left in the padding.
+        session.run(None, {"x": np.full((1, 3, 16, 24), 9, np.float32)})
+        assert np.array_equal(session.run(None, {"x": x})[0], got)
+        assert "2 calls of shapes that were not compiled were padded" in session.explain()
+        with pytest.raises(InvalidArgument, match="no shape set was compiled.*No set is larger in the axes of pad"):
+            session.run(None, feed(1, 3, 33, 8))
+
+
+def test_padding_only_the_axes_that_were_named():
+    options = {**VIRTUAL, "on_missing_shape": "pad", "pad_axes": {"x": [3]}}
+    with ort.InferenceSession(MODELS / "dynamic.onnx", provider_options=options) as session:
+        assert session.run(None, feed(1, 3, 16, 17))[0].shape == (1, 4, 16, 17)
+        with pytest.raises(InvalidArgument):
+            session.run(None, feed(1, 3, 15, 24))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"on_missing_shape": "pad"}, "needs pad_axes"),
+        ({"pad_axes": [2]}, "with on_missing_shape='pad' only"),
+        ({"on_missing_shape": "pad", "pad_axes": []}, "axis numbers are wanted"),
+        ({"on_missing_shape": "pad", "pad_axes": "x"}, "not valid JSON"),
+        ({"on_missing_shape": "grow"}, "one of 'error', 'cpu', 'pad'"),
+    ],
+)
+def test_bad_policies(options, text):
+    with pytest.raises(ort.OptionError, match=text):
+        ort.InferenceSession(MODELS / "dynamic.onnx", provider_options={**VIRTUAL, **options})
+
+
+def test_contexts_do_not_thrash_between_shapes():
+    npu = virtual_npu("rk3588")
+    npu.reset()
+    options = {**VIRTUAL, "schedule": "0", "threads_per_core": 2}
+    with ort.InferenceSession(MODELS / "dynamic.onnx", provider_options=options) as session:
+        for _ in range(10):
+            session.run(None, feed(1, 3, 32, 32))
+            session.run(None, feed(1, 3, 16, 16))
+        switches = [e for e in npu.events() if e.kind == "set_input_shapes"]
+        assert 1 <= len(switches) <= 5, "two contexts, two shapes: each settles on one"

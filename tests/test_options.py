@@ -1,0 +1,207 @@
+"""How the values of provider options are read, and what is said about bad ones."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from ort_rknn.errors import OptionError
+from ort_rknn.options import Options, RknnProviderOptions, make_provider_options, read_options
+
+
+def read(**given):
+    return read_options(given)
+
+
+def test_defaults():
+    options = read_options(None)
+    assert options == read_options({}) == Options()
+    assert (options.schedule, options.tp_mode, options.threads_per_core, options.output_dtype) == (
+        None,
+        None,
+        1,
+        "onnx",
+    )
+    assert options.as_strings() == {"tp_mode": "auto", "threads_per_core": "1"}
+
+
+@pytest.mark.parametrize(
+    "value, cores",
+    [
+        (0, (0,)),
+        ("0", (0,)),
+        ("0,1,2", (0, 1, 2)),
+        (" 0, 1 ,2 ", (0, 1, 2)),
+        ("0 1 2", (0, 1, 2)),
+        ("[0, 1]", (0, 1)),
+        ("(0, 1,)", (0, 1)),
+        ([0, 1, 2], (0, 1, 2)),
+        ((2, 2, 0), (2, 2, 0)),
+        (["0", 1], (0, 1)),
+        (range(3), (0, 1, 2)),
+        (np.int64(2), (2,)),
+        (np.array([0, 2]), (0, 2)),
+        ("auto", "auto"),
+        (" AUTO ", "auto"),
+    ],
+)
+def test_schedule(value, cores):
+    options = read(schedule=value)
+    assert options.schedule == cores
+    text = options.as_strings()["schedule"]
+    assert read(schedule=text).schedule == cores  # what onnxruntime shows can be given back
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "x", "0,x", "-1", "0;1", [], (), [[]], [0.5], 1.5, None, True, [True], {"0": 1}, b"0", "[", "0x1", "²"],
+)
+def test_bad_schedules(value):
+    with pytest.raises(OptionError, match="schedule") as caught:
+        read(schedule=value)
+    assert "core number" in str(caught.value) or "names no core" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["auto", "all", "0", "1", "2", "0,1", "0,1,2"])
+def test_tp_mode(value):
+    assert read(tp_mode=value).tp_mode == value
+    assert read(tp_mode=f" {value.upper()} ".replace(",", ", ")).tp_mode == value
+
+
+@pytest.mark.parametrize("value", ["", "3", "1,2", "0,2", 0, None, ["0"], "0 1"])
+def test_bad_tp_modes(value):
+    with pytest.raises(OptionError, match="'auto', 'all', '0', '1', '2', '0,1', '0,1,2'"):
+        read(tp_mode=value)
+
+
+def test_schedule_and_tp_mode_exclude_each_other():
+    with pytest.raises(OptionError, match=r"exclude each other: schedule spreads.*throughput.*tp_mode.*latency"):
+        read(schedule=0, tp_mode="all")
+
+
+@pytest.mark.parametrize("value, number", [(1, 1), ("4", 4), (" 2 ", 2), (np.int32(3), 3), ("+2", 2)])
+def test_threads_per_core(value, number):
+    assert read(threads_per_core=value).threads_per_core == number
+
+
+@pytest.mark.parametrize("value", [0, -1, "0", "x", "", 1.0, None, True, 2**31, "9" * 30, "1_0", "٣"])
+def test_bad_threads_per_core(value):
+    with pytest.raises(OptionError, match=r"threads_per_core=.*a whole number from 1 is wanted"):
+        read(threads_per_core=value)
+
+
+@pytest.mark.parametrize("true", [True, 1, "1", "true", "True", "ON", "yes"])
+def test_true(true):
+    assert read(disable_dup_context=true).disable_dup_context is True
+
+
+@pytest.mark.parametrize("false", [False, 0, "0", "false", "Off", "no"])
+def test_false(false):
+    assert read(disable_dup_context=false).disable_dup_context is False
+
+
+@pytest.mark.parametrize("value", ["", "2", 2, None, "y", 1.5, []])
+def test_neither_true_nor_false(value):
+    with pytest.raises(OptionError, match="a boolean is wanted"):
+        read(disable_dup_context=value)
+
+
+@pytest.mark.parametrize("key", ["rknn_model", "onnx_model", "runtime_library"])
+def test_paths(key):
+    assert getattr(read(**{key: Path("/m/x")}), key) == "/m/x"
+    assert getattr(read(**{key: "x y"}), key) == "x y"
+    for bad in ("", b"/m/x", 3, None, "/m/\0x"):
+        with pytest.raises(OptionError, match=f"{key}=.*a path is wanted"):
+            read(**{key: bad})
+
+
+@pytest.mark.parametrize("key", ["device", "adapter"])
+def test_names(key):
+    assert getattr(read(**{key: " rk3588 "}), key) == "rk3588"
+    for bad in ("", " ", 3, None):
+        with pytest.raises(OptionError, match="a name is wanted, not empty"):
+            read(**{key: bad})
+
+
+def test_per_input():
+    assert read(layout="NHWC").layout == {"*": "NHWC"}
+    assert read(layout="original").layout == {"*": "NCHW"}
+    assert read(layout={"x": "nhwc", "y": "nchw"}).layout == {"x": "NHWC", "y": "NCHW"}
+    assert read(layout='{"x": "nhwc"}').layout == {"x": "NHWC"}
+    assert read(input_dtype="UINT8").input_dtype == {"*": "uint8"}
+    assert read(input_dtype={"x": "int8"}).input_dtype == {"x": "int8"}
+    for given in ({"layout": {"x": "nhwc"}}, {"input_dtype": "uint8"}, {"layout": "nhwc", "output_dtype": "native"}):
+        options = read_options(given)
+        strings = options.as_strings()
+        assert all(isinstance(v, str) for v in strings.values())
+        again = read_options({k: v for k, v in strings.items() if k in given})
+        assert (again.layout, again.input_dtype) == (options.layout, options.input_dtype)
+
+
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        ({"layout": "hwc"}, "layout='hwc': one of 'nchw'"),
+        ({"layout": {"x": 3}}, "layout=3"),
+        ({"layout": {3: "nhwc"}}, "input names"),
+        ({"layout": "{x"}, "not valid JSON"),
+        ({"layout": ["nhwc"]}, "layout="),
+        ({"input_dtype": "float"}, "one of 'float32'"),
+        ({"output_dtype": "int8"}, "one of 'onnx', 'float32', 'native'"),
+        ({"run_timeout_ms": -1}, "milliseconds"),
+        ({"run_timeout_ms": "soon"}, "milliseconds"),
+    ],
+)
+def test_what_is_accepted_is_told(given, text):
+    with pytest.raises(OptionError, match=text):
+        read_options(given)
+
+
+def test_unknown_options_name_the_known_ones():
+    with pytest.raises(OptionError) as caught:
+        read_options({"shedule": 0})
+    for known in ("schedule", "threads_per_core", "tp_mode", "runtime_library", "input_dtype"):
+        assert known in str(caught.value)
+    assert "'shedule'" in str(caught.value)
+    assert isinstance(caught.value, ValueError) and isinstance(caught.value, state.InvalidArgument)
+    assert str(caught.value).startswith("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : ")
+
+
+@pytest.mark.parametrize("key", [3, None, ("schedule",), b"schedule", "SCHEDULE", " schedule"])
+def test_keys_are_exact(key):
+    with pytest.raises(OptionError, match="unknown provider option"):
+        read_options({key: 0})
+
+
+@pytest.mark.parametrize("key", ["device_id", "priority"])
+def test_options_of_other_libraries_are_refused_with_a_reason(key):
+    with pytest.raises(OptionError, match=f"{key!r} is not honoured: .*"):
+        read_options({key: "0"})
+
+
+def test_the_given_keys_are_remembered_in_order():
+    assert read(tp_mode="0", device="rk3588").given == ("tp_mode", "device")
+
+
+def test_make_provider_options():
+    assert make_provider_options() == {}
+    assert make_provider_options(schedule=[0, 1], layout="nhwc") == {"schedule": [0, 1], "layout": "nhwc"}
+    with pytest.raises(OptionError):
+        make_provider_options(schedule="x")
+    with pytest.raises(ValueError):
+        make_provider_options(schedule=0, tp_mode="0")
+    with pytest.raises(TypeError):
+        make_provider_options(nonsense=1)
+
+
+def test_the_three_lists_of_options_agree():
+    fields = set(Options.__dataclass_fields__) - {"given"}
+    assert set(inspect.signature(make_provider_options).parameters) == fields
+    assert set(RknnProviderOptions.__annotations__) == fields
+
+
+def test_options_are_immutable():
+    with pytest.raises(AttributeError):
+        Options().schedule = (0,)

@@ -1,0 +1,171 @@
+"""What the caller feeds and gets, matched with the compiled model."""
+
+import pytest
+from fake_npu import FakeNpu, image, info
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from ort_rknn.errors import OptionError
+from ort_rknn.options import read_options
+from ort_rknn.seam import LoadSettings, ModelSource, Quantisation
+from ort_rknn.signature import Declared, Normalisation, negotiate, onnx_order
+
+INT8 = Quantisation(0.5, 3)
+
+
+def match(inputs, outputs, declared_in, declared_out, *, sets=(), shapes=None, normalisation=None, **given):
+    npu = FakeNpu(inputs=inputs, outputs=outputs, shape_sets=sets, shapes=shapes)
+    model = npu.load(npu.device, ModelSource(data=b""), LoadSettings())
+    options = read_options(given)
+    return negotiate(model, declared_in, declared_out, options, normalisation=normalisation, label="m.rknn")
+
+
+def d(name, *dims, dtype="float32"):
+    return Declared(name, dtype, dims)
+
+
+IMAGE = [image("x", (1, 3, 8, 6))]
+OUT = [info("y", (1, 5), "float16")]
+
+
+def one(**given):
+    return match(IMAGE, OUT, [d("x", 1, 3, 8, 6)], [d("y", 1, 5)], **given)
+
+
+def test_the_rule_is_the_onnxs():
+    signature = one()
+    (x,), (y,) = signature.inputs, signature.outputs
+    assert (x.name, x.dtype, x.dims, x.layout, x.wire_dtype) == ("x", "float32", (1, 3, 8, 6), "NCHW", "float32")
+    assert (y.name, y.dtype, y.dims, y.wire_dtype) == ("y", "float32", (1, 5), "float32")
+    assert (x.elem_type, y.elem_type) == (1, 1)
+    assert signature.batch is None
+
+
+def test_layout():
+    for given in ("nhwc", {"x": "nhwc"}):
+        (x,) = one(layout=given).inputs
+        assert (x.dims, x.layout) == ((1, 8, 6, 3), "NHWC")
+    with pytest.raises(OptionError, match="names an input 'z'; the model has x"):
+        one(layout={"z": "nhwc"})
+    flat = [info("x", (1, 4))]
+    with pytest.raises(OptionError, match="only 4-D inputs have a layout"):
+        match(flat, OUT, [d("x", 1, 4)], [d("y", 1, 5)], layout={"x": "nhwc"})
+    assert match(flat, OUT, [d("x", 1, 4)], [d("y", 1, 5)], layout="nhwc").inputs[0].layout == "UNDEFINED"
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float16"])
+def test_input_dtype(dtype):
+    (x,) = one(input_dtype=dtype).inputs
+    assert (x.dtype, x.wire_dtype) == (dtype, dtype)
+    with pytest.raises(OptionError, match="names an input 'z'"):
+        one(input_dtype={"z": dtype})
+
+
+def test_dtypes_that_the_runtime_is_not_fed():
+    (x,) = match(IMAGE, OUT, [d("x", 1, 3, 8, 6, dtype="float64")], [d("y", 1, 5)]).inputs
+    assert (x.dtype, x.wire_dtype) == ("float64", "float32")
+    with pytest.raises(state.Fail, match="uint64, which the NPU cannot be fed"):
+        match(IMAGE, OUT, [d("x", 1, 3, 8, 6, dtype="uint64")], [d("y", 1, 5)])
+
+
+def test_ports_are_matched_by_name():
+    inputs, outputs = [info("a", (1, 2)), info("b", (1, 3))], [info("p", (1, 4)), info("q", (1, 5))]
+    signature = match(inputs, outputs, [d("b", 1, 3), d("a", 1, 2)], [d("q", 1, 5), d("p", 1, 4)])
+    assert [(p.name, p.index) for p in (*signature.inputs, *signature.outputs)] == [
+        ("b", 1),
+        ("a", 0),
+        ("q", 1),
+        ("p", 0),
+    ]
+    # All names foreign: by place.
+    signature = match(inputs, outputs, [d("x", 1, 2), d("y", 1, 3)], [d("v", 1, 4), d("w", 1, 5)])
+    assert [p.index for p in (*signature.inputs, *signature.outputs)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "c"), ("a", "b", "c")])
+def test_a_model_of_other_ports_was_compiled_from_another_onnx(names):
+    inputs = [info("a", (1, 2)), info("b", (1, 2))]
+    with pytest.raises(state.Fail, match=r"m.rknn: the compiled model has the inputs.*compiled from another model"):
+        match(inputs, OUT, [d(n, 1, 2) for n in names], [d("y", 1, 5)])
+
+
+@pytest.mark.parametrize("dims", [(1, 3, 8, 7), (1, 8, 6, 3), (2, 3, 8, 6), (1, 3, 48), (3, 8, 6, 2)])
+def test_shapes_that_do_not_fit_are_found_at_load(dims):
+    with pytest.raises(state.Fail, match=r"'x' is .* in the ONNX, but .* in the compiled model"):
+        match(IMAGE, OUT, [d("x", *dims)], [d("y", 1, 5)])
+    with pytest.raises(state.Fail, match="output 'y'"):
+        match(IMAGE, OUT, [d("x", 1, 3, 8, 6)], [d("y", 1, 6)])
+
+
+def test_axes_of_length_one_may_come_and_go():
+    signature = match([info("x", (1, 8))], [info("y", (1,))], [d("x", 8)], [d("y")])
+    assert (signature.inputs[0].dims, signature.outputs[0].dims) == ((8,), ())
+
+
+def test_a_dimension_is_a_number_where_all_sets_agree_and_batching_cannot_change_it():
+    free = [d("x", "N", 3, "h", "w")]
+    static = match(IMAGE, [info("y", (1, 5))], free, [d("y", 1, 5)])
+    assert static.batch is None and static.inputs[0].dims == (1, 3, 8, 6)
+    assert any("leading axis free" in note for note in static.notes)
+    batched = match(IMAGE, [info("y", (1, 5))], free, [d("y", "N", 5)])
+    assert batched.batch == 1
+    assert (batched.inputs[0].dims, batched.outputs[0].dims) == (("N", 3, 8, 6), ("N", 5))
+    sets = (((1, 3, 8, 6),), ((1, 3, 8, 12),))
+    dynamic = match(
+        IMAGE, [info("y", (1, 8, 6))], free, [d("y", 1, "h", "w")], sets=sets, shapes=[((1, 8, 6),), ((1, 8, 12),)]
+    )
+    assert (dynamic.inputs[0].dims, dynamic.outputs[0].dims) == ((1, 3, 8, "w"), (1, 8, "w"))
+    assert dynamic.batch is None
+
+
+def test_unnamed_free_dimensions():
+    signature = match(IMAGE, [info("y", (1, 5))], [d("x", None, 3, None, 6)], [d("y", None, 5)])
+    assert signature.inputs[0].dims == (None, 3, 8, 6)
+
+
+def test_unknown_rank_takes_the_compiled_shape():
+    signature = match(IMAGE, OUT, [Declared("x", "float32", None)], [Declared("y", "float32", None)])
+    assert (signature.inputs[0].dims, signature.outputs[0].dims) == ((1, 3, 8, 6), (1, 5))
+
+
+@pytest.mark.parametrize(
+    "declared, compiled, asked, got, wire",
+    [
+        ("float32", info("y", (1, 5), "int8", INT8), "onnx", "float32", "float32"),
+        ("float16", info("y", (1, 5), "float16"), "onnx", "float16", "float16"),
+        ("float64", info("y", (1, 5), "float16"), "onnx", "float64", "float32"),
+        ("int64", info("y", (1, 5), "int64"), "onnx", "int64", "int64"),
+        ("int64", info("y", (1, 5), "int32"), "onnx", "int64", "int32"),
+        ("float32", info("y", (1, 5), "int8", INT8), "native", "int8", "int8"),
+        ("float32", info("y", (1, 5), "float16"), "native", "float16", "float16"),
+        ("float16", info("y", (1, 5), "float16"), "float32", "float32", "float32"),
+    ],
+)
+def test_outputs(declared, compiled, asked, got, wire):
+    (y,) = match(IMAGE, [compiled], [d("x", 1, 3, 8, 6)], [d("y", 1, 5, dtype=declared)], output_dtype=asked).outputs
+    assert (y.dtype, y.wire_dtype) == (got, wire)
+
+
+@pytest.mark.parametrize("compiled", [info("y", (1, 5), "int8", INT8), info("y", (1, 5), "float16")])
+def test_integers_never_travel_through_float(compiled):
+    with pytest.raises(state.Fail, match="would lose its integers; output_dtype='native'"):
+        match(IMAGE, [compiled], [d("x", 1, 3, 8, 6)], [d("y", 1, 5, dtype="int64")])
+
+
+def test_native_of_a_type_that_numpy_lacks():
+    with pytest.raises(OptionError, match="bfloat16"):
+        match(IMAGE, [info("y", (1, 5), "bfloat16")], [d("x", 1, 3, 8, 6)], [d("y", 1, 5)], output_dtype="native")
+
+
+def test_normalisation_is_undone_for_floats_only():
+    norm = {"x": Normalisation((1.0,) * 3, (2.0,) * 3)}
+    signature = match(IMAGE, OUT, [d("x", 1, 3, 8, 6)], [d("y", 1, 5)], normalisation=norm)
+    assert signature.inputs[0].denormalises
+    assert any("input_dtype='uint8'" in note for note in signature.notes)
+    signature = match(IMAGE, OUT, [d("x", 1, 3, 8, 6)], [d("y", 1, 5)], normalisation=norm, input_dtype="uint8")
+    assert not signature.inputs[0].denormalises
+
+
+def test_onnx_order():
+    assert onnx_order((1, 8, 6, 3), "NHWC") == (1, 3, 8, 6)
+    assert onnx_order((1, 8, 6, 3), "NCHW") == (1, 8, 6, 3)
+    assert onnx_order((4, 5), "UNDEFINED") == (4, 5)
