@@ -1,0 +1,95 @@
+"""Paired measurements: two things take turns, so that a busy machine hurts both alike.
+
+Every benchmark prints one line with a ratio and ends with exit code 1 where it misses its bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ROOT / "tests" / "models"
+DEVICE = "virtual:rk3588"
+SOC = "rk3588"
+
+# A checkout that is not installed will do.
+sys.path[:0] = [str(ROOT), str(ROOT / "adapters"), str(ROOT / "compat")]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Time per call of two things, measured in turns, in microseconds."""
+
+    ours: float
+    """Median over the batches of the time per call."""
+    reference: float
+    difference: float
+    """Median over the turns of (ours - reference): steadier than the difference of the medians."""
+    ratio: float
+    """Median over the turns of ours / reference."""
+    least_ours: float
+    """Of the quickest batch: what it costs where nothing else disturbs it."""
+    least_reference: float
+
+
+def paired(ours: Callable[[], object], reference: Callable[[], object], *, turns: int, calls: int) -> Paired:
+    """Batches of ``calls`` calls, alternating, ``turns`` of each; the order within a turn changes with every turn."""
+    for function in (ours, reference):
+        batch(function, max(calls // 4, 1))
+    mine: list[float] = []
+    theirs: list[float] = []
+    for turn in range(turns):
+        order = [(ours, mine), (reference, theirs)]
+        for function, times in order if turn % 2 == 0 else reversed(order):
+            times.append(batch(function, calls))
+    return Paired(
+        ours=statistics.median(mine),
+        reference=statistics.median(theirs),
+        difference=statistics.median(a - b for a, b in zip(mine, theirs)),
+        ratio=statistics.median(a / b for a, b in zip(mine, theirs)),
+        least_ours=min(mine),
+        least_reference=min(theirs),
+    )
+
+
+def batch(function: Callable[[], object], calls: int) -> float:
+    """Microseconds per call."""
+    start = time.perf_counter_ns()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter_ns() - start) / calls / 1000
+
+
+def pin(cpus: int = 1) -> None:
+    """Stay on ``cpus`` of the CPUs that this process may use (the last ones: CPU 0 serves most interrupts)."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cpus:])
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """``--quick``: a few seconds at most, with bars so loose that only what is broken misses them."""
+    parser = argparse.ArgumentParser(description=(description or "").strip().splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a short run with loose bars, to see that it runs")
+    return parser.parse_args()
+
+
+class Verdict:
+    """Collects what was held against which bar; :meth:`end` gives the exit code."""
+
+    def __init__(self) -> None:
+        self.missed = 0
+
+    def hold(self, what: str, met: bool, bar: str) -> None:
+        """Print one line: what was measured, and whether it meets its bar."""
+        self.missed += not met
+        print(f"{'ok    ' if met else 'MISSED'} {what} (bar: {bar})", flush=True)
+
+    def end(self) -> int:
+        return 1 if self.missed else 0

@@ -1,0 +1,86 @@
+"""Runs per second over three cores in every cell of modelled time, contexts per core and callers, against the peer.
+
+Blocking callers call run(). One caller uses what keeps all cores busy from one thread: the pipeline that both have, and
+our map().
+"""
+
+import itertools
+import sys
+import time
+
+from measure import Verdict, arguments
+from peer_pairing import CONV, both, in_turns, ones, session_of_ours, throughput
+
+BAR = 0.97
+DEPTH = 8
+
+
+def pipelined(session, feed, seconds):
+    """Calls per second of one thread through run_pipeline, once it is full."""
+    for _ in range(3 * DEPTH):
+        session.run_pipeline(feed, DEPTH)
+    return throughput(lambda: session.run_pipeline(feed, DEPTH), 1, seconds)
+
+
+def mapped(session, feed, seconds):
+    """Results per second of one thread through map(), once it is full."""
+    results = session.map(itertools.repeat(feed), depth=DEPTH)
+    for _ in range(3 * DEPTH):
+        next(results)
+    start, count = time.perf_counter(), 0
+    while (took := time.perf_counter() - start) < seconds:
+        next(results)
+        count += 1
+    results.close()
+    return count / took
+
+
+def main():
+    given = arguments(__doc__)
+    peer, face, npu = both()
+    verdict = Verdict()
+    turns, seconds = (1, 0.15) if given.quick else (5, 0.5)
+    bar = 0.5 if given.quick else BAR
+    times = (2,) if given.quick else (0.5, 2, 10)
+    for ms, threads in itertools.product(times, (1, 2)):
+        npu.run_time_us = ms * 1000
+        options = {"schedule": [0, 1, 2], "threads_per_core": threads, "max_queue_size": DEPTH}
+        theirs = peer.InferenceSession(str(CONV), provider_options=options)
+        same = face.InferenceSession(CONV, provider_options=options)
+        own = session_of_ours(**options)
+        feed = ones(theirs)
+        cells = [
+            (f"{n} callers, {label}", n, session, throughput_of(session, feed, n, seconds))
+            for n in (3, 8)
+            for label, session in (("ort_rknn_ez_async", same), ("ort_rknn", own))
+        ]
+        rows = [(label, ours, throughput_of(theirs, feed, n, seconds)) for label, n, _, ours in cells]
+        reference = once(pipelined, theirs, feed, seconds)
+        rows += [
+            ("one caller, ort_rknn_ez_async pipeline", once(pipelined, same, feed, seconds), reference),
+            ("one caller, ort_rknn map", once(mapped, own, feed, seconds), reference),
+        ]
+        for label, ours, of_peer in rows:
+            ratio, mine, other = in_turns(ours, of_peer, turns)
+            verdict.hold(
+                f"{ms:g} ms, threads_per_core={threads}, {label}: {mine:.0f} runs/s, the peer {other:.0f}: "
+                f"ratio {ratio:.3f}",
+                ratio >= bar,
+                f"at least {bar:g}",
+            )
+        same.close()
+        own.close()
+        del theirs
+    return verdict.end()
+
+
+def throughput_of(session, feed, callers, seconds):
+    return lambda: throughput(lambda: session.run(None, feed), callers, seconds)
+
+
+def once(measure, session, feed, seconds):
+    return lambda: measure(session, feed, seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
