@@ -18,6 +18,7 @@ def test_every_benchmark_is_known():
     assert SCRIPTS == ["cpu_overhead", "idle_sessions", "import_time", "latency", "memory", "scaling"]
 
 
+@pytest.mark.wall_clock
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_it_runs(name):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -50,6 +51,7 @@ def test_a_missed_bar_is_exit_code_1(measure, capsys):
     assert capsys.readouterr().out.splitlines()[1].startswith("MISSED a run takes 3 us")
 
 
+@pytest.mark.wall_clock
 def test_paired_tells_which_is_slower(measure):
     def slow():
         sum(range(20_000))

@@ -133,6 +133,7 @@ def test_a_slow_core_holds_up_nobody_else(npu, execute):
     assert npu.masks[-1] == 1
 
 
+@pytest.mark.wall_clock
 def test_cores_work_at_the_same_time(npu, execute):
     executor = execute(schedule="0,1,2")
     npu.delays.update({1: 0.2, 2: 0.2, 4: 0.2})
@@ -159,6 +160,7 @@ def test_a_context_has_one_user_at_a_time(npu, execute):
 # Batches -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wall_clock
 def test_batches_go_over_the_cores(npu, execute):
     free = [Declared("in", "float32", ("N", 4))], [Declared("out", "float32", ("N", 4))]
     executor = execute(inputs=free[0], outputs=free[1], schedule="0,1,2")

@@ -104,6 +104,7 @@ def test_awaitable(session, expected):
     assert equal(asyncio.run(main()), expected)
 
 
+@pytest.mark.wall_clock
 def test_awaiting_never_blocks_the_loop_when_the_queue_is_full(npu):
     npu.run_time_us = 30_000
     with on_npu(schedule="0", max_queue_size=1) as made:
@@ -137,6 +138,7 @@ def test_pipeline_gives_depth_nones_and_flush_the_rest(session, expected):
         session.run_pipeline(FEEDS[0], depth=0)
 
 
+@pytest.mark.wall_clock
 def test_a_full_queue_waits_at_most_submit_timeout_ms(npu):
     npu.run_time_us = 400_000
     with on_npu(schedule="0", max_queue_size=1, submit_timeout_ms=50) as made:
@@ -148,6 +150,7 @@ def test_a_full_queue_waits_at_most_submit_timeout_ms(npu):
         assert all(f.result(5) for f in futures)
 
 
+@pytest.mark.wall_clock
 def test_all_cores_work_for_one_caller(npu):
     npu.run_time_us = 5_000
     with on_npu() as made:
@@ -181,6 +184,7 @@ def test_the_last_reference_may_go_in_a_callback(npu):
     assert dead() is None
 
 
+@pytest.mark.wall_clock
 def test_pacing_sleeps_and_honours_its_timeout(npu):
     npu.run_time_us = 30_000
     with on_npu(schedule="0,1", enable_pacing=True, submit_timeout_ms=20) as made:
@@ -197,6 +201,7 @@ def test_pacing_sleeps_and_honours_its_timeout(npu):
 # The class below them ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wall_clock
 def test_callbacks_in_order_of_submission_or_as_runs_finish():
     for sequential in (True, False):
         made = Submitter(3, max_queue_size=3, submit_timeout_ms=1000, sequential_callbacks=sequential)
@@ -222,6 +227,7 @@ def test_a_callback_that_raises_shows_its_traceback_and_harms_no_one(capsys):
     assert "a callback's own mistake" in capsys.readouterr().err
 
 
+@pytest.mark.wall_clock
 def test_a_slow_callback_delays_no_blocking_run(npu):
     with on_npu() as made:
         submitter = made._submitters()

@@ -44,7 +44,7 @@ WHEELS = (
     "onnxruntime",
     "numpy",
     "pluggy",
-    *("onnx", "pytest", "pytest-timeout"),
+    *("onnx", "pytest", "pytest-timeout", "pytest-rerunfailures"),
 )
 #: Folders of the root that a program must not find the host's in.
 EMPTY = ("tmp", "sys/class/drm", "sys/module", "sys/bus/platform/devices", "root", "dev/dri")

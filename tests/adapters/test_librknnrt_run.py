@@ -301,6 +301,7 @@ class TestFaults:
         model.close()
 
 
+@pytest.mark.wall_clock
 def test_a_run_that_takes_too_long(npu):
     model = npu.load("conv_f16", run_timeout_ms=30)
     context = model.context(0)
@@ -341,6 +342,7 @@ def test_runs_beside_a_compute_callback_in_python_do_not_lock_each_other_out(npu
     model.close()
 
 
+@pytest.mark.wall_clock
 def test_contexts_run_at_the_same_time(npu):
     """The GIL is released while the NPU works."""
     model = npu.load("conv_f16")

@@ -662,6 +662,7 @@ def test_print_perf(monkeypatch, capfd):
     assert line.startswith("[ztu_ez_rknn_async_perf] ") and "total_us=" in line
 
 
+@pytest.mark.wall_clock
 def test_pacing_sleeps(npu):
     npu.run_time_us = 20_000
     with make(schedule=[0], enable_pacing=True) as session:

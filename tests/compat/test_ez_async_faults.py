@@ -543,6 +543,7 @@ def test_a_callback_that_raises_shows_its_traceback_and_harms_no_one(npu, monkey
         assert traceback is not None
 
 
+@pytest.mark.wall_clock
 def test_a_slow_core_holds_up_no_other(npu):
     """12 runs, one core at 100 ms: with schedule="auto" the two fast ones take nearly everything."""
     npu.run_time_us = 1000
@@ -553,6 +554,7 @@ def test_a_slow_core_holds_up_no_other(npu):
         assert time.monotonic() - started < 0.2
 
 
+@pytest.mark.wall_clock
 def test_making_a_session_lets_other_threads_run(npu):
     """The runtime's rknn_init is entered without the GIL."""
     ticks, stop = [], threading.Event()

@@ -185,6 +185,7 @@ def test_hostile_onnx_is_refused_with_the_offset(data, message):
     assert "offset" in str(caught.value)
 
 
+@pytest.mark.wall_clock
 def test_a_file_of_empty_fields_ends_soon(monkeypatch):
     """16 MB of two-byte nodes: far more fields than the limit, which the test lowers to keep it short."""
     monkeypatch.setattr("ort_rknn.files.onnx_model._FIELD_LIMIT", 100_000)

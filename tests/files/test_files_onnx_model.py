@@ -377,6 +377,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.wall_clock
 def test_weights_are_not_read(tmp_path):
     """200 MB in one initialiser, one constant and one EPContext blob: little memory, little time, nothing left open."""
     path = tmp_path / "large.onnx"
@@ -415,6 +416,7 @@ def test_weights_are_not_read(tmp_path):
     assert set(os.listdir("/proc/self/fd")) == open_before
 
 
+@pytest.mark.wall_clock
 def test_a_thousand_nodes_are_quick():
     """Aim: 10 ms (with 2,000 initialisers 9 ms on a two-core x86_64). The bound leaves room for a busy machine."""
     nodes, weights, last = [], [], "x"

@@ -182,6 +182,7 @@ def test_the_limit_is_exact(model):
         dataclasses.replace(record, options="x" * (room + 1)).to_custom_string()
 
 
+@pytest.mark.wall_clock
 def test_checking_is_quick(model):
     record = Origin.of(model)
     began = time.perf_counter()

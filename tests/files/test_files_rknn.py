@@ -230,6 +230,7 @@ def test_not_regular_files(tmp_path):
         read_rknn(tmp_path / "pipe.rknn")
 
 
+@pytest.mark.wall_clock
 def test_a_large_file_is_not_read_into_memory_and_not_left_open(tmp_path):
     """300 MB of weights between the header and the trailer."""
     path = tmp_path / "large.rknn"
@@ -253,6 +254,7 @@ def test_a_large_file_is_not_read_into_memory_and_not_left_open(tmp_path):
     assert str(path) not in Path("/proc/self/maps").read_text()
 
 
+@pytest.mark.wall_clock
 def test_reading_is_quick():
     best = min(_seconds(lambda: read_rknn(CONV)) for _ in range(20))
     assert best < 0.005
@@ -301,6 +303,7 @@ def test_what_is_not_plain_data_is_refused(text):
         parse_repr(text)
 
 
+@pytest.mark.wall_clock
 def test_hostile_repr_text_is_bounded():
     text = "[" + "1," * 500_000 + "1]"
     tracemalloc.start()

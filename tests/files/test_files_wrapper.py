@@ -174,6 +174,7 @@ def test_onnxruntime_reports_the_same_metadata():
     assert original.custom_metadata_map and original.version == 7
 
 
+@pytest.mark.wall_clock
 def test_it_is_quick():
     best = 1.0
     for _ in range(50):

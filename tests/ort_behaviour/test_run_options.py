@@ -123,6 +123,7 @@ def test_terminate_does_not_tear_a_run_from_the_npu(feed, npu):
         assert len(runs(npu)) == 2
 
 
+@pytest.mark.wall_clock
 def test_run_timeout_bounds_the_call(feed, npu):
     options = {**VIRTUAL, "run_timeout_ms": 50}
     session = Target("ours, NPU", ort_rknn, npu=True).session(provider_options=options)
