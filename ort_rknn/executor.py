@@ -2,7 +2,7 @@
 
 A run executes on the caller's own thread, on a context that it borrows: no queue, no thread hop, no copy of the input
 where the runtime takes it as it is. Runs wait per core, so a slow core holds up nobody else. Threads of ours exist only
-where one call has several samples, and are made on first use.
+where runs wait (see :mod:`~ort_rknn.lanes`) or one call has several samples, and are made on first use.
 
 Buffers travel as addresses, so the same code serves the execution provider (onnxruntime's buffers) and numpy callers.
 """
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,61 +25,16 @@ from .conversion import Scratch
 from .cpu_twin import CpuTwin
 from .dispatch import Dispatch
 from .errors import INVALID_ARGUMENT, RUNTIME_EXCEPTION, OptionError, ort_error
+from .lanes import Lane, Lease, Turn
 from .options import Options
 from .pacing import Pacer
-from .seam import AdapterError, CallForm, Context, Model, RknnError
+from .seam import AdapterError, Model, RknnError
 from .signature import Port, Signature
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from numpy.typing import NDArray
-
-
-class _Lease:
-    """A context and what belongs to it. Has one user at a time: whoever took it from its lane's queue."""
-
-    __slots__ = ("context", "errors", "label", "lane", "padded", "runs", "scratch", "shape_set")
-
-    def __init__(self, context: Context, lane: _Lane, label: str) -> None:
-        self.context = context
-        self.lane = lane
-        self.label = label
-        self.runs = 0
-        self.errors = 0
-        self.padded = 0
-        self.shape_set: int | None = None
-        self.scratch: dict[CallForm, Scratch] = {}
-
-
-class _Lane(Protocol):
-    """The idle contexts of one core or group of cores. None among them: the executor has ended."""
-
-    def get(self) -> _Lease | None: ...
-
-    def put(self, lease: _Lease | None) -> None: ...
-
-
-class _ShapeLane:
-    """A lane that prefers the context which stands at the wanted shape set: switching costs the runtime time."""
-
-    def __init__(self) -> None:
-        self._idle: list[_Lease | None] = []
-        self._changed = threading.Condition()
-
-    def get(self, wanted: int | None = None) -> _Lease | None:
-        with self._changed:
-            while not self._idle:
-                self._changed.wait()
-            for place, lease in enumerate(self._idle):
-                if lease is not None and lease.shape_set == wanted:
-                    return self._idle.pop(place)
-            return self._idle.pop(0)
-
-    def put(self, lease: _Lease | None) -> None:
-        with self._changed:
-            self._idle.append(lease)
-            self._changed.notify()
 
 
 class Executor:
@@ -104,10 +59,11 @@ class Executor:
         self.signature = signature
         self.label = label
         self.options = options or Options()
-        self._leases: list[_Lease] = []
-        self._taken: list[_Lease] = []  # those that close() has yet to wait for
+        self._leases: list[Lease] = []
+        self._lanes: tuple[Lane, ...] = ()
         self._closing = threading.Lock()
         self._end: str | None = None
+        self._over = False  # nothing is left to close
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = threading.Lock()
         self._tasks = itertools.count()
@@ -121,24 +77,23 @@ class Executor:
             self._calls = Calls(signature, output_shapes, self.options, label)
             self._lanes = self._open_contexts()
             self._order = tuple(self._lanes[i] for i in dispatch.order)
+            self._work = _Work(signature, label, self._pacer)
             self.static_call = self._calls.static()
         except BaseException:
             self.close()
             raise
         _alive.add(self)
 
-    def _open_contexts(self) -> list[_Lane]:
-        many = self.dispatch.contexts_per_lane > 1 or self.dispatch.first_idle
-        kind: Callable[[], _Lane] = _ShapeLane if self.signature.dynamic and many else queue.SimpleQueue
-        shared = kind()
-        lanes = [shared if self.dispatch.first_idle else kind() for _ in self.dispatch.lanes]
+    def _open_contexts(self) -> tuple[Lane, ...]:
+        by_lane: list[list[Lease]] = [[] for _ in self.dispatch.lanes]
         for _ in range(self.dispatch.contexts_per_lane):
-            for plan, lane in zip(self.dispatch.lanes, lanes):
-                lease = _Lease(self.model.context(plan.core_mask), lane, plan.label)
-                self._leases.append(lease)
-                self._taken.append(lease)
-                lane.put(lease)
-        return lanes
+            for plan, leases in zip(self.dispatch.lanes, by_lane):
+                leases.append(Lease(self.model.context(plan.core_mask), plan.label))
+                self._leases.append(leases[-1])
+        by_shape = self.signature.dynamic
+        if self.dispatch.first_idle:
+            return (Lane(self._leases, by_shape=by_shape),) * len(by_lane)
+        return tuple(Lane(leases, by_shape=by_shape) for leases in by_lane)
 
     def call_for(self, shapes: Shapes) -> Call | None:
         """The call for input shapes (signature's order and layout); None: :meth:`run_on_cpu` serves it.
@@ -164,45 +119,38 @@ class Executor:
         """As :meth:`execute` for one sample, on ``dispatch.lanes[lane]``: for callers that order runs themselves."""
         self._run_one(call, inputs, outputs, self._lanes[lane])
 
-    def _run_one(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lane: _Lane | None = None) -> None:
+    def start_on(
+        self, lane: int, call: Call, inputs: Sequence[int], outputs: Sequence[int], over: Callable[[], None]
+    ) -> Turn:
+        """As :meth:`execute_on` on another thread; returns at once. ``over`` is called when the run has ended: it keeps
+        the buffers alive until then. The turn's ``result()`` waits, and raises what :meth:`execute` raises."""
+
+        def work(lease: Lease) -> None:
+            try:
+                self._work.do(call, inputs, outputs, lease)
+            finally:
+                over()
+
+        if self._end is not None:
+            raise self._ended()
+        return self._lanes[lane].start(work, over)
+
+    def _run_one(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lane: Lane | None = None) -> None:
         if self._pacer is not None:
             self._pacer.wait()
         if lane is None:
             order = self._order
             lane = order[next(self._tasks) % len(order)]
-        if self._end is not None:  # also keeps endless callers from starving close(), which waits for contexts too
+        if self._end is not None:
             raise self._ended()
-        lease = lane.get(call.form.shape_set) if type(lane) is _ShapeLane else lane.get()
+        lease = lane.take(call.form.shape_set)
         if lease is None:
-            lane.put(None)
-            raise self._ended()
+            lane.wait_and_run(partial(self._work.do, call, inputs, outputs))
+            return
         try:
-            started = time.perf_counter() if self._pacer is not None else 0.0
-            if call.direct:
-                lease.context.run(call.form, inputs, outputs)
-            else:
-                self._run_converted(lease, call, inputs, outputs)
-            lease.runs += 1
-            if self._pacer is not None:
-                self._pacer.record(time.perf_counter() - started)
-        except AdapterError as error:
-            lease.errors += 1
-            raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
+            self._work.do(call, inputs, outputs, lease)
         finally:
-            lane.put(lease)
-
-    def _run_converted(self, lease: _Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        if call.padded:
-            lease.padded += 1
-        scratch = None if call.padded else lease.scratch.get(call.form)
-        if scratch is None:
-            scratch = Scratch(call.form, self.signature, call.inputs, call.outputs)
-            if not call.padded:
-                lease.scratch[call.form] = scratch
-        wire_in = scratch.fill(self.signature, inputs)
-        wire_out = scratch.output_addresses(self.signature, outputs)
-        lease.context.run(call.form, wire_in, wire_out)
-        scratch.read(self.signature, outputs)
+            lane.give_back(lease)
 
     def run_on_cpu(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
         """Run a call that :meth:`call_for` gave None for on the ONNX twin. Returns arrays in the signature's order."""
@@ -272,12 +220,6 @@ class Executor:
     def _ended(self) -> Exception:
         return ort_error(RUNTIME_EXCEPTION, f"{self.label}: {self._end}")
 
-    def _failure(self, lease: _Lease, error: AdapterError) -> str:
-        core = lease.label
-        if isinstance(error, RknnError):
-            return f"{self.label}: {error} [on {core}, RKNN error code {error.code}]"
-        return f"{self.label}: {error} [on {core}]"
-
     def run(self, feed: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """Run with numpy arrays in the signature's order, shapes and dtypes; returns fresh C-contiguous arrays.
 
@@ -325,18 +267,21 @@ class Executor:
 
         Whoever waits for a context or comes later gets a RuntimeException that says so.
         """
+        if any(lane.is_worker() for lane in self._lanes):
+            # The collector may end a session anywhere. A worker cannot wait for itself.
+            threading.Thread(target=self.close, name="ort_rknn close").start()
+            return
         with self._closing:
             if self._end is None:
                 self._end = "the session was closed"
-            elif not self._taken:
+            elif self._over:
                 return  # closed already, or forked
             _alive.discard(self)
-            # A Ctrl-C may end the waiting: the next close() goes on with the contexts that are left.
-            while self._taken:
-                self._taken[-1].lane.get()
-                self._taken.pop()
-            for lane in {id(x.lane): x.lane for x in self._leases}.values():
-                lane.put(None)
+            refusal = partial(ort_error, RUNTIME_EXCEPTION, f"{self.label}: {self._end}")
+            # A Ctrl-C may end the waiting: the next close() goes on with what is left.
+            if not all(lane.close(refusal) for lane in self._lanes):
+                return
+            self._over = True
             if self._pool is not None:
                 self._pool.shutdown(wait=False)
             _close_all([*(lease.context.close for lease in reversed(self._leases)), self.model.close])
@@ -344,10 +289,53 @@ class Executor:
     def _abandon(self) -> None:
         """In a forked child: the runtime's threads and the driver's file handle did not come along."""
         self._end = "the process was forked after the session was made; make the session in the child instead"
-        self._taken.clear()
-        ended: _Lane = queue.SimpleQueue()
-        ended.put(None)
-        self._order = (ended,)
+        self._over = True
+        self._lanes = ()
+
+
+class _Work:
+    """What a run does with its context. Apart from the executor, so that a worker keeps no executor alive."""
+
+    __slots__ = ("_label", "_pacer", "_signature")
+
+    def __init__(self, signature: Signature, label: str, pacer: Pacer | None) -> None:
+        self._signature = signature
+        self._label = label
+        self._pacer = pacer
+
+    def do(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lease: Lease) -> None:
+        started = time.perf_counter() if self._pacer is not None else 0.0
+        try:
+            if call.direct:
+                lease.context.run(call.form, inputs, outputs)
+            else:
+                self._converted(lease, call, inputs, outputs)
+        except AdapterError as error:
+            lease.errors += 1
+            raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
+        lease.runs += 1
+        if self._pacer is not None:
+            self._pacer.record(time.perf_counter() - started)
+
+    def _converted(self, lease: Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        if call.padded:
+            lease.padded += 1
+        signature = self._signature
+        scratch = None if call.padded else lease.scratch.get(call.form)
+        if scratch is None:
+            scratch = Scratch(call.form, signature, call.inputs, call.outputs)
+            if not call.padded:
+                lease.scratch[call.form] = scratch
+        wire_in = scratch.fill(signature, inputs)
+        wire_out = scratch.output_addresses(signature, outputs)
+        lease.context.run(call.form, wire_in, wire_out)
+        scratch.read(signature, outputs)
+
+    def _failure(self, lease: Lease, error: AdapterError) -> str:
+        core = lease.label
+        if isinstance(error, RknnError):
+            return f"{self._label}: {error} [on {core}, RKNN error code {error.code}]"
+        return f"{self._label}: {error} [on {core}]"
 
 
 def _close_all(closers: Sequence[Callable[[], None]]) -> None:

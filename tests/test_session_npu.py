@@ -637,19 +637,17 @@ def test_a_model_that_cannot_be_read_is_onnxruntime_s_error_not_a_warning(npu, t
 def test_close_goes_on_after_it_was_interrupted(npu, monkeypatch):
     made = session(schedule="0,1")
     executor = made._npu.executor
-    lane = executor._taken[-1].lane
+    lane = executor._lanes[-1]
 
-    class Interrupted:
-        def get(self):
-            raise KeyboardInterrupt
+    def interrupted(self, turn):
+        raise KeyboardInterrupt
 
-        put = staticmethod(lane.put)
-
-    executor._taken[-1].lane = Interrupted()
-    with pytest.raises(KeyboardInterrupt):
+    held = lane.take()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(lane), "_await", interrupted)
         made.close()
     assert npu.counters().contexts == 2
-    executor._taken[-1].lane = lane
+    lane.give_back(held)
     made.close()
     assert npu.counters().contexts == 0
 

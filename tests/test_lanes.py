@@ -1,0 +1,257 @@
+"""Lanes: who gets a context, on which thread a run executes, and how it ends. The contexts are plain names."""
+
+import gc
+import random
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from fake_npu import FakeNpu, info
+from test_executor import make
+
+from ort_rknn.lanes import Lane, Lease
+
+
+def refusal():
+    return RuntimeError("the lane was closed")
+
+
+def nothing():
+    return None
+
+
+@pytest.fixture
+def lane_of():
+    made = []
+
+    def build(*names, **given):
+        made.append(Lane([Lease(name, name) for name in names], **given))
+        return made[-1]
+
+    before = threading.active_count()
+    yield build
+    for lane in made:
+        lane.close(refusal)
+    assert threading.active_count() == before
+
+
+def waiting(lane, number):
+    while len(lane._waiting) < number:
+        time.sleep(0.001)
+
+
+def test_contexts_go_round(lane_of):
+    lane = lane_of("a", "b")
+    first, second = lane.take(), lane.take()
+    assert (first.label, second.label, lane.take()) == ("a", "b", None)
+    lane.give_back(second)
+    lane.give_back(first)
+    assert [lane.take().label, lane.take().label] == ["b", "a"]
+    lane.give_back(first)
+    lane.give_back(second)
+
+
+def test_those_who_wait_run_one_after_the_other_on_one_thread(lane_of):
+    lane = lane_of("a")
+    seen = []
+
+    def call(k):
+        lane.wait_and_run(lambda lease: seen.append((k, lease.label, threading.current_thread().name)))
+
+    held = lane.take()
+    with ThreadPoolExecutor(5) as pool:
+        calls = []
+        for k in range(5):
+            calls.append(pool.submit(call, k))
+            waiting(lane, k + 1)
+        assert seen == []
+        lane.give_back(held)
+        for done in calls:
+            done.result(10)
+    assert seen == [(k, "a", "ort_rknn run 0") for k in range(5)]
+
+
+def test_nobody_overtakes_who_waits(lane_of):
+    lane = lane_of("a")
+    held = lane.take()
+    gate = threading.Event()
+    lane.start(lambda lease: gate.wait(10), nothing)
+    lane._idle.append(held)  # idle, and nobody has told a worker
+    assert lane.take() is None
+    lane._idle.clear()
+    lane.give_back(held)
+    gate.set()
+
+
+def test_a_context_at_the_wanted_shape_is_preferred(lane_of):
+    lane = lane_of("a", "b", "c", by_shape=True)
+    lane._idle[1].shape_set = 7
+    lease = lane.take(7)
+    assert lease.label == "b"
+    assert lane.take(7).label == "a"
+    lane.give_back(lease)
+    assert [lane.take().label for _ in range(2)] == ["c", "b"]
+    lane._idle.extend(Lease(name, name) for name in "abc")
+
+
+def test_an_error_reaches_its_caller_and_nobody_else(lane_of):
+    lane = lane_of("a")
+    gc.collect()
+    gc.disable()
+    try:
+        held = lane.take()
+
+        class Buffers:
+            pass
+
+        buffers = Buffers()
+        dead = weakref.ref(buffers)
+
+        def work(lease, held=buffers):
+            raise ValueError("bad")
+
+        bad, good = lane.start(work, nothing), lane.start(lambda lease: None, nothing)
+        del work, buffers
+        lane.give_back(held)
+        with pytest.raises(ValueError, match="bad"):
+            bad.result()
+        good.result()
+        del bad
+        assert dead() is None  # no cycle through the traceback
+    finally:
+        gc.enable()
+
+
+def test_close_refuses_who_waits_and_waits_for_what_runs(lane_of):
+    lane = lane_of("a", "b")
+    gate, refused = threading.Event(), []
+    running = [lane.start(lambda lease: gate.wait(10), nothing) for _ in range(2)]
+    while lane._idle or lane._waiting:
+        time.sleep(0.001)
+    late = lane.start(lambda lease: None, lambda: refused.append(1))
+    with ThreadPoolExecutor(2) as pool:
+        blocked = pool.submit(lane.wait_and_run, lambda lease: None)
+        waiting(lane, 2)
+        closing = pool.submit(lane.close, refusal)
+        with pytest.raises(RuntimeError, match="the lane was closed"):
+            blocked.result(10)
+        with pytest.raises(RuntimeError, match="the lane was closed"):
+            late.result()
+        assert refused == [1]
+        time.sleep(0.02)
+        assert not closing.done()
+        gate.set()
+        assert closing.result(10)
+    for turn in running:
+        turn.result()
+    assert lane.take() is None
+    with pytest.raises(RuntimeError, match="the lane was closed"):
+        lane.wait_and_run(lambda lease: None)
+    assert lane.close(refusal)
+
+
+def test_where_no_thread_can_be_had_runs_still_end(lane_of, monkeypatch):
+    """Python 3.12 and later start none while the interpreter ends."""
+
+    def no_thread(self):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    lane = lane_of("a")
+    seen = []
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    lane.start(lambda lease: seen.append(threading.current_thread()), nothing).result()
+    held = lane.take()
+    turn = lane.start(lambda lease: seen.append(threading.current_thread()), nothing)
+    lane.give_back(held)
+    turn.result()
+    assert seen == [threading.current_thread()] * 2
+
+
+def test_ctrl_c_ends_the_waiting_but_never_a_run(python):
+    out = python(
+        """
+import os, signal, threading, time
+from ort_rknn.lanes import Lane, Lease
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+lane, seen = Lane([Lease("a", "a")]), []
+held = lane.take()
+threading.Timer(0.2, ctrl_c).start()
+try:
+    lane.wait_and_run(lambda lease: seen.append("it ran"))
+except KeyboardInterrupt:
+    seen.append("interrupted")
+lane.give_back(held)
+
+def long(lease):
+    ctrl_c()
+    time.sleep(0.3)
+    seen.append("it ended")
+
+held = lane.take()
+threading.Timer(0.1, lane.give_back, [held]).start()
+try:
+    lane.wait_and_run(long)
+except KeyboardInterrupt:
+    seen.append("interrupted")
+lane.wait_and_run(lambda lease: seen.append(lease.label))
+lane.close(RuntimeError)
+print(seen)
+"""
+    )
+    assert out == "['interrupted', 'it ended', 'interrupted', 'a']\n"
+
+
+def test_nobody_is_forgotten(lane_of):
+    """Callers and workers on three contexts, with little else to do than to take and give back."""
+    lane = lane_of("a", "b", "c")
+    users = {"a": [], "b": [], "c": []}
+
+    def work(lease):
+        users[lease.label].append(1)
+        assert len(users[lease.label]) == 1
+        if random.random() < 0.1:
+            time.sleep(0.0001)
+        users[lease.label].clear()
+
+    def calls(k):
+        for _ in range(500):
+            lease = lane.take()
+            if lease is None:
+                lane.wait_and_run(work)
+                continue
+            try:
+                work(lease)
+            finally:
+                lane.give_back(lease)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(calls, range(8)))
+    assert len(lane._idle) == 3
+    assert not lane._waiting
+
+
+def test_an_executor_that_ends_on_its_own_worker():
+    """The collector may run there: it cannot wait for itself."""
+    npu = FakeNpu(inputs=(info("in", (1, 4)),), outputs=(info("out", (1, 4)),), compute=lambda arrays: arrays)
+    executor = make(npu, schedule="0")
+    lane = executor._lanes[0]
+    lane.start(lambda lease: executor.close(), nothing).result()
+    for _ in range(1000):
+        if (npu.open_models, npu.open_contexts) == (0, 0):
+            break
+        time.sleep(0.01)
+    assert (npu.open_models, npu.open_contexts) == (0, 0)
+    assert executor.closed
+    executor.close()
+    before = threading.active_count()
+    with pytest.raises(Exception, match="the session was closed"):
+        executor.run([np.zeros((1, 4), np.float32)])
+    assert threading.active_count() == before
