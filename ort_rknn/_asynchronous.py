@@ -96,9 +96,10 @@ class AsynchronousCalls:
         submitter = self._submitters()
         with _making:
             if self._pipeline is None or reset or self._pipeline.depth != depth:
-                self._pipeline = Pipeline(submitter, depth)
+                self._pipeline = Pipeline(depth)
             pipeline = self._pipeline
-        return pipeline.push(self.run, output_names, input_feed)
+        result: list[Any] | None = pipeline.push(submitter.submit(self.run, output_names, input_feed))
+        return result
 
     def flush(self) -> list[list[Any]]:
         """The results still in the pipeline, oldest first. Raises the first error among them, after all have ended."""

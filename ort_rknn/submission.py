@@ -8,9 +8,10 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .errors import FAIL, ort_error
 
@@ -152,31 +153,38 @@ def _deliver(outcomes: queue.SimpleQueue[tuple[Future[Any], Callback] | None], t
         del callback, result, error
 
 
+class Pending(Protocol):
+    """A call that was started, such as a Future."""
+
+    def result(self) -> Any:
+        """Wait for it; give its result or raise its error."""
+        ...
+
+
 class Pipeline:
-    """Feeds go in, results come out ``depth`` calls later, in order: one caller keeps all cores busy."""
+    """Calls go in, results come out ``depth`` calls later, in order: one caller keeps all cores busy."""
 
-    def __init__(self, submitter: Submitter, depth: int) -> None:
-        self._submitter = submitter
+    def __init__(self, depth: int) -> None:
         self.depth = depth
-        self._flying: list[Future[Any]] = []
+        self._flying: deque[Pending] = deque()
 
-    def push(self, function: Callable[..., T], *args: Any) -> T | None:
-        """Submit; the result of the call ``depth`` calls ago, or None while there is none. Raises that call's error."""
-        self._flying.append(self._submitter.submit(function, *args))
-        if len(self._flying) <= self.depth:
-            return None
-        result: T = self._flying.pop(0).result()
-        return result
+    def push(self, call: Pending) -> Any:
+        """The result of the call ``depth`` calls ago, or None while there is none. Raises that call's error."""
+        self._flying.append(call)
+        return self._flying.popleft().result() if len(self._flying) > self.depth else None
 
     def flush(self) -> list[Any]:
         """The results that are still in it, oldest first; empties it. Raises the first error, after all have ended."""
-        flying, self._flying = self._flying, []
-        errors = [future.exception() for future in flying]
-        for error in errors:
-            if error is not None:
-                raise error
-        return [future.result() for future in flying]
-
-    def drop(self) -> None:
-        """Forget what is in it; it is computed all the same."""
-        self._flying = []
+        results: list[Any] = []
+        first: BaseException | None = None
+        while self._flying:
+            try:
+                results.append(self._flying.popleft().result())
+            except BaseException as error:
+                first = first or error
+        if first is not None:
+            try:
+                raise first
+            finally:
+                del first  # else its traceback would lead back to it
+        return results

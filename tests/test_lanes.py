@@ -238,6 +238,26 @@ def test_nobody_is_forgotten(lane_of):
     assert not lane._waiting
 
 
+def test_callers_that_race_with_the_end_are_served_or_told():
+    for _ in range(30):
+        lane = Lane([Lease("a", "a"), Lease("b", "b")])
+        served, told = [], []
+
+        def call(_, lane=lane, served=served, told=told):
+            try:
+                for _ in range(50):
+                    lane.wait_and_run(served.append)
+            except RuntimeError as error:
+                told.append(str(error))
+
+        with ThreadPoolExecutor(4) as pool:
+            calls = pool.map(call, range(4))
+            time.sleep(0.0005)
+            lane.close(refusal)
+            list(calls)
+        assert set(told) <= {"the lane was closed"}
+
+
 def test_an_executor_that_ends_on_its_own_worker():
     """The collector may run there: it cannot wait for itself."""
     npu = FakeNpu(inputs=(info("in", (1, 4)),), outputs=(info("out", (1, 4)),), compute=lambda arrays: arrays)

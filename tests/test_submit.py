@@ -14,7 +14,7 @@ import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 import ort_rknn as ort
-from ort_rknn.submission import Submitter
+from ort_rknn.submission import Pipeline, Submitter
 from ort_rknn_virtual.control import virtual_npu
 
 MODEL = Path(__file__).parent / "models" / "conv_f16.onnx"
@@ -136,6 +136,21 @@ def test_pipeline_gives_depth_nones_and_flush_the_rest(session, expected):
     assert equal(session.flush(), expected[1:2])
     with pytest.raises(ValueError, match="depth"):
         session.run_pipeline(FEEDS[0], depth=0)
+
+
+def test_flush_raises_the_first_error_after_all_have_ended():
+    def work(k):
+        if k in (1, 2):
+            raise ValueError(f"number {k}")
+        return k
+
+    made, pipeline = Submitter(1, max_queue_size=8, submit_timeout_ms=1000), Pipeline(5)
+    for k in range(4):
+        assert pipeline.push(made.submit(work, k)) is None
+    with pytest.raises(ValueError, match="number 1"):
+        pipeline.flush()
+    assert pipeline.flush() == []
+    made.close()
 
 
 @pytest.mark.wall_clock

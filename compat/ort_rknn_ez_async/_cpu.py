@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ort_rknn.loading import normalisations
 from ort_rknn.options import Options
 from ort_rknn.seam import Layout
 from ort_rknn.signature import Normalisation
+from ort_rknn.submission import Pending
 
 from ._feeds import Array, cast, runtime_dtype
 from ._nodes import NUMPY_DTYPES, Tensor
@@ -24,11 +26,12 @@ _NUMPY = {"float": "float32", "double": "float64"}
 class CpuCalls:
     """The ONNX, behaving as the compiled model would: its layout, its normalisation, its order of outputs, float32."""
 
-    contexts = contexts_per_lane = 1
+    contexts = 1
     order = (0,)
 
     def __init__(self, onnx: str | bytes, sess_options: Any, file: RknnFile | None, options: Options) -> None:
         self._session = onnxruntime.InferenceSession(onnx, sess_options, ["CPUExecutionProvider"])
+        self._pool: ThreadPoolExecutor | None = None
         self._norms = normalisations(file)
         self._onnx_types = {v.name: _dtype(v.type) for v in self._session.get_inputs()}
         compiled = {t.name: t for t in (*file.inputs, *file.outputs)} if file is not None else {}
@@ -117,6 +120,14 @@ class CpuCalls:
             raise RuntimeError(str(error)) from error
         return [np.array(r, np.float32, copy=True, order="C", ndmin=1) for r in results]
 
+    def start(self, arrays: Sequence[Array], lane: int, over: Callable[[], None]) -> Pending:
+        """As :meth:`run` on another thread, which calls ``over`` when the run has ended. Returns at once."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="ort_rknn run")
+        future = self._pool.submit(self.run, arrays)
+        future.add_done_callback(lambda done: over())
+        return future
+
     def _fed(self, array: Array, tensor: Tensor) -> Array:
         """As the ONNX takes it: where the compiled model normalises its input, that is done here."""
         norm = self._norms.get(tensor.name)
@@ -130,6 +141,8 @@ class CpuCalls:
 
     def close(self) -> None:
         self.closed = True
+        if self._pool is not None:
+            self._pool.shutdown()
         self._session = None
 
     def run_raw(self, arrays: Sequence[Array], in_native_layout: Sequence[bool]) -> list[Array]:

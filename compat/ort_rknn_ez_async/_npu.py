@@ -6,8 +6,9 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from ort_rknn.calls import Call, nbytes
 from ort_rknn.errors import bare_message
 from ort_rknn.executor import Executor
 from ort_rknn.files import RknnFile
+from ort_rknn.lanes import Turn
 from ort_rknn.options import Options
 from ort_rknn.seam import CallForm, Layout, PortForm, Shape
 from ort_rknn.signature import onnx_order
+from ort_rknn.submission import Pending
 
 from ._feeds import Array, cast, runtime_dtype
 from ._nodes import NUMPY_DTYPES, Tensor, exchanged, plain_dtype
@@ -37,6 +40,35 @@ def _address(array: Array) -> int:
         return ctypes.addressof(_BYTE.from_buffer(memory))
     address: int = array.ctypes.data
     return address
+
+
+def _print_perf(started: float) -> None:
+    us = (time.perf_counter() - started) * 1e6
+    # One line per task, as that library's; the parts of a run are not told apart above the runtime.
+    line = f"task_id=-1 thread_id={threading.get_native_id()} core_id=-1 infer_us={us:.0f} total_us={us:.0f}"
+    print(f"[ztu_ez_rknn_async_perf] {line}", file=sys.stderr)
+
+
+def _end(over: Callable[[], None], started: float | None, kept: object) -> None:
+    """Of a run on a worker, which keeps the arrays alive until now."""
+    if started is not None:
+        _print_perf(started)
+    over()
+
+
+class _Started:
+    """A run on a worker."""
+
+    def __init__(self, turn: Turn, results: list[Array]) -> None:
+        self._turn = turn
+        self._results = results
+
+    def result(self) -> list[Array]:
+        try:
+            self._turn.result()
+        except _ORT_ERRORS as error:
+            raise RuntimeError(bare_message(error)) from error
+        return self._results
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,26 +173,38 @@ class NpuCalls:
         """Run n goes to lane ``order[n % len(order)]``; ``schedule="auto"`` has one lane with all contexts."""
         return (0,) if self.executor.dispatch.first_idle else self.executor.dispatch.order
 
-    @property
-    def contexts_per_lane(self) -> int:
-        """How many runs a lane holds at once."""
-        dispatch = self.executor.dispatch
-        return dispatch.contexts if dispatch.first_idle else dispatch.contexts_per_lane
-
     def run(self, arrays: Sequence[Array], *, batch: bool = False, lane: int = 0) -> list[Array]:
         """All outputs as fresh float32 arrays, in the model's order. ``arrays`` in the model's order, C-contiguous.
 
         The runtime reads the arrays themselves unless one is of a dtype that it does not know, or ``layout`` says that
         it is transposed here. ``batch``: the leading axis counts samples, which go over the cores in parallel.
         """
+        call, arrays, results = self._made_ready(arrays, batch)
+        self._execute(call, arrays, results, lane)
+        return results
+
+    def start(self, arrays: Sequence[Array], lane: int, over: Callable[[], None]) -> Pending:
+        """As :meth:`run` on another thread, which calls ``over`` when the run has ended. Returns at once."""
+        call, arrays, results = self._made_ready(arrays, False)
+        inputs, outputs = [_address(a) for a in arrays], [_address(r) for r in results]
+        end = partial(_end, over, time.perf_counter() if self._print_perf else None, (arrays, results))
+        try:
+            turn = self.executor.start_on(lane, call, inputs, outputs, end)
+        except _ORT_ERRORS as error:
+            raise RuntimeError(bare_message(error)) from error
+        return _Started(turn, results)
+
+    def _made_ready(self, arrays: Sequence[Array], batch: bool) -> tuple[Call, list[Array], list[Array]]:
+        """The call, the arrays that the runtime reads, and fresh ones for the results."""
         ready = self._ready.get((batch, *[(a.dtype, a.shape) for a in arrays]))
         if ready is None:
             ready = self._find(arrays, batch)
-        if ready.dtypes is not None or ready.exchange is not None:
-            arrays = self._prepared(arrays, ready)
-        results: list[Array] = [np.empty(shape, np.float32) for shape in ready.call.output_shapes]
-        self._execute(ready.call, arrays, results, lane)
-        return results
+        plain = ready.dtypes is None and ready.exchange is None
+        return (
+            ready.call,
+            list(arrays) if plain else self._prepared(arrays, ready),
+            [np.empty(shape, np.float32) for shape in ready.call.output_shapes],
+        )
 
     def _execute(self, call: Call, arrays: Sequence[Array], results: Sequence[Array], lane: int | None = None) -> None:
         """Run on the arrays' own memory. Raises RuntimeError naming the call of the runtime, its code and the core."""
@@ -175,10 +219,7 @@ class NpuCalls:
         except _ORT_ERRORS as error:
             raise RuntimeError(bare_message(error)) from error
         if self._print_perf:
-            us = (time.perf_counter() - started) * 1e6
-            # One line per task, as that library's; the parts of a run are not told apart above the runtime.
-            line = f"task_id=-1 thread_id={threading.get_native_id()} core_id=-1 infer_us={us:.0f} total_us={us:.0f}"
-            print(f"[ztu_ez_rknn_async_perf] {line}", file=sys.stderr)
+            _print_perf(started)
 
     def _prepared(self, arrays: Sequence[Array], ready: _Ready) -> list[Array]:
         out = []

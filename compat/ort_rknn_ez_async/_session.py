@@ -11,20 +11,18 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from ort_rknn.options import Options, read_options
-from ort_rknn.submission import Submitter
+from ort_rknn.submission import Pending, Pipeline, Submitter
 
 from ._feeds import Array, arrays_of, places_of, wants_batch
 from ._loading import Loaded, load
 from ._nodes import ModelMetadata, NodeArg
 from ._npu import NpuCalls
-from ._turns import Pipe, Slot, Turns
 from .options import CPU, read_wish
 
 if TYPE_CHECKING:
@@ -46,47 +44,41 @@ class Core:
         self.process = os.getpid()
         self.ended = False
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(self.calls.contexts + options.max_queue_size):
+        self._place_count = self.calls.contexts + options.max_queue_size
+        for _ in range(self._place_count):
             self._places.put(None)
-        lanes = [Turns(self.calls.contexts_per_lane, partial(self._run, k)) for k in range(max(self.calls.order) + 1)]
-        self._lanes = tuple(lanes)
-        self._order = tuple(lanes[k] for k in self.calls.order)
         self._tasks = itertools.count()
         self._timeout = options.submit_timeout_ms / 1000
         self._submitter: Submitter | None = None
         self._lock = threading.Lock()
         _alive.add(self)
 
-    def _run(self, lane: int, arrays: Sequence[Array], places: list[int] | None, batch: bool) -> list[Array]:
-        results = self.calls.run(arrays, batch=batch, lane=lane)
-        if places is None:
-            return results
-        # An output that is asked for twice is given twice, not shared.
-        return [results[p] if p not in places[:k] else results[p].copy() for k, p in enumerate(places)]
-
     def run(self, arrays: Sequence[Array], places: list[int] | None, batch: bool) -> list[Array]:
         """Run and wait. While it does, it takes one of ``max_queue_size`` places besides those of the contexts."""
-        self.check_process()
+        self.check_open()
         self._take_place("run submit timed out: async queue/callback pipeline is saturated")
         try:
-            results: list[Array] = self._next_lane().run(arrays, places, batch)
-            return results
+            return _chosen(self.calls.run(arrays, batch=batch, lane=self._next_lane()), places)
         finally:
             self._places.put(None)
 
-    def start(self, arrays: Sequence[Array]) -> Slot:
+    def start(self, arrays: Sequence[Array]) -> Pending:
         """Run on another thread; all outputs. Takes a place as :meth:`run` does."""
         self._take_place("run_pipeline submit timed out")
-        return self._next_lane().start((arrays, None, False), self._free_place)
+        try:
+            return self.calls.start(arrays, self._next_lane(), self._free_place)
+        except BaseException:
+            self._free_place()
+            raise
 
-    def _next_lane(self) -> Turns:
+    def _next_lane(self) -> int:
         """Whose turn a new run is: run n goes to core ``schedule[n % len(schedule)]``."""
-        return self._order[next(self._tasks) % len(self._order)]
+        order = self.calls.order
+        return order[next(self._tasks) % len(order)]
 
     def run_later(self, arrays: Sequence[Array], places: list[int] | None) -> list[Array]:
         """What the threads of ``run_async`` do: their places are others."""
-        results: list[Array] = self._next_lane().run(arrays, places, False)
-        return results
+        return _chosen(self.calls.run(arrays, lane=self._next_lane()), places)
 
     def _free_place(self) -> None:
         self._places.put(None)
@@ -136,9 +128,11 @@ class Core:
         if self.process == os.getpid():
             if submitter is not None:
                 submitter.close()
-            for lane in self._lanes:
-                lane.close()
+            for _ in range(self._place_count):  # all of them: nothing is in flight
+                self._places.get()
             self.calls.close()
+            for _ in range(self._place_count):
+                self._places.put(None)
 
     def end_from_anywhere(self) -> None:
         """As :meth:`end`, also on a thread that the end would have to wait for."""
@@ -146,6 +140,13 @@ class Core:
             threading.Thread(target=self.end, name="end of a session").start()
         else:
             self.end()
+
+
+def _chosen(results: list[Array], places: list[int] | None) -> list[Array]:
+    """The outputs that were asked for. One that is asked for twice is given twice, not shared."""
+    if places is None:
+        return results
+    return [results[p] if p not in places[:k] else results[p].copy() for k, p in enumerate(places)]
 
 
 _alive: weakref.WeakSet[Core] = weakref.WeakSet()
@@ -206,7 +207,7 @@ class InferenceSession:
         calls = loaded.calls
         self._inputs = tuple(t.name for t in calls.inputs)
         self._outputs = tuple(t.name for t in calls.outputs)
-        self._pipeline: Pipe | None = None
+        self._pipeline: Pipeline | None = None
         self._pipeline_lock = threading.Lock()
 
     # Running --------------------------------------------------------------------------------------------------
@@ -272,12 +273,12 @@ class InferenceSession:
         core = self._core
         core.check_open()
         core.calls.check(arrays)
-        slot = core.start([a.copy() for a in arrays])
+        call = core.start([a.copy() for a in arrays])
         with self._pipeline_lock:
             if self._pipeline is None or reset or self._pipeline.depth != depth:
-                self._pipeline = Pipe(depth)
+                self._pipeline = Pipeline(depth)
             pipeline = self._pipeline
-        result: list[Array] | None = pipeline.push(slot)
+        result: list[Array] | None = pipeline.push(call)
         return result
 
     def flush(self) -> list[list[Array]]:

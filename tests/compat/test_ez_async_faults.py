@@ -154,8 +154,12 @@ except RuntimeError as error:
 
 
 def test_c7_exceptions_on_our_threads(npu):
+    class Broken:
+        def do(self, *given):
+            raise MemoryError("no memory left")
+
     with make() as session:
-        session._core.calls.run = lambda arrays, **how: (_ for _ in ()).throw(MemoryError("no memory left"))
+        session._core.calls.executor._work = Broken()
         got = queue.Queue()
         session.run_async(None, X, lambda *given: got.put(given), "d")
         assert got.get(timeout=10) == (None, "d", "no memory left")
