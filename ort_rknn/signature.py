@@ -189,7 +189,9 @@ def negotiate(
 
     keep_free = options.on_missing_shape != "error"
     batch = _free_batch(inputs, outputs, sets, out_sets, in_order, out_order, dynamic=bool(model.shape_sets))
-    if batch is None and any(v.dims and not isinstance(v.dims[0], int) for v in inputs) and not model.shape_sets:
+    if batch is None and any(_leads_free(v) for v in inputs) and not model.shape_sets:
+        if inputs and all(_leads_free(v) for v in inputs) and not keep_free:
+            _need_batch_axes(outputs, label)
         notes.append(
             "the ONNX leaves the leading axis free, but not every input and output has it: compiled shape only"
         )
@@ -236,6 +238,23 @@ def negotiate(
         for s in sets
     )
     return Signature(tuple(in_ports), tuple(out_ports), batch, caller_sets, bool(model.shape_sets), tuple(notes))
+
+
+def _leads_free(value: Declared) -> bool:
+    return bool(value.dims) and not isinstance(value.dims[0], int)  # type: ignore[index]
+
+
+def _need_batch_axes(outputs: Sequence[Declared], label: str) -> None:
+    """All inputs take any batch: so must the outputs, or the samples' results could not be put together."""
+    for value in outputs:
+        if value.dims is not None and not _leads_free(value):
+            raise ort_error(
+                FAIL,
+                f"{label}: the ONNX takes any batch, but output {value.name!r} is {list(value.dims)}, without an axis "
+                "for it, so a batch's samples cannot be put together. on_missing_shape='cpu' runs the compiled batch "
+                "on the NPU and any other on the CPU; an ONNX with a fixed batch (python -m "
+                "onnxruntime.tools.make_dynamic_shape_fixed) runs that one only",
+            )
 
 
 def _free_batch(

@@ -103,7 +103,8 @@ def test_axes_of_length_one_may_come_and_go():
 
 def test_a_dimension_is_a_number_where_all_sets_agree_and_batching_cannot_change_it():
     free = [d("x", "N", 3, "h", "w")]
-    static = match(IMAGE, [info("y", (1, 5))], free, [d("y", 1, 5)])
+    inputs = [*IMAGE, info("z", (1, 2))]
+    static = match(inputs, [info("y", (1, 5))], [*free, d("z", 1, 2)], [d("y", 1, 5)])
     assert static.batch is None and static.inputs[0].dims == (1, 3, 8, 6)
     assert any("leading axis free" in note for note in static.notes)
     batched = match(IMAGE, [info("y", (1, 5))], free, [d("y", "N", 5)])
@@ -115,6 +116,14 @@ def test_a_dimension_is_a_number_where_all_sets_agree_and_batching_cannot_change
     )
     assert (dynamic.inputs[0].dims, dynamic.outputs[0].dims) == ((1, 3, 8, "w"), (1, 8, "w"))
     assert dynamic.batch is None
+
+
+@pytest.mark.parametrize("dims, compiled", [((1, 5), (1, 5)), ((), (1,)), ((5,), (5,))])
+def test_an_output_without_the_batch_is_found_at_load(dims, compiled):
+    with pytest.raises(state.Fail, match="takes any batch, but output 'y' is .*on_missing_shape='cpu'"):
+        match(IMAGE, [info("y", compiled)], [d("x", "N", 3, 8, 6)], [d("y", *dims)])
+    match(IMAGE, [info("y", compiled)], [d("x", "N", 3, 8, 6)], [d("y", *dims)], on_missing_shape="cpu")
+    match(IMAGE, [info("y", compiled)], [d("x", 1, 3, 8, 6)], [d("y", *dims)])
 
 
 def test_unnamed_free_dimensions():
