@@ -21,10 +21,10 @@ RUN_US = 2000
 MODEL = MODELS / "conv_f16.onnx"
 
 
-def session_on(schedule):
+def session_on(schedule, **options):
     import ort_rknn
 
-    session = ort_rknn.InferenceSession(MODEL, provider_options=[{"device": DEVICE, "schedule": schedule}])
+    session = ort_rknn.InferenceSession(MODEL, provider_options=[{"device": DEVICE, "schedule": schedule, **options}])
     assert session.get_providers()[0] == "RKNNExecutionProvider", session.explain()
     return session
 
@@ -35,7 +35,7 @@ def feed_of(session):
     return {i.name: np.ones(i.shape, np.float32) for i in session.get_inputs()}
 
 
-def throughput(session, callers, seconds):
+def throughput(session, callers, seconds, run_us=RUN_US):
     """Runs per second of ``callers`` threads together: the sum of their own rates, so that none is charged for the last
     run of another. They begin apart from each other, as callers do that have their own sources of work."""
     feed = feed_of(session)
@@ -46,7 +46,7 @@ def throughput(session, callers, seconds):
     def call(k):
         ready.wait()
         try:
-            time.sleep(k / callers * RUN_US / 1e6)
+            time.sleep(k / callers * run_us / 1e6)
             count, now = 0, time.perf_counter()
             start, end = now, now + seconds
             while now < end:

@@ -15,7 +15,7 @@ SCRIPTS = sorted(
 
 
 def test_every_benchmark_is_known():
-    assert SCRIPTS == ["cpu_overhead", "idle_sessions", "import_time", "latency", "memory", "scaling"]
+    assert SCRIPTS == ["callers", "cpu_overhead", "idle_sessions", "import_time", "latency", "memory", "scaling"]
 
 
 @pytest.mark.wall_clock
