@@ -1,8 +1,11 @@
 """What the tests of ort_rknn_ez_async share: models, feeds, and a session on the virtual NPU."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
+
+from ort_rknn_virtual.control import virtual_npu
 
 MODELS = Path(__file__).parents[1] / "models"
 CONV = MODELS / "conv_f16.rk3588.rknn"
@@ -19,3 +22,14 @@ def make(path=CONV, **options):
     import ort_rknn_ez_async as ez
 
     return ez.InferenceSession(path, provider_options={**DEVICE, **options})
+
+
+def fresh_npu(monkeypatch):
+    """A fixture: the virtual RK3588 as it is after a start; nothing may be left open on it."""
+    monkeypatch.delenv("ZTU_RKNPU2_RUNTIME_LIBRARY", raising=False)
+    device = virtual_npu("rk3588")
+    device.reset()
+    yield device
+    gc.collect()
+    device.reset()
+    assert device.counters().contexts == 0

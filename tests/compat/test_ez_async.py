@@ -1,6 +1,5 @@
 """The face of EZ RKNN Async: names, options, input forms, results, asynchronous calls, metadata."""
 
-import gc
 import io
 import shutil
 import threading
@@ -12,22 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 import pytest
-from ez_async_models import CONV, DEVICE, MODELS, X, make, model
+from ez_async_models import CONV, DEVICE, MODELS, X, fresh_npu, make, model
 
 import ort_rknn
 import ort_rknn_ez_async as ez
 from ort_rknn_virtual.control import virtual_npu
 
-
-@pytest.fixture(autouse=True)
-def npu(monkeypatch):
-    monkeypatch.delenv("ZTU_RKNPU2_RUNTIME_LIBRARY", raising=False)
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    gc.collect()
-    device.reset()
-    assert device.counters().contexts == 0
+npu = pytest.fixture(fresh_npu, autouse=True)
 
 
 def runs(npu):

@@ -20,22 +20,12 @@ from types import MappingProxyType
 import numpy as np
 import onnxruntime
 import pytest
-from ez_async_models import CONV, DEVICE, MODELS, X, make, model
+from ez_async_models import CONV, DEVICE, MODELS, X, fresh_npu, make, model
 
 import ort_rknn_ez_async as ez
 from ort_rknn_virtual import VirtualAdapter
-from ort_rknn_virtual.control import virtual_npu
 
-
-@pytest.fixture
-def npu(monkeypatch):
-    monkeypatch.delenv("ZTU_RKNPU2_RUNTIME_LIBRARY", raising=False)
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    gc.collect()
-    device.reset()
-    assert device.counters().contexts == 0
+npu = pytest.fixture(fresh_npu)
 
 
 @pytest.fixture

@@ -1,26 +1,15 @@
 """The face of EZ RKNN Async: OrtValue and IOBinding."""
 
-import gc
-
 import numpy as np
 import pytest
-from ez_async_models import X, make, model
+from ez_async_models import X, fresh_npu, make, model
 
 import ort_rknn_ez_async as ez
-from ort_rknn_virtual.control import virtual_npu
 
 VALUE = ez.OrtValue
 
 
-@pytest.fixture(autouse=True)
-def npu(monkeypatch):
-    monkeypatch.delenv("ZTU_RKNPU2_RUNTIME_LIBRARY", raising=False)
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    gc.collect()
-    device.reset()
-    assert device.counters().contexts == 0
+npu = pytest.fixture(fresh_npu, autouse=True)
 
 
 @pytest.fixture
