@@ -123,7 +123,8 @@ class Lane:
         self._waiting: deque[Turn] = deque()
         self._workers: list[threading.Thread] = []
         self._starting = threading.Lock()
-        self._jobs: SimpleQueue[bool] = SimpleQueue()  # False: a worker ends
+        self._jobs: SimpleQueue[bool] = SimpleQueue()  # False: the workers end
+        self._over = False
         self._refusal: Callable[[], Exception] | None = None
         self._to_collect = self._contexts
 
@@ -186,8 +187,9 @@ class Lane:
                     return False
                 self._await(Turn(None))
             self._to_collect -= 1
-        for _ in self._workers:
-            self._jobs.put(False)
+        with self._starting:  # whoever makes one just now has counted it when this is got
+            self._over = True
+        self._jobs.put(False)
         while self._workers and not sys.is_finalizing():
             self._workers[-1].join()
             self._workers.pop()
@@ -234,21 +236,20 @@ class Lane:
         done here.
         """
         if len(self._workers) < self._contexts:
-            with self._starting:
-                number = len(self._workers)
-                if number < self._contexts:
-                    worker = threading.Thread(
-                        target=_work, args=(self, self._jobs), name=f"ort_rknn run {number}", daemon=True
-                    )
-                    try:
-                        worker.start()
-                    except RuntimeError:
-                        if not number:
-                            self.serve()
-                            return
-                    else:
-                        self._workers.append(worker)
-        self._jobs.put(True)
+            with suppress(RuntimeError), self._starting:
+                self._add_worker()
+        if self._workers:
+            self._jobs.put(True)
+        else:
+            self.serve()
+
+    def _add_worker(self) -> None:
+        number = len(self._workers)
+        if number < self._contexts and not self._over:
+            name = f"ort_rknn run {number}"
+            worker = threading.Thread(target=_work, args=(self, self._jobs), name=name, daemon=True)
+            worker.start()
+            self._workers.append(worker)
 
     def serve(self) -> None:
         """Execute those who wait, in their order, on one context after the other, while one is idle."""
@@ -274,3 +275,4 @@ class Lane:
 def _work(lane: Lane, jobs: SimpleQueue[bool]) -> None:
     while jobs.get():
         lane.serve()
+    jobs.put(False)  # for the next one

@@ -153,6 +153,39 @@ def test_close_refuses_who_waits_and_waits_for_what_runs(lane_of):
     assert lane.close(refusal)
 
 
+def test_a_worker_that_is_made_while_the_lane_closes_ends_too(lane_of, monkeypatch):
+    lane = lane_of("a", "b")
+    held = lane.take()
+    started, gate, slow = threading.Event(), threading.Event(), threading.Event()
+
+    def first(lease):
+        started.set()
+        gate.wait(20)
+
+    lane.start(first, nothing)
+    assert started.wait(20)
+    start = threading.Thread.start
+
+    def slow_start(thread):
+        start(thread)
+        if thread.name == "ort_rknn run 1":
+            slow.wait(20)
+
+    monkeypatch.setattr(threading.Thread, "start", slow_start)
+    with ThreadPoolExecutor(2) as pool:
+        closing = pool.submit(lane.close, refusal)
+        waiting(lane, 1)
+        giving = pool.submit(lane.give_back, held)
+        while not any(t.name == "ort_rknn run 1" for t in threading.enumerate()):
+            time.sleep(0.001)
+        gate.set()  # the first worker serves close(), while the second is still being made
+        time.sleep(0.05)
+        slow.set()
+        closing.result(20)
+        giving.result(20)
+    assert not [t for t in threading.enumerate() if t.name.startswith("ort_rknn run")]
+
+
 def test_where_no_thread_can_be_had_runs_still_end(lane_of, monkeypatch):
     """Python 3.12 and later start none while the interpreter ends."""
 
