@@ -1030,8 +1030,9 @@ begin = time.monotonic()
 s.run(None, {"X": x})
 took = time.monotonic() - begin
 for k in range(3):
-    threading.Timer(took * (k + 1) / 4, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    timer = threading.Timer(took * (k + 1) / 4, lambda: os.kill(os.getpid(), signal.SIGINT))
     try:
+        timer.start()  # on a busy machine it fires before this has returned
         try:
             s.run(None, {"X": x})
         except Exception as error:
