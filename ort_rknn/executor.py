@@ -61,7 +61,8 @@ class Executor:
         self.options = options or Options()
         self._leases: list[Lease] = []
         self._lanes: tuple[Lane, ...] = ()
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()
+        self._closes = False  # seen by the thread that closes only
         self._end: str | None = None
         self._over = False  # nothing is left to close
         self._pool: ThreadPoolExecutor | None = None
@@ -274,17 +275,24 @@ class Executor:
         with self._closing:
             if self._end is None:
                 self._end = "the session was closed"
-            elif self._over:
-                return  # closed already, or forked
-            _alive.discard(self)
-            refusal = partial(ort_error, RUNTIME_EXCEPTION, f"{self.label}: {self._end}")
-            # A Ctrl-C may end the waiting: the next close() goes on with what is left.
-            if not all(lane.close(refusal) for lane in self._lanes):
-                return
-            self._over = True
-            if self._pool is not None:
-                self._pool.shutdown(wait=False)
-            _close_all([*(lease.context.close for lease in reversed(self._leases)), self.model.close])
+            elif self._over or self._closes:
+                return  # closed already, forked, or the collector came by while this very thread is closing it
+            self._closes = True
+            try:
+                self._close()
+            finally:
+                self._closes = False
+
+    def _close(self) -> None:
+        _alive.discard(self)
+        refusal = partial(ort_error, RUNTIME_EXCEPTION, f"{self.label}: {self._end}")
+        # A Ctrl-C may end the waiting: the next close() goes on with what is left.
+        if not all(lane.close(refusal) for lane in self._lanes):
+            return
+        self._over = True
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+        _close_all([*(lease.context.close for lease in reversed(self._leases)), self.model.close])
 
     def _abandon(self) -> None:
         """In a forked child: the runtime's threads and the driver's file handle did not come along."""

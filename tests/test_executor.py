@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fake_npu import AdapterError, FakeNpu, RknnError, image, info
+from fake_npu import AdapterError, FakeContext, FakeNpu, RknnError, image, info
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ort_rknn.dispatch import resolve
@@ -385,6 +385,23 @@ def test_two_close_at_once(npu, execute):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: executor.close(), range(8)))
     assert npu.ended == ["context"] * 3 + ["model"]
+
+
+def test_the_collector_ends_a_session_that_is_being_closed(npu, execute, monkeypatch):
+    # onnxruntime's session goes where its last reference goes: also inside the close() of ours, by the collector.
+    executor = execute(schedule="0,1")
+    close = FakeContext.close
+
+    def collected_meanwhile(context):
+        executor.close()
+        close(context)
+
+    monkeypatch.setattr(FakeContext, "close", collected_meanwhile)
+    closing = threading.Thread(target=executor.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive(), "it waits for itself"
+    assert npu.ended == ["context", "context", "model"]
 
 
 def test_close_goes_on_after_an_error(npu):
