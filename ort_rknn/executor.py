@@ -320,8 +320,10 @@ class _Work:
                 self._converted(lease, call, inputs, outputs)
         except AdapterError as error:
             lease.errors += 1
+            lease.shape_set = None  # what a failed call leaves behind is not known
             raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
         lease.runs += 1
+        lease.shape_set = call.form.shape_set
         if self._pacer is not None:
             self._pacer.record(time.perf_counter() - started)
 
