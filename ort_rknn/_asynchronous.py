@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from ._making import State
     from .submission import Pipeline, Submitter
 
-_making = threading.Lock()
+#: Held for moments, while a session's parts are exchanged.
+making = threading.Lock()
+T = TypeVar("T")
+
+
+def _depth(depth: int) -> int:
+    if isinstance(depth, bool) or not hasattr(depth, "__index__"):
+        raise TypeError(f"depth is the number of calls in flight, a whole number from 1; got {depth!r}")
+    if depth < 1:
+        raise ValueError(f"depth is the number of calls in flight and must be at least 1; got {depth}")
+    return depth.__index__()
 
 
 class AsynchronousCalls:
@@ -39,7 +49,7 @@ class AsynchronousCalls:
 
         Waits for a place in the queue at most ``submit_timeout_ms``. Raises Fail when none became free.
         """
-        return self._submitters().submit(self.run, output_names, input_feed, run_options)
+        return self._submit(self.run, output_names, input_feed, run_options)
 
     def map(
         self,
@@ -52,34 +62,43 @@ class AsynchronousCalls:
         """Results of a stream of feeds, in their order, several in flight: all cores work for one caller.
 
         ``depth``: how many at most; by default one per context and one waiting. The stream may be endless: feeds are
-        taken as results are asked for. When the consumer stops early, what has not begun is dropped and what runs is
-        waited for. Raises ValueError for a depth below 1, Fail where a place in the queue is waited for too long.
+        taken as results are asked for. When the consumer stops early, or ``feeds`` raises, what has not begun is
+        dropped and what runs is waited for. Raises ValueError for a depth below 1, TypeError for one that is no whole
+        number, Fail where a place in the queue is waited for too long.
         """
-        submitter = self._submitters()
-        depth = self._contexts() + 1 if depth is None else depth
-        if depth < 1:
-            raise ValueError(f"depth is the number of calls in flight and must be at least 1; got {depth}")
-        return submitter.map(lambda feed: self.run(output_names, feed, run_options), feeds, depth)
+        from .submission import in_order
+
+        depth = self._contexts() + 1 if depth is None else _depth(depth)
+        return in_order(lambda feed: self._submit(self.run, output_names, feed, run_options), feeds, depth)
 
     async def run_awaitable(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
     ) -> list[Any]:
-        """``await`` it: what ``run`` returns or raises. Never blocks the event loop, also while the queue is full."""
+        """``await`` it: what ``run`` returns or raises. Never blocks the event loop, also while the queue is full.
+
+        When it is cancelled before it runs, it does not run.
+        """
         import asyncio
 
         from .errors import FAIL, status_code
 
-        submitter = self._submitters()
+        cancelled: list[bool] = []
+
+        def run() -> list[Any]:
+            return [] if cancelled else self.run(output_names, input_feed, run_options)
+
         try:
-            future = submitter.submit(self.run, output_names, input_feed, run_options, timeout=0)
-        except Exception as error:
-            if status_code(error) != FAIL:
-                raise
-            loop = asyncio.get_running_loop()
-            future = await loop.run_in_executor(
-                None, lambda: submitter.submit(self.run, output_names, input_feed, run_options)
-            )
-        return await asyncio.wrap_future(future)
+            try:
+                future = self._submit(run, timeout=0)
+            except Exception as error:
+                if status_code(error) != FAIL:
+                    raise
+                loop = asyncio.get_running_loop()
+                future = await loop.run_in_executor(None, self._submit, run)
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
 
     def run_pipeline(
         self, input_feed: Mapping[str, Any], depth: int = 3, reset: bool = False, *, output_names: Any = None
@@ -87,23 +106,40 @@ class AsynchronousCalls:
         """Submit a feed and get the result of the one ``depth`` calls ago; None for the first ``depth`` calls.
 
         ``reset``, or another depth, begins anew: results still in flight are lost. :meth:`flush` gives the last ones.
-        Raises the error of the call whose result it would be, ValueError for a depth below 1.
+        Raises the error of the call whose result it would be, ValueError for a depth below 1, TypeError for one that is
+        no whole number.
         """
         from .submission import Pipeline
 
-        if depth < 1:
-            raise ValueError(f"depth is the number of calls in flight and must be at least 1; got {depth}")
-        submitter = self._submitters()
-        with _making:
+        depth = _depth(depth)
+        call = self._submit(self.run, output_names, input_feed)
+        with making:
             if self._pipeline is None or reset or self._pipeline.depth != depth:
                 self._pipeline = Pipeline(depth)
             pipeline = self._pipeline
-        result: list[Any] | None = pipeline.push(submitter.submit(self.run, output_names, input_feed))
+        result: list[Any] | None = pipeline.push(call)
         return result
 
     def flush(self) -> list[list[Any]]:
-        """The results still in the pipeline, oldest first. Raises the first error among them, after all have ended."""
-        return self._pipeline.flush() if self._pipeline is not None else []
+        """The results still in the pipeline, oldest first; also after close(). Raises the first error among them, after
+        all have ended, and RuntimeException in a forked child: the results are the parent's."""
+        pipeline = self._pipeline
+        if pipeline is None:
+            return []
+        if self._submitter_process != os.getpid():
+            from .errors import RUNTIME_EXCEPTION, ort_error
+
+            raise ort_error(RUNTIME_EXCEPTION, "the process was forked: what is in the pipeline is the parent's")
+        return pipeline.flush()
+
+    def _submit(self, function: Callable[..., T], *args: Any, timeout: float | None = None) -> Future[T]:
+        from .submission import Ended
+
+        while True:
+            try:
+                return self._submitters().submit(function, *args, timeout=timeout)
+            except Ended:
+                pass  # by set_providers(), or by close(): the next one's calls say so
 
     def _contexts(self) -> int:
         executor = self._npu.executor if self._npu is not None else None
@@ -116,7 +152,7 @@ class AsynchronousCalls:
         from .options import Options
         from .submission import Submitter
 
-        with _making:
+        with making:
             if self._submitter is None or self._submitter_process != os.getpid():
                 # In a forked child the threads of the parent's are missing, and its calls are not ours.
                 self._pipeline = None
@@ -136,8 +172,8 @@ class AsynchronousCalls:
             return self._submitter
 
     def _end_submissions(self) -> None:
-        """Wait for what was submitted."""
-        with _making:
-            submitter, self._submitter, self._pipeline = self._submitter, None, None
+        """Wait for what was submitted. What is in the pipeline stays for flush()."""
+        with making:
+            submitter, self._submitter = self._submitter, None
         if submitter is not None and self._submitter_process == os.getpid():
             submitter.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from ._asynchronous import AsynchronousCalls
+from ._asynchronous import AsynchronousCalls, making
 
 # Importing ort_rknn should cost what importing onnxruntime costs: whatever only a session needs is imported when the
 # first one is made.
@@ -27,9 +27,13 @@ class _Closed:
     """What a closed session has in place of onnxruntime's: every use says so."""
 
     def __getattr__(self, name: str) -> Any:
+        raise self.error()
+
+    @staticmethod
+    def error() -> Exception:
         from .errors import RUNTIME_EXCEPTION, ort_error
 
-        raise ort_error(RUNTIME_EXCEPTION, "the session was closed")
+        return ort_error(RUNTIME_EXCEPTION, "the session was closed")
 
     def __repr__(self) -> str:
         # Part of onnxruntime's message where this is passed for a native session.
@@ -49,6 +53,9 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
     """
 
     _npu: State | None = None
+
+    if TYPE_CHECKING:
+        _sess: Any
 
     def __init__(
         self,
@@ -76,7 +83,7 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
             from ._making import make
 
             self._npu = make(self, parent, model, so, providers, options, kwargs)
-        if _watch is not None:
+        if _watch is not None and not again:
             _watch(self)
 
     # Beyond onnxruntime's -------------------------------------------------------------------------------------
@@ -113,20 +120,29 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
 
         When it fails the session goes on as it was.
         """
+        if isinstance(self._sess, _Closed):
+            raise self._sess.error()
+        # Beside this one, which serves other threads meanwhile.
+        other = object.__new__(type(self))
         model = self._model_path if self._model_bytes is None else self._model_bytes
-        old = self._npu
-        before = dict(self.__dict__)
-        kwargs = old.kwargs if old else {}
-        try:
-            self._start(model, self._sess_options_initial, providers, provider_options, kwargs, again=True)
-            self._enable_fallback = before["_enable_fallback"]
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
+        kwargs = self._npu.kwargs if self._npu else {}
+        other._start(model, self._sess_options_initial, providers, provider_options, kwargs, again=True)
+        other._enable_fallback = self._enable_fallback
+        before = dict(self.__dict__)  # what goes with it goes after the lock
+        with making:
+            closed = isinstance(self._sess, _Closed)
+            if not closed:
+                self.__dict__.update(other.__dict__)
+        if closed:
+            other.close()
+            raise self._sess.error()
+        del other
+        if _watch is not None:
+            _watch(self)
         self._end_submissions()
+        old = before.pop("_npu", None)
+        before.clear()
         if old is not None and old.executor is not None:
-            before.clear()
             old.executor.close()
 
     def close(self) -> None:
@@ -136,9 +152,14 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         method; dropping the last reference does the same.
         """
         self._end_submissions()
-        if self._npu is not None and self._npu.executor is not None:
-            self._npu.executor.close()
-        self._sess = _Closed()
+        while not isinstance(self._sess, _Closed):
+            npu, native = self._npu, self._sess
+            if npu is not None and npu.executor is not None:
+                npu.executor.close()
+            with making:
+                if self._npu is npu:  # else set_providers() was faster
+                    self._sess = _Closed()
+            del native
 
     def __enter__(self) -> InferenceSession:
         return self

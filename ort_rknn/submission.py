@@ -18,6 +18,11 @@ from .errors import FAIL, ort_error
 T = TypeVar("T")
 Item = TypeVar("Item")
 
+
+class Ended(RuntimeError):
+    """The submitter was closed."""
+
+
 #: What a callback gets: the result or None, and the error or None.
 Callback = Callable[[Any, "BaseException | None"], None]
 
@@ -37,11 +42,12 @@ class Submitter:
         self._delivery: _Delivery | None = None
         self._sequential = sequential_callbacks
         self._lock = threading.Lock()
+        self._ended = False
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float | None = None) -> Future[T]:
         """Run ``function(*args)`` soon. Waits for a place at most ``timeout`` seconds (None: submit_timeout_ms).
 
-        Raises Fail where none became free.
+        Raises Fail where none became free, Ended after :meth:`close`.
         """
         self._take_place(self._timeout if timeout is None else timeout)
         future = self._start(function, args)
@@ -71,40 +77,45 @@ class Submitter:
     def _start(self, function: Callable[..., T], args: tuple[Any, ...]) -> Future[T]:
         try:
             return self._pool.submit(function, *args)
-        except BaseException:
+        except BaseException as error:
             self._places.release()
+            if self._ended and isinstance(error, RuntimeError):
+                raise Ended("no more calls are taken: it was closed") from None
             raise
 
     def _free_place(self, future: Future[Any]) -> None:
         self._places.release()
 
-    def map(self, function: Callable[[Item], T], items: Iterable[Item], depth: int) -> Iterator[T]:
-        """Results in the items' order, at most ``depth`` in flight. Items are taken as results are asked for.
-
-        When the consumer stops early, calls that have not begun are dropped and the running ones waited for.
-        """
-        flying: list[Future[T]] = []
-        try:
-            for item in items:
-                flying.append(self.submit(function, item))
-                if len(flying) >= depth:
-                    yield flying.pop(0).result()
-            while flying:
-                yield flying.pop(0).result()
-        finally:
-            for future in flying:
-                future.cancel()
-            for future in flying:
-                try:
-                    future.exception()
-                except CancelledError:
-                    pass
-
     def close(self) -> None:
         """Wait for everything submitted, callbacks included; called from a callback, only for what runs."""
+        self._ended = True
         self._pool.shutdown(wait=threading.current_thread() not in self._pool._threads)
         if self._delivery is not None:
             self._delivery.close()
+
+
+def in_order(submit: Callable[[Item], Future[T]], items: Iterable[Item], depth: int) -> Iterator[T]:
+    """Results of ``submit`` in the items' order, at most ``depth`` in flight. Items are taken as results are asked for.
+
+    When the consumer stops early, or ``items`` raises, calls that have not begun are dropped and the running ones
+    waited for.
+    """
+    flying: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            flying.append(submit(item))
+            if len(flying) >= depth:
+                yield flying.popleft().result()
+        while flying:
+            yield flying.popleft().result()
+    finally:
+        for future in flying:
+            future.cancel()
+        for future in flying:
+            try:
+                future.exception()
+            except CancelledError:
+                pass
 
 
 class _Delivery:
@@ -162,24 +173,29 @@ class Pending(Protocol):
 
 
 class Pipeline:
-    """Calls go in, results come out ``depth`` calls later, in order: one caller keeps all cores busy."""
+    """Calls go in, results come out ``depth`` calls later, in order: one caller keeps all cores busy. Thread safe."""
 
     def __init__(self, depth: int) -> None:
         self.depth = depth
         self._flying: deque[Pending] = deque()
+        self._lock = threading.Lock()
 
     def push(self, call: Pending) -> Any:
         """The result of the call ``depth`` calls ago, or None while there is none. Raises that call's error."""
-        self._flying.append(call)
-        return self._flying.popleft().result() if len(self._flying) > self.depth else None
+        with self._lock:
+            self._flying.append(call)
+            due = self._flying.popleft() if len(self._flying) > self.depth else None
+        return due.result() if due is not None else None
 
     def flush(self) -> list[Any]:
         """The results that are still in it, oldest first; empties it. Raises the first error, after all have ended."""
         results: list[Any] = []
         first: BaseException | None = None
-        while self._flying:
+        with self._lock:
+            flying, self._flying = self._flying, deque()
+        while flying:
             try:
-                results.append(self._flying.popleft().result())
+                results.append(flying.popleft().result())
             except BaseException as error:
                 first = first or error
         if first is not None:

@@ -97,6 +97,77 @@ def test_map_stops_at_the_first_error(session):
         session.map(FEEDS, depth=0)
 
 
+@pytest.mark.parametrize("depth", ["3", 2.5, True, np.float32(2)])
+def test_depths_that_are_none(session, depth):
+    with pytest.raises(TypeError, match="depth is the number of calls in flight, a whole number"):
+        session.map(FEEDS, depth=depth)
+    with pytest.raises(TypeError, match="depth is the number of calls in flight, a whole number"):
+        session.run_pipeline(FEEDS[0], depth=depth)
+    assert session.run_pipeline(FEEDS[0], depth=np.int64(1)) is None
+
+
+def test_an_error_of_the_feeds_comes_out_and_nothing_is_left_running(npu):
+    npu.run_time_us = 20_000
+
+    def camera():
+        yield FEEDS[0]
+        yield FEEDS[1]
+        raise KeyError("the camera is gone")
+
+    with on_npu() as made:
+        results = made.map(camera(), depth=2)
+        next(results)
+        with pytest.raises(KeyError, match="the camera is gone"):
+            next(results)
+        assert list(results) == []
+        runs = sum(npu.counters().runs)
+        assert len(made.run(None, FEEDS[0])) == 1
+        assert sum(npu.counters().runs) == runs + 1
+
+
+def test_a_stream_goes_on_over_set_providers_and_is_told_of_close(npu, monkeypatch):
+    made = on_npu()
+    results = made.map(itertools.repeat(FEEDS[0]))
+    first = next(results)[0]
+    made.set_providers(["CPUExecutionProvider"])
+    assert all(np.allclose(next(results)[0], first, atol=0.05) for _ in range(10))
+    made.close()
+    with pytest.raises(RuntimeException, match="the session was closed"):
+        list(itertools.islice(results, 10))
+
+
+def test_set_providers_disturbs_nobody(npu):
+    made = on_npu()
+    over = threading.Event()
+    outcomes = []
+
+    def call():
+        while not over.is_set():
+            try:
+                outcomes.append(made.run(None, FEEDS[0])[0].shape)
+            except Exception as error:
+                outcomes.append(error)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    for _ in range(10):
+        made.set_providers([("RKNNExecutionProvider", {"device": "virtual:rk3588"})])
+    over.set()
+    caller.join()
+    made.close()
+    # A run that waited for a core when its executor went is told so.
+    assert {o for o in outcomes if not isinstance(o, RuntimeException)} == {(1, 8, 16, 16)}
+
+
+def test_a_closed_session_stays_closed(npu):
+    made = on_npu()
+    made.close()
+    with pytest.raises(RuntimeException, match="the session was closed"):
+        made.set_providers(["CPUExecutionProvider"])
+    with pytest.raises(RuntimeException, match="the session was closed"):
+        made.run(None, FEEDS[0])
+
+
 def test_awaitable(session, expected):
     async def main():
         return await asyncio.gather(*[session.run_awaitable(None, feed) for feed in FEEDS])
@@ -126,6 +197,24 @@ def test_awaiting_never_blocks_the_loop_when_the_queue_is_full(npu):
         assert len(pauses) > 50
 
 
+def test_what_is_cancelled_does_not_run(npu):
+    npu.run_time_us = 200_000
+    with on_npu(schedule="0", max_queue_size=1) as made:
+
+        async def main():
+            calls = [asyncio.ensure_future(made.run_awaitable(None, FEEDS[0])) for _ in range(10)]
+            await asyncio.sleep(0.05)
+            for call in calls:
+                call.cancel()
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        outcomes = asyncio.run(main())
+        assert all(isinstance(o, asyncio.CancelledError) for o in outcomes)
+        made.run(None, FEEDS[0])
+        # One ran and one waited for the core already; the others waited for a place in the queue.
+        assert sum(npu.counters().runs) <= 5
+
+
 def test_pipeline_gives_depth_nones_and_flush_the_rest(session, expected):
     results = [session.run_pipeline(feed, depth=3) for feed in FEEDS]
     assert [r is None for r in results[:4]] == [True, True, True, False]
@@ -136,6 +225,38 @@ def test_pipeline_gives_depth_nones_and_flush_the_rest(session, expected):
     assert equal(session.flush(), expected[1:2])
     with pytest.raises(ValueError, match="depth"):
         session.run_pipeline(FEEDS[0], depth=0)
+
+
+@pytest.mark.parametrize("end", [lambda s: s.close(), lambda s: s.set_providers(["CPUExecutionProvider"])])
+def test_the_pipeline_keeps_its_results(npu, end):
+    made = on_npu()
+    expected = [made.run(None, feed)[0] for feed in FEEDS[:3]]
+    for feed in FEEDS[:3]:
+        made.run_pipeline(feed)
+    end(made)
+    assert equal(made.flush(), expected)
+    made.close()
+
+
+def test_the_pipeline_of_a_forked_child_is_its_parent_s(python):
+    code = f"""
+import os, sys, numpy as np, ort_rknn as ort
+session = ort.InferenceSession({str(MODEL)!r}, provider_options={{"device": "virtual:rk3588"}})
+feed = {{"x": np.zeros((1, 3, 32, 32), np.float32)}}
+session.run_pipeline(feed)
+child = os.fork()
+if not child:
+    try:
+        session.flush()
+    except ort.capi.onnxruntime_pybind11_state.RuntimeException as error:
+        assert "forked" in str(error)
+        os._exit(3)
+    os._exit(4)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+assert len(session.flush()) == 1
+session.close()
+"""
+    python(code, args=("-W", "ignore::DeprecationWarning"))
 
 
 def test_flush_raises_the_first_error_after_all_have_ended():
