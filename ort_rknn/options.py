@@ -6,7 +6,9 @@ Values may be Python objects or strings, as in onnxruntime, where every option t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
@@ -151,10 +153,11 @@ def _integer(key: str, value: object, accepted: str, least: int) -> int:
     number: int | None = None
     if isinstance(value, str):
         text = value.strip()
-        if text.isascii() and text.lstrip("+-").isdigit():
+        if re.fullmatch(r"[+-]?[0-9]{1,10}", text):
             number = int(text)
     elif hasattr(value, "__index__") and not isinstance(value, bool):
-        number = value.__index__()
+        with suppress(TypeError):  # numpy's arrays have it, and most cannot be one number
+            number = value.__index__()
     if number is None or not least <= number < 2**31:
         raise _bad(key, value, accepted)
     return number

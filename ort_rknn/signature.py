@@ -141,6 +141,20 @@ def _pick(options: Mapping[str, str], name: str, key: str, names: Sequence[str])
     return options.get(name, options.get("*"))
 
 
+def _check_pad_axes(pad_axes: Mapping[str, Sequence[int]], ports: Sequence[Port]) -> None:
+    ranks = {port.name: len(port.dims) for port in ports}
+    for name, axes in pad_axes.items():
+        if name != "*" and name not in ranks:
+            raise OptionError(f"provider option pad_axes names an input {name!r}; the model has {', '.join(ranks)}")
+        rank = max(ranks.values(), default=0) if name == "*" else ranks[name]
+        for axis in axes:
+            if axis >= rank:
+                whose = "no input has" if name == "*" else f"input {name!r} lacks"
+                raise OptionError(
+                    f"provider option pad_axes names axis {axis}, which {whose}: axes are 0 to {rank - 1}"
+                )
+
+
 def _by_name(infos: Sequence[TensorInfo], declared: Sequence[Declared], what: str, label: str) -> list[int]:
     """For each declared value the index of the model's tensor: by name, else (all names foreign) by position."""
     names = [info.name for info in infos]
@@ -178,7 +192,7 @@ def negotiate(
     """Match the declared signature with the loaded model.
 
     Raises Fail where the compiled model is not one of this ONNX (names, shapes), OptionError where ``layout``,
-    ``input_dtype`` or ``output_dtype`` ask for what is not there. Both are found here and not at a run.
+    ``input_dtype``, ``output_dtype`` or ``pad_axes`` ask for what is not there. All is found here and not at a run.
     """
     names = [value.name for value in inputs]
     notes: list[str] = []
@@ -225,6 +239,8 @@ def negotiate(
             )
         dims = _caller_order(compiled, layout)
         in_ports.append(Port(value.name, dtype, dims, layout, wire, info, index, wire_layout, value.dtype, norm))
+
+    _check_pad_axes(options.pad_axes, in_ports)
 
     out_ports: list[Port] = []
     for value, index in zip(outputs, out_order):

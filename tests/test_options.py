@@ -56,7 +56,28 @@ def test_schedule(value, cores):
 
 @pytest.mark.parametrize(
     "value",
-    ["", "x", "0,x", "-1", "0;1", [], (), [[]], [0.5], 1.5, None, True, [True], {"0": 1}, b"0", "[", "0x1", "²"],
+    [
+        "",
+        "x",
+        "0,x",
+        "-1",
+        "0;1",
+        [],
+        (),
+        [[]],
+        [0.5],
+        1.5,
+        None,
+        True,
+        [True],
+        {"0": 1},
+        b"0",
+        "[",
+        "0x1",
+        "²",
+        "+-1",
+        [np.array([0, 1])],
+    ],
 )
 def test_bad_schedules(value):
     with pytest.raises(OptionError, match="schedule") as caught:
@@ -86,7 +107,27 @@ def test_threads_per_core(value, number):
     assert read(threads_per_core=value).threads_per_core == number
 
 
-@pytest.mark.parametrize("value", [0, -1, "0", "x", "", 1.0, None, True, 2**31, "9" * 30, "1_0", "٣"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        0,
+        -1,
+        "0",
+        "x",
+        "",
+        1.0,
+        None,
+        True,
+        2**31,
+        "9" * 30,
+        "9" * 5000,
+        "1_0",
+        "٣",
+        "+-5",
+        np.array(1.5),
+        np.array([1, 2]),
+    ],
+)
 def test_bad_threads_per_core(value):
     with pytest.raises(OptionError, match=r"threads_per_core=.*a whole number from 1 is wanted"):
         read(threads_per_core=value)
