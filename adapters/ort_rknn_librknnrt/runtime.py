@@ -123,7 +123,7 @@ class LoadedModel:
         self._first_is_free = True
         self._handles = handles
         self._contexts: weakref.WeakSet[RuntimeContext] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may end a borrower where this is held
         self._closed = False
         self._finalizer = weakref.finalize(self, destroy, binding, handles)
         self._finalizer.atexit = False  # the process's end frees more safely than a call into a library does by then
@@ -173,11 +173,16 @@ class LoadedModel:
         for context in list(self._contexts):
             context.close()
         with self._lock:
-            first_time = not self._closed
             self._closed = True
-            if not self._borrowers:
-                self._finalizer()
-        if first_time and self._lender is not None:
+        self._unload()
+
+    def _unload(self) -> None:
+        """Destroy what close() left, unless another model uses the weights; then the lender's turn may have come."""
+        with self._lock:
+            if not self._closed or self._borrowers or not self._finalizer.alive:
+                return
+            self._finalizer()
+        if self._lender is not None:
             self._lender.give_weights_back()
 
     def lend(self) -> None:
@@ -190,8 +195,7 @@ class LoadedModel:
         """The other model is unloaded; what close() left for its sake goes now."""
         with self._lock:
             self._borrowers -= 1
-            if self._closed and not self._borrowers:
-                self._finalizer()
+        self._unload()
 
     def set_shapes(self, handle: Handle, shape_set: int) -> None:
         """Set a context to a shape set."""

@@ -55,6 +55,22 @@ def test_a_session_uses_the_weights_of_another(npu, first):
     assert destroyed.index(owner) == 2
 
 
+@pytest.mark.parametrize("order", ["abc", "bac", "cab", "bca", "cba", "acb"])
+def test_weights_that_are_lent_on(npu, order):
+    made = {"a": session()}
+    made["b"] = session(use_weight_from=made["a"])
+    made["c"] = session(use_weight_from=made["b"])
+    expected = made["c"].run(None, X)[0]
+    owners = [e.context for e in npu.events() if e.kind == "init"]
+    for name in order:
+        made.pop(name).close()
+        for other in made.values():
+            assert np.array_equal(other.run(None, X)[0], expected)
+    destroyed = [e.context for e in npu.events() if e.kind == "destroy"]
+    assert destroyed == owners[::-1], "nobody goes before who uses its weights"
+    assert npu.counters().misuses == 0
+
+
 def test_dropping_the_master_first_is_as_good_as_closing_it(npu):
     master = session()
     slave = session(use_weight_from=master)
