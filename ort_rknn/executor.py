@@ -123,7 +123,7 @@ class Executor:
     def start_on(
         self, lane: int, call: Call, inputs: Sequence[int], outputs: Sequence[int], over: Callable[[], None]
     ) -> Turn:
-        """As :meth:`execute_on` on another thread; returns at once. ``over`` is called when the run has ended: it keeps
+        """As :meth:`execute_on` on another thread; returns at once, or when pacing lets it in. ``over`` is called when the run has ended: it keeps
         the buffers alive until then. The turn's ``result()`` waits, and raises what :meth:`execute` raises."""
 
         def work(lease: Lease) -> None:
@@ -132,6 +132,8 @@ class Executor:
             finally:
                 over()
 
+        if self._pacer is not None:
+            self._pacer.wait()
         if self._end is not None:
             raise self._ended()
         return self._lanes[lane].start(work, over)

@@ -662,3 +662,25 @@ def test_pacing_sleeps(npu):
             session.run(None, X)
         assert time.perf_counter() - wall > 0.08
         assert time.process_time() - cpu < 0.05
+
+
+def test_the_pipeline_is_paced_too(npu):
+    npu.run_time_us = 30_000
+    with make(schedule=[0, 1, 2], enable_pacing=True, max_queue_size=20) as session:
+        session.run(None, X)
+        before = time.perf_counter()
+        for _ in range(9):
+            assert session.run_pipeline(X, depth=9) is None
+        # One per third of a run: without pacing there is room for all of them at once.
+        assert time.perf_counter() - before >= 8 * 0.010
+        assert len(session.flush()) == 9
+
+
+def test_pacing_gives_the_pipeline_up_in_time(npu):
+    npu.run_time_us = 200_000
+    with make(schedule=[0], enable_pacing=True, max_queue_size=20, submit_timeout_ms=50) as session:
+        session.run(None, X)
+        session.run_pipeline(X)
+        with pytest.raises(RuntimeError, match="enable_pacing: the next place is free in"):
+            session.run_pipeline(X)
+        assert len(session.flush()) == 1
