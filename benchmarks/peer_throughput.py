@@ -12,6 +12,8 @@ from measure import Verdict, arguments
 from peer_pairing import CONV, both, in_turns, ones, session_of_ours, throughput
 
 BAR = 0.97
+#: Where callers are many and runs short it is the calls that count: there we are above, by little, hence the turns.
+ABOVE, MANY, SHORT_MS, MORE_TURNS = 1.0, 8, 0.5, 15
 DEPTH = 8
 
 
@@ -41,7 +43,7 @@ def main():
     verdict = Verdict()
     turns, seconds = (1, 0.15) if given.quick else (5, 0.5)
     bar = 0.5 if given.quick else BAR
-    times = (2,) if given.quick else (0.5, 2, 10)
+    times = (2,) if given.quick else (SHORT_MS, 2, 10)
     for ms, threads in itertools.product(times, (1, 2)):
         npu.run_time_us = ms * 1000
         options = {"schedule": [0, 1, 2], "threads_per_core": threads, "max_queue_size": DEPTH}
@@ -51,22 +53,25 @@ def main():
         feed = ones(theirs)
         cells = [
             (f"{n} callers, {label}", n, session, throughput_of(session, feed, n, seconds))
-            for n in (3, 8)
+            for n in (3, MANY)
             for label, session in (("ort_rknn_ez_async", same), ("ort_rknn", own))
         ]
-        rows = [(label, ours, throughput_of(theirs, feed, n, seconds)) for label, n, _, ours in cells]
+        rows = [
+            (label, ours, throughput_of(theirs, feed, n, seconds), n == MANY and ms == SHORT_MS)
+            for label, n, _, ours in cells
+        ]
         reference = once(pipelined, theirs, feed, seconds)
         rows += [
-            ("one caller, ort_rknn_ez_async pipeline", once(pipelined, same, feed, seconds), reference),
-            ("one caller, ort_rknn map", once(mapped, own, feed, seconds), reference),
+            ("one caller, ort_rknn_ez_async pipeline", once(pipelined, same, feed, seconds), reference, False),
+            ("one caller, ort_rknn map", once(mapped, own, feed, seconds), reference, False),
         ]
-        for label, ours, of_peer in rows:
-            ratio, mine, other = in_turns(ours, of_peer, turns)
+        for label, ours, of_peer, above in rows:
+            ratio, mine, other = in_turns(ours, of_peer, MORE_TURNS if above else turns)
             verdict.hold(
                 f"{ms:g} ms, threads_per_core={threads}, {label}: {mine:.0f} runs/s, the peer {other:.0f}: "
                 f"ratio {ratio:.3f}",
-                ratio >= bar,
-                f"at least {bar:g}",
+                ratio > ABOVE if above else ratio >= bar,
+                f"above {ABOVE:g}" if above else f"at least {bar:g}",
             )
         same.close()
         own.close()
