@@ -47,9 +47,12 @@ class AsynchronousCalls:
     ) -> Future[list[Any]]:
         """Run soon; the future gives what ``run`` returns or raises.
 
-        Waits for a place in the queue at most ``submit_timeout_ms``. Raises Fail when none became free.
+        Waits for a place in the queue at most ``submit_timeout_ms``. Raises Fail when none became free. Callbacks that
+        are added to the future come in the order of submission, with ``sequential_callbacks=False`` as runs finish.
         """
-        return self._submit(self.run, output_names, input_feed, run_options)
+        return self._retried(
+            lambda submitter: submitter.submit_in_order(self.run, output_names, input_feed, run_options)
+        )
 
     def map(
         self,
@@ -133,11 +136,14 @@ class AsynchronousCalls:
         return pipeline.flush()
 
     def _submit(self, function: Callable[..., T], *args: Any, timeout: float | None = None) -> Future[T]:
+        return self._retried(lambda submitter: submitter.submit(function, *args, timeout=timeout))
+
+    def _retried(self, submit: Callable[[Submitter], Future[T]]) -> Future[T]:
         from .submission import Ended
 
         while True:
             try:
-                return self._submitters().submit(function, *args, timeout=timeout)
+                return submit(self._submitters())
             except Ended:
                 pass  # by set_providers(), or by close(): the next one's calls say so
 

@@ -123,8 +123,9 @@ class Executor:
     def start_on(
         self, lane: int, call: Call, inputs: Sequence[int], outputs: Sequence[int], over: Callable[[], None]
     ) -> Turn:
-        """As :meth:`execute_on` on another thread; returns at once, or when pacing lets it in. ``over`` is called when the run has ended: it keeps
-        the buffers alive until then. The turn's ``result()`` waits, and raises what :meth:`execute` raises."""
+        """As :meth:`execute_on` on another thread; returns at once, or when pacing lets it in. ``over`` is called when
+        the run has ended: it keeps the buffers alive until then. The turn's ``result()`` waits, and raises what
+        :meth:`execute` raises."""
 
         def work(lease: Lease) -> None:
             try:

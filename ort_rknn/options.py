@@ -100,7 +100,7 @@ class Options:
     submit_timeout_ms: int = 10_000
     """How long ``submit`` waits for a place in a full queue, in milliseconds."""
     sequential_callbacks: bool = True
-    """Callbacks of asynchronous calls come in the order of submission; False: as runs finish."""
+    """Callbacks of ``submit``'s futures come in the order of submission; False: as runs finish."""
     enable_pacing: bool = False
     """Calls are let in evenly, one per mean run time divided by the number of cores, instead of in bursts."""
     custom_op_paths: tuple[str, ...] = ()

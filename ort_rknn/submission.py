@@ -30,7 +30,8 @@ Callback = Callable[[Any, "BaseException | None"], None]
 class Submitter:
     """Runs functions on ``workers`` threads, with at most ``max_queue_size`` waiting besides those that run.
 
-    ``sequential_callbacks``: callbacks come in the order of submission, else as calls finish. Thread safe.
+    ``sequential_callbacks``: callbacks come in the order of submission, else as calls finish. They are those of
+    :meth:`submit_with_callback`, and those of the futures of :meth:`submit_in_order`. Thread safe.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Submitter:
         self._timeout = submit_timeout_ms / 1000
         self._delivery: _Delivery | None = None
         self._sequential = sequential_callbacks
+        self._order = _Order(self._places.release)
         self._lock = threading.Lock()
         self._ended = False
 
@@ -52,6 +54,22 @@ class Submitter:
         self._take_place(self._timeout if timeout is None else timeout)
         future = self._start(function, args)
         future.add_done_callback(self._free_place)
+        return future
+
+    def submit_in_order(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """As :meth:`submit`; with ``sequential_callbacks`` the callbacks that are added to the futures wait for their
+        turn, and hold the place until then. Results do not wait."""
+        if not self._sequential:
+            return self.submit(function, *args)
+        self._take_place(self._timeout)
+        future: _InOrder[T] = _InOrder(self._order)
+        with self._lock:  # else two that submit at once could be in one order here and in the other there
+            self._order.expect(future)
+            try:
+                self._start(_into, (future, function, args))
+            except BaseException:
+                self._order.forget(future)
+                raise
         return future
 
     def submit_with_callback(self, function: Callable[..., Any], args: tuple[Any, ...], callback: Callback) -> None:
@@ -116,6 +134,85 @@ def in_order(submit: Callable[[Item], Future[T]], items: Iterable[Item], depth: 
                 future.exception()
             except CancelledError:
                 pass
+
+
+class _Order:
+    """The futures whose callbacks wait for earlier ones. ``freed`` is called once for each."""
+
+    def __init__(self, freed: Callable[[], None]) -> None:
+        self.lock = threading.Lock()
+        self._freed = freed
+        self._waiting: deque[_InOrder[Any]] = deque()
+        self._at_it = False
+
+    def expect(self, future: _InOrder[Any]) -> None:
+        with self.lock:
+            self._waiting.append(future)
+
+    def forget(self, future: _InOrder[Any]) -> None:
+        """It was never started; its place is given back elsewhere."""
+        with self.lock:
+            self._waiting.remove(future)
+
+    def advance(self, ended: _InOrder[Any]) -> None:
+        """Call what is due, on this thread unless another is at it."""
+        with self.lock:
+            if not ended.callbacks and ended.holds:
+                ended.holds = False
+                self._freed()  # nobody waits for its turn
+            if self._at_it:
+                return
+            self._at_it = True
+        while True:
+            with self.lock:
+                if not self._waiting or not self._waiting[0].done():
+                    self._at_it = False
+                    return
+                due = self._waiting.popleft()
+                due.had_its_turn = True
+                callbacks, due.callbacks = due.callbacks, []
+                if due.holds:
+                    due.holds = False
+                    self._freed()
+            for callback in callbacks:
+                try:
+                    # It has ended, so this calls it, and logs what it raises.
+                    Future.add_done_callback(due, callback)
+                except BaseException:  # a SystemExit, say: the next callback comes all the same
+                    sys.excepthook(*sys.exc_info())
+            del due, callbacks
+
+
+class _InOrder(Future[T]):
+    """A future whose callbacks come after those of all that were submitted before it."""
+
+    def __init__(self, order: _Order) -> None:
+        super().__init__()
+        self.callbacks: list[Callable[[Future[T]], object]] = []
+        self.had_its_turn = False
+        self.holds = True
+        """Its place in the queue is still taken."""
+        self._order = order
+        super().add_done_callback(lambda ended: order.advance(ended))  # type: ignore[arg-type]
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        with self._order.lock:
+            if not self.had_its_turn:
+                self.callbacks.append(fn)
+                return
+        super().add_done_callback(fn)
+
+
+def _into(future: Future[T], function: Callable[..., T], args: tuple[Any, ...]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function(*args)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+    del future
 
 
 class _Delivery:
