@@ -83,6 +83,8 @@ def make(
     state = State(kwargs, request, facts, made, executor)
     if executor is not None:
         state.notes += _version_notes(made, executor)
+        if kwargs.get("use_weight_from") is not None and lender is None:
+            state.notes.append("use_weight_from: that session runs on the CPU, so this one has weights of its own")
     if executor is not None:
         _start_on_npu(session, parent, state, so, executor)
     elif made.where == "as it is":

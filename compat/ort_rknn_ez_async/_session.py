@@ -17,7 +17,7 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from ort_rknn.options import Options, read_options
-from ort_rknn.submission import Pending, Pipeline, Submitter
+from ort_rknn.submission import Ended, Pending, Pipeline, Submitter
 
 from ._feeds import Array, arrays_of, places_of, wants_batch
 from ._loading import Loaded, load
@@ -50,7 +50,7 @@ class Core:
         self._tasks = itertools.count()
         self._timeout = options.submit_timeout_ms / 1000
         self._submitter: Submitter | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may end the session on a thread that is at it already
         _alive.add(self)
 
     def run(self, arrays: Sequence[Array], places: list[int] | None, batch: bool) -> list[Array]:
@@ -255,6 +255,8 @@ class InferenceSession:
 
         try:
             core.submitter().submit_with_callback(core.run_later, ([a.copy() for a in arrays], places), deliver)
+        except Ended:
+            raise RuntimeError("the session was closed") from None
         except Fail as error:
             raise RuntimeError(f"RunAsync submit timed out ({core.options.submit_timeout_ms} ms): {error}") from None
 
