@@ -551,7 +551,7 @@ def test_a_slow_core_holds_up_no_other(npu):
 @pytest.mark.wall_clock
 def test_making_a_session_lets_other_threads_run(npu):
     """The runtime's rknn_init is entered without the GIL."""
-    ticks, stop = [], threading.Event()
+    ticks, stop = [time.monotonic()], threading.Event()
 
     def tick():
         while not stop.is_set():
@@ -562,6 +562,7 @@ def test_making_a_session_lets_other_threads_run(npu):
     thread.start()
     for _ in range(20):
         make(schedule=[0, 1, 2], threads_per_core=4).close()
+    ticks.append(time.monotonic())  # the other thread may have had no turn at all
     stop.set()
     thread.join()
-    assert max(b - a for a, b in itertools.pairwise(ticks)) < 0.4
+    assert max(b - a for a, b in itertools.pairwise(sorted(ticks))) < 0.4
