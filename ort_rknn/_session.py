@@ -141,9 +141,8 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
             _watch(self)
         self._end_submissions()
         old = before.pop("_npu", None)
-        before.clear()
         if old is not None and old.executor is not None:
-            old.executor.close()
+            old.executor.retire()
 
     def close(self) -> None:
         """End the session for good: waits for what runs on the NPU, then gives back contexts and model.

@@ -266,18 +266,25 @@ class Executor:
         """Whether :meth:`close` was called."""
         return self._end is not None
 
-    def close(self) -> None:
+    def retire(self) -> None:
+        """As :meth:`close`, for a session that goes on with another executor: who waits still gets a context."""
+        if not any(lane.is_worker() for lane in self._lanes):
+            for lane in self._lanes:
+                lane.let_through()
+        self.close("the session got other providers just then: run it again")
+
+    def close(self, why: str = "the session was closed") -> None:
         """End it for good: waits for what runs, then gives back contexts and model. Idempotent, from any thread.
 
-        Whoever waits for a context or comes later gets a RuntimeException that says so.
+        Whoever waits for a context or comes later gets a RuntimeException that says ``why``.
         """
         if any(lane.is_worker() for lane in self._lanes):
             # The collector may end a session anywhere. A worker cannot wait for itself.
-            threading.Thread(target=self.close, name="ort_rknn close").start()
+            threading.Thread(target=self.close, args=(why,), name="ort_rknn close").start()
             return
         with self._closing:
             if self._end is None:
-                self._end = "the session was closed"
+                self._end = why
             elif self._over or self._closes:
                 return  # closed already, forked, or the collector came by while this very thread is closing it
             self._closes = True

@@ -169,6 +169,12 @@ class Lane:
         self._enqueue(turn)
         return turn
 
+    def let_through(self) -> None:
+        """Return when everybody who waits now has had a context, or was refused."""
+        if self._waiting:
+            with suppress(Exception):  # refused, and so are they
+                self.wait_and_run(lambda lease: None)
+
     def is_worker(self) -> bool:
         """Whether this thread is one of the lane's."""
         return threading.current_thread() in self._workers

@@ -380,6 +380,23 @@ def test_close_waits_for_what_runs_and_wakes_who_waits(npu, execute, schedule):
     assert (npu.open_models, npu.open_contexts) == (0, 0)
 
 
+def test_retire_lets_through_who_waits(npu, execute):
+    executor = execute(schedule="0")
+    npu.gates[1] = threading.Event()
+    with ThreadPoolExecutor(6) as pool:
+        runs = [pool.submit(executor.run, [X]) for _ in range(5)]
+        while len(npu.log) < 1 or len(executor._lanes[0]._waiting) < 4:
+            time.sleep(0.001)
+        retiring = pool.submit(executor.retire)
+        npu.gates[1].set()
+        retiring.result(20)
+        assert [f.exception(20) for f in runs] == [None] * 5
+    with pytest.raises(state.RuntimeException, match=r"m\.rknn: the session got other providers just then"):
+        executor.run([X])
+    assert (npu.open_models, npu.open_contexts) == (0, 0)
+    executor.retire()
+
+
 def test_two_close_at_once(npu, execute):
     executor = execute(schedule="0,1,2")
     with ThreadPoolExecutor(8) as pool:
