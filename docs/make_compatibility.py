@@ -55,12 +55,15 @@ SESSION = {
         "more",
         "takes `.rknn` models and ONNX with EPContext nodes; our provider and its options; never prints",
     ),
-    "set_providers": ("more", "plans again; where it fails the session goes on as it was (onnxruntime's is dead then)"),
+    "set_providers": (
+        "more",
+        "plans again while other threads go on; where it fails the session is as it was (onnxruntime's is dead then)",
+    ),
 }
 SESSION_ADDED = {
     "close": "ends the session for good, from any thread; also by `with`",
     "explain": "what runs where and why, as text",
-    "flush": "waits for what was submitted",
+    "flush": "the results that are still in the pipeline",
     "map": "many feeds, results in order, several under way",
     "run_awaitable": "a run for `await`",
     "run_pipeline": "a stream of feeds with some runs under way",
