@@ -154,7 +154,9 @@ of `python app.py`. Different:
 * what a module that was loaded before keeps in a class attribute, a default argument or as a base class stays
   onnxruntime's, and so do sessions that were made before: to `isinstance(session, onnxruntime.InferenceSession)`
   under the swap they are not ours;
-* processes that `multiprocessing` starts by "spawn" or "forkserver" begin without the swap;
+* a report tells of its own process only: those that `multiprocessing` starts have the swap, policy and options
+  included, and report nothing. Other processes (`subprocess`) begin without it, unless the program starts itself
+  again by `sys.orig_argv`, which names `-m ort_rknn run`;
 * while a report is made, `run` and its siblings are counted, which costs a microsecond a call.
 
 Programs of other people that pass, unmodified, with onnxruntime and under the swap (`tests/downstream`, one recipe

@@ -3,6 +3,7 @@
 import atexit
 import importlib
 import inspect
+import multiprocessing.spawn
 import os
 import sys
 import types
@@ -25,10 +26,12 @@ DEVICE = "virtual:rk3588"
 @pytest.fixture(autouse=True)
 def clean():
     """No swap before, none after, and no name of this process changed by one."""
+    for_children = multiprocessing.spawn.get_preparation_data
     before = {n: dict(vars(m)) for n, m in list(sys.modules.items()) if n.startswith(("onnxruntime", "ort_rknn"))}
     yield
     ort_rknn.uninstall()
     assert sys.modules["onnxruntime"] is REAL["onnxruntime"]
+    assert multiprocessing.spawn.get_preparation_data is for_children
     for name, names in before.items():
         for key, value in names.items():
             if name.startswith("onnxruntime"):
