@@ -87,6 +87,8 @@ NPU = {
 RUN_OPTIONS = {
     "terminate": ("more", "honoured before the NPU is called; a run that is on it is finished"),
 }
+_WEIGHTS = "the session goes to the CPU, and says so: a compiled model has its weights inside"
+_OVERRIDES = "a shape that was not compiled sends the session to the CPU, unless `on_missing_shape` serves it"
 #: SessionOptions that mean something else on the NPU.
 OPTIONS = {
     "optimized_model_filepath": (
@@ -95,10 +97,11 @@ OPTIONS = {
     ),
     "intra_op_num_threads": ("more", "0 means one thread and one more per runtime context"),
     "graph_optimization_level": ("different", "no effect on the compiled graph"),
-    "add_initializer": ("different", "no effect: weights were compiled in"),
-    "add_external_initializers": ("different", "an error: weights were compiled in"),
-    "add_external_initializers_from_files_in_memory": ("different", "an error: weights were compiled in"),
-    "add_free_dimension_override_by_denotation": ("different", "no effect yet; by name it works"),
+    "add_initializer": ("different", _WEIGHTS),
+    "add_external_initializers": ("different", _WEIGHTS),
+    "add_external_initializers_from_files_in_memory": ("different", _WEIGHTS),
+    "add_free_dimension_override_by_denotation": ("more", _OVERRIDES),
+    "add_free_dimension_override_by_name": ("more", _OVERRIDES),
     "add_provider": ("different", "whoever puts providers on the options gets onnxruntime's own session"),
     "add_provider_for_devices": ("different", "likewise; our devices are among `get_ep_devices()` after `register()`"),
     "set_provider_selection_policy": ("different", "likewise"),

@@ -7,20 +7,27 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnxruntime
-from onnxruntime.capi import _pybind_state as C
 
 from ._devices import Found
 from ._facts import Facts, gather
 from ._plan import Plan, fall_back_after, plan
 from ._request import Request, read_request
+from ._user_options import (
+    EMPTY_MODEL,
+    config_entry,
+    copy_options,
+    has_providers,
+    overridden_dims,
+    replaced_weights,
+)
 from .ep import _handoff, _registration
 from .errors import FAIL, FallbackWarning, OptionError, bare_message, ort_error
 from .executor import Executor
-from .files import ModelFields, ep_context_model, judge_twin
+from .files import Dimension, ModelFields, ep_context_model, judge_twin
 from .loading import declared_by_file, declared_by_onnx, open_executor
 from .options import PROVIDER, Options
 from .seam import AdapterError, Model, ModelSource
@@ -58,14 +65,23 @@ def make(
     onnxruntime's own fallback is kept off for our provider: it would print a block to stdout and hide the cause. The
     user's wish about it is kept here: with ``enable_fallback=0`` a model that does not load on the NPU is an error.
     """
-    if so and _has_providers(so):
+    if so and has_providers(so):
         # The user chose devices or a policy on the options themselves: onnxruntime's business.
         parent(model, so, providers, provider_options, **kwargs)
         return State(kwargs)
     lender = _lender(kwargs)
-    request = read_request(providers, provider_options, no_cpu=_config(so, _NO_CPU) == "1")
+    request = read_request(providers, provider_options, no_cpu=config_entry(so, _NO_CPU) == "1")
     facts = gather(model, request, _registration.why_unavailable() if request.wants_npu else None)
     made = plan(request, facts)
+    overridden: Mapping[str, tuple[Dimension, ...]] = {}
+    if so and made.where == "npu" and made.use_onnx:
+        assert facts.onnx is not None
+        weights = replaced_weights(so, facts.onnx) if facts.kind == "onnx" else None
+        if weights is None:
+            overridden = overridden_dims(so, facts.onnx.inputs)
+        else:
+            facts = replace(facts, onnx_problem=f"{weights}, but a compiled model has its weights inside")
+            made = plan(request, facts)
     executor: Executor | None = None
     if made.where != "cpu":
         assert made.found is not None
@@ -73,7 +89,7 @@ def make(
             # First: a host may let no library be opened, which only shows here.
             _registration.register(advertise=made.found.device)
             if made.where == "npu":
-                executor = _open(facts, made, request.options, lender)
+                executor = _open(facts, made, request.options, lender, overridden)
         except OptionError:
             raise
         except Exception as error:
@@ -87,7 +103,7 @@ def make(
         _start_on_npu(session, parent, state, so, executor)
     elif made.where == "as it is":
         content = made.parent_model
-        options = _copy_options(so, content if isinstance(content, bytes) else _EMPTY_MODEL)
+        options = copy_options(so, content if isinstance(content, bytes) else EMPTY_MODEL)
         _start_with_provider(session, parent, state, so, options, content)
     else:
         others = request.other_providers
@@ -125,7 +141,7 @@ def _start_on_npu(session: Any, parent: Callable[..., None], state: State, so: A
     token = _handoff.offer(executor)
     try:
         wrapper = _wrapper(state.facts, state.plan, executor, token)
-        options = _copy_options(so, wrapper)
+        options = copy_options(so, wrapper)
         _set_threads(options, so, executor.dispatch.contexts)
         _start_with_provider(session, parent, state, so, options, wrapper)
     except BaseException:
@@ -181,20 +197,6 @@ _NO_CPU = "session.disable_cpu_ep_fallback"
 _SPINNING = "session.intra_op.allow_spinning"
 
 
-def _has_providers(so: Any) -> bool:
-    return hasattr(so, "has_providers") and bool(so.has_providers())
-
-
-def _config(so: Any, key: str) -> str | None:
-    if not so or not hasattr(so, "get_session_config_entry"):
-        return None
-    try:
-        value: str = so.get_session_config_entry(key)
-    except RuntimeError:  # not set
-        return None
-    return value
-
-
 def _wants_fallback(kwargs: Mapping[str, Any]) -> bool:
     return int(kwargs.get("enable_fallback", 1)) == 1
 
@@ -205,25 +207,9 @@ def _with_options(providers: Any, options: Any) -> list[Any]:
     return [(p, o) if isinstance(p, str) else p for p, o in zip(providers, options)]
 
 
-def _copy_options(so: Any, content: bytes) -> Any:
-    """An independent copy of the user's SessionOptions, which Python cannot copy: a native session makes one of its
-    own when it is created, long before it is initialised."""
-    if not so:
-        return onnxruntime.SessionOptions()
-    native = C.InferenceSession(so, content, False, False)
-    if so.enable_profiling:
-        # It opened a profile of its own.
-        os.unlink(native.end_profiling())
-    return native.session_options
-
-
-#: ModelProto { ir_version: 8, graph { name: "g" }, opset_import { version: 17 } }
-_EMPTY_MODEL = b"\x08\x08:\x03\x12\x01gB\x02\x10\x11"
-
-
 def _set_threads(options: Any, so: Any, contexts: int) -> None:
     """A session that is all on the NPU needs threads for ``run_async`` only, and none that spin."""
-    if _config(so, _SPINNING) is None:
+    if config_entry(so, _SPINNING) is None:
         options.add_session_config_entry(_SPINNING, "0")
     if not options.intra_op_num_threads and options.use_per_session_threads:
         options.intra_op_num_threads = 1 + contexts
@@ -256,7 +242,13 @@ def _lender(kwargs: Mapping[str, Any]) -> Model | None:
 _NOTHING: Any = object()
 
 
-def _open(facts: Facts, made: Plan, options: Options, lender: Model | None) -> Executor:
+def _open(
+    facts: Facts,
+    made: Plan,
+    options: Options,
+    lender: Model | None,
+    overridden: Mapping[str, tuple[Dimension, ...]],
+) -> Executor:
     found, candidate = made.found, made.candidate
     assert found is not None
     twin = facts.onnx_source if made.use_onnx else None
@@ -282,6 +274,7 @@ def _open(facts: Facts, made: Plan, options: Options, lender: Model | None) -> E
         twin=twin,
         label=label,
         share_with=lender,
+        overridden=overridden,
     )
 
 
