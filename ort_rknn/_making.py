@@ -43,6 +43,8 @@ class State:
     """What a session of ours knows besides onnxruntime's own attributes."""
 
     kwargs: dict[str, Any]
+    again: bool = False
+    """Made by set_providers, not by the constructor."""
     request: Request | None = None
     facts: Facts | None = None
     plan: Plan | None = None
@@ -58,6 +60,8 @@ def make(
     providers: Any,
     provider_options: Any,
     kwargs: dict[str, Any],
+    *,
+    again: bool = False,
 ) -> State:
     """Plan first, then ``parent`` (onnxruntime's constructor, bound to ``session``). Leaves nothing open when it
     raises.
@@ -68,7 +72,7 @@ def make(
     if so and has_providers(so):
         # The user chose devices or a policy on the options themselves: onnxruntime's business.
         parent(model, so, providers, provider_options, **kwargs)
-        return State(kwargs)
+        return State(kwargs, again)
     lender = _lender(kwargs)
     request = read_request(providers, provider_options, no_cpu=config_entry(so, _NO_CPU) == "1")
     facts = gather(model, request, _registration.why_unavailable() if request.wants_npu else None)
@@ -96,7 +100,7 @@ def make(
             if not _wants_fallback(kwargs):
                 raise
             made = _after_failure(request, facts, made, error)
-    state = State(kwargs, request, facts, made, executor)
+    state = State(kwargs, again, request, facts, made, executor)
     if executor is not None:
         state.notes += _version_notes(made, executor)
     if executor is not None:
@@ -164,8 +168,15 @@ def _start_with_provider(
         options.optimized_model_filepath = ""
     kwargs = {**state.kwargs, "enable_fallback": 0}
     if _registration.by_name():
-        providers = [(PROVIDER, given), *_with_options(request.other_providers, request.other_options)]
-        parent(content, options, providers, **kwargs)
+        ours, others = (PROVIDER, given), _with_options(request.other_providers, request.other_options)
+        try:
+            parent(content, options, [ours, *others], **kwargs)
+        except (RuntimeError, ValueError) as error:
+            # onnxruntime's constructor forgives mistakes about providers, but not its set_providers.
+            if not others or state.again or not _wants_fallback(state.kwargs):
+                raise
+            parent(content, options, [ours], **kwargs)
+            state.notes.append(f"{request.other_providers!r} are not used: {error}")
     else:
         devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == PROVIDER]
         options.add_provider_for_devices(devices[:1], given)

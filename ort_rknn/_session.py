@@ -75,7 +75,7 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         else:
             from ._making import make
 
-            self._npu = make(self, parent, model, so, providers, options, kwargs)
+            self._npu = make(self, parent, model, so, providers, options, kwargs, again=again)
         if _watch is not None:
             _watch(self)
 

@@ -182,6 +182,27 @@ def test_policy_prefer(models):
     assert made.get_providers() == [CPU]
 
 
+@pytest.mark.filterwarnings("ignore:.*provider.*:UserWarning")
+@pytest.mark.parametrize("named", [["NoSuchExecutionProvider"], [CPU, "NoSuchExecutionProvider"], CPU, {CPU}], ids=str)
+def test_mistakes_about_other_providers_are_forgiven_as_onnxruntime_does(models, named, capfd):
+    """A program that onnxruntime puts on the CPU, with a block on stdout, runs; the mistake does not cost the NPU."""
+    REAL["InferenceSession"](models / "conv_f16.onnx", providers=named)
+    capfd.readouterr()
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        swapped = importlib.import_module("onnxruntime")
+        with swapped.InferenceSession(models / "conv_f16.onnx", providers=named) as made:
+            assert made.run(None, X)[0].shape == (1, 8, 16, 16)
+            assert made.get_providers() == [OURS, CPU]
+            if "NoSuchExecutionProvider" in named:
+                assert "NoSuchExecutionProvider'] are not used: " in made.explain()
+                if ort_rknn.ep._registration.by_name():
+                    with pytest.raises(RuntimeError, match="Unknown Provider Type"):
+                        made.set_providers(named)
+                    with pytest.raises(RuntimeError, match="Unknown Provider Type"):
+                        swapped.InferenceSession(models / "conv_f16.onnx", providers=named, enable_fallback=0)
+    assert capfd.readouterr().out == ""
+
+
 def test_policy_only(models, tmp_path):
     (tmp_path / "alone.onnx").write_bytes((models / "dynamic.onnx").read_bytes())
     with ort_rknn.swapped("only", device=DEVICE):
