@@ -102,7 +102,10 @@ OPTIONS = {
     "add_external_initializers_from_files_in_memory": ("different", _WEIGHTS),
     "add_free_dimension_override_by_denotation": ("more", _OVERRIDES),
     "add_free_dimension_override_by_name": ("more", _OVERRIDES),
-    "add_provider": ("different", "whoever puts providers on the options gets onnxruntime's own session"),
+    "add_provider": (
+        "different",
+        "whoever puts providers on the options gets onnxruntime's own session; policy `only` insists",
+    ),
     "add_provider_for_devices": ("different", "likewise; our devices are among `get_ep_devices()` after `register()`"),
     "set_provider_selection_policy": ("different", "likewise"),
     "set_provider_selection_policy_delegate": ("different", "likewise"),

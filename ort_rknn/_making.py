@@ -15,7 +15,7 @@ import onnxruntime
 from ._devices import Found
 from ._facts import Facts, gather
 from ._plan import Plan, fall_back_after, plan
-from ._request import Request, read_request
+from ._request import Request, policy, read_request, strict_policy
 from ._user_options import (
     EMPTY_MODEL,
     config_entry,
@@ -25,7 +25,7 @@ from ._user_options import (
     replaced_weights,
 )
 from .ep import _handoff, _registration
-from .errors import FAIL, FallbackWarning, OptionError, bare_message, ort_error
+from .errors import FAIL, FallbackWarning, NpuUnavailable, OptionError, bare_message, ort_error
 from .executor import Executor
 from .files import Dimension, ModelFields, ep_context_model, judge_twin
 from .loading import declared_by_file, declared_by_onnx, open_executor
@@ -72,6 +72,11 @@ def make(
     if so and has_providers(so):
         # The user chose devices or a policy on the options themselves: onnxruntime's business.
         parent(model, so, providers, provider_options, **kwargs)
+        if policy() == "only" and session._providers[0] != PROVIDER:
+            raise NpuUnavailable(
+                f"the SessionOptions chose {session._providers[0]} themselves (no fallback to the CPU: "
+                f"{strict_policy()})"
+            )
         return State(kwargs, again)
     lender = _lender(kwargs)
     request = read_request(providers, provider_options, no_cpu=config_entry(so, _NO_CPU) == "1")

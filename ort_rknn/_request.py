@@ -76,6 +76,11 @@ def policy() -> Policy:
     raise OptionError(f"environment variable ORT_RKNN_POLICY={text!r}: one of {', '.join(_POLICIES)} is wanted")
 
 
+def strict_policy() -> str:
+    """Policy "only" as the user set it, for messages."""
+    return "ORT_RKNN_POLICY=only" if _defaults.policy is None else "policy='only'"
+
+
 def _over_defaults(given: Mapping[str, object] | None) -> Mapping[str, object] | None:
     """The defaults' options under those that were given. Of the two that exclude each other, the given one stays."""
     if not _defaults.options:
@@ -101,7 +106,7 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool) -> Requ
     strict_by = ""
     if wants:
         if rule == "only":
-            strict_by = "ORT_RKNN_POLICY=only" if _defaults.policy is None else "policy='only'"
+            strict_by = strict_policy()
         elif strict_env:
             strict_by = "ORT_RKNN_STRICT=1"
         elif no_cpu and (named or given is not None):

@@ -211,6 +211,27 @@ def test_policy_only(models, tmp_path):
             importlib.import_module("onnxruntime").InferenceSession(tmp_path / "alone.onnx", providers=[CPU])
 
 
+def test_policy_only_and_providers_on_the_options(models):
+    """Whoever chooses devices or providers on the options gets what onnxruntime makes of it: under "only" it must be
+    the NPU."""
+    with ort_rknn.swapped("only", device=DEVICE):
+        swapped = importlib.import_module("onnxruntime")
+        options = swapped.SessionOptions()
+        options.add_provider(CPU, {})
+        with pytest.raises(ort_rknn.NpuUnavailable, match=f"SessionOptions chose {CPU} themselves .*policy='only'"):
+            swapped.InferenceSession(models / "conv_f16.onnx", options)
+        ort_rknn.register(device=DEVICE)
+        options = swapped.SessionOptions()
+        options.add_provider_for_devices([d for d in swapped.get_ep_devices() if d.ep_name == OURS][:1], {})
+        session = swapped.InferenceSession(models / "conv_f16.onnx", options)
+        assert session.get_providers()[0] == OURS
+        assert session.run(None, X)[0].shape == (1, 8, 16, 16)
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        options = swapped.SessionOptions()
+        options.add_provider(CPU, {})
+        assert swapped.InferenceSession(models / "conv_f16.onnx", options).get_providers() == [CPU]
+
+
 def test_the_policy_of_the_environment_and_of_the_call(models, monkeypatch):
     monkeypatch.setenv("ORT_RKNN_POLICY", "prefer")
     with ort_rknn.swapped(device=DEVICE):
