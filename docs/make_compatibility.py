@@ -163,6 +163,9 @@ of `python app.py`. Different:
 * a report tells of its own process only: those that `multiprocessing` starts have the swap, policy and options
   included, and report nothing. Other processes (`subprocess`) begin without it, unless the program starts itself
   again by `sys.orig_argv`, which names `-m ort_rknn run`;
+* onnxruntime and numpy are loaded before the program begins: environment variables that they read when they are
+  loaded (`OPENBLAS_NUM_THREADS`) are to be set outside of it;
+* a program that walks its own stack finds some frames of ours below its first;
 * while a report is made, `run` and its siblings are counted, which costs a microsecond a call.
 
 Programs of other people that pass, unmodified, with onnxruntime and under the swap (`tests/downstream`, one recipe
