@@ -171,6 +171,9 @@ def _start_with_provider(
     if options.optimized_model_filepath:
         state.notes.append("optimized_model_filepath is not written: a session with compiled nodes cannot be saved")
         options.optimized_model_filepath = ""
+    if config_entry(options, _DUMP) == "1":
+        state.notes.append(f"{_DUMP} writes nothing: the compiled model is not made by onnxruntime")
+        options.add_session_config_entry(_DUMP, "0")
     kwargs = {**state.kwargs, "enable_fallback": 0}
     if _registration.by_name():
         ours, others = (PROVIDER, given), _with_options(request.other_providers, request.other_options)
@@ -209,6 +212,7 @@ def _tell(made: Plan) -> None:
         log.info(text)
 
 
+_DUMP = "ep.context_enable"
 _NO_CPU = "session.disable_cpu_ep_fallback"
 _SPINNING = "session.intra_op.allow_spinning"
 

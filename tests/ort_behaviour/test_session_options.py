@@ -210,6 +210,17 @@ def test_compiled_nodes_are_not_saved(tmp_path, feed):
     target.close()
 
 
+def test_a_context_model_is_not_dumped(target, tmp_path, feed, wanted):
+    """With no provider that compiles, onnxruntime writes none and says nothing; ours gets what is compiled already."""
+    options = with_config(target, ep__context_enable="1", ep__context_file_path=str(tmp_path / "context.onnx"))
+    session = target.session(options=options)
+    assert target.same(session.run(["map"], feed)[0], wanted["map"])
+    assert list(tmp_path.iterdir()) == []
+    if target.npu:
+        assert "ep.context_enable writes nothing" in session.explain()
+    assert options.get_session_config_entry("ep.context_enable") == "1"
+
+
 since_1_24 = pytest.mark.skipif(version() < (1, 24), reason="onnxruntime has it since 1.24")
 
 
