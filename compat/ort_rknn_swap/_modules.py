@@ -67,7 +67,11 @@ class Swap:
         #: (a module's names, the name, what it held, what it holds now)
         self._exchanged: list[tuple[dict[str, Any], str, Any, Any]] = []
         sys.modules[NAME] = self.stand_in
-        self._exchange()
+        try:
+            self._exchange()
+        except BaseException:
+            self.undo()
+            raise
 
     def _exchange(self) -> None:
         real = self._real
@@ -76,7 +80,11 @@ class Swap:
         lists = {id(getattr(real, n)): getattr(ort_rknn, n) for n in _LISTS}
         roots = self.stand_in._ort_rknn_roots
         for name, module in list(sys.modules.items()):
-            names = getattr(module, "__dict__", None)
+            try:
+                # Not through the module's own __getattribute__: a lazy one is loaded by any question.
+                names = object.__getattribute__(module, "__dict__")
+            except AttributeError:
+                continue
             root = name.partition(".")[0]
             if module is self.stand_in or not isinstance(names, dict) or root in roots:
                 continue

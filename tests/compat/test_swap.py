@@ -88,6 +88,24 @@ def test_what_the_program_changed_itself_is_left_alone(program):
     assert early.InferenceSession is mine
 
 
+def test_what_else_may_stand_among_the_modules_is_not_touched(program, monkeypatch, tmp_path):
+    """A module that is loaded by the first question asked of it, an object that answers none, one without names."""
+    (tmp_path / "lazy.py").write_text("raise SystemExit('loaded')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = importlib.util.find_spec("lazy")
+    lazy = importlib.util.module_from_spec(spec)
+    importlib.util.LazyLoader(spec.loader).exec_module(lazy)
+
+    class Mute:
+        def __getattribute__(self, name):
+            raise RuntimeError(name)
+
+    for name, module in (("lazy", lazy), ("mute", Mute()), ("none", None), ("bare", object())):
+        monkeypatch.setitem(sys.modules, name, module)
+    with ort_rknn.swapped():
+        assert importlib.import_module("onnxruntime").InferenceSession is ort_rknn.InferenceSession
+
+
 def test_submodules_are_onnxruntimes_own(program):
     ort_rknn.install()
     late = program(
