@@ -148,8 +148,9 @@ or, as the first two lines of a program:
     ort_rknn.install("prefer", options={"on_missing_shape": "cpu"})
 
 `import onnxruntime` then gives a module that is onnxruntime's by name, file and path (its submodules and data
-files are found) and ort_rknn's by content. Modules that were imported before get ours under the global names by
-which they hold onnxruntime; `uninstall()` puts back what it found. The policy decides for programs that name their
+files are found) and ort_rknn's by content. Modules that were imported before get ours too: under the global names
+by which they hold onnxruntime, by the class wherever they keep it (in a dict, as a default argument), and by what
+they derived from it; `uninstall()` puts back what it found. The policy decides for programs that name their
 providers, most often the CPU: `prefer` puts the NPU in front, `respect` (the default) takes the list as law,
 `only` makes it the NPU or an error. `on_missing_shape="cpu"` runs calls whose shapes were not compiled on the
 ONNX, on the CPU. `--report` tells at the end what each session got.
@@ -157,9 +158,8 @@ ONNX, on the CPU. `--report` tells at the end what each session got.
 The program cannot tell otherwise: exit code, `sys.argv`, `sys.path`, `__main__`, tracebacks and Ctrl-C are those
 of `python app.py`. Different:
 
-* what a module that was loaded before keeps in a class attribute, a default argument or as a base class stays
-  onnxruntime's, and so do sessions that were made before: to `isinstance(session, onnxruntime.InferenceSession)`
-  under the swap they are not ours;
+* sessions that were made before stay onnxruntime's: to `isinstance(session, onnxruntime.InferenceSession)` under
+  the swap they are not ours; so do classes that were derived before and refuse another base;
 * a report tells of its own process only: those that `multiprocessing` starts have the swap, policy and options
   included, and report nothing. Other processes (`subprocess`) begin without it, unless the program starts itself
   again by `sys.orig_argv`, which names `-m ort_rknn run`;

@@ -35,7 +35,7 @@ from .seam import AdapterError, Model, ModelSource
 log = logging.getLogger("ort_rknn")
 log.addHandler(logging.NullHandler())
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OURS = ("ort_rknn", "ort_rknn_swap")
 
 
 @dataclass(slots=True)
@@ -236,10 +236,10 @@ def _set_threads(options: Any, so: Any, contexts: int) -> None:
 
 
 def _users_frame() -> int:
-    """The stacklevel of the first caller outside this package (subclasses' constructors included are the user's)."""
+    """The stacklevel of the first caller outside our packages (subclasses' constructors included are the user's)."""
     depth = 1
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _OURS:
         frame = frame.f_back
         depth += 1
     return depth

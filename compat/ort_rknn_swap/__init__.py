@@ -44,8 +44,9 @@ def install(
     """From now on ``import onnxruntime`` gives ort_rknn, for code imported later and for modules that are loaded.
 
     Modules that hold onnxruntime, its ``InferenceSession`` or its provider lists as a global name (``import onnxruntime
-    as ort``, ``from onnxruntime import InferenceSession``) get ours under that name. What they keep elsewhere (a class
-    attribute, a default argument, a base class, sessions that exist) stays onnxruntime's. Submodules such as
+    as ort``, ``from onnxruntime import InferenceSession``) get ours under that name. Whoever keeps the class elsewhere
+    (a dict, a default argument, a class attribute) gets our session when it makes one with it, and classes derived from
+    it are derived from ours meanwhile. Sessions that exist stay onnxruntime's, and submodules such as
     ``onnxruntime.capi`` are onnxruntime's own.
 
     ``policy``: "prefer" puts the NPU in front of whatever providers a session names; "only" does so and allows no

@@ -27,11 +27,13 @@ DEVICE = "virtual:rk3588"
 def clean():
     """No swap before, none after, and no name of this process changed by one."""
     for_children = multiprocessing.spawn.get_preparation_data
+    theirs = dict(vars(REAL["InferenceSession"]))
     before = {n: dict(vars(m)) for n, m in list(sys.modules.items()) if n.startswith(("onnxruntime", "ort_rknn"))}
     yield
     ort_rknn.uninstall()
     assert sys.modules["onnxruntime"] is REAL["onnxruntime"]
     assert multiprocessing.spawn.get_preparation_data is for_children
+    assert dict(vars(REAL["InferenceSession"])) == theirs
     for name, names in before.items():
         for key, value in names.items():
             if name.startswith("onnxruntime"):
@@ -74,10 +76,94 @@ def test_modules_that_are_loaded_get_ours_and_theirs_back(program):
     assert early.InferenceSession is early.theirs is early.ort.InferenceSession is ort_rknn.InferenceSession
     assert early.get_available_providers is ort_rknn.get_available_providers
     assert collection.InferenceSession is ort_rknn.InferenceSession
-    assert early.Sub.__mro__[1] is REAL["InferenceSession"]  # a base class cannot be exchanged
+    assert early.Sub.__mro__[1] is ort_rknn.InferenceSession
     ort_rknn.uninstall()
     assert dict(vars(early)) == before
     assert list(vars(early)) == list(before)
+    assert early.Sub.__mro__[1] is REAL["InferenceSession"]
+
+
+HELD = f"""
+import functools, inspect
+from dataclasses import dataclass
+from onnxruntime import InferenceSession as S
+
+given = {{"providers": ["{CPU}"]}}
+table, part = {{"cpu": S}}, functools.partial(S, **given)
+class Holder: kind = S
+@dataclass
+class Settings: kind: type = S
+def default(path, kind=S): return kind(path, **given)
+class Sub(S): pass
+class Mixin:
+    def __init__(self, *a, **k):
+        super().__init__(*a, **k)
+class Mixed(Mixin, S): pass
+class Old(S):
+    def __init__(self, path):
+        S.__init__(self, path, **given)
+class Recipe(S):
+    def __init__(self, path):
+        super().__init__(path, **given)
+        self.path = path
+    def __getstate__(self): return self.path
+    def __setstate__(self, path): self.__init__(path)
+ways = {{
+    "dict": lambda path: table["cpu"](path, **given), "partial": part, "default": default,
+    "attribute": lambda path: Holder.kind(path, **given), "dataclass": lambda path: Settings().kind(path, **given),
+    "derived": lambda path: Sub(path, **given), "mixed": lambda path: Mixed(path, **given), "old": Old,
+    "recipe": Recipe,
+}}
+"""
+
+
+def test_whoever_holds_the_class_elsewhere_gets_ours_too(program, models):
+    import pickle
+
+    held = program("held", HELD)
+    model, bases = models / "conv_f16.onnx", held.Mixed.__bases__
+    before = held.Sub(model)
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        for way, make in held.ways.items():
+            session = make(model)
+            assert session.get_providers() == [OURS, CPU], way
+            assert isinstance(session, ort_rknn.InferenceSession)
+            assert isinstance(session, held.table["cpu"])
+            assert session.run(None, X)[0].shape == (1, 8, 16, 16)
+            session.close()
+        again = pickle.loads(pickle.dumps(held.Recipe(model)))
+        assert again.get_providers() == [OURS, CPU]
+        assert before.run(None, X)[0].shape == (1, 8, 16, 16)
+        assert inspect.signature(held.table["cpu"]) == inspect.signature(REAL["InferenceSession"])
+    assert held.Mixed.__bases__ == bases
+    for way, make in held.ways.items():
+        assert make(model).get_providers() == [CPU], way
+    for session in (again, before):
+        assert session.run(None, X)[0].shape == (1, 8, 16, 16)
+
+
+def test_a_class_whose_other_bases_do_not_go_with_ours_stays(program, models):
+    """Its method resolution has no order with ours in it: it stays onnxruntime's, and works."""
+    held = program("odd", "from onnxruntime import InferenceSession as S\nclass Odd(S): pass\n")
+
+    class Refuses(type(held.Odd)):
+        def __setattr__(cls, name, value):
+            raise TypeError(name)
+
+    Refusing = Refuses("Refusing", (REAL["InferenceSession"],), {})
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        assert Refusing(models / "conv_f16.onnx", providers=[CPU]).get_providers() == [CPU]
+        assert held.Odd.__bases__ == (ort_rknn.InferenceSession,)
+
+
+def test_a_warning_points_at_the_program(program, models, tmp_path):
+    (tmp_path / "alone.onnx").write_bytes((models / "dynamic.onnx").read_bytes())
+    held = program("warned", HELD)
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        for way in ("dict", "partial", "derived", "old"):
+            with pytest.warns(ort_rknn.FallbackWarning) as caught:
+                held.ways[way](tmp_path / "alone.onnx")
+            assert caught[0].filename in (held.__file__, __file__), way
 
 
 def test_what_the_program_changed_itself_is_left_alone(program):
