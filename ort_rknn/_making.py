@@ -221,12 +221,18 @@ def _copy_options(so: Any, content: bytes) -> Any:
 _EMPTY_MODEL = b"\x08\x08:\x03\x12\x01gB\x02\x10\x11"
 
 
+#: Calls of ``run_async`` that wait for a core on a thread of their own, ready to be run: else the core stands still
+#: while the thread that ended the last call tells its callback and fetches the next one.
+_READY = 3
+
+
 def _set_threads(options: Any, so: Any, contexts: int) -> None:
     """A session that is all on the NPU needs threads for ``run_async`` only, and none that spin."""
     if _config(so, _SPINNING) is None:
         options.add_session_config_entry(_SPINNING, "0")
     if not options.intra_op_num_threads and options.use_per_session_threads:
-        options.intra_op_num_threads = 1 + contexts
+        # onnxruntime counts a caller of run() as one of them.
+        options.intra_op_num_threads = 1 + contexts + min(contexts, _READY)
 
 
 def _users_frame() -> int:

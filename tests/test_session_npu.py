@@ -218,7 +218,7 @@ def test_run_async_on_two_cores_needs_no_spinning(npu):
         done.set()
 
     with session(schedule=[0, 1]) as made:
-        assert made.get_session_options().intra_op_num_threads == 3
+        assert made.get_session_options().intra_op_num_threads == 5
         assert made.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
         made.run_async(None, {"x": X}, callback, "data")
         assert done.wait(10)

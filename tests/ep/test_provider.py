@@ -167,8 +167,8 @@ def test_threads_of_a_session_that_is_all_on_the_npu(npu, models):
         told = made.get_session_options()
         return told.intra_op_num_threads, told.get_session_config_entry("session.intra_op.allow_spinning")
 
-    assert settings() == (2, "0")
-    assert settings(given={"schedule": "0,1,2", "threads_per_core": 2}) == (7, "0")
+    assert settings() == (3, "0")
+    assert settings(given={"schedule": "0,1,2", "threads_per_core": 2}) == (10, "0")
     mine = onnxruntime.SessionOptions()
     mine.intra_op_num_threads = 3
     mine.add_session_config_entry("session.intra_op.allow_spinning", "1")
