@@ -99,20 +99,20 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool) -> Requ
     wants = named or nobody_named or rule != "respect"
     options = read_options(_over_defaults(given) if wants else given)
     strict_by = ""
+    asked = wants and (
+        named or given is not None or bool(_defaults.options) or in_environment or strict_env or rule != "respect"
+    )
     if wants:
         if rule == "only":
             strict_by = "ORT_RKNN_POLICY=only" if _defaults.policy is None else "policy='only'"
         elif strict_env:
             strict_by = "ORT_RKNN_STRICT=1"
-        elif no_cpu and (named or given is not None):
+        elif no_cpu and asked:
             strict_by = "session.disable_cpu_ep_fallback=1"
     return Request(
         options=options,
         wants_npu=wants,
-        asked=wants
-        and (
-            named or given is not None or bool(_defaults.options) or in_environment or strict_env or rule != "respect"
-        ),
+        asked=asked,
         strict=bool(strict_by),
         strict_by=strict_by,
         named=named,

@@ -124,6 +124,13 @@ def test_no_cpu_in_the_session_config_is_strict_for_who_asked():
     assert not read([CPU], no_cpu=True).strict
 
 
+def test_no_cpu_in_the_session_config_is_strict_for_who_asked_by_environment(monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
+    assert read(None, None, no_cpu=True).strict_by == "session.disable_cpu_ep_fallback=1"
+    assert not read(None, None, no_cpu=False).strict
+    assert not read([CPU], no_cpu=True).strict
+
+
 def test_policy(monkeypatch):
     assert policy() == "respect"
     monkeypatch.setenv("ORT_RKNN_POLICY", "prefer")
