@@ -27,13 +27,17 @@ class _Closed:
     """What a closed session has in place of onnxruntime's: every use says so."""
 
     def __getattr__(self, name: str) -> Any:
-        from .errors import RUNTIME_EXCEPTION, ort_error
-
-        raise ort_error(RUNTIME_EXCEPTION, "the session was closed")
+        raise _closed()
 
     def __repr__(self) -> str:
         # Part of onnxruntime's message where this is passed for a native session.
         return "<the session was closed>"
+
+
+def _closed() -> Exception:
+    from .errors import RUNTIME_EXCEPTION, ort_error
+
+    return ort_error(RUNTIME_EXCEPTION, "the session was closed")
 
 
 class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type: ignore[misc]
@@ -86,7 +90,7 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         lines."""
         from ._explain import explain
 
-        return explain(self._npu)
+        return explain(self._npu) if "_npu" in self.__dict__ else "runs:      nothing: __init__ was not called yet"
 
     @property
     def shape_sets(self) -> tuple[tuple[Shape, ...], ...]:
@@ -111,8 +115,10 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
     ) -> None:
         """Plan again from the model that was given at first, as onnxruntime's does for its own providers.
 
-        When it fails the session goes on as it was.
+        When it fails the session goes on as it was. Raises RuntimeException for a session that was closed.
         """
+        if isinstance(self.__dict__.get("_sess"), _Closed):
+            raise _closed()
         model = self._model_path if self._model_bytes is None else self._model_bytes
         old = self._npu
         before = dict(self.__dict__)

@@ -379,6 +379,10 @@ def test_close_waits_for_what_runs_and_ends_it_for_good(npu):
     with pytest.raises(RuntimeException, match="the session was closed"):
         made.run(None, {"x": X})
     assert made.get_inputs()[0].name == "x"
+    with pytest.raises(RuntimeException, match="the session was closed"):
+        made.set_providers(["CPUExecutionProvider"])
+    with pytest.raises(RuntimeException, match="the session was closed"):
+        made.run(None, {"x": X})
 
 
 def test_set_providers_plans_again(npu):
