@@ -17,12 +17,13 @@ from ._devices import Found
 from ._facts import Facts, gather
 from ._plan import Plan, fall_back_after, plan
 from ._request import Request, read_request
+from .dispatch import resolve
 from .ep import _handoff, _registration
-from .errors import FAIL, FallbackWarning, OptionError, bare_message, ort_error
+from .errors import FAIL, INVALID_ARGUMENT, FallbackWarning, OptionError, bare_message, ort_error, status_code
 from .executor import Executor
 from .files import ModelFields, ep_context_model, judge_twin
 from .loading import declared_by_file, declared_by_onnx, open_executor
-from .options import PROVIDER, Options
+from .options import PROVIDER, SIGNATURE_OPTIONS, Options
 from .seam import AdapterError, Model, ModelSource
 
 log = logging.getLogger("ort_rknn")
@@ -40,7 +41,15 @@ class State:
     facts: Facts | None = None
     plan: Plan | None = None
     executor: Executor | None = None
+    """Where the whole model is one compiled model."""
+    of_nodes: list[Executor] = field(default_factory=list)
+    """Where the model has EPContext nodes: one executor each."""
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def executors(self) -> list[Executor]:
+        """All of them."""
+        return [*self.of_nodes] if self.executor is None else [self.executor]
 
 
 def make(
@@ -66,30 +75,25 @@ def make(
     request = read_request(providers, provider_options, no_cpu=_config(so, _NO_CPU) == "1")
     facts = gather(model, request, _registration.why_unavailable() if request.wants_npu else None)
     made = plan(request, facts)
-    executor: Executor | None = None
+    state = State(kwargs, request, facts, made)
     if made.where != "cpu":
         assert made.found is not None
         try:
             # First: a host may let no library be opened, which only shows here.
             _registration.register(advertise=made.found.device)
             if made.where == "npu":
-                executor = _open(facts, made, request.options, lender)
-        except OptionError:
-            raise
+                state.executor = _open(facts, made, request.options, lender)
+            else:
+                _start_on_nodes(session, parent, state, so)
         except Exception as error:
-            if not _wants_fallback(kwargs):
+            if not (_wants_fallback(kwargs) and _may_fall_back(made, facts, error)):
                 raise
             made = _after_failure(request, facts, made, error)
-    state = State(kwargs, request, facts, made, executor)
-    if executor is not None:
-        state.notes += _version_notes(made, executor)
-    if executor is not None:
-        _start_on_npu(session, parent, state, so, executor)
-    elif made.where == "as it is":
-        content = made.parent_model
-        options = _copy_options(so, content if isinstance(content, bytes) else _EMPTY_MODEL)
-        _start_with_provider(session, parent, state, so, options, content)
-    else:
+            state = State(kwargs, request, facts, made)
+    if state.executor is not None:
+        state.notes += _version_notes(made, state.executor)
+        _start_on_npu(session, parent, state, so, state.executor)
+    elif made.where == "cpu":
         others = request.other_providers
         if request.named and not others:
             others = ["CPUExecutionProvider"]
@@ -110,6 +114,14 @@ def _version_notes(made: Plan, executor: Executor) -> list[str]:
     version = executor.model.versions.get("runtime")
     verdict = judge_twin(file, soc=made.found.device.soc, runtime_version=version, onnx_path=None)
     return [f"the runtime loaded it, but: {reason}" for reason in verdict.reasons]
+
+
+def _may_fall_back(made: Plan, facts: Facts, error: Exception) -> bool:
+    """Whether a failure to load is a reason to run on the CPU: what the user got wrong is none. Nodes of the user's own
+    have their original to fall back on, or their own error."""
+    if isinstance(error, OptionError):
+        return False
+    return made.where == "npu" or (facts.onnx_source is not None and status_code(error) != INVALID_ARGUMENT)
 
 
 def _after_failure(request: Request, facts: Facts, made: Plan, error: Exception) -> Plan:
@@ -133,6 +145,27 @@ def _start_on_npu(session: Any, parent: Callable[..., None], state: State, so: A
         raise
     finally:
         _handoff.withdraw(token)
+
+
+def _start_on_nodes(session: Any, parent: Callable[..., None], state: State, so: Any) -> None:
+    """onnxruntime's session on a model that holds EPContext nodes of ours, and nodes for the CPU perhaps."""
+    assert state.plan is not None and state.plan.found is not None
+    assert state.request is not None and state.facts is not None and state.facts.onnx is not None
+    content, device, onnx = state.plan.parent_model, state.plan.found.device, state.facts.onnx
+    given = state.request.options.given
+    # What is wrong with the options is found here, where it can be told from what is wrong with a model.
+    dispatch = resolve(state.request.options, device.soc, device.cores)
+    asked = [key for key in SIGNATURE_OPTIONS if key in given]
+    if asked:
+        raise OptionError(
+            f"provider option {asked[0]!r} changes a session's signature, but {state.facts.label} declares the "
+            "signature of its EPContext nodes itself; leave it out, or give the compiled model instead"
+        )
+    options = _copy_options(so, content if isinstance(content, bytes) else _EMPTY_MODEL)
+    if onnx.node_count == len(onnx.ep_context_nodes):
+        _set_threads(options, so, dispatch.contexts)
+    with _handoff.collected(state.of_nodes):
+        _start_with_provider(session, parent, state, so, options, content)
 
 
 def _start_with_provider(

@@ -131,9 +131,9 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
             self.__dict__.update(before)
             raise
         self._end_submissions()
-        if old is not None and old.executor is not None:
-            before.clear()
-            old.executor.close()
+        before.clear()
+        for executor in old.executors if old is not None else ():
+            executor.close()
 
     def close(self) -> None:
         """End the session for good: waits for what runs on the NPU, then gives back contexts and model.
@@ -142,8 +142,8 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         method; dropping the last reference does the same.
         """
         self._end_submissions()
-        if self._npu is not None and self._npu.executor is not None:
-            self._npu.executor.close()
+        for executor in self._npu.executors if self._npu is not None else ():
+            executor.close()
         self._sess = _Closed()
 
     def __enter__(self) -> InferenceSession:

@@ -30,6 +30,8 @@ LAYOUTS: Mapping[str, str] = {
 MISSING_SHAPE = ("error", "cpu", "pad")
 INPUT_DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool")
 OUTPUT_DTYPES = ("onnx", "float32", "native")
+#: Options that change the signature of a session.
+SIGNATURE_OPTIONS = ("layout", "input_dtype", "output_dtype")
 
 PerInput = Mapping[str, str]
 

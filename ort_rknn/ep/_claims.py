@@ -16,7 +16,7 @@ from ..errors import FAIL, INVALID_ARGUMENT, NO_SUCHFILE, OptionError, ort_error
 from ..executor import Executor
 from ..files import OnnxFileError, RknnFile, RknnFileError, find_twins, judge_twin, read_onnx, read_rknn
 from ..loading import declared_by_onnx, open_executor
-from ..options import ALIASES, PROVIDER, Options, read_options
+from ..options import ALIASES, PROVIDER, SIGNATURE_OPTIONS, Options, read_options
 from ..seam import ModelSource
 from ..signature import DTYPE_OF_ELEMENT, Declared
 from . import _handoff
@@ -27,8 +27,6 @@ log = logging.getLogger("ort_rknn")
 
 #: Values of an EPContext node's ``source`` that are ours.
 SOURCES = (PROVIDER, *ALIASES)
-#: Options that change the signature: only our own session can, because onnxruntime holds on to the model's.
-_SIGNATURE_OPTIONS = ("layout", "input_dtype", "output_dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +138,12 @@ class Claims:
             checked = handed is None
             executor = handed or self._open_node(graph, context, cache)
         try:
-            return self._kernel(executor, fused, slots_in, slots_out, checked)
+            kernel = self._kernel(executor, fused, slots_in, slots_out, checked)
         except BaseException:
             executor.close()
             raise
+        _handoff.opened(executor)
+        return kernel
 
     def _kernel(
         self, executor: Executor, fused: int, slots_in: Sequence[str], slots_out: Sequence[str], checked: bool
@@ -160,7 +160,8 @@ class Claims:
 
     def _options(self) -> Options:
         options = read_options(self._given)
-        asked = [key for key in _SIGNATURE_OPTIONS if key in options.given]
+        # onnxruntime holds on to the model's signature.
+        asked = [key for key in SIGNATURE_OPTIONS if key in options.given]
         if asked:
             raise OptionError(
                 f"provider option {asked[0]!r} changes a session's signature, which only ort_rknn.InferenceSession can"
