@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -117,19 +118,21 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
 
         When it fails the session goes on as it was. Raises RuntimeException for a session that was closed.
         """
-        if isinstance(self.__dict__.get("_sess"), _Closed):
-            raise _closed()
-        model = self._model_path if self._model_bytes is None else self._model_bytes
-        old = self._npu
-        before = dict(self.__dict__)
-        kwargs = old.kwargs if old else {}
-        try:
-            self._start(model, self._sess_options_initial, providers, provider_options, kwargs, again=True)
-            self._enable_fallback = before["_enable_fallback"]
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
+        with self._changing():
+            if isinstance(self.__dict__.get("_sess"), _Closed):
+                raise _closed()
+            model = self._model_path if self._model_bytes is None else self._model_bytes
+            old = self._npu
+            before = dict(self.__dict__)
+            kwargs = old.kwargs if old else {}
+            try:
+                self._start(model, self._sess_options_initial, providers, provider_options, kwargs, again=True)
+                self._enable_fallback = before["_enable_fallback"]
+            except BaseException:
+                for name in self.__dict__.keys() - before.keys():
+                    del self.__dict__[name]
+                self.__dict__.update(before)
+                raise
         self._end_submissions()
         before.clear()
         for executor in old.executors if old is not None else ():
@@ -142,9 +145,17 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         method; dropping the last reference does the same.
         """
         self._end_submissions()
-        for executor in self._npu.executors if self._npu is not None else ():
-            executor.close()
-        self._sess = _Closed()
+        with self._changing():
+            for executor in self._npu.executors if self._npu is not None else ():
+                executor.close()
+            self._sess = _Closed()
+
+    def _changing(self) -> threading.RLock:
+        """Held while the native session is exchanged: a close() in the middle of a set_providers() comes after it.
+
+        Made at the first use, because an object may be without its __init__."""
+        lock: threading.RLock = self.__dict__.setdefault("_ort_rknn_lock", threading.RLock())
+        return lock
 
     def __enter__(self) -> InferenceSession:
         return self

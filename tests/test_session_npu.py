@@ -400,6 +400,34 @@ def test_set_providers_plans_again(npu):
         assert made.run(None, {"x": X})[0].shape == (1, 8, 16, 16)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_close_while_set_providers_is_at_work_comes_after_it(npu, monkeypatch, fails):
+    import ort_rknn._making as making
+
+    made, original = session(), making.make
+    begun, go = threading.Event(), threading.Event()
+
+    def slowly(*args):
+        begun.set()
+        assert go.wait(20)
+        if fails:
+            raise ValueError("no")
+        return original(*args)
+
+    monkeypatch.setattr(making, "make", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        setting = pool.submit(made.set_providers, [("RKNNExecutionProvider", VIRTUAL)])
+        assert begun.wait(20)
+        closing = pool.submit(made.close)
+        assert not closing.done()
+        go.set()
+        closing.result(20)
+        assert isinstance(setting.exception(20), ValueError) is fails
+    assert npu.counters().contexts == 0
+    with pytest.raises(RuntimeException, match="the session was closed"):
+        made.run(None, {"x": X})
+
+
 def test_ten_thousand_runs_leak_nothing(npu):
     import resource
 

@@ -175,6 +175,16 @@ def test_all_cores_work_for_one_caller(npu):
         assert time.perf_counter() - before < 60 * 0.005 / 2
 
 
+def test_a_submission_that_comes_while_it_closes_is_told_so():
+    made = Submitter(1, max_queue_size=1, submit_timeout_ms=1000)
+    made.close()
+    for _ in range(3):  # more than there are places
+        with pytest.raises(RuntimeException, match="the session was closed"):
+            made.submit(print)
+    with pytest.raises(RuntimeException, match="the session was closed"):
+        made.submit_with_callback(print, (), print)
+
+
 def test_close_waits_for_submissions(npu):
     npu.run_time_us = 50_000
     made = on_npu()
