@@ -179,6 +179,9 @@ def _start_with_provider(
     if options.optimized_model_filepath:
         state.notes.append("optimized_model_filepath is not written: a session with compiled nodes cannot be saved")
         options.optimized_model_filepath = ""
+    if _config(options, _SAVE_CONTEXT) == "1":
+        state.notes.append(f"{_SAVE_CONTEXT} is not heeded: a .rknn, which rknn-toolkit2 makes, is such a context")
+        options.add_session_config_entry(_SAVE_CONTEXT, "0")
     kwargs = {**state.kwargs, "enable_fallback": 0}
     if _registration.by_name():
         providers = [(PROVIDER, given), *_with_options(request.other_providers, request.other_options)]
@@ -211,6 +214,7 @@ def _tell(made: Plan) -> None:
 
 
 _NO_CPU = "session.disable_cpu_ep_fallback"
+_SAVE_CONTEXT = "ep.context_enable"
 _SPINNING = "session.intra_op.allow_spinning"
 
 
