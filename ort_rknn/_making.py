@@ -182,6 +182,8 @@ def _start_with_provider(
     if _config(options, _SAVE_CONTEXT) == "1":
         state.notes.append(f"{_SAVE_CONTEXT} is not heeded: a .rknn, which rknn-toolkit2 makes, is such a context")
         options.add_session_config_entry(_SAVE_CONTEXT, "0")
+    if request.overtaken:
+        state.notes.append(f"{PROVIDER} comes first, though {', '.join(request.overtaken)} was named before it")
     kwargs = {**state.kwargs, "enable_fallback": 0}
     if _registration.by_name():
         providers = [(PROVIDER, given), *_with_options(request.other_providers, request.other_options)]

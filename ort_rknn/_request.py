@@ -35,6 +35,8 @@ class Request:
     """``providers`` without ours, as onnxruntime takes it."""
     other_options: Any
     """``provider_options`` that belong to ``other_providers``."""
+    overtaken: tuple[str, ...] = ()
+    """Providers that were named before ours, which comes first all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool) -> Requ
         named=named,
         other_providers=others,
         other_options=other_options,
+        overtaken=_overtaken(providers) if named else (),
     )
 
 
@@ -166,6 +169,14 @@ def _split(providers: Any, provider_options: Any) -> tuple[bool, Mapping[str, ob
         raise OptionError("options for the NPU were given twice: in the providers tuple and in provider_options")
     others = [other for i, other in enumerate(providers) if i != place]
     return True, inline or separate or {}, others, other_options if others else None
+
+
+def _overtaken(providers: Any) -> tuple[str, ...]:
+    if isinstance(providers, str):
+        return ()
+    names = [_name_of(item) for item in providers]
+    ours = next(i for i, name in enumerate(names) if name in OUR_NAMES)
+    return tuple(name for name in names[:ours] if name is not None)
 
 
 def _name_of(item: Any) -> Any:

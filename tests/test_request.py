@@ -41,6 +41,8 @@ def test_the_others_stay_in_their_order_with_their_options():
     request = read(["AProvider", OURS, "BProvider"], [{"a": 1}, {"schedule": 2}, {"b": 2}])
     assert request.options.schedule == (2,)
     assert (request.other_providers, request.other_options) == (["AProvider", "BProvider"], [{"a": 1}, {"b": 2}])
+    assert request.overtaken == ("AProvider",)
+    assert read([OURS, CPU]).overtaken == read(OURS).overtaken == read([CPU]).overtaken == ()
 
 
 def test_options_as_a_dict_or_one_for_the_npu():

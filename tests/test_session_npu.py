@@ -79,6 +79,13 @@ def test_providers_in_every_spelling(npu, arguments):
         assert made.run(None, {"x": X})[0].shape == (1, 8, 16, 16)
 
 
+def test_it_comes_first_and_says_so_where_the_cpu_was_named_before_it(npu):
+    providers = ["CPUExecutionProvider", ("RKNNExecutionProvider", VIRTUAL)]
+    with ort.InferenceSession(MODELS / "conv_f16.onnx", providers=providers) as made:
+        assert made.get_providers() == ["RKNNExecutionProvider", "CPUExecutionProvider"]
+        assert "RKNNExecutionProvider comes first, though CPUExecutionProvider was named before it" in made.explain()
+
+
 def test_the_environment_selects_it(npu, monkeypatch):
     monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
     assert ort.get_available_providers()[0] == "RKNNExecutionProvider"
