@@ -53,6 +53,17 @@ def why_unavailable() -> str | None:
     return None
 
 
+def may_open_a_library() -> bool:
+    """Whether this host lets the image be put where ``dlopen`` finds it: told by trying."""
+    if _registered_as is not None:
+        return True
+    try:
+        StubFile(b"").close()
+    except StubUnavailable:
+        return False
+    return True
+
+
 def query() -> Query | None:
     """What was said about devices at registration."""
     return _query
