@@ -167,12 +167,12 @@ def test_a_full_queue_waits_at_most_submit_timeout_ms(npu):
 
 @pytest.mark.wall_clock
 def test_all_cores_work_for_one_caller(npu):
-    npu.run_time_us = 5_000
+    npu.run_time_us = 30_000  # much longer than a busy machine takes to wake a thread
     with on_npu() as made:
         list(made.map(FEEDS[0] for _ in range(3)))
         before = time.perf_counter()
-        list(made.map(FEEDS[0] for _ in range(60)))
-        assert time.perf_counter() - before < 60 * 0.005 / 2
+        list(made.map(FEEDS[0] for _ in range(24)))
+        assert time.perf_counter() - before < 24 * 0.030 / 2
 
 
 def test_a_submission_that_comes_while_it_closes_is_told_so():
