@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +70,23 @@ def make(
     """
     if so and _has_providers(so):
         # The user chose devices or a policy on the options themselves: onnxruntime's business.
-        parent(model, so, providers, provider_options, **kwargs)
+        with _registration.held():
+            parent(model, so, providers, provider_options, **kwargs)
         return State(kwargs)
+    with ExitStack() as held:
+        return _make(held, session, parent, model, so, providers, provider_options, kwargs)
+
+
+def _make(
+    held: ExitStack,
+    session: Any,
+    parent: Callable[..., None],
+    model: Any,
+    so: Any,
+    providers: Any,
+    provider_options: Any,
+    kwargs: dict[str, Any],
+) -> State:
     lender = _lender(kwargs)
     request = read_request(providers, provider_options, no_cpu=_config(so, _NO_CPU) == "1")
     facts = gather(model, request, _registration.why_unavailable() if request.wants_npu else None)
@@ -80,7 +96,7 @@ def make(
         assert made.found is not None
         try:
             # First: a host may let no library be opened, which only shows here.
-            _registration.register(advertise=made.found.device)
+            held.enter_context(_registration.held(made.found.device))
             if made.where == "npu":
                 state.executor = _open(facts, made, request.options, lender)
             else:
