@@ -22,7 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 import ort_rknn
 from ort_rknn import FallbackWarning, NpuUnavailable, OptionError
-from ort_rknn.ep import _abi, _provider
+from ort_rknn.ep import _abi, _kernel, _provider
 
 CPU = "CPUExecutionProvider"
 
@@ -595,6 +595,41 @@ def test_unused_outputs_and_their_order(npu, blob, session_on):
     session = session_on(made)
     for _ in range(2):
         np.testing.assert_array_equal(session.run(None, {"X": X, "Z": X + 5})[0], -(X * (X + 5)))
+
+
+def test_what_nobody_reads_has_a_place_as_long_as_the_run(npu, blob, monkeypatch):
+    """Other shapes push a run's plan out while it is under way; its unused output is still written somewhere."""
+    monkeypatch.setattr(_kernel, "_KEPT", 2)
+    places = []
+
+    class Numpy:
+        def __getattr__(self, name):
+            return getattr(np, name)
+
+        def empty(self, *args):
+            place = np.empty(*args)
+            places.append(weakref.ref(place))
+            return place
+
+    monkeypatch.setattr(_kernel, "np", Numpy())
+    npu.inputs = (info("x", (1, 3)),)
+    npu.outputs = (info("y", (1, 3)), info("z", (1, 3)))
+    npu.compute = lambda arrays: [arrays[0] + 1, arrays[0] + 2]
+    npu.gates[1] = threading.Event()
+    value = [tensor(name, (None, 3)) for name in "xyz"]
+    node = context_node(["x"], ["y", "z"], blob)
+    session = plain_session(model([node], value[:1], value[1:2], value_info=value[2:]), {"schedule": "auto"})
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            held = pool.submit(session.run, None, {"x": np.zeros((1, 3), np.float32)})
+            while not npu.log:
+                time.sleep(0.001)
+            for n in (2, 3, 4, 5, 6):
+                assert session.run(None, {"x": np.zeros((n, 3), np.float32)})[0].shape == (n, 3)
+            assert len(places) == 6 and places[0]() is not None and places[1]() is None
+        finally:
+            npu.gates[1].set()
+        np.testing.assert_array_equal(held.result()[0], np.ones((1, 3)))
 
 
 def test_slots_in_another_order_than_the_models(npu, blob, session_on):
