@@ -183,6 +183,25 @@ class TestCoreMask:
             assert npu.counters().contexts == alive
         model.close()
 
+    @pytest.mark.parametrize(
+        ("code", "hint"),
+        [
+            (-3, "The NPU is gone: dmesg may say why; load the model again."),
+            (-4, "Not enough memory for the NPU: use fewer contexts, or close sessions."),
+            (
+                -13,
+                "rk3588 has 3 cores, so core mask 0x2 should be possible: the SoC may be told wrongly (ORT_RKNN_SOC)",
+            ),
+        ],
+    )
+    def test_a_possible_one_is_not_blamed(self, npu, code, hint):
+        npu.fault("rknn_set_core_mask", code, times=1)
+        model = npu.load("conv_f16")
+        with pytest.raises(RknnError) as caught:
+            model.context(2)
+        assert caught.value.code == code and caught.value.hint.startswith(hint)
+        model.close()
+
     def test_a_core_that_the_soc_lacks(self):
         npu = Npu("rk3576")
         model = npu.load("conv_f16")
