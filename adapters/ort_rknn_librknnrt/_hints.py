@@ -35,6 +35,11 @@ def init_hint(code: int, device: Device, library: str, source: ModelSource) -> s
     if code == -10:
         return f"{runtime} and the kernel's rknpu driver do not fit: update the board's image, or use an older runtime."
     if code == -13:
+        if f"for {device.soc}" in model:
+            told = device.details.get("soc told by", "the board")
+            return (
+                f"{model}; this device is {device.soc} as told by {told}, but the runtime finds another: correct that."
+            )
         return f"{model}; this device is {device.soc}. Convert the model for {device.soc}."
     if code in (-14, -15, -16):
         return "The model is encrypted, which this adapter does not support: convert it without a key."

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from librknnrt_virtual import MODELS, Npu, pattern, run
 
-from ort_rknn.seam import AdapterError, LoadSettings, ModelSource, Quantisation, Query, RknnError, TensorInfo
+from ort_rknn.seam import AdapterError, Device, LoadSettings, ModelSource, Quantisation, Query, RknnError, TensorInfo
 from ort_rknn_librknnrt import LibrknnrtAdapter
 from ort_rknn_librknnrt.runtime import load_model
 
@@ -310,6 +310,17 @@ class TestRefusals:
         assert caught.value.code == -13
         assert caught.value.hint == (
             "The model was made by toolkit 2.5.0 for rk3566; this device is rk3588. Convert the model for rk3588."
+        )
+
+    def test_a_soc_that_was_told_wrongly(self, npu):
+        """The model fits what the user said of the board; the board is another one."""
+        device = Device("librknnrt", "rk3566", "rk3566", 1, details={"soc told by": "ORT_RKNN_SOC"})
+        with pytest.raises(RknnError) as caught:
+            load_model(npu.path, device, ModelSource(str(MODELS / "conv_f16.rk3566.rknn")), LoadSettings())
+        assert caught.value.code == -13
+        assert caught.value.hint == (
+            "The model was made by toolkit 2.5.0 for rk3566; this device is rk3566 as told by ORT_RKNN_SOC, "
+            "but the runtime finds another: correct that."
         )
 
     def test_libraries_that_are_none(self, npu, tmp_path):
