@@ -214,7 +214,10 @@ class Claims:
             content = path
         else:
             raise ort_error(INVALID_ARGUMENT, f"{name}: embed_mode={embedded!r}; 0 (a file) and 1 (embedded) are known")
-        file = read_rknn(content)
+        try:
+            file = read_rknn(content)
+        except RknnFileError as error:
+            raise ort_error(INVALID_ARGUMENT, f"{label}: {error}") from error
         found = self._choose(options)
         verdict = judge_twin(file, soc=found.device.soc, runtime_version=None, onnx_path=None)
         if not verdict.fit:
@@ -229,7 +232,10 @@ class Claims:
         for slot, value in enumerate(self._api.value_names(count, get, node)):
             element, dims = types.get(value, (0, None))
             if not value or element not in DTYPE_OF_ELEMENT:
-                raise ort_error(INVALID_ARGUMENT, f"{label}: slot {slot} is empty or no tensor that an NPU can hold")
+                side = "input" if "Input" in get else "output"
+                raise ort_error(
+                    INVALID_ARGUMENT, f"{label}: its {side} {slot} is left out or no tensor that an NPU can hold"
+                )
             free = None if dims is None else tuple(d if d >= 0 else None for d in dims)
             out.append(Declared(value, DTYPE_OF_ELEMENT[element], free))
         return out
