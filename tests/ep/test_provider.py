@@ -984,9 +984,9 @@ def test_keyboard_interrupt(python, start):
 s = ort_rknn.InferenceSession(PATH)
 s.run(None, feed)
 npu.delays[0] = 30
-threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 begin = time.monotonic()
 try:
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     try:
         s.run(None, feed)
     except Exception as error:
