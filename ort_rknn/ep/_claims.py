@@ -50,6 +50,7 @@ class Claims:
         self._device = device
         self._twin: _Twin | None = None
         self._looked = False
+        self._refusal: OptionError | None = None
 
     # What is taken --------------------------------------------------------------------------------------------
 
@@ -59,9 +60,12 @@ class Claims:
         contexts = [node for node in nodes if self._is_ours(node)]
         if contexts:
             return [[node] for node in contexts]
-        if nodes and self._stands_for(graph, nodes):
+        try:
+            return [nodes] if nodes and self._stands_for(graph, nodes) else []
+        except OptionError as error:
+            # Raised here, onnxruntime would log it and go on without us: compile() raises what the caller should see.
+            self._refusal = error.with_traceback(None)
             return [nodes]
-        return []
 
     def _is_ours(self, node: int) -> bool:
         api = self._api
@@ -75,6 +79,7 @@ class Claims:
     def _stands_for(self, graph: int, nodes: Sequence[int]) -> bool:
         if not self._looked:
             self._looked = True
+            self._options()  # also where there is no path, and so no twin
             path = self._api.path(graph)
             if path:
                 self._twin = self._find_twin(path)
@@ -120,6 +125,9 @@ class Claims:
 
     def compile(self, graph: int, fused: int) -> Kernel:
         """The kernel of one fused node. Raises what the caller should see; leaves nothing open then."""
+        if self._refusal is not None:
+            refusal, self._refusal = self._refusal, None
+            raise refusal
         nodes = self._api.nodes(graph)
         context = nodes[0] if len(nodes) == 1 and self._is_ours(nodes[0]) else None
         if context is None:

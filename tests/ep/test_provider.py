@@ -738,6 +738,27 @@ def test_a_twin_stands_for_the_whole_graph(npu, models, name):
     assert len(npu.log) == 1
 
 
+@pytest.mark.parametrize("given_as", ["path with a twin", "path without", "bytes"])
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        ({"schedul": "0"}, "unknown provider option 'schedul'.*known: schedule, threads_per_core"),
+        ({"threads_per_core": "many"}, "threads_per_core"),
+        ({"schedule": "0,1", "tp_mode": "all"}, "'schedule' and 'tp_mode' exclude each other"),
+        ({"layout": "nhwc"}, "'layout' changes a session's signature, which only ort_rknn.InferenceSession can"),
+    ],
+)
+def test_bad_options_of_an_unmodified_session(npu, models, tmp_path, given_as, given, text):
+    """onnxruntime would only log what GetCapability raises, and run the graph on the CPU."""
+    path = models / "conv_f16.onnx"
+    if given_as != "path with a twin":
+        path = tmp_path / "model.onnx"
+        path.write_bytes((models / "conv_f16.onnx").read_bytes())
+    with pytest.raises(state.InvalidArgument, match=text):
+        plain_session(path.read_bytes() if given_as == "bytes" else path, given)
+    assert npu.loads == 0
+
+
 def test_without_a_twin_onnxruntime_keeps_its_graph(npu, models, tmp_path):
     alone = tmp_path / "alone.onnx"
     alone.write_bytes((models / "conv_f16.onnx").read_bytes())
