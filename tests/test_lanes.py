@@ -2,6 +2,7 @@
 
 import gc
 import random
+import sys
 import threading
 import time
 import weakref
@@ -240,6 +241,57 @@ print(seen)
 """
     )
     assert out == "['interrupted', 'it ended', 'interrupted', 'a']\n"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 runs signal handlers between any two instructions")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_signal_handler_that_raises_costs_no_context(python, dynamic):
+    """A context that nobody has any more would make the next run, and close(), wait for ever."""
+    out = python(
+        f"""
+import signal, time
+import numpy as np
+from fake_npu import FakeNpu, info
+from test_executor import make
+
+class Tick(Exception):
+    pass
+
+def tick(*args):
+    if armed:
+        armed.clear()
+        raise Tick
+
+armed = []
+npu = FakeNpu(inputs=(info("in", (1, 4)),), outputs=(info("out", (1, 4)),), compute=lambda arrays: arrays)
+npu.watched = False
+executor = make(npu, schedule="0", threads_per_core=32)
+(lane,) = executor._lanes
+if {dynamic}:
+    lane._by_shape = True
+call, x, y = executor.static_call, np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32)
+signal.signal(signal.SIGALRM, tick)
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.00037)
+ticks = 0
+end = time.monotonic() + 1.5
+while time.monotonic() < end:
+    try:
+        try:
+            armed.append(1)
+            executor.execute(call, [x.ctypes.data], [y.ctypes.data])
+        finally:
+            armed.clear()
+    except Tick:
+        ticks += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert ticks > 20, ticks
+assert len(lane._idle) == 32, (len(lane._idle), ticks)
+executor.close()
+print("ok")
+""",
+        args=("-W", "ignore"),
+    )
+    assert out.strip() == "ok"
 
 
 def test_nobody_is_forgotten(lane_of):

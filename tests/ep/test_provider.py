@@ -1062,7 +1062,7 @@ def tick(*args):
         raise Tick("tick")
 
 armed = []
-# Of many contexts, because a handler that raises just where one is taken costs it.
+# Of many contexts, because on Python 3.10 a handler that raises just where one is taken costs it.
 s = ort_rknn.InferenceSession(PATH, provider_options={"threads_per_core": 64})
 s.run(None, feed)
 npu.watched = False
