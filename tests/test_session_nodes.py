@@ -146,7 +146,7 @@ def test_explain_tells_of_the_nodes(device, write):
 def test_threads_where_all_nodes_are_on_the_npu(device, write):
     with session(write(), schedule="0,1,2") as made:
         options = made.get_session_options()
-        assert options.intra_op_num_threads == 4
+        assert options.intra_op_num_threads == 7
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     so = onnxruntime.SessionOptions()
     so.intra_op_num_threads = 2
