@@ -95,7 +95,7 @@ OPTIONS = {
         "different",
         "nothing is written, `explain()` says so: compiled nodes cannot be saved",
     ),
-    "intra_op_num_threads": ("more", "0 means one thread and one more per runtime context"),
+    "intra_op_num_threads": ("more", "0 means one, one per runtime context, and up to three for calls that wait"),
     "graph_optimization_level": ("different", "no effect on the compiled graph"),
     "add_initializer": ("different", _WEIGHTS),
     "add_external_initializers": ("different", _WEIGHTS),

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,12 +25,22 @@ from ._user_options import (
     overridden_dims,
     replaced_weights,
 )
+from .dispatch import resolve
 from .ep import _handoff, _registration
-from .errors import FAIL, FallbackWarning, NpuUnavailable, OptionError, bare_message, ort_error
+from .errors import (
+    FAIL,
+    INVALID_ARGUMENT,
+    FallbackWarning,
+    NpuUnavailable,
+    OptionError,
+    bare_message,
+    ort_error,
+    status_code,
+)
 from .executor import Executor
 from .files import Dimension, ModelFields, ep_context_model, judge_twin
 from .loading import declared_by_file, declared_by_onnx, open_executor
-from .options import PROVIDER, Options
+from .options import PROVIDER, SIGNATURE_OPTIONS, Options
 from .seam import AdapterError, Model, ModelSource
 
 log = logging.getLogger("ort_rknn")
@@ -49,7 +60,15 @@ class State:
     facts: Facts | None = None
     plan: Plan | None = None
     executor: Executor | None = None
+    """Where the whole model is one compiled model."""
+    of_nodes: list[Executor] = field(default_factory=list)
+    """Where the model has EPContext nodes: one executor each."""
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def executors(self) -> list[Executor]:
+        """All of them."""
+        return [*self.of_nodes] if self.executor is None else [self.executor]
 
 
 def make(
@@ -71,13 +90,29 @@ def make(
     """
     if so and has_providers(so):
         # The user chose devices or a policy on the options themselves: onnxruntime's business.
-        parent(model, so, providers, provider_options, **kwargs)
+        with _registration.held():
+            parent(model, so, providers, provider_options, **kwargs)
         if policy() == "only" and session._providers[0] != PROVIDER:
             raise NpuUnavailable(
                 f"the SessionOptions chose {session._providers[0]} themselves (no fallback to the CPU: "
                 f"{strict_policy()})"
             )
         return State(kwargs, again)
+    with ExitStack() as held:
+        return _make(held, session, parent, model, so, providers, provider_options, kwargs, again)
+
+
+def _make(
+    held: ExitStack,
+    session: Any,
+    parent: Callable[..., None],
+    model: Any,
+    so: Any,
+    providers: Any,
+    provider_options: Any,
+    kwargs: dict[str, Any],
+    again: bool,
+) -> State:
     lender = _lender(kwargs)
     request = read_request(providers, provider_options, no_cpu=config_entry(so, _NO_CPU) == "1")
     facts = gather(model, request, _registration.why_unavailable() if request.wants_npu else None)
@@ -91,30 +126,25 @@ def make(
         else:
             facts = replace(facts, onnx_problem=f"{weights}, but a compiled model has its weights inside")
             made = plan(request, facts)
-    executor: Executor | None = None
+    state = State(kwargs, again, request, facts, made)
     if made.where != "cpu":
         assert made.found is not None
         try:
             # First: a host may let no library be opened, which only shows here.
-            _registration.register(advertise=made.found.device)
+            held.enter_context(_registration.held(made.found.device))
             if made.where == "npu":
-                executor = _open(facts, made, request.options, lender, overridden)
-        except OptionError:
-            raise
+                state.executor = _open(facts, made, request.options, lender, overridden)
+            else:
+                _start_on_nodes(session, parent, state, so)
         except Exception as error:
-            if not _wants_fallback(kwargs):
+            if not (_wants_fallback(kwargs) and _may_fall_back(made, facts, error)):
                 raise
             made = _after_failure(request, facts, made, error)
-    state = State(kwargs, again, request, facts, made, executor)
-    if executor is not None:
-        state.notes += _version_notes(made, executor)
-    if executor is not None:
-        _start_on_npu(session, parent, state, so, executor)
-    elif made.where == "as it is":
-        content = made.parent_model
-        options = copy_options(so, content if isinstance(content, bytes) else EMPTY_MODEL)
-        _start_with_provider(session, parent, state, so, options, content)
-    else:
+            state = State(kwargs, again, request, facts, made)
+    if state.executor is not None:
+        state.notes += _version_notes(made, state.executor)
+        _start_on_npu(session, parent, state, so, state.executor)
+    elif made.where == "cpu":
         others = request.other_providers
         if request.named and not others:
             others = ["CPUExecutionProvider"]
@@ -135,6 +165,14 @@ def _version_notes(made: Plan, executor: Executor) -> list[str]:
     version = executor.model.versions.get("runtime")
     verdict = judge_twin(file, soc=made.found.device.soc, runtime_version=version, onnx_path=None)
     return [f"the runtime loaded it, but: {reason}" for reason in verdict.reasons]
+
+
+def _may_fall_back(made: Plan, facts: Facts, error: Exception) -> bool:
+    """Whether a failure to load is a reason to run on the CPU: what the user got wrong is none. Nodes of the user's own
+    have their original to fall back on, or their own error."""
+    if isinstance(error, OptionError):
+        return False
+    return made.where == "npu" or (facts.onnx_source is not None and status_code(error) != INVALID_ARGUMENT)
 
 
 def _after_failure(request: Request, facts: Facts, made: Plan, error: Exception) -> Plan:
@@ -160,6 +198,27 @@ def _start_on_npu(session: Any, parent: Callable[..., None], state: State, so: A
         _handoff.withdraw(token)
 
 
+def _start_on_nodes(session: Any, parent: Callable[..., None], state: State, so: Any) -> None:
+    """onnxruntime's session on a model that holds EPContext nodes of ours, and nodes for the CPU perhaps."""
+    assert state.plan is not None and state.plan.found is not None
+    assert state.request is not None and state.facts is not None and state.facts.onnx is not None
+    content, device, onnx = state.plan.parent_model, state.plan.found.device, state.facts.onnx
+    given = state.request.options.given
+    # What is wrong with the options is found here, where it can be told from what is wrong with a model.
+    dispatch = resolve(state.request.options, device.soc, device.cores)
+    asked = [key for key in SIGNATURE_OPTIONS if key in given]
+    if asked:
+        raise OptionError(
+            f"provider option {asked[0]!r} changes a session's signature, but {state.facts.label} declares the "
+            "signature of its EPContext nodes itself; leave it out, or give the compiled model instead"
+        )
+    options = copy_options(so, content if isinstance(content, bytes) else EMPTY_MODEL)
+    if onnx.node_count == len(onnx.ep_context_nodes):
+        _set_threads(options, so, dispatch.contexts)
+    with _handoff.collected(state.of_nodes):
+        _start_with_provider(session, parent, state, so, options, content)
+
+
 def _start_with_provider(
     session: Any, parent: Callable[..., None], state: State, so: Any, options: Any, content: Any
 ) -> None:
@@ -171,9 +230,11 @@ def _start_with_provider(
     if options.optimized_model_filepath:
         state.notes.append("optimized_model_filepath is not written: a session with compiled nodes cannot be saved")
         options.optimized_model_filepath = ""
-    if config_entry(options, _DUMP) == "1":
-        state.notes.append(f"{_DUMP} writes nothing: the compiled model is not made by onnxruntime")
-        options.add_session_config_entry(_DUMP, "0")
+    if config_entry(options, _SAVE_CONTEXT) == "1":
+        state.notes.append(f"{_SAVE_CONTEXT} is not heeded: a .rknn, which rknn-toolkit2 makes, is such a context")
+        options.add_session_config_entry(_SAVE_CONTEXT, "0")
+    if request.overtaken:
+        state.notes.append(f"{PROVIDER} comes first, though {', '.join(request.overtaken)} was named before it")
     kwargs = {**state.kwargs, "enable_fallback": 0}
     if _registration.by_name():
         ours, others = (PROVIDER, given), _with_options(request.other_providers, request.other_options)
@@ -212,8 +273,8 @@ def _tell(made: Plan) -> None:
         log.info(text)
 
 
-_DUMP = "ep.context_enable"
 _NO_CPU = "session.disable_cpu_ep_fallback"
+_SAVE_CONTEXT = "ep.context_enable"
 _SPINNING = "session.intra_op.allow_spinning"
 
 
@@ -227,12 +288,18 @@ def _with_options(providers: Any, options: Any) -> list[Any]:
     return [(p, o) if isinstance(p, str) else p for p, o in zip(providers, options)]
 
 
+#: Calls of ``run_async`` that wait for a core on a thread of their own, ready to be run: else the core stands still
+#: while the thread that ended the last call tells its callback and fetches the next one.
+_READY = 3
+
+
 def _set_threads(options: Any, so: Any, contexts: int) -> None:
     """A session that is all on the NPU needs threads for ``run_async`` only, and none that spin."""
     if config_entry(so, _SPINNING) is None:
         options.add_session_config_entry(_SPINNING, "0")
     if not options.intra_op_num_threads and options.use_per_session_threads:
-        options.intra_op_num_threads = 1 + contexts
+        # onnxruntime counts a caller of run() as one of them.
+        options.intra_op_num_threads = 1 + contexts + min(contexts, _READY)
 
 
 def _users_frame() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,17 @@ class _Closed:
     """What a closed session has in place of onnxruntime's: every use says so."""
 
     def __getattr__(self, name: str) -> Any:
-        from .errors import RUNTIME_EXCEPTION, ort_error
-
-        raise ort_error(RUNTIME_EXCEPTION, "the session was closed")
+        raise _closed()
 
     def __repr__(self) -> str:
         # Part of onnxruntime's message where this is passed for a native session.
         return "<the session was closed>"
+
+
+def _closed() -> Exception:
+    from .errors import RUNTIME_EXCEPTION, ort_error
+
+    return ort_error(RUNTIME_EXCEPTION, "the session was closed")
 
 
 class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type: ignore[misc]
@@ -86,7 +91,7 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         lines."""
         from ._explain import explain
 
-        return explain(self._npu)
+        return explain(self._npu) if "_npu" in self.__dict__ else "runs:      nothing: __init__ was not called yet"
 
     @property
     def shape_sets(self) -> tuple[tuple[Shape, ...], ...]:
@@ -111,23 +116,27 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
     ) -> None:
         """Plan again from the model that was given at first, as onnxruntime's does for its own providers.
 
-        When it fails the session goes on as it was.
+        When it fails the session goes on as it was. Raises RuntimeException for a session that was closed.
         """
-        model = self._model_path if self._model_bytes is None else self._model_bytes
-        old = self._npu
-        before = dict(self.__dict__)
-        kwargs = old.kwargs if old else {}
-        try:
-            self._start(model, self._sess_options_initial, providers, provider_options, kwargs, again=True)
-            self._enable_fallback = before["_enable_fallback"]
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
+        with self._changing():
+            if isinstance(self.__dict__.get("_sess"), _Closed):
+                raise _closed()
+            model = self._model_path if self._model_bytes is None else self._model_bytes
+            old = self._npu
+            before = dict(self.__dict__)
+            kwargs = old.kwargs if old else {}
+            try:
+                self._start(model, self._sess_options_initial, providers, provider_options, kwargs, again=True)
+                self._enable_fallback = before["_enable_fallback"]
+            except BaseException:
+                for name in self.__dict__.keys() - before.keys():
+                    del self.__dict__[name]
+                self.__dict__.update(before)
+                raise
         self._end_submissions()
-        if old is not None and old.executor is not None:
-            before.clear()
-            old.executor.close()
+        before.clear()
+        for executor in old.executors if old is not None else ():
+            executor.close()
 
     def close(self) -> None:
         """End the session for good: waits for what runs on the NPU, then gives back contexts and model.
@@ -136,9 +145,17 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         method; dropping the last reference does the same.
         """
         self._end_submissions()
-        if self._npu is not None and self._npu.executor is not None:
-            self._npu.executor.close()
-        self._sess = _Closed()
+        with self._changing():
+            for executor in self._npu.executors if self._npu is not None else ():
+                executor.close()
+            self._sess = _Closed()
+
+    def _changing(self) -> threading.RLock:
+        """Held while the native session is exchanged: a close() in the middle of a set_providers() comes after it.
+
+        Made at the first use, because an object may be without its __init__."""
+        lock: threading.RLock = self.__dict__.setdefault("_ort_rknn_lock", threading.RLock())
+        return lock
 
     def __enter__(self) -> InferenceSession:
         return self

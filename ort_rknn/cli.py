@@ -249,7 +249,9 @@ def _explain(given: argparse.Namespace) -> int:
     except OptionError as error:
         raise Mistake(bare_message(error), USAGE) from None
     except expected as error:
-        raise Mistake(f"{given.model}: {_one_line(bare_message(error))}") from None
+        text = _one_line(bare_message(error))
+        told = text.startswith((f"{given.model}: ", f"{os.path.basename(given.model)}: "))
+        raise Mistake(text if told else f"{given.model}: {text}") from None
     with session:
         _say(session.explain())
     return FINE

@@ -6,6 +6,7 @@ Values may be Python objects or strings, as in onnxruntime, where every option t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict
@@ -29,6 +30,8 @@ LAYOUTS: Mapping[str, str] = {
 MISSING_SHAPE = ("error", "cpu", "pad")
 INPUT_DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool")
 OUTPUT_DTYPES = ("onnx", "float32", "native")
+#: Options that change the signature of a session.
+SIGNATURE_OPTIONS = ("layout", "input_dtype", "output_dtype")
 
 PerInput = Mapping[str, str]
 
@@ -147,11 +150,15 @@ def _bad(key: str, value: object, accepted: str) -> OptionError:
     return OptionError(f"provider option {key}={value!r}: {accepted}")
 
 
+#: Not longer, because Python refuses to read thousands of digits with an error of its own.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+
+
 def _integer(key: str, value: object, accepted: str, least: int) -> int:
     number: int | None = None
     if isinstance(value, str):
         text = value.strip()
-        if text.isascii() and text.lstrip("+-").isdigit():
+        if _INTEGER.fullmatch(text):
             number = int(text)
     elif hasattr(value, "__index__") and not isinstance(value, bool):
         number = value.__index__()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from .errors import FAIL, ort_error
+from .errors import FAIL, RUNTIME_EXCEPTION, ort_error
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -37,6 +37,7 @@ class Submitter:
         self._delivery: _Delivery | None = None
         self._sequential = sequential_callbacks
         self._lock = threading.Lock()
+        self._closed = False
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float | None = None) -> Future[T]:
         """Run ``function(*args)`` soon. Waits for a place at most ``timeout`` seconds (None: submit_timeout_ms).
@@ -71,8 +72,10 @@ class Submitter:
     def _start(self, function: Callable[..., T], args: tuple[Any, ...]) -> Future[T]:
         try:
             return self._pool.submit(function, *args)
-        except BaseException:
+        except BaseException as error:
             self._places.release()
+            if isinstance(error, RuntimeError) and self._closed:
+                raise ort_error(RUNTIME_EXCEPTION, "the session was closed") from error
             raise
 
     def _free_place(self, future: Future[Any]) -> None:
@@ -102,6 +105,7 @@ class Submitter:
 
     def close(self) -> None:
         """Wait for everything submitted, callbacks included; called from a callback, only for what runs."""
+        self._closed = True
         self._pool.shutdown(wait=threading.current_thread() not in self._pool._threads)
         if self._delivery is not None:
             self._delivery.close()

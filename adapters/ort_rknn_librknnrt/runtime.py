@@ -234,7 +234,7 @@ class LoadedModel:
         if code == _TARGET_PLATFORM_UNMATCH and self._device.cores == 1 and core_mask in _ONE_CORE_MASKS:
             log.debug("rknn_set_core_mask answers %d on the one core of %s: harmless", code, self._device.soc)
         elif code:
-            raise RknnError("rknn_set_core_mask", code, mask_hint(core_mask, self._device))
+            raise RknnError("rknn_set_core_mask", code, mask_hint(core_mask, code, self._device))
 
     def _check_open(self) -> None:
         if self._closed:
