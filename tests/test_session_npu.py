@@ -431,12 +431,12 @@ def test_close_while_set_providers_is_at_work_comes_after_it(npu, monkeypatch, f
     made, original = session(), making.make
     begun, go = threading.Event(), threading.Event()
 
-    def slowly(*args):
+    def slowly(*args, **kwargs):
         begun.set()
         assert go.wait(20)
         if fails:
             raise ValueError("no")
-        return original(*args)
+        return original(*args, **kwargs)
 
     monkeypatch.setattr(making, "make", slowly)
     with ThreadPoolExecutor(2) as pool:

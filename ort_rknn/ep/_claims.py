@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnxruntime
 
@@ -188,12 +188,14 @@ class Claims:
         from ._registration import query
 
         asked = query_for(options)
-        if asked.device is None and options.runtime_library is None and query() is not None:
+        if asked.device is None and options.runtime_library is None:
             asked = query() or asked
+            if self._device is not None:
+                # A session may have advertised it that came after the registration, which says nothing of it then.
+                asked = replace(asked, device=self._device)
         report = survey(asked, options.adapter)
-        named = [f for f in report.found if f.device.name == self._device] if options.device is None else []
-        if named or report.found:
-            return (named or list(report.found))[0]
+        if report.found:
+            return report.found[0]
         why = report.why_none()
         raise ort_error(FAIL, f"no NPU: {why.reason}. {why.remedy}".rstrip(" ."))
 

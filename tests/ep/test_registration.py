@@ -4,6 +4,7 @@ import gc
 import threading
 from contextlib import suppress
 
+import numpy as np
 import onnxruntime
 import pytest
 from fake_npu import FakeNpu, install
@@ -86,6 +87,22 @@ def test_a_device_of_a_session_is_told_besides(npu):
     names = [d.ep_metadata["device"] for d in ours()]
     minor = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
     assert names == ["rk3588", "other"] if minor >= (1, 24) else names[0] == "rk3588"
+
+
+def test_a_device_that_only_a_session_told_of_serves_the_unmodified_onnxruntime(models):
+    """Registration itself knew of no device: the session brought it."""
+    from ort_rknn_virtual.control import virtual_npu
+
+    virtual = virtual_npu("rk3588")
+    virtual.reset()
+    path = models / "conv_f16.onnx"
+    with ort_rknn.InferenceSession(path, provider_options={"device": "virtual:rk3588"}):
+        options = onnxruntime.SessionOptions()
+        options.add_provider_for_devices(ours()[:1], {})
+        session = onnxruntime.InferenceSession(path, options)
+        session.run(None, {"x": np.zeros((1, 3, 32, 32), np.float32)})
+        assert sum(virtual.counters().runs) == 1
+        del session
 
 
 def test_live_sessions_keep_it(npu, models):
