@@ -6,6 +6,7 @@ Only what the request needs is looked at: a session that stays on the CPU asks n
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -91,6 +92,8 @@ def kind_of(model: Any) -> Kind:
         if not isinstance(path, str) or path.lower().endswith(".ort"):
             return "other"
         try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                return "other"  # a pipe gives its bytes once: they are for onnxruntime
             with open(path, "rb") as file:
                 head = file.read(64)
         except (OSError, ValueError):

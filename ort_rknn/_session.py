@@ -103,12 +103,11 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
     def quantisation(self) -> Mapping[str, Quantisation]:
         """Scale and zero point by input and output name, of the tensors that are quantised on the NPU.
 
-        They tell how to read raw outputs (``output_dtype="native"``). Empty on the CPU.
+        They tell how to read raw outputs (``output_dtype="native"``). Those of EPContext nodes by the names in the
+        graph. Empty on the CPU.
         """
-        executor = self._npu.executor if self._npu is not None else None
-        if executor is None:
-            return {}
-        ports = (*executor.signature.inputs, *executor.signature.outputs)
+        signatures = [executor.signature for executor in (self._npu.executors if self._npu is not None else ())]
+        ports = [port for signature in signatures for port in (*signature.inputs, *signature.outputs)]
         return {p.name: p.info.quantisation for p in ports if p.info.quantisation is not None}
 
     def set_providers(

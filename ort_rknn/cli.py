@@ -261,6 +261,8 @@ def _check_file(path: str) -> None:
     """onnxruntime says less about a file that is not there."""
     if os.path.isdir(path):
         raise Mistake(f"{path}: this is a folder, a model file is wanted")
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
+        raise Mistake(f"{path}: this is no regular file, a model file is wanted")
     try:
         with open(path, "rb"):
             pass

@@ -1,5 +1,6 @@
 """Our session on a model that holds EPContext nodes: what it falls back on, what it tells, how it ends."""
 
+import atexit
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -152,6 +153,33 @@ def test_threads_where_all_nodes_are_on_the_npu(device, write):
     so.intra_op_num_threads = 2
     with ort.InferenceSession(write(), so, provider_options=VIRTUAL) as made:
         assert made.get_session_options().intra_op_num_threads == 2
+
+
+def test_quantisation_of_the_nodes(device, models, tmp_path):
+    onnx = read_onnx(models / "conv_i8.onnx")
+    content = (models / "conv_i8.rk3588.rknn").read_bytes()
+    made = ep_context_model(
+        model=onnx, inputs=onnx.inputs, outputs=onnx.outputs, source=NPU, cache_context=content, node_name="n"
+    )
+    with ort.InferenceSession(made, provider_options=VIRTUAL) as session:
+        of_node = dict(session.quantisation)
+    with ort.InferenceSession(models / "conv_i8.onnx", provider_options=VIRTUAL) as session:
+        assert of_node == dict(session.quantisation)
+        assert of_node
+
+
+def test_runs_of_the_nodes_are_in_the_swaps_report(device, write):
+    import ort_rknn_swap
+    from ort_rknn_swap import _report
+
+    with ort.swapped("respect", device=VIRTUAL["device"], report=True), session(write(), schedule="0,1") as made:
+        for _ in range(3):
+            made.run(None, {"x": X})
+        told = ort_rknn_swap.report()
+    assert "core 0: 2 runs\n    core 1: 1 runs" in told
+    _report._records.clear()
+    atexit.unregister(_report._print)
+    _report._pid = 0
 
 
 @pytest.mark.wall_clock
