@@ -6,7 +6,8 @@ What fails returns -1 or None, as the vendor's does, and says why in one line of
 Different from rknn-toolkit-lite2 2.5.0, on purpose:
 
 * A run that fails gives None. The vendor's class does not look, and may give the result of the run before.
-* Shapes are checked. There, NCHW data given as NHWC, or a larger batch, is computed as far as it goes.
+* Shapes are checked, but for inputs that are passed through. There, NCHW data given as NHWC, or a larger batch, is
+  computed as far as it goes.
 * The lists that are given stay as they are. There, ``data_format="nchw"`` exchanges their elements.
 * An object that is dropped gives its context back, and two threads may use one object: their runs take turns.
 * ``reuse_outputs`` gives fresh arrays like any other call. Logging stays as the program set it.
@@ -17,6 +18,7 @@ Not there: encrypted models (``key_path``), a board at the other end of a cable 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import OrderedDict
@@ -60,7 +62,7 @@ class RKNNLite:
         self.verbose = verbose
         self._path: str | None = None
         self._loaded: Loaded | None = None
-        self._frames = 0
+        self._frames = itertools.count(1)
         if verbose_file is not None:
             log.warning("verbose_file is not written: give logging a FileHandler for the logger %s", log.name)
 
@@ -96,6 +98,7 @@ class RKNNLite:
             self._loaded = load(self._path, core_mask, target)
         except Exception as error:
             return self._failed("init_runtime", _words(error), error)
+        self._frames = itertools.count(1)
         log.log(logging.INFO if self.verbose else logging.DEBUG, "%s", self._loaded.describe())
         return 0
 
@@ -112,8 +115,8 @@ class RKNNLite:
 
         ``inputs`` is a list of arrays of any of float16, float32, int8 to int64, uint8 to uint32 and bool. Four axes
         are NHWC, or NCHW with ``data_format="nchw"`` (or a list with a word per input). Where ``inputs_pass_through``
-        has a 1, the array is what the compiled model stores, and is not converted. ``get_frame_id`` adds the number
-        of this run twice.
+        has a 1, the array is what the compiled model stores, and only its order of axes is converted. ``get_frame_id``
+        appends the number of this run since init_runtime(), from 1 on, twice: as output's and as input's.
         """
         loaded = self._loaded
         if loaded is None:
@@ -125,9 +128,9 @@ class RKNNLite:
         except Exception as error:
             self._failed("inference", _words(error), error)
             return None
+        frame = next(self._frames)
         if get_frame_id:
-            outputs.append([self._frames, self._frames])
-        self._frames += 1
+            outputs += [frame, frame]
         return outputs
 
     def release(self) -> None:

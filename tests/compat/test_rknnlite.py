@@ -131,6 +131,8 @@ def test_quantised_values_pass_through(where, request):
     (want,) = made.inference([real])
     (got,) = made.inference([stored], inputs_pass_through=[1])
     np.testing.assert_allclose(got, want, atol=1e-5)
+    (got,) = made.inference([stored.transpose(0, 3, 1, 2)], data_format="nchw", inputs_pass_through=[1])
+    np.testing.assert_allclose(got, want, atol=1e-5)
     made.release()
 
 
@@ -160,8 +162,13 @@ def test_what_is_given_stays_as_it_is(npu):
 
 
 def test_frame_ids(npu):
+    """Two numbers behind the outputs; they begin again with every start."""
     made = started()
-    assert [made.inference([X], get_frame_id=True)[-1] for _ in range(3)] == [[0, 0], [1, 1], [2, 2]]
+    assert [made.inference([X], get_frame_id=True)[1:] for _ in range(3)] == [[1, 1], [2, 2], [3, 3]]
+    made.inference([X])
+    assert made.inference([X], get_frame_id=True)[1:] == [5, 5]
+    made.init_runtime()
+    assert made.inference([X], get_frame_id=True)[1:] == [1, 1]
     made.release()
 
 
@@ -241,9 +248,19 @@ def test_release_and_drop(npu):
         ({"inputs": [X], "data_type": "uint8"}, "input 'x' is float32, and data_type says uint8"),
         ({"inputs": [X], "data_format": "nhcw"}, "data_format 'nhcw' is unknown"),
         ({"inputs": [X], "data_format": ["nhwc", "nhwc"]}, "a list with one word for each of the 1 inputs"),
-        ({"inputs": [X], "inputs_pass_through": [0, 0]}, "inputs_pass_through has 2 numbers"),
+        (
+            {"inputs": [X], "inputs_pass_through": [0, 0]},
+            r"inputs_pass_through is \[0, 0\]: a list with a 0 or 1 for each of the 1 ",
+        ),
+        (
+            {"inputs": [X], "inputs_pass_through": 1},
+            "inputs_pass_through is 1: a list with a 0 or 1 for each of the 1 ",
+        ),
+        ({"inputs": [X], "data_type": np.float32}, "data_type is <class 'numpy.float32'>: a word, or a list with one "),
+        ({"inputs": [X.astype(">f4")]}, "input 'x' is >f4; it can be float32"),
         ({"inputs": [X.transpose(0, 3, 1, 2)]}, r"\[1, 3, 32, 32\], which is NCHW: .* data_format='nchw'"),
         ({"inputs": [X[0]]}, r"has shape \[32, 32, 3\]; the model takes \[1, 32, 32, 3\] \(NHWC\)"),
+        ({"inputs": [X[0]], "inputs_pass_through": [1]}, r"has shape \[32, 32, 3\]; the model takes \[1, 32, 32, 3\]"),
         ({"inputs": [np.concatenate([X, X])]}, r"\[2, 32, 32, 3\]; the model takes \[1, 32, 32, 3\]"),
     ],
 )
@@ -436,8 +453,11 @@ def test_the_results_are_the_original_s(npu, original, monkeypatch, name):
         {"inputs": [(X * 50).astype(np.int8)]},
         {"inputs": [(X * 50).astype(np.uint8)], "data_type": "uint8"},
         {"inputs": [X.astype(np.float16)], "inputs_pass_through": [1]},
+        {"inputs": [X.astype(np.float16).transpose(0, 3, 1, 2)], "data_format": "nchw", "inputs_pass_through": [1]},
         {"inputs": X},
         {"inputs": [X.astype(np.float64)]},
+        {"inputs": [X.astype(">f4")]},
+        {"inputs": [X], "get_frame_id": True},
         {"inputs": [X[0]]},
         {"inputs": [X[:, :16].copy()]},
     ],
@@ -457,6 +477,7 @@ def test_forms_are_the_original_s(npu, original, monkeypatch, arguments):
         assert ours is None
     else:
         np.testing.assert_array_equal(ours[0], theirs[0])
+        assert ours[1:] == theirs[1:]
 
 
 def test_api_is_a_module_of_that_name():
