@@ -14,6 +14,7 @@ from ort_rknn._devices import Found, query_for, survey
 from ort_rknn.errors import FallbackWarning
 from ort_rknn.files import RknnFile, RknnFileError, onnx_twin_names, read_rknn
 from ort_rknn.options import TP_MODES, Options, read_options
+from ort_rknn.seam import CORE_MASK_ALL
 
 from ._arguments import Fed, Input, Refused
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 log: Final = logging.getLogger("ort_rknn.rknnlite")
+_MODES: Final = {mask: mode for mode, mask in TP_MODES.items()}
+_ON_TWO_CORES: Final = {0x4: 0x1, 0x7: 0x3}
 
 
 class Loaded(Protocol):
@@ -48,9 +51,8 @@ def load(path: str, core_mask: int, target: str | None) -> Loaded:
     Raises Refused for a mask or target that is not there, where the model is no ``.rknn``, and where the twin is
     missing or ``ORT_RKNN_STRICT=1`` forbids it; onnxruntime's Fail where the runtime refuses the model.
     """
-    modes = {mask: mode for mode, mask in TP_MODES.items()}
-    if core_mask not in modes:
-        known = ", ".join(map(hex, sorted(modes)))
+    if core_mask not in _MODES:
+        known = ", ".join(map(hex, sorted(_MODES)))
         raise Refused(f"core_mask {core_mask!r} is not supported; it can be one of {known}")
     try:
         file = read_rknn(path)
@@ -63,13 +65,26 @@ def load(path: str, core_mask: int, target: str | None) -> Loaded:
         if report.found:
             found = report.found[0]
             _check_target(target, found)
-            options = read_options({"tp_mode": modes[core_mask], "output_dtype": "float32"})
+            options = read_options({"tp_mode": _mode(core_mask, found), "output_dtype": "float32"})
             from ._npu import OnNpu
 
             return OnNpu(path, file, found, options, twin)
         absence = report.why_none()
         reason = f"no NPU: {absence.reason}" + (f". {absence.remedy}" if absence.remedy else "")
     return _on_cpu(path, file, twin, reason)
+
+
+def _mode(core_mask: int, found: Found) -> str:
+    """The option tp_mode for ``core_mask``. Raises Refused for a core that the device lacks."""
+    soc, cores = found.device.soc, found.device.cores
+    instead = _ON_TWO_CORES.get(core_mask) if cores == 2 else None
+    if instead is not None:
+        # As the vendor's class does, so that a program for three cores runs on two.
+        log.warning("core_mask %#x names a core that %s lacks: %#x is taken instead", core_mask, soc, instead)
+        core_mask = instead
+    elif core_mask != CORE_MASK_ALL and core_mask >> cores:
+        raise Refused(f"core_mask {core_mask:#x} names a core that {soc} lacks: leave it out, or take NPU_CORE_AUTO")
+    return _MODES[core_mask]
 
 
 def _check_target(target: str | None, found: Found) -> None:

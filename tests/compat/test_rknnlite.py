@@ -183,6 +183,31 @@ def test_core_masks(npu):
         made.release()
 
 
+@pytest.mark.parametrize(("mask", "taken"), [(0, 1), (1, 1), (2, 2), (3, 3), (4, 1), (7, 3), (0xFFFF, 3)])
+def test_core_masks_for_three_cores_on_two(npu, monkeypatch, caplog, mask, taken):
+    """As the vendor's class does: what was written for an RK3588 runs on an RK3576."""
+    monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3576")
+    two = virtual_npu("rk3576")
+    two.reset()
+    made = started(MODELS / "conv_f16.rk3576.rknn", core_mask=mask)
+    made.inference([X])
+    assert [e.core_mask for e in two.events() if e.kind == "run"] == [taken]
+    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert said == [f"core_mask {mask:#x} names a core that rk3576 lacks: {taken:#x} is taken instead"] * (
+        mask in (4, 7)
+    )
+    made.release()
+
+
+@pytest.mark.parametrize("mask", [2, 3, 4, 7])
+def test_core_masks_on_one_core(npu, monkeypatch, caplog, mask):
+    monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3566")
+    made = RKNNLite()
+    assert made.load_rknn(MODELS / "conv_f16.rk3566.rknn") == 0
+    assert made.init_runtime(core_mask=mask) == -1
+    assert f"core_mask {mask:#x} names a core that rk3566 lacks: leave it out, or take NPU_CORE_AUTO" in caplog.text
+
+
 def test_one_object_per_core_and_thread(npu):
     npu.run_time_us = 80_000
     objects = [started(core_mask=1 << core) for core in range(3)]
