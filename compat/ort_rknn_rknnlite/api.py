@@ -27,9 +27,10 @@ from typing import Any, ClassVar, Final
 
 from ort_rknn.errors import bare_message
 from ort_rknn.files import RknnFileError, read_rknn
+from ort_rknn.seam import SOC_CORES
 
 from ._arguments import Refused, read_feed
-from ._loading import Loaded, load
+from ._loading import Loaded, ModelFile, load
 
 __all__ = ["RKNNLite", "RKNNLiteError"]
 
@@ -60,19 +61,22 @@ class RKNNLite:
 
     def __init__(self, verbose: bool = False, verbose_file: str | None = None) -> None:
         self.verbose = verbose
-        self._path: str | None = None
+        self._model: ModelFile | None = None
         self._loaded: Loaded | None = None
         self._frames = itertools.count(1)
         if verbose_file is not None:
             log.warning("verbose_file is not written: give logging a FileHandler for the logger %s", log.name)
 
-    def load_rknn(self, path: str | os.PathLike[str], key_path: str | None = None) -> int:
-        """Choose the model file; it is read by :meth:`init_runtime`. 0, or -1 where it is not there."""
+    def load_rknn(self, path: str | bytes | os.PathLike[str], key_path: str | None = None) -> int:
+        """Choose the model file, as it is now; :meth:`init_runtime` looks into it. 0, or -1 where it is not there."""
         if key_path is not None:
             return self._failed("load_rknn", "encrypted models (key_path) are not supported")
         if not os.path.isfile(path):
             return self._failed("load_rknn", f"the model {os.fspath(path)!r} is not a file")
-        self._path = os.path.abspath(path)
+        try:
+            self._model = ModelFile(path)
+        except OSError as error:
+            return self._failed("load_rknn", str(error), error)
         return 0
 
     def init_runtime(
@@ -87,7 +91,7 @@ class RKNNLite:
         The device is the board's NPU, or the one that ``ORT_RKNN_DEVICE`` names; where there is none, the ONNX beside
         the model runs on the CPU, unless ``ORT_RKNN_STRICT=1``. ``target`` may only name that device's SoC.
         """
-        if self._path is None:
+        if self._model is None:
             return self._failed("init_runtime", "no model is loaded: call load_rknn() first")
         if async_mode:
             return self._failed("init_runtime", "async_mode is not supported: use one object per thread and core")
@@ -95,7 +99,7 @@ class RKNNLite:
             return self._failed("init_runtime", "device_id is for boards at the other end of a cable, not supported")
         self.release()
         try:
-            self._loaded = load(self._path, core_mask, target)
+            self._loaded = load(self._model, core_mask, target)
         except Exception as error:
             return self._failed("init_runtime", _words(error), error)
         self._frames = itertools.count(1)
@@ -159,13 +163,12 @@ class RKNNLite:
     def list_support_target_platform(
         self, rknn_model: str | os.PathLike[str] | None = None
     ) -> OrderedDict[str, list[str]] | None:
-        """The SoCs that a model was made for, printed and returned; of the loaded model where none is given."""
-        path = rknn_model if rknn_model is not None else self._path
-        if path is None:
-            self._failed("list_support_target_platform", "no model was given or loaded")
+        """The SoCs that a model was made for, printed and returned. Without a model: those that there are, printed."""
+        if rknn_model is None:
+            print(f"All supported target platforms: {', '.join(soc.upper() for soc in SOC_CORES)}")
             return None
         try:
-            targets = list(read_rknn(path).targets)
+            targets = list(read_rknn(rknn_model).targets)
         except (OSError, RknnFileError) as error:
             self._failed("list_support_target_platform", str(error), error)
             return None

@@ -259,6 +259,31 @@ def test_release_and_drop(npu):
     assert npu.counters().contexts == 0
 
 
+@pytest.mark.parametrize("how", ["deleted", "replaced", "moved"])
+def test_the_model_is_the_one_that_was_chosen(npu, tmp_path, how):
+    """The original has read the file when load_rknn() returns: programs give it one that they delete at once."""
+    file = tmp_path / "model.rknn"
+    file.write_bytes(CONV.read_bytes())
+    made = RKNNLite()
+    before = len(os.listdir("/proc/self/fd"))
+    assert made.load_rknn(os.fsencode(file)) == 0
+    if how == "deleted":
+        file.unlink()
+    elif how == "moved":
+        file.rename(tmp_path / "elsewhere.rknn")
+    else:
+        (tmp_path / "other").write_bytes((MODELS / "nd.rk3588.rknn").read_bytes())
+        (tmp_path / "other").rename(file)
+    for _ in range(2):
+        assert made.init_runtime() == 0
+        assert made.inference([X])[0].shape == (1, 8, 16, 16)
+        made.release()
+    assert made.load_rknn(CONV) == 0
+    del made
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 # What fails -------------------------------------------------------------------------------------------------------
 
 
@@ -331,7 +356,7 @@ def test_starts_that_fail(npu, caplog, tmp_path):
     assert made.init_runtime() == -1
     assert made.inference([X]) is None
     assert made.get_sdk_version() is None
-    assert made.list_support_target_platform() is None
+    assert made.list_support_target_platform(tmp_path / "none.rknn") is None
     assert made.load_rknn(CONV) == 0
     for arguments, text in (
         ({"core_mask": 5}, "core_mask 5 is not supported; it can be one of 0x0, 0x1, 0x2, 0x3, 0x4, 0x7, 0xffff"),
@@ -386,7 +411,9 @@ def test_the_cpu_is_told_once_where_the_program_called(no_npu, caplog):
 def test_versions_and_targets(npu, capsys, caplog):
     made = started()
     assert "API: 2." in made.get_sdk_version() and "DRV: " in made.get_sdk_version()
-    assert made.list_support_target_platform()["filled_target_platform"] == ["rk3588"]
+    assert made.list_support_target_platform() is None  # with a model loaded, too
+    assert capsys.readouterr().out == "All supported target platforms: RK3588, RK3576, RK3562, RK3566, RK3568\n"
+    assert made.list_support_target_platform(str(CONV))["filled_target_platform"] == ["rk3588"]
     assert RKNNLite().list_support_target_platform(MODELS / "conv_f16.rk3576.rknn") == {
         "filled_target_platform": ["rk3576"],
         "support_target_platform": ["RK3576"],
