@@ -52,6 +52,20 @@ def test_without_the_package(tmp_path):
     assert "aarch64 and Python < 3.13" in found.remedy
 
 
+def test_our_own_face_in_its_place_is_not_the_package(board):
+    """As in python -m ort_rknn_rknnlite: its class stands on an adapter itself."""
+    import ort_rknn_rknnlite
+
+    ort_rknn_rknnlite.install()
+    try:
+        found = absence(board)
+    finally:
+        ort_rknn_rknnlite.uninstall()
+    assert found.reason == "the module rknnlite is ort_rknn_rknnlite in this process, and not rknn-toolkit-lite2"
+    assert "'librknnrt'" in found.remedy
+    assert board.find().devices
+
+
 def test_without_the_library(board):
     (board.root / "usr/lib/librknnrt.so").unlink()
     found = absence(board)
