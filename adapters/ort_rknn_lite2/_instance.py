@@ -93,7 +93,7 @@ class Instance:
             ignore()
         if code:
             raise _failure(as_text(words), self.device)
-        runtime = self._rknn.rknn_runtime
+        runtime = getattr(self._rknn, "rknn_runtime", None)
         library, context = getattr(runtime, "lib", None), getattr(runtime, "context", None)
         if not isinstance(library, ctypes.CDLL) or not isinstance(context, int):
             raise AdapterError(

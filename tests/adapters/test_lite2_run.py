@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import logging
 import os
 import stat
 import tempfile
@@ -323,6 +324,23 @@ class TestFailures:
         assert board.npu.counters().contexts == 0
         assert "Traceback" not in capfd.readouterr().err  # the package prints them; here they are in the exception
 
+    @pytest.mark.parametrize("how", ["disable", "level", "off"])
+    def test_at_loading_in_a_program_that_silences_the_package(self, board, monkeypatch, how):
+        """Why the package does not start is in its log only."""
+        board.load().close()
+        logger = logging.getLogger("acuityLogger")
+        if how == "disable":
+            monkeypatch.setattr(logging.Logger.manager, "disable", logging.CRITICAL)
+        elif how == "level":
+            monkeypatch.setattr(logger, "level", logging.CRITICAL + 1)
+        else:
+            monkeypatch.setattr(logger, "disabled", True)
+        monkeypatch.setattr(logger, "_cache", {})
+        board.npu.fault("rknn_init", -6)
+        with pytest.raises(RknnError, match="rknn_init failed: RKNN_ERR_MODEL_INVALID"):
+            board.load()
+        assert not logger.isEnabledFor(logging.ERROR)  # for the program
+
     def test_at_a_second_context(self, board, model):
         model.context(1)
         board.npu.fault("rknn_init", -4)
@@ -390,6 +408,9 @@ class TestFailures:
             run(model.context(1), [X], buffers(model))
         model.close()
         monkeypatch.setattr(board.fake, "HIDES_LIBRARY", True)
+        with pytest.raises(AdapterError, match="hides its library"):
+            board.load()
+        monkeypatch.setattr(board.fake.RKNNLite, "init_runtime", lambda self: delattr(self, "rknn_runtime") or 0)
         with pytest.raises(AdapterError, match="hides its library"):
             board.load()
 
