@@ -82,8 +82,10 @@ def adapters() -> Mapping[str, Adapter]:
 
 
 def survey(query: Query, adapter: str | None = None) -> DeviceReport:
-    """Ask the adapters (or the one named). Raises OptionError for an adapter that is not installed."""
+    """Ask the adapters, or the one named (None and "auto": all). Raises OptionError for one that is not installed."""
     known = adapters()
+    if adapter == "auto":
+        adapter = None
     if adapter is not None and adapter not in known:
         raise OptionError(f"provider option adapter={adapter!r}: installed are {', '.join(map(repr, known)) or 'none'}")
     found: list[Found] = []

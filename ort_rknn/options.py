@@ -76,7 +76,7 @@ class Options:
     device: str | None = None
     """"rk3588", "virtual:rk3588" ...; None: whatever is there."""
     adapter: str | None = None
-    """Name of the adapter that must serve the session; None: the one with the highest priority."""
+    """Name of the adapter that must serve the session; None or "auto": the one with the highest priority."""
     runtime_library: str | None = None
     """Absolute path of the runtime library."""
     rknn_model: str | None = None

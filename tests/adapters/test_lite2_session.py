@@ -100,8 +100,11 @@ def test_one_session_over_three_cores(board):
 
 
 def test_explain_tells_who_was_preferred(board):
-    with ort.InferenceSession(MODELS / "conv_f16.onnx") as made:
-        assert "adapter librknnrt" in made.explain()
+    for options in ({}, {"adapter": "auto"}):
+        with ort.InferenceSession(MODELS / "conv_f16.onnx", provider_options=options) as made:
+            text = made.explain()
+        assert "through adapter librknnrt" in text
+        assert "adapter lite2 sees a device too; the provider option adapter='lite2' selects it" in text
     with session() as made:
         text = made.explain()
     assert "adapter lite2" in text
