@@ -189,10 +189,11 @@ class TestContexts:
             model.context(6)
         assert board.npu.counters().contexts == 1
 
+    @pytest.mark.wall_clock
     def test_three_at_once_take_the_time_of_one(self, board, model):
         contexts = [model.context(1 << core) for core in range(3)]
         board.npu.reset()
-        board.npu.run_time_us = 100_000
+        board.npu.run_time_us = 500_000
         threads = [threading.Thread(target=run, args=(c, [X], buffers(model))) for c in contexts]
         for thread in threads:
             thread.start()

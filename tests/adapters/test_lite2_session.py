@@ -77,8 +77,9 @@ def test_session_and_plain_rknnlite_give_the_same_numbers(board, name, golden):
     twin.close()
 
 
+@pytest.mark.wall_clock
 def test_two_sessions_on_different_cores(board):
-    board.npu.run_time_us = 80_000
+    board.npu.run_time_us = 500_000
     with session(tp_mode="0") as first, session(schedule=[2]) as second:
         threads = [threading.Thread(target=s.run, args=(None, {"x": X})) for s in (first, second)]
         for thread in threads:

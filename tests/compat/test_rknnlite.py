@@ -208,11 +208,11 @@ def test_core_masks_on_one_core(npu, monkeypatch, caplog, mask):
     assert f"core_mask {mask:#x} names a core that rk3566 lacks: leave it out, or take NPU_CORE_AUTO" in caplog.text
 
 
+@pytest.mark.wall_clock
 def test_one_object_per_core_and_thread(npu):
-    npu.run_time_us = 80_000
     objects = [started(core_mask=1 << core) for core in range(3)]
     npu.reset()
-    npu.run_time_us = 80_000
+    npu.run_time_us = 500_000
     threads = [threading.Thread(target=made.inference, args=([X],)) for made in objects]
     for thread in threads:
         thread.start()
