@@ -94,6 +94,12 @@ def load(model: ModelFile, core_mask: int, target: str | None) -> Loaded:
             options = read_options({"tp_mode": _mode(core_mask, found), "output_dtype": "float32"})
             from ._npu import OnNpu
 
+            if found.device.virtual and twin is None:
+                # A session's explain() tells it; programs of this API have nothing else to ask.
+                log.warning(
+                    "%s has no ONNX twin (%s): the virtual NPU's numbers are a deterministic function of the inputs",
+                    *(Path(path).name, _names_of_twins(path)),
+                )
             return OnNpu(path, source, file, found, options, twin)
         absence = report.why_none()
         reason = f"no NPU: {absence.reason}" + (f". {absence.remedy}" if absence.remedy else "")
@@ -122,7 +128,7 @@ def _on_cpu(path: str, file: RknnFile, twin: Path | None, reason: str) -> Loaded
     if os.environ.get("ORT_RKNN_STRICT") == "1":
         raise Refused(f"{reason} (no fallback to the CPU: ORT_RKNN_STRICT=1)")
     if twin is None:
-        names = ", ".join(name.name for name in onnx_twin_names(path))
+        names = _names_of_twins(path)
         raise Refused(f"{reason}. And a compiled model runs on an NPU only; its ONNX ({names}) is not beside it")
     from ._cpu import OnCpu
 
@@ -131,6 +137,10 @@ def _on_cpu(path: str, file: RknnFile, twin: Path | None, reason: str) -> Loaded
     log.warning("%s", text)
     warnings.warn(text, FallbackWarning, stacklevel=_users_frame())
     return loaded
+
+
+def _names_of_twins(path: str) -> str:
+    return ", ".join(name.name for name in onnx_twin_names(path))
 
 
 def _users_frame() -> int:

@@ -392,6 +392,22 @@ def test_without_npu_and_without_onnx(no_npu, tmp_path, monkeypatch, caplog):
     assert "no fallback to the CPU: ORT_RKNN_STRICT=1" in caplog.text
 
 
+def test_numbers_of_nobody_s_model_are_told(npu, tmp_path, caplog):
+    """Without a twin the virtual NPU makes them up; a program of this API has no explain() to read it from."""
+    alone = tmp_path / "alone.rknn"
+    alone.write_bytes(CONV.read_bytes())
+    made = started(alone)
+    (record,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert record.name == "ort_rknn.rknnlite"
+    assert record.getMessage() == (
+        "alone.rknn has no ONNX twin (alone.onnx): the virtual NPU's numbers are a deterministic function of the inputs"
+    )
+    a, b = made.inference([X])[0], made.inference([X + 1])[0]
+    assert a.shape == (1, 8, 16, 16)
+    assert not np.array_equal(a, b)
+    made.release()
+
+
 def test_the_cpu_is_told_once_where_the_program_called(no_npu, caplog):
     made = RKNNLite()
     made.load_rknn(CONV)
