@@ -13,7 +13,8 @@ Different from rknn-toolkit-lite2 2.5.0, on purpose:
 * ``reuse_outputs`` gives fresh arrays like any other call. Logging stays as the program set it.
 
 Not there: encrypted models (``key_path``), a board at the other end of a cable (``target``, ``device_id``) and
-``async_mode``: these fail with a reason.
+``async_mode``: these fail with a reason. What is inside of the vendor's objects (``rknn_runtime`` ...) is not there
+either. ``docs/adapters.md`` has the whole table.
 """
 
 from __future__ import annotations
