@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from ._devices import Found
 from .dispatch import resolve
-from .errors import FAIL, ort_error
+from .errors import FAIL, OptionError, ort_error
 from .executor import Executor
 from .files import RknnFile
 from .options import Options
-from .seam import AdapterError, LoadSettings, Model, ModelSource
+from .seam import AdapterError, LoadSettings, Model, ModelSource, SettingError
 from .signature import DTYPE_OF_ELEMENT, Declared, Dim, Normalisation, negotiate, override
 
 if False:  # for type checkers only, without the import
@@ -100,6 +100,8 @@ def open_executor(
     )
     try:
         model = found.adapter.load(found.device, source, settings)
+    except SettingError as error:
+        raise OptionError(f"{label} on {found.device.name}: {error}") from error
     except AdapterError as error:
         raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error
     try:

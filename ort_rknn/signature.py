@@ -360,6 +360,11 @@ def _output_dtypes(
     if asked == "native":
         if info.dtype not in DTYPES:
             raise OptionError(f"provider option output_dtype='native': output {value.name!r} is {info.dtype}")
+        if not info.raw:
+            raise OptionError(
+                f"provider option output_dtype='native': the adapter gives output {value.name!r}, stored as "
+                f"{info.dtype}, as float32 only. Leave the option out, or use another adapter"
+            )
         return info.dtype, info.dtype
     dtype = "float32" if asked == "float32" else value.dtype
     if dtype == info.dtype and info.quantisation is None:
@@ -372,5 +377,5 @@ def _output_dtypes(
         FAIL,
         f"{label}: output {value.name!r} is {dtype} in the ONNX, but the compiled model gives "
         f"{'quantised ' if info.quantisation else ''}{info.dtype}, which would lose its integers; "
-        "output_dtype='native' gives the raw values",
+        + ("output_dtype='native' gives the raw values" if info.raw else "another adapter can give the raw values"),
     )
