@@ -96,6 +96,12 @@ def survey(query: Query, adapter: str | None = None) -> DeviceReport:
         answer = candidate.find(query)
         found += [Found(device, candidate) for device in answer.devices]
         absences += answer.absences
+    if adapter is not None and not found and not absences:  # what is wanted is another adapter's business
+        if query.device is None:
+            reason, remedy = "has no device that is not asked for by name", "Name one with the option device."
+        else:
+            reason, remedy = f"has no device {query.device!r}", "Leave one of the two options out."
+        absences.append(Absence(adapter, f"the adapter {adapter!r} {reason}", remedy))
     return DeviceReport(tuple(found), tuple(absences))
 
 

@@ -175,6 +175,12 @@ def test_without_the_device_the_reason_is_the_adapter_s(board, monkeypatch):
     monkeypatch.setenv("ORT_RKNN_STRICT", "1")
     with pytest.raises(Fail, match="no NPU: the device 'rk3576' is not here"):
         session(device="rk3576")
+    with pytest.raises(Fail, match="no NPU: the adapter 'lite2' has no device 'virtual:rk3588'. Leave one of the two"):
+        session(device="virtual:rk3588")
+    with pytest.raises(
+        Fail, match="no NPU: the adapter 'virtual' has no device that is not asked for by name. Name one"
+    ):
+        session(adapter="virtual")
 
 
 def test_plain_rknnlite_does_give_old_results(board):
