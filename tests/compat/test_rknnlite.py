@@ -136,6 +136,18 @@ def test_quantised_values_pass_through(where, request):
     made.release()
 
 
+@pytest.mark.parametrize("where", ["npu", "no_npu"])
+def test_a_scalar_has_an_axis(where, request):
+    """The ONNX gives (), the NPU (1,): programs index it."""
+    request.getfixturevalue(where)
+    path = MODELS / "scalarish.rk3588.rknn"
+    made = started(path) if where == "npu" else on_cpu(path)
+    outputs = made.inference(feed_of(np.load(MODELS / "scalarish.rk3588.golden.npz"), path.name))
+    assert [output.shape for output in outputs] == [(1, 4, 8), (8,), (1,)]
+    assert all(output.flags.owndata for output in outputs)
+    made.release()
+
+
 def test_camera_frames(npu, monkeypatch):
     """uint8 NHWC into a model that normalises; the CPU does as the NPU does."""
     values = np.load(MODELS / "image_u8.rk3588.golden.npz")
