@@ -192,6 +192,12 @@ class TestContexts:
             model.context(6)
         assert board.npu.counters().contexts == 1
 
+    @pytest.mark.parametrize("code, said", [(-5, "mask 0x1 should be possible"), (-3, "check the device node")])
+    def test_a_possible_mask_is_not_blamed(self, board, model, code, said):
+        board.npu.fault("rknn_set_core_mask", code)
+        with pytest.raises(RknnError, match=said):
+            model.context(1)
+
     @pytest.mark.wall_clock
     def test_three_at_once_take_the_time_of_one(self, board, model):
         contexts = [model.context(1 << core) for core in range(3)]
