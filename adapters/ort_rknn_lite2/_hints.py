@@ -36,7 +36,5 @@ def mask_hint(mask: int, code: int, device: Device) -> str:
     if mask not in (*possible, CORE_MASK_ALL):
         return f"Core mask {mask:#x} is not possible: {has}, masks {', '.join(map(str, possible))} and 0xffff."
     if code in (-5, -13):
-        return (
-            f"{has}, so core mask {mask:#x} should be possible: the board's runtime and driver may be too old for it."
-        )
+        return f"{has}, so core mask {mask:#x} should be possible: its runtime and driver may be too old."
     return hint("rknn_set_core_mask", code, device)
