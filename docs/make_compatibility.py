@@ -90,19 +90,25 @@ NPU = {
 RUN_OPTIONS = {
     "terminate": ("more", "honoured before the NPU is called; a run that is on it is finished"),
 }
+_WEIGHTS = "the session goes to the CPU, and says so: a compiled model has its weights inside"
+_OVERRIDES = "a shape that was not compiled sends the session to the CPU, unless `on_missing_shape` serves it"
 #: SessionOptions that mean something else on the NPU.
 OPTIONS = {
     "optimized_model_filepath": (
         "different",
         "nothing is written, `explain()` says so: compiled nodes cannot be saved",
     ),
-    "intra_op_num_threads": ("more", "0 means one thread and one more per runtime context"),
+    "intra_op_num_threads": ("more", "0 means one, one per runtime context, and up to three for calls that wait"),
     "graph_optimization_level": ("different", "no effect on the compiled graph"),
-    "add_initializer": ("different", "no effect: weights were compiled in"),
-    "add_external_initializers": ("different", "an error: weights were compiled in"),
-    "add_external_initializers_from_files_in_memory": ("different", "an error: weights were compiled in"),
-    "add_free_dimension_override_by_denotation": ("different", "no effect yet; by name it works"),
-    "add_provider": ("different", "whoever puts providers on the options gets onnxruntime's own session"),
+    "add_initializer": ("different", _WEIGHTS),
+    "add_external_initializers": ("different", _WEIGHTS),
+    "add_external_initializers_from_files_in_memory": ("different", _WEIGHTS),
+    "add_free_dimension_override_by_denotation": ("more", _OVERRIDES),
+    "add_free_dimension_override_by_name": ("more", _OVERRIDES),
+    "add_provider": (
+        "different",
+        "whoever puts providers on the options gets onnxruntime's own session; policy `only` insists",
+    ),
     "add_provider_for_devices": ("different", "likewise; our devices are among `get_ep_devices()` after `register()`"),
     "set_provider_selection_policy": ("different", "likewise"),
     "set_provider_selection_policy_delegate": ("different", "likewise"),
@@ -145,8 +151,9 @@ or, as the first two lines of a program:
     ort_rknn.install("prefer", options={"on_missing_shape": "cpu"})
 
 `import onnxruntime` then gives a module that is onnxruntime's by name, file and path (its submodules and data
-files are found) and ort_rknn's by content. Modules that were imported before get ours under the global names by
-which they hold onnxruntime; `uninstall()` puts back what it found. The policy decides for programs that name their
+files are found) and ort_rknn's by content. Modules that were imported before get ours too: under the global names
+by which they hold onnxruntime, by the class wherever they keep it (in a dict, as a default argument), and by what
+they derived from it; `uninstall()` puts back what it found. The policy decides for programs that name their
 providers, most often the CPU: `prefer` puts the NPU in front, `respect` (the default) takes the list as law,
 `only` makes it the NPU or an error. `on_missing_shape="cpu"` runs calls whose shapes were not compiled on the
 ONNX, on the CPU. `--report` tells at the end what each session got.
@@ -154,10 +161,14 @@ ONNX, on the CPU. `--report` tells at the end what each session got.
 The program cannot tell otherwise: exit code, `sys.argv`, `sys.path`, `__main__`, tracebacks and Ctrl-C are those
 of `python app.py`. Different:
 
-* what a module that was loaded before keeps in a class attribute, a default argument or as a base class stays
-  onnxruntime's, and so do sessions that were made before: to `isinstance(session, onnxruntime.InferenceSession)`
-  under the swap they are not ours;
-* processes that `multiprocessing` starts by "spawn" or "forkserver" begin without the swap;
+* sessions that were made before stay onnxruntime's: to `isinstance(session, onnxruntime.InferenceSession)` under
+  the swap they are not ours; so do classes that were derived before and refuse another base;
+* a report tells of its own process only: those that `multiprocessing` starts have the swap, policy and options
+  included, and report nothing. Other processes (`subprocess`) begin without it, unless the program starts itself
+  again by `sys.orig_argv`, which names `-m ort_rknn run`;
+* onnxruntime and numpy are loaded before the program begins: environment variables that they read when they are
+  loaded (`OPENBLAS_NUM_THREADS`) are to be set outside of it;
+* a program that walks its own stack finds some frames of ours below its first;
 * while a report is made, `run` and its siblings are counted, which costs a microsecond a call.
 
 Programs of other people that pass, unmodified, with onnxruntime and under the swap (`tests/downstream`, one recipe

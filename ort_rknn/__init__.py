@@ -46,9 +46,10 @@ def get_available_providers() -> list[str]:
     """onnxruntime's available providers, with ``RKNNExecutionProvider`` in front where an NPU is usable now (or
     ``ORT_RKNN_DEVICE`` asks for a virtual one), and without it where none is."""
     others = [name for name in _onnxruntime.get_available_providers() if name != _PROVIDER]
-    from .ep._registration import why_unavailable
+    from .ep._registration import may_open_a_library, why_unavailable
 
-    return [_PROVIDER, *others] if why_unavailable() is None and devices() else others
+    usable = why_unavailable() is None and bool(devices()) and may_open_a_library()
+    return [_PROVIDER, *others] if usable else others
 
 
 def get_all_providers() -> list[str]:

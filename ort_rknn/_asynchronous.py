@@ -148,8 +148,8 @@ class AsynchronousCalls:
                 pass  # by set_providers(), or by close(): the next one's calls say so
 
     def _contexts(self) -> int:
-        executor = self._npu.executor if self._npu is not None else None
-        return executor.dispatch.contexts if executor is not None else 1
+        executors = self._npu.executors if self._npu is not None else ()
+        return max((executor.dispatch.contexts for executor in executors), default=1)
 
     def _submitters(self) -> Submitter:
         submitter = self._submitter

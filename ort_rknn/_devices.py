@@ -82,8 +82,10 @@ def adapters() -> Mapping[str, Adapter]:
 
 
 def survey(query: Query, adapter: str | None = None) -> DeviceReport:
-    """Ask the adapters (or the one named). Raises OptionError for an adapter that is not installed."""
+    """Ask the adapters, or the one named (None and "auto": all). Raises OptionError for one that is not installed."""
     known = adapters()
+    if adapter == "auto":
+        adapter = None
     if adapter is not None and adapter not in known:
         raise OptionError(f"provider option adapter={adapter!r}: installed are {', '.join(map(repr, known)) or 'none'}")
     found: list[Found] = []
@@ -94,6 +96,12 @@ def survey(query: Query, adapter: str | None = None) -> DeviceReport:
         answer = candidate.find(query)
         found += [Found(device, candidate) for device in answer.devices]
         absences += answer.absences
+    if adapter is not None and not found and not absences:  # what is wanted is another adapter's business
+        if query.device is None:
+            reason, remedy = "has no device that is not asked for by name", "Name one with the option device."
+        else:
+            reason, remedy = f"has no device {query.device!r}", "Leave one of the two options out."
+        absences.append(Absence(adapter, f"the adapter {adapter!r} {reason}", remedy))
     return DeviceReport(tuple(found), tuple(absences))
 
 

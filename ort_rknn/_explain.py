@@ -32,8 +32,8 @@ def explain(state: State | None) -> str:
         lines.append(f"device:    {device.name}: {kind} with {device.cores} cores, adapter {device.adapter}")
         if device.runtime:
             lines.append(f"runtime:   {device.runtime}")
-    if state.executor is not None:
-        lines += _of_executor(state.executor, state)
+    for executor in state.executors:
+        lines += _of_executor(executor, state)
     for line in plan.story:
         lines.append(f"because:   {line}")
     for note in state.notes:

@@ -6,18 +6,22 @@ Only what the request needs is looked at: a session that stays on the CPU asks n
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ._devices import Found, query_for, survey
 from ._request import Request
+from .errors import INVALID_PROTOBUF, OptionError, bare_message, ort_error
 from .files import (
     OnnxFileError,
     OnnxModel,
     RknnFile,
     RknnFileError,
     find_twins,
+    is_onnx,
     is_rknn,
+    is_rknpu3,
     judge_twin,
     onnx_twin_names,
     read_onnx,
@@ -75,21 +79,29 @@ class Facts:
 
 
 def kind_of(model: Any) -> Kind:
-    """What a model argument is. Reads 4 bytes of a file."""
+    """What a model argument is. Reads 64 bytes of a file.
+
+    Told by magic. The name says only whose words a file gets that is neither: onnxruntime's of a download that went
+    wrong are "Protobuf parsing failed", which for a ``.rknn`` mislead.
+    """
+    named_rknn = False
     if isinstance(model, bytes):
-        head = model[:4]
+        head = model[:64]
     elif isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
         if not isinstance(path, str) or path.lower().endswith(".ort"):
             return "other"
         try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                return "other"  # a pipe gives its bytes once: they are for onnxruntime
             with open(path, "rb") as file:
-                head = file.read(4)
+                head = file.read(64)
         except (OSError, ValueError):
             return "other"
+        named_rknn = path.lower().endswith(".rknn")
     else:
         return "other"
-    if is_rknn(head):
+    if is_rknn(head) or is_rknpu3(head) or (named_rknn and not is_onnx(head)):
         return "rknn"
     return "onnx" if head else "other"
 
@@ -97,8 +109,8 @@ def kind_of(model: Any) -> Kind:
 def gather(model: Any, request: Request, why_unavailable: str | None) -> Facts:
     """Look at what the request makes relevant.
 
-    ``why_unavailable``: why the provider cannot exist in this process. Raises RknnFileError for a given ``.rknn`` that
-    cannot be read, OptionError for an adapter that is not installed.
+    ``why_unavailable``: why the provider cannot exist in this process. Raises InvalidProtobuf for a given ``.rknn``
+    that cannot be read, OptionError for an adapter that is not installed.
     """
     kind = kind_of(model)
     if isinstance(model, os.PathLike):
@@ -121,8 +133,10 @@ def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence
     """The facts about a model, given the device or why there is none."""
     has_npu = found is not None and not found.device.virtual
     if kind == "rknn":
+        _refuse("rknn_model", request, model, "is a compiled model itself")
         return _rknn_facts(model, request, found, absence, has_npu)
     if found is None and not _may_be_ep_context(model):
+        _refuse("onnx_model", request, model, "is the ONNX itself")
         return Facts("onnx", model, None, absence, has_npu, onnx_source=model)
     try:
         onnx = read_onnx(model)
@@ -132,7 +146,9 @@ def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence
     from .ep._claims import SOURCES
 
     if any(node.source in SOURCES for node in onnx.ep_context_nodes):
+        _refuse("rknn_model", request, model, "holds its compiled model, or names it")
         return _ep_context_facts(model, request, found, absence, has_npu, onnx)
+    _refuse("onnx_model", request, model, "is the ONNX itself")
     candidates: list[Candidate] = []
     looked_for: tuple[str, ...] = ()
     if found is not None:
@@ -144,6 +160,14 @@ def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence
             looked_for = tuple(os.path.basename(n) for n in twin_names(model, soc))
             candidates = [_judge(os.fspath(path), soc, model) for path in find_twins(model, soc)]
     return Facts("onnx", model, found, absence, has_npu, onnx, model, onnx_problem(onnx), tuple(candidates), looked_for)
+
+
+def _refuse(key: Literal["rknn_model", "onnx_model"], request: Request, model: Any, why: str) -> None:
+    """An option that would be without effect on this model."""
+    value = getattr(request.options, key)
+    if value is not None:
+        name = os.path.basename(model) if isinstance(model, str) else "the model in memory"
+        raise OptionError(f"provider option {key}={value!r} has no use here: {name} {why}; leave it out")
 
 
 def _foreign(model: Any) -> str | None:
@@ -171,8 +195,6 @@ def onnx_problem(onnx: OnnxModel) -> str | None:
     try:
         declared_by_onnx((*onnx.inputs, *onnx.outputs))
     except Exception as error:
-        from .errors import bare_message
-
         return bare_message(error)
     if not onnx.inputs:
         return "it has no inputs"
@@ -192,10 +214,17 @@ def _judge(path: str, soc: str, onnx_path: str | None) -> Candidate:
     return Candidate(source, name, file, verdict.fit, tuple(verdict.reasons), tuple(verdict.notes))
 
 
+def _unreadable(path: str, error: Exception) -> OptionError:
+    return OptionError(f"provider option onnx_model={path!r} cannot be read: {error}")
+
+
 def _rknn_facts(
     model: str | bytes, request: Request, found: Found | None, absence: Absence | None, has_npu: bool
 ) -> Facts:
-    file = read_rknn(model)
+    try:
+        file = read_rknn(model)
+    except RknnFileError as error:
+        raise ort_error(INVALID_PROTOBUF, str(error)) from error
     in_memory = isinstance(model, bytes)
     soc = found.device.soc if found else (file.targets[0] if file.targets else "")
     source = ModelSource(data=model) if isinstance(model, bytes) else ModelSource(path=model)
@@ -215,6 +244,8 @@ def _rknn_facts(
             onnx = read_onnx(onnx_source)
             problem = onnx_problem(onnx)
         except (OnnxFileError, OSError) as error:
+            if request.options.onnx_model is not None:
+                raise _unreadable(request.options.onnx_model, error) from error
             problem = f"{onnx_source} cannot be read: {error}"
             onnx_source = None
     candidate = Candidate(source, name, file, True)
@@ -231,8 +262,12 @@ def _ep_context_facts(
     looked_for: list[str] = []
     original: str | None = None
     if request.options.onnx_model is not None:
-        looked_for.append(request.options.onnx_model)
-        original = request.options.onnx_model if os.path.isfile(request.options.onnx_model) else None
+        original = request.options.onnx_model
+        looked_for.append(original)
+        try:
+            read_onnx(original)
+        except (OnnxFileError, OSError) as error:
+            raise _unreadable(original, error) from error
     elif isinstance(model, str):
         folder = os.path.dirname(os.path.abspath(model))
         names = [n.onnx_model_filename for n in onnx.ep_context_nodes if n.onnx_model_filename]

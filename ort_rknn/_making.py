@@ -7,28 +7,46 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnxruntime
-from onnxruntime.capi import _pybind_state as C
 
 from ._devices import Found
 from ._facts import Facts, gather
 from ._plan import Plan, fall_back_after, plan
-from ._request import Request, read_request
+from ._request import Request, policy, read_request, strict_policy
+from ._user_options import (
+    EMPTY_MODEL,
+    config_entry,
+    copy_options,
+    has_providers,
+    overridden_dims,
+    replaced_weights,
+)
+from .dispatch import resolve
 from .ep import _handoff, _registration
-from .errors import FAIL, FallbackWarning, OptionError, bare_message, ort_error
+from .errors import (
+    FAIL,
+    INVALID_ARGUMENT,
+    FallbackWarning,
+    NpuUnavailable,
+    OptionError,
+    bare_message,
+    ort_error,
+    status_code,
+)
 from .executor import Executor
-from .files import ModelFields, ep_context_model, judge_twin
+from .files import Dimension, ModelFields, ep_context_model, judge_twin
 from .loading import declared_by_file, declared_by_onnx, open_executor
-from .options import PROVIDER, Options
+from .options import PROVIDER, SIGNATURE_OPTIONS, Options
 from .seam import AdapterError, Model, ModelSource
 
 log = logging.getLogger("ort_rknn")
 log.addHandler(logging.NullHandler())
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OURS = ("ort_rknn", "ort_rknn_swap")
 
 
 @dataclass(slots=True)
@@ -36,11 +54,21 @@ class State:
     """What a session of ours knows besides onnxruntime's own attributes."""
 
     kwargs: dict[str, Any]
+    again: bool = False
+    """Made by set_providers, not by the constructor."""
     request: Request | None = None
     facts: Facts | None = None
     plan: Plan | None = None
     executor: Executor | None = None
+    """Where the whole model is one compiled model."""
+    of_nodes: list[Executor] = field(default_factory=list)
+    """Where the model has EPContext nodes: one executor each."""
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def executors(self) -> list[Executor]:
+        """All of them."""
+        return [*self.of_nodes] if self.executor is None else [self.executor]
 
 
 def make(
@@ -51,6 +79,8 @@ def make(
     providers: Any,
     provider_options: Any,
     kwargs: dict[str, Any],
+    *,
+    again: bool = False,
 ) -> State:
     """Plan first, then ``parent`` (onnxruntime's constructor, bound to ``session``). Leaves nothing open when it
     raises.
@@ -58,40 +88,65 @@ def make(
     onnxruntime's own fallback is kept off for our provider: it would print a block to stdout and hide the cause. The
     user's wish about it is kept here: with ``enable_fallback=0`` a model that does not load on the NPU is an error.
     """
-    if so and _has_providers(so):
+    if so and has_providers(so):
         # The user chose devices or a policy on the options themselves: onnxruntime's business.
-        parent(model, so, providers, provider_options, **kwargs)
-        return State(kwargs)
+        with _registration.held():
+            parent(model, so, providers, provider_options, **kwargs)
+        if policy() == "only" and session._providers[0] != PROVIDER:
+            raise NpuUnavailable(
+                f"the SessionOptions chose {session._providers[0]} themselves (no fallback to the CPU: "
+                f"{strict_policy()})"
+            )
+        return State(kwargs, again)
+    with ExitStack() as held:
+        return _make(held, session, parent, model, so, providers, provider_options, kwargs, again)
+
+
+def _make(
+    held: ExitStack,
+    session: Any,
+    parent: Callable[..., None],
+    model: Any,
+    so: Any,
+    providers: Any,
+    provider_options: Any,
+    kwargs: dict[str, Any],
+    again: bool,
+) -> State:
     lender = _lender(kwargs)
-    request = read_request(providers, provider_options, no_cpu=_config(so, _NO_CPU) == "1")
+    request = read_request(providers, provider_options, no_cpu=config_entry(so, _NO_CPU) == "1")
     facts = gather(model, request, _registration.why_unavailable() if request.wants_npu else None)
     made = plan(request, facts)
-    executor: Executor | None = None
+    overridden: Mapping[str, tuple[Dimension, ...]] = {}
+    if so and made.where == "npu" and made.use_onnx:
+        assert facts.onnx is not None
+        weights = replaced_weights(so, facts.onnx) if facts.kind == "onnx" else None
+        if weights is None:
+            overridden = overridden_dims(so, facts.onnx.inputs)
+        else:
+            facts = replace(facts, onnx_problem=f"{weights}, but a compiled model has its weights inside")
+            made = plan(request, facts)
+    state = State(kwargs, again, request, facts, made)
     if made.where != "cpu":
         assert made.found is not None
         try:
             # First: a host may let no library be opened, which only shows here.
-            _registration.register(advertise=made.found.device)
+            held.enter_context(_registration.held(made.found.device))
             if made.where == "npu":
-                executor = _open(facts, made, request.options, lender)
-        except OptionError:
-            raise
+                state.executor = _open(facts, made, request.options, lender, overridden)
+            else:
+                _start_on_nodes(session, parent, state, so)
         except Exception as error:
-            if not _wants_fallback(kwargs):
+            if not (_wants_fallback(kwargs) and _may_fall_back(made, facts, error)):
                 raise
             made = _after_failure(request, facts, made, error)
-    state = State(kwargs, request, facts, made, executor)
-    if executor is not None:
-        state.notes += _version_notes(made, executor)
+            state = State(kwargs, again, request, facts, made)
+    if state.executor is not None:
+        state.notes += _version_notes(made, state.executor)
         if kwargs.get("use_weight_from") is not None and lender is None:
             state.notes.append("use_weight_from: that session runs on the CPU, so this one has weights of its own")
-    if executor is not None:
-        _start_on_npu(session, parent, state, so, executor)
-    elif made.where == "as it is":
-        content = made.parent_model
-        options = _copy_options(so, content if isinstance(content, bytes) else _EMPTY_MODEL)
-        _start_with_provider(session, parent, state, so, options, content)
-    else:
+        _start_on_npu(session, parent, state, so, state.executor)
+    elif made.where == "cpu":
         others = request.other_providers
         if request.named and not others:
             others = ["CPUExecutionProvider"]
@@ -114,6 +169,14 @@ def _version_notes(made: Plan, executor: Executor) -> list[str]:
     return [f"the runtime loaded it, but: {reason}" for reason in verdict.reasons]
 
 
+def _may_fall_back(made: Plan, facts: Facts, error: Exception) -> bool:
+    """Whether a failure to load is a reason to run on the CPU: what the user got wrong is none. Nodes of the user's own
+    have their original to fall back on, or their own error."""
+    if isinstance(error, OptionError):
+        return False
+    return made.where == "npu" or (facts.onnx_source is not None and status_code(error) != INVALID_ARGUMENT)
+
+
 def _after_failure(request: Request, facts: Facts, made: Plan, error: Exception) -> Plan:
     """The plan after loading on the NPU failed; the failure is the cause of whatever this raises."""
     try:
@@ -127,7 +190,7 @@ def _start_on_npu(session: Any, parent: Callable[..., None], state: State, so: A
     token = _handoff.offer(executor)
     try:
         wrapper = _wrapper(state.facts, state.plan, executor, token)
-        options = _copy_options(so, wrapper)
+        options = copy_options(so, wrapper)
         _set_threads(options, so, executor.dispatch.contexts)
         _start_with_provider(session, parent, state, so, options, wrapper)
     except BaseException:
@@ -135,6 +198,27 @@ def _start_on_npu(session: Any, parent: Callable[..., None], state: State, so: A
         raise
     finally:
         _handoff.withdraw(token)
+
+
+def _start_on_nodes(session: Any, parent: Callable[..., None], state: State, so: Any) -> None:
+    """onnxruntime's session on a model that holds EPContext nodes of ours, and nodes for the CPU perhaps."""
+    assert state.plan is not None and state.plan.found is not None
+    assert state.request is not None and state.facts is not None and state.facts.onnx is not None
+    content, device, onnx = state.plan.parent_model, state.plan.found.device, state.facts.onnx
+    given = state.request.options.given
+    # What is wrong with the options is found here, where it can be told from what is wrong with a model.
+    dispatch = resolve(state.request.options, device.soc, device.cores)
+    asked = [key for key in SIGNATURE_OPTIONS if key in given]
+    if asked:
+        raise OptionError(
+            f"provider option {asked[0]!r} changes a session's signature, but {state.facts.label} declares the "
+            "signature of its EPContext nodes itself; leave it out, or give the compiled model instead"
+        )
+    options = copy_options(so, content if isinstance(content, bytes) else EMPTY_MODEL)
+    if onnx.node_count == len(onnx.ep_context_nodes):
+        _set_threads(options, so, dispatch.contexts)
+    with _handoff.collected(state.of_nodes):
+        _start_with_provider(session, parent, state, so, options, content)
 
 
 def _start_with_provider(
@@ -148,10 +232,22 @@ def _start_with_provider(
     if options.optimized_model_filepath:
         state.notes.append("optimized_model_filepath is not written: a session with compiled nodes cannot be saved")
         options.optimized_model_filepath = ""
+    if config_entry(options, _SAVE_CONTEXT) == "1":
+        state.notes.append(f"{_SAVE_CONTEXT} is not heeded: a .rknn, which rknn-toolkit2 makes, is such a context")
+        options.add_session_config_entry(_SAVE_CONTEXT, "0")
+    if request.overtaken:
+        state.notes.append(f"{PROVIDER} comes first, though {', '.join(request.overtaken)} was named before it")
     kwargs = {**state.kwargs, "enable_fallback": 0}
     if _registration.by_name():
-        providers = [(PROVIDER, given), *_with_options(request.other_providers, request.other_options)]
-        parent(content, options, providers, **kwargs)
+        ours, others = (PROVIDER, given), _with_options(request.other_providers, request.other_options)
+        try:
+            parent(content, options, [ours, *others], **kwargs)
+        except (RuntimeError, ValueError) as error:
+            # onnxruntime's constructor forgives mistakes about providers, but not its set_providers.
+            if not others or state.again or not _wants_fallback(state.kwargs):
+                raise
+            parent(content, options, [ours], **kwargs)
+            state.notes.append(f"{request.other_providers!r} are not used: {error}")
     else:
         devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == PROVIDER]
         options.add_provider_for_devices(devices[:1], given)
@@ -180,21 +276,8 @@ def _tell(made: Plan) -> None:
 
 
 _NO_CPU = "session.disable_cpu_ep_fallback"
+_SAVE_CONTEXT = "ep.context_enable"
 _SPINNING = "session.intra_op.allow_spinning"
-
-
-def _has_providers(so: Any) -> bool:
-    return hasattr(so, "has_providers") and bool(so.has_providers())
-
-
-def _config(so: Any, key: str) -> str | None:
-    if not so or not hasattr(so, "get_session_config_entry"):
-        return None
-    try:
-        value: str = so.get_session_config_entry(key)
-    except RuntimeError:  # not set
-        return None
-    return value
 
 
 def _wants_fallback(kwargs: Mapping[str, Any]) -> bool:
@@ -207,35 +290,25 @@ def _with_options(providers: Any, options: Any) -> list[Any]:
     return [(p, o) if isinstance(p, str) else p for p, o in zip(providers, options)]
 
 
-def _copy_options(so: Any, content: bytes) -> Any:
-    """An independent copy of the user's SessionOptions, which Python cannot copy: a native session makes one of its
-    own when it is created, long before it is initialised."""
-    if not so:
-        return onnxruntime.SessionOptions()
-    native = C.InferenceSession(so, content, False, False)
-    if so.enable_profiling:
-        # It opened a profile of its own.
-        os.unlink(native.end_profiling())
-    return native.session_options
-
-
-#: ModelProto { ir_version: 8, graph { name: "g" }, opset_import { version: 17 } }
-_EMPTY_MODEL = b"\x08\x08:\x03\x12\x01gB\x02\x10\x11"
+#: Calls of ``run_async`` that wait for a core on a thread of their own, ready to be run: else the core stands still
+#: while the thread that ended the last call tells its callback and fetches the next one.
+_READY = 3
 
 
 def _set_threads(options: Any, so: Any, contexts: int) -> None:
     """A session that is all on the NPU needs threads for ``run_async`` only, and none that spin."""
-    if _config(so, _SPINNING) is None:
+    if config_entry(so, _SPINNING) is None:
         options.add_session_config_entry(_SPINNING, "0")
     if not options.intra_op_num_threads and options.use_per_session_threads:
-        options.intra_op_num_threads = 1 + contexts
+        # onnxruntime counts a caller of run() as one of them.
+        options.intra_op_num_threads = 1 + contexts + min(contexts, _READY)
 
 
 def _users_frame() -> int:
-    """The stacklevel of the first caller outside this package (subclasses' constructors included are the user's)."""
+    """The stacklevel of the first caller outside our packages (subclasses' constructors included are the user's)."""
     depth = 1
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _OURS:
         frame = frame.f_back
         depth += 1
     return depth
@@ -258,7 +331,13 @@ def _lender(kwargs: Mapping[str, Any]) -> Model | None:
 _NOTHING: Any = object()
 
 
-def _open(facts: Facts, made: Plan, options: Options, lender: Model | None) -> Executor:
+def _open(
+    facts: Facts,
+    made: Plan,
+    options: Options,
+    lender: Model | None,
+    overridden: Mapping[str, tuple[Dimension, ...]],
+) -> Executor:
     found, candidate = made.found, made.candidate
     assert found is not None
     twin = facts.onnx_source if made.use_onnx else None
@@ -284,6 +363,7 @@ def _open(facts: Facts, made: Plan, options: Options, lender: Model | None) -> E
         twin=twin,
         label=label,
         share_with=lender,
+        overridden=overridden,
     )
 
 

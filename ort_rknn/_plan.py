@@ -172,9 +172,11 @@ def _on_cpu(request: Request, facts: Facts, fallback: Fallback | None, story: tu
     if facts.onnx_source is not None:
         told = (*story, f"the CPU runs {facts.onnx_source!r} in place of {facts.label}")
         return Plan("cpu", facts.onnx_source, fallback=fallback, story=told)
-    why = f"{fallback}" if fallback else "the named providers cannot run it"
+    why = f"{fallback}".rstrip(". ") if fallback else "the named providers cannot run it"
     names = ", ".join(facts.looked_for)
-    looked = f"looked for {names}" if names else "a model in memory has no file beside it"
+    looked = f"looked for {names}" if names else "the model names none, and its own name does not end in _ctx.onnx"
+    if not names and isinstance(facts.model, bytes):
+        looked = "a model in memory has no file beside it"
     what = "a compiled model runs on an NPU only" if facts.kind == "rknn" else "its EPContext nodes run on an NPU only"
     raise NpuUnavailable(
         f"{facts.label}: {why}. And {what}, while no ONNX was found that the CPU could run instead ({looked}); "

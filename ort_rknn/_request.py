@@ -35,6 +35,8 @@ class Request:
     """``providers`` without ours, as onnxruntime takes it."""
     other_options: Any
     """``provider_options`` that belong to ``other_providers``."""
+    overtaken: tuple[str, ...] = ()
+    """Providers that were named before ours, which comes first all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,11 @@ def policy() -> Policy:
     raise OptionError(f"environment variable ORT_RKNN_POLICY={text!r}: one of {', '.join(_POLICIES)} is wanted")
 
 
+def strict_policy() -> str:
+    """Policy "only" as the user set it, for messages."""
+    return "ORT_RKNN_POLICY=only" if _defaults.policy is None else "policy='only'"
+
+
 def _over_defaults(given: Mapping[str, object] | None) -> Mapping[str, object] | None:
     """The defaults' options under those that were given. Of the two that exclude each other, the given one stays."""
     if not _defaults.options:
@@ -99,25 +106,26 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool) -> Requ
     wants = named or nobody_named or rule != "respect"
     options = read_options(_over_defaults(given) if wants else given)
     strict_by = ""
+    asked = wants and (
+        named or given is not None or bool(_defaults.options) or in_environment or strict_env or rule != "respect"
+    )
     if wants:
         if rule == "only":
-            strict_by = "ORT_RKNN_POLICY=only" if _defaults.policy is None else "policy='only'"
+            strict_by = strict_policy()
         elif strict_env:
             strict_by = "ORT_RKNN_STRICT=1"
-        elif no_cpu and (named or given is not None):
+        elif no_cpu and asked:
             strict_by = "session.disable_cpu_ep_fallback=1"
     return Request(
         options=options,
         wants_npu=wants,
-        asked=wants
-        and (
-            named or given is not None or bool(_defaults.options) or in_environment or strict_env or rule != "respect"
-        ),
+        asked=asked,
         strict=bool(strict_by),
         strict_by=strict_by,
         named=named,
         other_providers=others,
         other_options=other_options,
+        overtaken=_overtaken(providers) if named else (),
     )
 
 
@@ -166,6 +174,14 @@ def _split(providers: Any, provider_options: Any) -> tuple[bool, Mapping[str, ob
         raise OptionError("options for the NPU were given twice: in the providers tuple and in provider_options")
     others = [other for i, other in enumerate(providers) if i != place]
     return True, inline or separate or {}, others, other_options if others else None
+
+
+def _overtaken(providers: Any) -> tuple[str, ...]:
+    if isinstance(providers, str):
+        return ()
+    names = [_name_of(item) for item in providers]
+    ours = next(i for i, name in enumerate(names) if name in OUR_NAMES)
+    return tuple(name for name in names[:ours] if name is not None)
 
 
 def _name_of(item: Any) -> Any:

@@ -27,17 +27,17 @@ class _Closed:
     """What a closed session has in place of onnxruntime's: every use says so."""
 
     def __getattr__(self, name: str) -> Any:
-        raise self.error()
-
-    @staticmethod
-    def error() -> Exception:
-        from .errors import RUNTIME_EXCEPTION, ort_error
-
-        return ort_error(RUNTIME_EXCEPTION, "the session was closed")
+        raise _closed()
 
     def __repr__(self) -> str:
         # Part of onnxruntime's message where this is passed for a native session.
         return "<the session was closed>"
+
+
+def _closed() -> Exception:
+    from .errors import RUNTIME_EXCEPTION, ort_error
+
+    return ort_error(RUNTIME_EXCEPTION, "the session was closed")
 
 
 class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type: ignore[misc]
@@ -82,7 +82,7 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         else:
             from ._making import make
 
-            self._npu = make(self, parent, model, so, providers, options, kwargs)
+            self._npu = make(self, parent, model, so, providers, options, kwargs, again=again)
         if _watch is not None and not again:
             _watch(self)
 
@@ -93,7 +93,7 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         lines."""
         from ._explain import explain
 
-        return explain(self._npu)
+        return explain(self._npu) if "_npu" in self.__dict__ else "runs:      nothing: __init__ was not called yet"
 
     @property
     def shape_sets(self) -> tuple[tuple[Shape, ...], ...]:
@@ -105,12 +105,11 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
     def quantisation(self) -> Mapping[str, Quantisation]:
         """Scale and zero point by input and output name, of the tensors that are quantised on the NPU.
 
-        They tell how to read raw outputs (``output_dtype="native"``). Empty on the CPU.
+        They tell how to read raw outputs (``output_dtype="native"``). Those of EPContext nodes by the names in the
+        graph. Empty on the CPU.
         """
-        executor = self._npu.executor if self._npu is not None else None
-        if executor is None:
-            return {}
-        ports = (*executor.signature.inputs, *executor.signature.outputs)
+        signatures = [executor.signature for executor in (self._npu.executors if self._npu is not None else ())]
+        ports = [port for signature in signatures for port in (*signature.inputs, *signature.outputs)]
         return {p.name: p.info.quantisation for p in ports if p.info.quantisation is not None}
 
     def set_providers(
@@ -118,10 +117,10 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
     ) -> None:
         """Plan again from the model that was given at first, as onnxruntime's does for its own providers.
 
-        When it fails the session goes on as it was.
+        When it fails the session goes on as it was. Raises RuntimeException for a session that was closed.
         """
-        if isinstance(self._sess, _Closed):
-            raise self._sess.error()
+        if isinstance(self.__dict__.get("_sess"), _Closed):
+            raise _closed()
         # Beside this one, which serves other threads meanwhile.
         other = object.__new__(type(self))
         model = self._model_path if self._model_bytes is None else self._model_bytes
@@ -135,14 +134,14 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
                 self.__dict__.update(other.__dict__)
         if closed:
             other.close()
-            raise self._sess.error()
+            raise _closed()
         del other
         if _watch is not None:
             _watch(self)
         self._end_submissions()
         old = before.pop("_npu", None)
-        if old is not None and old.executor is not None:
-            old.executor.retire()
+        for executor in old.executors if old is not None else ():
+            executor.retire()
 
     def close(self) -> None:
         """End the session for good: waits for what runs on the NPU, then gives back contexts and model.
@@ -151,10 +150,10 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         method; dropping the last reference does the same.
         """
         self._end_submissions()
-        while not isinstance(self._sess, _Closed):
-            npu, native = self._npu, self._sess
-            if npu is not None and npu.executor is not None:
-                npu.executor.close()
+        while not isinstance(self.__dict__.get("_sess"), _Closed):
+            npu, native = self._npu, self.__dict__.get("_sess")
+            for executor in npu.executors if npu is not None else ():
+                executor.close()
             with making:
                 if self._npu is npu:  # else set_providers() was faster
                     self._sess = _Closed()

@@ -249,7 +249,9 @@ def _explain(given: argparse.Namespace) -> int:
     except OptionError as error:
         raise Mistake(bare_message(error), USAGE) from None
     except expected as error:
-        raise Mistake(f"{given.model}: {_one_line(bare_message(error))}") from None
+        text = _one_line(bare_message(error))
+        told = text.startswith((f"{given.model}: ", f"{os.path.basename(given.model)}: "))
+        raise Mistake(text if told else f"{given.model}: {text}") from None
     with session:
         _say(session.explain())
     return FINE
@@ -259,6 +261,8 @@ def _check_file(path: str) -> None:
     """onnxruntime says less about a file that is not there."""
     if os.path.isdir(path):
         raise Mistake(f"{path}: this is a folder, a model file is wanted")
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
+        raise Mistake(f"{path}: this is no regular file, a model file is wanted")
     try:
         with open(path, "rb"):
             pass

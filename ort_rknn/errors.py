@@ -4,8 +4,9 @@
     ├── onnxruntime InvalidArgument ── OptionError (also a ValueError): a provider option is unknown or has a bad value
     ├── onnxruntime Fail            ── NpuUnavailable: the NPU was insisted on and cannot be used
     ├── onnxruntime Fail, NoSuchFile, InvalidProtobuf, RuntimeException ...: as onnxruntime raises them
-    ├── ort_rknn.seam.AdapterError  ── RknnError: what adapters raise; the session turns it into Fail or
-    RuntimeException └── ValueError ── files.RknnFileError, files.OnnxFileError: a model file that cannot be read
+    ├── ort_rknn.seam.AdapterError  ── RknnError, SettingError: what adapters raise; the session turns a SettingError
+    │                                  into OptionError, the others into Fail or RuntimeException
+    └── ValueError ── files.RknnFileError, files.OnnxFileError: a model file that cannot be read
 
 onnxruntime's classes are direct subclasses of Exception; their texts begin with ``[ONNXRuntimeError] : <code> :
 <NAME> :``, and so do ours.

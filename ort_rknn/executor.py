@@ -154,7 +154,10 @@ class Executor:
         try:
             self._work.do(call, inputs, outputs, lease)
         finally:
-            lane.give_back(lease)
+            try:
+                lane.put_back(lease)
+            finally:
+                lane.call_who_waits()
 
     def run_on_cpu(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
         """Run a call that :meth:`call_for` gave None for on the ONNX twin. Returns arrays in the signature's order."""

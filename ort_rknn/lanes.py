@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .seam import CallForm, Context
 
 
+_popleft: Callable[[deque[Lease]], Lease] = deque.popleft
+
+
 class Lease:
     """A context and what belongs to it. Has one user at a time: whoever took it from its lane."""
 
@@ -118,6 +121,10 @@ class Lane:
 
     def __init__(self, leases: Iterable[Lease], *, by_shape: bool = False) -> None:
         self._idle = deque(leases)
+        self._source = (self._idle,)
+        #: The first half of :meth:`give_back`, for who may be interrupted by a signal: no Python function, so that
+        #: nothing is raised before it is done. Then comes :meth:`call_who_waits`.
+        self.put_back: Callable[[Lease], None] = self._idle.append
         self._contexts = len(self._idle)
         self._by_shape = by_shape and self._contexts > 1
         self._waiting: deque[Turn] = deque()
@@ -139,15 +146,32 @@ class Lane:
                         self._idle.remove(lease)
                     except ValueError:
                         break  # another thread was faster
+                    except BaseException:
+                        self.give_back(lease)  # a signal's, after it was taken
+                        raise
                     return lease
+        taken: list[Lease] = []
         try:
-            return self._idle.popleft()
+            # One call from the deque into the list: between "popleft" and an assignment a signal's handler may raise,
+            # and the context would be nobody's.
+            taken.extend(map(_popleft, self._source))
         except IndexError:
             return None
+        except BaseException:
+            for lease in taken:
+                self.give_back(lease)
+            raise
+        return taken[0]
 
     def give_back(self, lease: Lease) -> None:
         """The context is free for the next."""
-        self._idle.append(lease)
+        try:
+            self.put_back(lease)
+        finally:
+            self.call_who_waits()
+
+    def call_who_waits(self) -> None:
+        """Somebody made a context idle: the next may have it."""
         if self._waiting:
             self._call_worker()
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ._devices import Found
 from .dispatch import resolve
-from .errors import FAIL, ort_error
+from .errors import FAIL, OptionError, ort_error
 from .executor import Executor
 from .files import RknnFile
 from .options import Options
-from .seam import AdapterError, LoadSettings, Model, ModelSource
-from .signature import DTYPE_OF_ELEMENT, Declared, Normalisation, negotiate
+from .seam import AdapterError, LoadSettings, Model, ModelSource, SettingError
+from .signature import DTYPE_OF_ELEMENT, Declared, Dim, Normalisation, negotiate, override
 
 if False:  # for type checkers only, without the import
     from .files import OnnxValue
@@ -80,13 +80,14 @@ def open_executor(
     twin: str | bytes | None,
     label: str,
     share_with: Model | None = None,
+    overridden: Mapping[str, tuple[Dim, ...]] | None = None,
 ) -> Executor:
     """Load a compiled model and open its contexts.
 
     ``inputs`` / ``outputs`` None: what the runtime reports is the signature. ``share_with``: a model that lends its
-    weights. Raises OptionError for options that the
-    device or the model cannot serve, Fail (naming the model and what the runtime said) where loading fails. Leaves
-    nothing open when it raises.
+    weights. ``overridden``: the declared inputs' dims with free dimensions fixed, by name. Raises OptionError for
+    options that the device or the model cannot serve, Fail (naming the model and what the runtime said) where loading
+    fails. Leaves nothing open when it raises.
     """
     dispatch = resolve(options, found.device.soc, found.device.cores)
     settings = LoadSettings(
@@ -99,6 +100,8 @@ def open_executor(
     )
     try:
         model = found.adapter.load(found.device, source, settings)
+    except SettingError as error:
+        raise OptionError(f"{label} on {found.device.name}: {error}") from error
     except AdapterError as error:
         raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error
     try:
@@ -106,6 +109,9 @@ def open_executor(
             inputs = [Declared(i.name, i.dtype, _reported(i.shape, i.layout)) for i in model.inputs]
             outputs = [Declared(o.name, o.dtype, o.shape) for o in model.outputs]
         signature = negotiate(model, inputs, outputs, options, normalisation=normalisations(file), label=label)
+        if overridden:
+            before = {value.name: value.dims or () for value in inputs}
+            signature = override(signature, before, overridden, options.on_missing_shape)
     except AdapterError as error:
         model.close()
         raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error

@@ -31,6 +31,8 @@ LAYOUTS: Mapping[str, str] = {
 MISSING_SHAPE = ("error", "cpu", "pad")
 INPUT_DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool")
 OUTPUT_DTYPES = ("onnx", "float32", "native")
+#: Options that change the signature of a session.
+SIGNATURE_OPTIONS = ("layout", "input_dtype", "output_dtype")
 
 PerInput = Mapping[str, str]
 
@@ -75,7 +77,7 @@ class Options:
     device: str | None = None
     """"rk3588", "virtual:rk3588" ...; None: whatever is there."""
     adapter: str | None = None
-    """Name of the adapter that must serve the session; None: the one with the highest priority."""
+    """Name of the adapter that must serve the session; None or "auto": the one with the highest priority."""
     runtime_library: str | None = None
     """Absolute path of the runtime library."""
     rknn_model: str | None = None
@@ -149,11 +151,15 @@ def _bad(key: str, value: object, accepted: str) -> OptionError:
     return OptionError(f"provider option {key}={value!r}: {accepted}")
 
 
+#: Not longer, because Python refuses to read thousands of digits with an error of its own.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+
+
 def _integer(key: str, value: object, accepted: str, least: int) -> int:
     number: int | None = None
     if isinstance(value, str):
         text = value.strip()
-        if re.fullmatch(r"[+-]?[0-9]{1,10}", text):
+        if _INTEGER.fullmatch(text):
             number = int(text)
     elif hasattr(value, "__index__") and not isinstance(value, bool):
         with suppress(TypeError):  # numpy's arrays have it, and most cannot be one number

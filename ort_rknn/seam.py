@@ -59,6 +59,11 @@ class AdapterError(Exception):
     """An adapter cannot do what it was asked: the library does not load, the device is gone, a form is impossible."""
 
 
+class SettingError(AdapterError):
+    """A field of :class:`LoadSettings` that this adapter has no way for. The user's to change, so the session makes it
+    an OptionError, and never falls back to the CPU for it."""
+
+
 class RknnError(AdapterError):
     """A call of the NPU runtime failed.
 
@@ -147,6 +152,8 @@ class TensorInfo:
     dtype: str
     layout: Layout
     quantisation: Quantisation | None = None
+    raw: bool = True
+    """Of an output: whether it can be had as it is stored. False: as float32 only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +195,7 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """How to load a model. An adapter that cannot honour a field that is not at its default raises AdapterError."""
+    """How to load a model. An adapter that cannot honour a field that is not at its default raises SettingError."""
 
     twin: str | bytes | None = None
     """The ONNX model (a path, or its bytes) that the compiled one was made from, where it is known. Real runtimes have
@@ -205,7 +212,7 @@ class LoadSettings:
     custom_op_default_path: bool = False
     """The libraries in the runtime's own folder for them too."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Options that only some adapters know, by provider-option name. An unknown key is an AdapterError."""
+    """Options that only some adapters know, by provider-option name. An unknown key is a SettingError."""
 
 
 class Context(Protocol):
@@ -272,7 +279,7 @@ class Adapter(Protocol):
         never raises for a device that is not there: that is an Absence."""
 
     def load(self, device: Device, source: ModelSource, settings: LoadSettings) -> Model:
-        """Load a compiled model. Raises RknnError or AdapterError; leaves nothing open when it does."""
+        """Load a compiled model. Raises RknnError, SettingError or AdapterError; leaves nothing open when it does."""
 
 
 class MakesStandIns(Protocol):

@@ -9,7 +9,7 @@ when the session is made.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .errors import FAIL, OptionError, ort_error
@@ -107,6 +107,53 @@ class Signature:
     dynamic: bool = False
     """The model has shape sets to choose from."""
     notes: tuple[str, ...] = field(default=())
+
+
+def override(
+    signature: Signature,
+    before: Mapping[str, tuple[Dim, ...]],
+    after: Mapping[str, tuple[Dim, ...]],
+    on_missing_shape: Literal["error", "cpu", "pad"],
+) -> Signature:
+    """The signature with the ONNX's free dimensions fixed: its inputs' dims by name, ``before`` and ``after``.
+
+    Raises Fail where no compiled set has these dims and ``on_missing_shape`` leaves other shapes an error.
+    """
+
+    def fixed(port: Port) -> tuple[Dim, ...]:
+        dims = after.get(port.name, ())
+        return _caller_order(dims, port.layout) if len(dims) == len(port.dims) else port.dims
+
+    if on_missing_shape == "error" and not any(
+        all(_agrees(fixed(p), shape, signature.batch) for p, shape in zip(signature.inputs, one))
+        for one in signature.sets
+    ):
+        asked = ", ".join(f"{port.name} {list(fixed(port))}" for port in signature.inputs)
+        compiled = "; ".join(
+            ", ".join(f"{p.name} {list(shape)}" for p, shape in zip(signature.inputs, one)) for one in signature.sets
+        )
+        raise ort_error(FAIL, f"free dimension overrides ask for {asked}. Compiled are: {compiled}")
+    lengths = {
+        d: n for name, dims in after.items() for d, n in zip(before[name], dims) if isinstance(d, str) and d != n
+    }
+    inputs = tuple(
+        replace(p, dims=tuple(n if not isinstance(d, int) else d for d, n in zip(p.dims, fixed(p))))
+        for p in signature.inputs
+    )
+    if on_missing_shape == "pad":  # outputs may come out longer, which onnxruntime would print a warning about
+        return replace(signature, inputs=inputs)
+    outputs = tuple(
+        replace(p, dims=tuple(lengths.get(d, d) if isinstance(d, str) else d for d in p.dims))
+        for p in signature.outputs
+    )
+    return replace(signature, inputs=inputs, outputs=outputs)
+
+
+def _agrees(dims: Sequence[Dim], shape: Shape, batch: int | None) -> bool:
+    return len(dims) != len(shape) or all(
+        not isinstance(d, int) or (d % batch == 0 if batch and axis == 0 else d == n)
+        for axis, (d, n) in enumerate(zip(dims, shape))
+    )
 
 
 def onnx_order(shape: Shape, layout: Layout) -> Shape:
@@ -329,6 +376,11 @@ def _output_dtypes(
     if asked == "native":
         if info.dtype not in DTYPES:
             raise OptionError(f"provider option output_dtype='native': output {value.name!r} is {info.dtype}")
+        if not info.raw:
+            raise OptionError(
+                f"provider option output_dtype='native': the adapter gives output {value.name!r}, stored as "
+                f"{info.dtype}, as float32 only. Leave the option out, or use another adapter"
+            )
         return info.dtype, info.dtype
     dtype = "float32" if asked == "float32" else value.dtype
     if dtype == info.dtype and info.quantisation is None:
@@ -341,5 +393,5 @@ def _output_dtypes(
         FAIL,
         f"{label}: output {value.name!r} is {dtype} in the ONNX, but the compiled model gives "
         f"{'quantised ' if info.quantisation else ''}{info.dtype}, which would lose its integers; "
-        "output_dtype='native' gives the raw values",
+        + ("output_dtype='native' gives the raw values" if info.raw else "another adapter can give the raw values"),
     )

@@ -183,9 +183,15 @@ def test_explain_with_a_bad_option_is_wrong_use(mistake, models, argv, said):
 def test_explain_of_what_is_no_model(mistake, tmp_path):
     text = tmp_path / "poem.onnx"
     text.write_text("Two roads diverged in a yellow wood,\n" * 9)
+    assert mistake("explain", text).count("poem.onnx: ") <= 1
     assert "poem.onnx" in mistake("explain", text)
+    text = text.rename(tmp_path / "poem.rknn")
+    assert mistake("explain", text).removesuffix("\n") == f"ort-rknn: {text}: not an .rknn model; it looks like text"
     assert "No such file" in mistake("explain", tmp_path / "none.onnx")
     assert "folder" in mistake("explain", tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for command in ("explain", "info"):
+        assert "pipe: this is no regular file" in mistake(command, tmp_path / "pipe")
 
 
 def test_explain_where_the_npu_is_insisted_on(mistake, models, monkeypatch):

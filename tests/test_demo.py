@@ -159,6 +159,15 @@ def test_part_one_fails_where_a_line_is_misread(monkeypatch, tmp_path, capsys):
     assert "Thank goat" in out
 
 
+@pytest.mark.parametrize("policy", [None, "respect", "prefer"])
+def test_the_policy_is_recommended_where_it_is_not_set(monkeypatch, capsys, policy):
+    session = _ocr.TimedSession(identity((1, 2)), providers=["CPUExecutionProvider"])
+    if policy is not None:
+        monkeypatch.setenv("ORT_RKNN_POLICY", policy)
+    _ocr._tell([session], 0.1)
+    assert ("ORT_RKNN_POLICY=prefer puts the NPU first" in capsys.readouterr().out) == (policy != "prefer")
+
+
 def test_without_rapidocr_part_one_is_left_out_and_part_two_goes_on(no_rapidocr, monkeypatch, capsys):
     monkeypatch.setattr(_npu, "show", lambda: "fine")
     assert demo.run() == 0

@@ -120,7 +120,8 @@ def test_a_slow_core_holds_up_nobody_else(npu, execute):
         for _ in range(2):  # runs 1 and 2: cores 1 and 2
             executor.run([X])
         waiting = pool.submit(executor.run, [X])  # run 3: core 0 again
-        time.sleep(0.05)
+        while not executor._lanes[0]._waiting:  # else run 4 could be it, and wait for ever
+            time.sleep(0.001)
         begin = time.monotonic()
         executor.run([X])  # run 4
         executor.run([X])  # run 5

@@ -121,7 +121,8 @@ def _files():
         folders[:] = [
             f for f in folders if f not in LEFT_OUT and not f.endswith(("_cache", ".egg-info")) and f != ".hypothesis"
         ]
-        yield from (Path(folder) / name for name in names)
+        # .git is a file where the checkout is one of several work trees.
+        yield from (Path(folder) / name for name in names if name != ".git")
 
 
 def test_links_lead_somewhere():

@@ -199,6 +199,7 @@ print(*sorted(set(sys.modules) - before))
     assert len({m for m in new if not m.startswith(("ort_rknn", "importlib"))}) < 3, new
 
 
+@pytest.mark.wall_clock
 def test_importing_it_costs_what_importing_onnxruntime_costs():
     """Within 15 % (it is about 3 %). The machine may be busy, so: processor time, in turns, the best of each."""
     code = "import time; a = time.process_time(); import {}; print(time.process_time() - a)"

@@ -41,6 +41,8 @@ def test_the_others_stay_in_their_order_with_their_options():
     request = read(["AProvider", OURS, "BProvider"], [{"a": 1}, {"schedule": 2}, {"b": 2}])
     assert request.options.schedule == (2,)
     assert (request.other_providers, request.other_options) == (["AProvider", "BProvider"], [{"a": 1}, {"b": 2}])
+    assert request.overtaken == ("AProvider",)
+    assert read([OURS, CPU]).overtaken == read(OURS).overtaken == read([CPU]).overtaken == ()
 
 
 def test_options_as_a_dict_or_one_for_the_npu():
@@ -121,6 +123,13 @@ def test_no_cpu_in_the_session_config_is_strict_for_who_asked():
     assert read([OURS], no_cpu=True).strict_by == "session.disable_cpu_ep_fallback=1"
     assert read(None, {}, no_cpu=True).strict
     assert not read(None, None, no_cpu=True).strict
+    assert not read([CPU], no_cpu=True).strict
+
+
+def test_no_cpu_in_the_session_config_is_strict_for_who_asked_by_environment(monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
+    assert read(None, None, no_cpu=True).strict_by == "session.disable_cpu_ep_fallback=1"
+    assert not read(None, None, no_cpu=False).strict
     assert not read([CPU], no_cpu=True).strict
 
 

@@ -455,6 +455,10 @@ def test_close(path):
     with pytest.raises(state.RuntimeException, match="the session was closed"):
         session.run_async(None, feed(), print, None)
     assert [i.name for i in session.get_inputs()] == ["a", "b"]
+    with pytest.raises(state.RuntimeException, match="the session was closed"):
+        session.set_providers([CPU])
+    session.__init__(path)  # another one, in the same object
+    assert len(session.run(None, feed())) == 2
 
 
 def test_with(path):
@@ -490,6 +494,14 @@ def test_explain(path):
     named = ort_rknn.InferenceSession(path, providers=[CPU]).explain()
     assert "fell back" not in named
     assert "do not include the NPU" in named
+
+
+def test_explain_before_init(path):
+    session = ort_rknn.InferenceSession.__new__(ort_rknn.InferenceSession)
+    assert "__init__ was not called" in session.explain()
+    session.close()
+    session.__init__(path)
+    assert "onnxruntime's CPU session" in session.explain()
 
 
 def test_properties_on_the_cpu(path):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,13 @@ def test_providers_in_every_spelling(npu, arguments):
         assert options["RKNNExecutionProvider"]["tp_mode"] == "auto"
         assert options["CPUExecutionProvider"] == {}
         assert made.run(None, {"x": X})[0].shape == (1, 8, 16, 16)
+
+
+def test_it_comes_first_and_says_so_where_the_cpu_was_named_before_it(npu):
+    providers = ["CPUExecutionProvider", ("RKNNExecutionProvider", VIRTUAL)]
+    with ort.InferenceSession(MODELS / "conv_f16.onnx", providers=providers) as made:
+        assert made.get_providers() == ["RKNNExecutionProvider", "CPUExecutionProvider"]
+        assert "RKNNExecutionProvider comes first, though CPUExecutionProvider was named before it" in made.explain()
 
 
 def test_the_environment_selects_it(npu, monkeypatch):
@@ -218,7 +226,7 @@ def test_run_async_on_two_cores_needs_no_spinning(npu):
         done.set()
 
     with session(schedule=[0, 1]) as made:
-        assert made.get_session_options().intra_op_num_threads == 3
+        assert made.get_session_options().intra_op_num_threads == 5
         assert made.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
         made.run_async(None, {"x": X}, callback, "data")
         assert done.wait(10)
@@ -276,6 +284,20 @@ def test_the_session_options_of_the_user_stay_as_they_are(npu, tmp_path):
     with pytest.raises(RuntimeError):
         options.get_session_config_entry("session.intra_op.allow_spinning")
     assert not (tmp_path / "optimised.onnx").exists()
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_asking_for_a_context_model_is_no_error(npu, folder, as_bytes):
+    """As on the CPU, where onnxruntime writes none either."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry("ep.context_enable", "1")
+    before = sorted(folder.iterdir())
+    model = (folder / "conv_f16.onnx").read_bytes() if as_bytes else folder / "conv_f16.onnx"
+    with ort.InferenceSession(model, options, provider_options=VIRTUAL) as made:
+        assert made.get_providers()[0] == "RKNNExecutionProvider"
+        assert "note:      ep.context_enable is not heeded" in made.explain()
+    assert options.get_session_config_entry("ep.context_enable") == "1"
+    assert sorted(folder.iterdir()) == before
 
 
 def test_threads_that_the_user_set_are_kept(npu):
@@ -372,13 +394,19 @@ def test_close_waits_for_what_runs_and_ends_it_for_good(npu):
         while not any(event.kind == "inputs_set" for event in npu.events()):
             pass
         made.close()
-        assert running.done() or running.result(timeout=0.1) is not None
-        assert running.result()[0].shape == (1, 8, 16, 16)
+        closed = time.monotonic_ns()
+        (run,) = (event for event in npu.events() if event.kind == "run")
+        assert run.end_ns < closed
+        assert running.result(20)[0].shape == (1, 8, 16, 16)
     made.close()
     assert npu.counters().contexts == 0
     with pytest.raises(RuntimeException, match="the session was closed"):
         made.run(None, {"x": X})
     assert made.get_inputs()[0].name == "x"
+    with pytest.raises(RuntimeException, match="the session was closed"):
+        made.set_providers(["CPUExecutionProvider"])
+    with pytest.raises(RuntimeException, match="the session was closed"):
+        made.run(None, {"x": X})
 
 
 def test_set_providers_plans_again(npu):
@@ -394,6 +422,32 @@ def test_set_providers_plans_again(npu):
         with pytest.raises(ort.OptionError):
             made.set_providers([("RKNNExecutionProvider", {**VIRTUAL, "schedule": "7"})])
         assert made.run(None, {"x": X})[0].shape == (1, 8, 16, 16)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_close_while_set_providers_is_at_work(npu, monkeypatch, fails):
+    import ort_rknn._making as making
+
+    made, original = session(), making.make
+    begun, go = threading.Event(), threading.Event()
+
+    def slowly(*args, **kwargs):
+        begun.set()
+        assert go.wait(20)
+        if fails:
+            raise ValueError("no")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(making, "make", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        setting = pool.submit(made.set_providers, [("RKNNExecutionProvider", VIRTUAL)])
+        assert begun.wait(20)
+        made.close()  # does not wait for it
+        go.set()
+        assert isinstance(setting.exception(20), ValueError if fails else RuntimeException)
+    assert npu.counters().contexts == 0
+    with pytest.raises(RuntimeException, match="the session was closed"):
+        made.run(None, {"x": X})
 
 
 def test_ten_thousand_runs_leak_nothing(npu):
@@ -577,6 +631,7 @@ def test_what_a_layout_declares_is_what_it_accepts(npu, layout):
             made.run(None, {"x": wrong})
 
 
+@pytest.mark.wall_clock
 def test_onnxruntime_s_run_async_uses_the_cores(npu):
     npu.run_time_us = 5000
     done = threading.Semaphore(0)
@@ -593,6 +648,7 @@ def test_onnxruntime_s_run_async_uses_the_cores(npu):
         assert threading.active_count() <= before + 4
 
 
+@pytest.mark.wall_clock
 def test_the_first_idle_core_takes_the_next_run(npu):
     """schedule="auto": a slow core takes less, the others its share."""
     npu.run_time_us = 5000
@@ -604,6 +660,7 @@ def test_the_first_idle_core_takes_the_next_run(npu):
         assert made.get_provider_options()["RKNNExecutionProvider"]["schedule"] == "auto"
 
 
+@pytest.mark.wall_clock
 def test_a_slow_core_holds_up_nobody_else(npu):
     npu.run_time_us = 2000
     npu.core_factor(0, 50.0)

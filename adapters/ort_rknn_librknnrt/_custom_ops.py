@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any, Final
 
-from ort_rknn.seam import AdapterError, LoadSettings
+from ort_rknn.seam import LoadSettings, SettingError
 
 from ._binding import log
 
@@ -42,17 +42,17 @@ class CustomOps:
         try:
             library = ctypes.CDLL(str(path))
         except OSError as error:
-            raise AdapterError(f"the custom operator library {path} cannot be opened: {error}") from error
+            raise SettingError(f"the custom operator library {path} cannot be opened: {error}") from error
         try:
             get = library[_SYMBOL]
         except AttributeError:
-            raise AdapterError(f"{path} is no custom operator library: it has no function {_SYMBOL}") from None
+            raise SettingError(f"{path} is no custom operator library: it has no function {_SYMBOL}") from None
         get.restype = ctypes.c_void_p
         description = get()
         if not description:
-            raise AdapterError(f"{path}: {_SYMBOL} returned no operator")
+            raise SettingError(f"{path}: {_SYMBOL} returned no operator")
         if description in self.descriptions:
-            raise AdapterError(f"{path}: its operator was given already; name each library once")
+            raise SettingError(f"{path}: its operator was given already; name each library once")
         self._libraries.append(library)
         self.descriptions.append(description)
 
@@ -60,17 +60,17 @@ class CustomOps:
 def _check_safe(path: Path) -> None:
     """A library is code that this process will run: not from a file or folder that others can write."""
     if not path.is_absolute():
-        raise AdapterError(f"the custom operator library {path} must be named by its absolute path")
+        raise SettingError(f"the custom operator library {path} must be named by its absolute path")
     try:
         real = path.resolve(strict=True)
         file, folder = real.stat(), real.parent.stat()
     except OSError as error:
-        raise AdapterError(f"the custom operator library {path} cannot be used: {error}") from error
+        raise SettingError(f"the custom operator library {path} cannot be used: {error}") from error
     if not stat.S_ISREG(file.st_mode):
-        raise AdapterError(f"the custom operator library {path} is not a file")
+        raise SettingError(f"the custom operator library {path} is not a file")
     for what, status in ((real, file), (real.parent, folder)):
         sticky = bool(status.st_mode & stat.S_ISVTX) and what is not real
         if status.st_mode & stat.S_IWOTH and not sticky:
-            raise AdapterError(f"{path} is not loaded: {what} can be written by anybody (chmod o-w)")
+            raise SettingError(f"{path} is not loaded: {what} can be written by anybody (chmod o-w)")
         if status.st_uid not in (0, os.getuid()):
-            raise AdapterError(f"{path} is not loaded: {what} belongs to another user")
+            raise SettingError(f"{path} is not loaded: {what} belongs to another user")

@@ -8,7 +8,7 @@ import os
 from io import BytesIO
 from typing import BinaryIO, Final
 
-from ort_rknn.seam import SOC_CORES, Device, ModelSource
+from ort_rknn.seam import CORE_MASK_ALL, SOC_CORES, Device, ModelSource
 
 _MAX_TRAILER: Final = 16 << 20
 _MAX_LIBRARY: Final = 256 << 20
@@ -35,6 +35,11 @@ def init_hint(code: int, device: Device, library: str, source: ModelSource) -> s
     if code == -10:
         return f"{runtime} and the kernel's rknpu driver do not fit: update the board's image, or use an older runtime."
     if code == -13:
+        if f"for {device.soc}" in model:
+            told = device.details.get("soc told by", "the board")
+            return (
+                f"{model}; this device is {device.soc} as told by {told}, but the runtime finds another: correct that."
+            )
         return f"{model}; this device is {device.soc}. Convert the model for {device.soc}."
     if code in (-14, -15, -16):
         return "The model is encrypted, which this adapter does not support: convert it without a key."
@@ -43,12 +48,19 @@ def init_hint(code: int, device: Device, library: str, source: ModelSource) -> s
     return f"{model}; {runtime}. RKNN_LOG_LEVEL=4 in the environment makes the runtime say more."
 
 
-def mask_hint(mask: int, device: Device) -> str:
+def mask_hint(mask: int, code: int, device: Device) -> str:
     """For ``rknn_set_core_mask``."""
     cores = SOC_CORES.get(device.soc, device.cores)
-    possible = {1: "0, 1", 2: "0, 1, 2, 3", 3: "0, 1, 2, 4, 3, 7"}.get(cores, "0, 1")
+    possible = {1: (0, 1), 2: (0, 1, 2, 3), 3: (0, 1, 2, 4, 3, 7)}.get(cores, (0, 1))
     has = f"{device.soc} has {cores} core{'s' * (cores > 1)}"
-    return f"Core mask {mask:#x} is not possible: {has}, masks {possible} and 0xffff."
+    if mask not in (*possible, CORE_MASK_ALL):
+        return f"Core mask {mask:#x} is not possible: {has}, masks {', '.join(map(str, possible))} and 0xffff."
+    if code in (-5, -13):
+        return (
+            f"{has}, so core mask {mask:#x} should be possible: the SoC may be told wrongly (ORT_RKNN_SOC), or the "
+            "board's runtime and driver are too old for it."
+        )
+    return run_hint("rknn_set_core_mask", code, 0)
 
 
 def run_hint(call: str, code: int, timeout_ms: int) -> str:

@@ -21,6 +21,7 @@ from ort_rknn.seam import (
     Model,
     ModelSource,
     RknnError,
+    SettingError,
     Shape,
 )
 
@@ -53,19 +54,20 @@ def load_model(
 
     ``on_context`` is called with the library and the value of the context right after each ``rknn_init``.
     ``settings.twin`` is not used. Raises RknnError where the runtime refuses the model, AdapterError where the library
-    does not open, the source is not readable or a setting is not known; nothing is left open then.
+    does not open or the source is not readable, SettingError for a setting that is not possible; nothing is left open
+    then.
     """
     if settings.extra:
         known = ", ".join(sorted(settings.extra))
-        raise AdapterError(f"the adapter {device.adapter} does not know the option(s) {known}")
+        raise SettingError(f"the adapter {device.adapter} does not know the option(s) {known}")
     if not 0 <= settings.run_timeout_ms < 2**31:
-        raise AdapterError(f"run_timeout_ms must be from 0 to {2**31 - 1} milliseconds, not {settings.run_timeout_ms}")
+        raise SettingError(f"run_timeout_ms must be from 0 to {2**31 - 1} milliseconds, not {settings.run_timeout_ms}")
     _check(source)
     binding = Binding(library)
     custom_ops = CustomOps(settings)
     lender = _lender(settings, library)
     if lender is not None and custom_ops.descriptions:
-        raise AdapterError("custom operators and the weights of another model cannot be combined")
+        raise SettingError("custom operators and the weights of another model cannot be combined")
     handles = [_init(binding, device, source, lender)]
     try:
         _register(binding, handles[0], custom_ops)
@@ -238,7 +240,7 @@ class LoadedModel:
         if code == _TARGET_PLATFORM_UNMATCH and self._device.cores == 1 and core_mask in _ONE_CORE_MASKS:
             log.debug("rknn_set_core_mask answers %d on the one core of %s: harmless", code, self._device.soc)
         elif code:
-            raise RknnError("rknn_set_core_mask", code, mask_hint(core_mask, self._device))
+            raise RknnError("rknn_set_core_mask", code, mask_hint(core_mask, code, self._device))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -256,12 +258,12 @@ def _check(source: ModelSource) -> None:
 
 
 def _lender(settings: LoadSettings, library: str) -> LoadedModel | None:
-    """The model whose weights are to be used. Raises AdapterError for one that another library loaded."""
+    """The model whose weights are to be used. Raises SettingError for one that another library loaded."""
     lender = settings.share_with
     if lender is None:
         return None
     if not isinstance(lender, LoadedModel) or lender.binding.path != library:
-        raise AdapterError(
+        raise SettingError(
             "weights can be shared with a model that the same runtime library loaded, and only with such"
         )
     return lender

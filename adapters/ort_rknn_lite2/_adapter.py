@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ort_rknn.seam import SOC_CORES, Absence, AdapterError, Device, LoadSettings, Model, ModelSource, Query, Survey
+from ort_rknn.seam import SOC_CORES, Absence, Device, LoadSettings, Model, ModelSource, Query, SettingError, Survey
 
 from ._board import ADAPTER, LIBRARY, check_library, check_node, find_package, find_soc
 
@@ -49,12 +49,12 @@ class Lite2Adapter:
         """Import the package and load the model.
 
         ``settings.share_weights`` is taken whatever it is: it allows sharing, and every context loads its own weights
-        all the same, which ``versions`` tells. Raises RknnError where the runtime refuses the model, AdapterError for
+        all the same, which ``versions`` tells. Raises RknnError where the runtime refuses the model, SettingError for
         a setting that the package has no way for; nothing is left open then.
         """
         if settings.extra:
             known = ", ".join(sorted(settings.extra))
-            raise AdapterError(f"the adapter {ADAPTER} does not know the option(s) {known}")
+            raise SettingError(f"the adapter {ADAPTER} does not know the option(s) {known}")
         refused = (
             (settings.run_timeout_ms, "run_timeout_ms: rknn-toolkit-lite2 waits as long as the driver does"),
             (settings.share_with is not None, "use_weight_from: rknn-toolkit-lite2 cannot share weights"),
@@ -63,7 +63,7 @@ class Lite2Adapter:
         )
         for demand, why in refused:
             if demand:
-                raise AdapterError(f"{why}. Leave it out, or use the adapter 'librknnrt'.")
+                raise SettingError(f"{why}. Leave it out, or use the adapter 'librknnrt'.")
         from ._model import load_model  # so that looking for a device never needs numpy or ctypes structures
 
         return load_model(device, source)

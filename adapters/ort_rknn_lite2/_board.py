@@ -24,6 +24,9 @@ _MAX_READ: Final = 4096
 def find_package() -> str | Absence:
     """The version of the installed package ("unknown" where its metadata are missing). Imports nothing of it."""
     module = sys.modules.get("rknnlite")
+    if module is not None and module.__name__ != "rknnlite":
+        reason = f"the module rknnlite is {module.__name__} in this process, and not {DISTRIBUTION}"
+        return Absence(ADAPTER, reason, "Use the adapter 'librknnrt', which needs no package of the vendor's.")
     spec: importlib.machinery.ModuleSpec | None
     try:
         spec = importlib.util.find_spec("rknnlite")

@@ -76,7 +76,7 @@ class _Take:
             raise AdapterError(f"output {info.name!r}: the model gives {possible}, not {port.dtype}")
         if port.layout not in (info.layout, "UNDEFINED") or port.pass_through:
             raise AdapterError(f"output {info.name!r}: it comes as {info.layout}, and never passed through")
-        if port.dtype != "float32" and (info.quantisation is not None or port.dtype in ("int4", "bfloat16")):
+        if port.dtype != "float32" and not info.raw:
             raise AdapterError(
                 f"output {info.name!r}: raw {info.dtype} is not to be had, rknn-toolkit-lite2 always gives float32. "
                 "Leave output_dtype out, or use the adapter 'librknnrt'."

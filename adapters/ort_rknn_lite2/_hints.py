@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ort_rknn.seam import Device
+from ort_rknn.seam import CORE_MASK_ALL, Device
 
 
 def hint(call: str, code: int, device: Device) -> str:
@@ -29,8 +29,12 @@ def hint(call: str, code: int, device: Device) -> str:
     return "RKNN_LOG_LEVEL=4 in the environment makes the runtime say more."
 
 
-def mask_hint(mask: int, device: Device) -> str:
+def mask_hint(mask: int, code: int, device: Device) -> str:
     """For ``rknn_set_core_mask``."""
-    possible = {1: "0, 1", 2: "0, 1, 2, 3"}.get(device.cores, "0, 1, 2, 4, 3, 7")
+    possible = {1: (0, 1), 2: (0, 1, 2, 3)}.get(device.cores, (0, 1, 2, 4, 3, 7))
     has = f"{device.soc} has {device.cores} core{'s' * (device.cores > 1)}"
-    return f"Core mask {mask:#x} is not possible: {has}, masks {possible} and 0xffff."
+    if mask not in (*possible, CORE_MASK_ALL):
+        return f"Core mask {mask:#x} is not possible: {has}, masks {', '.join(map(str, possible))} and 0xffff."
+    if code in (-5, -13):
+        return f"{has}, so core mask {mask:#x} should be possible: its runtime and driver may be too old."
+    return hint("rknn_set_core_mask", code, device)

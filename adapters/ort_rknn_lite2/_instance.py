@@ -93,7 +93,7 @@ class Instance:
             ignore()
         if code:
             raise _failure(as_text(words), self.device)
-        runtime = self._rknn.rknn_runtime
+        runtime = getattr(self._rknn, "rknn_runtime", None)
         library, context = getattr(runtime, "lib", None), getattr(runtime, "context", None)
         if not isinstance(library, ctypes.CDLL) or not isinstance(context, int):
             raise AdapterError(
@@ -121,7 +121,7 @@ class Instance:
         """
         code = self.call("rknn_set_core_mask", ctypes.c_int32(mask))
         if code:
-            raise RknnError("rknn_set_core_mask", code, mask_hint(mask, self.device))
+            raise RknnError("rknn_set_core_mask", code, mask_hint(mask, code, self.device))
 
     def infer(self, arrays: list[Any], pass_through: list[int] | None, nbytes: int) -> list[Any]:
         """The outputs of one run as fresh float32 arrays. ``arrays`` is the package's to change.

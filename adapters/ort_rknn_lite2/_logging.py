@@ -57,46 +57,52 @@ def logging_untouched() -> Iterator[None]:
         manager.disable, logging.raiseExceptions, logging.lastResort = disabled, raises, last
 
 
-class _Listener(logging.Filter):
-    """On the package's logger: takes what it says during our calls on this thread, and lets all else pass."""
+class _Heard(threading.local):
+    """What the package says on this thread; None while nobody listens."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.heard = threading.local()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        words: list[str] | None = getattr(self.heard, "words", None)
-        if words is None:
-            return True
-        words.append(record.getMessage())
-        return False
+    words: list[str] | None = None
 
 
-_listener: Final = _Listener()
+_heard: Final = _Heard()
 
 
 def listen() -> list[str]:
     """From now on, on this thread, what the package logs goes to the list that this returns, until :func:`ignore`."""
     words: list[str] = []
-    _listener.heard.words = words
+    _heard.words = words
     return words
 
 
 def listening() -> list[str] | None:
     """The list that is listened with on this thread, for :func:`ignore` to go back to."""
-    return getattr(_listener.heard, "words", None)
+    return _heard.words
 
 
 def ignore(words: list[str] | None = None) -> None:
     """The end of :func:`listen`; with ``words``, listen with those again."""
-    _listener.heard.words = words
+    _heard.words = words
 
 
 def install_listener() -> None:
-    """Put the listener on the package's logger, once."""
+    """Let :func:`listen` hear the package's logger, once.
+
+    Levels, ``logging.disable()`` and a logger that is switched off hold for the program, not for the listener: some
+    errors are told nowhere else. A filter would come after them.
+    """
     logger = logging.getLogger(THEIRS)
-    if _listener not in logger.filters:
-        logger.addFilter(_listener)
+    if "handle" in vars(logger):
+        return
+    enabled, handle = logger.isEnabledFor, logger.handle
+
+    def hear(record: logging.LogRecord) -> None:
+        words = _heard.words
+        if words is None:
+            handle(record)
+        else:
+            words.append(record.getMessage())
+
+    logger.isEnabledFor = lambda level: _heard.words is not None or enabled(level)  # type: ignore[method-assign]
+    logger.handle = hear  # type: ignore[method-assign]
 
 
 def as_text(words: list[str]) -> str:

@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -175,7 +176,12 @@ def _tensors(instance: Instance) -> tuple[tuple[TensorInfo, ...], tuple[TensorIn
         if not 0 < count <= _MAX_TENSORS:
             raise AdapterError(f"the runtime reports {count} {what}, which cannot be: the model is damaged")
         sides.append(tuple(_info(_attribute(instance, command, index)) for index in range(count)))
-    return sides[0], sides[1]
+    return sides[0], tuple(map(_as_given, sides[1]))
+
+
+def _as_given(output: TensorInfo) -> TensorInfo:
+    """The package gives float32, which can be turned back only into what it was made from without a scale."""
+    return replace(output, raw=output.quantisation is None and output.dtype not in ("int4", "bfloat16"))
 
 
 def _info(attribute: abi.TensorAttr) -> TensorInfo:

@@ -66,7 +66,7 @@ class VirtualAdapter:
             compiler = _build.find_compiler()
             folder = _build.cache_folder()
         except AdapterError as error:
-            return _absent(f"the virtual NPU cannot be compiled: {error}")
+            return _absent(f"there is no virtual NPU here: {error}")
         if compiler is None:
             tried = ("cc", "gcc", "clang", "ziglang")
             return _absent("the virtual NPU has to be compiled, and there is no C compiler", _build.REMEDY, *tried)

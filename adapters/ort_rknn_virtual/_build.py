@@ -101,16 +101,21 @@ def cache_folder() -> Path:
 def cached(soc: str) -> Path | None:
     """The library for ``soc`` that is in the cache already and would be used, or None. Writes nothing.
 
-    Where there is no compiler, one that any other compiler made of the same sources is taken.
+    Where there is no compiler, one that any other compiler made of the same sources is taken. Raises AdapterError where
+    the folder that it is in belongs to, or is writable for, somebody else.
     """
     check_soc(soc)
     folder = cache_folder()
     compiler = find_compiler()
     if compiler is not None:
         exact = folder / _file_name(soc, compiler)
-        return exact if _is_ours(exact) else None
-    found = [path for path in folder.glob(f"{_stem(soc)}-*.so") if _is_ours(path)]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+        found = [exact] if _is_ours(exact) else []
+    else:
+        found = [path for path in folder.glob(f"{_stem(soc)}-*.so") if _is_ours(path)]
+    if not found:
+        return None
+    _check_folder(folder)
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 def library(soc: str) -> Path:

@@ -55,23 +55,26 @@ def read_feed(
         raise Refused(f"the model has the {len(wanted)} inputs {_names(wanted)}, and {len(inputs)} were given")
     formats = _each(data_format, "data_format", len(wanted)) or ["nhwc"] * len(wanted)
     types = _each(data_type, "data_type", len(wanted))
-    if pass_through is not None and len(pass_through) != len(wanted):
-        raise Refused(f"inputs_pass_through has {len(pass_through)} numbers, and the model {len(wanted)} inputs")
+    flags = _flags(pass_through, len(wanted))
     feed = []
     for index, (array, form, spec) in enumerate(zip(inputs, formats, wanted)):
-        if array.dtype.name not in INPUT_DTYPES:
+        if array.dtype.name not in INPUT_DTYPES or not array.dtype.isnative:
             raise Refused(f"input {spec.name!r} is {array.dtype}; it can be {', '.join(INPUT_DTYPES)}")
         if types is not None and types[index] != array.dtype.name:
             raise Refused(f"input {spec.name!r} is {array.dtype}, and data_type says {types[index]}")
         if form not in _LAYOUTS:
             raise Refused(f"data_format {form!r} is unknown; it is 'nhwc' or 'nchw'")
-        through = bool(pass_through[index]) if pass_through is not None else False
+        through = flags[index]
         layout: Layout = _LAYOUTS[form] if array.ndim == 4 else "UNDEFINED"
         shape = array.shape
         if layout == "NHWC":
             shape = (shape[0], shape[3], shape[1], shape[2])
-        if shape not in spec.shapes and not through:
+        # What is passed through may have rows padded to what the NPU stores.
+        if shape not in spec.shapes and not (through and len(shape) == len(spec.shapes[0])):
             raise Refused(_wrong_shape(spec, array, layout))
+        if through and layout == "NCHW":
+            # Nobody converts what is passed through, and the compiled model stores NHWC.
+            array, layout = array.transpose(0, 2, 3, 1), "NHWC"
         feed.append(Fed(np.ascontiguousarray(array), layout, shape, through))
     return feed
 
@@ -79,10 +82,20 @@ def read_feed(
 def _each(given: str | Sequence[str] | None, what: str, count: int) -> list[str] | None:
     if given is None:
         return None
-    words = [given] * count if isinstance(given, str) else list(given)
-    if len(words) != count or not all(isinstance(word, str) for word in words):
+    words = [given] * count if isinstance(given, str) else given
+    if not isinstance(words, Sequence) or len(words) != count or not all(isinstance(word, str) for word in words):
         raise Refused(f"{what} is {given!r}: a word, or a list with one word for each of the {count} inputs, is wanted")
     return [word.lower() for word in words]
+
+
+def _flags(given: Sequence[int] | None, count: int) -> list[bool]:
+    if given is None:
+        return [False] * count
+    if not isinstance(given, (Sequence, np.ndarray)) or len(given) != count:
+        raise Refused(
+            f"inputs_pass_through is {given!r}: a list with a 0 or 1 for each of the {count} inputs is wanted"
+        )
+    return [bool(flag) for flag in given]
 
 
 def _names(wanted: Sequence[Input]) -> str:

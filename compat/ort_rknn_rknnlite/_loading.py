@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -14,6 +15,7 @@ from ort_rknn._devices import Found, query_for, survey
 from ort_rknn.errors import FallbackWarning
 from ort_rknn.files import RknnFile, RknnFileError, onnx_twin_names, read_rknn
 from ort_rknn.options import TP_MODES, Options, read_options
+from ort_rknn.seam import CORE_MASK_ALL, ModelSource
 
 from ._arguments import Fed, Input, Refused
 
@@ -21,6 +23,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 log: Final = logging.getLogger("ort_rknn.rknnlite")
+_MODES: Final = {mask: mode for mode, mask in TP_MODES.items()}
+_ON_TWO_CORES: Final = {0x4: 0x1, 0x7: 0x3}
+
+
+class ModelFile:
+    """A model file as it was when it was chosen. It is held open: the vendor's class has read it by then, so programs
+    may delete or replace it before they start the runtime."""
+
+    def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
+        """Raises OSError."""
+        self.path: Final = os.path.abspath(os.fsdecode(path))
+        self._descriptor: Final = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def source(self) -> ModelSource:
+        """The path where the same file is still there, else its bytes. Raises OSError."""
+        try:
+            same = os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
+        except OSError:
+            same = False
+        if same:
+            return ModelSource(path=self.path)
+        with open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            return ModelSource(data=file.read())
 
 
 class Loaded(Protocol):
@@ -42,18 +69,19 @@ class Loaded(Protocol):
         """Idempotent."""
 
 
-def load(path: str, core_mask: int, target: str | None) -> Loaded:
+def load(model: ModelFile, core_mask: int, target: str | None) -> Loaded:
     """Load on the NPU, else its ONNX twin on the CPU, which a FallbackWarning and the log tell.
 
     Raises Refused for a mask or target that is not there, where the model is no ``.rknn``, and where the twin is
     missing or ``ORT_RKNN_STRICT=1`` forbids it; onnxruntime's Fail where the runtime refuses the model.
     """
-    modes = {mask: mode for mode, mask in TP_MODES.items()}
-    if core_mask not in modes:
-        known = ", ".join(map(hex, sorted(modes)))
+    path = model.path
+    if core_mask not in _MODES:
+        known = ", ".join(map(hex, sorted(_MODES)))
         raise Refused(f"core_mask {core_mask!r} is not supported; it can be one of {known}")
+    source = model.source()
     try:
-        file = read_rknn(path)
+        file = read_rknn(path if source.data is None else source.data)
     except RknnFileError as error:
         raise Refused(str(error)) from error
     twin = next((name for name in onnx_twin_names(path) if name.is_file()), None)
@@ -63,13 +91,32 @@ def load(path: str, core_mask: int, target: str | None) -> Loaded:
         if report.found:
             found = report.found[0]
             _check_target(target, found)
-            options = read_options({"tp_mode": modes[core_mask], "output_dtype": "float32"})
+            options = read_options({"tp_mode": _mode(core_mask, found), "output_dtype": "float32"})
             from ._npu import OnNpu
 
-            return OnNpu(path, file, found, options, twin)
+            if found.device.virtual and twin is None:
+                # A session's explain() tells it; programs of this API have nothing else to ask.
+                log.warning(
+                    "%s has no ONNX twin (%s): the virtual NPU's numbers are a deterministic function of the inputs",
+                    *(Path(path).name, _names_of_twins(path)),
+                )
+            return OnNpu(path, source, file, found, options, twin)
         absence = report.why_none()
         reason = f"no NPU: {absence.reason}" + (f". {absence.remedy}" if absence.remedy else "")
     return _on_cpu(path, file, twin, reason)
+
+
+def _mode(core_mask: int, found: Found) -> str:
+    """The option tp_mode for ``core_mask``. Raises Refused for a core that the device lacks."""
+    soc, cores = found.device.soc, found.device.cores
+    instead = _ON_TWO_CORES.get(core_mask) if cores == 2 else None
+    if instead is not None:
+        # As the vendor's class does, so that a program for three cores runs on two.
+        log.warning("core_mask %#x names a core that %s lacks: %#x is taken instead", core_mask, soc, instead)
+        core_mask = instead
+    elif core_mask != CORE_MASK_ALL and core_mask >> cores:
+        raise Refused(f"core_mask {core_mask:#x} names a core that {soc} lacks: leave it out, or take NPU_CORE_AUTO")
+    return _MODES[core_mask]
 
 
 def _check_target(target: str | None, found: Found) -> None:
@@ -81,7 +128,7 @@ def _on_cpu(path: str, file: RknnFile, twin: Path | None, reason: str) -> Loaded
     if os.environ.get("ORT_RKNN_STRICT") == "1":
         raise Refused(f"{reason} (no fallback to the CPU: ORT_RKNN_STRICT=1)")
     if twin is None:
-        names = ", ".join(name.name for name in onnx_twin_names(path))
+        names = _names_of_twins(path)
         raise Refused(f"{reason}. And a compiled model runs on an NPU only; its ONNX ({names}) is not beside it")
     from ._cpu import OnCpu
 
@@ -90,6 +137,10 @@ def _on_cpu(path: str, file: RknnFile, twin: Path | None, reason: str) -> Loaded
     log.warning("%s", text)
     warnings.warn(text, FallbackWarning, stacklevel=_users_frame())
     return loaded
+
+
+def _names_of_twins(path: str) -> str:
+    return ", ".join(name.name for name in onnx_twin_names(path))
 
 
 def _users_frame() -> int:

@@ -29,11 +29,13 @@ _Key = tuple[tuple[Shape, str, str, bool], ...]
 class OnNpu:
     """See :class:`ort_rknn_rknnlite._loading.Loaded`."""
 
-    def __init__(self, path: str, file: RknnFile, found: Found, options: Options, twin: Path | None) -> None:
+    def __init__(
+        self, path: str, source: ModelSource, file: RknnFile, found: Found, options: Options, twin: Path | None
+    ) -> None:
         self._device = found.device
         declared = declared_by_file(file)
         self._executor = open_executor(
-            *(found, ModelSource(path=path), options),
+            *(found, source, options),
             inputs=declared[0] if declared is not None else None,
             outputs=declared[1] if declared is not None else None,
             file=file,

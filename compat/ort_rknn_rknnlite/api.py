@@ -6,17 +6,20 @@ What fails returns -1 or None, as the vendor's does, and says why in one line of
 Different from rknn-toolkit-lite2 2.5.0, on purpose:
 
 * A run that fails gives None. The vendor's class does not look, and may give the result of the run before.
-* Shapes are checked. There, NCHW data given as NHWC, or a larger batch, is computed as far as it goes.
+* Shapes are checked, but for inputs that are passed through. There, NCHW data given as NHWC, or a larger batch, is
+  computed as far as it goes.
 * The lists that are given stay as they are. There, ``data_format="nchw"`` exchanges their elements.
 * An object that is dropped gives its context back, and two threads may use one object: their runs take turns.
 * ``reuse_outputs`` gives fresh arrays like any other call. Logging stays as the program set it.
 
 Not there: encrypted models (``key_path``), a board at the other end of a cable (``target``, ``device_id``) and
-``async_mode``: these fail with a reason.
+``async_mode``: these fail with a reason. What is inside of the vendor's objects (``rknn_runtime`` ...) is not there
+either. ``docs/adapters.md`` has the whole table.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import OrderedDict
@@ -25,9 +28,10 @@ from typing import Any, ClassVar, Final
 
 from ort_rknn.errors import bare_message
 from ort_rknn.files import RknnFileError, read_rknn
+from ort_rknn.seam import SOC_CORES
 
 from ._arguments import Refused, read_feed
-from ._loading import Loaded, load
+from ._loading import Loaded, ModelFile, load
 
 __all__ = ["RKNNLite", "RKNNLiteError"]
 
@@ -58,19 +62,22 @@ class RKNNLite:
 
     def __init__(self, verbose: bool = False, verbose_file: str | None = None) -> None:
         self.verbose = verbose
-        self._path: str | None = None
+        self._model: ModelFile | None = None
         self._loaded: Loaded | None = None
-        self._frames = 0
+        self._frames = itertools.count(1)
         if verbose_file is not None:
             log.warning("verbose_file is not written: give logging a FileHandler for the logger %s", log.name)
 
-    def load_rknn(self, path: str | os.PathLike[str], key_path: str | None = None) -> int:
-        """Choose the model file; it is read by :meth:`init_runtime`. 0, or -1 where it is not there."""
+    def load_rknn(self, path: str | bytes | os.PathLike[str], key_path: str | None = None) -> int:
+        """Choose the model file, as it is now; :meth:`init_runtime` looks into it. 0, or -1 where it is not there."""
         if key_path is not None:
             return self._failed("load_rknn", "encrypted models (key_path) are not supported")
         if not os.path.isfile(path):
             return self._failed("load_rknn", f"the model {os.fspath(path)!r} is not a file")
-        self._path = os.path.abspath(path)
+        try:
+            self._model = ModelFile(path)
+        except OSError as error:
+            return self._failed("load_rknn", str(error), error)
         return 0
 
     def init_runtime(
@@ -85,7 +92,7 @@ class RKNNLite:
         The device is the board's NPU, or the one that ``ORT_RKNN_DEVICE`` names; where there is none, the ONNX beside
         the model runs on the CPU, unless ``ORT_RKNN_STRICT=1``. ``target`` may only name that device's SoC.
         """
-        if self._path is None:
+        if self._model is None:
             return self._failed("init_runtime", "no model is loaded: call load_rknn() first")
         if async_mode:
             return self._failed("init_runtime", "async_mode is not supported: use one object per thread and core")
@@ -93,9 +100,10 @@ class RKNNLite:
             return self._failed("init_runtime", "device_id is for boards at the other end of a cable, not supported")
         self.release()
         try:
-            self._loaded = load(self._path, core_mask, target)
+            self._loaded = load(self._model, core_mask, target)
         except Exception as error:
             return self._failed("init_runtime", _words(error), error)
+        self._frames = itertools.count(1)
         log.log(logging.INFO if self.verbose else logging.DEBUG, "%s", self._loaded.describe())
         return 0
 
@@ -112,8 +120,8 @@ class RKNNLite:
 
         ``inputs`` is a list of arrays of any of float16, float32, int8 to int64, uint8 to uint32 and bool. Four axes
         are NHWC, or NCHW with ``data_format="nchw"`` (or a list with a word per input). Where ``inputs_pass_through``
-        has a 1, the array is what the compiled model stores, and is not converted. ``get_frame_id`` adds the number
-        of this run twice.
+        has a 1, the array is what the compiled model stores, and only its order of axes is converted. ``get_frame_id``
+        appends the number of this run since init_runtime(), from 1 on, twice: as output's and as input's.
         """
         loaded = self._loaded
         if loaded is None:
@@ -125,9 +133,9 @@ class RKNNLite:
         except Exception as error:
             self._failed("inference", _words(error), error)
             return None
+        frame = next(self._frames)
         if get_frame_id:
-            outputs.append([self._frames, self._frames])
-        self._frames += 1
+            outputs += [frame, frame]
         return outputs
 
     def release(self) -> None:
@@ -156,13 +164,12 @@ class RKNNLite:
     def list_support_target_platform(
         self, rknn_model: str | os.PathLike[str] | None = None
     ) -> OrderedDict[str, list[str]] | None:
-        """The SoCs that a model was made for, printed and returned; of the loaded model where none is given."""
-        path = rknn_model if rknn_model is not None else self._path
-        if path is None:
-            self._failed("list_support_target_platform", "no model was given or loaded")
+        """The SoCs that a model was made for, printed and returned. Without a model: those that there are, printed."""
+        if rknn_model is None:
+            print(f"All supported target platforms: {', '.join(soc.upper() for soc in SOC_CORES)}")
             return None
         try:
-            targets = list(read_rknn(path).targets)
+            targets = list(read_rknn(rknn_model).targets)
         except (OSError, RknnFileError) as error:
             self._failed("list_support_target_platform", str(error), error)
             return None

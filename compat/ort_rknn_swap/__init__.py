@@ -1,7 +1,8 @@
 """The import swap: programs that know ``onnxruntime`` only get ``ort_rknn`` in its place, unmodified.
 
 ``_modules`` the stand-in for the module ``onnxruntime`` and what loaded modules hold of it; ``_report`` what each
-session got; ``command`` and ``_program`` the command line's ``run``.
+session got; ``_children`` the processes that multiprocessing starts; ``command`` and ``_program`` the command line's
+``run``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from ort_rknn._request import Defaults, Policy, set_defaults
 
 from . import _report
+from ._children import Children
 from ._modules import Swap
 from ._report import report
 
@@ -28,6 +30,7 @@ class _Settings:
 
 _lock = threading.RLock()
 _swap: Swap | None = None
+_children: Children | None = None
 _settings = _Settings(Defaults(), False)
 
 
@@ -41,8 +44,9 @@ def install(
     """From now on ``import onnxruntime`` gives ort_rknn, for code imported later and for modules that are loaded.
 
     Modules that hold onnxruntime, its ``InferenceSession`` or its provider lists as a global name (``import onnxruntime
-    as ort``, ``from onnxruntime import InferenceSession``) get ours under that name. What they keep elsewhere (a class
-    attribute, a default argument, a base class, sessions that exist) stays onnxruntime's. Submodules such as
+    as ort``, ``from onnxruntime import InferenceSession``) get ours under that name. Whoever keeps the class elsewhere
+    (a dict, a default argument, a class attribute) gets our session when it makes one with it, and classes derived from
+    it are derived from ours meanwhile. Sessions that exist stay onnxruntime's, and submodules such as
     ``onnxruntime.capi`` are onnxruntime's own.
 
     ``policy``: "prefer" puts the NPU in front of whatever providers a session names; "only" does so and allows no
@@ -51,10 +55,13 @@ def install(
     every session that comes to the NPU; those that a session brings itself win. ``report``: print to stderr, at the
     end of the process, what each session got.
 
+    Processes that ``multiprocessing`` starts have the swap too, policy and options included, whichever way they are
+    started; they report nothing.
+
     Called again, the settings are replaced. Raises OptionError for a bad policy or bad options, and then changes
     nothing.
     """
-    global _swap
+    global _swap, _children
     given = dict(options or {})
     if device is not None:
         given["device"] = device
@@ -62,6 +69,7 @@ def install(
         _apply(_Settings(Defaults(policy, given), report))
         if _swap is None:
             _swap = Swap()
+            _children = Children(_for_children)
 
 
 def uninstall() -> None:
@@ -69,11 +77,12 @@ def uninstall() -> None:
 
     Sessions that were made keep working, and modules that were imported meanwhile keep what they imported.
     """
-    global _swap
+    global _swap, _children
     with _lock:
-        if _swap is not None:
+        if _swap is not None and _children is not None:
+            _children.undo()
             _swap.undo()
-            _swap = None
+            _swap = _children = None
         _apply(_Settings(Defaults(), False))
 
 
@@ -106,3 +115,7 @@ def _apply(settings: _Settings) -> None:
     if settings.report != _settings.report:
         _report.start() if settings.report else _report.stop()
     _settings = settings
+
+
+def _for_children() -> tuple[Policy | None, Mapping[str, object]]:
+    return _settings.defaults.policy, _settings.defaults.options

@@ -1,11 +1,12 @@
-"""The stand-in for the module ``onnxruntime``, and the names that loaded modules hold."""
+"""The stand-in for the module ``onnxruntime``, and what loaded modules hold of it."""
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import sys
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import ort_rknn
@@ -33,8 +34,7 @@ class _StandIn(ModuleType):
         self.__dict__["_ort_rknn_roots"] = _own_roots()
 
     def __getattr__(self, name: str) -> Any:
-        root = str(sys._getframe(1).f_globals.get("__name__", "")).partition(".")[0]
-        if root in self._ort_rknn_roots:
+        if _root(sys._getframe(1)) in self._ort_rknn_roots:
             return getattr(self._ort_rknn_real, name)
         try:
             return getattr(ort_rknn, name)
@@ -43,6 +43,11 @@ class _StandIn(ModuleType):
 
     def __dir__(self) -> list[str]:
         return sorted({*self.__dict__, *(n for n in dir(ort_rknn) if not n.startswith("_"))})
+
+
+def _root(frame: FrameType) -> str:
+    """The top-level package of the code that runs in a frame."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _own_roots() -> frozenset[str]:
@@ -58,25 +63,43 @@ def _own_roots() -> frozenset[str]:
 
 
 class Swap:
-    """The stand-in in place; :meth:`undo` takes it back."""
+    """The stand-in in place; :meth:`undo` takes it back.
+
+    Global names of loaded modules are exchanged. Whoever holds the class elsewhere (in a dict, a default argument, a
+    class attribute) gets ours when it makes a session with it, and classes derived from it are derived from ours.
+    """
 
     def __init__(self) -> None:
         real = sys.modules[NAME]
         self._real = real
+        self._theirs: Any = real.InferenceSession
         self.stand_in = _StandIn(real)
         #: (a module's names, the name, what it held, what it holds now)
         self._exchanged: list[tuple[dict[str, Any], str, Any, Any]] = []
+        #: (a class, its bases, those that it has now)
+        self._derived: list[tuple[type, tuple[type, ...], tuple[type, ...]]] = []
+        self._first = self._mine = self._theirs.__init__
         sys.modules[NAME] = self.stand_in
-        self._exchange()
+        try:
+            self._exchange()
+            self._derive()
+            self._redirect()
+        except BaseException:
+            self.undo()
+            raise
 
     def _exchange(self) -> None:
         real = self._real
-        ours = {id(real): self.stand_in, id(real.InferenceSession): ort_rknn.InferenceSession}
+        ours = {id(real): self.stand_in, id(self._theirs): ort_rknn.InferenceSession}
         # onnxruntime asks its own lists what it was built with: those stay.
         lists = {id(getattr(real, n)): getattr(ort_rknn, n) for n in _LISTS}
-        roots = self.stand_in._ort_rknn_roots
+        roots = self._roots
         for name, module in list(sys.modules.items()):
-            names = getattr(module, "__dict__", None)
+            try:
+                # Not through the module's own __getattribute__: a lazy one is loaded by any question.
+                names = object.__getattribute__(module, "__dict__")
+            except AttributeError:
+                continue
             root = name.partition(".")[0]
             if module is self.stand_in or not isinstance(names, dict) or root in roots:
                 continue
@@ -86,8 +109,46 @@ class Swap:
                     self._exchanged.append((names, key, value, mine))
                     names[key] = mine
 
+    def _derive(self) -> None:
+        for derived in self._theirs.__subclasses__():
+            if derived is ort_rknn.InferenceSession or derived.__module__.partition(".")[0] in self._roots:
+                continue
+            before = derived.__bases__
+            after = tuple(ort_rknn.InferenceSession if base is self._theirs else base for base in before)
+            try:
+                derived.__bases__ = after
+            except TypeError:  # its other bases do not go with ours
+                continue
+            self._derived.append((derived, before, after))
+
+    def _redirect(self) -> None:
+        theirs, first, roots = self._theirs, self._first, self._roots
+
+        @functools.wraps(first)
+        def __init__(session: Any, *given: Any, **named: Any) -> None:
+            if _root(sys._getframe(1)) not in roots:
+                if type(session) is theirs:
+                    session.__class__ = ort_rknn.InferenceSession
+                if isinstance(session, ort_rknn.InferenceSession):
+                    ort_rknn.InferenceSession.__init__(session, *given, **named)
+                    return
+            first(session, *given, **named)
+
+        self._mine = theirs.__init__ = __init__
+
+    @property
+    def _roots(self) -> frozenset[str]:
+        roots: frozenset[str] = self.stand_in._ort_rknn_roots
+        return roots
+
     def undo(self) -> None:
         """Put everything back, but for what the program itself has changed since."""
+        if self._theirs.__init__ is self._mine:
+            self._theirs.__init__ = self._first
+        for derived, before, after in self._derived:
+            if derived.__bases__ == after:
+                derived.__bases__ = before
+        self._derived.clear()
         for names, key, theirs, mine in reversed(self._exchanged):
             if names.get(key) is mine:
                 names[key] = theirs

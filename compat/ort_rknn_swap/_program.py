@@ -21,12 +21,20 @@ class NoProgram(Exception):
 
 
 def run_script(path: str, args: Sequence[str]) -> None:
-    """``python path args``: a file of source or byte code, or a folder or zip file with ``__main__.py``.
+    """``python path args``: a file of source or byte code, or a folder or zip file with ``__main__.py``; "-" is the
+    standard input.
 
     Raises NoProgram where it cannot be opened, else whatever the program raises.
     """
     sys.argv = [path, *args]
     main = _new_main()
+    if path == "-":
+        _set_first_path("")
+        with _Stripped():
+            main.__loader__ = importlib.machinery.BuiltinImporter
+            main.__file__ = "<stdin>"
+            exec(compile(_standard_input(), "<stdin>", "exec", dont_inherit=True), vars(main))  # noqa: S102
+        return
     if pkgutil.get_importer(path) is not None:  # a folder or a zip file
         _set_first_path(os.path.abspath(path), insert_safe=True)
         _as_main("__main__", alter_argv=False)
@@ -86,6 +94,10 @@ def _read(path: str) -> CodeType:
     with _Stripped():
         compiled: CodeType = compile(source, full, "exec", dont_inherit=True)
     return compiled
+
+
+def _standard_input() -> bytes:
+    return sys.stdin.buffer.read() if sys.stdin is not None else b""  # closed: the interpreter runs nothing either
 
 
 class _Stripped:

@@ -9,12 +9,16 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ort_rknn import _session
 from ort_rknn.options import PROVIDER
+
+if TYPE_CHECKING:
+    from ort_rknn.executor import Executor
 
 _KEPT = 1000
 """Sessions that are listed; the rest is counted."""
@@ -94,14 +98,14 @@ def _note(session: Any) -> None:
     state = session._npu
     provider = session._providers[0]  # a subclass may have its own get_providers
     plan = state.plan if state is not None else None
-    executor = weakref.ref(state.executor) if state is not None and state.executor is not None else None
+    executors = [weakref.ref(executor) for executor in state.executors] if state is not None else []
     path = session._model_path
     record = _Record(
         model=os.path.basename(path) if path else f"model in memory ({len(session._model_bytes or b''):,} bytes)",
         provider=provider,
         device=plan.found.device.name if plan is not None and plan.found is not None and provider == PROVIDER else "",
         reason=_reason(state, plan),
-        counters=functools.partial(_counters, executor),
+        counters=functools.partial(_counters, executors),
     )
     with _lock:
         vars(session)[_MINE] = record
@@ -122,11 +126,14 @@ def _reason(state: Any, plan: Any) -> str:
     return plan.story[-1] if plan.story else ""
 
 
-def _counters(executor: Any) -> dict[str, dict[str, int]]:
-    alive = executor() if executor is not None else None
-    if alive is None:
-        return {}
-    return {**alive.counters(), "shapes that were not compiled": alive.missing_shapes()}
+def _counters(executors: Sequence[weakref.ref[Executor]]) -> dict[str, dict[str, int]]:
+    """Summed up by core, for a model of several EPContext nodes."""
+    out: dict[str, Counter[str]] = {}
+    for executor in filter(None, (reference() for reference in executors)):
+        of_this = {**executor.counters(), "shapes that were not compiled": executor.missing_shapes()}
+        for what, counts in of_this.items():
+            out.setdefault(what, Counter()).update(counts)
+    return {what: dict(counts) for what, counts in out.items()}
 
 
 def _ended(record: _Record) -> None:

@@ -47,7 +47,9 @@ def _fill(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--report", action="store_true", help="at the end, tell on stderr what each session got")
     parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
-    parser.add_argument("program", nargs="?", metavar="APP.py", help="a script, or a folder or zip with __main__.py")
+    parser.add_argument(
+        "program", nargs="?", metavar="APP.py", help="a script, a folder or zip with __main__.py, or - for stdin"
+    )
 
 
 def run(argv: Sequence[str]) -> int:
@@ -100,7 +102,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], str | None, str | None, list
         if word == "--":
             rest = list(argv[place + 1 :])
             return list(argv[:place]), rest[0] if rest else None, None, rest[1:]
-        if not word.startswith("-"):
+        if not word.startswith("-") or word == "-":
             return list(argv[:place]), word, None, list(argv[place + 1 :])
         place += 2 if word in _TAKES_VALUE else 1
     return list(argv), None, None, []

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import onnxruntime
 
 from .._devices import Found, query_for, survey
-from ..errors import FAIL, INVALID_ARGUMENT, NO_SUCHFILE, OptionError, ort_error
+from ..errors import FAIL, INVALID_ARGUMENT, NO_SUCHFILE, FallbackWarning, OptionError, bare_message, ort_error
 from ..executor import Executor
-from ..files import OnnxFileError, RknnFile, RknnFileError, find_twins, judge_twin, read_onnx, read_rknn
+from ..files import RknnFile, RknnFileError, find_twins, judge_twin, read_onnx, read_rknn
 from ..loading import declared_by_onnx, open_executor
-from ..options import ALIASES, PROVIDER, Options, read_options
+from ..options import ALIASES, PROVIDER, SIGNATURE_OPTIONS, Options, read_options
 from ..seam import ModelSource
 from ..signature import DTYPE_OF_ELEMENT, Declared
 from . import _handoff
@@ -27,8 +31,9 @@ log = logging.getLogger("ort_rknn")
 
 #: Values of an EPContext node's ``source`` that are ours.
 SOURCES = (PROVIDER, *ALIASES)
-#: Options that change the signature: only our own session can, because onnxruntime holds on to the model's.
-_SIGNATURE_OPTIONS = ("layout", "input_dtype", "output_dtype")
+_NOT_THE_USERS = tuple(
+    os.path.dirname(os.path.abspath(file)) + os.sep for file in (os.path.dirname(__file__), onnxruntime.__file__)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class Claims:
         self._device = device
         self._twin: _Twin | None = None
         self._looked = False
+        self._refusal: Exception | None = None
 
     # What is taken --------------------------------------------------------------------------------------------
 
@@ -61,9 +67,12 @@ class Claims:
         contexts = [node for node in nodes if self._is_ours(node)]
         if contexts:
             return [[node] for node in contexts]
-        if nodes and self._stands_for(graph, nodes):
+        try:
+            return [nodes] if nodes and self._stands_for(graph, nodes) else []
+        except (OptionError, FallbackWarning) as error:  # a warning where the user has made an error of it
+            # Raised here, onnxruntime would log it and go on without us: compile() raises what the caller should see.
+            self._refusal = error.with_traceback(None)
             return [nodes]
-        return []
 
     def _is_ours(self, node: int) -> bool:
         api = self._api
@@ -77,9 +86,14 @@ class Claims:
     def _stands_for(self, graph: int, nodes: Sequence[int]) -> bool:
         if not self._looked:
             self._looked = True
+            self._options()  # also where there is no path, and so no twin
             path = self._api.path(graph)
             if path:
-                self._twin = self._find_twin(path)
+                self._twin, why = self._find_twin(path)
+                if why is not None:
+                    _tell(f"{path} stays on the CPU: {why}")
+            else:
+                log.info("a model from memory stays on the CPU: a compiled twin is found beside a file")
         if self._twin is None:
             return False
         # A subgraph (the body of an If, say) has the same model path: only the graph that makes the model's own
@@ -88,40 +102,40 @@ class Claims:
         used = {name for node in nodes for name in self._api.input_names(node)}
         return all(o.name in made for o in self._twin.outputs) and all(i.name in used for i in self._twin.inputs)
 
-    def _find_twin(self, path: str) -> _Twin | None:
+    def _find_twin(self, path: str) -> tuple[_Twin | None, str | None]:
+        """The twin of a model, or why there is none; neither for a model that has nodes of ours."""
         options = self._options()
-        found = self._choose(options)
         try:
             onnx = read_onnx(path)
+            if any(node.source in SOURCES for node in onnx.ep_context_nodes):
+                return None, None
             inputs, outputs = declared_by_onnx(onnx.inputs), declared_by_onnx(onnx.outputs)
-        except OnnxFileError as error:
-            log.info("%s stays on the CPU: %s", path, error)
-            return None
+            found = self._choose(options)
+        except (OSError, OptionError):
+            raise
         except Exception as error:
-            if isinstance(error, OSError):
-                raise
-            log.info("%s stays on the CPU: %s", path, error)
-            return None
-        if any(node.source in SOURCES for node in onnx.ep_context_nodes):
-            return None
+            return None, bare_message(error)
         candidates = [options.rknn_model] if options.rknn_model else find_twins(path, found.device.soc)
+        refused = []
         for candidate in map(os.fspath, candidates):
             try:
                 file = read_rknn(candidate)
             except (RknnFileError, OSError) as error:
-                log.warning("%s is not used for %s: %s", candidate, path, error)
+                refused.append(f"{candidate} is not used: {error}")
                 continue
             verdict = judge_twin(file, soc=found.device.soc, runtime_version=None, onnx_path=path)
             if verdict.fit:
-                return _Twin(path, candidate, file, inputs, outputs, found)
-            log.warning("%s is not used for %s: %s", candidate, path, "; ".join(verdict.reasons))
-        log.info("%s stays on the CPU: no compiled twin for %s beside it", path, found.device.soc)
-        return None
+                return _Twin(path, candidate, file, inputs, outputs, found), None
+            refused.append(f"{candidate} is not used: {'; '.join(verdict.reasons)}")
+        return None, "; ".join(refused) or f"no compiled twin for {found.device.soc} lies beside it"
 
     # The kernels ----------------------------------------------------------------------------------------------
 
     def compile(self, graph: int, fused: int) -> Kernel:
         """The kernel of one fused node. Raises what the caller should see; leaves nothing open then."""
+        if self._refusal is not None:
+            refusal, self._refusal = self._refusal, None
+            raise refusal
         nodes = self._api.nodes(graph)
         context = nodes[0] if len(nodes) == 1 and self._is_ours(nodes[0]) else None
         if context is None:
@@ -140,10 +154,12 @@ class Claims:
             checked = handed is None
             executor = handed or self._open_node(graph, context, cache)
         try:
-            return self._kernel(executor, fused, slots_in, slots_out, checked)
+            kernel = self._kernel(executor, fused, slots_in, slots_out, checked)
         except BaseException:
             executor.close()
             raise
+        _handoff.opened(executor)
+        return kernel
 
     def _kernel(
         self, executor: Executor, fused: int, slots_in: Sequence[str], slots_out: Sequence[str], checked: bool
@@ -160,7 +176,8 @@ class Claims:
 
     def _options(self) -> Options:
         options = read_options(self._given)
-        asked = [key for key in _SIGNATURE_OPTIONS if key in options.given]
+        # onnxruntime holds on to the model's signature.
+        asked = [key for key in SIGNATURE_OPTIONS if key in options.given]
         if asked:
             raise OptionError(
                 f"provider option {asked[0]!r} changes a session's signature, which only ort_rknn.InferenceSession can"
@@ -171,12 +188,14 @@ class Claims:
         from ._registration import query
 
         asked = query_for(options)
-        if asked.device is None and options.runtime_library is None and query() is not None:
+        if asked.device is None and options.runtime_library is None:
             asked = query() or asked
+            if self._device is not None:
+                # A session may have advertised it that came after the registration, which says nothing of it then.
+                asked = replace(asked, device=self._device)
         report = survey(asked, options.adapter)
-        named = [f for f in report.found if f.device.name == self._device] if options.device is None else []
-        if named or report.found:
-            return (named or list(report.found))[0]
+        if report.found:
+            return report.found[0]
         why = report.why_none()
         raise ort_error(FAIL, f"no NPU: {why.reason}. {why.remedy}".rstrip(" ."))
 
@@ -213,7 +232,10 @@ class Claims:
             content = path
         else:
             raise ort_error(INVALID_ARGUMENT, f"{name}: embed_mode={embedded!r}; 0 (a file) and 1 (embedded) are known")
-        file = read_rknn(content)
+        try:
+            file = read_rknn(content)
+        except RknnFileError as error:
+            raise ort_error(INVALID_ARGUMENT, f"{label}: {error}") from error
         found = self._choose(options)
         verdict = judge_twin(file, soc=found.device.soc, runtime_version=None, onnx_path=None)
         if not verdict.fit:
@@ -228,10 +250,22 @@ class Claims:
         for slot, value in enumerate(self._api.value_names(count, get, node)):
             element, dims = types.get(value, (0, None))
             if not value or element not in DTYPE_OF_ELEMENT:
-                raise ort_error(INVALID_ARGUMENT, f"{label}: slot {slot} is empty or no tensor that an NPU can hold")
+                side = "input" if "Input" in get else "output"
+                raise ort_error(
+                    INVALID_ARGUMENT, f"{label}: its {side} {slot} is left out or no tensor that an NPU can hold"
+                )
             free = None if dims is None else tuple(d if d >= 0 else None for d in dims)
             out.append(Declared(value, DTYPE_OF_ELEMENT[element], free))
         return out
+
+
+def _tell(text: str) -> None:
+    """Falling back is never a secret: who has the provider on a session of the unmodified onnxruntime asked for it."""
+    log.warning(text)
+    depth, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(text, FallbackWarning, stacklevel=depth)
 
 
 def _confined(model_path: str, relative: str, node: str) -> str:

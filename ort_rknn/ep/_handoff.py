@@ -1,4 +1,5 @@
-"""How a session hands its executor to the provider: a random token in the wrapper, resolved in this process only.
+"""How a session hands its executor to the provider: a random token in the wrapper, resolved in this process only. And
+the way back, for the executors that a model's own EPContext nodes bring.
 
 A 300 MB blob in the node would cost over a gigabyte while loading, and a path could be exchanged between check and use.
 """
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,3 +39,30 @@ def withdraw(token: bytes) -> None:
     """Forget a token that may not have been taken."""
     with _lock:
         _waiting.pop(token, None)
+
+
+class _Here(threading.local):
+    into: list[Executor] | None = None
+
+
+_here = _Here()
+
+
+@contextmanager
+def collected(into: list[Executor]) -> Iterator[None]:
+    """Executors that the provider opens on this thread meanwhile are added to ``into``; onnxruntime compiles on the
+    thread that makes the session. None is added where that fails."""
+    _here.into = into
+    try:
+        yield
+    except BaseException:
+        into.clear()
+        raise
+    finally:
+        _here.into = None
+
+
+def opened(executor: Executor) -> None:
+    """The provider opened an executor."""
+    if _here.into is not None:
+        _here.into.append(executor)

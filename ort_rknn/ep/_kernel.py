@@ -13,6 +13,12 @@ from ..executor import Executor
 from ..seam import Shape
 from ._abi import Api, OrtCallFailed
 
+#: Plans that a kernel remembers.
+_KEPT = 128
+#: Per output of the signature: index in the kernel context, dims as C wants them, rank; or for what nobody reads None,
+#: the address of a buffer, and its array, which lives as long as whoever uses the plan.
+_Plan = tuple[tuple["int | None", Any, Any], ...]
+
 
 class Kernel:
     """Runs an executor on the inputs and outputs of a kernel context.
@@ -33,8 +39,7 @@ class Kernel:
         self._inputs = inputs
         self._outputs = outputs
         self._static = None if checked else executor.static_call
-        self._plans: dict[Call, tuple[tuple[int | None, Any, int], ...]] = {}
-        self._unused: dict[Call, list[np.ndarray[Any, Any]]] = {}
+        self._plans: dict[Call, _Plan] = {}
 
     def compute(self, context: int) -> None:
         """One run. Input views are onnxruntime's memory: their addresses are not kept beyond it."""
@@ -123,22 +128,18 @@ class Kernel:
                 f"got {size.value} bytes",
             )
 
-    def _plan(self, call: Call) -> tuple[tuple[int | None, Any, int], ...]:
-        """Per output of the signature: index in the kernel context, dims and rank; or a buffer for what nobody
-        reads."""
-        rows: list[tuple[int | None, Any, int]] = []
+    def _plan(self, call: Call) -> _Plan:
+        rows: list[tuple[int | None, Any, Any]] = []
         for port, output, shape in zip(self.executor.signature.outputs, self._outputs, call.output_shapes):
             if output is None:
                 spare = np.empty(shape, port.dtype)
-                self._unused.setdefault(call, []).append(spare)
-                rows.append((None, spare.ctypes.data, 0))
+                rows.append((None, spare.ctypes.data, spare))
             else:
                 rows.append((output, (c_int64 * len(shape))(*shape), len(shape)))
-        if len(self._plans) >= 128:
-            # Not clear(): another thread may be between look-up and use of a plan, whose buffers it needs.
-            self._plans, self._unused = {}, {}
-        self._plans[call] = tuple(rows)
-        return self._plans[call]
+        if len(self._plans) >= _KEPT:
+            self._plans.clear()
+        plan = self._plans[call] = tuple(rows)
+        return plan
 
     def close(self) -> None:
         """Give back the executor: the session is gone."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import onnxruntime
 
@@ -21,6 +23,7 @@ BY_NAME = (1, 25, 1)
 
 _lock = threading.RLock()
 _registered_as: str | None = None
+_being_made = 0  # sessions between registration and onnxruntime's constructor's end
 _query: Query | None = None
 _advertised: tuple[Device, ...] = ()
 
@@ -53,6 +56,17 @@ def why_unavailable() -> str | None:
     return None
 
 
+def may_open_a_library() -> bool:
+    """Whether this host lets the image be put where ``dlopen`` finds it: told by trying."""
+    if _registered_as is not None:
+        return True
+    try:
+        StubFile(b"").close()
+    except StubUnavailable:
+        return False
+    return True
+
+
 def query() -> Query | None:
     """What was said about devices at registration."""
     return _query
@@ -64,8 +78,29 @@ def advertised() -> tuple[Device, ...]:
 
 
 def is_registered() -> bool:
-    """Whether onnxruntime knows the provider now."""
-    return _registered_as is not None
+    """Whether onnxruntime knows the provider now.
+
+    Asked of onnxruntime too: its own ``unregister_execution_provider_library`` does not tell us.
+    """
+    return _registered_as is not None and any(d.ep_name == PROVIDER for d in onnxruntime.get_ep_devices())
+
+
+@contextmanager
+def held(device: Device | None = None) -> Iterator[None]:
+    """While a session is being made: :func:`unregister` refuses, because onnxruntime's constructor reads what it frees.
+
+    With ``device``, the provider is registered first; raises as :func:`register` then.
+    """
+    global _being_made
+    with _lock:
+        if device is not None:
+            register(advertise=device)
+        _being_made += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _being_made -= 1
 
 
 def register(
@@ -86,7 +121,7 @@ def register(
     """
     global _registered_as, _query, _advertised
     with _lock:
-        if _registered_as is not None:
+        if is_registered():
             return
         reason = why_unavailable()
         if reason is not None:
@@ -115,14 +150,17 @@ def register(
 def unregister() -> None:
     """Take the provider back. Does nothing where it is not registered.
 
-    Raises Fail while sessions still have it: onnxruntime would call into what is gone.
+    Raises Fail while sessions still have it, or are being made with it: onnxruntime would call into what is gone.
     """
     global _registered_as
     from ._provider import live_providers
 
     with _lock:
-        if _registered_as is None:
+        if not is_registered():
+            _registered_as = None
             return
+        if _being_made:
+            raise ort_error(FAIL, f"{_being_made} sessions are being made with the RKNN execution provider; try later")
         alive = live_providers()
         if alive:
             raise ort_error(FAIL, f"{alive} sessions still have the RKNN execution provider; drop them first")

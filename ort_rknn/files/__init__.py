@@ -11,7 +11,7 @@ from .onnx_model import DTYPES, Dimension, EpContextNode, OnnxFileError, OnnxMod
 from .origin import FileRecord, Origin, is_stale
 from .rknn import RknnFile, RknnFileError, RknnTensor, is_rknn, is_rknpu3, read_rknn
 from .twins import Verdict, find_twins, judge_twin, onnx_twin_names, twin_names
-from .wrapper import ModelFields, ValueFields, ep_context_model
+from .wrapper import ModelFields, ValueFields, ep_context_model, identity_model
 
 __all__ = [
     "DTYPES",
@@ -30,6 +30,7 @@ __all__ = [
     "Verdict",
     "ep_context_model",
     "find_twins",
+    "identity_model",
     "is_onnx",
     "is_rknn",
     "is_rknpu3",

@@ -7,6 +7,7 @@ and every vector's length against the bytes that are there.
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from ._source import Data
 
@@ -19,6 +20,31 @@ class FlatbufferError(ValueError):
     """The buffer is not what a FlatBuffers writer makes."""
 
 
+class Budget:
+    """How many bytes of memory may still be spent on what one file says of itself.
+
+    Any number of offsets may lead to the same string, so bounds on each string do not bound their sum: 20 kB can hold a
+    terabyte of names.
+    """
+
+    __slots__ = ("left",)
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def spend(self, size: int) -> None:
+        """Raises FlatbufferError where less than ``size`` bytes are left."""
+        if size > self.left:
+            raise FlatbufferError("it would take more memory than any such file needs")
+        self.left -= size
+
+
+#: What a table costs: the object, and what a reader makes of it.
+_TABLE_COST = 400
+#: What a text or number costs beside its contents.
+_OBJECT_COST = 48
+
+
 class Table:
     """A table at ``position`` of ``data``, inside a buffer that lies at ``start`` to ``end``.
 
@@ -26,21 +52,22 @@ class Table:
     FlatbufferError where an offset leaves the buffer.
     """
 
-    __slots__ = ("_data", "_end", "_position", "_slots", "_start", "_vtable")
+    __slots__ = ("_budget", "_data", "_end", "_position", "_slots", "_start", "_vtable")
 
-    def __init__(self, data: Data, start: int, end: int, position: int) -> None:
-        self._data, self._start, self._end, self._position = data, start, end, position
+    def __init__(self, data: Data, start: int, end: int, position: int, budget: Budget) -> None:
+        self._data, self._start, self._end, self._position, self._budget = data, start, end, position, budget
+        budget.spend(_TABLE_COST)
         self._vtable = self._check(position - _I32.unpack(self._take(position, 4))[0], 4)
         length = _U16.unpack(self._take(self._vtable, 2))[0]
         self._check(self._vtable, length)
         self._slots = (length - 4) // 2
 
     @classmethod
-    def root(cls, data: Data, start: int, end: int) -> Table:
-        """The root table of the buffer at ``start`` to ``end`` of ``data``."""
+    def root(cls, data: Data, start: int, end: int, budget: Budget) -> Table:
+        """The root table of the buffer at ``start`` to ``end`` of ``data``; it and its tables spend ``budget``."""
         if start < 0 or end > len(data) or end - start < 8:
             raise FlatbufferError("no room for a root table")
-        return cls(data, start, end, start + _U32.unpack(data[start : start + 4])[0])
+        return cls(data, start, end, start + _U32.unpack(data[start : start + 4])[0], budget)
 
     def _check(self, position: int, size: int) -> int:
         if position < self._start or position + size > self._end:
@@ -77,17 +104,25 @@ class Table:
     def string(self, slot: int, limit: int) -> bytes | None:
         """A string of at most ``limit`` bytes."""
         vector = self._vector(slot, 1, limit)
-        return None if vector is None else self._data[vector[0] : vector[0] + vector[1]]
+        if vector is None:
+            return None
+        self._budget.spend(_OBJECT_COST + 2 * vector[1])  # its bytes, and the text that is made of them
+        return self._data[vector[0] : vector[0] + vector[1]]
 
     def ints(self, slot: int, limit: int) -> tuple[int, ...] | None:
         """A vector of at most ``limit`` 32-bit signed integers."""
-        vector = self._vector(slot, 4, limit)
-        return None if vector is None else struct.unpack(f"<{vector[1]}i", self._take(vector[0], 4 * vector[1]))
+        return self._numbers(slot, limit, "i")
 
     def floats(self, slot: int, limit: int) -> tuple[float, ...] | None:
         """A vector of at most ``limit`` 32-bit floats."""
+        return self._numbers(slot, limit, "f")
+
+    def _numbers(self, slot: int, limit: int, kind: str) -> tuple[Any, ...] | None:
         vector = self._vector(slot, 4, limit)
-        return None if vector is None else struct.unpack(f"<{vector[1]}f", self._take(vector[0], 4 * vector[1]))
+        if vector is None:
+            return None
+        self._budget.spend(_OBJECT_COST + _OBJECT_COST * vector[1])
+        return struct.unpack(f"<{vector[1]}{kind}", self._take(vector[0], 4 * vector[1]))
 
     def count(self, slot: int, limit: int) -> int:
         """The number of tables in a vector of at most ``limit`` tables; 0 where the slot is absent."""
@@ -100,4 +135,5 @@ class Table:
         if vector is None or not 0 <= index < vector[1]:
             raise FlatbufferError(f"slot {slot} has no table {index}")
         at = vector[0] + 4 * index
-        return Table(self._data, self._start, self._end, at + _U32.unpack(self._take(at, 4))[0])
+        position = at + _U32.unpack(self._take(at, 4))[0]
+        return Table(self._data, self._start, self._end, position, self._budget)

@@ -32,7 +32,7 @@ _TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 8, 13
 _SPARSE_VALUES, _SPARSE_INDICES = 1, 2
 _VALUE_NAME, _VALUE_TYPE = 1, 2
 _TENSOR_TYPE, _SEQUENCE_TYPE, _MAP_TYPE, _SPARSE_TENSOR_TYPE, _OPTIONAL_TYPE = 1, 4, 5, 8, 9
-_SHAPE_DIM, _DIM_VALUE, _DIM_PARAM = 1, 1, 2
+_SHAPE_DIM, _DIM_VALUE, _DIM_PARAM, _DIM_DENOTATION = 1, 1, 2, 3
 
 #: Element types by TensorProto.DataType, as onnxruntime writes them in "tensor(...)".
 _ELEMENTS = {
@@ -63,6 +63,8 @@ class OnnxValue:
     """Of a tensor: None where the rank is unknown."""
     type_text: str
     """The type as onnxruntime writes it: "tensor(float)", "seq(tensor(int64))"."""
+    denotations: tuple[str, ...] = ()
+    """Of a tensor with a rank: what each dimension is said to mean ("DATA_BATCH"), "" where nothing is said."""
 
     @property
     def dtype(self) -> str | None:
@@ -278,39 +280,40 @@ def _read_value(reader: WireReader, start: int, end: int) -> OnnxValue:
     elem_type: int | None = None
     dims: tuple[Dimension, ...] | None = None
     type_text = ""
+    said: tuple[str, ...] = ()
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
             continue
         if number == _VALUE_NAME:
             name = reader.text(first, last)
         elif number == _VALUE_TYPE:
-            kind_of_value, elem_type, dims, type_text = _read_type(reader, first, last, 0)
-    return OnnxValue(name, kind_of_value, elem_type if kind_of_value == "tensor" else None, dims, type_text)
+            kind_of_value, elem_type, dims, type_text, said = _read_type(reader, first, last, 0)
+    return OnnxValue(name, kind_of_value, elem_type if kind_of_value == "tensor" else None, dims, type_text, said)
 
 
-_Type = tuple[Kind, "int | None", "tuple[Dimension, ...] | None", str]
+_Type = tuple[Kind, "int | None", "tuple[Dimension, ...] | None", str, tuple[str, ...]]
 
 
 def _read_type(reader: WireReader, start: int, end: int, depth: int) -> _Type:
-    """Kind, element type, dimensions and text of a TypeProto."""
+    """Kind, element type, dimensions, text and denotations of a TypeProto."""
     if depth > _DEPTH_LIMIT:
         raise WireError(f"offset {start}: types inside types, {_DEPTH_LIMIT} deep")
-    found: _Type = ("unknown", None, None, "")
+    found: _Type = ("unknown", None, None, "", ())
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
             continue
         if number in (_TENSOR_TYPE, _SPARSE_TENSOR_TYPE):
-            elem_type, dims = _read_tensor_type(reader, first, last)
+            elem_type, dims, said = _read_tensor_type(reader, first, last)
             name: Kind = "tensor" if number == _TENSOR_TYPE else "sparse_tensor"
             element = _ELEMENTS.get(elem_type)
-            found = (name, elem_type, dims, f"{name}({element})" if element else "")
+            found = (name, elem_type, dims, f"{name}({element})" if element else "", said)
         elif number in (_SEQUENCE_TYPE, _OPTIONAL_TYPE):
             inner = ""
             for part, part_kind, part_start, part_end in reader.fields(first, last):
                 if part == 1 and part_kind == BYTES:
                     inner = _read_type(reader, part_start, part_end, depth + 1)[3]
             word = "seq" if number == _SEQUENCE_TYPE else "optional"
-            found = ("sequence" if word == "seq" else "optional", None, None, f"{word}({inner})" if inner else "")
+            found = ("sequence" if word == "seq" else "optional", None, None, f"{word}({inner})" if inner else "", ())
         elif number == _MAP_TYPE:
             key, inner = "", ""
             for part, part_kind, part_start, part_end in reader.fields(first, last):
@@ -318,13 +321,16 @@ def _read_type(reader: WireReader, start: int, end: int, depth: int) -> _Type:
                     key = _ELEMENTS.get(part_start, "")
                 elif part == 2 and part_kind == BYTES:
                     inner = _read_type(reader, part_start, part_end, depth + 1)[3]
-            found = ("map", None, None, f"map({key},{inner})" if key and inner else "")
+            found = ("map", None, None, f"map({key},{inner})" if key and inner else "", ())
     return found
 
 
-def _read_tensor_type(reader: WireReader, start: int, end: int) -> tuple[int, tuple[Dimension, ...] | None]:
+def _read_tensor_type(
+    reader: WireReader, start: int, end: int
+) -> tuple[int, tuple[Dimension, ...] | None, tuple[str, ...]]:
+    """Element type, dimensions and their denotations."""
     elem_type = 0
-    dims: list[Dimension] | None = None
+    dims: list[tuple[Dimension, str]] | None = None
     for number, kind, first, last in reader.fields(start, end):
         if number == 1 and kind == VARINT:
             elem_type = first
@@ -335,16 +341,22 @@ def _read_tensor_type(reader: WireReader, start: int, end: int) -> tuple[int, tu
                     if len(dims) >= _RANK_LIMIT:
                         raise WireError(f"offset {part_start}: a shape of more than {_RANK_LIMIT} dimensions")
                     dims.append(_read_dimension(reader, part_start, part_end))
-    return elem_type, None if dims is None else tuple(dims)
+    if dims is None:
+        return elem_type, None, ()
+    return elem_type, tuple(dim for dim, _ in dims), tuple(said for _, said in dims)
 
 
-def _read_dimension(reader: WireReader, start: int, end: int) -> Dimension:
-    """As onnxruntime takes them: a negative number or an empty symbol says nothing."""
+def _read_dimension(reader: WireReader, start: int, end: int) -> tuple[Dimension, str]:
+    """A dimension, as onnxruntime takes them (a negative number or an empty symbol says nothing), and its
+    denotation."""
     dimension: Dimension = None
+    denotation = ""
     for number, kind, first, last in reader.fields(start, end):
         if number == _DIM_VALUE and kind == VARINT:
             value = signed(first)
             dimension = value if value >= 0 else None
         elif number == _DIM_PARAM and kind == BYTES:
             dimension = reader.text(first, last) or None
-    return dimension
+        elif number == _DIM_DENOTATION and kind == BYTES:
+            denotation = reader.text(first, last)
+    return dimension, denotation

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 
+# A string that does not end is a token too: else every quote in it would be tried as the start of one.
 _TOKEN = re.compile(
-    r"""'(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*" | \b(?:True|False|None|nan|inf)\b | [()]""", re.VERBOSE | re.DOTALL
+    r"""'[^'\\]*(?:\\.[^'\\]*)*(?:'|\Z|\\\Z) | "[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z|\\\Z)
+      | \b(?:True|False|None|nan|inf)\b | [()]""",
+    re.VERBOSE | re.DOTALL,
 )
 _WORDS = {"True": "true", "False": "false", "None": "null", "nan": "NaN", "inf": "Infinity", "(": "[", ")": "]"}
 
@@ -32,6 +35,8 @@ def parse_repr(text: str) -> object:
 
 
 def _unquote(token: str) -> str:
+    if len(token) < 2 or token[-1] != token[0]:
+        raise ValueError("a string without an end")
     if "\\" not in token:
         return token[1:-1]
     import ast

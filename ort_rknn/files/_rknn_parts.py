@@ -11,17 +11,21 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 from ..seam import Quantisation, Shape
-from ._flatbuffer import FlatbufferError, Table
+from ._flatbuffer import Budget, FlatbufferError, Table
 from ._repr import parse_repr
 from ._source import Data
 
 # Bounds, each several times what the runtime's own ABI allows or what was ever seen.
-_TEXT_LIMIT = 4 << 20  # JSON and repr texts; hostile JSON takes about twenty times its length
+_TEXT_LIMIT = 4 << 20  # JSON and repr texts
 _NAME_LIMIT = 4096
 _PORT_LIMIT = 4096
 _SET_LIMIT = 512
 _TABLE_LIMIT = 1 << 20
 _RANK_LIMIT = 16
+#: Reading takes no more memory than the file has bytes, or than this where it is smaller.
+_LEAST_BUDGET = 1 << 20
+#: What JSON or a repr takes in memory, by the characters that begin or part its items (CPython 3.10 to 3.14 take less).
+_COSTS = {"[": 96, "{": 320, "(": 112, ",": 40, ":": 40, '"': 60, "'": 80, "\\": 300}
 
 _MODEL_GRAPHS, _MODEL_ATTRIBUTES, _MODEL_COMPILER, _MODEL_TARGET, _MODEL_FRAMEWORK = 2, 3, 7, 8, 9
 _MODEL_CUSTOM_STRING, _MODEL_INPUT_JSON, _MODEL_OUTPUT_JSON, _MODEL_BATCH, _MODEL_SHAPE_KIND = 11, 12, 13, 14, 16
@@ -74,19 +78,20 @@ class Parts:
 def read_parts(data: Data, model: tuple[int, int], trailer: tuple[int, int]) -> Parts:
     """Read the FlatBuffers model and the JSON trailer that lie at these (start, end) offsets of ``data``."""
     parts = Parts()
+    budget = Budget(max(len(data), _LEAST_BUDGET))
     try:
         if data[model[0] + 4 : model[0] + 8] != b"RKNN":
             raise FlatbufferError("it has another identifier")
-        root = Table.root(data, *model)
+        root = Table.root(data, *model, budget)
     except FlatbufferError as problem:
         parts.unknown.append(f"the model table: {problem}")
     else:
-        _read_model(root, parts)
-    _read_trailer(data, trailer, parts)
+        _read_model(root, parts, budget)
+    _read_trailer(data, trailer, parts, budget)
     return parts
 
 
-def _read_model(root: Table, parts: Parts) -> None:
+def _read_model(root: Table, parts: Parts, budget: Budget) -> None:
     def text(slot: int, what: str, limit: int = _NAME_LIMIT) -> str | None:
         try:
             value = root.string(slot, limit)
@@ -105,6 +110,7 @@ def _read_model(root: Table, parts: Parts) -> None:
     attributes = text(_MODEL_ATTRIBUTES, "the attributes", _TEXT_LIMIT)
     if attributes:
         try:
+            _spend_on_text(attributes, budget)
             value = parse_repr(attributes)
             if not isinstance(value, dict):
                 raise ValueError("not a dict")
@@ -116,7 +122,7 @@ def _read_model(root: Table, parts: Parts) -> None:
 
     reported: dict[str, object] = {}
     for slot, what in ((_MODEL_INPUT_JSON, "the inputs' types"), (_MODEL_OUTPUT_JSON, "the outputs' types")):
-        reported.update(_mapping(_json(text(slot, what, _TEXT_LIMIT), what, parts)))
+        reported.update(_mapping(_json(text(slot, what, _TEXT_LIMIT), what, parts, budget)))
     parts.reported = reported
 
     try:
@@ -149,17 +155,18 @@ def _read_tensor(tensor: Table) -> Port:
     return Port(name.decode(), as_shape(dims), _TYPE_CODES.get(code or 0), quantisation)
 
 
-def _read_trailer(data: Data, trailer: tuple[int, int], parts: Parts) -> None:
+def _read_trailer(data: Data, trailer: tuple[int, int], parts: Parts, budget: Budget) -> None:
     start, end = trailer
     if end - start > _TEXT_LIMIT:
         parts.unknown.append(f"the JSON trailer: {end - start} bytes are more than the {_TEXT_LIMIT} that are read")
         return
     try:
+        budget.spend(2 * (end - start))
         text = data[start:end].decode()
     except ValueError as problem:
         parts.unknown.append(f"the JSON trailer: {problem}")
         return
-    value = _mapping(_json(text, "the JSON trailer", parts))
+    value = _mapping(_json(text, "the JSON trailer", parts, budget))
     version, platforms = value.get("version"), value.get("target_platform")
     framework = value.get("ori_network_platform")
     if isinstance(version, str):
@@ -186,12 +193,18 @@ def _read_trailer(data: Data, trailer: tuple[int, int], parts: Parts) -> None:
                 parts.trailer_graph.outputs.append(port)
 
 
-def _json(text: str | None, what: str, parts: Parts) -> object:
+def _spend_on_text(text: str, budget: Budget) -> None:
+    """Before JSON or a repr is parsed. Raises FlatbufferError where it would take too much."""
+    budget.spend(2 * len(text) + sum(cost * text.count(sign) for sign, cost in _COSTS.items()))
+
+
+def _json(text: str | None, what: str, parts: Parts, budget: Budget) -> object:
     if not text:
         return None
     import json
 
     try:
+        _spend_on_text(text, budget)
         value: object = json.loads(text)
     except (ValueError, RecursionError) as problem:
         parts.unknown.append(f"{what}: {problem}")

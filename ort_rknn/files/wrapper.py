@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ._wire import bytes_field, int_field, text_field
-from .onnx_model import Dimension
+from .onnx_model import Dimension, OnnxValue
 
-__all__ = ["ModelFields", "ValueFields", "ep_context_model"]
+__all__ = ["ModelFields", "ValueFields", "ep_context_model", "identity_model"]
 
 _IR_VERSION = 8
 _OPSETS = (("", 17), ("com.microsoft", 1))
@@ -120,6 +120,24 @@ def ep_context_model(
             *(bytes_field(14, text_field(1, key) + text_field(2, text)) for key, text in model.metadata.items()),
         )
     )
+
+
+def identity_model(inputs: Sequence[OnnxValue]) -> bytes:
+    """An ONNX model that has these inputs, as float32, with their dimensions' symbols and denotations, and does
+    nothing but copy the first. Raises IndexError where there is none."""
+    output = "copy of the first"
+    node = text_field(1, inputs[0].name) + text_field(2, output) + text_field(4, "Identity")
+    float32 = int_field(1, 1)
+    graph = bytes_field(1, node) + text_field(2, "g")
+    for value in inputs:
+        tensor = float32
+        if value.dims is not None:
+            said = value.denotations or ("",) * len(value.dims)
+            dims = (_dimension(size) + _text(3, denotation) for size, denotation in zip(value.dims, said))
+            tensor += bytes_field(2, b"".join(bytes_field(1, dim) for dim in dims))
+        graph += bytes_field(11, text_field(1, value.name) + bytes_field(2, bytes_field(1, tensor)))
+    graph += bytes_field(12, text_field(1, output) + bytes_field(2, bytes_field(1, float32)))
+    return int_field(1, _IR_VERSION) + bytes_field(7, graph) + bytes_field(8, text_field(1, "") + int_field(2, 17))
 
 
 def _text(number: int, value: str) -> bytes:

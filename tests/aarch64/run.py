@@ -58,7 +58,7 @@ def environment(folder: Path) -> dict[str, str]:
 def main() -> None:
     start = time.monotonic()
     folder = default_folder()
-    setup_root.build(folder)
+    _lock = setup_root.build(folder)  # held to the end
     arguments = sys.argv[1:]
     python = str(folder / "python")
     if arguments[:1] == ["--python"]:

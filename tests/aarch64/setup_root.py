@@ -25,7 +25,7 @@ import tempfile
 import time
 import types
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
@@ -76,29 +76,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where to build it; made if need be")
     folder = parser.parse_args().folder.absolute()
-    build(folder)
+    build(folder).close()
 
 
-def build(folder: Path) -> None:
-    """Build everything in ``folder``, unless it is there already. The virtual NPU is compiled every time."""
+def build(folder: Path) -> IO[str]:
+    """Build everything in ``folder``, unless it is there already. The virtual NPU is compiled every time.
+
+    Returns the folder's lock. Whoever runs programs there keeps it open for that long: another checkout would write
+    its own virtual NPU over the one that they have loaded, which ends them with a bus error.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     stamp = folder / "made-by"
     if any(folder.iterdir()) and not (folder / "lock").exists():
         raise SystemExit(f"{folder} is not empty and was not made by this program: give another folder")
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time; the lock goes with the process
-        made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-        if not (stamp.is_file() and stamp.read_text() == made_by):
-            for path in folder.iterdir():
-                if path.name != "lock":
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            step("packages of Debian", unpack_debian, folder)
-            step("wheels for aarch64", install_wheels, folder)
-            step("what a board shows of itself", write_board, folder / "root")
-            write_python(folder)
-            stamp.write_text(made_by)
-        step("the virtual NPU for aarch64", compile_npu, folder)
-        step("a first run", check, folder)
+    lock = open(folder / "lock", "w")  # noqa: SIM115  # given to the caller; it goes with the process at the latest
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{folder} is in use by another run: waiting (ORT_RKNN_AARCH64 names another folder) ...", flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    if not (stamp.is_file() and stamp.read_text() == made_by):
+        for path in folder.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        step("packages of Debian", unpack_debian, folder)
+        step("wheels for aarch64", install_wheels, folder)
+        step("what a board shows of itself", write_board, folder / "root")
+        write_python(folder)
+        stamp.write_text(made_by)
+    step("the virtual NPU for aarch64", compile_npu, folder)
+    step("a first run", check, folder)
+    return lock
 
 
 def step(title: str, do: object, *arguments: object) -> None:

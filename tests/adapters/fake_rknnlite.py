@@ -82,6 +82,7 @@ class Runtime:
         self.context = None
         self.target_soc = SOC
         self.is_dynamic_shape = False
+        self.frames = 0
         self._last = []
 
     def build(self, data, mask):
@@ -120,7 +121,7 @@ class Runtime:
             formats[index] = int(word == "nchw")  # in the caller's list
         for index, (item, attr) in enumerate(zip(items, attrs)):
             array = arrays[index]
-            if array.dtype.name not in TYPES:
+            if array.dtype.name not in TYPES or not array.dtype.isnative:
                 raise Exception(f"E Unsupport inputs[{index}].dtype: {array.dtype}")
             if attr.n_dims == 4 and array.ndim != 4:
                 raise Exception(f"The input[{index}] need 4dims input, but {array.ndim}dims input buffer feed.")
@@ -142,6 +143,7 @@ class Runtime:
             raise Exception(f"Set inputs failed. error code: {_name(code)}")
 
     def run(self):
+        self.frames += 1
         if RUNS_BEHIND_THE_BACK:
             self._lib["rknn_run"](ctypes.c_ulong(self.context), None)
         else:
@@ -237,7 +239,8 @@ class RKNNLite:
             step = "running RKNN model"
             self.rknn_runtime.run()
             step = "getting outputs"
-            return self.rknn_runtime.get_outputs()
+            outputs = self.rknn_runtime.get_outputs()
+            return [*outputs, *[self.rknn_runtime.frames] * 2] if get_frame_id else outputs
         except Exception:
             log.error("Catch exception when %s.", step)
             log.error(traceback.format_exc())

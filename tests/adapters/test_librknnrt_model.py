@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from librknnrt_virtual import MODELS, Npu, pattern, run
 
-from ort_rknn.seam import AdapterError, LoadSettings, ModelSource, Quantisation, Query, RknnError, TensorInfo
+from ort_rknn.seam import AdapterError, Device, LoadSettings, ModelSource, Quantisation, Query, RknnError, TensorInfo
 from ort_rknn_librknnrt import LibrknnrtAdapter
 from ort_rknn_librknnrt.runtime import load_model
 
@@ -183,6 +183,25 @@ class TestCoreMask:
             assert npu.counters().contexts == alive
         model.close()
 
+    @pytest.mark.parametrize(
+        ("code", "hint"),
+        [
+            (-3, "The NPU is gone: dmesg may say why; load the model again."),
+            (-4, "Not enough memory for the NPU: use fewer contexts, or close sessions."),
+            (
+                -13,
+                "rk3588 has 3 cores, so core mask 0x2 should be possible: the SoC may be told wrongly (ORT_RKNN_SOC)",
+            ),
+        ],
+    )
+    def test_a_possible_one_is_not_blamed(self, npu, code, hint):
+        npu.fault("rknn_set_core_mask", code, times=1)
+        model = npu.load("conv_f16")
+        with pytest.raises(RknnError) as caught:
+            model.context(2)
+        assert caught.value.code == code and caught.value.hint.startswith(hint)
+        model.close()
+
     def test_a_core_that_the_soc_lacks(self):
         npu = Npu("rk3576")
         model = npu.load("conv_f16")
@@ -291,6 +310,17 @@ class TestRefusals:
         assert caught.value.code == -13
         assert caught.value.hint == (
             "The model was made by toolkit 2.5.0 for rk3566; this device is rk3588. Convert the model for rk3588."
+        )
+
+    def test_a_soc_that_was_told_wrongly(self, npu):
+        """The model fits what the user said of the board; the board is another one."""
+        device = Device("librknnrt", "rk3566", "rk3566", 1, details={"soc told by": "ORT_RKNN_SOC"})
+        with pytest.raises(RknnError) as caught:
+            load_model(npu.path, device, ModelSource(str(MODELS / "conv_f16.rk3566.rknn")), LoadSettings())
+        assert caught.value.code == -13
+        assert caught.value.hint == (
+            "The model was made by toolkit 2.5.0 for rk3566; this device is rk3566 as told by ORT_RKNN_SOC, "
+            "but the runtime finds another: correct that."
         )
 
     def test_libraries_that_are_none(self, npu, tmp_path):

@@ -44,12 +44,27 @@ def test_a_virtual_device_is_not_its_business(board):
     assert (survey.devices, survey.absences) == ((), ())
 
 
-def test_without_the_package(tmp_path):
+def test_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "rknnlite", raising=False)  # what another file's tests imported
     write_board(tmp_path)
     (found,) = Lite2Adapter(tmp_path).find(Query(environ={})).absences
     assert found.reason == "rknn-toolkit-lite2 is not installed"
     assert "pip install 'ort-rknn[lite2]'" in found.remedy
     assert "aarch64 and Python < 3.13" in found.remedy
+
+
+def test_our_own_face_in_its_place_is_not_the_package(board):
+    """As in python -m ort_rknn_rknnlite: its class stands on an adapter itself."""
+    import ort_rknn_rknnlite
+
+    ort_rknn_rknnlite.install()
+    try:
+        found = absence(board)
+    finally:
+        ort_rknn_rknnlite.uninstall()
+    assert found.reason == "the module rknnlite is ort_rknn_rknnlite in this process, and not rknn-toolkit-lite2"
+    assert "'librknnrt'" in found.remedy
+    assert board.find().devices
 
 
 def test_without_the_library(board):

@@ -1,7 +1,9 @@
 """Models on the lite2 adapter: the numbers of the librknnrt adapter, its errors, and nothing left behind."""
 
 import ctypes
+import dataclasses
 import gc
+import logging
 import os
 import stat
 import tempfile
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from lite2_board import MODELS, REAL, Board, port, random, run
 
-from ort_rknn.seam import AdapterError, CallForm, Device, LoadSettings, ModelSource, PortForm, RknnError
+from ort_rknn.seam import AdapterError, CallForm, Device, LoadSettings, ModelSource, PortForm, RknnError, SettingError
 from ort_rknn.signature import onnx_order
 from ort_rknn_librknnrt.runtime import load_model
 
@@ -61,7 +63,9 @@ class TestNumbers:
         device = Device("librknnrt", "rk3588", "rk3588", 3, runtime=str(board.npu.library))
         source = ModelSource(path=str(MODELS / f"{name}.rk3588.rknn"))
         other = load_model(device.runtime, device, source, LoadSettings())
-        assert (model.inputs, model.outputs, model.shape_sets) == (other.inputs, other.outputs, other.shape_sets)
+        assert (model.inputs, model.shape_sets) == (other.inputs, other.shape_sets)
+        assert tuple(dataclasses.replace(output, raw=True) for output in model.outputs) == other.outputs
+        assert [output.raw for output in model.outputs] == [output.quantisation is None for output in other.outputs]
         for shape_set in range(len(model.shape_sets)) if model.shape_sets else (None,):
             assert model.output_shapes(shape_set) == other.output_shapes(shape_set)
             ours, theirs = (
@@ -188,10 +192,17 @@ class TestContexts:
             model.context(6)
         assert board.npu.counters().contexts == 1
 
+    @pytest.mark.parametrize("code, said", [(-5, "mask 0x1 should be possible"), (-3, "check the device node")])
+    def test_a_possible_mask_is_not_blamed(self, board, model, code, said):
+        board.npu.fault("rknn_set_core_mask", code)
+        with pytest.raises(RknnError, match=said):
+            model.context(1)
+
+    @pytest.mark.wall_clock
     def test_three_at_once_take_the_time_of_one(self, board, model):
         contexts = [model.context(1 << core) for core in range(3)]
         board.npu.reset()
-        board.npu.run_time_us = 100_000
+        board.npu.run_time_us = 500_000
         threads = [threading.Thread(target=run, args=(c, [X], buffers(model))) for c in contexts]
         for thread in threads:
             thread.start()
@@ -257,7 +268,7 @@ class TestRefusals:
         ],
     )
     def test_settings(self, board, settings, text):
-        with pytest.raises(AdapterError, match=text):
+        with pytest.raises(SettingError, match=text):
             board.load(**settings)
 
     def test_weights_of_another_model(self, board, model):
@@ -322,6 +333,23 @@ class TestFailures:
         board.npu.clear_faults()
         assert board.npu.counters().contexts == 0
         assert "Traceback" not in capfd.readouterr().err  # the package prints them; here they are in the exception
+
+    @pytest.mark.parametrize("how", ["disable", "level", "off"])
+    def test_at_loading_in_a_program_that_silences_the_package(self, board, monkeypatch, how):
+        """Why the package does not start is in its log only."""
+        board.load().close()
+        logger = logging.getLogger("acuityLogger")
+        if how == "disable":
+            monkeypatch.setattr(logging.Logger.manager, "disable", logging.CRITICAL)
+        elif how == "level":
+            monkeypatch.setattr(logger, "level", logging.CRITICAL + 1)
+        else:
+            monkeypatch.setattr(logger, "disabled", True)
+        monkeypatch.setattr(logger, "_cache", {})
+        board.npu.fault("rknn_init", -6)
+        with pytest.raises(RknnError, match="rknn_init failed: RKNN_ERR_MODEL_INVALID"):
+            board.load()
+        assert not logger.isEnabledFor(logging.ERROR)  # for the program
 
     def test_at_a_second_context(self, board, model):
         model.context(1)
@@ -390,6 +418,9 @@ class TestFailures:
             run(model.context(1), [X], buffers(model))
         model.close()
         monkeypatch.setattr(board.fake, "HIDES_LIBRARY", True)
+        with pytest.raises(AdapterError, match="hides its library"):
+            board.load()
+        monkeypatch.setattr(board.fake.RKNNLite, "init_runtime", lambda self: delattr(self, "rknn_runtime") or 0)
         with pytest.raises(AdapterError, match="hides its library"):
             board.load()
 

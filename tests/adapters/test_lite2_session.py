@@ -77,8 +77,9 @@ def test_session_and_plain_rknnlite_give_the_same_numbers(board, name, golden):
     twin.close()
 
 
+@pytest.mark.wall_clock
 def test_two_sessions_on_different_cores(board):
-    board.npu.run_time_us = 80_000
+    board.npu.run_time_us = 500_000
     with session(tp_mode="0") as first, session(schedule=[2]) as second:
         threads = [threading.Thread(target=s.run, args=(None, {"x": X})) for s in (first, second)]
         for thread in threads:
@@ -100,8 +101,11 @@ def test_one_session_over_three_cores(board):
 
 
 def test_explain_tells_who_was_preferred(board):
-    with ort.InferenceSession(MODELS / "conv_f16.onnx") as made:
-        assert "adapter librknnrt" in made.explain()
+    for options in ({}, {"adapter": "auto"}):
+        with ort.InferenceSession(MODELS / "conv_f16.onnx", provider_options=options) as made:
+            text = made.explain()
+        assert "through adapter librknnrt" in text
+        assert "adapter lite2 sees a device too; the provider option adapter='lite2' selects it" in text
     with session() as made:
         text = made.explain()
     assert "adapter lite2" in text
@@ -113,14 +117,26 @@ def test_explain_tells_who_was_preferred(board):
     ("options", "text"),
     [
         ({"run_timeout_ms": 20}, "run_timeout_ms: rknn-toolkit-lite2 waits as long as the driver does"),
-        ({"custom_op_paths": "/usr/lib/x.so"}, "has no way to register operators"),
+        ({"custom_op_paths": "/usr/lib/x.so"}, "custom_op_paths: rknn-toolkit-lite2 has no way to register operators"),
     ],
 )
 def test_options_that_it_cannot_honour(board, options, text):
-    with pytest.raises(Fail, match=text):
-        ort.InferenceSession(
-            MODELS / "conv_f16.onnx", provider_options={"adapter": "lite2", **options}, enable_fallback=0
-        )
+    """Whoever allows the CPU does not get it for that: the option is to be changed."""
+    with pytest.raises(ort.OptionError, match=f"conv_f16.rk3588.rknn on rk3588: {text}"):
+        session(**options)
+    assert board.npu.counters().contexts == 0
+
+
+def test_weights_of_another_session(board):
+    text = "use_weight_from: rknn-toolkit-lite2 cannot share weights. Leave it out, or use the adapter 'librknnrt'"
+    other = "weights can be shared with a model that the same runtime library loaded, and only with such"
+    with session() as lender:
+        with pytest.raises(ort.OptionError, match=text):
+            ort.InferenceSession(
+                MODELS / "conv_f16.onnx", provider_options={"adapter": "lite2"}, use_weight_from=lender
+            )
+        with pytest.raises(ort.OptionError, match=other):
+            ort.InferenceSession(MODELS / "conv_f16.onnx", use_weight_from=lender)
 
 
 @pytest.mark.parametrize(("call", "code"), [("rknn_init", -6), ("rknn_set_core_mask", -1), ("rknn_query", -7)])
@@ -145,10 +161,12 @@ def test_an_error_at_a_run(board, call):
         np.testing.assert_array_equal(made.run(None, {"x": X})[0], want)
 
 
-def test_native_quantised_outputs_name_the_way_out(board):
-    said = "raw int8 is not to be had.*use the adapter 'librknnrt'"
-    with session("conv_i8.onnx", output_dtype="native") as made, pytest.raises(RuntimeException, match=said):
-        made.run(None, {"x": X})
+def test_native_quantised_outputs_are_refused_when_the_session_is_made(board):
+    said = "output_dtype='native': the adapter gives output 'y', stored as int8, as float32 only"
+    with pytest.raises(ort.OptionError, match=said):
+        session("conv_i8.onnx", output_dtype="native")
+    with session("conv_f16.onnx", output_dtype="native") as made:
+        assert made.run(None, {"x": X})[0].dtype == np.float16
 
 
 def test_without_the_device_the_reason_is_the_adapter_s(board, monkeypatch):
@@ -157,6 +175,12 @@ def test_without_the_device_the_reason_is_the_adapter_s(board, monkeypatch):
     monkeypatch.setenv("ORT_RKNN_STRICT", "1")
     with pytest.raises(Fail, match="no NPU: the device 'rk3576' is not here"):
         session(device="rk3576")
+    with pytest.raises(Fail, match="no NPU: the adapter 'lite2' has no device 'virtual:rk3588'. Leave one of the two"):
+        session(device="virtual:rk3588")
+    with pytest.raises(
+        Fail, match="no NPU: the adapter 'virtual' has no device that is not asked for by name. Name one"
+    ):
+        session(adapter="virtual")
 
 
 def test_plain_rknnlite_does_give_old_results(board):

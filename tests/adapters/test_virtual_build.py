@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from ort_rknn.seam import AdapterError
-from ort_rknn_virtual import _build
+from ort_rknn.seam import AdapterError, Query
+from ort_rknn_virtual import VirtualAdapter, _build
 
 
 @pytest.fixture
@@ -85,6 +85,26 @@ def test_a_folder_that_others_can_write_is_refused(cache, which):
     folder.chmod(0o777)
     with pytest.raises(AdapterError, match=r"0777.*chmod go-w"):
         _build.library("rk3588")
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_folder_that_others_can_write_later_on_is_refused(cache, compiler, request):
+    """A library that was compiled before is not taken out of it, whoever looks for one."""
+    _build.library("rk3566")
+    if not compiler:
+        request.getfixturevalue("no_compiler")
+    for folder in (cache, cache.parent):
+        folder.chmod(0o777)
+        with pytest.raises(AdapterError, match=r"0777.*chmod go-w"):
+            _build.cached("rk3566")
+        survey = VirtualAdapter().find(Query(device="virtual:rk3566"))
+        assert not survey.devices
+        assert f"the cache folder {folder} is writable for others (mode 0777)" in survey.absences[0].reason
+        folder.chmod(0o700)
+    moved = cache.rename(cache.parent / "moved")
+    cache.symlink_to(moved)
+    with pytest.raises(AdapterError, match="link"):
+        _build.cached("rk3566")
 
 
 def test_a_folder_of_somebody_else_is_refused(cache, monkeypatch):

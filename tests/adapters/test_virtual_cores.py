@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from virtual_runtime import NCHW, Input, Runtime, Tap
 
 from ort_rknn_virtual import _build
+from ort_rknn_virtual._abi import COMPUTE
 from ort_rknn_virtual._standin import stand_in
 from ort_rknn_virtual.control import VirtualNpu
 
@@ -59,6 +61,25 @@ def _together(rt, contexts, times=1):
     for thread in threads:
         thread.join()
     return codes, time.perf_counter() - begun
+
+
+@contextmanager
+def _inside(rt, context):
+    """While this lasts, another thread is in a run of ``context``, and has its core."""
+    inside, leave = threading.Event(), threading.Event()
+    callback = COMPUTE(lambda *args: (inside.set(), leave.wait(30), 0)[-1])
+    assert rt.c.rknn_virtual_set_compute(context, callback, None) == 0
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(rt.run(context)))
+    thread.start()
+    try:
+        assert inside.wait(30)
+        yield
+    finally:
+        leave.set()
+        thread.join()
+    assert codes == [0]
+    assert rt.c.rknn_virtual_set_compute(context, COMPUTE(), None) == 0
 
 
 def _runs(npu):
@@ -203,13 +224,9 @@ def test_time_out(npu, contexts):
     assert 0.02 <= time.perf_counter() - begun < 0.075
     assert rt.run(made[0], timeout_ms=500) == 0
     assert rt.c.rknn_set_core_mask(made[0], 1) == 0 and rt.c.rknn_set_core_mask(made[1], 1) == 0
-    other = threading.Thread(target=rt.run, args=(made[0],))
-    other.start()
-    while rt.c.rknn_set_core_mask(made[0], 1) == 0:  # until the other thread is inside
-        time.sleep(0.001)
-    assert rt.run(made[1], timeout_ms=15) == -2  # while it waits for the core
-    assert "core" in rt.message()
-    other.join()
+    with _inside(rt, made[0]):
+        assert rt.run(made[1], timeout_ms=15) == -2  # while it waits for the core
+        assert "core" in rt.message()
     npu.run_time_us = 0
     assert rt.run(made[1], timeout_ms=15) == 0
 
@@ -287,18 +304,10 @@ def test_use_after_destroy(npu):
 
 def test_two_threads_in_one_context_are_found_out(npu, contexts):
     rt, made = contexts
-    npu.run_time_us = 100_000
-    thread = threading.Thread(target=rt.run, args=(made[0],))
-    thread.start()
-    codes = set()
-    while thread.is_alive():
-        codes |= {rt.set_inputs(made[0], [X]), rt.c.rknn_destroy(made[0]) if -1 in codes else 0}
-        time.sleep(0.001)
-        if -1 in codes:
-            break
-    assert -1 in codes and "another thread" in rt.message()
-    thread.join()
-    assert npu.counters().misuses > 0
+    with _inside(rt, made[0]):
+        for code in (rt.set_inputs(made[0], [X]), rt.run(made[0]), rt.c.rknn_destroy(made[0])):
+            assert code == -1 and "another thread" in rt.message()
+    assert npu.counters().misuses == 3
     assert {event.code for event in npu.events() if event.kind == "misuse"} == {-1}
     assert rt.run(made[0]) == 0
 

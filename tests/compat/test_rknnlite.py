@@ -131,6 +131,20 @@ def test_quantised_values_pass_through(where, request):
     (want,) = made.inference([real])
     (got,) = made.inference([stored], inputs_pass_through=[1])
     np.testing.assert_allclose(got, want, atol=1e-5)
+    (got,) = made.inference([stored.transpose(0, 3, 1, 2)], data_format="nchw", inputs_pass_through=[1])
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    made.release()
+
+
+@pytest.mark.parametrize("where", ["npu", "no_npu"])
+def test_a_scalar_has_an_axis(where, request):
+    """The ONNX gives (), the NPU (1,): programs index it."""
+    request.getfixturevalue(where)
+    path = MODELS / "scalarish.rk3588.rknn"
+    made = started(path) if where == "npu" else on_cpu(path)
+    outputs = made.inference(feed_of(np.load(MODELS / "scalarish.rk3588.golden.npz"), path.name))
+    assert [output.shape for output in outputs] == [(1, 4, 8), (8,), (1,)]
+    assert all(output.flags.owndata for output in outputs)
     made.release()
 
 
@@ -160,8 +174,13 @@ def test_what_is_given_stays_as_it_is(npu):
 
 
 def test_frame_ids(npu):
+    """Two numbers behind the outputs; they begin again with every start."""
     made = started()
-    assert [made.inference([X], get_frame_id=True)[-1] for _ in range(3)] == [[0, 0], [1, 1], [2, 2]]
+    assert [made.inference([X], get_frame_id=True)[1:] for _ in range(3)] == [[1, 1], [2, 2], [3, 3]]
+    made.inference([X])
+    assert made.inference([X], get_frame_id=True)[1:] == [5, 5]
+    made.init_runtime()
+    assert made.inference([X], get_frame_id=True)[1:] == [1, 1]
     made.release()
 
 
@@ -176,11 +195,36 @@ def test_core_masks(npu):
         made.release()
 
 
+@pytest.mark.parametrize(("mask", "taken"), [(0, 1), (1, 1), (2, 2), (3, 3), (4, 1), (7, 3), (0xFFFF, 3)])
+def test_core_masks_for_three_cores_on_two(npu, monkeypatch, caplog, mask, taken):
+    """As the vendor's class does: what was written for an RK3588 runs on an RK3576."""
+    monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3576")
+    two = virtual_npu("rk3576")
+    two.reset()
+    made = started(MODELS / "conv_f16.rk3576.rknn", core_mask=mask)
+    made.inference([X])
+    assert [e.core_mask for e in two.events() if e.kind == "run"] == [taken]
+    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert said == [f"core_mask {mask:#x} names a core that rk3576 lacks: {taken:#x} is taken instead"] * (
+        mask in (4, 7)
+    )
+    made.release()
+
+
+@pytest.mark.parametrize("mask", [2, 3, 4, 7])
+def test_core_masks_on_one_core(npu, monkeypatch, caplog, mask):
+    monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3566")
+    made = RKNNLite()
+    assert made.load_rknn(MODELS / "conv_f16.rk3566.rknn") == 0
+    assert made.init_runtime(core_mask=mask) == -1
+    assert f"core_mask {mask:#x} names a core that rk3566 lacks: leave it out, or take NPU_CORE_AUTO" in caplog.text
+
+
+@pytest.mark.wall_clock
 def test_one_object_per_core_and_thread(npu):
-    npu.run_time_us = 80_000
     objects = [started(core_mask=1 << core) for core in range(3)]
     npu.reset()
-    npu.run_time_us = 80_000
+    npu.run_time_us = 500_000
     threads = [threading.Thread(target=made.inference, args=([X],)) for made in objects]
     for thread in threads:
         thread.start()
@@ -227,6 +271,31 @@ def test_release_and_drop(npu):
     assert npu.counters().contexts == 0
 
 
+@pytest.mark.parametrize("how", ["deleted", "replaced", "moved"])
+def test_the_model_is_the_one_that_was_chosen(npu, tmp_path, how):
+    """The original has read the file when load_rknn() returns: programs give it one that they delete at once."""
+    file = tmp_path / "model.rknn"
+    file.write_bytes(CONV.read_bytes())
+    made = RKNNLite()
+    before = len(os.listdir("/proc/self/fd"))
+    assert made.load_rknn(os.fsencode(file)) == 0
+    if how == "deleted":
+        file.unlink()
+    elif how == "moved":
+        file.rename(tmp_path / "elsewhere.rknn")
+    else:
+        (tmp_path / "other").write_bytes((MODELS / "nd.rk3588.rknn").read_bytes())
+        (tmp_path / "other").rename(file)
+    for _ in range(2):
+        assert made.init_runtime() == 0
+        assert made.inference([X])[0].shape == (1, 8, 16, 16)
+        made.release()
+    assert made.load_rknn(CONV) == 0
+    del made
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 # What fails -------------------------------------------------------------------------------------------------------
 
 
@@ -241,9 +310,19 @@ def test_release_and_drop(npu):
         ({"inputs": [X], "data_type": "uint8"}, "input 'x' is float32, and data_type says uint8"),
         ({"inputs": [X], "data_format": "nhcw"}, "data_format 'nhcw' is unknown"),
         ({"inputs": [X], "data_format": ["nhwc", "nhwc"]}, "a list with one word for each of the 1 inputs"),
-        ({"inputs": [X], "inputs_pass_through": [0, 0]}, "inputs_pass_through has 2 numbers"),
+        (
+            {"inputs": [X], "inputs_pass_through": [0, 0]},
+            r"inputs_pass_through is \[0, 0\]: a list with a 0 or 1 for each of the 1 ",
+        ),
+        (
+            {"inputs": [X], "inputs_pass_through": 1},
+            "inputs_pass_through is 1: a list with a 0 or 1 for each of the 1 ",
+        ),
+        ({"inputs": [X], "data_type": np.float32}, "data_type is <class 'numpy.float32'>: a word, or a list with one "),
+        ({"inputs": [X.astype(">f4")]}, "input 'x' is >f4; it can be float32"),
         ({"inputs": [X.transpose(0, 3, 1, 2)]}, r"\[1, 3, 32, 32\], which is NCHW: .* data_format='nchw'"),
         ({"inputs": [X[0]]}, r"has shape \[32, 32, 3\]; the model takes \[1, 32, 32, 3\] \(NHWC\)"),
+        ({"inputs": [X[0]], "inputs_pass_through": [1]}, r"has shape \[32, 32, 3\]; the model takes \[1, 32, 32, 3\]"),
         ({"inputs": [np.concatenate([X, X])]}, r"\[2, 32, 32, 3\]; the model takes \[1, 32, 32, 3\]"),
     ],
 )
@@ -289,7 +368,7 @@ def test_starts_that_fail(npu, caplog, tmp_path):
     assert made.init_runtime() == -1
     assert made.inference([X]) is None
     assert made.get_sdk_version() is None
-    assert made.list_support_target_platform() is None
+    assert made.list_support_target_platform(tmp_path / "none.rknn") is None
     assert made.load_rknn(CONV) == 0
     for arguments, text in (
         ({"core_mask": 5}, "core_mask 5 is not supported; it can be one of 0x0, 0x1, 0x2, 0x3, 0x4, 0x7, 0xffff"),
@@ -325,6 +404,22 @@ def test_without_npu_and_without_onnx(no_npu, tmp_path, monkeypatch, caplog):
     assert "no fallback to the CPU: ORT_RKNN_STRICT=1" in caplog.text
 
 
+def test_numbers_of_nobody_s_model_are_told(npu, tmp_path, caplog):
+    """Without a twin the virtual NPU makes them up; a program of this API has no explain() to read it from."""
+    alone = tmp_path / "alone.rknn"
+    alone.write_bytes(CONV.read_bytes())
+    made = started(alone)
+    (record,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert record.name == "ort_rknn.rknnlite"
+    assert record.getMessage() == (
+        "alone.rknn has no ONNX twin (alone.onnx): the virtual NPU's numbers are a deterministic function of the inputs"
+    )
+    a, b = made.inference([X])[0], made.inference([X + 1])[0]
+    assert a.shape == (1, 8, 16, 16)
+    assert not np.array_equal(a, b)
+    made.release()
+
+
 def test_the_cpu_is_told_once_where_the_program_called(no_npu, caplog):
     made = RKNNLite()
     made.load_rknn(CONV)
@@ -344,7 +439,9 @@ def test_the_cpu_is_told_once_where_the_program_called(no_npu, caplog):
 def test_versions_and_targets(npu, capsys, caplog):
     made = started()
     assert "API: 2." in made.get_sdk_version() and "DRV: " in made.get_sdk_version()
-    assert made.list_support_target_platform()["filled_target_platform"] == ["rk3588"]
+    assert made.list_support_target_platform() is None  # with a model loaded, too
+    assert capsys.readouterr().out == "All supported target platforms: RK3588, RK3576, RK3562, RK3566, RK3568\n"
+    assert made.list_support_target_platform(str(CONV))["filled_target_platform"] == ["rk3588"]
     assert RKNNLite().list_support_target_platform(MODELS / "conv_f16.rk3576.rknn") == {
         "filled_target_platform": ["rk3576"],
         "support_target_platform": ["RK3576"],
@@ -402,11 +499,12 @@ def test_the_constants_and_signatures_are_the_original_s(original):
 
     for name in ("AUTO", "0", "1", "2", "0_1", "0_1_2", "ALL"):
         assert getattr(RKNNLite, f"NPU_CORE_{name}") == getattr(original, f"NPU_CORE_{name}")
-    methods = ["__init__", "load_rknn", "init_runtime", "inference", "release", "list_support_target_platform"]
+    ours, theirs = ({name for name in dir(kind) if not name.startswith("_")} for kind in (RKNNLite, original))
+    assert theirs == ours - {"raise_errors"} if REAL else theirs < ours
+    methods = ["__init__", *(name for name in theirs if not name.startswith("NPU_"))]
     for name in methods:
         ours, theirs = (inspect.signature(getattr(kind, name)).parameters.values() for kind in (RKNNLite, original))
         assert [(p.name, p.default) for p in ours] == [(p.name, p.default) for p in theirs]
-    assert set(methods) <= set(dir(original))
 
 
 @pytest.mark.parametrize("name", sorted(n for n in MANIFEST if ".rk3588." in n))
@@ -436,8 +534,11 @@ def test_the_results_are_the_original_s(npu, original, monkeypatch, name):
         {"inputs": [(X * 50).astype(np.int8)]},
         {"inputs": [(X * 50).astype(np.uint8)], "data_type": "uint8"},
         {"inputs": [X.astype(np.float16)], "inputs_pass_through": [1]},
+        {"inputs": [X.astype(np.float16).transpose(0, 3, 1, 2)], "data_format": "nchw", "inputs_pass_through": [1]},
         {"inputs": X},
         {"inputs": [X.astype(np.float64)]},
+        {"inputs": [X.astype(">f4")]},
+        {"inputs": [X], "get_frame_id": True},
         {"inputs": [X[0]]},
         {"inputs": [X[:, :16].copy()]},
     ],
@@ -457,6 +558,7 @@ def test_forms_are_the_original_s(npu, original, monkeypatch, arguments):
         assert ours is None
     else:
         np.testing.assert_array_equal(ours[0], theirs[0])
+        assert ours[1:] == theirs[1:]
 
 
 def test_api_is_a_module_of_that_name():

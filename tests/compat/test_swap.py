@@ -3,6 +3,7 @@
 import atexit
 import importlib
 import inspect
+import multiprocessing.spawn
 import os
 import sys
 import types
@@ -25,10 +26,14 @@ DEVICE = "virtual:rk3588"
 @pytest.fixture(autouse=True)
 def clean():
     """No swap before, none after, and no name of this process changed by one."""
+    for_children = multiprocessing.spawn.get_preparation_data
+    theirs = dict(vars(REAL["InferenceSession"]))
     before = {n: dict(vars(m)) for n, m in list(sys.modules.items()) if n.startswith(("onnxruntime", "ort_rknn"))}
     yield
     ort_rknn.uninstall()
     assert sys.modules["onnxruntime"] is REAL["onnxruntime"]
+    assert multiprocessing.spawn.get_preparation_data is for_children
+    assert dict(vars(REAL["InferenceSession"])) == theirs
     for name, names in before.items():
         for key, value in names.items():
             if name.startswith("onnxruntime"):
@@ -71,10 +76,94 @@ def test_modules_that_are_loaded_get_ours_and_theirs_back(program):
     assert early.InferenceSession is early.theirs is early.ort.InferenceSession is ort_rknn.InferenceSession
     assert early.get_available_providers is ort_rknn.get_available_providers
     assert collection.InferenceSession is ort_rknn.InferenceSession
-    assert early.Sub.__mro__[1] is REAL["InferenceSession"]  # a base class cannot be exchanged
+    assert early.Sub.__mro__[1] is ort_rknn.InferenceSession
     ort_rknn.uninstall()
     assert dict(vars(early)) == before
     assert list(vars(early)) == list(before)
+    assert early.Sub.__mro__[1] is REAL["InferenceSession"]
+
+
+HELD = f"""
+import functools, inspect
+from dataclasses import dataclass
+from onnxruntime import InferenceSession as S
+
+given = {{"providers": ["{CPU}"]}}
+table, part = {{"cpu": S}}, functools.partial(S, **given)
+class Holder: kind = S
+@dataclass
+class Settings: kind: type = S
+def default(path, kind=S): return kind(path, **given)
+class Sub(S): pass
+class Mixin:
+    def __init__(self, *a, **k):
+        super().__init__(*a, **k)
+class Mixed(Mixin, S): pass
+class Old(S):
+    def __init__(self, path):
+        S.__init__(self, path, **given)
+class Recipe(S):
+    def __init__(self, path):
+        super().__init__(path, **given)
+        self.path = path
+    def __getstate__(self): return self.path
+    def __setstate__(self, path): self.__init__(path)
+ways = {{
+    "dict": lambda path: table["cpu"](path, **given), "partial": part, "default": default,
+    "attribute": lambda path: Holder.kind(path, **given), "dataclass": lambda path: Settings().kind(path, **given),
+    "derived": lambda path: Sub(path, **given), "mixed": lambda path: Mixed(path, **given), "old": Old,
+    "recipe": Recipe,
+}}
+"""
+
+
+def test_whoever_holds_the_class_elsewhere_gets_ours_too(program, models):
+    import pickle
+
+    held = program("held", HELD)
+    model, bases = models / "conv_f16.onnx", held.Mixed.__bases__
+    before = held.Sub(model)
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        for way, make in held.ways.items():
+            session = make(model)
+            assert session.get_providers() == [OURS, CPU], way
+            assert isinstance(session, ort_rknn.InferenceSession)
+            assert isinstance(session, held.table["cpu"])
+            assert session.run(None, X)[0].shape == (1, 8, 16, 16)
+            session.close()
+        again = pickle.loads(pickle.dumps(held.Recipe(model)))
+        assert again.get_providers() == [OURS, CPU]
+        assert before.run(None, X)[0].shape == (1, 8, 16, 16)
+        assert inspect.signature(held.table["cpu"]) == inspect.signature(REAL["InferenceSession"])
+    assert held.Mixed.__bases__ == bases
+    for way, make in held.ways.items():
+        assert make(model).get_providers() == [CPU], way
+    for session in (again, before):
+        assert session.run(None, X)[0].shape == (1, 8, 16, 16)
+
+
+def test_a_class_whose_other_bases_do_not_go_with_ours_stays(program, models):
+    """Its method resolution has no order with ours in it: it stays onnxruntime's, and works."""
+    held = program("odd", "from onnxruntime import InferenceSession as S\nclass Odd(S): pass\n")
+
+    class Refuses(type(held.Odd)):
+        def __setattr__(cls, name, value):
+            raise TypeError(name)
+
+    Refusing = Refuses("Refusing", (REAL["InferenceSession"],), {})
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        assert Refusing(models / "conv_f16.onnx", providers=[CPU]).get_providers() == [CPU]
+        assert held.Odd.__bases__ == (ort_rknn.InferenceSession,)
+
+
+def test_a_warning_points_at_the_program(program, models, tmp_path):
+    (tmp_path / "alone.onnx").write_bytes((models / "dynamic.onnx").read_bytes())
+    held = program("warned", HELD)
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        for way in ("dict", "partial", "derived", "old"):
+            with pytest.warns(ort_rknn.FallbackWarning) as caught:
+                held.ways[way](tmp_path / "alone.onnx")
+            assert caught[0].filename in (held.__file__, __file__), way
 
 
 def test_what_the_program_changed_itself_is_left_alone(program):
@@ -83,6 +172,24 @@ def test_what_the_program_changed_itself_is_left_alone(program):
     early.InferenceSession = mine = object()
     ort_rknn.uninstall()
     assert early.InferenceSession is mine
+
+
+def test_what_else_may_stand_among_the_modules_is_not_touched(program, monkeypatch, tmp_path):
+    """A module that is loaded by the first question asked of it, an object that answers none, one without names."""
+    (tmp_path / "lazy.py").write_text("raise SystemExit('loaded')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = importlib.util.find_spec("lazy")
+    lazy = importlib.util.module_from_spec(spec)
+    importlib.util.LazyLoader(spec.loader).exec_module(lazy)
+
+    class Mute:
+        def __getattribute__(self, name):
+            raise RuntimeError(name)
+
+    for name, module in (("lazy", lazy), ("mute", Mute()), ("none", None), ("bare", object())):
+        monkeypatch.setitem(sys.modules, name, module)
+    with ort_rknn.swapped():
+        assert importlib.import_module("onnxruntime").InferenceSession is ort_rknn.InferenceSession
 
 
 def test_submodules_are_onnxruntimes_own(program):
@@ -179,12 +286,54 @@ def test_policy_prefer(models):
     assert made.get_providers() == [CPU]
 
 
+@pytest.mark.filterwarnings("ignore:.*provider.*:UserWarning")
+@pytest.mark.parametrize("named", [["NoSuchExecutionProvider"], [CPU, "NoSuchExecutionProvider"], CPU, {CPU}], ids=str)
+def test_mistakes_about_other_providers_are_forgiven_as_onnxruntime_does(models, named, capfd):
+    """A program that onnxruntime puts on the CPU, with a block on stdout, runs; the mistake does not cost the NPU."""
+    REAL["InferenceSession"](models / "conv_f16.onnx", providers=named)
+    capfd.readouterr()
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        swapped = importlib.import_module("onnxruntime")
+        with swapped.InferenceSession(models / "conv_f16.onnx", providers=named) as made:
+            assert made.run(None, X)[0].shape == (1, 8, 16, 16)
+            assert made.get_providers() == [OURS, CPU]
+            if "NoSuchExecutionProvider" in named:
+                assert "NoSuchExecutionProvider'] are not used: " in made.explain()
+                if ort_rknn.ep._registration.by_name():
+                    with pytest.raises(RuntimeError, match="Unknown Provider Type"):
+                        made.set_providers(named)
+                    with pytest.raises(RuntimeError, match="Unknown Provider Type"):
+                        swapped.InferenceSession(models / "conv_f16.onnx", providers=named, enable_fallback=0)
+    assert capfd.readouterr().out == ""
+
+
 def test_policy_only(models, tmp_path):
     (tmp_path / "alone.onnx").write_bytes((models / "dynamic.onnx").read_bytes())
     with ort_rknn.swapped("only", device=DEVICE):
         assert providers(models, providers=[CPU]) == [OURS, CPU]
         with pytest.raises(ort_rknn.NpuUnavailable, match="policy='only'"):
             importlib.import_module("onnxruntime").InferenceSession(tmp_path / "alone.onnx", providers=[CPU])
+
+
+def test_policy_only_and_providers_on_the_options(models):
+    """Whoever chooses devices or providers on the options gets what onnxruntime makes of it: under "only" it must be
+    the NPU."""
+    with ort_rknn.swapped("only", device=DEVICE):
+        swapped = importlib.import_module("onnxruntime")
+        options = swapped.SessionOptions()
+        options.add_provider(CPU, {})
+        with pytest.raises(ort_rknn.NpuUnavailable, match=f"SessionOptions chose {CPU} themselves .*policy='only'"):
+            swapped.InferenceSession(models / "conv_f16.onnx", options)
+        ort_rknn.register(device=DEVICE)
+        options = swapped.SessionOptions()
+        options.add_provider_for_devices([d for d in swapped.get_ep_devices() if d.ep_name == OURS][:1], {})
+        session = swapped.InferenceSession(models / "conv_f16.onnx", options)
+        assert session.get_providers()[0] == OURS
+        assert session.run(None, X)[0].shape == (1, 8, 16, 16)
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        options = swapped.SessionOptions()
+        options.add_provider(CPU, {})
+        assert swapped.InferenceSession(models / "conv_f16.onnx", options).get_providers() == [CPU]
 
 
 def test_the_policy_of_the_environment_and_of_the_call(models, monkeypatch):

@@ -59,11 +59,13 @@ fail()
 """
 
 
-def start(*args, cwd, **env):
+def start(*args, cwd, stdin=None, **env):
     environ = {k: v for k, v in os.environ.items() if not k.startswith("ORT_RKNN_")}
     paths = [str(Path(p).resolve()) for p in sys.path if p]
     environ |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "error", **env}
-    done = subprocess.run([sys.executable, *args], cwd=cwd, env=environ, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, *args], cwd=cwd, env=environ, input=stdin, capture_output=True, text=True, timeout=100
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -105,6 +107,14 @@ def test_an_absolute_path_from_another_folder(folder, tmp_path):
     assert start("-m", "ort_rknn", "run", *program, cwd=tmp_path / "elsewhere") == plain
 
 
+@pytest.mark.parametrize("source", [APP, "def f(:\n", ""], ids=["app", "wrong", "nothing"])
+def test_a_program_on_standard_input(folder, source):
+    program = ("-", "error", "-m", "--policy", "x")
+    plain = start(*program, cwd=folder, stdin=source)
+    assert start("-m", "ort_rknn", "run", *program, cwd=folder, stdin=source) == plain
+    assert bool(plain[0]) == bool(source)
+
+
 def test_an_interrupt_ends_it_as_one(folder):
     code, _, _ = start("-m", "ort_rknn", "run", "app.py", "interrupt", cwd=folder)
     assert code == -signal.SIGINT
@@ -137,6 +147,30 @@ def test_policy_device_and_options(session):
     by_environment = {"ORT_RKNN_POLICY": "only", "ORT_RKNN_DEVICE": "virtual:rk3588"}
     code, out, err = start(*run, "--options=schedule=0,2", "session.py", cwd=session, **by_environment)
     assert (code, out, err) == (0, ours, "")
+
+
+CHILDREN = f"""
+import multiprocessing, sys
+import onnxruntime
+
+def work(_):
+    session = onnxruntime.InferenceSession({str(MODELS / "conv_f16.onnx")!r}, providers=["CPUExecutionProvider"])
+    return session.get_providers()[0], session.get_provider_options()["RKNNExecutionProvider"]["schedule"]
+
+if __name__ == "__main__":
+    with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:
+        print(*pool.map(work, [0])[0])
+        pool.close()
+        pool.join()
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_that_multiprocessing_starts_have_the_swap(tmp_path, method):
+    (tmp_path / "children.py").write_text(CHILDREN)
+    given = ("--policy=prefer", "--device=virtual:rk3588", "--options=schedule=0,2", "--report")
+    got = start("-m", "ort_rknn", "run", *given, "children.py", method, cwd=tmp_path)
+    assert got == (0, "RKNNExecutionProvider 0,2\n", "ort_rknn: no session was made\n")
 
 
 @pytest.mark.parametrize("code", [0, 5])

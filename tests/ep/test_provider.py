@@ -22,7 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 import ort_rknn
 from ort_rknn import FallbackWarning, NpuUnavailable, OptionError
-from ort_rknn.ep import _abi, _provider
+from ort_rknn.ep import _abi, _kernel, _provider
 
 CPU = "CPUExecutionProvider"
 
@@ -167,8 +167,8 @@ def test_threads_of_a_session_that_is_all_on_the_npu(npu, models):
         told = made.get_session_options()
         return told.intra_op_num_threads, told.get_session_config_entry("session.intra_op.allow_spinning")
 
-    assert settings() == (2, "0")
-    assert settings(given={"schedule": "0,1,2", "threads_per_core": 2}) == (7, "0")
+    assert settings() == (3, "0")
+    assert settings(given={"schedule": "0,1,2", "threads_per_core": 2}) == (10, "0")
     mine = onnxruntime.SessionOptions()
     mine.intra_op_num_threads = 3
     mine.add_session_config_entry("session.intra_op.allow_spinning", "1")
@@ -520,8 +520,8 @@ def test_a_node_names_a_file_but_the_model_came_from_memory(npu, blob, session_o
     [
         ({"main_context": 0}, state.InvalidArgument, "main_context=0 is not supported"),
         ({"embed_mode": 2}, state.InvalidArgument, "embed_mode=2; 0"),
-        ({"cache": b"not a model"}, state.InvalidArgument, "rknn"),
-        ({"cache": b""}, state.InvalidArgument, "empty|rknn"),
+        ({"cache": b"not a model"}, state.InvalidArgument, r"npu \(embedded\): .*not an \.rknn model"),
+        ({"cache": b""}, state.InvalidArgument, r"npu \(embedded\): .*not an \.rknn model.*empty"),
         ({"cache": b"ort_rknn-handoff:" + b"0" * 32}, state.InvalidArgument, "another process or time"),
     ],
 )
@@ -597,6 +597,41 @@ def test_unused_outputs_and_their_order(npu, blob, session_on):
         np.testing.assert_array_equal(session.run(None, {"X": X, "Z": X + 5})[0], -(X * (X + 5)))
 
 
+def test_what_nobody_reads_has_a_place_as_long_as_the_run(npu, blob, monkeypatch):
+    """Other shapes push a run's plan out while it is under way; its unused output is still written somewhere."""
+    monkeypatch.setattr(_kernel, "_KEPT", 2)
+    places = []
+
+    class Numpy:
+        def __getattr__(self, name):
+            return getattr(np, name)
+
+        def empty(self, *args):
+            place = np.empty(*args)
+            places.append(weakref.ref(place))
+            return place
+
+    monkeypatch.setattr(_kernel, "np", Numpy())
+    npu.inputs = (info("x", (1, 3)),)
+    npu.outputs = (info("y", (1, 3)), info("z", (1, 3)))
+    npu.compute = lambda arrays: [arrays[0] + 1, arrays[0] + 2]
+    npu.gates[1] = threading.Event()
+    value = [tensor(name, (None, 3)) for name in "xyz"]
+    node = context_node(["x"], ["y", "z"], blob)
+    session = plain_session(model([node], value[:1], value[1:2], value_info=value[2:]), {"schedule": "auto"})
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            held = pool.submit(session.run, None, {"x": np.zeros((1, 3), np.float32)})
+            while not npu.log:
+                time.sleep(0.001)
+            for n in (2, 3, 4, 5, 6):
+                assert session.run(None, {"x": np.zeros((n, 3), np.float32)})[0].shape == (n, 3)
+            assert len(places) == 6 and places[0]() is not None and places[1]() is None
+        finally:
+            npu.gates[1].set()
+        np.testing.assert_array_equal(held.result()[0], np.ones((1, 3)))
+
+
 def test_slots_in_another_order_than_the_models(npu, blob, session_on):
     npu.inputs = (info("Z", (2, 3)), info("X", (2, 3)))
     npu.outputs = (info("d", (2, 3)), info("s", (2, 3)))
@@ -622,8 +657,16 @@ def test_repeated_inputs(npu, blob, session_on):
 def test_absent_inputs(npu, blob, session_on):
     many_ports(npu)
     node = context_node(["X", ""], ["s", "d", "p"], blob)
-    with pytest.raises(state.InvalidArgument, match="npu: slot 1 is empty"):
+    with pytest.raises(state.InvalidArgument, match="npu: its input 1 is left out"):
         session_on(model([node], [tensor("X", (2, 3))], [tensor(n, (2, 3)) for n in "sdp"]))
+
+
+def test_absent_outputs(npu, blob, session_on):
+    """An output that nothing uses has a name all the same: ports are found by it."""
+    many_ports(npu)
+    node = context_node(["X", "Z"], ["", "d", "p"], blob)
+    with pytest.raises(state.InvalidArgument, match="npu: its output 0 is left out"):
+        session_on(model([node], [tensor(n, (2, 3)) for n in "XZ"], [tensor(n, (2, 3)) for n in "dp"]))
 
 
 def test_initializers_as_inputs(npu, blob, session_on):
@@ -695,14 +738,56 @@ def test_a_twin_stands_for_the_whole_graph(npu, models, name):
     assert len(npu.log) == 1
 
 
+@pytest.mark.parametrize("given_as", ["path with a twin", "path without", "bytes"])
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        ({"schedul": "0"}, "unknown provider option 'schedul'.*known: schedule, threads_per_core"),
+        ({"threads_per_core": "many"}, "threads_per_core"),
+        ({"schedule": "0,1", "tp_mode": "all"}, "'schedule' and 'tp_mode' exclude each other"),
+        ({"layout": "nhwc"}, "'layout' changes a session's signature, which only ort_rknn.InferenceSession can"),
+    ],
+)
+def test_bad_options_of_an_unmodified_session(npu, models, tmp_path, given_as, given, text):
+    """onnxruntime would only log what GetCapability raises, and run the graph on the CPU."""
+    path = models / "conv_f16.onnx"
+    if given_as != "path with a twin":
+        path = tmp_path / "model.onnx"
+        path.write_bytes((models / "conv_f16.onnx").read_bytes())
+    with pytest.raises(state.InvalidArgument, match=text):
+        plain_session(path.read_bytes() if given_as == "bytes" else path, given)
+    assert npu.loads == 0
+
+
 def test_without_a_twin_onnxruntime_keeps_its_graph(npu, models, tmp_path):
     alone = tmp_path / "alone.onnx"
     alone.write_bytes((models / "conv_f16.onnx").read_bytes())
-    session = plain_session(str(alone))
+    with pytest.warns(FallbackWarning, match=r"alone\.onnx stays on the CPU: no compiled twin for rk3588") as told:
+        session = plain_session(str(alone))
+    assert [Path(w.filename).name for w in told] == ["ep_models.py"]
     assert len(session.run(None, {"x": np.zeros((1, 3, 32, 32), np.float32)})) == 1
     assert npu.loads == 0
+    with pytest.raises(state.RuntimeException, match=r"alone\.onnx stays on the CPU"):
+        plain_session(str(alone))  # warnings are errors here
     session = plain_session(alone.read_bytes())
     assert len(session.run(None, {"x": np.zeros((1, 3, 32, 32), np.float32)})) == 1
+
+
+def test_why_a_twin_does_not_stand_for_its_graph(npu, models, tmp_path):
+    alone = tmp_path / "alone.onnx"
+    alone.write_bytes((models / "conv_f16.onnx").read_bytes())
+
+    def told(given=None):
+        with pytest.warns(FallbackWarning, match=r"alone\.onnx stays on the CPU: ") as warned:
+            session = plain_session(str(alone), given)
+        assert len(warned) == 1 and len(session.run(None, {"x": np.zeros((1, 3, 32, 32), np.float32)})) == 1
+        return str(warned[0].message)
+
+    assert "nothing.rknn is not used: " in told({"rknn_model": str(tmp_path / "nothing.rknn")})
+    (tmp_path / "alone.rknn").write_bytes((models / "conv_f16.rk3566.rknn").read_bytes())
+    assert "alone.rknn is not used: it was compiled for rk3566, this is rk3588" in told()
+    assert "no NPU: the fake NPU is switched off. switch it on" in told({"device": "rk3566"})
+    assert npu.loads == 0
 
 
 # Errors --------------------------------------------------------------------------------------------------------------
@@ -941,9 +1026,9 @@ def test_keyboard_interrupt(python, start):
 s = ort_rknn.InferenceSession(PATH)
 s.run(None, feed)
 npu.delays[0] = 30
-threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 begin = time.monotonic()
 try:
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     try:
         s.run(None, feed)
     except Exception as error:
@@ -977,7 +1062,7 @@ def tick(*args):
         raise Tick("tick")
 
 armed = []
-# Of many contexts, because a handler that raises just where one is taken costs it.
+# Of many contexts, because on Python 3.10 a handler that raises just where one is taken costs it.
 s = ort_rknn.InferenceSession(PATH, provider_options={"threads_per_core": 64})
 s.run(None, feed)
 npu.watched = False

@@ -1,7 +1,10 @@
 """Registering with onnxruntime and taking it back; versions; the names that plugin packages offer."""
 
 import gc
+import threading
+from contextlib import suppress
 
+import numpy as np
 import onnxruntime
 import pytest
 from fake_npu import FakeNpu, install
@@ -86,6 +89,22 @@ def test_a_device_of_a_session_is_told_besides(npu):
     assert names == ["rk3588", "other"] if minor >= (1, 24) else names[0] == "rk3588"
 
 
+def test_a_device_that_only_a_session_told_of_serves_the_unmodified_onnxruntime(models):
+    """Registration itself knew of no device: the session brought it."""
+    from ort_rknn_virtual.control import virtual_npu
+
+    virtual = virtual_npu("rk3588")
+    virtual.reset()
+    path = models / "conv_f16.onnx"
+    with ort_rknn.InferenceSession(path, provider_options={"device": "virtual:rk3588"}):
+        options = onnxruntime.SessionOptions()
+        options.add_provider_for_devices(ours()[:1], {})
+        session = onnxruntime.InferenceSession(path, options)
+        session.run(None, {"x": np.zeros((1, 3, 32, 32), np.float32)})
+        assert sum(virtual.counters().runs) == 1
+        del session
+
+
 def test_live_sessions_keep_it(npu, models):
     session = ort_rknn.InferenceSession(models / "conv_f16.onnx")
     assert _registration.is_registered()
@@ -111,6 +130,68 @@ def test_a_closed_session_must_be_dropped_too(npu, models):
     assert inputs[0].name == "x"
     del inputs
     ort_rknn.unregister()
+
+
+def test_a_session_that_is_being_made_keeps_it(npu, models):
+    """onnxruntime reads the device's metadata in its constructor: unregistering frees it, which crashed the process."""
+    refused = []
+
+    class Session(ort_rknn.InferenceSession):
+        def _create_inference_session(self, *args, **kwargs):
+            with pytest.raises(state.Fail, match="1 sessions are being made with the RKNN execution provider") as error:
+                ort_rknn.unregister()
+            refused.append(str(error.value))  # the exception itself would hold the session
+            super()._create_inference_session(*args, **kwargs)
+
+    session = Session(models / "conv_f16.onnx")
+    assert len(refused) == 1 and session.get_providers()[0] == PROVIDER
+    npu.fail_context = 0
+    with pytest.warns(ort_rknn.FallbackWarning):
+        Session(models / "conv_f16.onnx")
+    npu.fail_context = None
+    options = onnxruntime.SessionOptions()
+    options.add_provider_for_devices(ours(), {})
+    Session(models / "conv_f16.onnx", options)
+    assert len(refused) == 3
+    with pytest.raises(state.NoSuchFile):
+        ort_rknn.InferenceSession(models / "nothing.onnx")
+    del session
+    gc.collect()
+    ort_rknn.unregister()  # no count is left over
+
+
+def test_sessions_that_come_and_go_while_others_unregister(npu, models):
+    ended = threading.Event()
+    made = []
+
+    def unregister():
+        while not ended.is_set():
+            with suppress(state.Fail):
+                ort_rknn.unregister()
+
+    other = threading.Thread(target=unregister)
+    other.start()
+    try:
+        for _ in range(30):
+            made.append(ort_rknn.InferenceSession(models / "conv_f16.onnx").get_providers()[0])
+    finally:
+        ended.set()
+        other.join()
+    assert made == [PROVIDER] * 30
+
+
+def test_taken_back_by_onnxruntimes_own_function(npu, models):
+    """It tells us nothing: the next session has to find out."""
+    for _ in range(2):
+        ort_rknn.register()
+        onnxruntime.unregister_execution_provider_library(PROVIDER)
+        assert not _registration.is_registered()
+        ort_rknn.unregister()
+    ort_rknn.register()
+    onnxruntime.unregister_execution_provider_library(PROVIDER)
+    session = ort_rknn.InferenceSession(models / "conv_f16.onnx")
+    assert session.get_providers()[0] == PROVIDER
+    assert len(ours()) == 1
 
 
 def test_default_sessions_of_onnxruntime_are_not_touched(npu, models):

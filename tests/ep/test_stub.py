@@ -232,6 +232,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     session = ort_rknn.InferenceSession({str(models / "conv_f16.onnx")!r})
 print(session.get_providers(), len(caught))
+assert ort_rknn.get_available_providers() == onnxruntime.get_available_providers()
 print(session.explain())
 assert npu.open_models == 0
 """

@@ -308,9 +308,9 @@ def test_hostile_repr_text_is_bounded():
     text = "[" + "1," * 500_000 + "1]"
     tracemalloc.start()
     try:
-        began = time.perf_counter()
+        began = time.process_time()
         parse_repr(text)
-        assert time.perf_counter() - began < 3
+        assert time.process_time() - began < 3
         assert tracemalloc.get_traced_memory()[1] < 40 << 20
     finally:
         tracemalloc.stop()

@@ -25,6 +25,10 @@ def runs(npu):
     return [event for event in npu.events() if event.kind == "run"]
 
 
+def inputs_set(npu):
+    return [event for event in npu.events() if event.kind == "inputs_set"]
+
+
 def test_defaults_and_strictness(target):
     options = target.ort.RunOptions()
     assert (options.log_severity_level, options.log_verbosity_level, options.logid) == (-1, 0, "")
@@ -113,10 +117,17 @@ def test_terminate_does_not_tear_a_run_from_the_npu(feed, npu):
     with session:
         session.run(None, feed)
         options = ort_rknn.RunOptions()
-        timer = threading.Timer(0.1, lambda: setattr(options, "terminate", True))
-        timer.start()
+        fed = len(inputs_set(npu))
+
+        def terminate():
+            while len(inputs_set(npu)) == fed:  # the run's inputs are on the NPU: its kernel has begun
+                time.sleep(0.01)
+            options.terminate = True
+
+        thread = threading.Thread(target=terminate, daemon=True)
+        thread.start()
         assert len(session.run(None, feed, options)) == 2
-        timer.join()
+        thread.join()
         assert len(runs(npu)) == 2
         with pytest.raises(Fail, match="terminate"):
             session.run(None, feed, options)

@@ -9,7 +9,9 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
-from targets import MODELS, TARGETS, save, version
+from targets import MODELS, TARGETS, VIRTUAL, save, version
+
+import ort_rknn
 
 RECORD = "session.record_ep_graph_assignment_info"
 
@@ -69,6 +71,7 @@ def test_free_dimension_overrides_by_name(target):
     options.add_free_dimension_override_by_name("nothing", 3)
     session = target.session("dynamic.onnx", options)
     assert session.get_inputs()[0].shape == [1, 3, 16, 24]
+    assert session.get_outputs()[0].shape == [1, 4, 16, 24]
     x = np.random.default_rng(0).standard_normal((1, 3, 16, 24), dtype=np.float32)
     control = onnxruntime.InferenceSession(MODELS / "dynamic.onnx", providers=["CPUExecutionProvider"])
     assert target.same(session.run(None, {"x": x})[0], control.run(None, {"x": x})[0])
@@ -82,24 +85,56 @@ def test_a_free_batch_that_is_overridden(target):
     options = target.ort.SessionOptions()
     options.add_free_dimension_override_by_name(name, 3)
     session = target.session("free_batch.onnx", options)
-    assert session.get_inputs()[0].shape[0] == 3
+    assert session.get_inputs()[0].shape[0] == session.get_outputs()[0].shape[0] == 3
     x = np.random.default_rng(0).standard_normal((3, 3, 16, 16), dtype=np.float32)
     assert target.same(session.run(None, {"x": x})[0], control.run(None, {"x": x})[0])
     with pytest.raises(InvalidArgument, match="Got: 2 Expected: 3"):
         session.run(None, {"x": x[:2]})
 
 
-def test_free_dimension_overrides_by_denotation(on_cpu, tmp_path):
+def test_free_dimension_overrides_by_denotation(target, tmp_path):
     path = save(tmp_path / "d.onnx", [helper.make_node("Neg", ["x"], ["y"])], {"x": ["N", 4]}, {"y": ["N", 4]})
     model = onnx.load(path)
     model.graph.input[0].type.tensor_type.shape.dim[0].denotation = "DATA_BATCH"
     onnx.save(model, path)
-    options = on_cpu.ort.SessionOptions()
+    options = target.ort.SessionOptions()
     options.add_free_dimension_override_by_denotation("DATA_BATCH", 2)
-    session = on_cpu.session(path, options)
-    assert session.get_inputs()[0].shape == [2, 4]
+    session = target.session(path, options)
+    assert session.get_inputs()[0].shape == session.get_outputs()[0].shape == [2, 4]
     x = np.ones((2, 4), np.float32)
-    assert on_cpu.same(session.run(None, {"x": x})[0], -x)
+    assert target.same(session.run(None, {"x": x})[0], -x)
+    with pytest.raises(InvalidArgument, match="Got: 3 Expected: 2"):
+        session.run(None, {"x": np.ones((3, 4), np.float32)})
+
+
+def test_an_override_to_a_shape_that_was_not_compiled():
+    """Such a session could never run on the NPU: it goes to the CPU, or a policy for missing shapes serves it."""
+    options = ort_rknn.SessionOptions()
+    options.add_free_dimension_override_by_name("h", 15)
+    options.add_free_dimension_override_by_name("w", 24)
+    x = {"x": np.zeros((1, 3, 15, 24), np.float32)}
+    with pytest.warns(ort_rknn.FallbackWarning, match=r"overrides ask for x \[1, 3, 15, 24\]. Compiled are: x \[1, 3"):
+        session = ort_rknn.InferenceSession(MODELS / "dynamic.onnx", options, provider_options=VIRTUAL)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert session.run(None, x)[0].shape == (1, 4, 15, 24)
+    target = TARGETS["ours, NPU"]()
+    session = target.session("dynamic.onnx", options, provider_options={**VIRTUAL, "on_missing_shape": "cpu"})
+    assert session.get_outputs()[0].shape == [1, 4, 15, 24]
+    assert session.run(None, x)[0].shape == (1, 4, 15, 24)
+    target.close()
+
+
+def test_overrides_with_another_layout_and_one_that_is_left_free():
+    target = TARGETS["ours, NPU"]()
+    options = target.ort.SessionOptions()
+    options.add_free_dimension_override_by_name("h", 16)
+    session = target.session("dynamic.onnx", options, provider_options={**VIRTUAL, "layout": "NHWC"})
+    assert session.get_inputs()[0].shape == [1, 16, "w", 3]
+    assert session.get_outputs()[0].shape == [1, 4, 16, "w"]
+    assert "[1, 16, 'w', 3]" in session.explain()
+    for width in (16, 24):
+        assert session.run(None, {"x": np.zeros((1, 16, width, 3), np.float32)})[0].shape == (1, 4, 16, width)
+    target.close()
 
 
 # Profiling --------------------------------------------------------------------------------------------------------
@@ -175,6 +210,17 @@ def test_compiled_nodes_are_not_saved(tmp_path, feed):
     target.close()
 
 
+def test_a_context_model_is_not_dumped(target, tmp_path, feed, wanted):
+    """With no provider that compiles, onnxruntime writes none and says nothing; ours gets what is compiled already."""
+    options = with_config(target, ep__context_enable="1", ep__context_file_path=str(tmp_path / "context.onnx"))
+    session = target.session(options=options)
+    assert target.same(session.run(["map"], feed)[0], wanted["map"])
+    assert list(tmp_path.iterdir()) == []
+    if target.npu:
+        assert "ep.context_enable is not heeded" in session.explain()
+    assert options.get_session_config_entry("ep.context_enable") == "1"
+
+
 since_1_24 = pytest.mark.skipif(version() < (1, 24), reason="onnxruntime has it since 1.24")
 
 
@@ -230,6 +276,45 @@ def test_an_initialiser_of_the_users(on_cpu, weighted):
     assert np.array_equal(session.run(None, {"x": x})[0], 5 * x)
     with pytest.raises(RuntimeError, match="already"):
         options.add_initializer("w", weight)
+
+
+def test_weights_of_the_users_are_not_dropped_on_the_npu(weighted, tmp_path):
+    """A compiled model has its weights inside: with others the session goes to the CPU, and says so."""
+    value = ort_rknn.OrtValue.ortvalue_from_numpy(np.full((1, 4), 5, np.float32))
+    external = tmp_path / "external.onnx"
+    onnx.save(onnx.load(weighted), external, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").write_bytes(bytes(16))
+    raw = np.full(4, 5, np.float32).tobytes()
+    x = np.ones((1, 4), np.float32)
+    for method, model, name, given in (
+        ("add_initializer", weighted, "w", ("w", value)),
+        ("add_external_initializers", str(external), "w", (["w"], [value])),
+        (
+            "add_external_initializers_from_files_in_memory",
+            str(external),
+            "weights.bin",
+            (["weights.bin"], [raw], [len(raw)]),
+        ),
+    ):
+        options = ort_rknn.SessionOptions()
+        if not hasattr(options, method):  # not in every release
+            continue
+        getattr(options, method)(*given)
+        with pytest.warns(ort_rknn.FallbackWarning, match=f"SessionOptions.{method} replaces '{name}'"):
+            session = ort_rknn.InferenceSession(model, options, provider_options=VIRTUAL)
+        assert np.array_equal(session.run(None, {"x": x})[0], 5 * x)
+    options = ort_rknn.SessionOptions()
+    options.add_initializer("w", value)
+    with pytest.raises(ort_rknn.NpuUnavailable, match="add_initializer"), ort_rknn.swapped("only"):
+        ort_rknn.InferenceSession(weighted, options, provider_options=VIRTUAL)
+
+
+def test_an_initialiser_for_a_name_that_the_model_lacks(target, weighted):
+    options = target.ort.SessionOptions()
+    value = target.ort.OrtValue.ortvalue_from_numpy(np.zeros((1, 4), np.float32))
+    options.add_initializer("another models", value)
+    x = np.ones((1, 4), np.float32)
+    assert target.same(target.session(weighted, options).run(None, {"x": x})[0], 2 * x)
 
 
 def test_external_data_beside_the_model(target, tmp_path, weighted):
