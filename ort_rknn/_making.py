@@ -13,7 +13,7 @@ from typing import Any
 
 import onnxruntime
 
-from ._devices import Found
+from ._compiled import lender_of, load_planned, version_notes, wrapper_of
 from ._facts import Facts, gather
 from ._plan import Plan, fall_back_after, plan
 from ._request import Request, policy, read_request, strict_policy
@@ -28,20 +28,16 @@ from ._user_options import (
 from .dispatch import resolve
 from .ep import _handoff, _registration
 from .errors import (
-    FAIL,
     INVALID_ARGUMENT,
     FallbackWarning,
     NpuUnavailable,
     OptionError,
     bare_message,
-    ort_error,
     status_code,
 )
 from .executor import Executor
-from .files import Dimension, ModelFields, ep_context_model, judge_twin
-from .loading import declared_by_file, declared_by_onnx, open_executor
-from .options import PROVIDER, SIGNATURE_OPTIONS, Options
-from .seam import AdapterError, Model, ModelSource
+from .options import PROVIDER, SIGNATURE_OPTIONS
+from .seam import Model
 
 log = logging.getLogger("ort_rknn")
 log.addHandler(logging.NullHandler())
@@ -89,21 +85,39 @@ def make(
     user's wish about it is kept here: with ``enable_fallback=0`` a model that does not load on the NPU is an error.
     """
     if so and has_providers(so):
-        # The user chose devices or a policy on the options themselves: onnxruntime's business.
-        with _registration.held():
-            parent(model, so, providers, provider_options, **kwargs)
-        if policy() == "only" and session._providers[0] != PROVIDER:
-            raise NpuUnavailable(
-                f"the SessionOptions chose {session._providers[0]} themselves (no fallback to the CPU: "
-                f"{strict_policy()})"
-            )
-        return State(kwargs, again)
+        return _start_on_their_providers(session, parent, model, so, providers, provider_options, kwargs, again)
+    lender = lender_of(kwargs)
+    request = read_request(providers, provider_options, no_cpu=config_entry(so, _NO_CPU) == "1")
+    facts = gather(model, request, _registration.why_unavailable() if request.wants_npu else None)
+    made = plan(request, facts)
+    if so and made.where == "npu" and facts.kind == "onnx":
+        assert facts.onnx is not None
+        weights = replaced_weights(so, facts.onnx)
+        if weights is not None:
+            facts = replace(facts, onnx_problem=f"{weights}, but a compiled model has its weights inside")
+            made = plan(request, facts)
+    state = State(kwargs, again, request, facts, made)
     with ExitStack() as held:
-        return _make(held, session, parent, model, so, providers, provider_options, kwargs, again)
+        made = _load(held, session, parent, state, so, lender)
+        if state.executor is not None:
+            state.notes += version_notes(made, state.executor)
+            if kwargs.get("use_weight_from") is not None and lender is None:
+                state.notes.append("use_weight_from: that session runs on the CPU, so this one has weights of its own")
+            _start_on_npu(session, parent, state, so, state.executor)
+        elif made.where == "cpu":
+            others = request.other_providers
+            if request.named and not others:
+                others = ["CPUExecutionProvider"]
+            parent(made.parent_model, so, others, request.other_options, **kwargs)
+            _tell(made)
+    if made.where != "cpu" or facts.kind in ("rknn", "ep_context"):
+        in_memory = isinstance(model, bytes)
+        session._model_path = None if in_memory else os.fspath(model)
+        session._model_bytes = model if in_memory else None
+    return state
 
 
-def _make(
-    held: ExitStack,
+def _start_on_their_providers(
     session: Any,
     parent: Callable[..., None],
     model: Any,
@@ -113,60 +127,42 @@ def _make(
     kwargs: dict[str, Any],
     again: bool,
 ) -> State:
-    lender = _lender(kwargs)
-    request = read_request(providers, provider_options, no_cpu=config_entry(so, _NO_CPU) == "1")
-    facts = gather(model, request, _registration.why_unavailable() if request.wants_npu else None)
-    made = plan(request, facts)
-    overridden: Mapping[str, tuple[Dimension, ...]] = {}
-    if so and made.where == "npu" and made.use_onnx:
-        assert facts.onnx is not None
-        weights = replaced_weights(so, facts.onnx) if facts.kind == "onnx" else None
-        if weights is None:
-            overridden = overridden_dims(so, facts.onnx.inputs)
-        else:
-            facts = replace(facts, onnx_problem=f"{weights}, but a compiled model has its weights inside")
-            made = plan(request, facts)
-    state = State(kwargs, again, request, facts, made)
-    if made.where != "cpu":
+    """The user chose devices or a policy on the SessionOptions themselves: onnxruntime's business."""
+    with _registration.held():
+        parent(model, so, providers, provider_options, **kwargs)
+    if policy() == "only" and session._providers[0] != PROVIDER:
+        raise NpuUnavailable(
+            f"the SessionOptions chose {session._providers[0]} themselves (no fallback to the CPU: {strict_policy()})"
+        )
+    return State(kwargs, again)
+
+
+def _load(
+    held: ExitStack, session: Any, parent: Callable[..., None], state: State, so: Any, lender: Model | None
+) -> Plan:
+    """Load what the plan has for the NPU. Where that fails, the plan becomes the next one: another compiled model that
+    fits, else the CPU. Returns the plan that it came to. ``held`` keeps the provider registered."""
+    request, facts, made = state.request, state.facts, state.plan
+    assert request is not None and facts is not None and made is not None
+    while made.where != "cpu":
         assert made.found is not None
         try:
             # First: a host may let no library be opened, which only shows here.
             held.enter_context(_registration.held(made.found.device))
             if made.where == "npu":
-                state.executor = _open(facts, made, request.options, lender, overridden)
+                fixed = overridden_dims(so, facts.onnx.inputs) if so and made.use_onnx and facts.onnx else {}
+                state.executor = load_planned(facts, made, request.options, lender, fixed)
             else:
                 _start_on_nodes(session, parent, state, so)
+            return made
         except Exception as error:
-            if not (_wants_fallback(kwargs) and _may_fall_back(made, facts, error)):
+            if not (_wants_fallback(state.kwargs) and _may_fall_back(made, facts, error)):
                 raise
-            made = _after_failure(request, facts, made, error)
-            state = State(kwargs, again, request, facts, made)
-    if state.executor is not None:
-        state.notes += _version_notes(made, state.executor)
-        if kwargs.get("use_weight_from") is not None and lender is None:
-            state.notes.append("use_weight_from: that session runs on the CPU, so this one has weights of its own")
-        _start_on_npu(session, parent, state, so, state.executor)
-    elif made.where == "cpu":
-        others = request.other_providers
-        if request.named and not others:
-            others = ["CPUExecutionProvider"]
-        parent(made.parent_model, so, others, request.other_options, **kwargs)
-        _tell(made)
-    if made.where != "cpu" or facts.kind in ("rknn", "ep_context"):
-        in_memory = isinstance(model, bytes)
-        session._model_path = None if in_memory else os.fspath(model)
-        session._model_bytes = model if in_memory else None
-    return state
-
-
-def _version_notes(made: Plan, executor: Executor) -> list[str]:
-    """A runtime's version is known only once it has loaded the model: then it is worth a note, not a refusal."""
-    file = made.candidate.file if made.candidate is not None else None
-    if file is None or made.found is None:
-        return []
-    version = executor.model.versions.get("runtime")
-    verdict = judge_twin(file, soc=made.found.device.soc, runtime_version=version, onnx_path=None)
-    return [f"the runtime loaded it, but: {reason}" for reason in verdict.reasons]
+            facts, made = _after_failure(request, facts, made, error)
+        state.facts, state.plan = facts, made
+        state.of_nodes.clear()
+        state.notes.clear()
+    return made
 
 
 def _may_fall_back(made: Plan, facts: Facts, error: Exception) -> bool:
@@ -177,10 +173,18 @@ def _may_fall_back(made: Plan, facts: Facts, error: Exception) -> bool:
     return made.where == "npu" or (facts.onnx_source is not None and status_code(error) != INVALID_ARGUMENT)
 
 
-def _after_failure(request: Request, facts: Facts, made: Plan, error: Exception) -> Plan:
-    """The plan after loading on the NPU failed; the failure is the cause of whatever this raises."""
+def _after_failure(request: Request, facts: Facts, made: Plan, error: Exception) -> tuple[Facts, Plan]:
+    """Facts and plan after loading on the NPU failed; the failure is the cause of whatever this raises."""
+    reason = bare_message(error)
+    others = tuple(
+        replace(c, fit=False, reasons=(*c.reasons, reason)) if c is made.candidate else c for c in facts.candidates
+    )
     try:
-        return fall_back_after(request, facts, made, bare_message(error))
+        if any(candidate.fit for candidate in others):
+            log.warning("another compiled model is tried: %s", reason)
+            facts = replace(facts, candidates=others)
+            return facts, plan(request, facts)
+        return facts, fall_back_after(request, facts, made, reason)
     except Exception as refusal:
         raise refusal from error
 
@@ -189,7 +193,7 @@ def _start_on_npu(session: Any, parent: Callable[..., None], state: State, so: A
     assert state.facts is not None and state.plan is not None
     token = _handoff.offer(executor)
     try:
-        wrapper = _wrapper(state.facts, state.plan, executor, token)
+        wrapper = wrapper_of(state.facts, state.plan, executor, token)
         options = copy_options(so, wrapper)
         _set_threads(options, so, executor.dispatch.contexts)
         _start_with_provider(session, parent, state, so, options, wrapper)
@@ -312,105 +316,3 @@ def _users_frame() -> int:
         frame = frame.f_back
         depth += 1
     return depth
-
-
-def _lender(kwargs: Mapping[str, Any]) -> Model | None:
-    """The model of the session that ``use_weight_from`` names; None where that one has none on the NPU."""
-    other = kwargs.get("use_weight_from")
-    if other is None:
-        return None
-    state = getattr(other, "_npu", _NOTHING)
-    if state is _NOTHING:
-        raise OptionError(f"use_weight_from: an ort_rknn.InferenceSession is wanted; got {type(other).__name__}")
-    executor = state.executor if state is not None else None
-    if executor is not None and executor.closed:
-        raise OptionError("use_weight_from: that session was closed")
-    return executor.model if executor is not None else None
-
-
-_NOTHING: Any = object()
-
-
-def _open(
-    facts: Facts,
-    made: Plan,
-    options: Options,
-    lender: Model | None,
-    overridden: Mapping[str, tuple[Dimension, ...]],
-) -> Executor:
-    found, candidate = made.found, made.candidate
-    assert found is not None
-    twin = facts.onnx_source if made.use_onnx else None
-    if candidate is None:
-        source, file = _stand_in(facts, found), None
-        label = f"stand-in for {facts.label}"
-    else:
-        source, file, label = candidate.source, candidate.file, candidate.name
-    if made.use_onnx:
-        assert facts.onnx is not None
-        inputs: Any = declared_by_onnx(facts.onnx.inputs)
-        outputs: Any = declared_by_onnx(facts.onnx.outputs)
-    else:
-        declared = declared_by_file(file) if file is not None else None
-        inputs, outputs = declared or (None, None)
-    return open_executor(
-        found,
-        source,
-        options,
-        inputs=inputs,
-        outputs=outputs,
-        file=file,
-        twin=twin,
-        label=label,
-        share_with=lender,
-        overridden=overridden,
-    )
-
-
-def _stand_in(facts: Facts, found: Found) -> ModelSource:
-    assert facts.onnx is not None
-    make = getattr(found.adapter, "stand_in", None)
-    if make is None:
-        raise ort_error(FAIL, f"adapter {found.adapter.name} makes no stand-ins; compile a twin of {facts.label}")
-    sides = [
-        [(v.name, v.dtype, tuple(d if isinstance(d, int) else 1 for d in v.dims or ())) for v in side]
-        for side in (declared_by_onnx(facts.onnx.inputs), declared_by_onnx(facts.onnx.outputs))
-    ]
-    try:
-        return ModelSource(data=make(found.device, *sides))
-    except AdapterError as error:
-        raise ort_error(FAIL, f"no stand-in for {facts.label}: {error}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _FileFields:
-    """A model's metadata where no ONNX tells it."""
-
-    graph_name: str
-    metadata: Mapping[str, str]
-    producer_name: str = "ort_rknn"
-    producer_version: str = ""
-    domain: str = ""
-    model_version: int | None = None
-    doc_string: str = ""
-    graph_doc_string: str = ""
-
-
-def _wrapper(facts: Facts, made: Plan, executor: Executor, token: bytes) -> bytes:
-    fields: ModelFields
-    if made.use_onnx:
-        assert facts.onnx is not None
-        fields = facts.onnx
-    else:
-        file = made.candidate.file if made.candidate is not None else None
-        custom = file.custom_string if file is not None else None
-        metadata = {"rknn_custom_string": custom} if custom else {}
-        fields = _FileFields(os.path.splitext(facts.label)[0], metadata)
-    return ep_context_model(
-        model=fields,
-        inputs=executor.signature.inputs,
-        outputs=executor.signature.outputs,
-        source=PROVIDER,
-        cache_context=token,
-        node_name=executor.label,
-    )

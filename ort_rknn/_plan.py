@@ -86,6 +86,9 @@ def _given_onnx(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
     device = facts.found.device
     if facts.onnx_problem is not None:
         return _fall_back(request, facts, f"{facts.label}: {facts.onnx_problem}", "", story)
+    if request.after_cpu:
+        reason = "CPUExecutionProvider was named before the NPU's provider and takes every node, as in onnxruntime"
+        return _fall_back(request, facts, reason, "Name the NPU's provider first", story)
     for candidate in facts.candidates:
         if candidate.fit:
             story = (*story, f"compiled model {candidate.name}", *candidate.notes)

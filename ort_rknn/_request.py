@@ -36,7 +36,9 @@ class Request:
     other_options: Any
     """``provider_options`` that belong to ``other_providers``."""
     overtaken: tuple[str, ...] = ()
-    """Providers that were named before ours, which comes first all the same."""
+    """Providers that were named before ours, which comes first all the same; but for the CPU, see ``after_cpu``."""
+    after_cpu: bool = False
+    """The CPU was named before ours, and the list is law: it takes every node that it can run, as in onnxruntime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool) -> Requ
             strict_by = "ORT_RKNN_STRICT=1"
         elif no_cpu and asked:
             strict_by = "session.disable_cpu_ep_fallback=1"
+    overtaken = _overtaken(providers) if named else ()
     return Request(
         options=options,
         wants_npu=wants,
@@ -125,7 +128,8 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool) -> Requ
         named=named,
         other_providers=others,
         other_options=other_options,
-        overtaken=_overtaken(providers) if named else (),
+        overtaken=overtaken,
+        after_cpu="CPUExecutionProvider" in overtaken and rule == "respect",
     )
 
 

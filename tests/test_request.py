@@ -42,6 +42,7 @@ def test_the_others_stay_in_their_order_with_their_options():
     assert request.options.schedule == (2,)
     assert (request.other_providers, request.other_options) == (["AProvider", "BProvider"], [{"a": 1}, {"b": 2}])
     assert request.overtaken == ("AProvider",)
+    assert read([CPU, OURS]).after_cpu and not read(["AProvider", OURS, CPU]).after_cpu
     assert read([OURS, CPU]).overtaken == read(OURS).overtaken == read([CPU]).overtaken == ()
 
 

@@ -95,3 +95,21 @@ def test_an_onnx_option_that_names_no_onnx(models):
     rknn = str(models / "conv_i8.rk3588.rknn")
     with pytest.raises(ort.OptionError, match=r"cannot be read: .*it looks like a compiled Rockchip model"):
         ort.InferenceSession(models / "conv_f16.rk3588.rknn", provider_options={**VIRTUAL, "onnx_model": rknn})
+
+
+def test_a_twin_that_does_not_load_gives_way_to_the_next_one(models, tmp_path, caplog):
+    """Fit by name, target and version, but not of this ONNX: found when it is loaded."""
+    from ort_rknn_virtual.control import virtual_npu
+
+    npu = virtual_npu("rk3588")
+    npu.reset()
+    shutil.copy(models / "conv_f16.onnx", tmp_path / "m.onnx")
+    shutil.copy(models / "conv_f16.rk3588.rknn", tmp_path / "m-rk3588.rknn")
+    shutil.copy(models / "two_io.rk3588.rknn", tmp_path / "m.rk3588.rknn")
+    with ort.InferenceSession(tmp_path / "m.onnx", provider_options={"device": "virtual:rk3588"}) as session:
+        told = session.explain()
+        assert session.get_providers()[0] == "RKNNExecutionProvider"
+        assert "compiled model m-rk3588.rknn" in told
+        assert "m.rk3588.rknn is not used: " in told
+    assert any("m.rk3588.rknn" in r.getMessage() and r.levelname == "WARNING" for r in caplog.records)
+    assert npu.counters().contexts == 0

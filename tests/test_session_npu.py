@@ -80,8 +80,17 @@ def test_providers_in_every_spelling(npu, arguments):
         assert made.run(None, {"x": X})[0].shape == (1, 8, 16, 16)
 
 
-def test_it_comes_first_and_says_so_where_the_cpu_was_named_before_it(npu):
+def test_the_order_of_providers_is_law_and_the_cpu_first_takes_every_node(npu, monkeypatch):
+    """As in onnxruntime. It may be a mistake, so it is a warning. A compiled model is for the NPU all the same."""
     providers = ["CPUExecutionProvider", ("RKNNExecutionProvider", VIRTUAL)]
+    with pytest.warns(
+        ort.FallbackWarning, match="CPUExecutionProvider was named before .* Name the NPU's provider first"
+    ):
+        made = ort.InferenceSession(MODELS / "conv_f16.onnx", providers=providers)
+    assert made.get_providers() == ["CPUExecutionProvider"]
+    with ort.InferenceSession(MODELS / "conv_f16.rk3588.rknn", providers=providers) as made:
+        assert made.get_providers()[0] == "RKNNExecutionProvider"
+    monkeypatch.setenv("ORT_RKNN_POLICY", "prefer")
     with ort.InferenceSession(MODELS / "conv_f16.onnx", providers=providers) as made:
         assert made.get_providers() == ["RKNNExecutionProvider", "CPUExecutionProvider"]
         assert "RKNNExecutionProvider comes first, though CPUExecutionProvider was named before it" in made.explain()
