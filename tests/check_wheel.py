@@ -30,7 +30,7 @@ SMOKE = (
 )
 #: What a wheel of ours is made of. A library, an archive or a vendor's header is none of it.
 SUFFIXES = {".py", ".c", ".h", ".typed"}
-OUR_HEADERS = {"convert.h", "literal.h", "machine.h", "model.h", "ports.h", "rknn_abi.h", "rknn_virtual.h"}
+OUR_HEADERS = {"context.h", "convert.h", "literal.h", "machine.h", "model.h", "ports.h", "rknn_abi.h", "rknn_virtual.h"}
 
 
 def main(arguments: list[str]) -> None:
