@@ -2,37 +2,23 @@
 
 import copy
 import gc
-import inspect
-import io
 import json
-import logging
 import pickle
-import re
 import sys
 import threading
-import warnings
 import weakref
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from fake_npu import FakeNpu, install
+from cpu_sessions import CPU, A, feed, two_io, without_npu
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 import ort_rknn
-from ort_rknn import FallbackWarning, NpuUnavailable, OptionError
 
-OURS = "RKNNExecutionProvider"
-CPU = "CPUExecutionProvider"
-
-
-@pytest.fixture(autouse=True)
-def no_npu(monkeypatch):
-    """One adapter, which sees no device."""
-    npu = FakeNpu()
-    npu.present = False
-    return install(npu, monkeypatch.setattr)
+no_npu = pytest.fixture(without_npu, autouse=True)
+path = pytest.fixture(two_io)
 
 
 @pytest.fixture(params=[onnxruntime, ort_rknn], ids=["onnxruntime", "ort_rknn"])
@@ -40,136 +26,11 @@ def ort(request):
     return request.param
 
 
-@pytest.fixture
-def path(models):
-    return str(models / "two_io.onnx")
-
-
-def feed(**changes):
-    out = {"a": np.zeros((1, 3, 16, 16), np.float32), "b": np.zeros((1, 16), np.float32), **changes}
-    return {name: value for name, value in out.items() if value is not None}
-
-
 def control(path):
     return onnxruntime.InferenceSession(path, providers=[CPU])
 
 
-# The same exceptions, texts, warnings and prints -------------------------------------------------------------------
-
-A = np.zeros((1, 3, 16, 16), np.float32)
-REFUSED = {
-    "missing file": ("NoSuchFile", lambda m, p: m.InferenceSession(p + ".not-there")),
-    "a folder": (Exception, lambda m, p: m.InferenceSession(str(Path(p).parent))),
-    "garbage": ("InvalidProtobuf", lambda m, p: m.InferenceSession(b"garbage" * 9)),
-    "no bytes": ("InvalidArgument", lambda m, p: m.InferenceSession(b"")),
-    "no path": (TypeError, lambda m, p: m.InferenceSession("")),
-    "bytearray": (TypeError, lambda m, p: m.InferenceSession(bytearray(b"x"))),
-    "memoryview": (TypeError, lambda m, p: m.InferenceSession(memoryview(b"x"))),
-    "BytesIO": (TypeError, lambda m, p: m.InferenceSession(io.BytesIO(b"x"))),
-    "None": (TypeError, lambda m, p: m.InferenceSession(None)),
-    "no argument": (TypeError, lambda m, p: m.InferenceSession()),
-    "wrong options": (TypeError, lambda m, p: m.InferenceSession(p, 3)),
-    "wrong dtype": ("InvalidArgument", lambda m, p: m.InferenceSession(p).run(None, feed(a=A.astype(np.float64)))),
-    "wrong rank": ("InvalidArgument", lambda m, p: m.InferenceSession(p).run(None, feed(a=A[0]))),
-    "wrong dims": ("InvalidArgument", lambda m, p: m.InferenceSession(p).run(None, feed(a=A[:, :2, :8]))),
-    "unknown output": ("InvalidArgument", lambda m, p: m.InferenceSession(p).run(["nothing"], feed())),
-    "missing inputs": (ValueError, lambda m, p: m.InferenceSession(p).run(None, {"c": A})),
-    "extra input": ("InvalidArgument", lambda m, p: m.InferenceSession(p).run(None, feed(c=A))),
-    "None fed": (Exception, lambda m, p: m.InferenceSession(p).run(None, {**feed(), "a": None})),
-    "complex fed": (RuntimeError, lambda m, p: m.InferenceSession(p).run(None, feed(a=A.astype(np.complex64)))),
-    "a list for a feed": (AttributeError, lambda m, p: m.InferenceSession(p).run(None, [A])),
-    "outputs as text": (TypeError, lambda m, p: m.InferenceSession(p).run("map", feed())),
-    "wrong run options": (TypeError, lambda m, p: m.InferenceSession(p).run(None, feed(), 3)),
-    "arrays for OrtValues": (
-        AttributeError,
-        lambda m, p: m.InferenceSession(p).run_with_ort_values(None, feed()),
-    ),
-    "nothing bound": (RuntimeError, lambda m, p: _run_unbound(m.InferenceSession(p))),
-    "run_async without user data": (TypeError, lambda m, p: m.InferenceSession(p).run_async(None, feed(), print)),
-}
-
-
-def _run_unbound(session):
-    session.run_with_iobinding(session.io_binding())
-
-
-def outcome(call):
-    try:
-        return None, call()
-    except Exception as error:
-        return type(error), re.sub(" at 0x[0-9a-f]+", "", str(error))
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_onnxruntime_refuses_we_refuse_in_its_words(case, path):
-    expected, call = REFUSED[case]
-    expected = getattr(state, expected) if isinstance(expected, str) else expected
-    theirs = outcome(lambda: call(onnxruntime, path))
-    ours = outcome(lambda: call(ort_rknn, path))
-    assert theirs[0] is not None
-    assert issubclass(theirs[0], expected)
-    assert ours == theirs
-
-
-SPELLINGS = {
-    "none": {},
-    "empty": {"providers": []},
-    "a name": {"providers": [CPU]},
-    "a tuple of names": {"providers": (CPU,)},
-    "with options": {"providers": [(CPU, {"x": 1})]},
-    "options apart": {"providers": [CPU], "provider_options": [{"x": "1"}]},
-    "twice": {"providers": [CPU, CPU]},
-    "not built in": {"providers": ["CUDAExecutionProvider", CPU]},
-    "unknown": {"providers": ["NoSuchExecutionProvider"]},
-    "a bare string": {"providers": CPU},
-    "a set": {"providers": {CPU}},
-    "a list for a tuple": {"providers": [[CPU, {}]]},
-    "one in a tuple": {"providers": [(CPU,)]},
-    "None for options": {"providers": [(CPU, None)]},
-    "a number among names": {"providers": [CPU, 3]},
-    "lengths differ": {"providers": [CPU], "provider_options": [{}, {}]},
-    "options not dicts": {"providers": [CPU], "provider_options": [3]},
-    "options no list": {"providers": [CPU], "provider_options": 3},
-    "options in both": {"providers": [(CPU, {})], "provider_options": [{}]},
-    "unknown keyword": {"nonsense": 3},
-    "optimisers": {"disabled_optimizers": ["ConstantFolding"]},
-    "a number": {"providers": 3},
-    "fallback off, unknown": {"providers": ["NoSuchExecutionProvider"], "enable_fallback": 0},
-    "fallback off, malformed": {"providers": [(CPU,)], "enable_fallback": False},
-}
-
-
-@pytest.mark.parametrize("case", SPELLINGS)
-def test_providers_are_taken_as_onnxruntime_takes_them(case, path, capfd):
-    def make(module):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                session = module.InferenceSession(path, **SPELLINGS[case])
-                end = (session.get_providers(), session.get_provider_options(), session._enable_fallback)
-            except Exception as error:
-                end = (type(error), str(error))
-        said = [(w.category, str(w.message)) for w in caught]
-        return end, said, capfd.readouterr().out
-
-    theirs = make(onnxruntime)
-    assert make(ort_rknn) == theirs
-    if case in ("unknown", "a set", "lengths differ"):
-        assert "EP Error" in theirs[2]  # so the comparison is one of something
-    if case in ("twice", "not built in", "unknown"):
-        assert theirs[1]
-
-
-def test_a_warning_about_providers_points_at_the_same_place(path):
-    def where(module):
-        with pytest.warns(UserWarning, match="not in available provider names") as caught:
-            module.InferenceSession(path, providers=["CUDAExecutionProvider"])
-        return caught[0].filename, caught[0].lineno
-
-    assert where(ort_rknn) == where(onnxruntime)
-
-
-# Running -------------------------------------------------------------------------------------------------------------
+# Running ----------------------------------------------------------------------------------------------------------
 
 
 def test_results_are_onnxruntimes(ort, path):
@@ -254,7 +115,7 @@ def test_profiling(ort, path, tmp_path):
     assert any(event.get("cat") == "Node" for event in json.loads(Path(name).read_text()))
 
 
-# What a session is ---------------------------------------------------------------------------------------------------
+# What a session is ------------------------------------------------------------------------------------------------
 
 
 def test_model_as_path_and_bytes(ort, path):
@@ -384,7 +245,7 @@ def test_a_session_dies_with_its_last_reference(ort, path):
         gc.enable()
 
 
-# Providers, later ----------------------------------------------------------------------------------------------------
+# Providers, later -------------------------------------------------------------------------------------------------
 
 
 def test_set_providers(ort, path):
@@ -431,260 +292,3 @@ def test_enable_and_disable_fallback(ort, path):
     assert session.enable_fallback() is None
     assert session._enable_fallback is True
     assert ort.InferenceSession(path, enable_fallback=0)._enable_fallback is False
-
-
-# What ours has besides -----------------------------------------------------------------------------------------------
-
-#: Ours are: the constructor and set_providers, which plan; close and what goes with it.
-CHANGED = {"set_providers"}
-
-
-def test_run_and_its_siblings_are_onnxruntimes_own_functions():
-    names = [n for n in dir(onnxruntime.InferenceSession) if not n.startswith("_")]
-    assert len(names) >= 20
-    for name in set(names) - CHANGED:
-        assert getattr(ort_rknn.InferenceSession, name) is getattr(onnxruntime.InferenceSession, name), name
-
-
-def test_close(path):
-    session = ort_rknn.InferenceSession(path)
-    session.close()
-    session.close()
-    with pytest.raises(state.RuntimeException, match="the session was closed"):
-        session.run(None, feed())
-    with pytest.raises(state.RuntimeException, match="the session was closed"):
-        session.run_async(None, feed(), print, None)
-    assert [i.name for i in session.get_inputs()] == ["a", "b"]
-    with pytest.raises(state.RuntimeException, match="the session was closed"):
-        session.set_providers([CPU])
-    session.__init__(path)  # another one, in the same object
-    assert len(session.run(None, feed())) == 2
-
-
-def test_with(path):
-    with ort_rknn.InferenceSession(path) as session:
-        assert len(session.run(None, feed())) == 2
-    with pytest.raises(state.RuntimeException, match="closed"):
-        session.run(None, feed())
-    with pytest.raises(KeyError), ort_rknn.InferenceSession(path) as session:
-        raise KeyError
-    with pytest.raises(state.RuntimeException, match="closed"):
-        session.run(None, feed())
-
-
-def test_a_closed_session_ends_bindings_too(path):
-    session = ort_rknn.InferenceSession(path)
-    binding = session.io_binding()
-    binding.bind_output("vector")
-    session.close()
-    # Recent releases look first whether the binding is the session's own.
-    with pytest.raises((state.RuntimeException, ValueError), match=r"closed|IOBinding must be used with"):
-        session.run_with_iobinding(binding)
-    with pytest.raises((state.RuntimeException, TypeError), match="the session was closed"):
-        session.io_binding()
-
-
-def test_explain(path):
-    told = ort_rknn.InferenceSession(path).explain()
-    assert "given:     two_io.onnx (onnx)" in told
-    assert "on onnxruntime's CPU session" in told
-    assert onnxruntime.__version__ in told
-    assert "fell back: no NPU: the fake NPU is switched off. switch it on" in told
-    assert "/dev/fake" in told
-    named = ort_rknn.InferenceSession(path, providers=[CPU]).explain()
-    assert "fell back" not in named
-    assert "do not include the NPU" in named
-
-
-def test_explain_before_init(path):
-    session = ort_rknn.InferenceSession.__new__(ort_rknn.InferenceSession)
-    assert "__init__ was not called" in session.explain()
-    session.close()
-    session.__init__(path)
-    assert "onnxruntime's CPU session" in session.explain()
-
-
-def test_properties_on_the_cpu(path):
-    session = ort_rknn.InferenceSession(path)
-    assert session.shape_sets == ()
-    assert session.quantisation == {}
-
-
-def test_signature_of_the_constructor():
-    assert str(inspect.signature(ort_rknn.InferenceSession).parameters.keys()) == str(
-        inspect.signature(onnxruntime.InferenceSession).parameters.keys()
-    )
-
-
-# Falling back is never a secret --------------------------------------------------------------------------------------
-
-
-def test_nobody_asked(path, caplog, no_npu):
-    """No warning (warnings are errors here) and one INFO record."""
-    caplog.set_level(logging.DEBUG, "ort_rknn")
-    ort_rknn.InferenceSession(path)
-    (record,) = caplog.records
-    assert record.levelno == logging.INFO
-    assert "the fake NPU is switched off. switch it on" in record.getMessage()
-
-
-def test_others_were_named(path, caplog, no_npu):
-    caplog.set_level(logging.DEBUG, "ort_rknn")
-    ort_rknn.InferenceSession(path, providers=[CPU])
-    assert not caplog.records
-    assert not no_npu.queries  # no adapter is bothered
-
-
-ASKED = {
-    "named": ({"providers": [OURS]}, {}),
-    "named with the CPU": ({"providers": [OURS, CPU]}, {}),
-    "named bare": ({"providers": OURS}, {}),
-    "named after the CPU": ({"providers": [CPU, OURS]}, {}),
-    "an alias": ({"providers": ["RKNPU2ExecutionProvider"]}, {}),
-    "options in a tuple": ({"providers": [(OURS, {"schedule": [0, 1]}), CPU]}, {}),
-    "options apart": ({"providers": [OURS, CPU], "provider_options": [{"tp_mode": "all"}, {}]}, {}),
-    "options alone, a dict": ({"provider_options": {"schedule": "0,1"}}, {}),
-    "options alone, a list": ({"provider_options": [{"schedule": "0,1"}]}, {}),
-    "no options alone": ({"provider_options": {}}, {}),
-    "ORT_RKNN_DEVICE": ({}, {"ORT_RKNN_DEVICE": "rk3588"}),
-    "ORT_RKNN_POLICY": ({}, {"ORT_RKNN_POLICY": "prefer"}),
-    "ORT_RKNN_POLICY over names": ({"providers": [CPU]}, {"ORT_RKNN_POLICY": "prefer"}),
-}
-
-
-@pytest.mark.parametrize("case", ASKED)
-def test_who_asked_gets_one_warning_and_one_record(case, path, caplog, monkeypatch, capfd):
-    caplog.set_level(logging.DEBUG, "ort_rknn")
-    arguments, environment = ASKED[case]
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        line = sys._getframe().f_lineno + 1
-        session = ort_rknn.InferenceSession(path, **arguments)
-    (warning,) = caught
-    assert warning.category is FallbackWarning
-    assert (warning.filename, warning.lineno) == (__file__, line)
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert str(warning.message) == record.getMessage()
-    assert record.getMessage() == "this session runs on the CPU: no NPU: the fake NPU is switched off. switch it on"
-    assert session.get_providers() == [CPU]
-    assert len(session.run(None, feed())) == 2
-    out = capfd.readouterr()
-    assert (out.out, out.err) == ("", "")
-
-
-def test_the_warning_points_at_a_subclass_constructor(path):
-    class Mine(ort_rknn.InferenceSession):
-        def __init__(self, path):
-            self.line = sys._getframe().f_lineno + 1
-            super().__init__(path, providers=[OURS])
-
-    with pytest.warns(FallbackWarning) as caught:
-        mine = Mine(path)
-    assert (caught[0].filename, caught[0].lineno) == (__file__, mine.line)
-
-
-def test_the_warning_points_at_set_providers(path):
-    session = ort_rknn.InferenceSession(path, providers=[CPU])
-    with pytest.warns(FallbackWarning) as caught:
-        line = sys._getframe().f_lineno + 1
-        session.set_providers([OURS])
-    assert (caught[0].filename, caught[0].lineno) == (__file__, line)
-    assert "fell back" in session.explain()
-
-
-def test_the_warning_can_be_made_an_error_and_leaves_no_session(path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(FallbackWarning, match="switch it on"):
-            ort_rknn.InferenceSession(path, providers=[OURS])
-
-
-STRICT = {
-    "ORT_RKNN_STRICT": ({}, {"ORT_RKNN_STRICT": "1"}, "ORT_RKNN_STRICT=1"),
-    "ORT_RKNN_STRICT, named": ({"providers": [OURS]}, {"ORT_RKNN_STRICT": "1"}, "ORT_RKNN_STRICT=1"),
-    "policy only": ({}, {"ORT_RKNN_POLICY": "only"}, "ORT_RKNN_POLICY=only"),
-    "policy only over names": ({"providers": [CPU]}, {"ORT_RKNN_POLICY": "only"}, "ORT_RKNN_POLICY=only"),
-}
-
-
-@pytest.mark.parametrize("case", STRICT)
-def test_strict(case, path, monkeypatch):
-    arguments, environment, by = STRICT[case]
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(NpuUnavailable, match="switch it on") as caught:
-        ort_rknn.InferenceSession(path, **arguments)
-    assert by in str(caught.value)
-    assert isinstance(caught.value, state.Fail)
-
-
-def test_strict_leaves_alone_who_named_others(path, monkeypatch):
-    monkeypatch.setenv("ORT_RKNN_STRICT", "1")
-    assert ort_rknn.InferenceSession(path, providers=[CPU]).get_providers() == [CPU]
-
-
-@pytest.mark.parametrize("arguments", [{"providers": [OURS]}, {"provider_options": {"tp_mode": "0"}}])
-def test_no_cpu_in_the_session_config(path, arguments):
-    options = ort_rknn.SessionOptions()
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    with pytest.raises(NpuUnavailable, match=r"session\.disable_cpu_ep_fallback=1"):
-        ort_rknn.InferenceSession(path, options, **arguments)
-
-
-def test_no_cpu_in_the_session_config_when_nobody_asked(path):
-    """Then it is onnxruntime's to judge, in whose words the CPU provider is not a fallback when it is all there is."""
-    options = ort_rknn.SessionOptions()
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    theirs = outcome(lambda: type(onnxruntime.InferenceSession(path, options).get_providers()))
-    assert outcome(lambda: type(ort_rknn.InferenceSession(path, options).get_providers())) == theirs
-
-
-def test_bad_options_are_errors_without_an_npu_too(path):
-    with pytest.raises(OptionError, match="unknown provider option 'sechdule'"):
-        ort_rknn.InferenceSession(path, providers=[(OURS, {"sechdule": "0"})])
-    with pytest.raises(ValueError, match="exclude each other"):
-        ort_rknn.InferenceSession(path, provider_options={"schedule": 0, "tp_mode": "all"})
-
-
-def test_bad_policy(path, monkeypatch):
-    monkeypatch.setenv("ORT_RKNN_POLICY", "always")
-    with pytest.raises(OptionError, match="respect, prefer, only"):
-        ort_rknn.InferenceSession(path)
-
-
-def test_a_compiled_model_runs_its_onnx_on_the_cpu(models):
-    with pytest.warns(FallbackWarning):
-        session = ort_rknn.InferenceSession(models / "two_io.rk3588.rknn", providers=[OURS])
-    assert session._model_path == str(models / "two_io.rk3588.rknn")
-    assert len(session.run(None, feed())) == 2
-    assert "two_io.onnx" in session.explain()
-    session.set_providers([CPU])
-    assert session._model_path == str(models / "two_io.rk3588.rknn")
-
-
-def test_a_compiled_model_alone_is_an_error_that_says_what_was_looked_for(models, tmp_path):
-    alone = tmp_path / "alone.rk3588.rknn"
-    alone.write_bytes((models / "two_io.rk3588.rknn").read_bytes())
-    with pytest.raises(NpuUnavailable, match=r"looked for alone\.onnx, alone\.rk3588\.onnx") as caught:
-        ort_rknn.InferenceSession(alone)
-    assert "switch it on" in str(caught.value)
-    with pytest.raises(NpuUnavailable, match="in memory has no file beside it"):
-        ort_rknn.InferenceSession(alone.read_bytes())
-    with pytest.warns(FallbackWarning):
-        session = ort_rknn.InferenceSession(alone, provider_options={"onnx_model": str(models / "two_io.onnx")})
-    assert len(session.run(None, feed())) == 2
-
-
-def test_disabled(path, monkeypatch):
-    monkeypatch.setenv("ORT_RKNN_DISABLE", "1")
-    session = ort_rknn.InferenceSession(path)
-    assert len(session.run(None, feed())) == 2
-    assert "ORT_RKNN_DISABLE=1" in session.explain()
-    with pytest.raises(state.InvalidProtobuf):
-        ort_rknn.InferenceSession(path.replace(".onnx", ".rk3588.rknn"))
-    session.close()
-    with pytest.raises(state.RuntimeException, match="closed"):
-        session.run(None, feed())

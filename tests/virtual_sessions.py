@@ -1,0 +1,38 @@
+"""What the tests of sessions on the virtual NPU share: the NPU as it is after a start, models, a session."""
+
+import gc
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+import ort_rknn as ort
+from ort_rknn_virtual.control import virtual_npu
+
+MODELS = Path(__file__).parent / "models"
+VIRTUAL = {"device": "virtual:rk3588"}
+X = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
+
+
+def virtual_rk3588():
+    """A fixture: the virtual RK3588 as it is after a start; nothing may be left open on it."""
+    device = virtual_npu("rk3588")
+    device.reset()
+    yield device
+    if device.counters().contexts:
+        gc.collect()  # an exception's traceback may hold a session
+    counters = device.counters()
+    device.reset()
+    assert counters.contexts == 0, counters
+    assert counters.models == 0, counters
+
+
+def folder_with_twin(tmp_path):
+    """A fixture: a folder with a model and its twin, to do things to."""
+    for name in ("conv_f16.onnx", "conv_f16.rk3588.rknn"):
+        shutil.copy(MODELS / name, tmp_path / name)
+    return tmp_path
+
+
+def session(model=MODELS / "conv_f16.onnx", **options):
+    return ort.InferenceSession(model, provider_options={**VIRTUAL, **options})
