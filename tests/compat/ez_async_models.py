@@ -1,6 +1,7 @@
-"""What the tests of ort_rknn_ez_async share: models, feeds, and a session on the virtual NPU."""
+"""What the tests of ort_rknn_ez_async share: models, feeds, a session on the virtual NPU, its runs and callbacks."""
 
 import gc
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +34,17 @@ def fresh_npu(monkeypatch):
     gc.collect()
     device.reset()
     assert device.counters().contexts == 0
+
+
+def runs(npu):
+    return [e for e in npu.events() if e.kind == "run"]
+
+
+class Collector:
+    def __init__(self, wanted):
+        self.calls, self.wanted, self.done = [], wanted, threading.Event()
+
+    def __call__(self, results, data, error):
+        self.calls.append((results, data, error))
+        if len(self.calls) == self.wanted:
+            self.done.set()

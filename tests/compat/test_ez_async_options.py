@@ -1,0 +1,180 @@
+"""The face of EZ RKNN Async: its names, and what a session is made of: options, providers, models."""
+
+import io
+
+import pytest
+from ez_async_models import CONV, DEVICE, MODELS, X, fresh_npu, make, runs
+
+import ort_rknn
+import ort_rknn_ez_async as ez
+
+npu = pytest.fixture(fresh_npu, autouse=True)
+NAMES = [
+    "InferenceSession",
+    "IOBinding",
+    "SessionIOBinding",
+    "ModelMetadata",
+    "NodeArg",
+    "OrtValue",
+    "RknnProviderOptions",
+    "Rknpu2ProviderOptions",
+    "Rknpu3ProviderOptions",
+    "make_provider_options",
+    "make_rknpu2_provider_options",
+    "make_rknpu3_provider_options",
+    "__version__",
+]
+
+
+def test_the_names_are_there():
+    assert all(hasattr(ez, name) for name in NAMES)
+    assert sorted(ez.__all__) == sorted(NAMES)
+    assert ez.IOBinding is ez.SessionIOBinding
+    assert ez.Rknpu2ProviderOptions is ez.RknnProviderOptions
+    assert ez.make_rknpu2_provider_options is ez.make_provider_options
+
+
+def test_the_helpers_give_the_known_defaults():
+    assert ez.make_provider_options() == {
+        "layout": "original",
+        "zero_copy_layout": "nhwc",
+        "max_queue_size": 3,
+        "threads_per_core": 1,
+        "submit_timeout_ms": 10000,
+        "sequential_callbacks": True,
+        "enable_pacing": False,
+        "disable_dup_context": False,
+        "custom_op_default_path": False,
+    }
+    assert ez.make_provider_options(schedule=[0, 1])["schedule"] == [0, 1]
+    assert ez.make_rknpu3_provider_options() == {"priority": 0, "run_timeout_ms": 0, "run_core_mask": "auto"}
+    with pytest.raises(ValueError, match="'tp_mode' conflicts with 'schedule'; set only one"):
+        ez.make_provider_options(schedule=0, tp_mode="all")
+
+
+def test_all_options_together_and_their_aliases(npu):
+    options = ez.make_provider_options(schedule="[0, 1, 2]", threads_per_core=2, max_queue_size=5, layout="nhwc")
+    options |= {
+        "submit_timeout_ms": " 2000 ",
+        "sequential_callbacks": "off",
+        "enable_pacing": 0,
+        "disable_dup_context": 1,
+    }
+    options |= {"load_custom_ops_from_default_path": False}
+    with ez.InferenceSession(CONV, provider_options={**options, **DEVICE}) as session:
+        assert session.get_provider_options() == {"RKNPU2ExecutionProvider": {**options, **DEVICE}}
+        assert npu.counters().contexts == 6
+        assert npu.counters().models == 6  # disable_dup_context
+        session.run(None, X.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"q": 1}, "Unknown provider_options key: q"),
+        ({"schedule": []}, "schedule must not be empty"),
+        ({"schedule": ""}, "schedule must not be empty"),
+        ({"schedule": -1}, "schedule values must be >= 0"),
+        ({"schedule": "0,a"}, "'a' is not a core number"),
+        ({"schedule": None}, "schedule"),
+        ({"schedule": [0], "tp_mode": "all"}, "tp_mode conflicts with schedule; set only one"),
+        ({"tp_mode": "1,2"}, "invalid tp_mode"),
+        ({"tp_mode": 0}, "tp_mode must be a string"),
+        ({"layout": "nhcw"}, "Unknown layout: nhcw"),
+        ({"zero_copy_layout": "x"}, "Unknown zero_copy_layout: x"),
+        ({"zero_copy_layout": "native"}, "NC1HWC2"),
+        ({"max_queue_size": 0}, "max_queue_size must be > 0"),
+        ({"max_queue_size": -1}, "max_queue_size must be > 0"),
+        ({"threads_per_core": 1.5}, "threads_per_core must be an integer"),
+        ({"threads_per_core": 2**32 + 1}, "threads_per_core"),
+        ({"sequential_callbacks": "q"}, "sequential_callbacks must be a boolean"),
+        ({"custom_op_path": 5}, "custom_op_path must be a path or sequence"),
+        ({"custom_op_path": "/nope.so"}, "/nope.so"),
+        ({"run_core_mask": "auto"}, "RKNPU3"),
+        ({"priority": 1}, "RKNPU3"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_runtime_errors(options, text):
+    with pytest.raises(RuntimeError, match=text):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    "providers",
+    [
+        None,
+        [],
+        "RKNPU2ExecutionProvider",
+        ["RKNNExecutionProvider"],
+        ["RKNPU2ExecutionProvider", "CPUExecutionProvider"],
+        [("RKNPU2ExecutionProvider", {}), "CPUExecutionProvider"],
+    ],
+    ids=str,
+)
+def test_providers(providers):
+    with ez.InferenceSession(CONV, providers=providers, provider_options=[DEVICE]) as session:
+        assert session.get_providers() == ["RKNPU2ExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("providers", "options", "text"),
+    [
+        (["CUDAExecutionProvider"], None, "Unsupported execution provider: CUDAExecutionProvider"),
+        (["RKNPU3ExecutionProvider"], None, "Provider/model mismatch: requested RKNPU3 but the model header is RKNPU2"),
+        ([5], None, "provider entry must be a name"),
+        ([("RKNPU2ExecutionProvider", {}, {})], None, "provider tuple must be"),
+        (["RKNPU2ExecutionProvider", "RKNNExecutionProvider"], None, "exactly one RKNN execution provider"),
+        (5, None, "providers must be a string or sequence"),
+        ([("RKNPU2ExecutionProvider", {"schedule": 0})], {"schedule": 0}, "both inline and via provider_options"),
+        (None, 5, "provider_options must be a dict or a sequence whose first item is a dict"),
+        (None, [DEVICE, {"schedule": 0}], "belongs to no RKNN provider"),
+        (["RKNPU2ExecutionProvider", "CPUExecutionProvider"], [DEVICE, {"a": 1}], "belongs to no RKNN provider"),
+    ],
+    ids=str,
+)
+def test_bad_providers_are_runtime_errors(providers, options, text):
+    with pytest.raises(RuntimeError, match=text):
+        ez.InferenceSession(CONV, providers=providers, provider_options=options)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("/nope/m.rknn", "Unable to open RKNN model: /nope/m.rknn"),
+        (str(MODELS), "RKNN model is too small"),
+        (b"", "model data must not be empty"),
+        (b"RK", "RKNN model is too small to contain a valid header"),
+        (b"/tmp/model.rknn", "Unknown RKNN model magic: 2f 74 6d 70"),
+        (b"RKNX" + bytes(60), "RKNPU3"),
+        (b"RKNN" + bytes(60), "in memory"),
+        (5, "path_or_bytes must be a path-like object or string"),
+    ],
+)
+def test_models_that_are_none(given, text):
+    with pytest.raises(RuntimeError, match=text):
+        ez.InferenceSession(given, provider_options=DEVICE)
+
+
+def test_a_model_that_the_runtime_refuses(npu):
+    npu.fault("rknn_init", -6)
+    with pytest.raises(RuntimeError, match=r"rknn_init failed: RKNN_ERR_MODEL_INVALID \(-6\)"):
+        make()
+
+
+@pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview, io.BytesIO])
+def test_models_in_memory(wrap):
+    with make(wrap(CONV.read_bytes())) as session:
+        assert session.run(None, X)[0].shape == (1, 8, 16, 16)
+
+
+def test_the_runtime_library_of_the_environment(npu, monkeypatch):
+    """Its SoC is the model's, where nothing else tells it."""
+    monkeypatch.setenv("ZTU_RKNPU2_RUNTIME_LIBRARY", str(npu.library))
+    with ez.InferenceSession(CONV) as session:
+        assert session.get_providers() == ["RKNPU2ExecutionProvider"]
+        session.run(None, X)
+    assert len(runs(npu)) == 1
+    monkeypatch.setenv("ZTU_RKNPU2_RUNTIME_LIBRARY", "/nope/librknnrt.so")
+    with pytest.warns(ort_rknn.FallbackWarning, match="/nope/librknnrt.so"):
+        assert ez.InferenceSession(CONV).get_providers() == ["CPUExecutionProvider"]
