@@ -20,6 +20,7 @@ import setup_root
 
 PROJECT = setup_root.PROJECT
 ADAPTERS = "tests/adapters"
+COMPAT = "tests/compat"
 
 #: What CI runs, as pytest takes it: the real package, the board's own runtime through our adapter, the provider.
 SELECTION = (
@@ -30,7 +31,14 @@ SELECTION = (
         f"{ADAPTERS}/test_librknnrt_model.py",
         f"{ADAPTERS}/test_librknnrt_structs.py",
     ),
-    ("tests/test_real_models.py", "tests/compat/test_rknnlite.py", "tests/compat/test_rknnlite_programs.py"),
+    (
+        "tests/test_real_models.py",
+        f"{COMPAT}/test_rknnlite.py",
+        f"{COMPAT}/test_rknnlite_cores.py",
+        f"{COMPAT}/test_rknnlite_refusals.py",
+        f"{COMPAT}/test_rknnlite_original.py",
+        f"{COMPAT}/test_rknnlite_programs.py",
+    ),
 )
 
 
