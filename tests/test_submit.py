@@ -403,9 +403,8 @@ def test_every_place_comes_back(capsys):
     def leave(future):
         raise SystemExit("a callback's own end")
 
-    begin = threading.Event()
     for _ in range(20):
-        begin.clear()
+        begin = threading.Event()  # its own: the second call of the last turn may only now begin to wait
         futures = [made.submit_in_order(begin.wait, 20) for _ in range(3)]
         futures[0].add_done_callback(leave)
         futures.append(made.submit_in_order(lambda: 1 / 0))
