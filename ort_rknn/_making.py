@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -29,11 +27,11 @@ from .dispatch import resolve
 from .ep import _handoff, _registration
 from .errors import (
     INVALID_ARGUMENT,
-    FallbackWarning,
     NpuUnavailable,
     OptionError,
     bare_message,
     status_code,
+    warn_of_fallback,
 )
 from .executor import Executor
 from .options import PROVIDER, SIGNATURE_OPTIONS
@@ -41,8 +39,6 @@ from .seam import Model
 
 log = logging.getLogger("ort_rknn")
 log.addHandler(logging.NullHandler())
-
-_OURS = ("ort_rknn", "ort_rknn_swap")
 
 
 @dataclass(slots=True)
@@ -274,7 +270,7 @@ def _tell(made: Plan) -> None:
     text = f"this session runs on the CPU: {made.fallback}"
     if made.fallback.loud:
         log.warning(text)
-        warnings.warn(text, FallbackWarning, stacklevel=_users_frame())
+        warn_of_fallback(text, "ort_rknn_swap")
     else:
         log.info(text)
 
@@ -306,13 +302,3 @@ def _set_threads(options: Any, so: Any, contexts: int) -> None:
     if not options.intra_op_num_threads and options.use_per_session_threads:
         # onnxruntime counts a caller of run() as one of them.
         options.intra_op_num_threads = 1 + contexts + min(contexts, _READY)
-
-
-def _users_frame() -> int:
-    """The stacklevel of the first caller outside our packages (subclasses' constructors included are the user's)."""
-    depth = 1
-    frame = sys._getframe(1)
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _OURS:
-        frame = frame.f_back
-        depth += 1
-    return depth

@@ -14,6 +14,9 @@ onnxruntime's classes are direct subclasses of Exception; their texts begin with
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 FAIL = 1
@@ -91,3 +94,13 @@ def bare_message(error: BaseException) -> str:
     if text.startswith(_PREFIX):
         return text.split(" : ", 3)[-1]
     return text
+
+
+def warn_of_fallback(text: str, *packages: str) -> None:
+    """One FallbackWarning, at the line of the first caller outside ort_rknn and ``packages`` (constructors of
+    subclasses are the user's)."""
+    ours = {"ort_rknn", *packages}
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in ours:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, FallbackWarning, stacklevel=level)

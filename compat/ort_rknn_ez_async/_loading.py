@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +11,7 @@ from ort_rknn._devices import survey
 from ort_rknn._facts import Facts, gather
 from ort_rknn._plan import Fallback, plan
 from ort_rknn._request import Request, read_request
-from ort_rknn.errors import FallbackWarning, bare_message
+from ort_rknn.errors import bare_message, warn_of_fallback
 from ort_rknn.files import RknnFile, RknnFileError, is_rknpu3, read_rknn
 from ort_rknn.loading import declared_by_file, open_executor
 from ort_rknn.seam import Model, Query
@@ -22,7 +20,6 @@ from ._cpu import CpuCalls
 from ._npu import NpuCalls
 from .options import CPU, RKNPU2, RKNPU3, Wish
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _TRUE = ("1", "true", "on", "yes")
 
 Calls = NpuCalls | CpuCalls
@@ -88,7 +85,7 @@ def _load(content: str | bytes, wish: Wish, sess_options: Any, weights_of: Model
     if weights_of is not None:
         raise RuntimeError(f"use_weight_from: this session would run on the CPU, which shares no weights: {reason}")
     if reason is not None:
-        _warn(f"this session runs on the CPU: {reason}")
+        warn_of_fallback(f"this session runs on the CPU: {reason}", "ort_rknn_ez_async")
     source = made.parent_model if made.where == "cpu" else facts.onnx_source
     assert isinstance(source, (str, bytes))
     custom = (file.custom_string or "") if file else ""
@@ -176,11 +173,3 @@ def _with_named_library(facts: Facts, file: RknnFile | None, request: Request) -
     environ: Mapping[str, str] = {**os.environ, "ORT_RKNN_SOC": file.targets[0]}
     report = survey(Query(runtime_library=options.runtime_library, environ=environ), options.adapter)
     return replace(facts, found=report.found[0], machine_has_npu=True, absence=None) if report.found else facts
-
-
-def _warn(text: str) -> None:
-    depth, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-        depth += 1
-    warnings.warn(text, FallbackWarning, stacklevel=depth)

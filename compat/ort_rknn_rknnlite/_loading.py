@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ort_rknn._devices import Found, query_for, survey
-from ort_rknn.errors import FallbackWarning
+from ort_rknn.errors import warn_of_fallback
 from ort_rknn.files import RknnFile, RknnFileError, onnx_twin_names, read_rknn
 from ort_rknn.options import TP_MODES, Options, read_options
 from ort_rknn.seam import CORE_MASK_ALL, ModelSource
@@ -135,18 +133,9 @@ def _on_cpu(path: str, file: RknnFile, twin: Path | None, reason: str) -> Loaded
     loaded = OnCpu(file, twin)
     text = f"{Path(path).name} does not run on an NPU but its ONNX {twin.name} on the CPU: {reason}"
     log.warning("%s", text)
-    warnings.warn(text, FallbackWarning, stacklevel=_users_frame())
+    warn_of_fallback(text, "ort_rknn_rknnlite")
     return loaded
 
 
 def _names_of_twins(path: str) -> str:
     return ", ".join(name.name for name in onnx_twin_names(path))
-
-
-def _users_frame() -> int:
-    """The ``stacklevel`` at which the program called us."""
-    ours = os.path.dirname(os.path.abspath(__file__)) + os.sep
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
-        level, frame = level + 1, frame.f_back
-    return level

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import onnxruntime
-
 from .._devices import Found, query_for, survey
-from ..errors import FAIL, INVALID_ARGUMENT, NO_SUCHFILE, FallbackWarning, OptionError, bare_message, ort_error
+from ..errors import (
+    FAIL,
+    INVALID_ARGUMENT,
+    NO_SUCHFILE,
+    FallbackWarning,
+    OptionError,
+    bare_message,
+    ort_error,
+    warn_of_fallback,
+)
 from ..executor import Executor
 from ..files import RknnFile, RknnFileError, find_twins, judge_twin, read_onnx, read_rknn
 from ..loading import declared_by_onnx, open_executor
@@ -31,9 +36,6 @@ log = logging.getLogger("ort_rknn")
 
 #: Values of an EPContext node's ``source`` that are ours.
 SOURCES = (PROVIDER, *ALIASES)
-_NOT_THE_USERS = tuple(
-    os.path.dirname(os.path.abspath(file)) + os.sep for file in (os.path.dirname(__file__), onnxruntime.__file__)
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,10 +264,7 @@ class Claims:
 def _tell(text: str) -> None:
     """Falling back is never a secret: who has the provider on a session of the unmodified onnxruntime asked for it."""
     log.warning(text)
-    depth, frame = 1, sys._getframe(0)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
-        depth, frame = depth + 1, frame.f_back
-    warnings.warn(text, FallbackWarning, stacklevel=depth)
+    warn_of_fallback(text, "onnxruntime")
 
 
 def _confined(model_path: str, relative: str, node: str) -> str:
