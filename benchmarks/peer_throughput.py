@@ -26,7 +26,8 @@ def pipelined(session, feed, seconds):
 
 def mapped(session, feed, seconds):
     """Results per second of one thread through map(), once it is full."""
-    results = session.map(itertools.repeat(feed), depth=DEPTH)
+    # A pipeline submits before it waits: as many are in flight.
+    results = session.map(itertools.repeat(feed), depth=DEPTH + 1)
     for _ in range(3 * DEPTH):
         next(results)
     start, count = time.perf_counter(), 0

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ._making import State
-    from .submission import Pipeline, Submitter
+    from .submission import Pipeline, Started, Submitter
 
+#: So many calls wait ready on threads, at most; the others wait in the queue.
+_READY = 3
 #: Held for moments, while a session's parts are exchanged.
 making = threading.Lock()
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def _depth(depth: int) -> int:
@@ -28,7 +31,7 @@ def _depth(depth: int) -> int:
 
 class AsynchronousCalls:
     """Mixed into our InferenceSession. A call runs ``session.run`` on a thread of ours, made on first use: one for
-    every NPU context (one on the CPU), and some that wait with their calls ready (``max_queue_size`` at most).
+    every NPU context (one on the CPU), and up to three that wait with their calls ready (``max_queue_size`` at most).
 
     Feeds are read when their call runs: do not change their arrays before the result is there.
     """
@@ -72,7 +75,7 @@ class AsynchronousCalls:
         from .submission import in_order
 
         depth = self._contexts() + 1 if depth is None else _depth(depth)
-        return in_order(lambda feed: self._submit(self.run, output_names, feed, run_options), feeds, depth)
+        return in_order(lambda feed: self._start_call(self.run, output_names, feed, run_options), feeds, depth)
 
     async def run_awaitable(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
@@ -115,7 +118,7 @@ class AsynchronousCalls:
         from .submission import Pipeline
 
         depth = _depth(depth)
-        call = self._submit(self.run, output_names, input_feed)
+        call = self._start_call(self.run, output_names, input_feed)
         with making:
             if self._pipeline is None or reset or self._pipeline.depth != depth:
                 self._pipeline = Pipeline(depth)
@@ -138,7 +141,10 @@ class AsynchronousCalls:
     def _submit(self, function: Callable[..., T], *args: Any, timeout: float | None = None) -> Future[T]:
         return self._retried(lambda submitter: submitter.submit(function, *args, timeout=timeout))
 
-    def _retried(self, submit: Callable[[Submitter], Future[T]]) -> Future[T]:
+    def _start_call(self, function: Callable[..., T], *args: Any) -> Started[T]:
+        return self._retried(lambda submitter: submitter.start(function, *args))
+
+    def _retried(self, submit: Callable[[Submitter], R]) -> R:
         from .submission import Ended
 
         while True:
@@ -166,8 +172,8 @@ class AsynchronousCalls:
                 options = request.options if request is not None else Options()
                 contexts = self._contexts()
                 # Calls that are ready on a thread of their own: where one waits for its core, the next one's core need
-                # not wait for it.
-                ready = min(contexts, options.max_queue_size)
+                # not wait for it. More would only make more threads take turns.
+                ready = min(_READY, contexts, options.max_queue_size)
                 self._submitter_process = os.getpid()
                 self._submitter = Submitter(
                     contexts + ready,

@@ -5,13 +5,17 @@ It knows nothing of sessions: it runs functions. A session and the faces for oth
 
 from __future__ import annotations
 
+import atexit
+import os
 import queue
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import FAIL, ort_error
 
@@ -23,6 +27,9 @@ class Ended(RuntimeError):
     """The submitter was closed."""
 
 
+_Job = Callable[[], None]
+_Jobs = queue.SimpleQueue["_Job | None"]  # None: the threads end
+
 #: What a callback gets: the result or None, and the error or None.
 Callback = Callable[[Any, "BaseException | None"], None]
 
@@ -30,6 +37,8 @@ Callback = Callable[[Any, "BaseException | None"], None]
 class Submitter:
     """Runs functions on ``workers`` threads, with at most ``max_queue_size`` waiting besides those that run.
 
+    The threads are made as calls come and wait for more. They end with :meth:`close`, when it is collected, or when the
+    interpreter ends, and in each case after what was submitted.
     ``sequential_callbacks``: callbacks come in the order of submission, else as calls finish. They are those of
     :meth:`submit_with_callback`, and those of the futures of :meth:`submit_in_order`. Thread safe.
     """
@@ -38,13 +47,17 @@ class Submitter:
         self, workers: int, *, max_queue_size: int, submit_timeout_ms: int, sequential_callbacks: bool = True
     ) -> None:
         self._places = threading.Semaphore(workers + max_queue_size)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="ort_rknn submit")
+        self._workers = workers
+        self._threads: list[threading.Thread] = []
+        self._jobs: _Jobs = queue.SimpleQueue()
+        self._gate = threading.Lock()
         self._timeout = submit_timeout_ms / 1000
         self._delivery: _Delivery | None = None
         self._sequential = sequential_callbacks
         self._order = _Order(self._places.release)
         self._lock = threading.Lock()
         self._ended = False
+        _alive.add(self)
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float | None = None) -> Future[T]:
         """Run ``function(*args)`` soon. Waits for a place at most ``timeout`` seconds (None: submit_timeout_ms).
@@ -52,9 +65,17 @@ class Submitter:
         Raises Fail where none became free, Ended after :meth:`close`.
         """
         self._take_place(self._timeout if timeout is None else timeout)
-        future = self._start(function, args)
+        future: Future[T] = Future()
+        self._start(partial(_into, future, function, args))
         future.add_done_callback(self._free_place)
         return future
+
+    def start(self, function: Callable[..., T], *args: Any) -> Started[T]:
+        """As :meth:`submit`, for who waits for the result alone and from one thread: with less around it."""
+        self._take_place(self._timeout)
+        started = Started(function, args, self._places.release)
+        self._start(started.run)
+        return started
 
     def submit_in_order(self, function: Callable[..., T], *args: Any) -> Future[T]:
         """As :meth:`submit`; with ``sequential_callbacks`` the callbacks that are added to the futures wait for their
@@ -66,7 +87,7 @@ class Submitter:
         with self._lock:  # else two that submit at once could be in one order here and in the other there
             self._order.expect(future)
             try:
-                self._start(_into, (future, function, args))
+                self._start(partial(_into, future, function, args))
             except BaseException:
                 self._order.forget(future)
                 raise
@@ -82,7 +103,9 @@ class Submitter:
         with self._lock:
             if self._delivery is None:
                 self._delivery = _Delivery(self._sequential, self._places.release)
-            self._delivery.expect(self._start(function, args), callback)
+            future: Future[Any] = Future()
+            self._start(partial(_into, future, function, args))
+            self._delivery.expect(future, callback)
 
     def _take_place(self, timeout: float) -> None:
         if not self._places.acquire(timeout=timeout):
@@ -92,33 +115,140 @@ class Submitter:
                 "the provider options max_queue_size or submit_timeout_ms higher",
             )
 
-    def _start(self, function: Callable[..., T], args: tuple[Any, ...]) -> Future[T]:
+    def _start(self, job: _Job) -> None:
         try:
-            return self._pool.submit(function, *args)
-        except BaseException as error:
+            with self._gate:
+                if self._ended:
+                    raise Ended("no more calls are taken: it was closed")
+                if len(self._threads) < self._workers:
+                    self._add_thread()
+                self._jobs.put(job)
+        except BaseException:
             self._places.release()
-            if self._ended and isinstance(error, RuntimeError):
-                raise Ended("no more calls are taken: it was closed") from None
             raise
+
+    def _add_thread(self) -> None:
+        name = f"ort_rknn submit_{len(self._threads)}"
+        thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads can be had: those that are there do it
+            if not self._threads:
+                raise
+        else:
+            self._threads.append(thread)
 
     def _free_place(self, future: Future[Any]) -> None:
         self._places.release()
 
     def close(self) -> None:
         """Wait for everything submitted, callbacks included; called from a callback, only for what runs."""
-        self._ended = True
-        self._pool.shutdown(wait=threading.current_thread() not in self._pool._threads)
+        with self._gate:
+            if not self._ended:
+                self._ended = True
+                self._jobs.put(None)
+        if threading.current_thread() not in self._threads:
+            for thread in self._threads:
+                thread.join()
         if self._delivery is not None:
             self._delivery.close()
 
+    def __del__(self) -> None:
+        self._jobs.put(None)
 
-def in_order(submit: Callable[[Item], Future[T]], items: Iterable[Item], depth: int) -> Iterator[T]:
+
+def _work(jobs: _Jobs) -> None:
+    while (job := jobs.get()) is not None:
+        job()
+        del job
+    jobs.put(None)  # for the next one
+
+
+_alive: weakref.WeakSet[Submitter] = weakref.WeakSet()
+
+
+def _end_all() -> None:
+    """The threads are daemons, since others would keep the interpreter from ending: what was submitted is done now."""
+    for submitter in list(_alive):
+        submitter.close()
+
+
+atexit.register(_end_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_alive.clear)  # their threads are the parent's
+
+
+class Started(Generic[T]):
+    """A call under way, for one thread that waits for it: a Future without callbacks, and quicker."""
+
+    __slots__ = ("_args", "_claims", "_ended", "_error", "_function", "_over", "_value")
+
+    def __init__(self, function: Callable[..., T], args: tuple[Any, ...], ended: Callable[[], None]) -> None:
+        self._function: Callable[..., T] | None = function
+        self._args = args
+        self._ended = ended  # called once
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._claims = [True]
+        self._over = threading.Lock()
+        self._over.acquire()
+
+    def _claim(self) -> bool:
+        try:
+            return self._claims.pop()
+        except IndexError:
+            return False
+
+    def run(self) -> None:
+        """Do it, unless it was cancelled."""
+        if not self._claim():
+            return
+        assert self._function is not None
+        try:
+            self._value = self._function(*self._args)
+        except BaseException as error:
+            self._error = error
+        self._end()
+
+    def cancel(self) -> bool:
+        """Whether it will never run: false where it has begun."""
+        if not self._claim():
+            return False
+        self._error = CancelledError()
+        self._end()
+        return True
+
+    def _end(self) -> None:
+        self._function, self._args = None, ()
+        self._ended()
+        self._over.release()
+
+    def exception(self) -> BaseException | None:
+        """Wait until it has ended; what it raised. Raises CancelledError where it was cancelled."""
+        with self._over:
+            if isinstance(self._error, CancelledError):
+                raise self._error
+            return self._error
+
+    def result(self) -> T:
+        """Wait until it has ended; what it gave, or raise what it raised. Once."""
+        with self._over:
+            error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # else its traceback would lead back to it
+        return self._value  # type: ignore[return-value]  # None is a T where the function gives None
+
+
+def in_order(submit: Callable[[Item], Started[T]], items: Iterable[Item], depth: int) -> Iterator[T]:
     """Results of ``submit`` in the items' order, at most ``depth`` in flight. Items are taken as results are asked for.
 
     When the consumer stops early, or ``items`` raises, calls that have not begun are dropped and the running ones
     waited for.
     """
-    flying: deque[Future[T]] = deque()
+    flying: deque[Started[T]] = deque()
     try:
         for item in items:
             flying.append(submit(item))
@@ -127,11 +257,11 @@ def in_order(submit: Callable[[Item], Future[T]], items: Iterable[Item], depth: 
         while flying:
             yield flying.popleft().result()
     finally:
-        for future in flying:
-            future.cancel()
-        for future in flying:
+        for call in flying:
+            call.cancel()
+        for call in flying:
             try:
-                future.exception()
+                call.exception()
             except CancelledError:
                 pass
 

@@ -33,11 +33,7 @@ _UNCHECKED: Final = ("rknn_inputs_set", "rknn_run", "rknn_outputs_get", "rknn_ou
 
 
 class Binding:
-    """An open runtime library. Every function releases the GIL.
-
-    ``rknn_outputs_release`` has little to do and could keep it, but that gains nothing that can be measured, alone or
-    beside a thread that computes, and what the runtime locks inside is not known.
-    """
+    """An open runtime library. Every function releases the GIL, but for those of :attr:`keeping_gil`."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -65,9 +61,20 @@ class Binding:
         """``rknn_register_custom_ops``, which old runtimes lack; only models with custom operators need it."""
         return self._function("rknn_register_custom_ops")
 
-    def _function(self, name: str) -> Callable[..., int]:
+    @functools.cached_property
+    def keeping_gil(self) -> tuple[Callable[..., int], Callable[..., int], Callable[..., int]]:
+        """``rknn_inputs_set``, ``rknn_outputs_get`` and ``rknn_outputs_release`` without releasing the GIL: for buffers
+        so small that releasing it costs more than the call. The runtime calls no Python from them, so that they can
+        wait for nobody who wants the GIL."""
+        library = ctypes.PyDLL(self.path, handle=self.library._handle)
+        set_, get, release = (
+            self._function(name, library) for name in ("rknn_inputs_set", "rknn_outputs_get", "rknn_outputs_release")
+        )
+        return set_, get, release
+
+    def _function(self, name: str, library: ctypes.CDLL | None = None) -> Callable[..., int]:
         try:
-            function = self.library[name]
+            function = (library or self.library)[name]
         except AttributeError as error:
             raise AdapterError(f"{self.path} is not a usable RKNN runtime: it has no function {name}") from error
         function.restype = ctypes.c_int

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final
 
 from ort_rknn.seam import AdapterError, CallForm, PortForm, RknnError, TensorInfo
 
 from . import _structs as abi
-from ._binding import Handle
+from ._binding import Binding, Handle
 from ._hints import run_hint
 
 if TYPE_CHECKING:
@@ -17,14 +18,42 @@ if TYPE_CHECKING:
 
 _UINT32_MAX = 2**32 - 1
 
+#: Before and after a run the GIL is kept while that takes no longer than this, in nanoseconds. A thread that releases
+#: it for some microseconds must wait for another to come back: with many callers that costs more than the call itself.
+_SHORT: Final = 50_000
+#: More bytes than this, of all inputs or of all outputs, are never short.
+_FEW_BYTES: Final = 64 * 1024
+#: So many runs in a row that were not short, and the GIL is released from then on. One may be the machine's doing.
+_PATIENCE: Final = 4
+
 
 class PreparedCall:
-    """The structures of one form. ``*_slots`` are views of the ``buf`` fields: setting ``value`` of a view costs a
-    quarter of setting the field through the array."""
+    """The structures of one form, and the functions to call with them. ``*_slots`` are views of the ``buf`` fields:
+    setting ``value`` of a view costs a quarter of setting the field through the array."""
 
-    __slots__ = ("form", "get_arguments", "input_slots", "output_slots", "release_arguments", "set_arguments")
+    __slots__ = (
+        "_binding",
+        "_long",
+        "form",
+        "get",
+        "get_arguments",
+        "input_slots",
+        "keeps_gil",
+        "output_slots",
+        "release",
+        "release_arguments",
+        "set",
+        "set_arguments",
+    )
 
-    def __init__(self, handle: Handle, form: CallForm, inputs: Any, outputs: Any) -> None:
+    def __init__(self, binding: Binding, handle: Handle, form: CallForm, inputs: Any, outputs: Any) -> None:
+        self._binding = binding
+        self._long = 0
+        self.keeps_gil = max(sum(port.nbytes for port in ports) for ports in (form.inputs, form.outputs)) <= _FEW_BYTES
+        if self.keeps_gil:
+            self.set, self.get, self.release = binding.keeping_gil
+        else:
+            self.release_gil()
         context = ctypes.c_uint64(handle.value)
         self.form = form
         self.input_slots = _slots(inputs, abi.Input)
@@ -32,6 +61,21 @@ class PreparedCall:
         self.set_arguments = (context, ctypes.c_uint32(len(inputs)), ctypes.byref(inputs))
         self.release_arguments = (context, ctypes.c_uint32(len(outputs)), ctypes.byref(outputs))
         self.get_arguments = (*self.release_arguments, None)
+
+    def release_gil(self) -> None:
+        """From now on, in every call."""
+        binding = self._binding
+        self.keeps_gil = False
+        self.set, self.get, self.release = binding.inputs_set, binding.outputs_get, binding.outputs_release
+
+    def took(self, before: int, after: int) -> None:
+        """What was done with the GIL kept took so many nanoseconds before the run and after it."""
+        if before < _SHORT and after < _SHORT:
+            self._long = 0
+            return
+        self._long += 1
+        if self._long == _PATIENCE:
+            self.release_gil()
 
 
 class RuntimeContext:
@@ -42,13 +86,10 @@ class RuntimeContext:
         "_call",
         "_calls",
         "_core_mask",
-        "_get",
         "_handle",
         "_model",
-        "_release",
         "_run",
         "_run_arguments",
-        "_set",
         "_timeout_ms",
     )
 
@@ -58,11 +99,7 @@ class RuntimeContext:
         self._core_mask = core_mask
         self._calls: dict[CallForm, PreparedCall] = {}
         self._call: PreparedCall | None = None  # the last one: most callers have one form
-        binding = model.binding
-        self._set = binding.inputs_set
-        self._run = binding.run
-        self._get = binding.outputs_get
-        self._release = binding.outputs_release
+        self._run = model.binding.run
         self._timeout_ms = model.settings.run_timeout_ms
         extend = ctypes.byref(abi.RunExtend(timeout_ms=self._timeout_ms)) if self._timeout_ms else None
         self._run_arguments = (ctypes.c_uint64(handle.value), extend)
@@ -93,18 +130,23 @@ class RuntimeContext:
         handle = self._handle
         if handle.shape_set != form.shape_set:  # type: ignore[union-attr]  # closed contexts have no prepared call
             self._model.set_shapes(handle, form.shape_set)  # type: ignore[arg-type]
-        code = self._set(*call.set_arguments)
+        start = perf_counter_ns()
+        code = call.set(*call.set_arguments)
         if code:
             raise self._error("rknn_inputs_set", code)
+        ready = perf_counter_ns()
         code = self._run(*self._run_arguments)
         if code:
             raise self._error("rknn_run", code)
-        code = self._get(*call.get_arguments)
+        over = perf_counter_ns()
+        code = call.get(*call.get_arguments)
         if code:
             raise self._error("rknn_outputs_get", code)
-        code = self._release(*call.release_arguments)
+        code = call.release(*call.release_arguments)
         if code:
             raise self._error("rknn_outputs_release", code)
+        if call.keeps_gil:
+            call.took(ready - start, perf_counter_ns() - over)
 
     def close(self) -> None:
         """Give the handle back to the model, which destroys it. Idempotent."""
@@ -147,7 +189,7 @@ def prepare(model: LoadedModel, handle: Handle, form: CallForm) -> PreparedCall:
     outputs = (abi.Output * len(form.outputs))()
     for index, (port, info) in enumerate(zip(form.outputs, model.outputs, strict=True)):
         _fill_output(outputs[index], index, port, info)
-    return PreparedCall(handle, form, inputs, outputs)
+    return PreparedCall(model.binding, handle, form, inputs, outputs)
 
 
 def _fill_input(item: abi.Input, index: int, port: PortForm, info: TensorInfo) -> None:

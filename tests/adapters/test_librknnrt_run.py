@@ -11,6 +11,7 @@ import pytest
 from librknnrt_virtual import Npu, addresses, form_of, pattern, port, run
 
 from ort_rknn.seam import AdapterError, CallForm, PortForm, RknnError
+from ort_rknn_librknnrt import _context
 
 COMPUTE = ctypes.CFUNCTYPE(
     *(ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
@@ -369,3 +370,60 @@ def resident_kib():
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
     raise AssertionError("no VmRSS")
+
+
+class TestTheGil:
+    """Kept before and after a run where that is short, released where it is not."""
+
+    def test_kept_for_small_buffers(self, npu):
+        model = npu.load("conv_f16")
+        context = model.context(1)
+        x, y = random((1, 3, 32, 32)), np.empty((1, 8, 16, 16), np.float32)
+        assert x.nbytes + y.nbytes < 64 * 1024
+        run(context, [x], [y])
+        call = context._call
+        assert (call.set, call.get, call.release) == model.binding.keeping_gil
+        assert all(function._flags_ & 4 for function in model.binding.keeping_gil)  # ctypes' FUNCFLAG_PYTHONAPI
+        assert not model.binding.run._flags_ & 4
+        model.close()
+
+    def test_released_for_good_where_it_takes_long(self, npu, monkeypatch):
+        model = npu.load("conv_f16")
+        context = model.context(1)
+        x, y = random((1, 3, 32, 32)), np.empty((1, 8, 16, 16), np.float32)
+        want, form = np.empty_like(y), form_of([x], [y])
+        context.run(form, addresses([x]), addresses([want]))
+        call = context._call
+        short = _context._SHORT
+        monkeypatch.setattr(_context, "_SHORT", 0)  # as if nothing were short
+        for _ in range(3):
+            context.run(form, addresses([x]), addresses([y]))
+            assert call.keeps_gil
+        monkeypatch.setattr(_context, "_SHORT", short * 1000)
+        context.run(form, addresses([x]), addresses([y]))  # the long ones were not in a row
+        monkeypatch.setattr(_context, "_SHORT", 0)
+        for _ in range(4):
+            assert call.keeps_gil
+            context.run(form, addresses([x]), addresses([y]))
+        monkeypatch.setattr(_context, "_SHORT", short * 1000)
+        for _ in range(2):
+            assert not call.keeps_gil
+            binding = model.binding
+            assert (call.set, call.get, call.release) == (
+                binding.inputs_set,
+                binding.outputs_get,
+                binding.outputs_release,
+            )
+            y[:] = 0
+            context.run(form, addresses([x]), addresses([y]))
+            np.testing.assert_array_equal(y, want)
+        model.close()
+
+    def test_never_kept_for_large_buffers(self, npu, monkeypatch):
+        monkeypatch.setattr(_context, "_FEW_BYTES", 3 * 32 * 32 * 4 - 1)
+        model = npu.load("conv_f16")
+        context = model.context(1)
+        run(context, [random((1, 3, 32, 32))], [np.empty((1, 8, 16, 16), np.float32)])
+        assert not context._call.keeps_gil
+        assert context._call.set is model.binding.inputs_set
+        model.close()
