@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from ._making import State
     from .submission import Pipeline, Started, Submitter
 
-#: So many calls wait ready on threads, at most; the others wait in the queue.
-_READY = 3
 #: Held for moments, while a session's parts are exchanged.
 making = threading.Lock()
 T = TypeVar("T")
@@ -31,7 +29,8 @@ def _depth(depth: int) -> int:
 
 class AsynchronousCalls:
     """Mixed into our InferenceSession. A call runs ``session.run`` on a thread of ours, made on first use: one for
-    every NPU context (one on the CPU), and up to three that wait with their calls ready (``max_queue_size`` at most).
+    every NPU context (one on the CPU), and where a core has one context up to three that wait with their calls ready
+    (``max_queue_size`` at most).
 
     Feeds are read when their call runs: do not change their arrays before the result is there.
     """
@@ -74,7 +73,7 @@ class AsynchronousCalls:
         """
         from .submission import in_order
 
-        depth = self._contexts() + 1 if depth is None else _depth(depth)
+        depth = self._contexts()[0] + 1 if depth is None else _depth(depth)
         return in_order(lambda feed: self._start_call(self.run, output_names, feed, run_options), feeds, depth)
 
     async def run_awaitable(
@@ -153,9 +152,10 @@ class AsynchronousCalls:
             except Ended:
                 pass  # by set_providers(), or by close(): the next one's calls say so
 
-    def _contexts(self) -> int:
+    def _contexts(self) -> tuple[int, int]:
+        """How many, and how many calls are worth a thread besides."""
         executors = self._npu.executors if self._npu is not None else ()
-        return max((executor.dispatch.contexts for executor in executors), default=1)
+        return max(((executor.dispatch.contexts, executor.dispatch.ready) for executor in executors), default=(1, 1))
 
     def _submitters(self) -> Submitter:
         submitter = self._submitter
@@ -170,10 +170,8 @@ class AsynchronousCalls:
                 self._pipeline = None
                 request = self._npu.request if self._npu is not None else None
                 options = request.options if request is not None else Options()
-                contexts = self._contexts()
-                # Calls that are ready on a thread of their own: where one waits for its core, the next one's core need
-                # not wait for it. More would only make more threads take turns.
-                ready = min(_READY, contexts, options.max_queue_size)
+                contexts, ready = self._contexts()
+                ready = min(ready, options.max_queue_size)
                 self._submitter_process = os.getpid()
                 self._submitter = Submitter(
                     contexts + ready,

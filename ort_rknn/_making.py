@@ -23,7 +23,7 @@ from ._user_options import (
     overridden_dims,
     replaced_weights,
 )
-from .dispatch import resolve
+from .dispatch import MOST_READY, resolve
 from .ep import _handoff, _registration
 from .errors import (
     INVALID_ARGUMENT,
@@ -290,15 +290,11 @@ def _with_options(providers: Any, options: Any) -> list[Any]:
     return [(p, o) if isinstance(p, str) else p for p, o in zip(providers, options)]
 
 
-#: Calls of ``run_async`` that wait for a core on a thread of their own, ready to be run: else the core stands still
-#: while the thread that ended the last call tells its callback and fetches the next one.
-_READY = 3
-
-
 def _set_threads(options: Any, so: Any, contexts: int) -> None:
     """A session that is all on the NPU needs threads for ``run_async`` only, and none that spin."""
     if config_entry(so, _SPINNING) is None:
         options.add_session_config_entry(_SPINNING, "0")
     if not options.intra_op_num_threads and options.use_per_session_threads:
-        # onnxruntime counts a caller of run() as one of them.
-        options.intra_op_num_threads = 1 + contexts + min(contexts, _READY)
+        # onnxruntime counts a caller of run() as one of them. Calls of run_async that wait for a core ready to be run:
+        # else it stands still while the thread that ended the last call tells its callback and fetches the next one.
+        options.intra_op_num_threads = 1 + contexts + min(contexts, MOST_READY)

@@ -12,6 +12,9 @@ from .errors import OptionError
 from .options import TP_MODES, Options
 from .seam import CORE_MASK_AUTO
 
+#: So many calls wait for a core on threads, ready to be run, at most.
+MOST_READY = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Lane:
@@ -39,6 +42,17 @@ class Dispatch:
     def contexts(self) -> int:
         """Number of runtime contexts in all."""
         return len(self.lanes) * self.contexts_per_lane
+
+    @property
+    def ready(self) -> int:
+        """Calls that are worth a thread of their own besides those that have a context.
+
+        A core with one context stands still while its next call is fetched, unless that waits there already. A core
+        with several has its next run with it: more threads would only take turns.
+        """
+        if self.contexts_per_lane > 1 and all(lane.core_mask != CORE_MASK_AUTO for lane in self.lanes):
+            return 0
+        return min(self.contexts, MOST_READY)
 
     def describe(self) -> str:
         """One line for ``explain()``."""

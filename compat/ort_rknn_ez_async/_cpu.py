@@ -27,6 +27,7 @@ class CpuCalls:
     """The ONNX, behaving as the compiled model would: its layout, its normalisation, its order of outputs, float32."""
 
     contexts = 1
+    ready = 1
     order = (0,)
 
     def __init__(self, onnx: str | bytes, sess_options: Any, file: RknnFile | None, options: Options) -> None:

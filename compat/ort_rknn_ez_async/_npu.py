@@ -112,6 +112,11 @@ class NpuCalls:
         return self.executor.dispatch.contexts
 
     @property
+    def ready(self) -> int:
+        """Calls that are worth a thread besides those that have a context."""
+        return self.executor.dispatch.ready
+
+    @property
     def closed(self) -> bool:
         return self.executor.closed
 

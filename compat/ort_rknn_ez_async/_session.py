@@ -108,8 +108,7 @@ class Core:
         with self._lock:
             if self._submitter is None:
                 options, contexts = self.options, self.calls.contexts
-                # Those that wait do so at their core, so that it has its next run at once.
-                ready = min(contexts, options.max_queue_size)
+                ready = min(self.calls.ready, options.max_queue_size)
                 self._submitter = Submitter(
                     contexts + ready,
                     max_queue_size=options.max_queue_size - ready,

@@ -112,6 +112,21 @@ def test_one_core_takes_one_run_at_a_time_in_order(npu, contexts):
     assert runs == sorted(runs, key=lambda event: event.called_ns)
 
 
+def test_a_run_that_waited_begins_where_the_last_one_ended(npu, contexts):
+    """As the driver starts it: in the interrupt, however late the threads wake up."""
+    rt, made = contexts
+    npu.run_time_us = 20_000
+    for context in made:
+        assert rt.c.rknn_set_core_mask(context, 2) == 0
+    codes, _ = _together(rt, made, 3)
+    assert codes == [0] * 12
+    runs = sorted(_runs(npu), key=lambda event: event.start_ns)
+    waited = [(a, b) for a, b in itertools.pairwise(runs) if b.called_ns < a.end_ns]
+    assert len(waited) >= 6
+    assert all(b.start_ns == a.end_ns for a, b in waited)
+    assert all(run.end_ns - run.start_ns >= 20_000_000 for run in runs)
+
+
 @pytest.mark.wall_clock
 def test_auto_takes_the_least_idle_core(npu, contexts):
     rt, made = contexts

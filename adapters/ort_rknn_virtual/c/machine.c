@@ -141,7 +141,7 @@ uint64_t model_ns(uint32_t taken) {
             slowest = f > slowest ? f : slowest;
             n++;
         }
-    return (uint64_t)(run_ns * slowest / (n > 1 ? n * efficiency : 1));
+    return (uint64_t)(run_ns * slowest / (n > 1 ? n * efficiency : 1) + 0.5);
 }
 
 /* ---- cores ---- */
@@ -150,17 +150,26 @@ typedef struct waiter {
     struct waiter *next;
     pthread_cond_t wake;
     uint32_t mask, taken;
+    uint64_t queued, start;
 } waiter;
 
 static pthread_mutex_t cores_lock = PTHREAD_MUTEX_INITIALIZER;
 static waiter *queue_head, **queue_tail = &queue_head;
 static uint32_t busy;
+static uint64_t free_since[MAX_CORES];
 
 /* What a waiter may take now: its whole mask, or for auto the idle core of the least number. */
 static uint32_t fitting(uint32_t mask, uint32_t unavailable) {
     uint32_t idle = all_cores() & ~unavailable;
     if (mask == 0) return idle & (~idle + 1);
     return (mask & ~idle) == 0 ? mask : 0;
+}
+
+static uint64_t start_of(uint64_t queued, uint32_t taken) {
+    uint64_t start = queued;
+    for (uint32_t i = 0; i < cores; i++)
+        if (taken & (1u << i) && free_since[i] > start) start = free_since[i];
+    return start;
 }
 
 static void serve(void) {
@@ -170,6 +179,7 @@ static void serve(void) {
         w->taken = fitting(w->mask, busy | reserved);
         if (w->taken) {
             busy |= w->taken;
+            w->start = start_of(w->queued, w->taken);
             *at = w->next;
             pthread_cond_signal(&w->wake);
         } else {
@@ -181,7 +191,8 @@ static void serve(void) {
     while (*queue_tail) queue_tail = &(*queue_tail)->next;
 }
 
-uint32_t cores_take(uint32_t mask, uint64_t deadline) {
+uint32_t cores_take(uint32_t mask, uint64_t deadline, uint64_t *start) {
+    uint64_t now = now_ns();
     mask = mask == 0xffff ? all_cores() : mask;
     pthread_mutex_lock(&cores_lock);
     uint32_t reserved = 0;
@@ -189,10 +200,11 @@ uint32_t cores_take(uint32_t mask, uint64_t deadline) {
     uint32_t taken = fitting(mask, busy | reserved);
     if (taken) {
         busy |= taken;
+        *start = start_of(now, taken);
         pthread_mutex_unlock(&cores_lock);
         return taken;
     }
-    waiter me = {.mask = mask};
+    waiter me = {.mask = mask, .queued = now};
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -215,12 +227,15 @@ uint32_t cores_take(uint32_t mask, uint64_t deadline) {
     }
     pthread_mutex_unlock(&cores_lock);
     pthread_cond_destroy(&me.wake);
+    if (me.taken) *start = me.start;
     return me.taken;
 }
 
-void cores_give(uint32_t taken, bool ran) {
+void cores_give(uint32_t taken, uint64_t end, bool ran) {
     pthread_mutex_lock(&cores_lock);
     busy &= ~taken;
+    for (uint32_t i = 0; i < cores; i++)
+        if (taken & (1u << i)) free_since[i] = end;
     if (queue_head) serve();
     pthread_mutex_unlock(&cores_lock);
     for (uint32_t i = 0; ran && i < cores; i++)

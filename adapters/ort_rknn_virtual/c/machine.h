@@ -33,9 +33,12 @@ bool attr_follows(void);
 /* Modelled time of a run on these cores, in nanoseconds. */
 uint64_t model_ns(uint32_t cores);
 
-/* Waits until the mask (0: any one core) is free and takes it; 0 if `deadline` (0: none) came first. */
-uint32_t cores_take(uint32_t mask, uint64_t deadline);
-void cores_give(uint32_t taken, bool ran);
+/* Waits until the mask (0: any one core) is free and takes it; 0 if `deadline` (0: none) came first. `start`: since when
+ * it has them. The driver (drivers/rknpu/rknpu_job.c of Rockchip's kernel) starts the next job of a core in the interrupt
+ * that ends the last one, so a run that waited begins where the last one ended, not when its thread has woken up. */
+uint32_t cores_take(uint32_t mask, uint64_t deadline, uint64_t *start);
+/* `end`: when the run ended, which may be before its thread woke up. */
+void cores_give(uint32_t taken, uint64_t end, bool ran);
 
 /* 0, or the code of a fault that this call meets. */
 int fault_of(int function, uint32_t mask, rknn_context context);

@@ -135,20 +135,21 @@ static int run(call *k, rknn_run_extend *extend) {
     int code = prepare(c);
     if (code) return code;
     uint64_t deadline = extend && extend->timeout_ms > 0 ? k->e.called + (uint64_t)extend->timeout_ms * 1000000u : 0;
-    uint32_t taken = cores_take(c->mask, deadline);
+    uint32_t taken = cores_take(c->mask, deadline, &k->e.start);
     if (!taken) return because(RKNN_TIMEOUT, "no core became free within %d ms", extend->timeout_ms);
-    k->e.start = now_ns();
     k->e.core_mask = taken;
     uint64_t done = k->e.start + model_ns(taken);
     if (c->compute) code = compute(c);
     else pattern(c);
+    k->e.end = now_ns();
     if (code == RKNN_OK) {
         wait_until(deadline && deadline < done ? deadline : done);
         if (deadline && (deadline < done || now_ns() > deadline))
             code = because(RKNN_TIMEOUT, "the run took longer than %d ms", extend->timeout_ms);
+        if (code) k->e.end = now_ns();
+        else if (k->e.end < done) k->e.end = done;
     }
-    k->e.end = now_ns();
-    cores_give(taken, code == RKNN_OK);
+    cores_give(taken, k->e.end, code == RKNN_OK);
     if (code) return code;
     c->run_ns = k->e.end - k->e.start;
     c->ran = true;
