@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import os
 import queue
-import sys
 import threading
 import weakref
 from collections import deque
@@ -17,6 +16,7 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
+from .delivery import Callback, Delivery, InOrder, Order
 from .errors import FAIL, ort_error
 
 T = TypeVar("T")
@@ -29,9 +29,6 @@ class Ended(RuntimeError):
 
 _Job = Callable[[], None]
 _Jobs = queue.SimpleQueue["_Job | None"]  # None: the threads end
-
-#: What a callback gets: the result or None, and the error or None.
-Callback = Callable[[Any, "BaseException | None"], None]
 
 
 class Submitter:
@@ -52,9 +49,9 @@ class Submitter:
         self._jobs: _Jobs = queue.SimpleQueue()
         self._gate = threading.Lock()
         self._timeout = submit_timeout_ms / 1000
-        self._delivery: _Delivery | None = None
+        self._delivery: Delivery | None = None
         self._sequential = sequential_callbacks
-        self._order = _Order(self._places.release)
+        self._order = Order(self._places.release)
         self._lock = threading.Lock()
         self._ended = False
         _alive.add(self)
@@ -83,7 +80,7 @@ class Submitter:
         if not self._sequential:
             return self.submit(function, *args)
         self._take_place(self._timeout)
-        future: _InOrder[T] = _InOrder(self._order)
+        future: InOrder[T] = InOrder(self._order)
         with self._lock:  # else two that submit at once could be in one order here and in the other there
             self._order.expect(future)
             try:
@@ -102,7 +99,7 @@ class Submitter:
         self._take_place(self._timeout)
         with self._lock:
             if self._delivery is None:
-                self._delivery = _Delivery(self._sequential, self._places.release)
+                self._delivery = Delivery(self._sequential, self._places.release)
             future: Future[Any] = Future()
             self._start(partial(_into, future, function, args))
             self._delivery.expect(future, callback)
@@ -266,73 +263,6 @@ def in_order(submit: Callable[[Item], Started[T]], items: Iterable[Item], depth:
                 pass
 
 
-class _Order:
-    """The futures whose callbacks wait for earlier ones. ``freed`` is called once for each."""
-
-    def __init__(self, freed: Callable[[], None]) -> None:
-        self.lock = threading.Lock()
-        self._freed = freed
-        self._waiting: deque[_InOrder[Any]] = deque()
-        self._at_it = False
-
-    def expect(self, future: _InOrder[Any]) -> None:
-        with self.lock:
-            self._waiting.append(future)
-
-    def forget(self, future: _InOrder[Any]) -> None:
-        """It was never started; its place is given back elsewhere."""
-        with self.lock:
-            self._waiting.remove(future)
-
-    def advance(self, ended: _InOrder[Any]) -> None:
-        """Call what is due, on this thread unless another is at it."""
-        with self.lock:
-            if not ended.callbacks and ended.holds:
-                ended.holds = False
-                self._freed()  # nobody waits for its turn
-            if self._at_it:
-                return
-            self._at_it = True
-        while True:
-            with self.lock:
-                if not self._waiting or not self._waiting[0].done():
-                    self._at_it = False
-                    return
-                due = self._waiting.popleft()
-                due.had_its_turn = True
-                callbacks, due.callbacks = due.callbacks, []
-                if due.holds:
-                    due.holds = False
-                    self._freed()
-            for callback in callbacks:
-                try:
-                    # It has ended, so this calls it, and logs what it raises.
-                    Future.add_done_callback(due, callback)
-                except BaseException:  # a SystemExit, say: the next callback comes all the same
-                    sys.excepthook(*sys.exc_info())
-            del due, callbacks
-
-
-class _InOrder(Future[T]):
-    """A future whose callbacks come after those of all that were submitted before it."""
-
-    def __init__(self, order: _Order) -> None:
-        super().__init__()
-        self.callbacks: list[Callable[[Future[T]], object]] = []
-        self.had_its_turn = False
-        self.holds = True
-        """Its place in the queue is still taken."""
-        self._order = order
-        super().add_done_callback(lambda ended: order.advance(ended))  # type: ignore[arg-type]
-
-    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
-        with self._order.lock:
-            if not self.had_its_turn:
-                self.callbacks.append(fn)
-                return
-        super().add_done_callback(fn)
-
-
 def _into(future: Future[T], function: Callable[..., T], args: tuple[Any, ...]) -> None:
     if not future.set_running_or_notify_cancel():
         return
@@ -343,52 +273,6 @@ def _into(future: Future[T], function: Callable[..., T], args: tuple[Any, ...]) 
     else:
         future.set_result(result)
     del future
-
-
-class _Delivery:
-    """Hands outcomes to callbacks on one thread, in the order of submission or of completion."""
-
-    def __init__(self, sequential: bool, turn: Callable[[], None]) -> None:
-        self._sequential = sequential
-        self._outcomes: queue.SimpleQueue[tuple[Future[Any], Callback] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(
-            target=_deliver, args=(self._outcomes, turn), name="ort_rknn callbacks", daemon=True
-        )
-        self._thread.start()
-
-    def expect(self, future: Future[Any], callback: Callback) -> None:
-        if self._sequential:
-            self._outcomes.put((future, callback))  # the thread waits for it
-        else:
-            outcomes = self._outcomes
-            future.add_done_callback(lambda done: outcomes.put((done, callback)))
-
-    def close(self) -> None:
-        self._outcomes.put(None)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-
-    def __del__(self) -> None:
-        self._outcomes.put(None)
-
-
-def _deliver(outcomes: queue.SimpleQueue[tuple[Future[Any], Callback] | None], turn: Callable[[], None]) -> None:
-    while (entry := outcomes.get()) is not None:
-        future, callback = entry
-        del entry
-        try:
-            error = future.exception()
-            result = None if error is not None else future.result()
-        except CancelledError as cancelled:
-            error, result = cancelled, None
-        del future
-        turn()
-        try:
-            callback(result, error)
-        except BaseException:
-            # As threading does for a thread's function: shown, and the next callback comes all the same.
-            sys.excepthook(*sys.exc_info())
-        del callback, result, error
 
 
 class Pending(Protocol):

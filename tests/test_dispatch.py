@@ -94,3 +94,19 @@ def test_descriptions():
     assert made(tp_mode="0,1").describe() == "every run on cores 0,1 together; 1 context"
     assert made(tp_mode="all").describe() == "every run on all cores (0, 1, 2) together; 1 context"
     assert made(schedule="1").describe() == "every run on core 1; 1 context"
+
+
+@pytest.mark.parametrize(
+    ("options", "soc", "ready"),
+    [
+        ({"schedule": [0, 1, 2]}, "rk3588", 3),
+        ({"schedule": [1]}, "rk3588", 1),
+        ({"schedule": [0, 1, 2], "threads_per_core": 2}, "rk3588", 0),
+        ({"schedule": "auto", "threads_per_core": 2}, "rk3588", 0),
+        ({"tp_mode": "all", "threads_per_core": 2}, "rk3588", 0),
+        ({"threads_per_core": 4}, "rk3588", 3),  # one core of the runtime's choice: there may be idle ones
+        ({"schedule": [0], "threads_per_core": 2}, "rk3566", 2),
+    ],
+)
+def test_calls_are_kept_ready_where_a_core_would_stand_still(options, soc, ready):
+    assert made(soc, **options).ready == ready

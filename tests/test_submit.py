@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -480,3 +480,53 @@ def test_run_inside_a_callback_works(npu):
         )
         made._end_submissions()
         assert got == [(1, 8, 16, 16)]
+
+
+def test_what_was_submitted_is_done_before_the_interpreter_ends(python):
+    code = f"""
+import numpy as np, ort_rknn as ort
+from ort_rknn_virtual.control import virtual_npu
+virtual_npu("rk3588").run_time_us = 30_000
+session = ort.InferenceSession({str(MODEL)!r}, provider_options={{"device": "virtual:rk3588"}})
+feed = {{"x": np.zeros((1, 3, 32, 32), np.float32)}}
+for k in range(4):
+    session.submit(None, feed).add_done_callback(lambda done, k=k: print(k, len(done.result()), flush=True))
+"""
+    assert python(code, args=("-W", "ignore::DeprecationWarning")).split("\n")[:4] == ["0 1", "1 1", "2 1", "3 1"]
+
+
+def test_threads_end_with_an_unclosed_submitter():
+    made = Submitter(2, max_queue_size=1, submit_timeout_ms=1000)
+    assert [made.start(int, str(k)).result() for k in range(3)] == [0, 1, 2]
+    threads = list(made._threads)
+    assert len(threads) == 2 and all(thread.is_alive() for thread in threads)
+    del made
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_started_calls_are_cancelled_only_before_they_begin():
+    made = Submitter(1, max_queue_size=3, submit_timeout_ms=1000)
+    begun, go = threading.Event(), threading.Event()
+
+    def work():
+        begun.set()
+        assert go.wait(10)
+        return 5
+
+    first, second, third = made.start(work), made.start(work), made.start(int, "x")
+    assert begun.wait(10)
+    assert not first.cancel() and second.cancel() and not second.cancel()
+    go.set()
+    with pytest.raises(CancelledError):
+        second.exception()
+    assert first.exception() is None and first.result() == 5
+    assert isinstance(third.exception(), ValueError)
+    with pytest.raises(ValueError, match="invalid literal"):
+        third.result()
+    # Every place is free again, once each.
+    again = [made.start(int, "1") for _ in range(4)]
+    assert [call.result() for call in again] == [1] * 4
+    assert sum(made._places.acquire(blocking=False) for _ in range(5)) == 4
+    made.close()
