@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import queue
+import sys
 import threading
 import weakref
 from collections import deque
@@ -115,6 +116,8 @@ class Submitter:
     def _start(self, job: _Job) -> None:
         try:
             with self._gate:
+                if _exiting:
+                    raise RuntimeError("no more calls are taken: the interpreter is ending")
                 if self._ended:
                     raise Ended("no more calls are taken: it was closed")
                 if len(self._threads) < self._workers:
@@ -156,16 +159,22 @@ class Submitter:
 
 def _work(jobs: _Jobs) -> None:
     while (job := jobs.get()) is not None:
-        job()
+        try:
+            job()
+        except BaseException:  # a SystemExit out of a future's callback, say: the next call comes all the same
+            sys.excepthook(*sys.exc_info())
         del job
     jobs.put(None)  # for the next one
 
 
 _alive: weakref.WeakSet[Submitter] = weakref.WeakSet()
+_exiting = False
 
 
 def _end_all() -> None:
     """The threads are daemons, since others would keep the interpreter from ending: what was submitted is done now."""
+    global _exiting
+    _exiting = True
     for submitter in list(_alive):
         submitter.close()
 

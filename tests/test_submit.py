@@ -530,3 +530,44 @@ def test_started_calls_are_cancelled_only_before_they_begin():
     assert [call.result() for call in again] == [1] * 4
     assert sum(made._places.acquire(blocking=False) for _ in range(5)) == 4
     made.close()
+
+
+def test_a_callback_that_exits_ends_no_thread(capsys):
+    made = Submitter(1, max_queue_size=3, submit_timeout_ms=1000)
+    begun, go = threading.Event(), threading.Event()
+
+    def work():
+        begun.set()
+        assert go.wait(10)
+
+    def leave(future):
+        raise SystemExit("leaving")
+
+    first = made.submit(work)
+    assert begun.wait(10)
+    first.add_done_callback(leave)
+    go.set()
+    assert made.start(int, "4").result() == 4
+    made.close()
+    assert "SystemExit: leaving" in capsys.readouterr().err
+
+
+def test_a_call_while_the_interpreter_ends_is_refused(python):
+    code = f"""
+import atexit
+import numpy as np, ort_rknn as ort
+session = ort.InferenceSession({str(MODEL)!r}, provider_options={{"device": "virtual:rk3588"}})
+feed = {{"x": np.zeros((1, 3, 32, 32), np.float32)}}
+def late():
+    calls = [lambda: session.submit(None, feed), lambda: next(session.map([feed])), lambda: session.run_pipeline(feed)]
+    for call in calls:
+        try:
+            call()
+        except RuntimeError as error:
+            print(error, flush=True)
+atexit.register(late)
+import ort_rknn.submission  # its handler comes before that one
+session.submit(None, feed).result()
+"""
+    said = python(code, args=("-W", "ignore::DeprecationWarning")).splitlines()
+    assert said == ["no more calls are taken: the interpreter is ending"] * 3
