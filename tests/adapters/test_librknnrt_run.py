@@ -372,6 +372,9 @@ def resident_kib():
     raise AssertionError("no VmRSS")
 
 
+ALL_SHORT = 10**12  # an emulated processor takes longer than a real one
+
+
 class TestTheGil:
     """Kept before and after a run where that is short, released where it is not."""
 
@@ -388,24 +391,24 @@ class TestTheGil:
         model.close()
 
     def test_released_for_good_where_it_takes_long(self, npu, monkeypatch):
+        monkeypatch.setattr(_context, "_SHORT", ALL_SHORT)
         model = npu.load("conv_f16")
         context = model.context(1)
         x, y = random((1, 3, 32, 32)), np.empty((1, 8, 16, 16), np.float32)
         want, form = np.empty_like(y), form_of([x], [y])
         context.run(form, addresses([x]), addresses([want]))
         call = context._call
-        short = _context._SHORT
         monkeypatch.setattr(_context, "_SHORT", 0)  # as if nothing were short
         for _ in range(3):
             context.run(form, addresses([x]), addresses([y]))
             assert call.keeps_gil
-        monkeypatch.setattr(_context, "_SHORT", short * 1000)
+        monkeypatch.setattr(_context, "_SHORT", ALL_SHORT)
         context.run(form, addresses([x]), addresses([y]))  # the long ones were not in a row
         monkeypatch.setattr(_context, "_SHORT", 0)
         for _ in range(4):
             assert call.keeps_gil
             context.run(form, addresses([x]), addresses([y]))
-        monkeypatch.setattr(_context, "_SHORT", short * 1000)
+        monkeypatch.setattr(_context, "_SHORT", ALL_SHORT)
         for _ in range(2):
             assert not call.keeps_gil
             binding = model.binding
