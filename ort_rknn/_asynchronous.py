@@ -170,15 +170,8 @@ class AsynchronousCalls:
                 self._pipeline = None
                 request = self._npu.request if self._npu is not None else None
                 options = request.options if request is not None else Options()
-                contexts, ready = self._contexts()
-                ready = min(ready, options.max_queue_size)
                 self._submitter_process = os.getpid()
-                self._submitter = Submitter(
-                    contexts + ready,
-                    max_queue_size=options.max_queue_size - ready,
-                    submit_timeout_ms=options.submit_timeout_ms,
-                    sequential_callbacks=options.sequential_callbacks,
-                )
+                self._submitter = Submitter.for_contexts(*self._contexts(), options)
             return self._submitter
 
     def _end_submissions(self) -> None:

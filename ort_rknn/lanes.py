@@ -18,6 +18,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from .awaited import Awaited
+
 if TYPE_CHECKING:
     from .conversion import Scratch
     from .seam import CallForm, Context
@@ -42,30 +44,19 @@ class Lease:
         self.scratch: dict[CallForm, Scratch] = {}
 
 
-class Turn:
+class Turn(Awaited):
     """A run that waits for a context; without ``work``, somebody who wants the context itself.
 
     Whoever takes it off the queue must :meth:`claim` it, and so must the one who waits before giving up: only one can.
     """
 
-    __slots__ = ("_claims", "_error", "_over", "_refused", "ended", "lease", "work")
+    __slots__ = ("_refused", "lease", "work")
 
     def __init__(self, work: Callable[[Lease], None] | None, refused: Callable[[], None] | None = None) -> None:
+        super().__init__()
         self.work = work
         self.lease: Lease | None = None
-        self.ended = False
         self._refused = refused
-        self._error: BaseException | None = None
-        self._claims = [True]
-        self._over = threading.Lock()
-        self._over.acquire()
-
-    def claim(self) -> bool:
-        """Whether this turn is the caller's now. True once."""
-        try:
-            return self._claims.pop()
-        except IndexError:
-            return False
 
     def execute(self, lease: Lease) -> None:
         """Do the work. What it raises is for :meth:`result`."""
@@ -73,38 +64,25 @@ class Turn:
         try:
             self.work(lease)
         except BaseException as error:
-            self._error = error
-        self._end()
+            self.error = error
+        self.finish()
 
     def receive(self, lease: Lease) -> None:
         """Hand over the context itself."""
         self.lease = lease
-        self._end()
+        self.finish()
 
     def refuse(self, error: BaseException) -> None:
         """It will never run."""
-        self._error = error
+        self.error = error
         if self._refused is not None:
             self._refused()
-        self._end()
+        self.finish()
 
-    def _end(self) -> None:
+    def finish(self) -> None:
+        """As :meth:`Awaited.finish`; gives up the work."""
         self.work = self._refused = None  # they hold buffers
-        self.ended = True  # before the lock: who got it has seen this
-        self._over.release()
-
-    def wait(self) -> None:
-        """Until it has ended. Once, from one thread."""
-        self._over.acquire()
-
-    def raise_error(self) -> None:
-        """Raise what the work raised, or why it never ran."""
-        error, self._error = self._error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # else its traceback would lead back to it
+        super().finish()
 
     def result(self) -> None:
         """Wait until it has ended; raise what the work raised, or why it never ran. Once, from one thread."""

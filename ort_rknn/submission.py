@@ -15,10 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from .awaited import Awaited
 from .delivery import Callback, Delivery, InOrder, Order
 from .errors import FAIL, ort_error
+
+if TYPE_CHECKING:
+    from .options import Options
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -56,6 +60,18 @@ class Submitter:
         self._lock = threading.Lock()
         self._ended = False
         _alive.add(self)
+
+    @classmethod
+    def for_contexts(cls, contexts: int, ready: int, options: Options) -> Submitter:
+        """For calls that run on one of so many contexts: a thread for each, and for as many calls that wait ``ready``
+        as ``options.max_queue_size`` allows to wait at all."""
+        ready = min(ready, options.max_queue_size)
+        return cls(
+            contexts + ready,
+            max_queue_size=options.max_queue_size - ready,
+            submit_timeout_ms=options.submit_timeout_ms,
+            sequential_callbacks=options.sequential_callbacks,
+        )
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float | None = None) -> Future[T]:
         """Run ``function(*args)`` soon. Waits for a place at most ``timeout`` seconds (None: submit_timeout_ms).
@@ -184,67 +200,54 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_alive.clear)  # their threads are the parent's
 
 
-class Started(Generic[T]):
+class Started(Awaited, Generic[T]):
     """A call under way, for one thread that waits for it: a Future without callbacks, and quicker."""
 
-    __slots__ = ("_args", "_claims", "_ended", "_error", "_function", "_over", "_value")
+    __slots__ = ("_args", "_free", "_function", "_value")
 
-    def __init__(self, function: Callable[..., T], args: tuple[Any, ...], ended: Callable[[], None]) -> None:
+    def __init__(self, function: Callable[..., T], args: tuple[Any, ...], free: Callable[[], None]) -> None:
+        super().__init__()
         self._function: Callable[..., T] | None = function
         self._args = args
-        self._ended = ended  # called once
+        self._free = free  # called once, when it has ended
         self._value: T | None = None
-        self._error: BaseException | None = None
-        self._claims = [True]
-        self._over = threading.Lock()
-        self._over.acquire()
-
-    def _claim(self) -> bool:
-        try:
-            return self._claims.pop()
-        except IndexError:
-            return False
 
     def run(self) -> None:
         """Do it, unless it was cancelled."""
-        if not self._claim():
+        if not self.claim():
             return
         assert self._function is not None
         try:
             self._value = self._function(*self._args)
         except BaseException as error:
-            self._error = error
-        self._end()
+            self.error = error
+        self.finish()
 
     def cancel(self) -> bool:
         """Whether it will never run: false where it has begun."""
-        if not self._claim():
+        if not self.claim():
             return False
-        self._error = CancelledError()
-        self._end()
+        self.error = CancelledError()
+        self.finish()
         return True
 
-    def _end(self) -> None:
+    def finish(self) -> None:
+        """As :meth:`Awaited.finish`; gives up the feed and the place."""
         self._function, self._args = None, ()
-        self._ended()
-        self._over.release()
+        self._free()
+        super().finish()
 
     def exception(self) -> BaseException | None:
         """Wait until it has ended; what it raised. Raises CancelledError where it was cancelled."""
-        with self._over:
-            if isinstance(self._error, CancelledError):
-                raise self._error
-            return self._error
+        self.wait()
+        if isinstance(self.error, CancelledError):
+            raise self.error
+        return self.error
 
     def result(self) -> T:
         """Wait until it has ended; what it gave, or raise what it raised. Once."""
-        with self._over:
-            error, self._error = self._error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # else its traceback would lead back to it
+        self.wait()
+        self.raise_error()
         return self._value  # type: ignore[return-value]  # None is a T where the function gives None
 
 

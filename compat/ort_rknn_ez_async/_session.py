@@ -107,14 +107,7 @@ class Core:
         self.check_open()
         with self._lock:
             if self._submitter is None:
-                options, contexts = self.options, self.calls.contexts
-                ready = min(self.calls.ready, options.max_queue_size)
-                self._submitter = Submitter(
-                    contexts + ready,
-                    max_queue_size=options.max_queue_size - ready,
-                    submit_timeout_ms=options.submit_timeout_ms,
-                    sequential_callbacks=options.sequential_callbacks,
-                )
+                self._submitter = Submitter.for_contexts(self.calls.contexts, self.calls.ready, self.options)
             return self._submitter
 
     def end(self) -> None:
