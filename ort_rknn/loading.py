@@ -63,9 +63,8 @@ def normalisations(file: RknnFile | None) -> dict[str, Normalisation]:
     out = {}
     for tensor in file.inputs if file is not None else ():
         mean, std = tensor.mean, tensor.std
-        if (mean and any(mean)) or (std and any(s != 1 for s in std)):
-            n = max(len(mean or ()), len(std or ()))
-            out[tensor.name] = Normalisation(tuple(mean or (0.0,) * n), tuple(std or (1.0,) * n))
+        if mean and std and (any(mean) or any(s != 1 for s in std)):
+            out[tensor.name] = Normalisation(mean, std)
     return out
 
 

@@ -95,6 +95,19 @@ def test_a_camera_frame_goes_straight_in():
         assert session.get_provider_options()["RKNNExecutionProvider"]["input_dtype"] == "uint8"
 
 
+def test_every_image_is_normalised_as_the_converter_was_told():
+    """Five inputs, each with a mean and std of its own; the simulator's answers are the vendor's."""
+    values = np.load(MODELS / "mean_std.rk3562.golden.npz")
+    images = ("rgb", "rgba", "gray", "six")
+    options = {"input_dtype": dict.fromkeys(images, "uint8"), "layout": dict.fromkeys(images, "nhwc")}
+    options = {"device": "virtual:rk3562", **options}
+    with ort.InferenceSession(MODELS / "mean_std.onnx", provider_options=options) as session:
+        results = session.run(None, {i.name: values[f"input/{i.name}"] for i in session.get_inputs()})
+        for output, result in zip(session.get_outputs(), results, strict=True):
+            expected = values[f"simulator/{output.name}"]
+            assert np.abs(result - expected).max() <= 2e-3 * max(1.0, float(np.abs(expected).max())), output.name
+
+
 def test_native_outputs_are_raw_with_scale_and_zero_point():
     values = np.load(MODELS / "conv_i8.rk3588.golden.npz")
     options = {"device": "virtual:rk3588"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..seam import Layout, Quantisation, Shape
@@ -56,7 +56,9 @@ class RknnTensor:
     quantisation: Quantisation | None
     """Of int8 and int16 tensors. (An int16 one, "w16a16i_dfp", has a scale of about 2**-k.) None for other types."""
     mean: tuple[float, ...] | None
-    """Of an input: the runtime subtracts it per channel, then divides by ``std``. (0.0,) where none was set."""
+    """Of an input: the runtime subtracts it per channel, then divides by ``std``. As long as ``std``: one number, or
+    one per channel. (0.0,) where none was set, and where there are not four axes: the vendor's converter records a mean
+    of other inputs too, but its simulator does not apply it."""
     std: tuple[float, ...] | None
 
 
@@ -230,6 +232,9 @@ def _tensor(port: Port, parts: Parts, batch: int, *, is_input: bool) -> RknnTens
     quantisation = port.quantisation if runtime_dtype in _QUANTISED else None
     if runtime_dtype in _QUANTISED and quantisation is None and dtype != runtime_dtype:
         unknown.append(f"the quantisation of {port.name!r}")
+    mean, std = _normalisation(attributes, shape)
+    if is_input and attributes and mean is None:
+        unknown.append(f"the mean and std of {port.name!r}")
     return RknnTensor(
         name=port.name,
         shape=_batched(shape, batch),
@@ -237,9 +242,27 @@ def _tensor(port: Port, parts: Parts, batch: int, *, is_input: bool) -> RknnTens
         layout=layout,
         runtime_dtype=runtime_dtype,
         quantisation=quantisation,
-        mean=as_floats(attributes.get("mean")),
-        std=as_floats(attributes.get("std")),
+        mean=mean,
+        std=std,
     )
+
+
+def _normalisation(
+    attributes: Mapping[str, object], shape: Shape | None
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and std, equally long; (None, None) where the file does not tell them or tells what cannot be.
+
+    The converter writes one mean where all are 0 and one std where all are 1, whatever the other has.
+    """
+    mean, std = as_floats(attributes.get("mean")), as_floats(attributes.get("std"))
+    if not mean or not std or shape is None or not all(std):
+        return None, None
+    if len(shape) != 4:
+        return (0.0,), (1.0,)
+    n = max(len(mean), len(std))
+    if {len(mean), len(std)} - {1, n} or n not in (1, shape[1]):
+        return None, None
+    return (mean * n if len(mean) == 1 else mean), (std * n if len(std) == 1 else std)
 
 
 def _shape_sets(

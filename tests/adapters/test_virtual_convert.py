@@ -4,7 +4,20 @@ import ctypes as c
 
 import numpy as np
 import pytest
-from virtual_runtime import NC1HWC2, NCHW, NHWC, TYPES, UNDEFINED, Input, Output, Runtime, Tap, pattern, quantise
+from virtual_runtime import (
+    MODELS,
+    NC1HWC2,
+    NCHW,
+    NHWC,
+    TYPES,
+    UNDEFINED,
+    Input,
+    Output,
+    Runtime,
+    Tap,
+    pattern,
+    quantise,
+)
 
 from ort_rknn_virtual._abi import COMPUTE
 from ort_rknn_virtual._standin import stand_in
@@ -89,6 +102,41 @@ def test_image_with_mean_and_std(rt, rng, fmt):
     stored = quantise((image.astype(np.float32) - mean) / std, x.scale, x.zp).transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(tap.inputs[0], (stored.astype(np.float32) - x.zp) * np.float32(x.scale))
     rt.destroy(context)
+
+
+MEAN_STD = {
+    "rgb": ([0, 0, 0], [255, 255, 255]),
+    "rgba": ([10, 20, 30, 40], [1, 1, 1, 1]),
+    "gray": ([5], [2]),
+    "six": ([0] * 6, [2, 4, 8, 16, 32, 64]),
+}
+
+
+@pytest.mark.parametrize("fmt", [NCHW, NHWC])
+def test_mean_and_std_are_broadcast(rng, fmt):
+    """Whichever of the two the file has once only, every channel gets its own; a 3-D input gets neither."""
+    rt = Runtime("rk3562")
+    context = rt.open(MODELS / "mean_std.rk3562.rknn")
+    tap = Tap(rt, context)
+    images = [rng.integers(0, 256, (1, len(mean), 8, 8)).astype(np.uint8) for mean, _ in MEAN_STD.values()]
+    line = rng.normal(size=(1, 3, 8)).astype(np.float16).astype(np.float32)
+    rt.infer(context, [*(i if fmt == NCHW else i.transpose(0, 2, 3, 1) for i in images), line], fmt)
+    for got, image, (mean, std) in zip(tap.inputs, images, MEAN_STD.values(), strict=False):
+        m, s = (np.float32(v).reshape(1, -1, 1, 1) for v in (mean, std))
+        np.testing.assert_array_equal(got, ((image.astype(np.float32) - m) / s).astype(np.float16))
+    np.testing.assert_array_equal(tap.inputs[4], line)
+    rt.destroy(context)
+
+
+@pytest.mark.parametrize("mean", [b"[10, 20]", b"[10, 20, 30]", b"[1, 2, 3, 4, 5]"])
+def test_a_mean_that_is_not_by_channel_is_refused(mean):
+    """Answers without the mean that the file has would be wrong."""
+    data = (MODELS / "mean_std.rk3562.rknn").read_bytes()
+    before = b"[10, 20, 30, 40]"
+    rt = Runtime("rk3562")
+    code, _ = rt.init(data.replace(before, mean.ljust(len(before))))
+    assert code == -6
+    assert "means" in rt.message()
 
 
 def test_integers_stay_exact(rt):

@@ -49,5 +49,5 @@ def on_cpu(path=CONV):
 def feed_of(values, name):
     """As rknnlite programs feed: NHWC."""
     arrays = [values[f"input/{tensor['name']}"] for tensor in MANIFEST[name]["declared"]["inputs"]]
-    pixels = "onnx_input/image" in values
+    pixels = any(key.startswith("onnx_input/") for key in values)
     return [a if a.ndim != 4 or pixels else np.ascontiguousarray(a.transpose(0, 2, 3, 1)) for a in arrays]

@@ -80,6 +80,30 @@ def test_normalisation_is_told():
     assert (plain.mean, plain.std) == ((0.0,), (1.0,))
 
 
+def test_mean_and_std_are_equally_long():
+    """The file says one mean where all are 0 and one std where all are 1; what `line` has is not applied to it."""
+    file = read_rknn(MODELS / "mean_std.rk3562.rknn")
+    assert {tensor.name: (tensor.mean, tensor.std) for tensor in file.inputs} == {
+        "rgb": ((0.0,) * 3, (255.0,) * 3),
+        "rgba": ((10.0, 20.0, 30.0, 40.0), (1.0,) * 4),
+        "gray": ((5.0,), (2.0,)),
+        "six": ((0.0,) * 6, (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)),
+        "line": ((0.0,), (1.0,)),
+    }
+    assert file.unknown == ()
+
+
+@pytest.mark.parametrize("mean", ["[10, 20]", "[10, 20, 30]", "[]", "'all'"])
+def test_a_mean_that_is_not_by_channel_is_unknown(mean):
+    data = (MODELS / "mean_std.rk3562.rknn").read_bytes()
+    before = b"[10, 20, 30, 40]"
+    assert data.count(before) == 1
+    file = read_rknn(data.replace(before, mean.encode().ljust(len(before))))
+    rgba = file.inputs[1]
+    assert (rgba.mean, rgba.std) == (None, None)
+    assert "the mean and std of 'rgba'" in file.unknown
+
+
 def test_dynamic_sets_come_largest_first_with_their_outputs():
     file = read_rknn(MODELS / "dynamic.rk3588.rknn")
     assert file.shape_sets == (((1, 3, 32, 32),), ((1, 3, 16, 24),), ((1, 3, 16, 16),))

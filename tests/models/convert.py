@@ -1,11 +1,11 @@
 """Compiles the ONNX files of this folder with the vendor's converter and records what came out.
 
-    python convert.py [FOLDER]
+    python convert.py [FOLDER [STEM ...]]
 
 Needs rknn-toolkit2 (2.5.0 made the committed files; it imports `pkg_resources`, so `setuptools<81`) and what that
 brings: numpy, onnx, onnxruntime. No board. The converter drops files where it runs, so it runs in a scratch folder.
 For each case three things are written: the `.rknn`, one `.golden.npz` per shape set, and an entry in MANIFEST.json.
-README.md says what they hold.
+README.md says what they hold. With STEMs ("conv_f16.rk3588") only these are made, and the others stay as they are.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ Feeds = dict[str, Array]
 CALIBRATION_SAMPLES = 8
 MEAN = [123.675, 116.28, 103.53]
 STD = [58.395, 57.12, 57.375]
+#: By input of `mean_std`. The converter writes one number for a mean that is all 0 and for a std that is all 1.
+MEANS = [[0, 0, 0], [10, 20, 30, 40], [5], [0] * 6, [1, 2, 3]]
+STDS = [[255, 255, 255], [1, 1, 1, 1], [2], [2, 4, 8, 16, 32, 64], [2, 4, 8]]
 QUANTISED = {"do_quantization": True}
 FLOAT = {"do_quantization": False}
 
@@ -55,12 +58,16 @@ class Case:
     build: dict[str, Any] = field(default_factory=lambda: dict(FLOAT))
     #: Shape of each input, for every set of shapes to run; None: the shapes of the ONNX.
     shapes: Sequence[Sequence[Sequence[int]]] | None = None
-    #: The compiled model takes uint8 [N, H, W, C] and applies MEAN and STD itself; the ONNX takes the result.
-    image: bool = False
 
     @property
     def stem(self) -> str:
         return f"{self.onnx}.{self.soc}"
+
+    @property
+    def image(self) -> bool:
+        """Inputs with four axes: the compiled model takes uint8 [N, H, W, C] and applies mean and std itself; the ONNX
+        takes the result. The converter applies neither to other inputs, whatever it was told."""
+        return "std_values" in self.config
 
 
 DYNAMIC = [[[1, 3, 32, 32]], [[1, 3, 16, 24]], [[1, 3, 16, 16]]]
@@ -71,7 +78,7 @@ CASES = (
     Case("conv_f16", "rk3576"),
     Case("conv_f16", "rk3566"),
     Case("conv_i8", build=QUANTISED),
-    Case("image_u8", config={"mean_values": [MEAN], "std_values": [STD]}, build=QUANTISED, image=True),
+    Case("image_u8", config={"mean_values": [MEAN], "std_values": [STD]}, build=QUANTISED),
     Case("two_io"),
     Case("tokens_i64"),
     Case("dynamic", config={"dynamic_input": DYNAMIC}, shapes=DYNAMIC),
@@ -80,6 +87,7 @@ CASES = (
     Case("scalarish"),
     Case("bool_mask"),
     Case("nd"),
+    Case("mean_std", "rk3562", config={"mean_values": MEANS, "std_values": STDS}),
 )
 
 
@@ -163,9 +171,19 @@ class Build:
         if not self.case.image:
             feeds = {i["name"]: draw(random, i["dtype"], s) for i, s in zip(self.inputs, shapes, strict=True)}
             return feeds, feeds
-        name, raw = self.inputs[0]["name"], draw_image(random, shapes[0])
-        mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (MEAN, STD))
-        return {name: np.ascontiguousarray(raw.transpose(0, 2, 3, 1))}, {name: (raw.astype(np.float32) - mean) / std}
+        raw, fed = {}, {}
+        for given, shape, mean, std in zip(
+            self.inputs, shapes, self.case.config["mean_values"], self.case.config["std_values"], strict=True
+        ):
+            name = given["name"]
+            if len(shape) == 4:
+                image = draw_image(random, shape)
+                raw[name] = np.ascontiguousarray(image.transpose(0, 2, 3, 1))
+                m, s = (np.array(v, np.float32).reshape(1, -1, 1, 1) for v in (mean, std))
+                fed[name] = (image.astype(np.float32) - m) / s
+            else:
+                raw[name] = fed[name] = draw(random, given["dtype"], shape)
+        return raw, fed
 
     def _calibration(self) -> str:
         """The converter's list file: a line per sample, a `.npy` per input, in NCHW, before mean and std."""
@@ -175,7 +193,7 @@ class Build:
             paths = []
             for name, value in raw.items():
                 path = Path(f"{self.case.stem}-{name}-{sample}.npy").absolute()
-                np.save(path, value.transpose(0, 3, 1, 2) if self.case.image else value)
+                np.save(path, value.transpose(0, 3, 1, 2) if self.case.image and value.ndim == 4 else value)
                 paths.append(str(path))
             lines.append(" ".join(paths))
         listing = Path(f"{self.case.stem}.txt").absolute()
@@ -184,8 +202,8 @@ class Build:
 
     def _golden(self, rknn: RKNN, number: int) -> dict[str, Any]:
         raw, fed = self._feeds(number, self.shapes[number])
-        layout = "nhwc" if self.case.image else "nchw"
-        simulated = rknn.inference(inputs=list(raw.values()), data_format=[layout] * len(raw))
+        layouts = ["nhwc" if self.case.image and value.ndim == 4 else "nchw" for value in raw.values()]
+        simulated = rknn.inference(inputs=list(raw.values()), data_format=layouts)
         session = onnxruntime.InferenceSession(self.source, providers=["CPUExecutionProvider"])
         expected = session.run(None, fed)
         names = [o["name"] for o in self.outputs]
@@ -276,12 +294,20 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, stems: Sequence[str] = ()) -> None:
+    unknown = set(stems) - {case.stem for case in CASES}
+    if unknown:
+        raise SystemExit(f"convert.py: no case is called {', '.join(sorted(unknown))}")
+    listing = folder / "MANIFEST.json"
+    before = json.loads(listing.read_text(encoding="utf-8"))["files"] if stems else {}
     here = Path.cwd()
+    files = {}
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         try:
-            files = {f"{case.stem}.rknn": Build(case, folder).make() for case in CASES}
+            for case in CASES:
+                name = f"{case.stem}.rknn"
+                files[name] = Build(case, folder).make() if not stems or case.stem in stems else before[name]
         finally:
             os.chdir(here)
     made = {*files, *(golden["file"] for entry in files.values() for golden in entry["golden"])}
@@ -293,8 +319,8 @@ def main(folder: Path) -> None:
         "onnxruntime": onnxruntime.__version__,
         "files": files,
     }
-    (folder / "MANIFEST.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    listing.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent).absolute())
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent).absolute(), sys.argv[2:])

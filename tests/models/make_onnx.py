@@ -218,6 +218,19 @@ def nd() -> onnx.ModelProto:
     return net.model()
 
 
+def mean_std() -> onnx.ModelProto:
+    """Inputs whose compiled twins have a mean and a std of their own each; `line` is not an image."""
+    net = Net("mean_std", 12)
+    for name, channels in (("rgb", 3), ("rgba", 4), ("gray", 1), ("six", 6)):
+        x = net.input(name, [1, channels, 8, 8])
+        net.conv(x, f"{name}_out", (channels, 4), relu=False)
+        net.output(f"{name}_out", [1, 4, 8, 8])
+    x = net.input("line", [1, 3, 8])
+    net.op("Tanh", [net.op("Mul", [x, net.weight("gain", (1, 3, 1), 1.0)], "scaled")], "line_out")
+    net.output("line_out", [1, 3, 8])
+    return net.model()
+
+
 MODELS: tuple[Callable[[], onnx.ModelProto], ...] = (
     conv_f16,
     conv_i8,
@@ -230,6 +243,7 @@ MODELS: tuple[Callable[[], onnx.ModelProto], ...] = (
     scalarish,
     bool_mask,
     nd,
+    mean_std,
 )
 
 

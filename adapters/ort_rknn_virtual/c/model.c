@@ -247,14 +247,46 @@ static bool read_attribute(literal *l, port *p) {
         if (!ok) return false;
         literal_take(l, ',');
     }
-    p->n_mean = n_mean == n_std ? n_mean : 0;
-    bool any = false;
-    for (uint32_t i = 0; i < p->n_mean; i++) {
-        if (!isfinite(p->mean[i]) || !isfinite(p->std[i]) || p->std[i] == 0) return false;
-        any = any || p->mean[i] != 0 || p->std[i] != 1;
-    }
-    if (!any) p->n_mean = 0;
+    p->n_mean = n_mean;
+    p->n_std = n_std;
+    for (uint32_t i = 0; i < n_mean; i++)
+        if (!isfinite(p->mean[i])) return false;
+    for (uint32_t i = 0; i < n_std; i++)
+        if (!isfinite(p->std[i]) || p->std[i] == 0) return false;
     return true;
+}
+
+/* Makes `n` numbers of one, or of none (then they are all `missing`). false: no memory. */
+static bool broadcast(float **numbers, uint32_t have, uint32_t n, float missing) {
+    if (have == n) return true;
+    float *more = realloc(*numbers, n * sizeof **numbers);
+    if (!more) return false;
+    *numbers = more;
+    const float one = have ? more[0] : missing;
+    for (uint32_t i = 0; i < n; i++) more[i] = one;
+    return true;
+}
+
+/* The converter writes one mean where all are 0 and one std where all are 1, whatever the other has: both become as
+ * many as the longer one has, and none where they change nothing. */
+static int check_mean(const model *m, port *p, char why[160]) {
+    uint32_t n = p->n_mean > p->n_std ? p->n_mean : p->n_std;
+    bool any = false;
+    for (uint32_t i = 0; i < p->n_mean; i++) any = any || p->mean[i] != 0;
+    for (uint32_t i = 0; i < p->n_std; i++) any = any || p->std[i] != 1;
+    /* Of inputs that are not 4-D the converter records what it was told, but its simulator does not apply it. */
+    if (!any || p->n_dims != 4) {
+        p->n_mean = p->n_std = 0;
+        return RKNN_OK;
+    }
+    if ((p->n_mean > 1 && p->n_mean != n) || (p->n_std > 1 && p->n_std != n))
+        return bad(why, "tensor %.60s has %u means and %u stds", p->name, p->n_mean, p->n_std);
+    for (uint32_t s = 0; s < m->n_sets; s++)
+        if (n > 1 && n != p->shapes[s].dims[1])
+            return bad(why, "tensor %.60s has %u means or stds, but %u channels", p->name, n, p->shapes[s].dims[1]);
+    if (!broadcast(&p->mean, p->n_mean, n, 0) || !broadcast(&p->std, p->n_std, n, 1)) return RKNN_NO_MEMORY;
+    p->n_mean = p->n_std = n;
+    return RKNN_OK;
 }
 
 /* {'attrs': {name: {...}}, ...}: Python's repr. */
@@ -296,11 +328,8 @@ static int check_port(const model *m, port *p, bool is_input, char why[160]) {
         return bad(why, "tensor %.60s has an impossible quantisation", p->name);
     if (!p->quantised) p->scale = 1, p->zp = 0;
     if (p->onnx_type < 0) p->onnx_type = p->quantised || p->type == TYPE_FLOAT16 ? TYPE_FLOAT32 : p->type;
-    for (uint32_t s = 0; s < m->n_sets; s++) {
-        uint64_t channels = p->n_dims > 1 ? p->shapes[s].dims[1] : 1;
-        if (p->n_mean > 1 && p->n_mean != channels) p->n_mean = 0; /* not by channel: nothing that could be applied */
-    }
-    if (!is_input) p->n_mean = 0;
+    if (is_input) return check_mean(m, p, why);
+    p->n_mean = p->n_std = 0;
     return RKNN_OK;
 }
 

@@ -23,8 +23,8 @@ typedef struct {
     float scale;
     int32_t zp;
     uint32_t n_dims;
-    float *mean, *std; /* n_mean each, or n_mean == 0 */
-    uint32_t n_mean;
+    float *mean, *std; /* n_mean each, or n_mean == 0; n_std is as read until then */
+    uint32_t n_mean, n_std;
     port_shape *shapes; /* one per set */
 } port;
 
