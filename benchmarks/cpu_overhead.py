@@ -16,7 +16,7 @@ def main():
     import onnxruntime
 
     import ort_rknn
-    from ort_rknn.demo._onnx import identity
+    from ort_rknn_demo._onnx import identity
 
     shape = (1, 16)
     model = identity(shape)

@@ -91,7 +91,7 @@ def compare(verdict, name, model, compiled, library, quick):
 
 def tiny(device):
     """A model of one value in and one out, and its stand-in."""
-    from ort_rknn.demo._onnx import identity
+    from ort_rknn_demo._onnx import identity
     from ort_rknn_virtual import VirtualAdapter
 
     ports = [("x", "float32", (1, 1, 1, 1))], [("y", "float32", (1, 1, 1, 1))]
@@ -101,8 +101,8 @@ def tiny(device):
 def main():
     given = arguments(__doc__)
     pin()
-    from ort_rknn._devices import survey
-    from ort_rknn.seam import Query
+    from ort_rknn._planning.discovery import survey
+    from ort_rknn.adapter import Query
     from ort_rknn_virtual.control import virtual_npu
 
     npu = virtual_npu(SOC)

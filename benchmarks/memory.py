@@ -23,8 +23,8 @@ def write_onnx(path, megabytes):
     """An ONNX with the signature of conv_f16, and an initialiser of so many MB."""
     import numpy as np
 
-    from ort_rknn.demo._onnx import node, value, weights
     from ort_rknn.files._wire import BYTES, bytes_field, int_field, text_field, varint
+    from ort_rknn_demo._onnx import node, value, weights
 
     size = megabytes * 1_000_000 // 4 * 4
     ballast = int_field(1, size // 4) + int_field(2, 1) + text_field(8, "ballast")

@@ -28,8 +28,8 @@ ROWS = (
 
 def stand_in():
     """A compiled model that takes the image and gives little."""
-    from ort_rknn._devices import survey
-    from ort_rknn.seam import Query
+    from ort_rknn._planning.discovery import survey
+    from ort_rknn.adapter import Query
     from ort_rknn_virtual import VirtualAdapter
 
     device = survey(Query(device=DEVICE)).found[0].device

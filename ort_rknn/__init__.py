@@ -26,15 +26,15 @@ for _name in dir(_onnxruntime):
         globals()[_name] = getattr(_onnxruntime, _name)
 del _name
 
-from ._session import InferenceSession as InferenceSession  # noqa: E402
+from ._session.session import InferenceSession as InferenceSession  # noqa: E402
 
 if _TYPE_CHECKING:
     from ort_rknn_swap import install, swapped, uninstall
 
-    from .ep import get_ep_names, get_library_path, register, unregister
-    from .errors import FallbackWarning, NpuUnavailable, OptionError
-    from .options import RknnProviderOptions, make_provider_options
-    from .seam import Device
+    from ._ep import get_ep_names, get_library_path, register, unregister
+    from ._errors import FallbackWarning, NpuUnavailable, OptionError
+    from ._options import RknnProviderOptions, make_provider_options
+    from .adapter.contract import Device
 
 _PROVIDER = "RKNNExecutionProvider"
 
@@ -46,7 +46,7 @@ def get_available_providers() -> list[str]:
     """onnxruntime's available providers, with ``RKNNExecutionProvider`` in front where an NPU is usable now (or
     ``ORT_RKNN_DEVICE`` asks for a virtual one), and without it where none is."""
     others = [name for name in _onnxruntime.get_available_providers() if name != _PROVIDER]
-    from .ep._registration import may_open_a_library, why_unavailable
+    from ._ep.registration import may_open_a_library, why_unavailable
 
     usable = why_unavailable() is None and bool(devices()) and may_open_a_library()
     return [_PROVIDER, *others] if usable else others
@@ -62,7 +62,7 @@ def devices() -> list[Device]:
 
     Virtual ones are listed only when ``ORT_RKNN_DEVICE`` asks for one.
     """
-    from ._devices import devices
+    from ._planning.discovery import devices
 
     return devices()
 
@@ -72,15 +72,15 @@ _OURS = {
     "install": "ort_rknn_swap",
     "swapped": "ort_rknn_swap",
     "uninstall": "ort_rknn_swap",
-    "FallbackWarning": "ort_rknn.errors",
-    "NpuUnavailable": "ort_rknn.errors",
-    "OptionError": "ort_rknn.errors",
-    "RknnProviderOptions": "ort_rknn.options",
-    "make_provider_options": "ort_rknn.options",
-    "get_ep_names": "ort_rknn.ep",
-    "get_library_path": "ort_rknn.ep",
-    "register": "ort_rknn.ep",
-    "unregister": "ort_rknn.ep",
+    "FallbackWarning": "ort_rknn._errors",
+    "NpuUnavailable": "ort_rknn._errors",
+    "OptionError": "ort_rknn._errors",
+    "RknnProviderOptions": "ort_rknn._options",
+    "make_provider_options": "ort_rknn._options",
+    "get_ep_names": "ort_rknn._ep",
+    "get_library_path": "ort_rknn._ep",
+    "register": "ort_rknn._ep",
+    "unregister": "ort_rknn._ep",
 }
 
 

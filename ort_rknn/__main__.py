@@ -1,10 +1,10 @@
-"""``python -m ort_rknn``: the command line, see :mod:`ort_rknn.cli`."""
+"""``python -m ort_rknn``: the command line, see :mod:`ort_rknn._cli.main`."""
 
 from __future__ import annotations
 
 import sys
 
-from .cli import main
+from ._cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

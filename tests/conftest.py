@@ -46,7 +46,7 @@ def npu(monkeypatch):
     """A fake RK3588 as the only NPU of this process. Whatever was opened on it is closed when the test ends."""
     from fake_npu import FakeNpu, install
 
-    from ort_rknn.ep import unregister
+    from ort_rknn._ep import unregister
 
     npu = install(FakeNpu(), monkeypatch.setattr)
     yield npu

@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 
+from ort_rknn.adapter import SOC_CORES, Absence, AdapterError, Device, RknnError, Survey, TensorInfo
 from ort_rknn.files import read_rknn
-from ort_rknn.seam import SOC_CORES, Absence, AdapterError, Device, RknnError, Survey, TensorInfo
 
 NOT_HERE = Absence("fake", "the fake NPU is switched off", "switch it on", ("/dev/fake",))
 
@@ -219,7 +219,7 @@ def _numpy_type(text):
 
 def install(npu, set_attribute=setattr):
     """Make ``npu`` the only adapter of this process; returns it."""
-    import ort_rknn._devices as devices
+    import ort_rknn._planning.discovery as devices
 
     set_attribute(devices, "adapters", lambda: {npu.name: npu})
     return npu

@@ -9,7 +9,7 @@ import pytest
 from fake_npu import FakeNpu, install
 
 import ort_rknn
-from ort_rknn.cli import main, printable
+from ort_rknn._cli.main import main, printable
 
 VIRTUAL = "virtual:rk3588"
 
@@ -254,7 +254,7 @@ def test_info_of_damaged_and_missing_files(mistake, models, tmp_path):
 
 
 def test_info_bounds_what_a_file_makes_long(cli, tmp_path):
-    from ort_rknn.demo._onnx import model, node, value
+    from ort_rknn_demo._onnx import model, node, value
 
     names = [f"x{k}\x1b[2J" + "y" * 5000 for k in range(100)]
     path = tmp_path / "long.onnx"

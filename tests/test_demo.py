@@ -9,9 +9,9 @@ import onnxruntime
 import pytest
 
 import ort_rknn
-from ort_rknn import demo
-from ort_rknn.demo import _npu, _ocr
-from ort_rknn.demo._onnx import identity
+import ort_rknn_demo
+from ort_rknn_demo import _npu, _ocr
+from ort_rknn_demo._onnx import identity
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_part_two_leaves_the_virtual_npu_as_it_was():
 
 
 def test_part_two_without_a_compiler_says_what_to_install(no_compiler, capsys):
-    assert demo.run(part="npu") == 1
+    assert ort_rknn_demo.run(part="npu") == 1
     assert "pip install 'ort-rknn[virtual]'" in capsys.readouterr().out
 
 
@@ -143,7 +143,7 @@ def fake_rapidocr(monkeypatch, tmp_path, answer):
 
 def test_part_one_runs_the_program_through_our_session(monkeypatch, tmp_path, capsys):
     engine = fake_rapidocr(monkeypatch, tmp_path, [_ocr._TITLE.replace(" ", ""), *_ocr._LINES])
-    assert demo.run(part="ocr") == 0
+    assert ort_rknn_demo.run(part="ocr") == 0
     assert engine.InferenceSession is onnxruntime.InferenceSession
     out = capsys.readouterr().out
     assert "6 of 6 lines" in out
@@ -153,7 +153,7 @@ def test_part_one_runs_the_program_through_our_session(monkeypatch, tmp_path, ca
 
 def test_part_one_fails_where_a_line_is_misread(monkeypatch, tmp_path, capsys):
     fake_rapidocr(monkeypatch, tmp_path, [_ocr._TITLE, *_ocr._LINES[:-1], "Thank goat"])
-    assert demo.run(part="ocr") == 1
+    assert ort_rknn_demo.run(part="ocr") == 1
     out = capsys.readouterr().out
     assert "5 of 6 lines" in out
     assert "Thank goat" in out
@@ -170,19 +170,19 @@ def test_the_policy_is_recommended_where_it_is_not_set(monkeypatch, capsys, poli
 
 def test_without_rapidocr_part_one_is_left_out_and_part_two_goes_on(no_rapidocr, monkeypatch, capsys):
     monkeypatch.setattr(_npu, "show", lambda: "fine")
-    assert demo.run() == 0
+    assert ort_rknn_demo.run() == 0
     out = capsys.readouterr().out
     # RapidOCR is made for Python below 3.13: there is nothing to install on later ones.
     assert ("pip install" if sys.version_info < (3, 13) else "made for Python below 3.13") in out
 
 
 def test_without_rapidocr_part_one_alone_is_a_failure(no_rapidocr, capsys):
-    assert demo.run(part="ocr") == 1
+    assert ort_rknn_demo.run(part="ocr") == 1
     assert "Left out: " in capsys.readouterr().out
 
 
 def test_without_anything_the_demo_fails(no_rapidocr, no_compiler, capsys):
-    assert demo.run() == 1
+    assert ort_rknn_demo.run() == 1
     out = capsys.readouterr().out
     assert "Left out: " in out
     assert "'ort-rknn[virtual]'" in out
@@ -196,7 +196,7 @@ def test_an_opencv_that_wants_a_desktop_is_told_with_the_remedy(no_rapidocr, mon
 
     monkeypatch.delitem(sys.modules, "rapidocr_onnxruntime")
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    assert demo.run(part="ocr") == 1
+    assert ort_rknn_demo.run(part="ocr") == 1
     out = capsys.readouterr().out
     assert "this machine has no libGL.so.1" in out
     assert "pip install --no-deps --force-reinstall opencv-python-headless" in out
@@ -208,13 +208,13 @@ def test_a_picture_that_cannot_be_written_is_a_failure(no_rapidocr, monkeypatch,
             raise ValueError("unknown file extension: .doc")
 
     monkeypatch.setattr(_ocr, "draw", Picture)
-    assert demo.run(part="ocr", save=str(tmp_path / "sign.doc")) == 1
+    assert ort_rknn_demo.run(part="ocr", save=str(tmp_path / "sign.doc")) == 1
     assert "unknown file extension" in capsys.readouterr().out
 
 
 def test_switched_off_there_is_nothing_to_show(monkeypatch, capsys):
     monkeypatch.setenv("ORT_RKNN_DISABLE", "1")
-    assert demo.run() == 1
+    assert ort_rknn_demo.run() == 1
     assert "ORT_RKNN_DISABLE" in capsys.readouterr().out
 
 
@@ -224,7 +224,7 @@ def test_switched_off_there_is_nothing_to_show(monkeypatch, capsys):
 def test_the_real_program_reads_the_picture(python, tmp_path):
     picture = tmp_path / "sign.png"
     argv = ["demo", "--part", "ocr", "--save", str(picture)]
-    code = f"import sys; from ort_rknn.cli import main; sys.exit(main({argv!r}))"
+    code = f"import sys; from ort_rknn._cli.main import main; sys.exit(main({argv!r}))"
     out = python(code, args=("-W", "default"), quiet=False)
     assert "6 of 6 lines were read" in out
     assert out.count("CPUExecutionProvider") == 3

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ort_rknn.dispatch import resolve
-from ort_rknn.errors import OptionError
-from ort_rknn.options import read_options
-from ort_rknn.seam import SOC_CORES
+from ort_rknn._errors import OptionError
+from ort_rknn._executor.dispatch import resolve
+from ort_rknn._options import read_options
+from ort_rknn.adapter import SOC_CORES
 
 
 def made(soc="rk3588", **given):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ort_rknn import options
-from ort_rknn.options import Options, RknnProviderOptions, read_options
+from ort_rknn import _options
+from ort_rknn._options import Options, RknnProviderOptions, read_options
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -44,16 +44,16 @@ ROWS = {
 
 
 def test_every_option_has_a_row():
-    assert list(ROWS) == list(options._READERS)
+    assert list(ROWS) == list(_options._READERS)
 
 
 def test_the_typed_dict_and_the_maker_know_the_same():
     import inspect
 
-    names = {*options._READERS, *options._ALSO}
+    names = {*_options._READERS, *_options._ALSO}
     assert set(RknnProviderOptions.__annotations__) <= names
-    assert set(options._READERS) <= set(typing.get_type_hints(RknnProviderOptions))
-    assert set(inspect.signature(options.make_provider_options).parameters) == set(options._READERS)
+    assert set(_options._READERS) <= set(typing.get_type_hints(RknnProviderOptions))
+    assert set(inspect.signature(_options.make_provider_options).parameters) == set(_options._READERS)
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Options) if f.name != "given"])
@@ -61,7 +61,7 @@ def test_the_default_is_right(name):
     assert ROWS[name][1] == f"`{getattr(Options(), name)!r}`"
 
 
-@pytest.mark.parametrize("name", list(options._READERS))
+@pytest.mark.parametrize("name", list(_options._READERS))
 def test_the_values_are_accepted(name):
     """Those that the type column quotes."""
     for value in re.findall(r'`"([^"`]+)"`', ROWS[name][0]):
@@ -69,16 +69,16 @@ def test_the_values_are_accepted(name):
         assert name in read_options({name: value, **companions}).given
 
 
-@pytest.mark.parametrize("alias", list(options._ALSO))
+@pytest.mark.parametrize("alias", list(_options._ALSO))
 def test_other_spellings_are_told(alias):
-    assert f"`{alias}`" in ROWS[options._ALSO[alias]][2]
+    assert f"`{alias}`" in ROWS[_options._ALSO[alias]][2]
 
 
 def test_refused_options_are_told():
     (line,) = (paragraph for paragraph in OPTIONS_PAGE.split("\n\n") if paragraph.startswith("Options that other RKNN"))
-    assert set(re.findall(r"`(\w+)`", line)) == set(options._REFUSED)
-    for name in options._REFUSED:
-        with pytest.raises(options.OptionError, match="not honoured"):
+    assert set(re.findall(r"`(\w+)`", line)) == set(_options._REFUSED)
+    for name in _options._REFUSED:
+        with pytest.raises(_options.OptionError, match="not honoured"):
             read_options({name: "1"})
 
 

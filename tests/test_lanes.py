@@ -13,7 +13,7 @@ import pytest
 from fake_npu import FakeNpu, info
 from test_executor import make
 
-from ort_rknn.lanes import Lane, Lease
+from ort_rknn._executor.lanes import Lane, Lease
 
 
 def refusal():
@@ -208,7 +208,7 @@ def test_ctrl_c_ends_the_waiting_but_never_a_run(python):
     out = python(
         """
 import os, signal, threading, time
-from ort_rknn.lanes import Lane, Lease
+from ort_rknn._executor.lanes import Lane, Lease
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

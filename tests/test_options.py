@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from ort_rknn.errors import OptionError
-from ort_rknn.options import Options, RknnProviderOptions, make_provider_options, read_options
+from ort_rknn._errors import OptionError
+from ort_rknn._options import Options, RknnProviderOptions, make_provider_options, read_options
 
 
 def read(**given):

@@ -35,13 +35,13 @@ def distribution():
 
 
 def test_one_version(distribution):
-    from ort_rknn.ep import _provider
+    from ort_rknn._ep import provider
 
     version = PROJECT["version"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", version)
     assert ort_rknn.package_version == version
     assert distribution.version == version
-    assert version.encode() == _provider._VERSION
+    assert version.encode() == provider._VERSION
     assert re.search(rf"^## \[{re.escape(version)}\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
@@ -79,7 +79,7 @@ def test_entry_points(distribution):
         assert brought and all(adapter.name for adapter in brought)
     (script,) = (p for p in distribution.entry_points if p.group == "console_scripts")
     assert script.name == "ort-rknn"
-    assert script.load() is importlib.import_module("ort_rknn.cli").main
+    assert script.load() is importlib.import_module("ort_rknn._cli.main").main
 
 
 def test_every_package_is_typed(distribution):

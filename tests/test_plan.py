@@ -6,15 +6,15 @@ import pytest
 from fake_npu import FakeNpu
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from ort_rknn import _devices
-from ort_rknn._devices import Found
-from ort_rknn._facts import Candidate, Facts, gather
-from ort_rknn._plan import fall_back_after, plan
-from ort_rknn._request import Request
-from ort_rknn.errors import NpuUnavailable
+from ort_rknn._errors import NpuUnavailable
+from ort_rknn._options import Options
+from ort_rknn._planning import discovery
+from ort_rknn._planning.discovery import Found
+from ort_rknn._planning.facts import Candidate, Facts, gather
+from ort_rknn._planning.plan import fall_back_after, plan
+from ort_rknn._planning.request import Request
+from ort_rknn.adapter import Absence, Device, ModelSource
 from ort_rknn.files import OnnxModel, OnnxValue, RknnFile, RknnTensor, read_onnx, read_rknn
-from ort_rknn.options import Options
-from ort_rknn.seam import Absence, Device, ModelSource
 
 REAL = Found(Device("librknnrt", "rk3588", "rk3588", 3, runtime="/usr/lib/librknnrt.so"), adapter=None)
 VIRTUAL = Found(Device("virtual", "virtual:rk3588", "rk3588", 3, virtual=True), adapter=None)
@@ -261,7 +261,7 @@ def test_an_adapter_that_was_not_preferred_is_told(models, monkeypatch):
     """Of several adapters that see the device the one with the highest priority is taken, and the others are named."""
     preferred, other = FakeNpu(), FakeNpu()
     other.name = "other"
-    monkeypatch.setattr(_devices, "adapters", lambda: {"fake": preferred, "other": other})
+    monkeypatch.setattr(discovery, "adapters", lambda: {"fake": preferred, "other": other})
     facts = gather(str(models / "conv_f16.onnx"), ASKED, None)
     assert facts.found.adapter is preferred
     assert facts.also == ("other",)

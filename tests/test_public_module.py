@@ -145,8 +145,8 @@ assert os.path.exists(get_example("sigmoid.onnx"))
 
 
 def test_our_own_submodules_are_ours():
-    assert importlib.import_module("ort_rknn.options").__name__ == "ort_rknn.options"
-    for name in ("ort_rknn.nonsense", "ort_rknn.capi.nonsense", "ort_rknn.options.nonsense", "ort_rknn.ep.nonsense"):
+    assert importlib.import_module("ort_rknn._options").__name__ == "ort_rknn._options"
+    for name in ("ort_rknn.nonsense", "ort_rknn.capi.nonsense", "ort_rknn._options.nonsense", "ort_rknn._ep.nonsense"):
         with pytest.raises(ModuleNotFoundError, match="nonsense"):
             importlib.import_module(name)
 
@@ -193,7 +193,12 @@ print(*sorted(set(sys.modules) - before))
 """
     )
     new = set(out.split())
-    assert {m for m in new if m.startswith("ort_rknn")} <= {"ort_rknn", "ort_rknn._session", "ort_rknn._asynchronous"}
+    assert {m for m in new if m.startswith("ort_rknn")} <= {
+        "ort_rknn",
+        "ort_rknn._session",
+        "ort_rknn._session.session",
+        "ort_rknn._session.asynchronous",
+    }
     assert not new & {"pluggy", "json", "concurrent.futures", "importlib.metadata"}
     # How many modules importlib itself is made of differs by release.
     assert len({m for m in new if not m.startswith(("ort_rknn", "importlib"))}) < 3, new

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ort_rknn._request import policy, read_request
-from ort_rknn.errors import OptionError
+from ort_rknn._errors import OptionError
+from ort_rknn._planning.request import policy, read_request
 
 OURS, CPU = "RKNNExecutionProvider", "CPUExecutionProvider"
 

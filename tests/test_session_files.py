@@ -6,7 +6,7 @@ import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import InvalidProtobuf, NoSuchFile
 
 import ort_rknn as ort
-from ort_rknn._facts import kind_of
+from ort_rknn._planning.facts import kind_of
 
 VIRTUAL = {"device": "virtual:rk3588"}
 CPU = "CPUExecutionProvider"

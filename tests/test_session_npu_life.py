@@ -97,7 +97,7 @@ def test_set_providers_plans_again(npu):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_close_while_set_providers_is_at_work(npu, monkeypatch, fails):
-    import ort_rknn._making as making
+    import ort_rknn._session.start as making
 
     made, original = session(), making.make
     begun, go = threading.Event(), threading.Event()

@@ -4,10 +4,10 @@ import pytest
 from fake_npu import FakeNpu, image, info
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from ort_rknn.errors import OptionError
-from ort_rknn.options import read_options
-from ort_rknn.seam import LoadSettings, ModelSource, Quantisation
-from ort_rknn.signature import Declared, Normalisation, negotiate, onnx_order
+from ort_rknn._errors import OptionError
+from ort_rknn._executor.signature import Declared, Normalisation, negotiate, onnx_order
+from ort_rknn._options import read_options
+from ort_rknn.adapter import LoadSettings, ModelSource, Quantisation
 
 INT8 = Quantisation(0.5, 3)
 

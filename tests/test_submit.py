@@ -14,7 +14,7 @@ import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 import ort_rknn as ort
-from ort_rknn.submission import Ended, Pipeline, Submitter
+from ort_rknn._concurrency.submitter import Ended, Pipeline, Submitter
 from ort_rknn_virtual.control import virtual_npu
 
 MODEL = Path(__file__).parent / "models" / "conv_f16.onnx"
@@ -566,7 +566,7 @@ def late():
         except RuntimeError as error:
             print(error, flush=True)
 atexit.register(late)
-import ort_rknn.submission  # its handler comes before that one
+import ort_rknn._concurrency.submitter  # its handler comes before that one
 session.submit(None, feed).result()
 """
     said = python(code, args=("-W", "ignore::DeprecationWarning")).splitlines()

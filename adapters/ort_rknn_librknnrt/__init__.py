@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ort_rknn.hookspecs import hookimpl
-from ort_rknn.seam import Adapter
+from ort_rknn.adapter import Adapter, hookimpl
 
 from ._adapter import LibrknnrtAdapter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ort_rknn.seam import SOC_CORES, Absence, Device, LoadSettings, Model, ModelSource, Query, Survey
+from ort_rknn.adapter import SOC_CORES, Absence, Device, LoadSettings, Model, ModelSource, Query, Survey
 
 from ._board import driver_version, find_node, find_soc
 from ._library import ADAPTER, find_library

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from ort_rknn.seam import AdapterError
+from ort_rknn.adapter import AdapterError
 
 log: Final = logging.getLogger("ort_rknn.librknnrt")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ort_rknn.seam import SOC_CORES, Absence
+from ort_rknn.adapter import SOC_CORES, Absence
 
 from ._library import ADAPTER
 

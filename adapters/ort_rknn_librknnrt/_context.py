@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from ort_rknn.seam import AdapterError, CallForm, PortForm, RknnError, TensorInfo
+from ort_rknn.adapter import AdapterError, CallForm, PortForm, RknnError, TensorInfo
 
 from . import _structs as abi
 from ._binding import Binding, Handle
@@ -79,7 +79,7 @@ class PreparedCall:
 
 
 class RuntimeContext:
-    """A context of a :class:`~.runtime.LoadedModel` on one core mask. See :class:`ort_rknn.seam.Context`."""
+    """A context of a :class:`~.runtime.LoadedModel` on one core mask. See :class:`ort_rknn.adapter.Context`."""
 
     __slots__ = (
         "__weakref__",
@@ -110,7 +110,7 @@ class RuntimeContext:
         return self._core_mask
 
     def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """Run once; see :meth:`ort_rknn.seam.Context.run`. Four calls of the runtime where nothing changed.
+        """Run once; see :meth:`ort_rknn.adapter.Context.run`. Four calls of the runtime where nothing changed.
 
         Raises RknnError naming the call that failed, AdapterError for an impossible form or after close().
         """

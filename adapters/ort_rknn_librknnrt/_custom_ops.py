@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any, Final
 
-from ort_rknn.seam import LoadSettings, SettingError
+from ort_rknn.adapter import LoadSettings, SettingError
 
 from ._binding import log
 

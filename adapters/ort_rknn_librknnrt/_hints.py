@@ -8,7 +8,7 @@ import os
 from io import BytesIO
 from typing import BinaryIO, Final
 
-from ort_rknn.seam import CORE_MASK_ALL, SOC_CORES, Device, ModelSource
+from ort_rknn.adapter import CORE_MASK_ALL, SOC_CORES, Device, ModelSource
 
 _MAX_TRAILER: Final = 16 << 20
 _MAX_LIBRARY: Final = 256 << 20

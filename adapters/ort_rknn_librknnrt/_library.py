@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ort_rknn.seam import Absence
+from ort_rknn.adapter import Absence
 
 ADAPTER: Final = "librknnrt"
 ENVIRONMENT: Final = "ORT_RKNN_RUNTIME_LIBRARY"

@@ -6,7 +6,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ort_rknn.seam import AdapterError, Layout, Quantisation, RknnError, Shape, TensorInfo
+from ort_rknn.adapter import AdapterError, Layout, Quantisation, RknnError, Shape, TensorInfo
 
 from . import _structs as abi
 from ._binding import Binding, Handle, log

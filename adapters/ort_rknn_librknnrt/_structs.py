@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Mapping
 from typing import Final
 
-from ort_rknn.seam import Layout
+from ort_rknn.adapter import Layout
 
 MAX_DIMS: Final = 16
 MAX_NAME: Final = 256

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from types import MappingProxyType
 
-from ort_rknn.seam import (
+from ort_rknn.adapter import (
     CORE_MASK_ALL,
     CORE_MASK_AUTO,
     AdapterError,
@@ -50,7 +50,7 @@ def load_model(
     *,
     on_context: OnContext | None = None,
 ) -> Model:
-    """Open ``library``, load a compiled model with it and ask it everything that :class:`~ort_rknn.seam.Model` tells.
+    """Open ``library``, load a compiled model with it and ask it all that :class:`~ort_rknn.adapter.Model` tells.
 
     ``on_context`` is called with the library and the value of the context right after each ``rknn_init``.
     ``settings.twin`` is not used. Raises RknnError where the runtime refuses the model, AdapterError where the library
@@ -81,7 +81,7 @@ def load_model(
 
 
 class LoadedModel:
-    """A loaded model and its contexts. See :class:`ort_rknn.seam.Model`.
+    """A loaded model and its contexts. See :class:`ort_rknn.adapter.Model`.
 
     The first context of the runtime lives as long as the model: the others share its weights, and the output shapes of
     a dynamic model are read from it. A context that is closed gives it back for the next one. A model that is dropped

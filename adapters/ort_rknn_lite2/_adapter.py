@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ort_rknn.seam import SOC_CORES, Absence, Device, LoadSettings, Model, ModelSource, Query, SettingError, Survey
+from ort_rknn.adapter import SOC_CORES, Absence, Device, LoadSettings, Model, ModelSource, Query, SettingError, Survey
 
 from ._board import ADAPTER, LIBRARY, check_library, check_node, find_package, find_soc
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from ort_rknn.seam import SOC_CORES, Absence, Query
+from ort_rknn.adapter import SOC_CORES, Absence, Query
 
 ADAPTER: Final = "lite2"
 DISTRIBUTION: Final = "rknn-toolkit-lite2"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ort_rknn.conversion import view
-from ort_rknn.seam import AdapterError, CallForm, PortForm, Shape, TensorInfo
-from ort_rknn.signature import onnx_order
+from ort_rknn._executor.conversion import view
+from ort_rknn._executor.signature import onnx_order
+from ort_rknn.adapter import AdapterError, CallForm, PortForm, Shape, TensorInfo
 
 from . import _structs as abi
 from ._instance import Instance
@@ -126,7 +126,7 @@ class _Prepared:
 
 
 class Lite2Context:
-    """A context of a :class:`~._model.Lite2Model` on one core mask. See :class:`ort_rknn.seam.Context`.
+    """A context of a :class:`~._model.Lite2Model` on one core mask. See :class:`ort_rknn.adapter.Context`.
 
     A run copies each input once (an NCHW one twice: the package takes NHWC only) and each output twice, in Python's
     and the package's buffers.
@@ -147,7 +147,7 @@ class Lite2Context:
         return self._core_mask
 
     def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """Run once; see :meth:`ort_rknn.seam.Context.run`."""
+        """Run once; see :meth:`ort_rknn.adapter.Context.run`."""
         call = self._call
         if call is None or call.form is not form:
             call = self._prepared(form)

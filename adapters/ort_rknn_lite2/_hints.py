@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ort_rknn.seam import CORE_MASK_ALL, Device
+from ort_rknn.adapter import CORE_MASK_ALL, Device
 
 
 def hint(call: str, code: int, device: Device) -> str:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from ort_rknn.seam import RKNN_ERRORS, AdapterError, Device, ModelSource, RknnError
+from ort_rknn.adapter import RKNN_ERRORS, AdapterError, Device, ModelSource, RknnError
 
 from ._board import find_package
 from ._hints import hint, mask_hint

@@ -11,7 +11,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from ort_rknn.seam import (
+from ort_rknn._executor.signature import onnx_order
+from ort_rknn.adapter import (
     CORE_MASK_ALL,
     CORE_MASK_AUTO,
     AdapterError,
@@ -23,7 +24,6 @@ from ort_rknn.seam import (
     Shape,
     TensorInfo,
 )
-from ort_rknn.signature import onnx_order
 
 from . import _structs as abi
 from ._board import DISTRIBUTION, find_package
@@ -50,7 +50,7 @@ def load_model(device: Device, source: ModelSource) -> Lite2Model:
 
 
 class Lite2Model:
-    """A loaded model. See :class:`ort_rknn.seam.Model`.
+    """A loaded model. See :class:`ort_rknn.adapter.Model`.
 
     Every context is an object of the vendor's class that loads the model for itself. The one that loading made becomes
     the first context. A model that is dropped without close() releases its objects all the same: the vendor's class

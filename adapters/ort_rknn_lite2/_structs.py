@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
-from ort_rknn.seam import Layout
+from ort_rknn.adapter import Layout
 
 QUERY_IN_OUT_NUM: Final = 0
 QUERY_INPUT_ATTR: Final = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from ort_rknn.seam import AdapterError
+from ort_rknn.adapter import AdapterError
 
 _U32 = ctypes.c_uint32
 _U64 = ctypes.c_uint64

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ort_rknn.seam import (
+from ort_rknn.adapter import (
     SOC_CORES,
     Absence,
     AdapterError,
@@ -98,14 +98,14 @@ class VirtualAdapter:
     def stand_in(
         self, device: Device, inputs: Sequence[tuple[str, str, Shape]], outputs: Sequence[tuple[str, str, Shape]]
     ) -> bytes:
-        """A compiled model from a signature alone. See :class:`ort_rknn.seam.MakesStandIns`."""
+        """A compiled model from a signature alone. See :class:`ort_rknn.adapter.MakesStandIns`."""
         from ._standin import stand_in
 
         return stand_in(inputs, outputs, device.soc)
 
 
 class _VirtualModel:
-    """A loaded model, and what computes for it. See :class:`ort_rknn.seam.Model`."""
+    """A loaded model, and what computes for it. See :class:`ort_rknn.adapter.Model`."""
 
     def __init__(self, inner: Model, compute: TwinCompute | None) -> None:
         self.inner = inner

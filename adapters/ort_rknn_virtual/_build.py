@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ort_rknn.seam import SOC_CORES, AdapterError
+from ort_rknn.adapter import SOC_CORES, AdapterError
 
 _SOURCE = Path(__file__).parent / "c"
 _FLAGS = (

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ort_rknn.seam import AdapterError
+from ort_rknn.adapter import AdapterError
 
 from ._abi import COMPUTE, Tensor
 

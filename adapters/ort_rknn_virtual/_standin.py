@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ort_rknn.seam import SOC_CORES, AdapterError, Shape
+from ort_rknn.adapter import SOC_CORES, AdapterError, Shape
 
 #: The custom string of a stand-in, by which it can be told.
 CUSTOM_STRING = '{"ort_rknn_stand_in": 1}'

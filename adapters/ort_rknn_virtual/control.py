@@ -20,7 +20,7 @@ import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
-from ort_rknn.seam import AdapterError
+from ort_rknn.adapter import AdapterError
 
 from . import _build
 from ._abi import RawCounters, RawEvent, open_library

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from ort_rknn._concurrency.submitter import Pending
+from ort_rknn._executor.opening import normalisations
+from ort_rknn._executor.signature import Normalisation
+from ort_rknn._options import Options
+from ort_rknn.adapter import Layout
 from ort_rknn.files import RknnFile
-from ort_rknn.loading import normalisations
-from ort_rknn.options import Options
-from ort_rknn.seam import Layout
-from ort_rknn.signature import Normalisation
-from ort_rknn.submission import Pending
 
 from ._feeds import Array, cast, runtime_dtype
 from ._nodes import NUMPY_DTYPES, Tensor

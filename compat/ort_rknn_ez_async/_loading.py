@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ort_rknn._devices import survey
-from ort_rknn._facts import Facts, gather
-from ort_rknn._plan import Fallback, plan
-from ort_rknn._request import Request, read_request
-from ort_rknn.errors import bare_message, warn_of_fallback
+from ort_rknn._errors import bare_message, warn_of_fallback
+from ort_rknn._executor.opening import declared_by_file, open_executor
+from ort_rknn._planning.discovery import survey
+from ort_rknn._planning.facts import Facts, gather
+from ort_rknn._planning.plan import Fallback, plan
+from ort_rknn._planning.request import Request, read_request
+from ort_rknn.adapter import Model, Query
 from ort_rknn.files import RknnFile, RknnFileError, is_rknpu3, read_rknn
-from ort_rknn.loading import declared_by_file, open_executor
-from ort_rknn.seam import Model, Query
 
 from ._cpu import CpuCalls
 from ._npu import NpuCalls

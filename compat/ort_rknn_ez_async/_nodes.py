@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ort_rknn.seam import Layout, Quantisation, Shape
+from ort_rknn.adapter import Layout, Quantisation, Shape
 
 #: numpy's name -> what stands in ``tensor(...)``.
 _IN_ONNX: Mapping[str, str] = {"float32": "float", "float64": "double"}

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from ort_rknn.calls import Call, nbytes
-from ort_rknn.errors import bare_message
-from ort_rknn.executor import Executor
+from ort_rknn._concurrency.submitter import Pending
+from ort_rknn._errors import bare_message
+from ort_rknn._executor.calls import Call, nbytes
+from ort_rknn._executor.executor import Executor
+from ort_rknn._executor.lanes import Turn
+from ort_rknn._executor.signature import onnx_order
+from ort_rknn._options import Options
+from ort_rknn.adapter import CallForm, Layout, PortForm, Shape
 from ort_rknn.files import RknnFile
-from ort_rknn.lanes import Turn
-from ort_rknn.options import Options
-from ort_rknn.seam import CallForm, Layout, PortForm, Shape
-from ort_rknn.signature import onnx_order
-from ort_rknn.submission import Pending
 
 from ._feeds import Array, cast, runtime_dtype
 from ._nodes import NUMPY_DTYPES, Tensor, exchanged, plain_dtype

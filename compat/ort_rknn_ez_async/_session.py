@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
-from ort_rknn.options import Options, read_options
-from ort_rknn.submission import Ended, Pending, Pipeline, Submitter
+from ort_rknn._concurrency.submitter import Ended, Pending, Pipeline, Submitter
+from ort_rknn._options import Options, read_options
 
 from ._feeds import Array, arrays_of, places_of, wants_batch
 from ._loading import Loaded, load

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
-from ort_rknn.errors import OptionError, bare_message
-from ort_rknn.options import LAYOUTS, read_options
+from ort_rknn._errors import OptionError, bare_message
+from ort_rknn._options import LAYOUTS, read_options
 
 LayoutLike = Literal["nchw", "original", "nchw_software", "original_software", "nhwc", "any"]
 ZeroCopyLayoutLike = Literal["nhwc", "native"]

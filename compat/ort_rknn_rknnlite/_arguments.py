@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ort_rknn.options import INPUT_DTYPES
-from ort_rknn.seam import Layout, Shape
+from ort_rknn._options import INPUT_DTYPES
+from ort_rknn.adapter import Layout, Shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

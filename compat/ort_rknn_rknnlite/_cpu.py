@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from ort_rknn.conversion import per_channel
-from ort_rknn.errors import FAIL, ort_error
+from ort_rknn._errors import FAIL, ort_error
+from ort_rknn._executor.conversion import per_channel
+from ort_rknn._executor.opening import normalisations
+from ort_rknn._executor.signature import DTYPE_OF_ELEMENT, DTYPES
 from ort_rknn.files import RknnFile, RknnTensor
-from ort_rknn.loading import normalisations
-from ort_rknn.signature import DTYPE_OF_ELEMENT, DTYPES
 
 from ._arguments import Fed, Input, Refused
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ort_rknn._devices import Found, query_for, survey
-from ort_rknn.errors import warn_of_fallback
+from ort_rknn._errors import warn_of_fallback
+from ort_rknn._options import TP_MODES, Options, read_options
+from ort_rknn._planning.discovery import Found, query_for, survey
+from ort_rknn.adapter import CORE_MASK_ALL, ModelSource
 from ort_rknn.files import RknnFile, RknnFileError, onnx_twin_names, read_rknn
-from ort_rknn.options import TP_MODES, Options, read_options
-from ort_rknn.seam import CORE_MASK_ALL, ModelSource
 
 from ._arguments import Fed, Input, Refused
 

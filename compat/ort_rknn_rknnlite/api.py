@@ -26,9 +26,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
-from ort_rknn.errors import bare_message
+from ort_rknn._errors import bare_message
+from ort_rknn.adapter import SOC_CORES
 from ort_rknn.files import RknnFileError, read_rknn
-from ort_rknn.seam import SOC_CORES
 
 from ._arguments import Refused, read_feed
 from ._loading import Loaded, ModelFile, load

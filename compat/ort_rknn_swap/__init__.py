@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ort_rknn._request import Defaults, Policy, set_defaults
+from ort_rknn._planning.request import Defaults, Policy, set_defaults
 
 from . import _report
 from ._children import Children

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing import spawn
 from typing import Any
 
-from ort_rknn._request import Policy
+from ort_rknn._planning.request import Policy
 
 _KEY = "ort_rknn_swap"  # multiprocessing leaves alone what it does not know
 

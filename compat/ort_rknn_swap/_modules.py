@@ -53,7 +53,7 @@ def _root(frame: FrameType) -> str:
 def _own_roots() -> frozenset[str]:
     """Top-level packages of ours and of adapters, whose onnxruntime stays onnxruntime's."""
     roots = {"ort_rknn", "ort_rknn_swap", *(n.partition(".")[0] for n in sys.modules if n.startswith("ort_rknn_"))}
-    from ort_rknn._devices import BUILT_IN
+    from ort_rknn._planning.discovery import BUILT_IN
 
     roots.update(BUILT_IN)
     if os.environ.get("ORT_RKNN_NO_PLUGINS") != "1":

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ort_rknn import _session
-from ort_rknn.options import PROVIDER
+from ort_rknn._options import PROVIDER
+from ort_rknn._session import session
 
 if TYPE_CHECKING:
-    from ort_rknn.executor import Executor
+    from ort_rknn._executor.executor import Executor
 
 _KEPT = 1000
 """Sessions that are listed; the rest is counted."""
@@ -57,18 +57,18 @@ def start() -> None:
     if not _pid:
         atexit.register(_print)
     _pid = os.getpid()
-    _session._watch = _note
+    session._watch = _note
     for name in _RUNS:
-        if hasattr(_session.InferenceSession, name):
-            setattr(_session.InferenceSession, name, _counting(getattr(_session.InferenceSession, name)))
+        if hasattr(session.InferenceSession, name):
+            setattr(session.InferenceSession, name, _counting(getattr(session.InferenceSession, name)))
 
 
 def stop() -> None:
     """Record no more; what was recorded is still printed at the end."""
-    _session._watch = None
+    session._watch = None
     for name in _RUNS:
-        if name in vars(_session.InferenceSession):
-            delattr(_session.InferenceSession, name)
+        if name in vars(session.InferenceSession):
+            delattr(session.InferenceSession, name)
 
 
 def _counting(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
         if not key or not equals:
             parser.error(f"--options {text!r}: KEY=VALUE is wanted")
         options[key] = value
-    from ort_rknn.errors import OptionError, bare_message
+    from ort_rknn._errors import OptionError, bare_message
 
     from . import install
     from ._program import NoProgram, run_module, run_script

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..seam import SOC_CORES
+from ..adapter.contract import SOC_CORES
 from .origin import Origin, is_stale
 from .rknn import RknnFile
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ort_rknn.seam import CallForm, Device, LoadSettings, ModelSource, PortForm
+from ort_rknn.adapter import CallForm, Device, LoadSettings, ModelSource, PortForm
 from ort_rknn_librknnrt.runtime import load_model
 from ort_rknn_virtual.control import VirtualNpu
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ort_rknn import _devices
-from ort_rknn.seam import CallForm, LoadSettings, ModelSource, PortForm, Query
+from ort_rknn._planning import discovery
+from ort_rknn.adapter import CallForm, LoadSettings, ModelSource, PortForm, Query
 from ort_rknn_lite2 import Lite2Adapter
 from ort_rknn_virtual._abi import open_library
 from ort_rknn_virtual._compute import TwinCompute
@@ -51,7 +51,7 @@ class Board:
     def use_for_sessions(self, monkeypatch):
         """Let sessions' own adapters look at this board."""
         for name in ("lite2", "librknnrt"):
-            monkeypatch.setattr(_devices.adapters()[name], "_root", self.root)
+            monkeypatch.setattr(discovery.adapters()[name], "_root", self.root)
 
     def find(self, **query):
         return self.adapter.find(Query(environ={}, **query))

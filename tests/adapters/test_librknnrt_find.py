@@ -11,8 +11,7 @@ import pluggy
 import pytest
 
 import ort_rknn_librknnrt
-from ort_rknn import hookspecs
-from ort_rknn.seam import Query
+from ort_rknn.adapter import Query, hookspecs
 from ort_rknn_librknnrt import LibrknnrtAdapter
 from ort_rknn_librknnrt._library import USUAL_PLACES, process_machine
 

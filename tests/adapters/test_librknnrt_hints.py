@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ort_rknn.seam import ModelSource
+from ort_rknn.adapter import ModelSource
 from ort_rknn_librknnrt._hints import describe_model, describe_runtime, run_hint
 
 UNKNOWN = "It is not known which toolkit made the model"

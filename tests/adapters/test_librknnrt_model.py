@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from librknnrt_virtual import MODELS, Npu, pattern, run
 
-from ort_rknn.seam import AdapterError, Device, LoadSettings, ModelSource, Quantisation, Query, RknnError, TensorInfo
+from ort_rknn.adapter import AdapterError, Device, LoadSettings, ModelSource, Quantisation, Query, RknnError, TensorInfo
 from ort_rknn_librknnrt import LibrknnrtAdapter
 from ort_rknn_librknnrt.runtime import load_model
 

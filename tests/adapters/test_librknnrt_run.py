@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from librknnrt_virtual import Npu, addresses, form_of, pattern, port, run
 
-from ort_rknn.seam import AdapterError, CallForm, PortForm, RknnError
+from ort_rknn.adapter import AdapterError, CallForm, PortForm, RknnError
 from ort_rknn_librknnrt import _context
 
 COMPUTE = ctypes.CFUNCTYPE(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ort_rknn as ort
-from ort_rknn.seam import AdapterError, LoadSettings
+from ort_rknn.adapter import AdapterError, LoadSettings
 from ort_rknn_librknnrt._custom_ops import CustomOps
 from ort_rknn_virtual import _build
 from ort_rknn_virtual.control import virtual_npu

@@ -5,8 +5,8 @@ import sys
 import pytest
 from lite2_board import REAL, Board, write_board
 
-from ort_rknn import _devices
-from ort_rknn.seam import Query
+from ort_rknn._planning import discovery
+from ort_rknn.adapter import Query
 from ort_rknn_lite2 import Lite2Adapter
 
 pytestmark = pytest.mark.skipif(REAL, reason="about boards that are laid out for the purpose")
@@ -113,7 +113,7 @@ def test_a_soc_that_only_we_are_told(board):
 
 def test_the_librknnrt_adapter_comes_first(board, monkeypatch):
     board.use_for_sessions(monkeypatch)
-    found = [f.device.adapter for f in _devices.survey(Query(environ={})).found]
+    found = [f.device.adapter for f in discovery.survey(Query(environ={})).found]
     assert found == ["librknnrt", "lite2"]
-    only = _devices.survey(Query(environ={}), "lite2").found
+    only = discovery.survey(Query(environ={}), "lite2").found
     assert [f.device.adapter for f in only] == ["lite2"]

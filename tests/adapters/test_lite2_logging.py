@@ -39,7 +39,7 @@ def state():
 
 settings = json.loads(sys.argv[1]) if len(sys.argv) > 1 else json.loads(os.environ["SETTINGS"])
 import numpy as np
-from ort_rknn.seam import CallForm, LoadSettings, ModelSource, PortForm, Query
+from ort_rknn.adapter import CallForm, LoadSettings, ModelSource, PortForm, Query
 from ort_rknn_lite2 import Lite2Adapter
 if settings["library"]:
     sys.path.insert(0, settings["site"])

@@ -14,8 +14,17 @@ import numpy as np
 import pytest
 from lite2_board import MODELS, REAL, Board, port, random, run
 
-from ort_rknn.seam import AdapterError, CallForm, Device, LoadSettings, ModelSource, PortForm, RknnError, SettingError
-from ort_rknn.signature import onnx_order
+from ort_rknn._executor.signature import onnx_order
+from ort_rknn.adapter import (
+    AdapterError,
+    CallForm,
+    Device,
+    LoadSettings,
+    ModelSource,
+    PortForm,
+    RknnError,
+    SettingError,
+)
 from ort_rknn_librknnrt.runtime import load_model
 
 NAMES = sorted(path.name.partition(".")[0] for path in MODELS.glob("*.rk3588.rknn"))

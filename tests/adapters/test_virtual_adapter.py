@@ -13,15 +13,7 @@ import onnxruntime
 import pytest
 from virtual_runtime import MODELS, pattern
 
-from ort_rknn.seam import (
-    AdapterError,
-    CallForm,
-    LoadSettings,
-    ModelSource,
-    PortForm,
-    Query,
-    RknnError,
-)
+from ort_rknn.adapter import AdapterError, CallForm, LoadSettings, ModelSource, PortForm, Query, RknnError
 from ort_rknn_virtual import VirtualAdapter, _adapter, _build, _compute
 from ort_rknn_virtual._standin import stand_in
 from ort_rknn_virtual.control import VirtualNpu, virtual_npu

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ort_rknn.seam import AdapterError, Query
+from ort_rknn.adapter import AdapterError, Query
 from ort_rknn_virtual import VirtualAdapter, _build
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from virtual_runtime import MODELS, Runtime
 
+from ort_rknn.adapter import AdapterError
 from ort_rknn.files.rknn import read_rknn
-from ort_rknn.seam import AdapterError
 from ort_rknn_virtual import _build
 from ort_rknn_virtual._standin import CUSTOM_STRING, stand_in
 

@@ -43,8 +43,8 @@ def script(python):
 
 def stand_in(inputs, outputs):
     """A compiled model with these tensors; its numbers are the virtual NPU's pattern."""
-    from ort_rknn._devices import survey
-    from ort_rknn.seam import Query
+    from ort_rknn._planning.discovery import survey
+    from ort_rknn.adapter import Query
 
     device = survey(Query(device="virtual:rk3588")).found[0].device
     return VirtualAdapter().stand_in(device, inputs, outputs)
@@ -390,7 +390,7 @@ def test_w6_what_is_declared_holds(npu, name):
 def test_w6_inputs_that_are_not_nhwc_keep_their_shape(monkeypatch, layout):
     from fake_npu import FakeNpu, install
 
-    from ort_rknn.seam import TensorInfo
+    from ort_rknn.adapter import TensorInfo
 
     blob = stand_in([("x", "float16", (1, 2, 3, 4))], [("y", "float16", (1, 24))])
     fake = install(

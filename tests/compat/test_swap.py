@@ -213,7 +213,7 @@ def test_submodules_are_onnxruntimes_own(program):
 
 def test_our_own_submodules_do_not_become_onnxruntimes():
     ort_rknn.install()
-    for name in ("files", "ep", "seam"):
+    for name in ("files", "adapter"):
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module(f"onnxruntime.{name}")
 
@@ -299,7 +299,7 @@ def test_mistakes_about_other_providers_are_forgiven_as_onnxruntime_does(models,
             assert made.get_providers() == [OURS, CPU]
             if "NoSuchExecutionProvider" in named:
                 assert "NoSuchExecutionProvider'] are not used: " in made.explain()
-                if ort_rknn.ep._registration.by_name():
+                if ort_rknn._ep.registration.by_name():
                     with pytest.raises(RuntimeError, match="Unknown Provider Type"):
                         made.set_providers(named)
                     with pytest.raises(RuntimeError, match="Unknown Provider Type"):

@@ -4,7 +4,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from ort_rknn.ep._registration import by_name, register
+from ort_rknn._ep.registration import by_name, register
 
 OURS = "RKNNExecutionProvider"
 FLOAT = TensorProto.FLOAT

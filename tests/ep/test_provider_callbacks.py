@@ -8,7 +8,7 @@ from fake_npu import AdapterError, RknnError
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 import ort_rknn
-from ort_rknn.ep import _abi, _provider
+from ort_rknn._ep import abi, provider
 
 
 class Odd(Exception):
@@ -30,8 +30,8 @@ ERRORS = {
     "EPFail": (lambda: state.EPFail("Boom"), state.RuntimeException, "Boom"),
     "RknnError": (lambda: RknnError("rknn_run", -3), state.RuntimeException, r"RKNN_ERR_DEVICE_UNAVAILABLE \(-3\)"),
     "AdapterError": (lambda: AdapterError("Boom"), state.RuntimeException, "Boom"),
-    "a status": (lambda: _abi.OrtCallFailed("Boom", 1), state.Fail, "Boom"),
-    "a status EP_FAIL": (lambda: _abi.OrtCallFailed("Boom", 11), state.RuntimeException, "Boom"),
+    "a status": (lambda: abi.OrtCallFailed("Boom", 1), state.Fail, "Boom"),
+    "a status EP_FAIL": (lambda: abi.OrtCallFailed("Boom", 11), state.RuntimeException, "Boom"),
     "NUL": (lambda: RuntimeError("Boom\0hidden"), state.RuntimeException, r"Boom\?hidden"),
     "surrogate": (lambda: RuntimeError("Boom \ud800"), state.RuntimeException, r"Boom \?"),
     "long": (lambda: RuntimeError("Boom" * 50_000), state.RuntimeException, "Boom" * 10),
@@ -71,7 +71,7 @@ def test_which_calls_keep_the_gil():
     """The allocator's owner may log to Python while another thread waits for the allocator: so the one call that may
     wait releases the GIL, and the short getters, for which a release costs more than the call, do not."""
     python_api = 4  # ctypes' FUNCFLAG_PYTHONAPI
-    for name, (_, prototype) in {**_abi._API, **_abi._EP_API}.items():
+    for name, (_, prototype) in {**abi._API, **abi._EP_API}.items():
         assert bool(prototype._flags_ & python_api) == (name != "KernelContext_GetOutput"), name
 
 
@@ -79,7 +79,7 @@ def test_releasing_the_factory_is_no_python():
     """It is called when Python is gone: the symbol is a function of libc that does nothing."""
     import ctypes
 
-    points = _provider.entry_points()
+    points = provider.entry_points()
     libc = ctypes.CDLL(None).pthread_mutexattr_destroy
     assert points["ReleaseEpFactory"] == ctypes.cast(libc, ctypes.c_void_p).value
     assert libc(0) == 0
@@ -87,8 +87,8 @@ def test_releasing_the_factory_is_no_python():
 
 
 def test_slots_that_onnxruntime_calls_unchecked_are_filled():
-    table = _provider._factory_callbacks
+    table = provider._factory_callbacks
     assert {"GetName", "GetVendor", "GetSupportedDevices", "CreateEp", "ReleaseEp", "GetVersion"} <= set(table)
     assert "CreateDataTransfer" in table
-    assert {"GetName", "GetCapability", "Compile", "ReleaseNodeComputeInfos"} <= set(_provider._ep_callbacks)
-    assert {"CreateState", "Compute", "ReleaseState"} == set(_provider._info_callbacks)
+    assert {"GetName", "GetCapability", "Compile", "ReleaseNodeComputeInfos"} <= set(provider._ep_callbacks)
+    assert {"CreateState", "Compute", "ReleaseState"} == set(provider._info_callbacks)

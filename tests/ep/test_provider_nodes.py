@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 import ort_rknn
 from ort_rknn import FallbackWarning, NpuUnavailable
-from ort_rknn.ep import _kernel
+from ort_rknn._ep import kernel
 
 
 def test_mixed_graph_embedded(npu, blob, session_on):
@@ -200,7 +200,7 @@ def test_unused_outputs_and_their_order(npu, blob, session_on):
 
 def test_what_nobody_reads_has_a_place_as_long_as_the_run(npu, blob, monkeypatch):
     """Other shapes push a run's plan out while it is under way; its unused output is still written somewhere."""
-    monkeypatch.setattr(_kernel, "_KEPT", 2)
+    monkeypatch.setattr(kernel, "_KEPT", 2)
     places = []
 
     class Numpy:
@@ -212,7 +212,7 @@ def test_what_nobody_reads_has_a_place_as_long_as_the_run(npu, blob, monkeypatch
             places.append(weakref.ref(place))
             return place
 
-    monkeypatch.setattr(_kernel, "np", Numpy())
+    monkeypatch.setattr(kernel, "np", Numpy())
     npu.inputs = (info("x", (1, 3)),)
     npu.outputs = (info("y", (1, 3)), info("z", (1, 3)))
     npu.compute = lambda arrays: [arrays[0] + 1, arrays[0] + 2]

@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 import ort_rknn
 from ort_rknn import FallbackWarning, NpuUnavailable, OptionError
-from ort_rknn.ep import _provider
+from ort_rknn._ep import provider
 
 
 def test_threads_of_a_session_that_is_all_on_the_npu(npu, models):
@@ -161,8 +161,8 @@ def test_a_dropped_session_gives_everything_back(npu, models):
         ref = weakref.ref(session)
         del session
         assert ref() is None
-        assert (npu.open_models, npu.open_contexts, _provider.live_providers()) == (0, 0, 0)
-        assert not _provider._kernels and not _provider._infos and not _provider._eps
+        assert (npu.open_models, npu.open_contexts, provider.live_providers()) == (0, 0, 0)
+        assert not provider._kernels and not provider._infos and not provider._eps
     finally:
         gc.enable()
 
@@ -195,7 +195,7 @@ def test_contexts_that_cannot_be_had(npu, models):
 def test_a_session_that_onnxruntime_refuses_leaves_nothing_open(npu, models, monkeypatch):
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
-    monkeypatch.setattr(ort_rknn._making, "_set_threads", lambda *args: 1 / 0)
+    monkeypatch.setattr(ort_rknn._session.start, "_set_threads", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ort_rknn.InferenceSession(models / "conv_f16.onnx")
     assert (npu.loads, npu.open_models) == (1, 0)

@@ -11,9 +11,9 @@ from fake_npu import FakeNpu, install
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 import ort_rknn
-from ort_rknn.ep import _registration
-from ort_rknn.options import PROVIDER
-from ort_rknn.seam import Device
+from ort_rknn._ep import registration
+from ort_rknn._options import PROVIDER
+from ort_rknn.adapter import Device
 
 
 def ours():
@@ -31,10 +31,10 @@ def unregistered():
 
 def test_register_and_unregister_twice(npu):
     for _ in range(3):
-        assert not _registration.is_registered() and not ours()
+        assert not registration.is_registered() and not ours()
         ort_rknn.register()
         ort_rknn.register()  # does nothing
-        assert _registration.is_registered()
+        assert registration.is_registered()
         (device,) = ours()
         assert (device.ep_name, device.ep_vendor) == (PROVIDER, "Rockchip")
         told = device.ep_metadata
@@ -68,7 +68,7 @@ def test_without_a_device(npu):
     npu.present = False
     with pytest.raises(state.Fail, match=r"no NPU to register: the fake NPU is switched off. switch it on"):
         ort_rknn.register()
-    assert not _registration.is_registered()
+    assert not registration.is_registered()
     npu.present = True
     ort_rknn.register()
 
@@ -78,7 +78,7 @@ def test_bad_arguments(npu):
         ort_rknn.register(device="")
     with pytest.raises(ort_rknn.OptionError):
         ort_rknn.register(runtime_library=3)
-    assert not _registration.is_registered()
+    assert not registration.is_registered()
 
 
 def test_a_device_of_a_session_is_told_besides(npu):
@@ -107,7 +107,7 @@ def test_a_device_that_only_a_session_told_of_serves_the_unmodified_onnxruntime(
 
 def test_live_sessions_keep_it(npu, models):
     session = ort_rknn.InferenceSession(models / "conv_f16.onnx")
-    assert _registration.is_registered()
+    assert registration.is_registered()
     for _ in range(2):
         with pytest.raises(state.Fail, match="1 sessions still have the RKNN execution provider"):
             ort_rknn.unregister()
@@ -185,7 +185,7 @@ def test_taken_back_by_onnxruntimes_own_function(npu, models):
     for _ in range(2):
         ort_rknn.register()
         onnxruntime.unregister_execution_provider_library(PROVIDER)
-        assert not _registration.is_registered()
+        assert not registration.is_registered()
         ort_rknn.unregister()
     ort_rknn.register()
     onnxruntime.unregister_execution_provider_library(PROVIDER)
@@ -254,14 +254,14 @@ def test_our_session_when_the_user_registered_by_path(npu, models):
     ],
 )
 def test_versions(monkeypatch, version, number):
-    _registration.onnxruntime_version.cache_clear()
+    registration.onnxruntime_version.cache_clear()
     monkeypatch.setattr(onnxruntime, "__version__", version)
     try:
-        found = _registration.onnxruntime_version()
+        found = registration.onnxruntime_version()
         assert found[:2] == number[:2]
-        assert _registration.by_name() == (found >= (1, 25, 1))
+        assert registration.by_name() == (found >= (1, 25, 1))
     finally:
-        _registration.onnxruntime_version.cache_clear()
+        registration.onnxruntime_version.cache_clear()
 
 
 def test_available_providers(npu):

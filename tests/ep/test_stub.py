@@ -14,8 +14,8 @@ from fake_npu import FakeNpu, install
 
 import ort_rknn
 from ort_rknn import FallbackWarning
-from ort_rknn.ep import _registration, _stub
-from ort_rknn.ep._stub import StubFile, StubUnavailable, stub_image, this_machine
+from ort_rknn._ep import registration, stub
+from ort_rknn._ep.stub import StubFile, StubUnavailable, stub_image, this_machine
 
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
 called = []
@@ -179,17 +179,17 @@ def test_nothing_stays_open_when_proc_is_not_mounted(image, monkeypatch, tmp_pat
 def forget():
     gc.collect()
     ort_rknn.unregister()  # another test may have left it registered
-    _registration.why_unavailable.cache_clear()
-    _registration.onnxruntime_version.cache_clear()
+    registration.why_unavailable.cache_clear()
+    registration.onnxruntime_version.cache_clear()
     yield
-    _registration.why_unavailable.cache_clear()
-    _registration.onnxruntime_version.cache_clear()
+    registration.why_unavailable.cache_clear()
+    registration.onnxruntime_version.cache_clear()
 
 
 MACHINES = {
     "macOS": ((sys, "platform", "darwin"), "needs Linux; this is darwin"),
     "Windows": ((sys, "platform", "win32"), "needs Linux; this is win32"),
-    "32 bits": ((_stub.struct, "calcsize", lambda form: 4), "64-bit little-endian Python"),
+    "32 bits": ((stub.struct, "calcsize", lambda form: 4), "64-bit little-endian Python"),
     "big endian": ((sys, "byteorder", "big"), "64-bit little-endian Python"),
     "riscv64": ((platform, "machine", lambda: "riscv64"), "x86_64 and aarch64; this is riscv64"),
     "musl": ((platform, "libc_ver", lambda *a: ("", "")), "needs glibc"),
@@ -205,7 +205,7 @@ def test_where_the_provider_cannot_be_sessions_run_on_the_cpu(case, monkeypatch,
     (owner, name, value), text = MACHINES[case]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, value)
-        assert text in _registration.why_unavailable()
+        assert text in registration.why_unavailable()
     with pytest.warns(FallbackWarning) as caught:
         session = ort_rknn.InferenceSession(models / "conv_f16.onnx", providers=["RKNNExecutionProvider"])
     assert text in str(caught[0].message)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ort_rknn.adapter import Quantisation
 from ort_rknn.files import RknnFileError, is_rknn, is_rknpu3, read_rknn
 from ort_rknn.files._repr import parse_repr
-from ort_rknn.seam import Quantisation
 
 MODELS = Path(__file__).parents[1] / "models"
 FILES = json.loads((MODELS / "MANIFEST.json").read_text(encoding="utf-8"))["files"]

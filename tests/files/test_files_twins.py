@@ -146,7 +146,7 @@ def test_without_a_record_nothing_is_said_against_it():
 def test_importing_takes_nothing_heavy_along():
     """The readers import json, hashlib and ast where they need them."""
     code = (
-        "import sys, ort_rknn.seam; before = set(sys.modules); import ort_rknn.files;"
+        "import sys, ort_rknn.adapter; before = set(sys.modules); import ort_rknn.files;"
         "print(*sorted({'json', 'hashlib', 'numpy', 'onnx', 'onnxruntime'} & (set(sys.modules) - before)))"
     )
     root = Path(__file__).parents[2]

@@ -1,0 +1,37 @@
+"""The demo, ``ort-rknn demo``: what this package does, shown on the machine at hand, with or without a board.
+
+Part one, "ocr": RapidOCR, an unmodified program that knows onnxruntime only, reads a picture through our session.
+Part two, "npu": a small model on one, two and three cores of a virtual NPU.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+__all__ = ["run"]
+
+Outcome = Literal["fine", "failed", "left out"]
+
+
+def run(*, part: Literal["ocr", "npu"] | None = None, save: str | None = None) -> int:
+    """Run both parts, or the one that is named, and print what happens. ``save``: where to write the picture.
+
+    Returns 0 where everything that ran went well and something ran, else 1. A part one whose packages are missing is
+    left out, which is a failure only where it was asked for by name. A part two without a C compiler is a failure.
+    """
+    if os.environ.get("ORT_RKNN_DISABLE") == "1":
+        print("ORT_RKNN_DISABLE=1 is set, so sessions are plain onnxruntime's: there is nothing to show. Unset it.")
+        return 1
+    outcomes: list[Outcome] = []
+    if part != "npu":
+        from ort_rknn_demo._ocr import show as show_ocr
+
+        outcomes.append(show_ocr(save))
+    if part != "ocr":
+        from ort_rknn_demo._npu import show as show_npu
+
+        if outcomes:
+            print()
+        outcomes.append(show_npu())
+    return 0 if "failed" not in outcomes and "fine" in outcomes else 1

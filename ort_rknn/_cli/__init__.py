@@ -1,0 +1,1 @@
+"""The command line: ``ort-rknn`` or ``python -m ort_rknn``."""

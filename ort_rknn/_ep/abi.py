@@ -1,0 +1,313 @@
+"""onnxruntime's C ABI for plugin providers, as far as it is needed here: slots, structures, calls.
+
+Slot numbers and signatures are those of ABI 23 (onnxruntime 1.23). Tables only grow, so every later release serves
+them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import c_char_p, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from typing import Any
+
+from .._errors import FAIL
+
+ABI = 23
+P = c_void_p
+
+
+class OrtCallFailed(Exception):
+    """An OrtApi function returned a status. ``code`` is onnxruntime's."""
+
+    def __init__(self, message: str, code: int = FAIL) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _table(*names: str) -> type[ctypes.Structure]:
+    fields: list[tuple[str, Any]] = [("ort_version_supported", c_uint32)]
+    fields += [(name, c_void_p) for name in names]
+    return type("Table", (ctypes.Structure,), {"_fields_": fields})
+
+
+OrtEpFactory = _table(
+    "GetName",
+    "GetVendor",
+    "GetSupportedDevices",
+    "CreateEp",
+    "ReleaseEp",
+    "GetVendorId",
+    "GetVersion",
+    "ValidateCompiledModelCompatibilityInfo",
+    "CreateAllocator",
+    "ReleaseAllocator",
+    "CreateDataTransfer",
+    "IsStreamAware",
+    "CreateSyncStreamForDevice",
+)
+OrtEp = _table(
+    "GetName",
+    "GetCapability",
+    "Compile",
+    "ReleaseNodeComputeInfos",
+    "GetPreferredDataLayout",
+    "ShouldConvertDataLayoutForOp",
+    "SetDynamicOptions",
+    "OnRunStart",
+    "OnRunEnd",
+    "CreateAllocator",
+    "CreateSyncStreamForDevice",
+    "GetCompiledModelCompatibilityInfo",
+)
+OrtNodeComputeInfo = _table("CreateState", "Compute", "ReleaseState")
+
+#: Kept GIL for short getters (a release costs more than the call); released where onnxruntime may wait on its allocator
+#: while the allocator's owner logs to Python.
+_keep = ctypes.PYFUNCTYPE
+_release = ctypes.CFUNCTYPE
+
+_API = {
+    "CreateStatus": (0, _keep(P, c_int32, c_char_p)),
+    "GetErrorMessage": (2, _keep(c_char_p, P)),
+    "GetErrorCode": (1, _keep(c_int32, P)),
+    "GetTensorMutableData": (51, _keep(P, P, P)),
+    "CastTypeInfoToTensorInfo": (55, _keep(P, P, P)),
+    "GetTensorElementType": (60, _keep(P, P, P)),
+    "GetDimensionsCount": (61, _keep(P, P, P)),
+    "GetDimensions": (62, _keep(P, P, P, c_size_t)),
+    "GetTensorTypeAndShape": (65, _keep(P, P, P)),
+    "KernelContext_GetInput": (90, _keep(P, P, c_size_t, P)),
+    "KernelContext_GetOutput": (91, _release(P, P, c_size_t, P, c_size_t, P)),
+    "ReleaseStatus": (93, _keep(None, P)),
+    "ReleaseTensorTypeAndShapeInfo": (99, _keep(None, P)),
+    "ReadOpAttr": (272, _keep(P, P, c_int32, P, c_size_t, P)),
+    "GetValueInfoName": (289, _keep(P, P, P)),
+    "GetValueInfoTypeInfo": (290, _keep(P, P, P)),
+    "CreateKeyValuePairs": (295, _keep(None, P)),
+    "AddKeyValuePair": (296, _keep(None, P, c_char_p, c_char_p)),
+    "GetKeyValuePairs": (298, _keep(None, P, P, P, P)),
+    "ReleaseKeyValuePairs": (300, _keep(None, P)),
+    "HardwareDevice_Type": (307, _keep(c_int32, P)),
+    "GetEpApi": (317, _keep(P)),
+    "GetTensorSizeInBytes": (318, _keep(P, P, P)),
+    "Graph_GetModelPath": (334, _keep(P, P, P)),
+    "Graph_GetNumNodes": (344, _keep(P, P, P)),
+    "Graph_GetNodes": (345, _keep(P, P, P, c_size_t)),
+    "Node_GetName": (349, _keep(P, P, P)),
+    "Node_GetOperatorType": (350, _keep(P, P, P)),
+    "Node_GetDomain": (351, _keep(P, P, P)),
+    "Node_GetNumInputs": (353, _keep(P, P, P)),
+    "Node_GetInputs": (354, _keep(P, P, P, c_size_t)),
+    "Node_GetNumOutputs": (355, _keep(P, P, P)),
+    "Node_GetOutputs": (356, _keep(P, P, P, c_size_t)),
+    "Node_GetAttributeByName": (361, _keep(P, P, c_char_p, P)),
+    "GetSessionOptionsConfigEntries": (379, _keep(P, P, P)),
+}
+_EP_API = {
+    "CreateEpDevice": (0, _keep(P, P, P, P, P, P)),
+    "EpGraphSupportInfo_AddNodesToFuse": (2, _keep(P, P, P, c_size_t, P)),
+}
+_CREATE_HARDWARE_DEVICE = (16, _keep(P, c_int32, c_uint32, c_uint32, c_char_p, P, P))
+_NO_STATUS = {
+    "CreateStatus",
+    "GetErrorMessage",
+    "GetErrorCode",
+    "ReleaseStatus",
+    "ReleaseTensorTypeAndShapeInfo",
+    "CreateKeyValuePairs",
+    "AddKeyValuePair",
+    "GetKeyValuePairs",
+    "ReleaseKeyValuePairs",
+    "HardwareDevice_Type",
+    "GetEpApi",
+}
+
+#: OrtOpAttrType
+ATTR_INT, ATTR_STRING = 1, 5
+
+
+class Api:
+    """The OrtApi and OrtEpApi functions of the onnxruntime that opened us.
+
+    ``raw`` has the bare functions (for the hot path: a non-zero return is a status that the caller must give to
+    :meth:`fail`); the methods of this class raise OrtCallFailed.
+    """
+
+    def __init__(self, api_base: int) -> None:
+        get_api_address, version_address = (c_void_p * 2).from_address(api_base)
+        assert get_api_address and version_address
+        get_api = _keep(P, c_uint32)(get_api_address)
+        self.version: str = (_keep(c_char_p)(version_address)() or b"").decode()
+        table = get_api(ABI)
+        if not table:
+            raise OrtCallFailed(f"onnxruntime {self.version} does not serve ABI {ABI}")
+        for name, (slot, prototype) in _API.items():
+            self._add(name, table, slot, prototype)
+        ep_table = self.GetEpApi()
+        for name, (slot, prototype) in _EP_API.items():
+            self._add(name, ep_table, slot, prototype)
+        if self.minor() >= (1, 24):
+            self._add("CreateHardwareDevice", ep_table, *_CREATE_HARDWARE_DEVICE)
+
+    def _add(self, name: str, table: int, slot: int, prototype: Any) -> None:
+        address = (c_void_p * (slot + 1)).from_address(table)[slot]
+        assert address, name
+        setattr(self, name, prototype(address))
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"onnxruntime {self.version} has no {name}")
+
+    def minor(self) -> tuple[int, int]:
+        """(major, minor) of the running onnxruntime."""
+        major, minor = self.version.split(".")[:2]
+        return int(major), int(minor)
+
+    # Status ---------------------------------------------------------------------------------------------------
+
+    def check(self, status: int | None) -> None:
+        """Raise OrtCallFailed for a status, and release it."""
+        if status:
+            message = (self.GetErrorMessage(status) or b"").decode(errors="replace")
+            code = self.GetErrorCode(status)
+            self.ReleaseStatus(status)
+            raise OrtCallFailed(message, code)
+
+    def status(self, code: int, message: str) -> int:
+        """A new status; onnxruntime releases it."""
+        status: int = self.CreateStatus(code, message.replace("\0", "?").encode(errors="replace"))
+        return status
+
+    # Getters --------------------------------------------------------------------------------------------------
+
+    def pointer(self, name: str, *args: Any) -> int | None:
+        """Call a function whose last argument receives a pointer."""
+        out = c_void_p()
+        self.check(getattr(self, name)(*args, ctypes.byref(out)))
+        return out.value
+
+    def text(self, name: str, handle: int) -> str:
+        """Call a getter whose last argument receives a C string that onnxruntime owns."""
+        out = c_char_p()
+        self.check(getattr(self, name)(handle, ctypes.byref(out)))
+        return (out.value or b"").decode(errors="replace")
+
+    def path(self, graph: int) -> str:
+        """The file that the graph's model was loaded from; "" where it came from memory."""
+        out = c_char_p()
+        self.check(self.Graph_GetModelPath(graph, ctypes.byref(out)))
+        return os.fsdecode(out.value or b"")
+
+    def pointers(self, count: str, get: str, handle: int) -> list[int | None]:
+        """Call a pair of functions that give a number and an array of pointers."""
+        n = c_size_t()
+        self.check(getattr(self, count)(handle, ctypes.byref(n)))
+        array = (c_void_p * n.value)()
+        if n.value:
+            self.check(getattr(self, get)(handle, array, n.value))
+        return list(array)
+
+    def nodes(self, graph: int) -> list[int]:
+        """The graph's nodes."""
+        return [n for n in self.pointers("Graph_GetNumNodes", "Graph_GetNodes", graph) if n]
+
+    def value_names(self, count: str, get: str, node: int) -> list[str]:
+        """Names of a node's inputs or outputs; "" for one that is left out."""
+        return [self.text("GetValueInfoName", v) if v else "" for v in self.pointers(count, get, node)]
+
+    def input_names(self, node: int) -> list[str]:
+        """Names of a node's inputs; "" for one that is left out."""
+        return self.value_names("Node_GetNumInputs", "Node_GetInputs", node)
+
+    def output_names(self, node: int) -> list[str]:
+        """Names of a node's outputs; "" for one that is left out."""
+        return self.value_names("Node_GetNumOutputs", "Node_GetOutputs", node)
+
+    def tensor_types(self, count: str, get: str, node: int) -> dict[str, tuple[int, tuple[int, ...] | None]]:
+        """Element type and dims (negative: free; None: unknown) by value name."""
+        out: dict[str, tuple[int, tuple[int, ...] | None]] = {}
+        for value in self.pointers(count, get, node):
+            if not value:
+                continue
+            name = self.text("GetValueInfoName", value)
+            info = self.pointer("GetValueInfoTypeInfo", value)
+            tensor = self.pointer("CastTypeInfoToTensorInfo", info) if info else None
+            if not tensor:
+                out[name] = (0, None)
+                continue
+            element = c_int32()
+            self.check(self.GetTensorElementType(tensor, ctypes.byref(element)))
+            out[name] = (element.value, self.dims(tensor))
+        return out
+
+    def dims(self, tensor_info: int) -> tuple[int, ...]:
+        """The dims of an OrtTensorTypeAndShapeInfo."""
+        n = c_size_t()
+        self.check(self.GetDimensionsCount(tensor_info, ctypes.byref(n)))
+        dims = (c_int64 * n.value)()
+        if n.value:
+            self.check(self.GetDimensions(tensor_info, dims, n.value))
+        return tuple(dims)
+
+    def shape_of(self, value: int) -> tuple[int, ...]:
+        """The shape of a tensor value."""
+        info = self.pointer("GetTensorTypeAndShape", value)
+        assert info
+        try:
+            return self.dims(info)
+        finally:
+            self.ReleaseTensorTypeAndShapeInfo(info)
+
+    def attribute(self, node: int, name: str, kind: int) -> bytes | int | None:
+        """A node's attribute: ATTR_STRING as bytes (its exact size, NULs kept) or ATTR_INT; None where it is absent."""
+        out = c_void_p()
+        status = self.Node_GetAttributeByName(node, name.encode(), ctypes.byref(out))
+        if status:
+            self.ReleaseStatus(status)
+            return None
+        if not out.value:
+            return None
+        size = c_size_t()
+        if kind == ATTR_INT:
+            number = c_int64()
+            self.check(self.ReadOpAttr(out.value, kind, ctypes.byref(number), 8, ctypes.byref(size)))
+            return number.value
+        status = self.ReadOpAttr(out.value, kind, None, 0, ctypes.byref(size))
+        if status:
+            self.ReleaseStatus(status)
+        if not size.value:
+            return b""
+        buffer = ctypes.create_string_buffer(size.value)
+        self.check(self.ReadOpAttr(out.value, kind, buffer, size.value, ctypes.byref(size)))
+        return buffer.raw
+
+    def config_entries(self, options: int) -> dict[str, str]:
+        """The config entries of an OrtSessionOptions."""
+        pairs = self.pointer("GetSessionOptionsConfigEntries", options)
+        assert pairs
+        try:
+            return self.entries(pairs)
+        finally:
+            self.ReleaseKeyValuePairs(pairs)
+
+    def entries(self, pairs: int) -> dict[str, str]:
+        """What is in an OrtKeyValuePairs."""
+        keys, values, n = c_void_p(), c_void_p(), c_size_t()
+        self.GetKeyValuePairs(pairs, ctypes.byref(keys), ctypes.byref(values), ctypes.byref(n))
+        if not n.value or not keys.value or not values.value:
+            return {}
+        key_array = (c_char_p * n.value).from_address(keys.value)
+        value_array = (c_char_p * n.value).from_address(values.value)
+        return {
+            (k or b"").decode(errors="replace"): (v or b"").decode(errors="replace")
+            for k, v in zip(key_array, value_array)
+        }
+
+    def key_values(self, pairs: dict[str, str]) -> int:
+        """A new OrtKeyValuePairs; the caller releases it."""
+        out = c_void_p()
+        self.CreateKeyValuePairs(ctypes.byref(out))
+        assert out.value
+        for key, value in pairs.items():
+            self.AddKeyValuePair(out.value, key.encode(), value.encode(errors="replace"))
+        return out.value

@@ -1,0 +1,290 @@
+"""Which nodes of a graph the provider takes, and the kernels for them.
+
+Three kinds: the wrapper of one of our sessions (a token in an EPContext node), EPContext nodes that a user brings
+(embedded, or a file in the model's folder), and, for the unmodified onnxruntime, a whole graph with a twin beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .._errors import (
+    FAIL,
+    INVALID_ARGUMENT,
+    NO_SUCHFILE,
+    FallbackWarning,
+    OptionError,
+    bare_message,
+    ort_error,
+    warn_of_fallback,
+)
+from .._executor.executor import Executor
+from .._executor.opening import declared_by_onnx, open_executor
+from .._executor.signature import DTYPE_OF_ELEMENT, Declared
+from .._options import ALIASES, PROVIDER, SIGNATURE_OPTIONS, Options, read_options
+from .._planning.discovery import Found, query_for, survey
+from ..adapter.contract import ModelSource
+from ..files import RknnFile, RknnFileError, find_twins, judge_twin, read_onnx, read_rknn
+from . import handoff
+from .abi import ATTR_INT, ATTR_STRING, Api
+from .kernel import Kernel
+
+log = logging.getLogger("ort_rknn")
+
+#: Values of an EPContext node's ``source`` that are ours.
+SOURCES = (PROVIDER, *ALIASES)
+
+
+@dataclass(frozen=True, slots=True)
+class _Twin:
+    """A compiled model that stands for a whole graph."""
+
+    onnx_path: str
+    rknn_path: str
+    file: RknnFile
+    inputs: tuple[Declared, ...]
+    outputs: tuple[Declared, ...]
+    found: Found
+
+
+class Claims:
+    """What one onnxruntime session lets the provider do."""
+
+    def __init__(self, api: Api, given: Mapping[str, str], device: str | None) -> None:
+        self._api = api
+        self._given = given
+        self._device = device
+        self._twin: _Twin | None = None
+        self._looked = False
+        self._refusal: Exception | None = None
+
+    # What is taken --------------------------------------------------------------------------------------------
+
+    def capability(self, graph: int) -> list[list[int]]:
+        """Groups of nodes to fuse, as handles."""
+        nodes = self._api.nodes(graph)
+        contexts = [node for node in nodes if self._is_ours(node)]
+        if contexts:
+            return [[node] for node in contexts]
+        try:
+            return [nodes] if nodes and self._stands_for(graph, nodes) else []
+        except (OptionError, FallbackWarning) as error:  # a warning where the user has made an error of it
+            # Raised here, onnxruntime would log it and go on without us: compile() raises what the caller should see.
+            self._refusal = error.with_traceback(None)
+            return [nodes]
+
+    def _is_ours(self, node: int) -> bool:
+        api = self._api
+        if api.text("Node_GetOperatorType", node) != "EPContext":
+            return False
+        if api.text("Node_GetDomain", node) != "com.microsoft":
+            return False
+        source = api.attribute(node, "source", ATTR_STRING)
+        return isinstance(source, bytes) and source.decode(errors="replace") in SOURCES
+
+    def _stands_for(self, graph: int, nodes: Sequence[int]) -> bool:
+        if not self._looked:
+            self._looked = True
+            self._options()  # also where there is no path, and so no twin
+            path = self._api.path(graph)
+            if path:
+                self._twin, why = self._find_twin(path)
+                if why is not None:
+                    _tell(f"{path} stays on the CPU: {why}")
+            else:
+                log.info("a model from memory stays on the CPU: a compiled twin is found beside a file")
+        if self._twin is None:
+            return False
+        # A subgraph (the body of an If, say) has the same model path: only the graph that makes the model's own
+        # outputs from the model's own inputs is the whole one.
+        made = {name for node in nodes for name in self._api.output_names(node)}
+        used = {name for node in nodes for name in self._api.input_names(node)}
+        return all(o.name in made for o in self._twin.outputs) and all(i.name in used for i in self._twin.inputs)
+
+    def _find_twin(self, path: str) -> tuple[_Twin | None, str | None]:
+        """The twin of a model, or why there is none; neither for a model that has nodes of ours."""
+        options = self._options()
+        try:
+            onnx = read_onnx(path)
+            if any(node.source in SOURCES for node in onnx.ep_context_nodes):
+                return None, None
+            inputs, outputs = declared_by_onnx(onnx.inputs), declared_by_onnx(onnx.outputs)
+            found = self._choose(options)
+        except (OSError, OptionError):
+            raise
+        except Exception as error:
+            return None, bare_message(error)
+        candidates = [options.rknn_model] if options.rknn_model else find_twins(path, found.device.soc)
+        refused = []
+        for candidate in map(os.fspath, candidates):
+            try:
+                file = read_rknn(candidate)
+            except (RknnFileError, OSError) as error:
+                refused.append(f"{candidate} is not used: {error}")
+                continue
+            verdict = judge_twin(file, soc=found.device.soc, runtime_version=None, onnx_path=path)
+            if verdict.fit:
+                return _Twin(path, candidate, file, inputs, outputs, found), None
+            refused.append(f"{candidate} is not used: {'; '.join(verdict.reasons)}")
+        return None, "; ".join(refused) or f"no compiled twin for {found.device.soc} lies beside it"
+
+    # The kernels ----------------------------------------------------------------------------------------------
+
+    def compile(self, graph: int, fused: int) -> Kernel:
+        """The kernel of one fused node. Raises what the caller should see; leaves nothing open then."""
+        if self._refusal is not None:
+            refusal, self._refusal = self._refusal, None
+            raise refusal
+        nodes = self._api.nodes(graph)
+        context = nodes[0] if len(nodes) == 1 and self._is_ours(nodes[0]) else None
+        if context is None:
+            assert self._twin is not None
+            executor = self._open_twin(self._twin)
+            slots_in = [p.name for p in executor.signature.inputs]
+            slots_out = [p.name for p in executor.signature.outputs]
+            checked = True
+        else:
+            cache = self._api.attribute(context, "ep_cache_context", ATTR_STRING)
+            cache = cache if isinstance(cache, bytes) else b""
+            slots_in = self._api.input_names(context)
+            slots_out = self._api.output_names(context)
+            handed = handoff.take(cache) if cache.startswith(handoff.PREFIX) else None
+            # A wrapper declares our own signature, which onnxruntime then enforces before a kernel is called.
+            checked = handed is None
+            executor = handed or self._open_node(graph, context, cache)
+        try:
+            kernel = self._kernel(executor, fused, slots_in, slots_out, checked)
+        except BaseException:
+            executor.close()
+            raise
+        handoff.opened(executor)
+        return kernel
+
+    def _kernel(
+        self, executor: Executor, fused: int, slots_in: Sequence[str], slots_out: Sequence[str], checked: bool
+    ) -> Kernel:
+        # The fused node's inputs are without repetitions, its outputs without those that nobody uses.
+        have_in = self._api.input_names(fused)
+        have_out = self._api.output_names(fused)
+        missing = [name for name in slots_in if name not in have_in]
+        if missing:
+            raise ort_error(INVALID_ARGUMENT, f"{executor.label}: the node lacks the inputs {missing}")
+        inputs = tuple(have_in.index(name) for name in slots_in)
+        outputs = tuple(have_out.index(name) if name in have_out else None for name in slots_out)
+        return Kernel(self._api, executor, inputs, outputs, checked)
+
+    def _options(self) -> Options:
+        options = read_options(self._given)
+        # onnxruntime holds on to the model's signature.
+        asked = [key for key in SIGNATURE_OPTIONS if key in options.given]
+        if asked:
+            raise OptionError(
+                f"provider option {asked[0]!r} changes a session's signature, which only ort_rknn.InferenceSession can"
+            )
+        return options
+
+    def _choose(self, options: Options) -> Found:
+        from .registration import query
+
+        asked = query_for(options)
+        if asked.device is None and options.runtime_library is None:
+            asked = query() or asked
+            if self._device is not None:
+                # A session may have advertised it that came after the registration, which says nothing of it then.
+                asked = replace(asked, device=self._device)
+        report = survey(asked, options.adapter)
+        if report.found:
+            return report.found[0]
+        why = report.why_none()
+        raise ort_error(FAIL, f"no NPU: {why.reason}. {why.remedy}".rstrip(" ."))
+
+    def _open_twin(self, twin: _Twin) -> Executor:
+        return open_executor(
+            twin.found,
+            ModelSource(path=twin.rknn_path),
+            self._options(),
+            inputs=twin.inputs,
+            outputs=twin.outputs,
+            file=twin.file,
+            twin=twin.onnx_path,
+            label=os.path.basename(twin.rknn_path),
+        )
+
+    def _open_node(self, graph: int, node: int, cache: bytes) -> Executor:
+        api = self._api
+        name = api.text("Node_GetName", node) or "EPContext node"
+        if cache.startswith(handoff.PREFIX):
+            raise ort_error(
+                INVALID_ARGUMENT,
+                f"{name}: this model is the inside of a session of another process or time, and cannot be loaded",
+            )
+        if api.attribute(node, "main_context", ATTR_INT) == 0:
+            raise ort_error(INVALID_ARGUMENT, f"{name}: main_context=0 is not supported: the node must hold its model")
+        options = self._options()
+        embedded = api.attribute(node, "embed_mode", ATTR_INT)
+        if embedded is None or embedded == 1:
+            source, label = ModelSource(data=cache), f"{name} (embedded)"
+            content: str | bytes = cache
+        elif embedded == 0:
+            path = _confined(api.path(graph), cache.decode(errors="replace"), name)
+            source, label = ModelSource(path=path), f"{name} ({os.path.basename(path)})"
+            content = path
+        else:
+            raise ort_error(INVALID_ARGUMENT, f"{name}: embed_mode={embedded!r}; 0 (a file) and 1 (embedded) are known")
+        try:
+            file = read_rknn(content)
+        except RknnFileError as error:
+            raise ort_error(INVALID_ARGUMENT, f"{label}: {error}") from error
+        found = self._choose(options)
+        verdict = judge_twin(file, soc=found.device.soc, runtime_version=None, onnx_path=None)
+        if not verdict.fit:
+            raise ort_error(FAIL, f"{label}: {'; '.join(verdict.reasons)}")
+        inputs = self._declared(node, "Node_GetNumInputs", "Node_GetInputs", name)
+        outputs = self._declared(node, "Node_GetNumOutputs", "Node_GetOutputs", name)
+        return open_executor(found, source, options, inputs=inputs, outputs=outputs, file=file, twin=None, label=label)
+
+    def _declared(self, node: int, count: str, get: str, label: str) -> list[Declared]:
+        types = self._api.tensor_types(count, get, node)
+        out = []
+        for slot, value in enumerate(self._api.value_names(count, get, node)):
+            element, dims = types.get(value, (0, None))
+            if not value or element not in DTYPE_OF_ELEMENT:
+                side = "input" if "Input" in get else "output"
+                raise ort_error(
+                    INVALID_ARGUMENT, f"{label}: its {side} {slot} is left out or no tensor that an NPU can hold"
+                )
+            free = None if dims is None else tuple(d if d >= 0 else None for d in dims)
+            out.append(Declared(value, DTYPE_OF_ELEMENT[element], free))
+        return out
+
+
+def _tell(text: str) -> None:
+    """Falling back is never a secret: who has the provider on a session of the unmodified onnxruntime asked for it."""
+    log.warning(text)
+    warn_of_fallback(text, "onnxruntime")
+
+
+def _confined(model_path: str, relative: str, node: str) -> str:
+    """The file that an EPContext node names, if it lies in the model's folder.
+
+    Absolute paths, ``..`` and links out of the folder are refused: a model is input from strangers.
+    """
+    if not model_path:
+        raise ort_error(
+            INVALID_ARGUMENT,
+            f"{node}: it names the file {relative!r}, but the model was loaded from memory: load it from its path, or "
+            "embed the compiled model (embed_mode=1)",
+        )
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(model_path)))
+    bad = not relative or "\0" in relative or os.path.isabs(relative) or ".." in relative.replace("\\", "/").split("/")
+    path = "" if bad else os.path.realpath(os.path.join(folder, relative))
+    if bad or os.path.commonpath([folder, path]) != folder:
+        raise ort_error(
+            INVALID_ARGUMENT, f"{node}: ep_cache_context {relative!r} leads out of the model's folder; that is refused"
+        )
+    if not os.path.isfile(path):
+        raise ort_error(NO_SUCHFILE, f"{node}: its compiled model {relative!r} is not in {folder}")
+    return path

@@ -1,0 +1,146 @@
+"""The kernel: one EPContext node's run, between onnxruntime's buffers and the executor."""
+
+from __future__ import annotations
+
+from ctypes import byref, c_int64, c_size_t, c_void_p, memmove
+from typing import Any
+
+import numpy as np
+
+from .._errors import FAIL, INVALID_ARGUMENT, ort_error
+from .._executor.calls import Call
+from .._executor.executor import Executor
+from ..adapter.contract import Shape
+from .abi import Api, OrtCallFailed
+
+#: Plans that a kernel remembers.
+_KEPT = 128
+#: Per output of the signature: index in the kernel context, dims as C wants them, rank; or for what nobody reads None,
+#: the address of a buffer, and its array, which lives as long as whoever uses the plan.
+_Plan = tuple[tuple["int | None", Any, Any], ...]
+
+
+class Kernel:
+    """Runs an executor on the inputs and outputs of a kernel context.
+
+    ``inputs`` and ``outputs`` are, per port of the executor's signature, the index among the fused node's own (None: an
+    output that nothing uses, which the fused node lacks). ``checked``: the inputs come from other nodes, whose shapes
+    onnxruntime does not hold against our signature.
+    """
+
+    def __init__(
+        self, api: Api, executor: Executor, inputs: tuple[int, ...], outputs: tuple[int | None, ...], checked: bool
+    ) -> None:
+        self.executor = executor
+        self._api = api
+        self._get_input = api.KernelContext_GetInput
+        self._get_output = api.KernelContext_GetOutput
+        self._get_data = api.GetTensorMutableData
+        self._inputs = inputs
+        self._outputs = outputs
+        self._static = None if checked else executor.static_call
+        self._plans: dict[Call, _Plan] = {}
+
+    def compute(self, context: int) -> None:
+        """One run. Input views are onnxruntime's memory: their addresses are not kept beyond it."""
+        cell = c_void_p()
+        ref = byref(cell)
+        get_data = self._get_data
+        check = self._api.check
+        sources: list[int] = []
+        static = self._static
+        shapes: list[Shape] = []
+        for index in self._inputs:
+            status = self._get_input(context, index, ref)
+            if status:
+                check(status)
+            if static is None:
+                shapes.append(self._shape(cell, len(shapes)))
+                self._check_size(cell, shapes[-1], len(shapes) - 1)
+            status = get_data(cell, ref)
+            if status:
+                self._api.ReleaseStatus(status)
+                raise self._missing(len(sources))
+            sources.append(cell.value or 0)
+        call = static or self._call(tuple(shapes))
+        if call is None:
+            self._compute_on_cpu(context, tuple(shapes), sources)
+            return
+        plan = self._plans.get(call) or self._plan(call)
+        targets: list[int] = []
+        for output, dims, rank in plan:
+            if output is None:
+                targets.append(dims)
+                continue
+            status = self._get_output(context, output, dims, rank, ref)
+            if status:
+                check(status)
+            status = get_data(cell, ref)
+            if status:
+                check(status)
+            targets.append(cell.value or 0)
+        self.executor.execute(call, sources, targets)
+
+    def _compute_on_cpu(self, context: int, shapes: tuple[Shape, ...], sources: list[int]) -> None:
+        """A shape that was not compiled, by the ONNX twin: its output shapes are known only afterwards."""
+        cell = c_void_p()
+        for output, result in zip(self._outputs, self.executor.run_on_cpu(shapes, sources)):
+            if output is None:
+                continue
+            dims = (c_int64 * result.ndim)(*result.shape)
+            self._api.check(self._get_output(context, output, dims, result.ndim, byref(cell)))
+            self._api.check(self._get_data(cell, byref(cell)))
+            if result.nbytes:
+                memmove(cell, result.ctypes.data, result.nbytes)
+
+    def _shape(self, value: c_void_p, place: int) -> Shape:
+        if not value.value:
+            raise self._missing(place)
+        try:
+            return self._api.shape_of(value.value)
+        except OrtCallFailed:
+            raise self._missing(place) from None
+
+    def _missing(self, place: int) -> Exception:
+        """Where inputs are bound, onnxruntime leaves it to the kernels to find that one is not there."""
+        return ort_error(FAIL, f"Missing Input: {self.executor.signature.inputs[place].name}")
+
+    def _call(self, shapes: tuple[Shape, ...]) -> Call | None:
+        executor = self.executor
+        for port, shape in zip(executor.signature.inputs, shapes):
+            if not port.takes(shape):
+                raise ort_error(
+                    INVALID_ARGUMENT,
+                    f"{executor.label}: input {port.name!r} has shape {list(port.dims)}, got {list(shape)}",
+                )
+        return executor.call_for(shapes)
+
+    def _check_size(self, value: c_void_p, shape: Shape, index: int) -> None:
+        """The address and the size are all that the runtime gets: they must agree."""
+        size = c_size_t()
+        self._api.check(self._api.GetTensorSizeInBytes(value, byref(size)))
+        port = self.executor.signature.inputs[index]
+        wanted = int(np.prod(shape, dtype=np.int64)) * np.dtype(port.dtype).itemsize
+        if size.value != wanted:
+            raise ort_error(
+                INVALID_ARGUMENT,
+                f"{self.executor.label}: input {port.name!r} should be {port.dtype} and {wanted} bytes, "
+                f"got {size.value} bytes",
+            )
+
+    def _plan(self, call: Call) -> _Plan:
+        rows: list[tuple[int | None, Any, Any]] = []
+        for port, output, shape in zip(self.executor.signature.outputs, self._outputs, call.output_shapes):
+            if output is None:
+                spare = np.empty(shape, port.dtype)
+                rows.append((None, spare.ctypes.data, spare))
+            else:
+                rows.append((output, (c_int64 * len(shape))(*shape), len(shape)))
+        if len(self._plans) >= _KEPT:
+            self._plans.clear()
+        plan = self._plans[call] = tuple(rows)
+        return plan
+
+    def close(self) -> None:
+        """Give back the executor: the session is gone."""
+        self.executor.close()

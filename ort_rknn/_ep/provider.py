@@ -1,0 +1,273 @@
+"""The execution provider: onnxruntime's tables, filled with Python callbacks.
+
+The rules that hold for all callbacks are in ``_callbacks``. ``ReleaseEpFactory`` runs when Python is gone, so it is a
+function of libc.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from ctypes import CFUNCTYPE, c_size_t, c_uint32, c_void_p
+from typing import Any
+
+from .._options import PROVIDER
+from . import abi
+from .abi import Api
+from .callbacks import always, covered, guarded, keep_for_ever, quiet, status_of, use
+from .claims import Claims
+from .kernel import Kernel
+
+log = logging.getLogger("ort_rknn")
+
+VENDOR = b"Rockchip"
+#: Rockchip's PCI vendor id.
+VENDOR_ID = 0x1D87
+_NPU, _CPU = 2, 0
+
+P = c_void_p
+
+
+class _Factory:
+    """Everything between CreateEpFactories and interpreter exit. One per process: onnxruntime has one registry."""
+
+    def __init__(self, api_base: int) -> None:
+        self.api = Api(api_base)
+        self.table = abi.OrtEpFactory()
+        self.hardware: dict[str, int] = {}
+
+
+_factory: _Factory | None = None
+_lock = threading.Lock()
+#: Live structures by address; onnxruntime holds the addresses.
+_eps: dict[int, tuple[ctypes.Structure, Claims]] = {}
+_infos: dict[int, ctypes.Structure] = {}
+_kernels: dict[int, Kernel] = {}
+
+
+def live_providers() -> int:
+    """Number of sessions that have the provider now."""
+    return len(_eps)
+
+
+# The factory ------------------------------------------------------------------------------------------------------
+
+
+def _get_supported_devices(this: int, hardware: int, count: int, out: int, room: int, number: int) -> None:
+    from .registration import advertised
+
+    assert _factory is not None
+    api = _factory.api
+    given = list((c_void_p * count).from_address(hardware)) if count else []
+    cpu = next((h for h in given if h and api.HardwareDevice_Type(h) == _CPU), None)
+    target = (c_void_p * room).from_address(out)
+    made = 0
+    for device in advertised()[:room]:
+        details = {
+            "device": device.name,
+            "soc": device.soc,
+            "cores": str(device.cores),
+            "adapter": device.adapter,
+            "virtual": str(int(device.virtual)),
+            "runtime": device.runtime,
+        }
+        hw = _hardware(api, device.name, details) if api.minor() >= (1, 24) else cpu
+        if hw is None:
+            continue
+        metadata = api.key_values(details)
+        options = api.key_values({})
+        try:
+            target[made] = api.pointer("CreateEpDevice", this, hw, metadata, options)
+        finally:
+            api.ReleaseKeyValuePairs(metadata)
+            api.ReleaseKeyValuePairs(options)
+        made += 1
+    c_size_t.from_address(number).value = made
+
+
+def _hardware(api: Api, name: str, details: dict[str, str]) -> int | None:
+    """An NPU device of our own: onnxruntime does not discover a SoC's NPU. Kept for the life of the process, because
+    releasing it has no slot in ABI 23."""
+    assert _factory is not None
+    if name not in _factory.hardware:
+        metadata = api.key_values(details)
+        try:
+            handle = api.pointer("CreateHardwareDevice", _NPU, VENDOR_ID, len(_factory.hardware), VENDOR, metadata)
+        finally:
+            api.ReleaseKeyValuePairs(metadata)
+        assert handle
+        _factory.hardware[name] = handle
+    return _factory.hardware[name]
+
+
+def _create_ep(this: int, devices: int, metadata: int, count: int, options: int, logger: int, out: int) -> None:
+    assert _factory is not None
+    api = _factory.api
+    device = None
+    if count and metadata:
+        first = (c_void_p * count).from_address(metadata)[0]
+        if first:
+            device = api.entries(first).get("device")
+    prefix = f"ep.{PROVIDER.lower()}."
+    entries = api.config_entries(options)
+    given = {key[len(prefix) :]: value for key, value in entries.items() if key.startswith(prefix)}
+    claims = Claims(api, given, device)
+    table = abi.OrtEp()
+    table.ort_version_supported = abi.ABI
+    for name, callback in _ep_callbacks.items():
+        setattr(table, name, ctypes.cast(callback, c_void_p).value)
+    address = ctypes.addressof(table)
+    _eps[address] = (table, claims)
+    c_void_p.from_address(out).value = address
+
+
+def _release_ep(this: int, ep: int) -> None:
+    _eps.pop(ep, None)
+
+
+# The provider of one session --------------------------------------------------------------------------------------
+
+
+def _get_capability(this: int, graph: int, support: int) -> None:
+    assert _factory is not None
+    _, claims = _eps[this]
+    for group in claims.capability(graph):
+        nodes = (c_void_p * len(group))(*group)
+        _factory.api.check(_factory.api.EpGraphSupportInfo_AddNodesToFuse(support, nodes, len(group), None))
+
+
+def _compile(this: int, graphs: int, fused: int, count: int, infos: int, contexts: int) -> None:
+    _, claims = _eps[this]
+    graph_array = (c_void_p * count).from_address(graphs)
+    fused_array = (c_void_p * count).from_address(fused)
+    out = (c_void_p * count).from_address(infos)
+    made: list[int] = []
+    try:
+        for i in range(count):
+            kernel = claims.compile(graph_array[i] or 0, fused_array[i] or 0)
+            table = abi.OrtNodeComputeInfo()
+            table.ort_version_supported = abi.ABI
+            for name, callback in _info_callbacks.items():
+                setattr(table, name, ctypes.cast(callback, c_void_p).value)
+            address = ctypes.addressof(table)
+            _infos[address] = table
+            _kernels[address] = kernel
+            made.append(address)
+    except BaseException:
+        for address in made:
+            _release_info(address)
+        raise
+    for i, address in enumerate(made):
+        out[i] = address
+
+
+def _release_info(address: int) -> None:
+    _infos.pop(address, None)
+    kernel = _kernels.pop(address, None)
+    if kernel is not None:
+        kernel.close()
+
+
+def _release_infos(this: int, infos: int, count: int) -> None:
+    for address in (c_void_p * count).from_address(infos):
+        if address:
+            _release_info(address)
+
+
+def _create_state(this: int, compute_context: int, out: int) -> None:
+    c_void_p.from_address(out).value = this
+
+
+@covered
+def _compute(this: int, state: int, context: int) -> int:
+    # The hot path: guarded, written out.
+    try:
+        try:
+            _kernels[this].compute(context)
+            return 0
+        except BaseException as error:
+            return status_of(error)
+    except BaseException as error:
+        return status_of(error)
+
+
+# Callbacks: made once, never freed --------------------------------------------------------------------------------
+
+_text = CFUNCTYPE(P, P)
+_VERSION = b"0.1.0"
+_NAME = PROVIDER.encode()
+_strings = {text: ctypes.create_string_buffer(text) for text in (_NAME, VENDOR, _VERSION)}
+_get_name = _text(always(ctypes.addressof(_strings[_NAME])))
+_get_vendor = _text(always(ctypes.addressof(_strings[VENDOR])))
+_get_version = _text(always(ctypes.addressof(_strings[_VERSION])))
+#: For the slots that onnxruntime calls without looking: success, and nothing is made.
+_nothing = CFUNCTYPE(P, P, P, P)(lambda *args: 0)
+
+_factory_callbacks: dict[str, Any] = {
+    "GetName": _get_name,
+    "GetVendor": _get_vendor,
+    "GetSupportedDevices": CFUNCTYPE(P, P, P, c_size_t, P, c_size_t, P)(guarded(_get_supported_devices)),
+    "CreateEp": CFUNCTYPE(P, P, P, P, c_size_t, P, P, P)(guarded(_create_ep)),
+    "ReleaseEp": CFUNCTYPE(None, P, P)(quiet(_release_ep)),
+    "GetVendorId": CFUNCTYPE(c_uint32, P)(always(VENDOR_ID)),
+    "GetVersion": _get_version,
+    # onnxruntime calls this one without a test for NULL.
+    "CreateDataTransfer": CFUNCTYPE(P, P, P)(guarded(lambda this, out: _set_null(out))),
+    "IsStreamAware": CFUNCTYPE(ctypes.c_bool, P)(always(False)),
+}
+_ep_callbacks: dict[str, Any] = {
+    "GetName": _get_name,
+    "GetCapability": CFUNCTYPE(P, P, P, P)(guarded(_get_capability)),
+    "Compile": CFUNCTYPE(P, P, P, P, c_size_t, P, P)(guarded(_compile)),
+    "ReleaseNodeComputeInfos": CFUNCTYPE(None, P, P, c_size_t)(quiet(_release_infos)),
+}
+_info_callbacks: dict[str, Any] = {
+    "CreateState": CFUNCTYPE(P, P, P, P)(guarded(_create_state)),
+    "Compute": CFUNCTYPE(P, P, P, P)(_compute),
+    "ReleaseState": CFUNCTYPE(None, P, P)(lambda this, state: None),
+}
+
+
+def _set_null(out: int) -> None:
+    c_void_p.from_address(out).value = None
+
+
+@covered
+def _create_factories(name: int, api_base: int, logger: int, factories: int, room: int, number: int) -> int:
+    global _factory
+    try:
+        with _lock:
+            if _factory is None:
+                _factory = _Factory(api_base)
+                use(_factory.api)
+                _factory.table.ort_version_supported = abi.ABI
+                for slot, callback in _factory_callbacks.items():
+                    setattr(_factory.table, slot, ctypes.cast(callback, c_void_p).value)
+                keep_for_ever(_factory)
+        (c_void_p * 1).from_address(factories)[0] = ctypes.addressof(_factory.table)
+        c_size_t.from_address(number).value = 1
+        return 0
+    except BaseException as error:
+        if _factory is not None:
+            return status_of(error)
+        log.exception("the execution provider cannot be set up")
+        c_size_t.from_address(number).value = 0
+        return 0
+
+
+_create = CFUNCTYPE(P, P, P, P, P, c_size_t, P)(_create_factories)
+
+
+for _thing in (_create, _factory_callbacks, _ep_callbacks, _info_callbacks, _nothing, _strings, _eps, _infos, _kernels):
+    keep_for_ever(_thing)
+
+
+def entry_points() -> dict[str, int]:
+    """The two symbols of the plugin library and their addresses."""
+    libc = ctypes.CDLL(None)
+    # Called when Python is gone already. This function of libc does nothing and returns 0: a success.
+    release = ctypes.cast(libc.pthread_mutexattr_destroy, c_void_p).value
+    create = ctypes.cast(_create, c_void_p).value
+    assert create and release
+    return {"CreateEpFactories": create, "ReleaseEpFactory": release}

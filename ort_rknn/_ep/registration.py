@@ -1,0 +1,204 @@
+"""Registering the provider with onnxruntime, and taking it back."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnxruntime
+
+from .._errors import FAIL, ort_error
+from .._options import PROVIDER, Options, read_options
+from .._planning.discovery import query_for, survey
+from ..adapter.contract import Device, Query
+from .stub import StubFile, StubUnavailable, stub_image, this_machine
+
+#: From this release on onnxruntime runs plugin providers that work in CPU memory; 1.23.0 inserts copies that no kernel
+#: can do ("Kernel not found").
+OLDEST = (1, 23, 1)
+#: From this release on ``providers=["RKNNExecutionProvider"]`` finds a plugin by name; before, only by device.
+BY_NAME = (1, 25, 1)
+
+_lock = threading.RLock()
+_registered_as: str | None = None
+_being_made = 0  # sessions between registration and onnxruntime's constructor's end
+_query: Query | None = None
+_advertised: tuple[Device, ...] = ()
+
+
+@functools.cache
+def onnxruntime_version() -> tuple[int, ...]:
+    """(major, minor, patch) of the installed onnxruntime; missing numbers count as 0."""
+    parts = onnxruntime.__version__.split("+")[0].split(".")[:3]
+    digits = ["".join(c for c in part if c.isdigit()) or "0" for part in parts]
+    return tuple(int(d) for d in digits) + (0,) * (3 - len(digits))
+
+
+def by_name() -> bool:
+    """Whether the installed onnxruntime takes the provider by name."""
+    return onnxruntime_version() >= BY_NAME
+
+
+@functools.cache
+def why_unavailable() -> str | None:
+    """Why the provider cannot exist in this process; None where it can. Nothing is registered."""
+    if onnxruntime_version() < OLDEST or not hasattr(onnxruntime, "register_execution_provider_library"):
+        return (
+            f"onnxruntime {onnxruntime.__version__} does not run plugin execution providers in CPU memory; "
+            "install onnxruntime 1.23.1 or later"
+        )
+    try:
+        this_machine()
+    except StubUnavailable as error:
+        return str(error)
+    return None
+
+
+def may_open_a_library() -> bool:
+    """Whether this host lets the image be put where ``dlopen`` finds it: told by trying."""
+    if _registered_as is not None:
+        return True
+    try:
+        StubFile(b"").close()
+    except StubUnavailable:
+        return False
+    return True
+
+
+def query() -> Query | None:
+    """What was said about devices at registration."""
+    return _query
+
+
+def advertised() -> tuple[Device, ...]:
+    """The devices that onnxruntime is told of, one OrtEpDevice each."""
+    return _advertised
+
+
+def is_registered() -> bool:
+    """Whether onnxruntime knows the provider now.
+
+    Asked of onnxruntime too: its own ``unregister_execution_provider_library`` does not tell us.
+    """
+    return _registered_as is not None and any(d.ep_name == PROVIDER for d in onnxruntime.get_ep_devices())
+
+
+@contextmanager
+def held(device: Device | None = None) -> Iterator[None]:
+    """While a session is being made: :func:`unregister` refuses, because onnxruntime's constructor reads what it frees.
+
+    With ``device``, the provider is registered first; raises as :func:`register` then.
+    """
+    global _being_made
+    with _lock:
+        if device is not None:
+            register(advertise=device)
+        _being_made += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _being_made -= 1
+
+
+def register(
+    name: str = PROVIDER,
+    *,
+    device: str | None = None,
+    runtime_library: str | None = None,
+    advertise: Device | None = None,
+) -> None:
+    """Make the provider known to onnxruntime in this process, under the registration name ``name``.
+
+    Our sessions do this by themselves. Call it for sessions of the unmodified ``onnxruntime``: they then find
+    :data:`~ort_rknn._options.PROVIDER` by name (onnxruntime 1.25.1 and later) or among ``get_ep_devices()``.
+    ``device`` and ``runtime_library`` are as the provider options of these names. Does nothing where it is registered.
+
+    Raises Fail where no device is found (onnxruntime does not know a provider without one) or the provider cannot exist
+    in this process, with the reason.
+    """
+    global _registered_as, _query, _advertised
+    with _lock:
+        if is_registered():
+            return
+        reason = why_unavailable()
+        if reason is not None:
+            raise ort_error(FAIL, f"the RKNN execution provider is not available: {reason}")
+        given: dict[str, object] = {"device": device, "runtime_library": runtime_library}
+        wish = query_for(read_options({k: v for k, v in given.items() if v is not None}))
+        report = survey(wish)
+        found = [f.device for f in report.found]
+        if advertise is not None and all(d.name != advertise.name for d in found):
+            found.append(advertise)
+        if not found:
+            why = report.why_none()
+            raise ort_error(FAIL, f"no NPU to register: {why.reason}. {why.remedy}".rstrip(" ."))
+        _query, _advertised = wish, tuple(found)
+        try:
+            stub = _stub_file()
+        except StubUnavailable as error:
+            raise ort_error(FAIL, f"the RKNN execution provider is not available: {error}") from error
+        try:
+            onnxruntime.register_execution_provider_library(name, stub.path)
+        finally:
+            stub.close()
+        _registered_as = name
+
+
+def unregister() -> None:
+    """Take the provider back. Does nothing where it is not registered.
+
+    Raises Fail while sessions still have it, or are being made with it: onnxruntime would call into what is gone.
+    """
+    global _registered_as
+    from .provider import live_providers
+
+    with _lock:
+        if not is_registered():
+            _registered_as = None
+            return
+        if _being_made:
+            raise ort_error(FAIL, f"{_being_made} sessions are being made with the RKNN execution provider; try later")
+        alive = live_providers()
+        if alive:
+            raise ort_error(FAIL, f"{alive} sessions still have the RKNN execution provider; drop them first")
+        onnxruntime.unregister_execution_provider_library(_registered_as)
+        _registered_as = None
+
+
+def _stub_file() -> StubFile:
+    from .provider import entry_points
+
+    return StubFile(stub_image(entry_points(), "libort_rknn.so", this_machine()))
+
+
+@functools.cache
+def _kept_stub() -> StubFile:
+    return _stub_file()
+
+
+def get_library_path() -> str:
+    """A path for ``onnxruntime.register_execution_provider_library(name, path)``, as plugin packages offer it.
+
+    It leads to an image that is made for this process and good in this process only. Devices are those that
+    ``ORT_RKNN_DEVICE`` and the machine offer at this call. Raises Fail where the provider cannot exist here.
+    """
+    global _query, _advertised
+    reason = why_unavailable()
+    if reason is not None:
+        raise ort_error(FAIL, f"the RKNN execution provider is not available: {reason}")
+    with _lock:
+        if _registered_as is None:
+            _query = query_for(Options())
+            _advertised = tuple(f.device for f in survey(_query).found)
+        try:
+            return _kept_stub().path
+        except StubUnavailable as error:
+            raise ort_error(FAIL, f"the RKNN execution provider is not available: {error}") from error
+
+
+def get_ep_names() -> list[str]:
+    """The names of the execution providers in :func:`get_library_path`'s library."""
+    return [PROVIDER]

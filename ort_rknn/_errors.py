@@ -1,0 +1,106 @@
+"""Errors in onnxruntime's own classes.
+
+    Exception
+    ├── onnxruntime InvalidArgument ── OptionError (also a ValueError): a provider option is unknown or has a bad value
+    ├── onnxruntime Fail            ── NpuUnavailable: the NPU was insisted on and cannot be used
+    ├── onnxruntime Fail, NoSuchFile, InvalidProtobuf, RuntimeException ...: as onnxruntime raises them
+    ├── ort_rknn.adapter.AdapterError ── RknnError, SettingError: what adapters raise; the session turns a SettingError
+    │                                  into OptionError, the others into Fail or RuntimeException
+    └── ValueError ── files.RknnFileError, files.OnnxFileError: a model file that cannot be read
+
+onnxruntime's classes are direct subclasses of Exception; their texts begin with ``[ONNXRuntimeError] : <code> :
+<NAME> :``, and so do ours.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+FAIL = 1
+INVALID_ARGUMENT = 2
+NO_SUCHFILE = 3
+RUNTIME_EXCEPTION = 6
+INVALID_PROTOBUF = 7
+NOT_IMPLEMENTED = 9
+EP_FAIL = 11
+
+#: Status code -> (name in the text, exception class). EP_FAIL is left out on purpose: on it ``InferenceSession.run``
+#: rebuilds the session on the CPU and the cause is lost.
+_KINDS: dict[int, tuple[str, type[Exception]]] = {
+    FAIL: ("FAIL", _state.Fail),
+    INVALID_ARGUMENT: ("INVALID_ARGUMENT", _state.InvalidArgument),
+    NO_SUCHFILE: ("NO_SUCHFILE", _state.NoSuchFile),
+    RUNTIME_EXCEPTION: ("RUNTIME_EXCEPTION", _state.RuntimeException),
+    INVALID_PROTOBUF: ("INVALID_PROTOBUF", _state.InvalidProtobuf),
+    NOT_IMPLEMENTED: ("NOT_IMPLEMENTED", _state.NotImplemented),
+}
+
+
+_PREFIX = "[ONNXRuntimeError] : "
+
+
+def _text(code: int, message: str) -> str:
+    if message.startswith(_PREFIX):  # unpickling calls the constructor with the whole text
+        return message
+    return f"{_PREFIX}{code} : {_KINDS[code][0]} : {message}"
+
+
+def ort_error(code: int, message: str) -> Exception:
+    """The onnxruntime exception for a status code, with onnxruntime's prefix before ``message``."""
+    return _KINDS[code][1](_text(code, message))
+
+
+class OptionError(_state.InvalidArgument, ValueError):  # type: ignore[misc]
+    """A provider option is unknown, has a bad value, or asks for what the device does not have."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_text(INVALID_ARGUMENT, message))
+
+
+class NpuUnavailable(_state.Fail):  # type: ignore[misc]
+    """The NPU was insisted on (strict mode, or no CPU stand-in exists) and cannot be used."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_text(FAIL, message))
+
+
+class FallbackWarning(UserWarning):
+    """The NPU came first, but the session runs on the CPU. The text names the first check that failed and its
+    remedy."""
+
+
+def status_code(error: BaseException) -> int:
+    """The onnxruntime status code under which an exception raised inside a kernel reaches the caller.
+
+    onnxruntime's own classes keep their code, FileNotFoundError becomes NO_SUCHFILE, ValueError and TypeError become
+    INVALID_ARGUMENT, everything else RUNTIME_EXCEPTION. Never EP_FAIL.
+    """
+    for code, (_, kind) in _KINDS.items():
+        if isinstance(error, kind):
+            return code
+    if isinstance(error, FileNotFoundError):
+        return NO_SUCHFILE
+    if isinstance(error, (ValueError, TypeError)):
+        return INVALID_ARGUMENT
+    return RUNTIME_EXCEPTION
+
+
+def bare_message(error: BaseException) -> str:
+    """The exception's text without onnxruntime's prefix (which onnxruntime puts there again)."""
+    text = str(error) or type(error).__name__
+    if text.startswith(_PREFIX):
+        return text.split(" : ", 3)[-1]
+    return text
+
+
+def warn_of_fallback(text: str, *packages: str) -> None:
+    """One FallbackWarning, at the line of the first caller outside ort_rknn and ``packages`` (constructors of
+    subclasses are the user's)."""
+    ours = {"ort_rknn", *packages}
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in ours:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, FallbackWarning, stacklevel=level)

@@ -1,0 +1,109 @@
+"""Conversions that the runtime does not do: dtypes that it cannot be fed or cannot give, axes, padding, and undoing a
+normalisation.
+
+Only calls that need one pay for it; all others hand the caller's buffers to the runtime.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..adapter.contract import CallForm, Shape
+from .signature import Normalisation, Port, Signature
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Scratch:
+    """Wire buffers of one context for one form: allocated once, used by one run at a time.
+
+    ``inputs`` / ``outputs`` are the caller's shapes, in the signature's order; where they differ from the form's, the
+    call is padded.
+    """
+
+    __slots__ = ("caller_inputs", "caller_outputs", "inputs", "outputs")
+
+    def __init__(self, form: CallForm, signature: Signature, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> None:
+        self.caller_inputs = tuple(inputs)
+        self.caller_outputs = tuple(outputs)
+        self.inputs: list[NDArray[np.generic] | None] = []
+        for port, shape in zip(signature.inputs, inputs):
+            wire = form.inputs[port.index].shape
+            needed = port.converts or math.prod(wire) != math.prod(shape)
+            self.inputs.append(np.empty(wire, port.wire_dtype) if needed else None)
+        self.outputs: list[NDArray[np.generic] | None] = []
+        for port, shape in zip(signature.outputs, outputs):
+            wire = form.outputs[port.index].shape
+            needed = port.converts or math.prod(wire) != math.prod(shape)
+            self.outputs.append(np.empty(wire, port.wire_dtype) if needed else None)
+
+    def fill(self, signature: Signature, inputs: Sequence[int]) -> list[int]:
+        """Convert the caller's inputs where they need it; the addresses that the runtime reads, in the model's
+        order."""
+        addresses = [0] * len(inputs)
+        for port, wire, shape, address in zip(signature.inputs, self.inputs, self.caller_inputs, inputs):
+            if wire is None:
+                addresses[port.index] = address
+            else:
+                _to_wire(port, view(address, shape, port.dtype), wire)
+                addresses[port.index] = wire.ctypes.data
+        return addresses
+
+    def output_addresses(self, signature: Signature, outputs: Sequence[int]) -> list[int]:
+        """Where the runtime writes, in the model's order."""
+        addresses = [0] * len(outputs)
+        for port, wire, address in zip(signature.outputs, self.outputs, outputs):
+            addresses[port.index] = address if wire is None else wire.ctypes.data
+        return addresses
+
+    def read(self, signature: Signature, outputs: Sequence[int]) -> None:
+        """Convert what the runtime wrote to what the caller asked for."""
+        for port, wire, shape, address in zip(signature.outputs, self.outputs, self.caller_outputs, outputs):
+            if wire is not None:
+                part = wire[_region(shape)] if len(shape) == wire.ndim else wire.reshape(shape)
+                np.copyto(view(address, shape, port.dtype), part, casting="unsafe")
+
+
+def view(address: int, shape: Sequence[int], dtype: str) -> NDArray[np.generic]:
+    """An array over foreign memory, valid only as long as the memory is: never kept."""
+    kind = np.dtype(dtype)
+    count = math.prod(shape)
+    if count == 0:
+        return np.empty(tuple(shape), kind)
+    raw = (ctypes.c_char * (count * kind.itemsize)).from_address(address)
+    array: NDArray[np.generic] = np.frombuffer(memoryview(raw), kind).reshape(tuple(shape))
+    return array
+
+
+def _region(shape: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(0, n) for n in shape)
+
+
+def _to_wire(port: Port, given: NDArray[np.generic], wire: NDArray[np.generic]) -> None:
+    # The wire buffer in the caller's order of axes.
+    target = wire.transpose(0, 3, 1, 2) if port.layout == "NCHW" and port.wire_layout == "NHWC" else wire
+    region = target[_region(given.shape)] if target.ndim == given.ndim else target.reshape(given.shape)
+    norm = port.normalisation if port.denormalises else None
+    if norm is None:
+        if region.shape != target.shape:
+            target[...] = 0
+        np.copyto(region, given, casting="same_kind")
+        return
+    std, mean = per_channel(norm, port.layout, target.ndim)
+    if region.shape != target.shape:
+        target[...] = mean
+    np.multiply(given, std, out=region, casting="same_kind")
+    np.add(region, mean, out=region)
+
+
+def per_channel(norm: Normalisation, layout: str, ndim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(std, mean), shaped so that they broadcast along the channel axis."""
+    shape = [1] * ndim
+    shape[1 if ndim == 4 and layout != "NHWC" else -1] = -1
+    return (np.asarray(norm.std, np.float32).reshape(shape), np.asarray(norm.mean, np.float32).reshape(shape))

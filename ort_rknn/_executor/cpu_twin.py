@@ -1,0 +1,55 @@
+"""The ONNX twin on the CPU: runs the calls whose shapes were not compiled (``on_missing_shape="cpu"``)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+
+from ..adapter.contract import Shape
+from .conversion import per_channel, view
+from .signature import Signature
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class CpuTwin:
+    """A plain onnxruntime session on the ONNX, made at the first call that needs it. Thread safe."""
+
+    def __init__(self, onnx: str | bytes) -> None:
+        self._onnx = onnx
+        self._session: Any = None
+        self._making = threading.Lock()
+        self.runs = 0
+
+    def run(self, signature: Signature, shapes: Sequence[Shape], inputs: Sequence[int]) -> list[NDArray[np.generic]]:
+        """Run on the buffers at ``inputs`` (addresses, signature's order, dtypes and layouts).
+
+        Returns C-contiguous arrays in the signature's order and dtypes. Raises what onnxruntime raises.
+        """
+        feed: dict[str, NDArray[np.generic]] = {}
+        for port, shape, address in zip(signature.inputs, shapes, inputs):
+            array: Any = view(address, shape, port.dtype)
+            if port.normalisation is not None and not port.denormalises and port.onnx_dtype.startswith("float"):
+                std, mean = per_channel(port.normalisation, port.layout, array.ndim)
+                array = (array - mean) / std
+            if port.layout == "NHWC":
+                array = array.transpose(0, 3, 1, 2)
+            feed[port.name] = np.ascontiguousarray(array, port.onnx_dtype).reshape(array.shape)
+        names = [port.name for port in signature.outputs]
+        results = self._made().run(names, feed)
+        return [np.ascontiguousarray(r, p.dtype).reshape(r.shape) for r, p in zip(results, signature.outputs)]
+
+    def _made(self) -> Any:
+        with self._making:
+            if self._session is None:
+                options = onnxruntime.SessionOptions()
+                # It is called now and then, between runs on the NPU: threads that spin would take the cores from those.
+                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+                self._session = onnxruntime.InferenceSession(self._onnx, options, ["CPUExecutionProvider"])
+            self.runs += 1
+            return self._session

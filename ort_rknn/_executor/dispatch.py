@@ -1,0 +1,104 @@
+"""Dispatch: which core a run goes to, told by ``schedule`` / ``threads_per_core`` / ``tp_mode``.
+
+Data parallel: ``schedule=[0, 1, 2]`` sends run n to core ``schedule[n % 3]``; repeats bias the share.
+Tensor parallel: ``tp_mode`` gives every context one core mask, and a run occupies all its cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .._errors import OptionError
+from .._options import TP_MODES, Options
+from ..adapter.contract import CORE_MASK_AUTO
+
+#: So many calls wait for a core on threads, ready to be run, at most.
+MOST_READY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Contexts that wait for the same core or cores."""
+
+    core_mask: int
+    """The mask that each of its contexts gets."""
+    label: str
+    """"core 0", "cores 0,1,2", "one core of the runtime's choice": for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """What runs where: run n takes a context of ``lanes[order[n % len(order)]]``.
+
+    With ``first_idle`` the order does not matter: the first idle context of any lane takes the run.
+    """
+
+    lanes: tuple[Lane, ...]
+    order: tuple[int, ...]
+    contexts_per_lane: int
+    first_idle: bool = False
+
+    @property
+    def contexts(self) -> int:
+        """Number of runtime contexts in all."""
+        return len(self.lanes) * self.contexts_per_lane
+
+    @property
+    def ready(self) -> int:
+        """Calls that are worth a thread of their own besides those that have a context.
+
+        A core with one context stands still while its next call is fetched, unless that waits there already. A core
+        with several has its next run with it: more threads would only take turns.
+        """
+        if self.contexts_per_lane > 1 and all(lane.core_mask != CORE_MASK_AUTO for lane in self.lanes):
+            return 0
+        return min(self.contexts, MOST_READY)
+
+    def describe(self) -> str:
+        """One line for ``explain()``."""
+        per = f"{self.contexts_per_lane} context{'s' if self.contexts_per_lane > 1 else ''}"
+        if self.first_idle:
+            return f"the first idle core of {len(self.lanes)} takes the next run; {per} each"
+        if len(self.lanes) == 1:
+            return f"every run on {self.lanes[0].label}; {per}"
+        turns = ", ".join(self.lanes[i].label.removeprefix("core ") for i in self.order)
+        return f"runs go round the cores {turns}; {per} each"
+
+
+def _name_cores(cores: int) -> str:
+    return "core 0" if cores == 1 else f"cores {', '.join(map(str, range(cores)))}"
+
+
+def resolve(options: Options, soc: str, cores: int) -> Dispatch:
+    """The dispatch for a SoC with ``cores`` cores.
+
+    On a one-core SoC tp_mode "auto", "all" and "0" mean its core. Raises OptionError for a core that the SoC lacks.
+    """
+    threads = options.threads_per_core
+    if options.schedule is not None:
+        first_idle = options.schedule == "auto"
+        wanted = tuple(range(cores)) if options.schedule == "auto" else options.schedule
+        for core in wanted:
+            if core >= cores:
+                text = ",".join(map(str, wanted))
+                raise OptionError(
+                    f"provider option schedule='{text}' names core {core}, but {soc} has {_name_cores(cores)} only"
+                )
+        used = tuple(sorted(set(wanted)))
+        # A one-core runtime answers -13 to rknn_set_core_mask: its core needs no mask.
+        lanes = tuple(Lane(1 << core if cores > 1 else CORE_MASK_AUTO, f"core {core}") for core in used)
+        return Dispatch(lanes, tuple(used.index(core) for core in wanted), threads, first_idle)
+
+    mode = options.tp_mode or "auto"
+    mask = TP_MODES[mode]
+    if mode not in ("auto", "all") and mask >> cores:
+        raise OptionError(
+            f"provider option tp_mode='{mode}' names a core that {soc} lacks: it has {_name_cores(cores)}"
+        )
+    if mode == "auto":
+        label = "core 0" if cores == 1 else "one core of the runtime's choice"
+    elif mode == "all":
+        label = "core 0" if cores == 1 else f"all cores ({', '.join(map(str, range(cores)))}) together"
+    else:
+        label = f"core {mode}" if "," not in mode else f"cores {mode} together"
+    return Dispatch((Lane(mask if cores > 1 else CORE_MASK_AUTO, label),), (0,), threads)

@@ -1,0 +1,406 @@
+"""The executor: one loaded model on its cores.
+
+A run executes on the caller's own thread, on a context that it borrows: no queue, no thread hop, no copy of the input
+where the runtime takes it as it is. Runs wait per core, so a slow core holds up nobody else. Threads of ours exist only
+where runs wait (see :mod:`~ort_rknn._executor.lanes`) or one call has several samples, and are made on first use.
+
+Buffers travel as addresses, so the same code serves the execution provider (onnxruntime's buffers) and numpy callers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .._concurrency.pacer import Pacer
+from .._errors import INVALID_ARGUMENT, RUNTIME_EXCEPTION, OptionError, ort_error
+from .._options import Options
+from ..adapter.contract import AdapterError, Model, RknnError
+from .calls import Call, Calls, Shapes
+from .conversion import Scratch
+from .cpu_twin import CpuTwin
+from .dispatch import Dispatch
+from .lanes import Lane, Lease, Turn
+from .signature import Port, Signature
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from numpy.typing import NDArray
+
+
+class Executor:
+    """A loaded model, its contexts, and who runs where.
+
+    Takes over ``model``: it is closed by :meth:`close`, and also when building the contexts fails.
+    Thread safe. Raises RknnError or AdapterError where a context cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        dispatch: Dispatch,
+        signature: Signature,
+        label: str,
+        options: Options | None = None,
+        *,
+        onnx: str | bytes | None = None,
+    ) -> None:
+        self.model = model
+        self.dispatch = dispatch
+        self.signature = signature
+        self.label = label
+        self.options = options or Options()
+        self._leases: list[Lease] = []
+        self._lanes: tuple[Lane, ...] = ()
+        self._closing = threading.RLock()
+        self._closes = False  # seen by the thread that closes only
+        self._end: str | None = None
+        self._over = False  # nothing is left to close
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_lock = threading.Lock()
+        self._tasks = itertools.count()
+        self._cpu_twin: CpuTwin | None = None
+        self._pacer = Pacer(len(dispatch.lanes), self.options.submit_timeout_ms) if self.options.enable_pacing else None
+        try:
+            self._cpu_twin = _cpu_twin(self.options, onnx)
+            # Asked now: a runtime tells the shapes of a set by switching a context to it, which no run survives.
+            sets: Sequence[int | None] = range(len(signature.sets)) if signature.dynamic else (None,)
+            output_shapes = {k: model.output_shapes(k) for k in sets}
+            self._calls = Calls(signature, output_shapes, self.options, label)
+            self._lanes = self._open_contexts()
+            self._order = tuple(self._lanes[i] for i in dispatch.order)
+            self._work = _Work(signature, label, self._pacer)
+            self.static_call = self._calls.static()
+        except BaseException:
+            self.close()
+            raise
+        _alive.add(self)
+
+    def _open_contexts(self) -> tuple[Lane, ...]:
+        by_lane: list[list[Lease]] = [[] for _ in self.dispatch.lanes]
+        for _ in range(self.dispatch.contexts_per_lane):
+            for plan, leases in zip(self.dispatch.lanes, by_lane):
+                leases.append(Lease(self.model.context(plan.core_mask), plan.label))
+                self._leases.append(leases[-1])
+        by_shape = self.signature.dynamic
+        if self.dispatch.first_idle:
+            return (Lane(self._leases, by_shape=by_shape),) * len(by_lane)
+        return tuple(Lane(leases, by_shape=by_shape) for leases in by_lane)
+
+    def call_for(self, shapes: Shapes) -> Call | None:
+        """The call for input shapes (signature's order and layout); None: :meth:`run_on_cpu` serves it.
+
+        Raises InvalidArgument for shapes that were not compiled and that no policy covers, naming those that were.
+        """
+        return self._calls.find(shapes)
+
+    # Running --------------------------------------------------------------------------------------------------
+
+    def execute(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Run ``call``: read the buffers at ``inputs``, write those at ``outputs`` (addresses, signature's order).
+
+        Blocks; the GIL is released while the NPU works. Raises RuntimeException naming the model, the core and the
+        RKNN error code. The outputs then hold nothing that may be read.
+        """
+        if call.samples == 1:
+            self._run_one(call, inputs, outputs)
+        else:
+            self._run_samples(call, inputs, outputs)
+
+    def execute_on(self, lane: int, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """As :meth:`execute` for one sample, on ``dispatch.lanes[lane]``: for callers that order runs themselves."""
+        self._run_one(call, inputs, outputs, self._lanes[lane])
+
+    def start_on(
+        self, lane: int, call: Call, inputs: Sequence[int], outputs: Sequence[int], over: Callable[[], None]
+    ) -> Turn:
+        """As :meth:`execute_on` on another thread; returns at once, or when pacing lets it in. ``over`` is called when
+        the run has ended: it keeps the buffers alive until then. The turn's ``result()`` waits, and raises what
+        :meth:`execute` raises."""
+
+        def work(lease: Lease) -> None:
+            try:
+                self._work.do(call, inputs, outputs, lease)
+            finally:
+                over()
+
+        if self._pacer is not None:
+            self._pacer.wait()
+        if self._end is not None:
+            raise self._ended()
+        return self._lanes[lane].start(work, over)
+
+    def _run_one(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lane: Lane | None = None) -> None:
+        if self._pacer is not None:
+            self._pacer.wait()
+        if lane is None:
+            order = self._order
+            lane = order[next(self._tasks) % len(order)]
+        if self._end is not None:
+            raise self._ended()
+        lease = lane.take(call.form.shape_set)
+        if lease is None:
+            lane.wait_and_run(partial(self._work.do, call, inputs, outputs))
+            return
+        try:
+            self._work.do(call, inputs, outputs, lease)
+        finally:
+            try:
+                lane.put_back(lease)
+            finally:
+                lane.call_who_waits()
+
+    def run_on_cpu(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
+        """Run a call that :meth:`call_for` gave None for on the ONNX twin. Returns arrays in the signature's order."""
+        assert self._cpu_twin is not None
+        return self._cpu_twin.run(self.signature, shapes, inputs)
+
+    def _run_samples(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """One run per sample, over all contexts at once; the caller's own thread takes part."""
+
+        def one(k: int) -> None:
+            self._run_one(
+                call,
+                [address + k * stride for address, stride in zip(inputs, call.input_strides)],
+                [address + k * stride for address, stride in zip(outputs, call.output_strides)],
+            )
+
+        numbers = iter(range(call.samples))
+        lock = threading.Lock()
+        failed: list[BaseException] = []
+
+        def work() -> None:
+            while not failed:
+                with lock:
+                    k = next(numbers, None)
+                if k is None:
+                    return
+                try:
+                    one(k)
+                except BaseException as error:
+                    failed.append(error)
+                    raise
+
+        others: list[Future[None]] = []
+        try:
+            try:
+                self._let_others_help(work, min(call.samples, self.dispatch.contexts) - 1, others)
+                work()
+            finally:
+                # Nobody may still write into the caller's buffers when this returns.
+                while others:
+                    others.pop().exception()
+            if failed:
+                raise failed[0]
+        finally:
+            # Its traceback leads here: a list that kept it would keep the session until the collector comes.
+            failed.clear()
+
+    def _let_others_help(self, work: Callable[[], None], number: int, others: list[Future[None]]) -> None:
+        if number < 1:
+            return
+        pool = self._sample_pool()
+        for _ in range(number):
+            try:
+                others.append(pool.submit(work))
+            except RuntimeError:
+                return  # shut down by close(): the caller's own run says so
+
+    def _sample_pool(self) -> ThreadPoolExecutor:
+        with self._pool_lock:
+            if self._pool is None:
+                from concurrent.futures import ThreadPoolExecutor
+
+                # Callers wait for the pool's threads, which wait for contexts: never for each other.
+                self._pool = ThreadPoolExecutor(self.dispatch.contexts, thread_name_prefix="ort_rknn")
+            return self._pool
+
+    def _ended(self) -> Exception:
+        return ort_error(RUNTIME_EXCEPTION, f"{self.label}: {self._end}")
+
+    def run(self, feed: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        """Run with numpy arrays in the signature's order, shapes and dtypes; returns fresh C-contiguous arrays.
+
+        Raises InvalidArgument for a wrong number of arrays, dtype or shape.
+        """
+        ports = self.signature.inputs
+        if len(feed) != len(ports):
+            raise ort_error(INVALID_ARGUMENT, f"{self.label}: {len(ports)} inputs are wanted, got {len(feed)}")
+        arrays = [np.ascontiguousarray(a).reshape(a.shape) for a in feed]
+        for array, port in zip(arrays, ports):
+            _check_array(array, port, self.label)
+        shapes = tuple(a.shape for a in arrays)
+        call = self.static_call or self.call_for(shapes)
+        if call is None:
+            return self.run_on_cpu(shapes, [a.ctypes.data for a in arrays])
+        results: list[NDArray[np.generic]] = [
+            np.empty(shape, port.dtype) for shape, port in zip(call.output_shapes, self.signature.outputs)
+        ]
+        self.execute(call, [a.ctypes.data for a in arrays], [r.ctypes.data for r in results])
+        return results
+
+    # Counters and the end -------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """By core (or group of cores): ``runs`` that succeeded and ``errors``."""
+        out: dict[str, dict[str, int]] = {}
+        for lease in self._leases:
+            entry = out.setdefault(lease.label, {"runs": 0, "errors": 0})
+            entry["runs"] += lease.runs
+            entry["errors"] += lease.errors
+        return out
+
+    def missing_shapes(self) -> dict[str, int]:
+        """How many calls of shapes that were not compiled were "padded", and how many ran on the "cpu"."""
+        on_cpu = self._cpu_twin.runs if self._cpu_twin is not None else 0
+        return {"padded": sum(lease.padded for lease in self._leases), "cpu": on_cpu}
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._end is not None
+
+    def retire(self) -> None:
+        """As :meth:`close`, for a session that goes on with another executor: who waits still gets a context."""
+        if not any(lane.is_worker() for lane in self._lanes):
+            for lane in self._lanes:
+                lane.let_through()
+        self.close("the session got other providers just then: run it again")
+
+    def close(self, why: str = "the session was closed") -> None:
+        """End it for good: waits for what runs, then gives back contexts and model. Idempotent, from any thread.
+
+        Whoever waits for a context or comes later gets a RuntimeException that says ``why``.
+        """
+        if any(lane.is_worker() for lane in self._lanes):
+            # The collector may end a session anywhere. A worker cannot wait for itself.
+            threading.Thread(target=self.close, args=(why,), name="ort_rknn close").start()
+            return
+        with self._closing:
+            if self._end is None:
+                self._end = why
+            elif self._over or self._closes:
+                return  # closed already, forked, or the collector came by while this very thread is closing it
+            self._closes = True
+            try:
+                self._close()
+            finally:
+                self._closes = False
+
+    def _close(self) -> None:
+        _alive.discard(self)
+        refusal = partial(ort_error, RUNTIME_EXCEPTION, f"{self.label}: {self._end}")
+        # A Ctrl-C may end the waiting: the next close() goes on with what is left.
+        if not all(lane.close(refusal) for lane in self._lanes):
+            return
+        self._over = True
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+        _close_all([*(lease.context.close for lease in reversed(self._leases)), self.model.close])
+
+    def _abandon(self) -> None:
+        """In a forked child: the runtime's threads and the driver's file handle did not come along."""
+        self._end = "the process was forked after the session was made; make the session in the child instead"
+        self._over = True
+        self._lanes = ()
+
+
+class _Work:
+    """What a run does with its context. Apart from the executor, so that a worker keeps no executor alive."""
+
+    __slots__ = ("_label", "_pacer", "_signature")
+
+    def __init__(self, signature: Signature, label: str, pacer: Pacer | None) -> None:
+        self._signature = signature
+        self._label = label
+        self._pacer = pacer
+
+    def do(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lease: Lease) -> None:
+        started = time.perf_counter() if self._pacer is not None else 0.0
+        try:
+            if call.direct:
+                lease.context.run(call.form, inputs, outputs)
+            else:
+                self._converted(lease, call, inputs, outputs)
+        except AdapterError as error:
+            lease.errors += 1
+            lease.shape_set = None  # what a failed call leaves behind is not known
+            raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
+        lease.runs += 1
+        lease.shape_set = call.form.shape_set
+        if self._pacer is not None:
+            self._pacer.record(time.perf_counter() - started)
+
+    def _converted(self, lease: Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        if call.padded:
+            lease.padded += 1
+        signature = self._signature
+        scratch = None if call.padded else lease.scratch.get(call.form)
+        if scratch is None:
+            scratch = Scratch(call.form, signature, call.inputs, call.outputs)
+            if not call.padded:
+                lease.scratch[call.form] = scratch
+        wire_in = scratch.fill(signature, inputs)
+        wire_out = scratch.output_addresses(signature, outputs)
+        lease.context.run(call.form, wire_in, wire_out)
+        scratch.read(signature, outputs)
+
+    def _failure(self, lease: Lease, error: AdapterError) -> str:
+        core = lease.label
+        if isinstance(error, RknnError):
+            return f"{self._label}: {error} [on {core}, RKNN error code {error.code}]"
+        return f"{self._label}: {error} [on {core}]"
+
+
+def _close_all(closers: Sequence[Callable[[], None]]) -> None:
+    """Call all of them, then raise the first error."""
+    first: BaseException | None = None
+    for close in closers:
+        try:
+            close()
+        except BaseException as error:
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def _cpu_twin(options: Options, onnx: str | bytes | None) -> CpuTwin | None:
+    if options.on_missing_shape != "cpu":
+        return None
+    if onnx is None:
+        raise OptionError("provider option on_missing_shape='cpu' needs the ONNX twin, and none was found")
+    if options.output_dtype == "native":
+        raise OptionError("provider options on_missing_shape='cpu' and output_dtype='native' exclude each other")
+    return CpuTwin(onnx)
+
+
+def _check_array(array: NDArray[np.generic], port: Port, label: str) -> None:
+    if array.dtype.name != port.dtype:
+        raise ort_error(
+            INVALID_ARGUMENT, f"{label}: input {port.name!r} is {port.dtype}, got an array of {array.dtype.name}"
+        )
+    if not port.takes(array.shape):
+        raise ort_error(
+            INVALID_ARGUMENT, f"{label}: input {port.name!r} has shape {list(port.dims)}, got {list(array.shape)}"
+        )
+
+
+_alive: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for executor in list(_alive):
+        executor._abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

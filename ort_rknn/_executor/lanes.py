@@ -1,0 +1,286 @@
+"""Lanes: the contexts of one core, or of cores that work together, and the runs that wait for one.
+
+While a context is idle, a run executes on its caller's own thread: no hop. Where runs wait, workers take over, one for
+every context and made on first use: the next run begins on the thread that ended the last one, so that no core waits
+for a thread to wake up.
+
+Nobody is forgotten: whoever makes a context idle looks afterwards who waits, and whoever begins to wait looks
+afterwards for an idle context. Single operations on a deque are atomic, so there is no lock on a run's way.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from .._concurrency.one_shot import Awaited
+
+if TYPE_CHECKING:
+    from ..adapter.contract import CallForm, Context
+    from .conversion import Scratch
+
+
+_popleft: Callable[[deque[Lease]], Lease] = deque.popleft
+
+
+class Lease:
+    """A context and what belongs to it. Has one user at a time: whoever took it from its lane."""
+
+    __slots__ = ("context", "errors", "label", "padded", "runs", "scratch", "shape_set")
+
+    def __init__(self, context: Context, label: str) -> None:
+        self.context = context
+        self.label = label
+        self.runs = 0
+        self.errors = 0
+        self.padded = 0
+        self.shape_set: int | None = None
+        """The shape set that the context stands at, where the model has several."""
+        self.scratch: dict[CallForm, Scratch] = {}
+
+
+class Turn(Awaited):
+    """A run that waits for a context; without ``work``, somebody who wants the context itself.
+
+    Whoever takes it off the queue must :meth:`claim` it, and so must the one who waits before giving up: only one can.
+    """
+
+    __slots__ = ("_refused", "lease", "work")
+
+    def __init__(self, work: Callable[[Lease], None] | None, refused: Callable[[], None] | None = None) -> None:
+        super().__init__()
+        self.work = work
+        self.lease: Lease | None = None
+        self._refused = refused
+
+    def execute(self, lease: Lease) -> None:
+        """Do the work. What it raises is for :meth:`result`."""
+        assert self.work is not None
+        try:
+            self.work(lease)
+        except BaseException as error:
+            self.error = error
+        self.finish()
+
+    def receive(self, lease: Lease) -> None:
+        """Hand over the context itself."""
+        self.lease = lease
+        self.finish()
+
+    def refuse(self, error: BaseException) -> None:
+        """It will never run."""
+        self.error = error
+        if self._refused is not None:
+            self._refused()
+        self.finish()
+
+    def finish(self) -> None:
+        """As :meth:`Awaited.finish`; gives up the work."""
+        self.work = self._refused = None  # they hold buffers
+        super().finish()
+
+    def result(self) -> None:
+        """Wait until it has ended; raise what the work raised, or why it never ran. Once, from one thread."""
+        self.wait()
+        self.raise_error()
+
+
+class Lane:
+    """Contexts of which any may take the next run. Thread safe.
+
+    ``by_shape``: an idle context that stands at the wanted shape set is preferred, since switching costs the runtime
+    time. Holds no reference to whoever uses it. :meth:`close` must be called: it ends the workers.
+    """
+
+    def __init__(self, leases: Iterable[Lease], *, by_shape: bool = False) -> None:
+        self._idle = deque(leases)
+        self._source = (self._idle,)
+        #: The first half of :meth:`give_back`, for who may be interrupted by a signal: no Python function, so that
+        #: nothing is raised before it is done. Then comes :meth:`call_who_waits`.
+        self.put_back: Callable[[Lease], None] = self._idle.append
+        self._contexts = len(self._idle)
+        self._by_shape = by_shape and self._contexts > 1
+        self._waiting: deque[Turn] = deque()
+        self._workers: list[threading.Thread] = []
+        self._starting = threading.Lock()
+        self._jobs: SimpleQueue[bool] = SimpleQueue()  # False: the workers end
+        self._over = False
+        self._refusal: Callable[[], Exception] | None = None
+        self._to_collect = self._contexts
+
+    def take(self, shape_set: int | None = None) -> Lease | None:
+        """A context, which :meth:`give_back` must get; None where none is idle or others wait already."""
+        if self._waiting:
+            return None
+        if self._by_shape:
+            for lease in tuple(self._idle):
+                if lease.shape_set == shape_set:
+                    try:
+                        self._idle.remove(lease)
+                    except ValueError:
+                        break  # another thread was faster
+                    except BaseException:
+                        self.give_back(lease)  # a signal's, after it was taken
+                        raise
+                    return lease
+        taken: list[Lease] = []
+        try:
+            # One call from the deque into the list: between "popleft" and an assignment a signal's handler may raise,
+            # and the context would be nobody's.
+            taken.extend(map(_popleft, self._source))
+        except IndexError:
+            return None
+        except BaseException:
+            for lease in taken:
+                self.give_back(lease)
+            raise
+        return taken[0]
+
+    def give_back(self, lease: Lease) -> None:
+        """The context is free for the next."""
+        try:
+            self.put_back(lease)
+        finally:
+            self.call_who_waits()
+
+    def call_who_waits(self) -> None:
+        """Somebody made a context idle: the next may have it."""
+        if self._waiting:
+            self._call_worker()
+
+    def wait_and_run(self, work: Callable[[Lease], None]) -> None:
+        """Wait for a context and run ``work`` on it, on a worker. Raises what it raises, or why it never ran.
+
+        A KeyboardInterrupt ends the waiting, but never while ``work`` runs: it may use the caller's buffers.
+        """
+        turn = Turn(work)
+        self._await(turn)
+        turn.raise_error()
+
+    def start(self, work: Callable[[Lease], None], refused: Callable[[], None]) -> Turn:
+        """Run ``work`` on a worker as soon as there is a context. Returns at once.
+
+        ``refused`` is called instead where the lane is closed first.
+        """
+        turn = Turn(work, refused)
+        self._enqueue(turn)
+        return turn
+
+    def let_through(self) -> None:
+        """Return when everybody who waits now has had a context, or was refused."""
+        if self._waiting:
+            with suppress(Exception):  # refused, and so are they
+                self.wait_and_run(lambda lease: None)
+
+    def is_worker(self) -> bool:
+        """Whether this thread is one of the lane's."""
+        return threading.current_thread() in self._workers
+
+    def close(self, refusal: Callable[[], Exception]) -> bool:
+        """Refuse who waits or comes later with ``refusal()``, wait for what runs, then end the workers. Idempotent.
+
+        Not on a worker of this lane. A KeyboardInterrupt ends the waiting: the next call goes on. False, and nothing
+        was waited for, where a context is in use while the interpreter ends: its user does not run any more.
+        """
+        self._refusal = refusal
+        self._refuse_all(refusal)
+        while self._to_collect:
+            if self.take() is None:
+                if sys.is_finalizing():
+                    return False
+                self._await(Turn(None))
+            self._to_collect -= 1
+        with self._starting:  # whoever makes one just now has counted it when this is got
+            self._over = True
+        self._jobs.put(False)
+        while self._workers and not sys.is_finalizing():
+            self._workers[-1].join()
+            self._workers.pop()
+        return True
+
+    def _await(self, turn: Turn) -> None:
+        try:
+            self._enqueue(turn)
+            turn.wait()
+        except BaseException:
+            if turn.claim():
+                with suppress(ValueError):
+                    self._waiting.remove(turn)
+            else:
+                if not turn.ended:
+                    turn.wait()
+                if turn.lease is not None:
+                    self.give_back(turn.lease)
+            raise
+
+    def _enqueue(self, turn: Turn) -> None:
+        closing = turn.work is None
+        self._waiting.append(turn)
+        if self._refusal is not None and not closing:
+            self._refuse_all(self._refusal)
+        elif self._idle:
+            self._call_worker()
+
+    def _refuse_all(self, refusal: Callable[[], Exception]) -> None:
+        for _ in range(len(self._waiting)):
+            try:
+                turn = self._waiting.popleft()
+            except IndexError:
+                return
+            if turn.work is None:
+                self._waiting.append(turn)  # close() itself
+            elif turn.claim():
+                turn.refuse(refusal())
+
+    def _call_worker(self) -> None:
+        """Somebody waits, and a context is idle. Workers bring them together, which a signal cannot interrupt there.
+
+        Makes one where there are fewer than contexts. Where no thread can be had, as while the interpreter ends, it is
+        done here.
+        """
+        if len(self._workers) < self._contexts:
+            with suppress(RuntimeError), self._starting:
+                self._add_worker()
+        if self._workers:
+            self._jobs.put(True)
+        else:
+            self.serve()
+
+    def _add_worker(self) -> None:
+        number = len(self._workers)
+        if number < self._contexts and not self._over:
+            name = f"ort_rknn run {number}"
+            worker = threading.Thread(target=_work, args=(self, self._jobs), name=name, daemon=True)
+            worker.start()
+            self._workers.append(worker)
+
+    def serve(self) -> None:
+        """Execute those who wait, in their order, on one context after the other, while one is idle."""
+        while self._waiting:
+            try:
+                lease = self._idle.popleft()
+            except IndexError:
+                return  # whoever has them will see who waits
+            while True:
+                try:
+                    turn = self._waiting.popleft()
+                except IndexError:
+                    self._idle.append(lease)
+                    break
+                if turn.claim():
+                    if turn.work is None:
+                        turn.receive(lease)
+                        break
+                    turn.execute(lease)
+                del turn
+
+
+def _work(lane: Lane, jobs: SimpleQueue[bool]) -> None:
+    while jobs.get():
+        lane.serve()
+    jobs.put(False)  # for the next one

@@ -1,0 +1,129 @@
+"""From a compiled model and options to an executor: load, match the signature, open the contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .._errors import FAIL, OptionError, ort_error
+from .._options import Options
+from .._planning.discovery import Found
+from ..adapter.contract import AdapterError, LoadSettings, Model, ModelSource, SettingError
+from ..files import RknnFile
+from .dispatch import resolve
+from .executor import Executor
+from .signature import DTYPE_OF_ELEMENT, Declared, Dim, Normalisation, negotiate, override
+
+if False:  # for type checkers only, without the import
+    from ..files import OnnxValue
+
+
+def declared_by_onnx(values: Sequence[OnnxValue]) -> tuple[Declared, ...]:
+    """The tensors of an ONNX signature. Raises Fail for a value that an NPU cannot hold, naming it and its type."""
+    out = []
+    for value in values:
+        dtype = DTYPE_OF_ELEMENT.get(value.elem_type or 0) if value.kind == "tensor" else None
+        if dtype is None:
+            raise ort_error(FAIL, f"{value.name!r} is {value.type_text}, which an NPU cannot hold")
+        out.append(Declared(value.name, dtype, value.dims))
+    return tuple(out)
+
+
+def declared_by_file(file: RknnFile) -> tuple[tuple[Declared, ...], tuple[Declared, ...]] | None:
+    """The ONNX's signature as the compiled file remembers it; None where something of it is unknown."""
+    sides = []
+    for tensors in (file.inputs, file.outputs):
+        side = []
+        for tensor in tensors:
+            if tensor.dtype is None or tensor.shape is None:
+                return None
+            side.append(Declared(tensor.name, tensor.dtype, tensor.shape))
+        sides.append(tuple(side))
+    if not sides[0] or not sides[1]:
+        return None
+    inputs, outputs = sides
+    if file.shape_sets:
+        inputs = tuple(
+            Declared(v.name, v.dtype, _free_where_sets_differ([s[i] for s in file.shape_sets], v.name))
+            for i, v in enumerate(inputs)
+        )
+        outputs = tuple(
+            Declared(v.name, v.dtype, tuple(f"{v.name}_{axis}" for axis in range(len(v.dims or ())))) for v in outputs
+        )
+    return inputs, outputs
+
+
+def _free_where_sets_differ(shapes: Sequence[tuple[int, ...]], name: str) -> tuple[int | str, ...]:
+    return tuple(
+        lengths[0] if len(set(lengths)) == 1 else f"{name}_{axis}" for axis, lengths in enumerate(zip(*shapes))
+    )
+
+
+def normalisations(file: RknnFile | None) -> dict[str, Normalisation]:
+    """What the compiled model does to its inputs before the network, by input name; plain ones left out."""
+    out = {}
+    for tensor in file.inputs if file is not None else ():
+        mean, std = tensor.mean, tensor.std
+        if mean and std and (any(mean) or any(s != 1 for s in std)):
+            out[tensor.name] = Normalisation(mean, std)
+    return out
+
+
+def open_executor(
+    found: Found,
+    source: ModelSource,
+    options: Options,
+    *,
+    inputs: Sequence[Declared] | None,
+    outputs: Sequence[Declared] | None,
+    file: RknnFile | None,
+    twin: str | bytes | None,
+    label: str,
+    share_with: Model | None = None,
+    overridden: Mapping[str, tuple[Dim, ...]] | None = None,
+) -> Executor:
+    """Load a compiled model and open its contexts.
+
+    ``inputs`` / ``outputs`` None: what the runtime reports is the signature. ``share_with``: a model that lends its
+    weights. ``overridden``: the declared inputs' dims with free dimensions fixed, by name. Raises OptionError for
+    options that the device or the model cannot serve, Fail (naming the model and what the runtime said) where loading
+    fails. Leaves nothing open when it raises.
+    """
+    dispatch = resolve(options, found.device.soc, found.device.cores)
+    settings = LoadSettings(
+        twin=twin,
+        run_timeout_ms=options.run_timeout_ms,
+        share_weights=not options.disable_dup_context,
+        share_with=share_with,
+        custom_op_paths=options.custom_op_paths,
+        custom_op_default_path=options.custom_op_default_path,
+    )
+    try:
+        model = found.adapter.load(found.device, source, settings)
+    except SettingError as error:
+        raise OptionError(f"{label} on {found.device.name}: {error}") from error
+    except AdapterError as error:
+        raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error
+    try:
+        if inputs is None or outputs is None:
+            inputs = [Declared(i.name, i.dtype, _reported(i.shape, i.layout)) for i in model.inputs]
+            outputs = [Declared(o.name, o.dtype, o.shape) for o in model.outputs]
+        signature = negotiate(model, inputs, outputs, options, normalisation=normalisations(file), label=label)
+        if overridden:
+            before = {value.name: value.dims or () for value in inputs}
+            signature = override(signature, before, overridden, options.on_missing_shape)
+    except AdapterError as error:
+        model.close()
+        raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error
+    except BaseException:
+        model.close()
+        raise
+    try:
+        return Executor(model, dispatch, signature, label, options, onnx=twin)
+    except AdapterError as error:
+        raise ort_error(FAIL, f"{label}: no context on {found.device.name}: {error}") from error
+
+
+def _reported(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    from .signature import onnx_order
+
+    return onnx_order(shape, "NHWC" if layout == "NHWC" else "UNDEFINED")

@@ -1,0 +1,397 @@
+"""The signature of a session on the NPU: what the caller feeds and gets, and how that maps to the compiled model.
+
+The rule is the ONNX's dtypes, shapes and NCHW order. Provider options change it where a user wants speed: ``layout``
+and
+``input_dtype`` per input, ``output_dtype`` for all outputs. What neither the runtime nor a plain cast can do is refused
+when the session is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from .._errors import FAIL, OptionError, ort_error
+from .._options import INPUT_DTYPES, Options
+from ..adapter.contract import Layout, Model, Shape, TensorInfo
+
+Dim = int | str | None
+
+#: numpy dtype name -> (ONNX element type, bytes per element). The dtypes that can be a session's on the NPU.
+DTYPES: Mapping[str, tuple[int, int]] = {
+    "float32": (1, 4),
+    "uint8": (2, 1),
+    "int8": (3, 1),
+    "uint16": (4, 2),
+    "int16": (5, 2),
+    "int32": (6, 4),
+    "int64": (7, 8),
+    "bool": (9, 1),
+    "float16": (10, 2),
+    "float64": (11, 8),
+    "uint32": (12, 4),
+    "uint64": (13, 8),
+}
+DTYPE_OF_ELEMENT: Mapping[int, str] = {element: name for name, (element, _) in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """An input or output as the ONNX (or, without one, the compiled file) declares it. ``dims`` None: unknown rank."""
+
+    name: str
+    dtype: str
+    dims: tuple[Dim, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """``(pixel - mean) / std`` per channel, compiled into a model and applied by the runtime to what it is fed."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One input or output of the session, and the tensor of the compiled model behind it."""
+
+    name: str
+    dtype: str
+    dims: tuple[Dim, ...]
+    layout: Layout
+    """Order of the caller's axes: NCHW or NHWC for 4-D inputs, else UNDEFINED."""
+    wire_dtype: str
+    """What the runtime is given or gives: equal to ``dtype`` where nothing needs to be converted above the seam."""
+    info: TensorInfo
+    index: int
+    """Index among the model's own inputs or outputs."""
+    wire_layout: Layout
+    """What the runtime is given or gives: differs from ``layout`` where axes are exchanged above the seam."""
+    onnx_dtype: str
+    """The dtype that the ONNX declares."""
+    normalisation: Normalisation | None = None
+    """What the runtime does to what it is fed."""
+
+    def takes(self, shape: Shape) -> bool:
+        """Whether a tensor of this shape is one that the dims allow."""
+        return len(shape) == len(self.dims) and all(not isinstance(d, int) or d == n for d, n in zip(self.dims, shape))
+
+    @property
+    def denormalises(self) -> bool:
+        """The runtime will normalise, but the caller's floats are normalised already: undone first."""
+        return self.normalisation is not None and self.dtype.startswith("float")
+
+    @property
+    def converts(self) -> bool:
+        """Something is to be done above the seam; else the runtime reads and writes the caller's buffer itself."""
+        return self.dtype != self.wire_dtype or self.layout != self.wire_layout or self.denormalises
+
+    @property
+    def elem_type(self) -> int:
+        """The ONNX element type of ``dtype``."""
+        return DTYPES[self.dtype][0]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What the caller feeds and gets."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    batch: int | None = None
+    """The compiled batch where the leading axis is free (any multiple of it runs), else None."""
+    sets: tuple[tuple[Shape, ...], ...] = ()
+    """The compiled sets: one shape per input, in the caller's axis order. A static model has one."""
+    dynamic: bool = False
+    """The model has shape sets to choose from."""
+    notes: tuple[str, ...] = field(default=())
+
+
+def override(
+    signature: Signature,
+    before: Mapping[str, tuple[Dim, ...]],
+    after: Mapping[str, tuple[Dim, ...]],
+    on_missing_shape: Literal["error", "cpu", "pad"],
+) -> Signature:
+    """The signature with the ONNX's free dimensions fixed: its inputs' dims by name, ``before`` and ``after``.
+
+    Raises Fail where no compiled set has these dims and ``on_missing_shape`` leaves other shapes an error.
+    """
+
+    def fixed(port: Port) -> tuple[Dim, ...]:
+        dims = after.get(port.name, ())
+        return _caller_order(dims, port.layout) if len(dims) == len(port.dims) else port.dims
+
+    if on_missing_shape == "error" and not any(
+        all(_agrees(fixed(p), shape, signature.batch) for p, shape in zip(signature.inputs, one))
+        for one in signature.sets
+    ):
+        asked = ", ".join(f"{port.name} {list(fixed(port))}" for port in signature.inputs)
+        compiled = "; ".join(
+            ", ".join(f"{p.name} {list(shape)}" for p, shape in zip(signature.inputs, one)) for one in signature.sets
+        )
+        raise ort_error(FAIL, f"free dimension overrides ask for {asked}. Compiled are: {compiled}")
+    lengths = {
+        d: n for name, dims in after.items() for d, n in zip(before[name], dims) if isinstance(d, str) and d != n
+    }
+    inputs = tuple(
+        replace(p, dims=tuple(n if not isinstance(d, int) else d for d, n in zip(p.dims, fixed(p))))
+        for p in signature.inputs
+    )
+    if on_missing_shape == "pad":  # outputs may come out longer, which onnxruntime would print a warning about
+        return replace(signature, inputs=inputs)
+    outputs = tuple(
+        replace(p, dims=tuple(lengths.get(d, d) if isinstance(d, str) else d for d in p.dims))
+        for p in signature.outputs
+    )
+    return replace(signature, inputs=inputs, outputs=outputs)
+
+
+def _agrees(dims: Sequence[Dim], shape: Shape, batch: int | None) -> bool:
+    return len(dims) != len(shape) or all(
+        not isinstance(d, int) or (d % batch == 0 if batch and axis == 0 else d == n)
+        for axis, (d, n) in enumerate(zip(dims, shape))
+    )
+
+
+def onnx_order(shape: Shape, layout: Layout) -> Shape:
+    """A runtime's shape in the ONNX's order of axes."""
+    if layout == "NHWC" and len(shape) == 4:
+        n, h, w, c = shape
+        return (n, c, h, w)
+    return shape
+
+
+def _caller_order(shape: Sequence[Dim], layout: Layout) -> tuple[Dim, ...]:
+    if layout == "NHWC":
+        n, c, h, w = shape
+        return (n, h, w, c)
+    return tuple(shape)
+
+
+def _caller_shape(compiled: Shape, layout: Layout, port: Port) -> Shape:
+    """A compiled input shape as the caller feeds it; with the caller's axes of length 1 where the compiled differ."""
+    shape = _caller_order(compiled, layout) if len(compiled) == len(port.dims) else port.dims
+    return tuple(d for d in shape if isinstance(d, int))
+
+
+def _squeezed(shape: Sequence[Dim]) -> list[Dim]:
+    return [d for d in shape if d != 1]
+
+
+def _pick(options: Mapping[str, str], name: str, key: str, names: Sequence[str]) -> str | None:
+    for asked in options:
+        if asked != "*" and asked not in names:
+            raise OptionError(f"provider option {key} names an input {asked!r}; the model has {', '.join(names)}")
+    return options.get(name, options.get("*"))
+
+
+def _check_pad_axes(pad_axes: Mapping[str, Sequence[int]], ports: Sequence[Port]) -> None:
+    ranks = {port.name: len(port.dims) for port in ports}
+    for name, axes in pad_axes.items():
+        if name != "*" and name not in ranks:
+            raise OptionError(f"provider option pad_axes names an input {name!r}; the model has {', '.join(ranks)}")
+        rank = max(ranks.values(), default=0) if name == "*" else ranks[name]
+        for axis in axes:
+            if axis >= rank:
+                whose = "no input has" if name == "*" else f"input {name!r} lacks"
+                raise OptionError(
+                    f"provider option pad_axes names axis {axis}, which {whose}: axes are 0 to {rank - 1}"
+                )
+
+
+def _by_name(infos: Sequence[TensorInfo], declared: Sequence[Declared], what: str, label: str) -> list[int]:
+    """For each declared value the index of the model's tensor: by name, else (all names foreign) by position."""
+    names = [info.name for info in infos]
+    wanted = [value.name for value in declared]
+    if len(infos) == len(declared):
+        if set(names) == set(wanted):
+            return [names.index(name) for name in wanted]
+        if not set(names) & set(wanted):
+            return list(range(len(names)))
+    raise ort_error(
+        FAIL,
+        f"{label}: the compiled model has the {what}s {names}, the ONNX has {wanted}; "
+        "it was compiled from another model: convert it again",
+    )
+
+
+def _fits(declared: Sequence[Dim], compiled: Sequence[Dim]) -> bool:
+    """Whether a compiled shape is one that the ONNX allows (axes of length 1 may come and go)."""
+    if len(declared) == len(compiled):
+        return all(not isinstance(d, int) or not isinstance(c, int) or d == c for d, c in zip(declared, compiled))
+    if all(isinstance(d, int) for d in declared):
+        return _squeezed(declared) == _squeezed(compiled)
+    return False
+
+
+def negotiate(
+    model: Model,
+    inputs: Sequence[Declared],
+    outputs: Sequence[Declared],
+    options: Options,
+    *,
+    normalisation: Mapping[str, Normalisation] | None = None,
+    label: str = "model",
+) -> Signature:
+    """Match the declared signature with the loaded model.
+
+    Raises Fail where the compiled model is not one of this ONNX (names, shapes), OptionError where ``layout``,
+    ``input_dtype``, ``output_dtype`` or ``pad_axes`` ask for what is not there. All is found here and not at a run.
+    """
+    names = [value.name for value in inputs]
+    notes: list[str] = []
+    sets = model.shape_sets or (tuple(onnx_order(i.shape, i.layout) for i in model.inputs),)
+    out_sets = [model.output_shapes(k if model.shape_sets else None) for k in range(len(sets))]
+    in_order = _by_name(model.inputs, inputs, "input", label)
+    out_order = _by_name(model.outputs, outputs, "output", label)
+
+    keep_free = options.on_missing_shape != "error"
+    batch = _free_batch(inputs, outputs, sets, out_sets, in_order, out_order, dynamic=bool(model.shape_sets))
+    if batch is None and any(_leads_free(v) for v in inputs) and not model.shape_sets:
+        if inputs and all(_leads_free(v) for v in inputs) and not keep_free:
+            _need_batch_axes(outputs, label)
+        notes.append(
+            "the ONNX leaves the leading axis free, but not every input and output has it: compiled shape only"
+        )
+
+    in_ports: list[Port] = []
+    layouts: list[Layout] = []
+    for value, index in zip(inputs, in_order):
+        info = model.inputs[index]
+        compiled = _merge_dims(value, [s[index] for s in sets], batch is not None, keep_free, "input", label)
+        asked = _pick(options.layout, value.name, "layout", names)
+        layout: Layout = "UNDEFINED"
+        wire_layout: Layout = "UNDEFINED"
+        if len(compiled) == 4 and len(info.shape) == 4:
+            layout = "NHWC" if asked == "NHWC" else "NCHW"
+            wire_layout = "NHWC" if asked == "NCHW software" else layout
+        elif asked is not None and "*" not in options.layout:
+            raise OptionError(
+                f"provider option layout: input {value.name!r} has {len(compiled)} axes; only 4-D inputs have a layout"
+            )
+        layouts.append(layout)
+        dtype = _pick(options.input_dtype, value.name, "input_dtype", names) or value.dtype
+        wire = dtype if dtype in INPUT_DTYPES else "float32"
+        if dtype != wire and dtype != "float64":
+            raise ort_error(FAIL, f"{label}: input {value.name!r} has dtype {dtype}, which the NPU cannot be fed")
+        norm = (normalisation or {}).get(value.name)
+        if norm is not None and dtype.startswith("float"):
+            wire = "float32"
+            notes.append(
+                f"input {value.name!r}: the compiled model normalises its input itself, while the ONNX is fed "
+                f"normalised {dtype}; feeds are denormalised first (input_dtype='uint8' feeds pixels straight in)"
+            )
+        dims = _caller_order(compiled, layout)
+        in_ports.append(Port(value.name, dtype, dims, layout, wire, info, index, wire_layout, value.dtype, norm))
+
+    _check_pad_axes(options.pad_axes, in_ports)
+
+    out_ports: list[Port] = []
+    for value, index in zip(outputs, out_order):
+        info = model.outputs[index]
+        dims = _merge_dims(value, [s[index] for s in out_sets], batch is not None, keep_free, "output", label)
+        dtype, wire = _output_dtypes(value, info, options.output_dtype, label)
+        out_ports.append(Port(value.name, dtype, dims, "UNDEFINED", wire, info, index, "UNDEFINED", value.dtype))
+
+    caller_sets = tuple(
+        tuple(_caller_shape(s[index], layout, port) for index, layout, port in zip(in_order, layouts, in_ports))
+        for s in sets
+    )
+    return Signature(tuple(in_ports), tuple(out_ports), batch, caller_sets, bool(model.shape_sets), tuple(notes))
+
+
+def _leads_free(value: Declared) -> bool:
+    return bool(value.dims) and not isinstance(value.dims[0], int)  # type: ignore[index]
+
+
+def _need_batch_axes(outputs: Sequence[Declared], label: str) -> None:
+    """All inputs take any batch: so must the outputs, or the samples' results could not be put together."""
+    for value in outputs:
+        if value.dims is not None and not _leads_free(value):
+            raise ort_error(
+                FAIL,
+                f"{label}: the ONNX takes any batch, but output {value.name!r} is {list(value.dims)}, without an axis "
+                "for it, so a batch's samples cannot be put together. on_missing_shape='cpu' runs the compiled batch "
+                "on the NPU and any other on the CPU; an ONNX with a fixed batch (python -m "
+                "onnxruntime.tools.make_dynamic_shape_fixed) runs that one only",
+            )
+
+
+def _free_batch(
+    inputs: Sequence[Declared],
+    outputs: Sequence[Declared],
+    sets: Sequence[tuple[Shape, ...]],
+    out_sets: Sequence[tuple[Shape, ...]],
+    in_order: Sequence[int],
+    out_order: Sequence[int],
+    *,
+    dynamic: bool,
+) -> int | None:
+    """The compiled batch if the leading axis of every input and output is free in the ONNX and equal in the model."""
+    if dynamic:
+        return None
+    shapes = [sets[0][i] for i in in_order] + [out_sets[0][i] for i in out_order]
+    for value, shape in zip([*inputs, *outputs], shapes):
+        if not value.dims or isinstance(value.dims[0], int) or len(shape) != len(value.dims):
+            return None
+    leading = {shape[0] for shape in shapes}
+    return leading.pop() if len(leading) == 1 else None
+
+
+def _merge_dims(
+    value: Declared,
+    compiled: Sequence[Shape],
+    free_batch: bool,
+    keep_free: bool,
+    what: Literal["input", "output"],
+    label: str,
+) -> tuple[Dim, ...]:
+    """The ONNX's dims with an integer wherever every compiled set agrees and neither batching nor a policy for missing
+    shapes (``keep_free``) can change it."""
+    dims: Sequence[Dim] = value.dims if value.dims is not None else compiled[0]
+    for shape in compiled:
+        if not _fits(dims, shape):
+            raise ort_error(
+                FAIL,
+                f"{label}: {what} {value.name!r} is {list(dims)} in the ONNX, but {list(shape)} in the compiled model; "
+                "it was compiled from another model, or for another shape",
+            )
+    if len(dims) != len(compiled[0]) or keep_free:
+        return tuple(dims)
+    merged: list[Dim] = []
+    for axis, dim in enumerate(dims):
+        lengths = {shape[axis] for shape in compiled}
+        fixed = len(lengths) == 1 and not (free_batch and axis == 0)
+        merged.append(lengths.pop() if fixed else dim)
+    return tuple(merged)
+
+
+def _output_dtypes(
+    value: Declared, info: TensorInfo, asked: Literal["onnx", "float32", "native"], label: str
+) -> tuple[str, str]:
+    """(dtype that the caller gets, dtype that the runtime gives). Integers never travel through float."""
+    if asked == "native":
+        if info.dtype not in DTYPES:
+            raise OptionError(f"provider option output_dtype='native': output {value.name!r} is {info.dtype}")
+        if not info.raw:
+            raise OptionError(
+                f"provider option output_dtype='native': the adapter gives output {value.name!r}, stored as "
+                f"{info.dtype}, as float32 only. Leave the option out, or use another adapter"
+            )
+        return info.dtype, info.dtype
+    dtype = "float32" if asked == "float32" else value.dtype
+    if dtype == info.dtype and info.quantisation is None:
+        return dtype, dtype
+    if dtype in ("float32", "float64", "float16"):
+        return dtype, "float32"
+    if info.quantisation is None and info.dtype in DTYPES and not info.dtype.startswith("float"):
+        return dtype, info.dtype  # an integer of another width: a plain cast above the seam
+    raise ort_error(
+        FAIL,
+        f"{label}: output {value.name!r} is {dtype} in the ONNX, but the compiled model gives "
+        f"{'quantised ' if info.quantisation else ''}{info.dtype}, which would lose its integers; "
+        + ("output_dtype='native' gives the raw values" if info.raw else "another adapter can give the raw values"),
+    )

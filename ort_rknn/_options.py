@@ -1,0 +1,409 @@
+"""The provider options of ``RKNNExecutionProvider``: names, types, defaults, and how their values are read.
+
+Values may be Python objects or strings, as in onnxruntime, where every option travels as a string.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypedDict
+
+from ._errors import OptionError
+
+#: The provider's name, and the names that are taken for it.
+PROVIDER = "RKNNExecutionProvider"
+ALIASES = ("RKNPU2ExecutionProvider", "RknnExecutionProvider")
+
+TP_MODES: Mapping[str, int] = {"auto": 0x0, "all": 0xFFFF, "0": 0x1, "1": 0x2, "2": 0x4, "0,1": 0x3, "0,1,2": 0x7}
+#: Spellings of ``layout`` and the layout of the caller's buffer that each means.
+LAYOUTS: Mapping[str, str] = {
+    "nchw": "NCHW",
+    "original": "NCHW",
+    "nchw_software": "NCHW software",
+    "original_software": "NCHW software",
+    "nhwc": "NHWC",
+    "any": "NHWC",
+}
+MISSING_SHAPE = ("error", "cpu", "pad")
+INPUT_DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool")
+OUTPUT_DTYPES = ("onnx", "float32", "native")
+#: Options that change the signature of a session.
+SIGNATURE_OPTIONS = ("layout", "input_dtype", "output_dtype")
+
+PerInput = Mapping[str, str]
+
+
+class RknnProviderOptions(TypedDict, total=False):
+    """Provider options as a dict. Every key may be left out."""
+
+    schedule: int | str | Sequence[int]
+    threads_per_core: int | str
+    tp_mode: str
+    device: str
+    adapter: str
+    runtime_library: str | os.PathLike[str]
+    rknn_model: str | os.PathLike[str]
+    onnx_model: str | os.PathLike[str]
+    layout: str | Mapping[str, str]
+    input_dtype: str | Mapping[str, str]
+    output_dtype: str
+    run_timeout_ms: int | str
+    disable_dup_context: bool | str
+    on_missing_shape: str
+    pad_axes: str | Sequence[int] | Mapping[str, Sequence[int]]
+    max_queue_size: int | str
+    submit_timeout_ms: int | str
+    sequential_callbacks: bool | str
+    enable_pacing: bool | str
+    custom_op_paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    custom_op_default_path: bool | str
+    zero_copy_layout: str
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Provider options, read and checked. Whether the device has the cores is checked by ``dispatch.resolve``."""
+
+    schedule: tuple[int, ...] | Literal["auto"] | None = None
+    """Data parallel: task n goes to core ``schedule[n % len(schedule)]``; "auto": the first idle core takes it."""
+    threads_per_core: int = 1
+    """Runtime contexts per core (or, with tp_mode, in all)."""
+    tp_mode: str | None = None
+    """Tensor parallel: a key of :data:`TP_MODES`."""
+    device: str | None = None
+    """"rk3588", "virtual:rk3588" ...; None: whatever is there."""
+    adapter: str | None = None
+    """Name of the adapter that must serve the session; None or "auto": the one with the highest priority."""
+    runtime_library: str | None = None
+    """Absolute path of the runtime library."""
+    rknn_model: str | None = None
+    """The compiled model to use, instead of a twin beside the ONNX."""
+    onnx_model: str | None = None
+    """The ONNX that a given ``.rknn`` was made from, instead of a twin beside it."""
+    layout: PerInput = field(default_factory=dict)
+    """"NCHW", "NHWC" or "NCHW software" (transposed above the runtime) by input name, "*" for all 4-D inputs."""
+    input_dtype: PerInput = field(default_factory=dict)
+    """Declared dtype by input name, "*" for all inputs."""
+    output_dtype: Literal["onnx", "float32", "native"] = "onnx"
+    """Declared dtype of the outputs: the ONNX's, float32, or the compiled one (raw int8 / float16)."""
+    on_missing_shape: Literal["error", "cpu", "pad"] = "error"
+    """What a call of a shape does that was not compiled: an error that lists the compiled ones; the ONNX twin on the
+    CPU; zeros up to the next compiled set."""
+    pad_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """With on_missing_shape="pad": which axes may be padded, by input name ("*": all inputs)."""
+    run_timeout_ms: int = 0
+    """Bound for one run on the NPU in milliseconds; 0: none."""
+    max_queue_size: int = 3
+    """Calls of ``submit`` / ``map`` that may wait besides those that run."""
+    submit_timeout_ms: int = 10_000
+    """How long ``submit`` waits for a place in a full queue, in milliseconds."""
+    sequential_callbacks: bool = True
+    """Callbacks of ``submit``'s futures come in the order of submission; False: as runs finish."""
+    enable_pacing: bool = False
+    """Calls are let in evenly, one per mean run time divided by the number of cores, instead of in bursts."""
+    custom_op_paths: tuple[str, ...] = ()
+    """Libraries of custom operators, registered with every context."""
+    custom_op_default_path: bool = False
+    """Load the custom operators of the runtime's own folder too."""
+    zero_copy_layout: str = "nhwc"
+    """Layout of device-side tensors; only "nhwc"."""
+    disable_dup_context: bool = False
+    """Every context loads the model for itself instead of sharing the weights."""
+    given: tuple[str, ...] = ()
+    """The keys that the user gave, in order."""
+
+    def as_strings(self) -> dict[str, str]:
+        """What runs, as ``get_provider_options()`` shows it: only keys that were given or that decide the dispatch."""
+        out: dict[str, str] = {}
+        if self.schedule is not None:
+            out["schedule"] = "auto" if self.schedule == "auto" else ",".join(map(str, self.schedule))
+        else:
+            out["tp_mode"] = self.tp_mode or "auto"
+        out["threads_per_core"] = str(self.threads_per_core)
+        for key in self.given:
+            if key not in out:
+                out[key] = _spell(getattr(self, key))
+        return out
+
+
+def _spell(value: object) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, Mapping) and list(value) == ["*"] and isinstance(value["*"], str):
+        return value["*"].lower().replace(" ", "_")
+    if isinstance(value, (Mapping, tuple)):
+        import json
+
+        plain = (
+            {k: v.lower().replace(" ", "_") if isinstance(v, str) else v for k, v in value.items()}
+            if isinstance(value, Mapping)
+            else list(value)
+        )
+        return json.dumps(plain, ensure_ascii=False)
+    return str(value)
+
+
+def _bad(key: str, value: object, accepted: str) -> OptionError:
+    return OptionError(f"provider option {key}={value!r}: {accepted}")
+
+
+#: Not longer, because Python refuses to read thousands of digits with an error of its own.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+
+
+def _integer(key: str, value: object, accepted: str, least: int) -> int:
+    number: int | None = None
+    if isinstance(value, str):
+        text = value.strip()
+        if _INTEGER.fullmatch(text):
+            number = int(text)
+    elif hasattr(value, "__index__") and not isinstance(value, bool):
+        with suppress(TypeError):  # numpy's arrays have it, and most cannot be one number
+            number = value.__index__()
+    if number is None or not least <= number < 2**31:
+        raise _bad(key, value, accepted)
+    return number
+
+
+def _boolean(key: str, value: object) -> bool:
+    if isinstance(value, (bool, int)) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text in ("1", "true", "on", "yes"):
+            return True
+        if text in ("0", "false", "off", "no"):
+            return False
+    raise _bad(key, value, "a boolean is wanted: True, False, 1, 0, 'true', 'false', 'on', 'off', 'yes' or 'no'")
+
+
+def _path(key: str, value: object) -> str:
+    try:
+        text = os.fspath(value)  # type: ignore[call-overload]
+    except TypeError:
+        raise _bad(key, value, "a path is wanted") from None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise _bad(key, value, "a path is wanted, as str or os.PathLike[str], not empty")
+    return text
+
+
+def _word(key: str, value: object, accepted: Iterable[str]) -> str:
+    if isinstance(value, str) and value.strip().lower() in accepted:
+        return value.strip().lower()
+    raise _bad(key, value, f"one of {', '.join(map(repr, accepted))} is wanted")
+
+
+def _name(key: str, value: object) -> str:
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    raise _bad(key, value, "a name is wanted, not empty")
+
+
+_SCHEDULE = "a core number, text such as '0,1,2', a list of core numbers, or 'auto' is wanted"
+
+
+def _schedule(value: object) -> tuple[int, ...] | Literal["auto"]:
+    if isinstance(value, str):
+        text = value.strip()
+        if text.lower() == "auto":
+            return "auto"
+        if text[:1] in "[(" and text[-1:] in "])":
+            text = text[1:-1]
+        items: Sequence[object] = [t for t in text.replace(",", " ").split(" ") if t]
+    elif isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping)) and getattr(value, "ndim", True):
+        items = list(value)
+    elif hasattr(value, "__index__") and not isinstance(value, bool):
+        items = [value]
+    else:
+        raise _bad("schedule", value, _SCHEDULE)
+    if not items:
+        raise _bad("schedule", value, f"it names no core; {_SCHEDULE}")
+    cores = []
+    for item in items:
+        try:
+            cores.append(_integer("schedule", item, "", 0))
+        except OptionError:
+            raise _bad("schedule", value, f"{item!r} is not a core number; {_SCHEDULE}") from None
+    return tuple(cores)
+
+
+def _tp_mode(value: object) -> str:
+    if isinstance(value, str):
+        text = value.strip().lower().replace(" ", "")
+        if text in TP_MODES:
+            return text
+    raise _bad("tp_mode", value, f"one of {', '.join(map(repr, TP_MODES))} is wanted")
+
+
+def _per_input(key: str, value: object, read: Callable[[str, object], str]) -> PerInput:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        import json
+
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise _bad(key, value, f"this is not valid JSON ({error})") from None
+    if isinstance(value, Mapping):
+        if not all(isinstance(name, str) for name in value):
+            raise _bad(key, value, "the keys of the dict are input names (str)")
+        return {name: read(key, item) for name, item in value.items()}
+    return {"*": read(key, value)}
+
+
+def _axes(value: object) -> Mapping[str, tuple[int, ...]]:
+    wanted = "axis numbers are wanted: [2, 3] for every input, or a dict by input name"
+    if isinstance(value, str):
+        import json
+
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise _bad("pad_axes", value, f"this is not valid JSON ({error}); {wanted}") from None
+    groups = value if isinstance(value, Mapping) else {"*": value}
+    out = {}
+    for name, axes in groups.items():
+        axes = [axes] if isinstance(axes, int) else axes
+        if not isinstance(axes, Sequence) or not axes or not all(type(a) is int and a >= 0 for a in axes):
+            raise _bad("pad_axes", value, wanted)
+        out[str(name)] = tuple(sorted(set(axes)))
+    return out
+
+
+def _paths(key: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str) and value.startswith("["):
+        import json
+
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise _bad(key, value, f"this is not valid JSON ({error})") from None
+    if isinstance(value, (str, os.PathLike)):
+        return (_path(key, value),)
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return tuple(_path(key, item) for item in value)
+    raise _bad(key, value, "a path or a list of paths is wanted")
+
+
+def _zero_copy_layout(value: object) -> str:
+    if isinstance(value, str) and value.strip().lower() == "native":
+        raise _bad(
+            "zero_copy_layout",
+            value,
+            "tensors in the NPU's own channel blocks (NC1HWC2) are not supported; 'nhwc' is accepted",
+        )
+    return _word("zero_copy_layout", value, ("nhwc",))
+
+
+def _layout(key: str, value: object) -> str:
+    return LAYOUTS[_word(key, value, LAYOUTS)]
+
+
+_READERS: Mapping[str, Callable[[object], Any]] = {
+    "schedule": _schedule,
+    "threads_per_core": lambda v: _integer("threads_per_core", v, "a whole number from 1 is wanted", 1),
+    "tp_mode": _tp_mode,
+    "device": lambda v: _name("device", v),
+    "adapter": lambda v: _name("adapter", v),
+    "runtime_library": lambda v: _path("runtime_library", v),
+    "rknn_model": lambda v: _path("rknn_model", v),
+    "onnx_model": lambda v: _path("onnx_model", v),
+    "layout": lambda v: _per_input("layout", v, _layout),
+    "input_dtype": lambda v: _per_input("input_dtype", v, lambda k, x: _word(k, x, INPUT_DTYPES)),
+    "output_dtype": lambda v: _word("output_dtype", v, OUTPUT_DTYPES),
+    "on_missing_shape": lambda v: _word("on_missing_shape", v, MISSING_SHAPE),
+    "pad_axes": _axes,
+    "max_queue_size": lambda v: _integer("max_queue_size", v, "a whole number from 1 is wanted", 1),
+    "submit_timeout_ms": lambda v: _integer("submit_timeout_ms", v, "milliseconds from 1 are wanted", 1),
+    "sequential_callbacks": lambda v: _boolean("sequential_callbacks", v),
+    "enable_pacing": lambda v: _boolean("enable_pacing", v),
+    "custom_op_paths": lambda v: _paths("custom_op_paths", v),
+    "custom_op_default_path": lambda v: _boolean("custom_op_default_path", v),
+    "zero_copy_layout": _zero_copy_layout,
+    "run_timeout_ms": lambda v: _integer("run_timeout_ms", v, "milliseconds from 0 are wanted (0: no bound)", 0),
+    "disable_dup_context": lambda v: _boolean("disable_dup_context", v),
+}
+assert set(_READERS) == {f.name for f in fields(Options)} - {"given"}
+
+#: Other spellings of an option. ``custom_op_path`` and ``custom_op_paths`` add to one list.
+_ALSO: Mapping[str, str] = {
+    "custom_op_path": "custom_op_paths",
+    "load_custom_ops_from_default_path": "custom_op_default_path",
+}
+
+#: Names that other RKNN libraries use and that are not honoured here: refused with a reason, never ignored.
+_REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("device_id", "weight_path", "priority", "run_core_mask"),
+        "it belongs to another library's RKNPU3 provider (RK182x); this provider drives RKNPU2 (RK35xx)",
+    ),
+    "convert": "models are not converted at load; compile a twin with rknn-toolkit2",
+}
+
+
+def read_options(given: Mapping[str, object] | None) -> Options:
+    """Read and check provider options.
+
+    Raises OptionError for an unknown key (naming the known ones), a bad value (naming what is accepted), and for
+    ``schedule`` together with ``tp_mode``.
+    """
+    values: dict[str, Any] = {}
+    for key, value in (given or {}).items():
+        name = _ALSO.get(key, key)
+        reader = _READERS.get(name) if isinstance(name, str) else None
+        if reader is None:
+            if key in _REFUSED:
+                raise OptionError(f"provider option {key!r} is not honoured: {_REFUSED[key]}")
+            known = ", ".join((*_READERS, *_ALSO))
+            raise OptionError(f"unknown provider option {key!r} for {PROVIDER}; known: {known}")
+        read = reader(value)
+        values[name] = (*values[name], *read) if name == "custom_op_paths" and name in values else read
+    if "schedule" in values and "tp_mode" in values:
+        raise OptionError(
+            "provider options 'schedule' and 'tp_mode' exclude each other: schedule spreads whole runs over the cores "
+            "(throughput), tp_mode splits one run over several (latency); give one of them"
+        )
+    if values.get("on_missing_shape") == "pad" and "pad_axes" not in values:
+        raise OptionError(
+            "provider option on_missing_shape='pad' needs pad_axes: which axes may be padded, e.g. [2, 3]"
+        )
+    if "pad_axes" in values and values.get("on_missing_shape") != "pad":
+        raise OptionError("provider option pad_axes means something with on_missing_shape='pad' only")
+    return Options(**values, given=tuple(values))
+
+
+def make_provider_options(
+    *,
+    schedule: int | str | Sequence[int] | None = None,
+    threads_per_core: int | None = None,
+    tp_mode: str | None = None,
+    device: str | None = None,
+    adapter: str | None = None,
+    runtime_library: str | os.PathLike[str] | None = None,
+    rknn_model: str | os.PathLike[str] | None = None,
+    onnx_model: str | os.PathLike[str] | None = None,
+    layout: str | Mapping[str, str] | None = None,
+    input_dtype: str | Mapping[str, str] | None = None,
+    output_dtype: str | None = None,
+    on_missing_shape: str | None = None,
+    pad_axes: str | Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    run_timeout_ms: int | None = None,
+    max_queue_size: int | None = None,
+    submit_timeout_ms: int | None = None,
+    sequential_callbacks: bool | None = None,
+    enable_pacing: bool | None = None,
+    disable_dup_context: bool | None = None,
+    custom_op_paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    custom_op_default_path: bool | None = None,
+    zero_copy_layout: str | None = None,
+) -> RknnProviderOptions:
+    """A dict of provider options with only what was given (None: left out), checked as a session would.
+
+    Raises OptionError (a ValueError) as :func:`read_options` does.
+    """
+    out: dict[str, Any] = {key: value for key, value in locals().items() if value is not None}
+    read_options(out)
+    return out  # type: ignore[return-value]

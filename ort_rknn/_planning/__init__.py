@@ -1,0 +1,1 @@
+"""What runs where, and why: the request, the facts, the plan."""

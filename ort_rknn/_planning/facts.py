@@ -1,0 +1,283 @@
+"""The facts that a plan rests on: what was given, which device there is, which files lie beside the model.
+
+Only what the request needs is looked at: a session that stays on the CPU asks no adapter and no twin.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from .._errors import INVALID_PROTOBUF, OptionError, bare_message, ort_error
+from .._executor.opening import declared_by_onnx
+from ..adapter.contract import Absence, ModelSource
+from ..files import (
+    OnnxFileError,
+    OnnxModel,
+    RknnFile,
+    RknnFileError,
+    find_twins,
+    is_onnx,
+    is_rknn,
+    is_rknpu3,
+    judge_twin,
+    onnx_twin_names,
+    read_onnx,
+    read_rknn,
+    twin_names,
+)
+from .discovery import Found, query_for, survey
+from .request import Request
+
+Kind = Literal["onnx", "rknn", "ep_context", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A compiled model that might be used, and what speaks against it."""
+
+    source: ModelSource
+    name: str
+    file: RknnFile | None
+    fit: bool
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that :func:`ort_rknn._planning.plan.plan` looks at besides the request."""
+
+    kind: Kind
+    """By magic, not by name. "other": not for us to judge (onnxruntime's own format, a missing file, a wrong type)."""
+    model: Any
+    """What the user gave: a path as str, or bytes."""
+    found: Found | None = None
+    absence: Absence | None = None
+    """Why there is no device."""
+    machine_has_npu: bool = False
+    """The device is a real one."""
+    onnx: OnnxModel | None = None
+    """The ONNX, or the twin of a given ``.rknn``."""
+    onnx_source: str | bytes | None = None
+    """Where that ONNX is."""
+    onnx_problem: str | None = None
+    """Why this ONNX cannot go to an NPU at all."""
+    candidates: tuple[Candidate, ...] = ()
+    """Compiled models, best first; for a given ``.rknn`` that one."""
+    looked_for: tuple[str, ...] = ()
+    """Names of twins that were looked for."""
+    also: tuple[str, ...] = ()
+    """Other adapters that see a device."""
+
+    @property
+    def label(self) -> str:
+        """The model's name for messages."""
+        return os.path.basename(self.model) if isinstance(self.model, str) else f"{self.kind} model in memory"
+
+
+def kind_of(model: Any) -> Kind:
+    """What a model argument is. Reads 64 bytes of a file.
+
+    Told by magic. The name says only whose words a file gets that is neither: onnxruntime's of a download that went
+    wrong are "Protobuf parsing failed", which for a ``.rknn`` mislead.
+    """
+    named_rknn = False
+    if isinstance(model, bytes):
+        head = model[:64]
+    elif isinstance(model, (str, os.PathLike)):
+        path = os.fspath(model)
+        if not isinstance(path, str) or path.lower().endswith(".ort"):
+            return "other"
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                return "other"  # a pipe gives its bytes once: they are for onnxruntime
+            with open(path, "rb") as file:
+                head = file.read(64)
+        except (OSError, ValueError):
+            return "other"
+        named_rknn = path.lower().endswith(".rknn")
+    else:
+        return "other"
+    if is_rknn(head) or is_rknpu3(head) or (named_rknn and not is_onnx(head)):
+        return "rknn"
+    return "onnx" if head else "other"
+
+
+def gather(model: Any, request: Request, why_unavailable: str | None) -> Facts:
+    """Look at what the request makes relevant.
+
+    ``why_unavailable``: why the provider cannot exist in this process. Raises InvalidProtobuf for a given ``.rknn``
+    that cannot be read, OptionError for an adapter that is not installed.
+    """
+    kind = kind_of(model)
+    if isinstance(model, os.PathLike):
+        model = os.fspath(model)
+    if kind == "other":
+        return Facts(kind, model, onnx_problem=_foreign(model))
+    if not request.wants_npu:
+        return _look(kind, model, request, None, None)
+    if why_unavailable is not None:
+        return _look(kind, model, request, None, Absence("", why_unavailable))
+    report = survey(query_for(request.options), request.options.adapter)
+    if not report.found:
+        return _look(kind, model, request, None, report.why_none())
+    found, *others = report.found
+    facts = _look(kind, model, request, found, None)
+    return replace(facts, also=tuple(o.adapter.name for o in others)) if others else facts
+
+
+def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence: Absence | None) -> Facts:
+    """The facts about a model, given the device or why there is none."""
+    has_npu = found is not None and not found.device.virtual
+    if kind == "rknn":
+        _refuse("rknn_model", request, model, "is a compiled model itself")
+        return _rknn_facts(model, request, found, absence, has_npu)
+    if found is None and not _may_be_ep_context(model):
+        _refuse("onnx_model", request, model, "is the ONNX itself")
+        return Facts("onnx", model, None, absence, has_npu, onnx_source=model)
+    try:
+        onnx = read_onnx(model)
+    except (OnnxFileError, OSError) as error:
+        # onnxruntime says what is wrong with it, or runs what this reader does not understand.
+        return Facts("other", model, onnx_problem=f"it is not read as ONNX: {error}")
+    from .._ep.claims import SOURCES
+
+    if any(node.source in SOURCES for node in onnx.ep_context_nodes):
+        _refuse("rknn_model", request, model, "holds its compiled model, or names it")
+        return _ep_context_facts(model, request, found, absence, has_npu, onnx)
+    _refuse("onnx_model", request, model, "is the ONNX itself")
+    candidates: list[Candidate] = []
+    looked_for: tuple[str, ...] = ()
+    if found is not None:
+        soc = found.device.soc
+        if request.options.rknn_model is not None:
+            looked_for = (request.options.rknn_model,)
+            candidates.append(_judge(request.options.rknn_model, soc, model if isinstance(model, str) else None))
+        elif isinstance(model, str):
+            looked_for = tuple(os.path.basename(n) for n in twin_names(model, soc))
+            candidates = [_judge(os.fspath(path), soc, model) for path in find_twins(model, soc)]
+    return Facts("onnx", model, found, absence, has_npu, onnx, model, onnx_problem(onnx), tuple(candidates), looked_for)
+
+
+def _refuse(key: Literal["rknn_model", "onnx_model"], request: Request, model: Any, why: str) -> None:
+    """An option that would be without effect on this model."""
+    value = getattr(request.options, key)
+    if value is not None:
+        name = os.path.basename(model) if isinstance(model, str) else "the model in memory"
+        raise OptionError(f"provider option {key}={value!r} has no use here: {name} {why}; leave it out")
+
+
+def _foreign(model: Any) -> str | None:
+    """Why a model of kind "other" cannot go to an NPU; None where onnxruntime will not have it either."""
+    if isinstance(model, str) and model.lower().endswith(".ort") and os.path.isfile(model):
+        return "it is in onnxruntime's own format, which has no compiled twin"
+    return None
+
+
+def _may_be_ep_context(model: str | bytes) -> bool:
+    """Whether an ONNX could hold EPContext nodes of ours: then the CPU needs another model. Cheap, errs on yes."""
+    if isinstance(model, bytes):
+        return b"EPContext" in model
+    try:
+        if os.path.getsize(model) > 4 << 20:
+            return any(True for _ in read_onnx(model).ep_context_nodes)
+        with open(model, "rb") as file:
+            return b"EPContext" in file.read()
+    except (OnnxFileError, OSError):
+        return False
+
+
+def onnx_problem(onnx: OnnxModel) -> str | None:
+    """Why this ONNX cannot be a session's on the NPU; None where it can."""
+    try:
+        declared_by_onnx((*onnx.inputs, *onnx.outputs))
+    except Exception as error:
+        return bare_message(error)
+    if not onnx.inputs:
+        return "it has no inputs"
+    both = {v.name for v in onnx.inputs} & {v.name for v in onnx.outputs}
+    if both:
+        return f"{sorted(both)[0]!r} is an input and an output at once"
+    return None
+
+
+def _judge(path: str, soc: str, onnx_path: str | None) -> Candidate:
+    source, name = ModelSource(path=path), os.path.basename(path)
+    try:
+        file = read_rknn(path)
+    except (RknnFileError, OSError) as error:
+        return Candidate(source, name, None, False, (str(error),))
+    verdict = judge_twin(file, soc=soc, runtime_version=None, onnx_path=onnx_path)
+    return Candidate(source, name, file, verdict.fit, tuple(verdict.reasons), tuple(verdict.notes))
+
+
+def _unreadable(path: str, error: Exception) -> OptionError:
+    return OptionError(f"provider option onnx_model={path!r} cannot be read: {error}")
+
+
+def _rknn_facts(
+    model: str | bytes, request: Request, found: Found | None, absence: Absence | None, has_npu: bool
+) -> Facts:
+    try:
+        file = read_rknn(model)
+    except RknnFileError as error:
+        raise ort_error(INVALID_PROTOBUF, str(error)) from error
+    in_memory = isinstance(model, bytes)
+    soc = found.device.soc if found else (file.targets[0] if file.targets else "")
+    source = ModelSource(data=model) if isinstance(model, bytes) else ModelSource(path=model)
+    name = "rknn model in memory" if in_memory else os.path.basename(os.fsdecode(model))
+    looked_for: tuple[str, ...] = ()
+    onnx_source: str | None = None
+    if request.options.onnx_model is not None:
+        looked_for = (request.options.onnx_model,)
+        onnx_source = request.options.onnx_model
+    elif isinstance(model, str):
+        paths = [os.fspath(p) for p in onnx_twin_names(model, soc)]
+        looked_for = tuple(os.path.basename(p) for p in paths)
+        onnx_source = next((p for p in paths if os.path.isfile(p)), None)
+    onnx, problem = None, None
+    if onnx_source is not None:
+        try:
+            onnx = read_onnx(onnx_source)
+            problem = onnx_problem(onnx)
+        except (OnnxFileError, OSError) as error:
+            if request.options.onnx_model is not None:
+                raise _unreadable(request.options.onnx_model, error) from error
+            problem = f"{onnx_source} cannot be read: {error}"
+            onnx_source = None
+    candidate = Candidate(source, name, file, True)
+    if found is not None:
+        verdict = judge_twin(file, soc=found.device.soc, runtime_version=None, onnx_path=None)
+        candidate = Candidate(source, name, file, verdict.fit, tuple(verdict.reasons), tuple(verdict.notes))
+    return Facts("rknn", model, found, absence, has_npu, onnx, onnx_source, problem, (candidate,), looked_for)
+
+
+def _ep_context_facts(
+    model: str | bytes, request: Request, found: Found | None, absence: Absence | None, has_npu: bool, onnx: OnnxModel
+) -> Facts:
+    """The original ONNX: named by option, in the node or the metadata, or beside it (``model_ctx.onnx``)."""
+    looked_for: list[str] = []
+    original: str | None = None
+    if request.options.onnx_model is not None:
+        original = request.options.onnx_model
+        looked_for.append(original)
+        try:
+            read_onnx(original)
+        except (OnnxFileError, OSError) as error:
+            raise _unreadable(original, error) from error
+    elif isinstance(model, str):
+        folder = os.path.dirname(os.path.abspath(model))
+        names = [n.onnx_model_filename for n in onnx.ep_context_nodes if n.onnx_model_filename]
+        names += [v for k, v in onnx.metadata.items() if k == "onnx_model_filename"]
+        stem = os.path.splitext(os.path.basename(model))[0]
+        names += [stem[: -len(end)] + ".onnx" for end in ("_ctx", "-ctx", ".ctx") if stem.endswith(end)]
+        for name in dict.fromkeys(names):
+            looked_for.append(name)
+            # Only beside the model: a name in a file is input from strangers.
+            path = os.path.join(folder, os.path.basename(name))
+            if os.path.basename(name) == name and os.path.isfile(path) and not os.path.samefile(path, model):
+                original = original or path
+    return Facts("ep_context", model, found, absence, has_npu, onnx, original, None, (), tuple(looked_for))

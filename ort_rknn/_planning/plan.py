@@ -1,0 +1,187 @@
+"""The plan: from the request and the facts to what runs where, and why. A pure function.
+
+| given           | NPU usable        | virtual device asked for      | neither                            |
+|-----------------|-------------------|-------------------------------|------------------------------------|
+| ``model.onnx``  | the compiled twin | the twin, else a stand-in     | the CPU on ``model.onnx``          |
+| ``model.rknn``  | itself            | itself                        | the ONNX twin on the CPU, or error |
+| EPContext nodes | as it is          | as it is                      | the original ONNX, or error        |
+
+What falls back, warns or raises is told in :class:`Fallback`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .._errors import NpuUnavailable
+from .discovery import Found
+from .facts import Candidate, Facts
+from .request import Request
+
+Where = Literal["npu", "cpu", "as it is"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """The NPU came first but is not used: the first check that failed, and its remedy.
+
+    Loud (one warning, one log record) where the user asked for the NPU or the machine has one, else one INFO record.
+    """
+
+    reason: str
+    remedy: str
+    loud: bool
+
+    def __str__(self) -> str:
+        return f"{self.reason}. {self.remedy}" if self.remedy else self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a session does."""
+
+    where: Where
+    """"npu": a wrapper around a compiled model; "cpu": onnxruntime's own session; "as it is": onnxruntime's session
+    with the provider, on a model that holds EPContext nodes."""
+    parent_model: Any = None
+    """For "cpu" and "as it is": what onnxruntime loads."""
+    found: Found | None = None
+    candidate: Candidate | None = None
+    """For "npu": the compiled model; None: a stand-in is to be made."""
+    use_onnx: bool = False
+    """For "npu": signature, metadata (and a virtual NPU's numbers) come from the ONNX."""
+    fallback: Fallback | None = None
+    story: tuple[str, ...] = ()
+    """Everything that led here, for ``explain()``."""
+
+
+def plan(request: Request, facts: Facts) -> Plan:
+    """Raises NpuUnavailable where the request is strict, or nothing could stand in for the NPU."""
+    if facts.kind == "other":
+        if request.wants_npu and facts.onnx_problem is not None:
+            return _fall_back(request, facts, f"{facts.label}: {facts.onnx_problem}", "", ())
+        return Plan("cpu", facts.model, story=("onnxruntime itself judges this model",))
+    if not request.wants_npu:
+        return _on_cpu(request, facts, None, ("the providers that were named do not include the NPU",))
+    if facts.found is None:
+        absence = facts.absence
+        assert absence is not None
+        story = tuple(f"looked at {tried}" for tried in absence.tried)
+        return _fall_back(request, facts, f"no NPU: {absence.reason}", absence.remedy, story)
+    device = facts.found.device
+    story = (
+        f"device {device.name} ({device.cores} cores) through adapter {device.adapter}",
+        *(f"adapter {name} sees a device too; the provider option adapter='{name}' selects it" for name in facts.also),
+    )
+    if facts.kind == "ep_context":
+        return Plan("as it is", facts.model, facts.found, story=(*story, "the model holds EPContext nodes of ours"))
+    if facts.kind == "rknn":
+        return _given_rknn(request, facts, story)
+    return _given_onnx(request, facts, story)
+
+
+def _given_onnx(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
+    assert facts.found is not None and facts.onnx is not None
+    device = facts.found.device
+    if facts.onnx_problem is not None:
+        return _fall_back(request, facts, f"{facts.label}: {facts.onnx_problem}", "", story)
+    if request.after_cpu:
+        reason = "CPUExecutionProvider was named before the NPU's provider and takes every node, as in onnxruntime"
+        return _fall_back(request, facts, reason, "Name the NPU's provider first", story)
+    for candidate in facts.candidates:
+        if candidate.fit:
+            story = (*story, f"compiled model {candidate.name}", *candidate.notes)
+            return Plan("npu", found=facts.found, candidate=candidate, use_onnx=True, story=story)
+        story = (*story, f"{candidate.name} is not used: {'; '.join(candidate.reasons)}")
+    if device.virtual and request.options.rknn_model is None:
+        free = _free_dims(facts)
+        if not free:
+            said = "no compiled twin, so a stand-in made from the signature; its numbers come from the ONNX"
+            return Plan("npu", found=facts.found, use_onnx=True, story=(*story, said))
+        return _fall_back(
+            request,
+            facts,
+            f"{facts.label}: {free}, but an NPU runs shapes that were compiled",
+            "Convert it with rknn-toolkit2 for the shapes you need and put the .rknn beside it",
+            story,
+        )
+    reasons = [f"{c.name} does not fit: {'; '.join(c.reasons)}" for c in facts.candidates]
+    if not reasons:
+        names = ", ".join(facts.looked_for)
+        reasons = [
+            f"no compiled twin of {facts.label} (looked for {names})" if names else "a model in memory has no twin"
+        ]
+    remedy = (
+        f"Convert it for {device.soc} with rknn-toolkit2 and put the .rknn beside it, or name it with the provider "
+        "option rknn_model"
+    )
+    return _fall_back(request, facts, reasons[0], remedy, story)
+
+
+def _free_dims(facts: Facts) -> str:
+    """Which dimensions a stand-in cannot fix; "" where only a common leading batch axis is free."""
+    assert facts.onnx is not None
+    for what, values in (("input", facts.onnx.inputs), ("output", facts.onnx.outputs)):
+        for value in values:
+            if value.dims is None:
+                return f"{what} {value.name!r} has no fixed rank"
+            free = [str(d if d is not None else "?") for d in value.dims[1:] if not isinstance(d, int)]
+            if free:
+                return f"{what} {value.name!r} has the free dimensions {', '.join(free)}"
+    return ""
+
+
+def _given_rknn(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
+    assert facts.found is not None
+    candidate = facts.candidates[0]
+    if not candidate.fit:
+        return _fall_back(request, facts, f"{candidate.name} does not fit: {'; '.join(candidate.reasons)}", "", story)
+    use_onnx = facts.onnx is not None and facts.onnx_problem is None and _same_names(candidate, facts)
+    if use_onnx:
+        story = (*story, f"signature and metadata from its ONNX twin {facts.onnx_source!r}")
+    else:
+        story = (*story, "signature from the .rknn itself" + (f" ({facts.onnx_problem})" if facts.onnx_problem else ""))
+        if facts.found.device.virtual:
+            story = (*story, "no ONNX twin: the virtual NPU's numbers are a deterministic function of the inputs")
+    return Plan("npu", found=facts.found, candidate=candidate, use_onnx=use_onnx, story=(*story, *candidate.notes))
+
+
+def _same_names(candidate: Candidate, facts: Facts) -> bool:
+    """Whether the ONNX beside a given ``.rknn`` has its inputs and outputs."""
+    file, onnx = candidate.file, facts.onnx
+    if file is None or onnx is None or not file.inputs or not file.outputs:
+        return onnx is not None
+    return {t.name for t in file.inputs} == {v.name for v in onnx.inputs} and {t.name for t in file.outputs} == {
+        v.name for v in onnx.outputs
+    }
+
+
+def fall_back_after(request: Request, facts: Facts, made: Plan, reason: str) -> Plan:
+    """The plan after loading failed on the NPU. Raises NpuUnavailable as :func:`plan` does."""
+    return _fall_back(request, facts, reason, "", made.story)
+
+
+def _fall_back(request: Request, facts: Facts, reason: str, remedy: str, story: tuple[str, ...]) -> Plan:
+    text = f"{reason}. {remedy}" if remedy else reason
+    if request.strict:
+        raise NpuUnavailable(f"{text} (no fallback to the CPU: {request.strict_by})")
+    return _on_cpu(request, facts, Fallback(reason, remedy, request.asked or facts.machine_has_npu), story)
+
+
+def _on_cpu(request: Request, facts: Facts, fallback: Fallback | None, story: tuple[str, ...]) -> Plan:
+    if facts.kind in ("onnx", "other"):
+        return Plan("cpu", facts.model, fallback=fallback, story=story)
+    if facts.onnx_source is not None:
+        told = (*story, f"the CPU runs {facts.onnx_source!r} in place of {facts.label}")
+        return Plan("cpu", facts.onnx_source, fallback=fallback, story=told)
+    why = f"{fallback}".rstrip(". ") if fallback else "the named providers cannot run it"
+    names = ", ".join(facts.looked_for)
+    looked = f"looked for {names}" if names else "the model names none, and its own name does not end in _ctx.onnx"
+    if not names and isinstance(facts.model, bytes):
+        looked = "a model in memory has no file beside it"
+    what = "a compiled model runs on an NPU only" if facts.kind == "rknn" else "its EPContext nodes run on an NPU only"
+    raise NpuUnavailable(
+        f"{facts.label}: {why}. And {what}, while no ONNX was found that the CPU could run instead ({looked}); "
+        "put the ONNX beside it or name it with the provider option onnx_model"
+    )

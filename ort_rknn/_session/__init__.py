@@ -1,0 +1,1 @@
+"""The session: onnxruntime's own, over a model that was planned first."""

@@ -1,0 +1,79 @@
+"""The story of a session, as text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnxruntime
+
+from .._options import PROVIDER
+
+if TYPE_CHECKING:
+    from .._executor.executor import Executor
+    from .start import State
+
+
+def explain(state: State | None) -> str:
+    """What runs, where, why, and what it did so far."""
+    if state is None:
+        return "runs:      onnxruntime's own session (ORT_RKNN_DISABLE=1)"
+    plan, facts = state.plan, state.facts
+    if plan is None or facts is None:
+        return "runs:      onnxruntime's own session: the SessionOptions chose providers or devices themselves"
+    lines: list[str] = []
+    runs = {"npu": f"on the NPU ({PROVIDER})", "cpu": "on onnxruntime's CPU session", "as it is": "NPU and CPU nodes"}
+    lines.append(f"given:     {facts.label} ({facts.kind})")
+    lines.append(f"runs:      {runs[plan.where]}, onnxruntime {onnxruntime.__version__}")
+    if plan.fallback is not None:
+        lines.append(f"fell back: {plan.fallback}")
+    if plan.found is not None:
+        device = plan.found.device
+        kind = "virtual NPU" if device.virtual else "NPU"
+        lines.append(f"device:    {device.name}: {kind} with {device.cores} cores, adapter {device.adapter}")
+        if device.runtime:
+            lines.append(f"runtime:   {device.runtime}")
+    for executor in state.executors:
+        lines += _of_executor(executor, state)
+    for line in plan.story:
+        lines.append(f"because:   {line}")
+    for note in state.notes:
+        lines.append(f"note:      {note}")
+    return "\n".join(lines)
+
+
+def _of_executor(executor: Executor, state: State) -> list[str]:
+    lines = [f"model:     {executor.label}"]
+    for name, text in executor.model.versions.items():
+        lines.append(f"version:   {name} {text}")
+    lines.append(f"dispatch:  {executor.dispatch.describe()}")
+    options = state.request.options if state.request is not None else None
+    if options is not None and options.schedule is None and len(executor.dispatch.lanes) == 1:
+        lines.append(
+            "           callers share these cores one run at a time; provider option schedule='0,1,2' spreads them"
+        )
+    signature = executor.signature
+    for what, ports in (("input", signature.inputs), ("output", signature.outputs)):
+        for port in ports:
+            compiled = f"{port.info.dtype} {list(port.info.shape)}"
+            quantised = port.info.quantisation
+            if quantised is not None:
+                compiled += f" scale {quantised.scale:g} zero point {quantised.zero_point}"
+            lines.append(f"{what + ':':<11}{port.name} {port.dtype} {list(port.dims)}, compiled {compiled}")
+    for group in signature.sets if signature.dynamic else ():
+        lines.append("shape set: " + ", ".join(f"{p.name} {list(s)}" for p, s in zip(signature.inputs, group)))
+    if signature.batch is not None:
+        lines.append(
+            f"batch:     any multiple of the compiled {signature.batch}; samples go over the cores in parallel"
+        )
+    for label, counts in executor.counters().items():
+        lines.append(f"counter:   {label}: {counts['runs']} runs, {counts['errors']} errors")
+    missing = executor.missing_shapes()
+    if executor.options.on_missing_shape == "cpu":
+        lines.append(
+            f"missing:   {missing['cpu']} calls of shapes that were not compiled ran on the ONNX twin on the CPU"
+        )
+    elif executor.options.on_missing_shape == "pad":
+        lines.append(f"missing:   {missing['padded']} calls of shapes that were not compiled were padded")
+    for note in signature.notes:
+        lines.append(f"note:      {note}")
+    return lines

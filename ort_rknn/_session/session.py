@@ -1,0 +1,168 @@
+"""The session: onnxruntime's own, over a model that was planned first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime
+
+from .asynchronous import AsynchronousCalls, making
+
+# Importing ort_rknn should cost what importing onnxruntime costs: whatever only a session needs is imported when the
+# first one is made.
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ..adapter.contract import Quantisation, Shape
+    from .start import State
+
+
+#: Is told of every session that was made or planned again (the import swap's report).
+_watch: Callable[[InferenceSession], None] | None = None
+
+
+class _Closed:
+    """What a closed session has in place of onnxruntime's: every use says so."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise _closed()
+
+    def __repr__(self) -> str:
+        # Part of onnxruntime's message where this is passed for a native session.
+        return "<the session was closed>"
+
+
+def _closed() -> Exception:
+    from .._errors import RUNTIME_EXCEPTION, ort_error
+
+    return ort_error(RUNTIME_EXCEPTION, "the session was closed")
+
+
+class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type: ignore[misc]
+    """onnxruntime's InferenceSession, on the NPU where there is one and a compiled model for it, else on the CPU.
+
+    ``path_or_bytes``: an ONNX model (its compiled twin is looked for beside it), a compiled ``.rknn``, or an ONNX with
+    EPContext nodes; a path or bytes. ``providers`` and ``provider_options`` are as in onnxruntime;
+    ``provider_options`` alone, a dict or a list of one, belongs to ``RKNNExecutionProvider``. What runs where, and why,
+    is told by :meth:`explain`. Everything else is onnxruntime's: ``run`` and its siblings are not overridden.
+
+    Raises what onnxruntime raises; OptionError (InvalidArgument and ValueError) for provider options that are unknown,
+    bad, or ask for cores that the device lacks; NpuUnavailable (Fail) where the NPU is insisted on and cannot be used.
+    """
+
+    _npu: State | None = None
+
+    if TYPE_CHECKING:
+        _sess: Any
+
+    def __init__(
+        self,
+        path_or_bytes: str | bytes | os.PathLike[str],
+        sess_options: onnxruntime.SessionOptions | None = None,
+        providers: Sequence[str | tuple[str, dict[Any, Any]]] | None = None,
+        provider_options: Sequence[dict[Any, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._start(path_or_bytes, sess_options, providers, provider_options, kwargs)
+
+    def _start(
+        self, model: Any, so: Any, providers: Any, options: Any, kwargs: dict[str, Any], *, again: bool = False
+    ) -> None:
+        first = super().__init__
+
+        def parent(*args: Any, **kwargs: Any) -> None:
+            # onnxruntime's set_providers has no fallback to other providers: its constructor has.
+            first(*args, **({**kwargs, "enable_fallback": 0} if again else kwargs))
+
+        if os.environ.get("ORT_RKNN_DISABLE") == "1":
+            parent(model, so, providers, options, **kwargs)
+            self._npu = None
+        else:
+            from .start import make
+
+            self._npu = make(self, parent, model, so, providers, options, kwargs, again=again)
+        if _watch is not None and not again:
+            _watch(self)
+
+    # Beyond onnxruntime's -------------------------------------------------------------------------------------
+
+    def explain(self) -> str:
+        """The whole story: what was given, what runs where and why, cores and contexts, counters. Text of some
+        lines."""
+        from .explain import explain
+
+        return explain(self._npu) if "_npu" in self.__dict__ else "runs:      nothing: __init__ was not called yet"
+
+    @property
+    def shape_sets(self) -> tuple[tuple[Shape, ...], ...]:
+        """For a dynamic-shape model on the NPU: the compiled sets, one shape per input each. () otherwise."""
+        executor = self._npu.executor if self._npu is not None else None
+        return executor.signature.sets if executor is not None and executor.signature.dynamic else ()
+
+    @property
+    def quantisation(self) -> Mapping[str, Quantisation]:
+        """Scale and zero point by input and output name, of the tensors that are quantised on the NPU.
+
+        They tell how to read raw outputs (``output_dtype="native"``). Those of EPContext nodes by the names in the
+        graph. Empty on the CPU.
+        """
+        signatures = [executor.signature for executor in (self._npu.executors if self._npu is not None else ())]
+        ports = [port for signature in signatures for port in (*signature.inputs, *signature.outputs)]
+        return {p.name: p.info.quantisation for p in ports if p.info.quantisation is not None}
+
+    def set_providers(
+        self, providers: Sequence[Any] | None = None, provider_options: Sequence[dict[Any, Any]] | None = None
+    ) -> None:
+        """Plan again from the model that was given at first, as onnxruntime's does for its own providers.
+
+        When it fails the session goes on as it was. Raises RuntimeException for a session that was closed.
+        """
+        if isinstance(self.__dict__.get("_sess"), _Closed):
+            raise _closed()
+        # Beside this one, which serves other threads meanwhile.
+        other = object.__new__(type(self))
+        model = self._model_path if self._model_bytes is None else self._model_bytes
+        kwargs = self._npu.kwargs if self._npu else {}
+        other._start(model, self._sess_options_initial, providers, provider_options, kwargs, again=True)
+        other._enable_fallback = self._enable_fallback
+        before = dict(self.__dict__)  # what goes with it goes after the lock
+        with making:
+            closed = isinstance(self._sess, _Closed)
+            if not closed:
+                self.__dict__.update(other.__dict__)
+        if closed:
+            other.close()
+            raise _closed()
+        del other
+        if _watch is not None:
+            _watch(self)
+        self._end_submissions()
+        old = before.pop("_npu", None)
+        for executor in old.executors if old is not None else ():
+            executor.retire()
+
+    def close(self) -> None:
+        """End the session for good: waits for what runs on the NPU, then gives back contexts and model.
+
+        Idempotent, from any thread. A later ``run`` raises RuntimeException. onnxruntime's sessions have no such
+        method; dropping the last reference does the same.
+        """
+        self._end_submissions()
+        while not isinstance(self.__dict__.get("_sess"), _Closed):
+            npu, native = self._npu, self.__dict__.get("_sess")
+            for executor in npu.executors if npu is not None else ():
+                executor.close()
+            with making:
+                if self._npu is npu:  # else set_providers() was faster
+                    self._sess = _Closed()
+            del native
+
+    def __enter__(self) -> InferenceSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,100 @@
+"""What the user's SessionOptions say. Much of it has no getter: it is found by trying, on copies of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import _pybind_state as C
+
+from ..files import Dimension, OnnxModel, OnnxValue, identity_model
+
+
+def has_providers(so: Any) -> bool:
+    """The user chose providers, devices or a policy on the options themselves."""
+    return hasattr(so, "has_providers") and bool(so.has_providers())
+
+
+def config_entry(so: Any, key: str) -> str | None:
+    """A session config entry; None where it is not set."""
+    if not so or not hasattr(so, "get_session_config_entry"):
+        return None
+    try:
+        value: str = so.get_session_config_entry(key)
+    except RuntimeError:  # not set
+        return None
+    return value
+
+
+def copy_options(so: Any, content: bytes) -> Any:
+    """An independent copy of the user's SessionOptions, which Python cannot copy: a native session makes one of its
+    own when it is created, long before it is initialised."""
+    if not so:
+        return onnxruntime.SessionOptions()
+    native = C.InferenceSession(so, content, False, False)
+    if so.enable_profiling:
+        # It opened a profile of its own.
+        os.unlink(native.end_profiling())
+    return native.session_options
+
+
+#: ModelProto { ir_version: 8, graph { name: "g" }, opset_import { version: 17 } }
+EMPTY_MODEL = b"\x08\x08:\x03\x12\x01gB\x02\x10\x11"
+
+
+def replaced_weights(so: Any, onnx: OnnxModel) -> str | None:
+    """The method of the SessionOptions that puts other weights in place of the model's, and for which name; None where
+    there is none. A compiled model has its weights inside."""
+    if not so or not (onnx.initializers or onnx.external_data):
+        return None
+    trial = copy_options(so, EMPTY_MODEL)
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32))
+    # A name that was added before cannot be added again.
+    ways: tuple[tuple[str, Sequence[str], Callable[[Any, str], None]], ...] = (
+        ("add_initializer", onnx.initializers, lambda add, name: add(name, value)),
+        ("add_external_initializers", onnx.initializers, lambda add, name: add([name], [value])),
+        (_IN_MEMORY, onnx.external_data, lambda add, name: add([name], [b"\0"], [1])),
+    )
+    for method, names, try_to in ways:
+        add = getattr(trial, method, None)  # not in every release
+        for name in dict.fromkeys(names) if add is not None else ():
+            if not name:
+                continue
+            try:
+                try_to(add, name)
+            except RuntimeError as error:
+                if "already been added" not in str(error):
+                    raise
+                return f"SessionOptions.{method} replaces {name!r}"
+    return None
+
+
+_IN_MEMORY = "add_external_initializers_from_files_in_memory"
+
+
+def overridden_dims(so: Any, inputs: Sequence[OnnxValue]) -> dict[str, tuple[Dimension, ...]]:
+    """The dims that free dimension overrides, by name or by denotation, give to ``inputs``; {} where they change none.
+
+    onnxruntime is asked by a session on a model that has these inputs and nothing else. Raises what it raises.
+    """
+    if not so or not any(v.dims and not all(isinstance(d, int) and not s for d, s in _both(v)) for v in inputs):
+        return {}
+    options = copy_options(so, EMPTY_MODEL)
+    options.enable_profiling = False
+    options.optimized_model_filepath = ""
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    if options.use_per_session_threads:
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+    native = C.InferenceSession(options, identity_model(inputs), False, False)
+    native.initialize_session([], [], set())
+    given = {v.name: v.dims for v in inputs}
+    got = {i.name: tuple(i.shape) for i in native.inputs_meta if given[i.name]}
+    return got if any(dims != given[name] for name, dims in got.items()) else {}
+
+
+def _both(value: OnnxValue) -> list[tuple[Dimension, str]]:
+    assert value.dims is not None
+    return list(zip(value.dims, value.denotations or [""] * len(value.dims)))

@@ -1,0 +1,286 @@
+"""Making a session: plan, load, and start onnxruntime's session on what was planned."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import onnxruntime
+
+from .._ep import handoff, registration
+from .._errors import INVALID_ARGUMENT, NpuUnavailable, OptionError, bare_message, status_code, warn_of_fallback
+from .._executor.dispatch import MOST_READY, resolve
+from .._executor.executor import Executor
+from .._options import PROVIDER, SIGNATURE_OPTIONS
+from .._planning.facts import Facts, gather
+from .._planning.plan import Plan, fall_back_after, plan
+from .._planning.request import Request, policy, read_request, strict_policy
+from ..adapter.contract import Model
+from .load import lender_of, load_planned, version_notes, wrapper_of
+from .session_options import EMPTY_MODEL, config_entry, copy_options, has_providers, overridden_dims, replaced_weights
+
+log = logging.getLogger("ort_rknn")
+log.addHandler(logging.NullHandler())
+
+
+@dataclass(slots=True)
+class State:
+    """What a session of ours knows besides onnxruntime's own attributes."""
+
+    kwargs: dict[str, Any]
+    again: bool = False
+    """Made by set_providers, not by the constructor."""
+    request: Request | None = None
+    facts: Facts | None = None
+    plan: Plan | None = None
+    executor: Executor | None = None
+    """Where the whole model is one compiled model."""
+    of_nodes: list[Executor] = field(default_factory=list)
+    """Where the model has EPContext nodes: one executor each."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def executors(self) -> list[Executor]:
+        """All of them."""
+        return [*self.of_nodes] if self.executor is None else [self.executor]
+
+
+def make(
+    session: Any,
+    parent: Callable[..., None],
+    model: Any,
+    so: Any,
+    providers: Any,
+    provider_options: Any,
+    kwargs: dict[str, Any],
+    *,
+    again: bool = False,
+) -> State:
+    """Plan first, then ``parent`` (onnxruntime's constructor, bound to ``session``). Leaves nothing open when it
+    raises.
+
+    onnxruntime's own fallback is kept off for our provider: it would print a block to stdout and hide the cause. The
+    user's wish about it is kept here: with ``enable_fallback=0`` a model that does not load on the NPU is an error.
+    """
+    if so and has_providers(so):
+        return _start_on_their_providers(session, parent, model, so, providers, provider_options, kwargs, again)
+    lender = lender_of(kwargs)
+    request = read_request(providers, provider_options, no_cpu=config_entry(so, _NO_CPU) == "1")
+    facts = gather(model, request, registration.why_unavailable() if request.wants_npu else None)
+    made = plan(request, facts)
+    if so and made.where == "npu" and facts.kind == "onnx":
+        assert facts.onnx is not None
+        weights = replaced_weights(so, facts.onnx)
+        if weights is not None:
+            facts = replace(facts, onnx_problem=f"{weights}, but a compiled model has its weights inside")
+            made = plan(request, facts)
+    state = State(kwargs, again, request, facts, made)
+    with ExitStack() as held:
+        made = _load(held, session, parent, state, so, lender)
+        if state.executor is not None:
+            state.notes += version_notes(made, state.executor)
+            if kwargs.get("use_weight_from") is not None and lender is None:
+                state.notes.append("use_weight_from: that session runs on the CPU, so this one has weights of its own")
+            _start_on_npu(session, parent, state, so, state.executor)
+        elif made.where == "cpu":
+            others = request.other_providers
+            if request.named and not others:
+                others = ["CPUExecutionProvider"]
+            parent(made.parent_model, so, others, request.other_options, **kwargs)
+            _tell(made)
+    if made.where != "cpu" or facts.kind in ("rknn", "ep_context"):
+        in_memory = isinstance(model, bytes)
+        session._model_path = None if in_memory else os.fspath(model)
+        session._model_bytes = model if in_memory else None
+    return state
+
+
+def _start_on_their_providers(
+    session: Any,
+    parent: Callable[..., None],
+    model: Any,
+    so: Any,
+    providers: Any,
+    provider_options: Any,
+    kwargs: dict[str, Any],
+    again: bool,
+) -> State:
+    """The user chose devices or a policy on the SessionOptions themselves: onnxruntime's business."""
+    with registration.held():
+        parent(model, so, providers, provider_options, **kwargs)
+    if policy() == "only" and session._providers[0] != PROVIDER:
+        raise NpuUnavailable(
+            f"the SessionOptions chose {session._providers[0]} themselves (no fallback to the CPU: {strict_policy()})"
+        )
+    return State(kwargs, again)
+
+
+def _load(
+    held: ExitStack, session: Any, parent: Callable[..., None], state: State, so: Any, lender: Model | None
+) -> Plan:
+    """Load what the plan has for the NPU. Where that fails, the plan becomes the next one: another compiled model that
+    fits, else the CPU. Returns the plan that it came to. ``held`` keeps the provider registered."""
+    request, facts, made = state.request, state.facts, state.plan
+    assert request is not None and facts is not None and made is not None
+    while made.where != "cpu":
+        assert made.found is not None
+        try:
+            # First: a host may let no library be opened, which only shows here.
+            held.enter_context(registration.held(made.found.device))
+            if made.where == "npu":
+                fixed = overridden_dims(so, facts.onnx.inputs) if so and made.use_onnx and facts.onnx else {}
+                state.executor = load_planned(facts, made, request.options, lender, fixed)
+            else:
+                _start_on_nodes(session, parent, state, so)
+            return made
+        except Exception as error:
+            if not (_wants_fallback(state.kwargs) and _may_fall_back(made, facts, error)):
+                raise
+            facts, made = _after_failure(request, facts, made, error)
+        state.facts, state.plan = facts, made
+        state.of_nodes.clear()
+        state.notes.clear()
+    return made
+
+
+def _may_fall_back(made: Plan, facts: Facts, error: Exception) -> bool:
+    """Whether a failure to load is a reason to run on the CPU: what the user got wrong is none. Nodes of the user's own
+    have their original to fall back on, or their own error."""
+    if isinstance(error, OptionError):
+        return False
+    return made.where == "npu" or (facts.onnx_source is not None and status_code(error) != INVALID_ARGUMENT)
+
+
+def _after_failure(request: Request, facts: Facts, made: Plan, error: Exception) -> tuple[Facts, Plan]:
+    """Facts and plan after loading on the NPU failed; the failure is the cause of whatever this raises."""
+    reason = bare_message(error)
+    others = tuple(
+        replace(c, fit=False, reasons=(*c.reasons, reason)) if c is made.candidate else c for c in facts.candidates
+    )
+    try:
+        if any(candidate.fit for candidate in others):
+            log.warning("another compiled model is tried: %s", reason)
+            facts = replace(facts, candidates=others)
+            return facts, plan(request, facts)
+        return facts, fall_back_after(request, facts, made, reason)
+    except Exception as refusal:
+        raise refusal from error
+
+
+def _start_on_npu(session: Any, parent: Callable[..., None], state: State, so: Any, executor: Executor) -> None:
+    assert state.facts is not None and state.plan is not None
+    token = handoff.offer(executor)
+    try:
+        wrapper = wrapper_of(state.facts, state.plan, executor, token)
+        options = copy_options(so, wrapper)
+        _set_threads(options, so, executor.dispatch.contexts)
+        _start_with_provider(session, parent, state, so, options, wrapper)
+    except BaseException:
+        executor.close()
+        raise
+    finally:
+        handoff.withdraw(token)
+
+
+def _start_on_nodes(session: Any, parent: Callable[..., None], state: State, so: Any) -> None:
+    """onnxruntime's session on a model that holds EPContext nodes of ours, and nodes for the CPU perhaps."""
+    assert state.plan is not None and state.plan.found is not None
+    assert state.request is not None and state.facts is not None and state.facts.onnx is not None
+    content, device, onnx = state.plan.parent_model, state.plan.found.device, state.facts.onnx
+    given = state.request.options.given
+    # What is wrong with the options is found here, where it can be told from what is wrong with a model.
+    dispatch = resolve(state.request.options, device.soc, device.cores)
+    asked = [key for key in SIGNATURE_OPTIONS if key in given]
+    if asked:
+        raise OptionError(
+            f"provider option {asked[0]!r} changes a session's signature, but {state.facts.label} declares the "
+            "signature of its EPContext nodes itself; leave it out, or give the compiled model instead"
+        )
+    options = copy_options(so, content if isinstance(content, bytes) else EMPTY_MODEL)
+    if onnx.node_count == len(onnx.ep_context_nodes):
+        _set_threads(options, so, dispatch.contexts)
+    with handoff.collected(state.of_nodes):
+        _start_with_provider(session, parent, state, so, options, content)
+
+
+def _start_with_provider(
+    session: Any, parent: Callable[..., None], state: State, so: Any, options: Any, content: Any
+) -> None:
+    """onnxruntime's session with our provider on it, by name or (before 1.25.1) by device."""
+    request, made = state.request, state.plan
+    assert request is not None and made is not None and made.found is not None
+    given = request.options.as_strings()
+    given.setdefault("device", made.found.device.name)
+    if options.optimized_model_filepath:
+        state.notes.append("optimized_model_filepath is not written: a session with compiled nodes cannot be saved")
+        options.optimized_model_filepath = ""
+    if config_entry(options, _SAVE_CONTEXT) == "1":
+        state.notes.append(f"{_SAVE_CONTEXT} is not heeded: a .rknn, which rknn-toolkit2 makes, is such a context")
+        options.add_session_config_entry(_SAVE_CONTEXT, "0")
+    if request.overtaken:
+        state.notes.append(f"{PROVIDER} comes first, though {', '.join(request.overtaken)} was named before it")
+    kwargs = {**state.kwargs, "enable_fallback": 0}
+    if registration.by_name():
+        ours, others = (PROVIDER, given), _with_options(request.other_providers, request.other_options)
+        try:
+            parent(content, options, [ours, *others], **kwargs)
+        except (RuntimeError, ValueError) as error:
+            # onnxruntime's constructor forgives mistakes about providers, but not its set_providers.
+            if not others or state.again or not _wants_fallback(state.kwargs):
+                raise
+            parent(content, options, [ours], **kwargs)
+            state.notes.append(f"{request.other_providers!r} are not used: {error}")
+    else:
+        devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == PROVIDER]
+        options.add_provider_for_devices(devices[:1], given)
+        others = [p for p in request.other_providers or () if p != "CPUExecutionProvider"]
+        if others:
+            state.notes.append(
+                f"{others} are not used: onnxruntime {onnxruntime.__version__} takes us by device, alone"
+            )
+        parent(content, options, **kwargs)
+    # onnxruntime before 1.26 does not repeat a plugin's options.
+    session._provider_options = {**session._provider_options, PROVIDER: given}
+    session._sess_options_initial = so
+    session._enable_fallback = _wants_fallback(state.kwargs)
+
+
+def _tell(made: Plan) -> None:
+    """Falling back is never a secret."""
+    if made.fallback is None:
+        return
+    text = f"this session runs on the CPU: {made.fallback}"
+    if made.fallback.loud:
+        log.warning(text)
+        warn_of_fallback(text, "ort_rknn_swap")
+    else:
+        log.info(text)
+
+
+_NO_CPU = "session.disable_cpu_ep_fallback"
+_SAVE_CONTEXT = "ep.context_enable"
+_SPINNING = "session.intra_op.allow_spinning"
+
+
+def _wants_fallback(kwargs: Mapping[str, Any]) -> bool:
+    return int(kwargs.get("enable_fallback", 1)) == 1
+
+
+def _with_options(providers: Any, options: Any) -> list[Any]:
+    if not options:
+        return list(providers or ())
+    return [(p, o) if isinstance(p, str) else p for p, o in zip(providers, options)]
+
+
+def _set_threads(options: Any, so: Any, contexts: int) -> None:
+    """A session that is all on the NPU needs threads for ``run_async`` only, and none that spin."""
+    if config_entry(so, _SPINNING) is None:
+        options.add_session_config_entry(_SPINNING, "0")
+    if not options.intra_op_num_threads and options.use_per_session_threads:
+        # onnxruntime counts a caller of run() as one of them. Calls of run_async that wait for a core ready to be run:
+        # else it stands still while the thread that ended the last call tells its callback and fetches the next one.
+        options.intra_op_num_threads = 1 + contexts + min(contexts, MOST_READY)

@@ -1,0 +1,293 @@
+"""The seam between the executor and an NPU runtime: what an adapter is.
+
+An adapter answers four questions and no more: which devices do you see (or why none, and what would help), load this
+model, give me a context on these cores, run it. Whatever two adapters would both need (dispatch, batching, dtype
+conversions that the runtime does not do, counters, error texts) lives above this module.
+
+Adapters are plugins: see :mod:`ort_rknn.adapter.hookspecs`. The core never imports one.
+
+Conventions. A *shape* is a tuple of ints. A *dtype* is numpy's name for it ("float32", "int8", "bool" ...) or
+"bfloat16" / "int4", which numpy lacks. An *address* is the integer address of a C-contiguous buffer that stays alive
+and unmoved during the call. A *core mask* has bit k set for core k; 0 lets the runtime choose one core and 0xffff
+means all of them (both are the values of ``rknn_core_mask``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Shape = tuple[int, ...]
+Layout = Literal["NCHW", "NHWC", "NC1HWC2", "UNDEFINED"]
+
+CORE_MASK_AUTO = 0
+CORE_MASK_ALL = 0xFFFF
+
+#: Number of NPU cores by SoC. Source: Rockchip's product pages and the runtime's own core-mask rules.
+SOC_CORES: Mapping[str, int] = {
+    "rk3588": 3,
+    "rk3576": 2,
+    "rk3562": 1,
+    "rk3566": 1,
+    "rk3568": 1,
+}
+
+#: ``rknn_*`` return codes and the vendor's names for them.
+RKNN_ERRORS: Mapping[int, str] = {
+    -1: "RKNN_ERR_FAIL",
+    -2: "RKNN_ERR_TIMEOUT",
+    -3: "RKNN_ERR_DEVICE_UNAVAILABLE",
+    -4: "RKNN_ERR_MALLOC_FAIL",
+    -5: "RKNN_ERR_PARAM_INVALID",
+    -6: "RKNN_ERR_MODEL_INVALID",
+    -7: "RKNN_ERR_CTX_INVALID",
+    -8: "RKNN_ERR_INPUT_INVALID",
+    -9: "RKNN_ERR_OUTPUT_INVALID",
+    -10: "RKNN_ERR_DEVICE_UNMATCH",
+    -11: "RKNN_ERR_INCOMPATILE_PRE_COMPILE_MODEL",
+    -12: "RKNN_ERR_INCOMPATILE_OPTIMIZATION_LEVEL_VERSION",
+    -13: "RKNN_ERR_TARGET_PLATFORM_UNMATCH",
+    -14: "RKNN_ERR_KEY_INVALID",
+    -15: "RKNN_ERR_DECRYPT_FAILED",
+    -16: "RKNN_ERR_SOC_BIND_FAILED",
+}
+
+
+class AdapterError(Exception):
+    """An adapter cannot do what it was asked: the library does not load, the device is gone, a form is impossible."""
+
+
+class SettingError(AdapterError):
+    """A field of :class:`LoadSettings` that this adapter has no way for. The user's to change, so the session makes it
+    an OptionError, and never falls back to the CPU for it."""
+
+
+class RknnError(AdapterError):
+    """A call of the NPU runtime failed.
+
+    ``call`` is the function's name, ``code`` its return value, ``hint`` what to do about it ("" where nothing is
+    known). The text names the call, the code and the vendor's name for it.
+    """
+
+    def __init__(self, call: str, code: int, hint: str = "") -> None:
+        self.call = call
+        self.code = code
+        self.hint = hint
+        text = f"{call} failed: {RKNN_ERRORS.get(code, 'unknown RKNN error')} ({code})"
+        super().__init__(f"{text}. {hint}" if hint else text)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One NPU that an adapter can use."""
+
+    adapter: str
+    """Name of the adapter that sees it."""
+    name: str
+    """What the provider option ``device`` selects it by: "rk3588", "virtual:rk3588"."""
+    soc: str
+    """Lower-case SoC name as in :data:`SOC_CORES`."""
+    cores: int
+    """Number of NPU cores."""
+    virtual: bool = False
+    """True where no NPU hardware is behind it."""
+    runtime: str = ""
+    """Absolute path of the runtime library, or what else runs it."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """More for ``explain()`` and the OrtEpDevice's metadata, as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """Why an adapter sees no device: the first check that failed, and its remedy."""
+
+    adapter: str
+    reason: str
+    remedy: str = ""
+    tried: tuple[str, ...] = ()
+    """Paths and the like that were looked at, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What the user said about devices."""
+
+    device: str | None = None
+    """The provider option ``device``, else ``ORT_RKNN_DEVICE``; None: whatever is there (never a virtual one)."""
+    runtime_library: str | None = None
+    """The provider option ``runtime_library``; an adapter then looks nowhere else, and skips checks of the device
+    node: the named library's own answer decides."""
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """An adapter's answer to a :class:`Query`: devices, or the reasons why there are none."""
+
+    devices: tuple[Device, ...] = ()
+    absences: tuple[Absence, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """Affine quantisation of a tensor: ``real = (stored - zero_point) * scale``."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """An input or output as the runtime reports it after loading.
+
+    ``shape`` and ``layout`` are the runtime's: a 4-D input is NHWC whatever the ONNX said, an output is as in the ONNX.
+    ``dtype`` is the compiled type (float16, int8 ...), ``quantisation`` is None for types that are not quantised
+    (float16 with scale 1 and zero point 0 counts as not quantised).
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    layout: Layout
+    quantisation: Quantisation | None = None
+    raw: bool = True
+    """Of an output: whether it can be had as it is stored. False: as float32 only."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortForm:
+    """What the caller's buffer for one input or output holds.
+
+    ``shape`` is the buffer's own, in ``layout`` (UNDEFINED for tensors that are not 4-D). For an input the runtime
+    converts ``dtype`` and ``layout`` to the model's own unless ``pass_through`` is set. For an output ``dtype`` is
+    either "float32" (the runtime widens and dequantises) or the compiled dtype (raw).
+    """
+
+    dtype: str
+    layout: Layout
+    shape: Shape
+    nbytes: int
+    pass_through: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CallForm:
+    """The form of a call: everything about it except the addresses.
+
+    Compared and hashed by identity, so a context prepares its structures once per form and finds them again with one
+    look-up. ``shape_set`` is an index into :attr:`Model.shape_sets`, None for a static model.
+    """
+
+    inputs: tuple[PortForm, ...]
+    outputs: tuple[PortForm, ...]
+    shape_set: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A compiled model: a file, or bytes in memory (exactly one of the two is set)."""
+
+    path: str | None = None
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How to load a model. An adapter that cannot honour a field that is not at its default raises SettingError."""
+
+    twin: str | bytes | None = None
+    """The ONNX model (a path, or its bytes) that the compiled one was made from, where it is known. Real runtimes have
+    no use for it; a virtual one computes with it."""
+    run_timeout_ms: int = 0
+    """Bound for one run on the NPU in milliseconds; 0: none."""
+    share_weights: bool = True
+    """Contexts of one model share its weights (``rknn_dup_context``)."""
+    share_with: Model | None = None
+    """Use the weights of another model of the same adapter, loaded before. It is unloaded after this one, whichever is
+    closed first."""
+    custom_op_paths: tuple[str, ...] = ()
+    """Libraries of custom operators, to be registered with every context before its first run."""
+    custom_op_default_path: bool = False
+    """The libraries in the runtime's own folder for them too."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Options that only some adapters know, by provider-option name. An unknown key is a SettingError."""
+
+
+class Context(Protocol):
+    """One runtime context on one core mask. Not thread safe: the executor gives it to one caller at a time."""
+
+    @property
+    def core_mask(self) -> int: ...
+
+    def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Run once: read the buffers at ``inputs``, write those at ``outputs`` (addresses, in the form's order).
+
+        Blocks until the outputs are written; releases the GIL while the NPU works. After an error the output buffers
+        hold nothing that may be read. Raises RknnError where the runtime failed, AdapterError where the form is one
+        that this adapter cannot serve. Structures are prepared at a form's first run and kept until close().
+        """
+
+    def close(self) -> None:
+        """Destroy the context. Idempotent. Never while run() is under way (the executor sees to it)."""
+
+
+class Model(Protocol):
+    """A loaded model. Its contexts are closed before it."""
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]: ...
+
+    @property
+    def shape_sets(self) -> tuple[tuple[Shape, ...], ...]:
+        """For a dynamic model its sets: per set one shape per input, in the ONNX's order of axes. () when static."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """What the runtime says of itself: "runtime", "driver" where known."""
+
+    def output_shapes(self, shape_set: int | None) -> tuple[Shape, ...]:
+        """The output shapes under a shape set (None for a static model). Called at load, never during a run."""
+
+    def context(self, core_mask: int) -> Context:
+        """A context on ``core_mask``. The first call may reuse what loading made; weights are shared where they can be.
+
+        Raises RknnError, with a hint that names the mask, where the runtime refuses it.
+        """
+
+    def close(self) -> None:
+        """Unload. Idempotent."""
+
+
+class Adapter(Protocol):
+    """One NPU runtime."""
+
+    @property
+    def name(self) -> str:
+        """Short, unique: "librknnrt", "lite2", "virtual". What the provider option ``adapter`` selects it by."""
+
+    @property
+    def priority(self) -> int:
+        """Where several adapters see a device, the highest number is taken (librknnrt 100, lite2 50, virtual 0)."""
+
+    def find(self, query: Query) -> Survey:
+        """Which devices are there. Cheap (milliseconds, no NPU work, nothing stays open) and without side effects;
+        never raises for a device that is not there: that is an Absence."""
+
+    def load(self, device: Device, source: ModelSource, settings: LoadSettings) -> Model:
+        """Load a compiled model. Raises RknnError, SettingError or AdapterError; leaves nothing open when it does."""
+
+
+class MakesStandIns(Protocol):
+    """What an adapter of virtual devices may offer besides: a compiled model made from a signature alone."""
+
+    def stand_in(
+        self, device: Device, inputs: Sequence[tuple[str, str, Shape]], outputs: Sequence[tuple[str, str, Shape]]
+    ) -> bytes:
+        """The bytes of a ``.rknn`` that has these inputs and outputs (name, dtype, shape in the ONNX's order) and no
+        program of its own: it computes with :attr:`LoadSettings.twin`. Raises AdapterError for a dtype that it
+        lacks."""
