@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from io import BytesIO
 from typing import BinaryIO, Final
@@ -13,6 +12,8 @@ from ort_rknn.adapter import CORE_MASK_ALL, SOC_CORES, Device, ModelSource
 _MAX_TRAILER: Final = 16 << 20
 _MAX_LIBRARY: Final = 256 << 20
 _MARK: Final = b"librknnrt version: "
+_AROUND: Final = len(_MARK) + 40
+_PART: Final = 1 << 20
 
 
 def init_hint(code: int, device: Device, library: str, source: ModelSource) -> str:
@@ -112,15 +113,23 @@ def describe_runtime(path: str) -> str:
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size <= _MAX_LIBRARY:
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                    start = content.find(_MARK)
-                    if start >= 0:
-                        words = content[start + len(_MARK) : start + len(_MARK) + 40].split(b"\0")[0].split()
-                        if words and words[0].isascii():
-                            return f"the runtime {path} is {words[0].decode()}"
-    except (OSError, ValueError):
+                words = _after_mark(file).split(b"\0")[0].split()
+                if words and words[0].isascii():
+                    return f"the runtime {path} is {words[0].decode()}"
+    except OSError:
         pass
     return f"the runtime is {path}"
+
+
+def _after_mark(file: BinaryIO) -> bytes:
+    """The 40 bytes after the first mark; b"" where there is none. Reads a megabyte at a time."""
+    content = b""
+    while part := file.read(_PART):
+        content = content[-_AROUND:] + part
+        start = content.find(_MARK)
+        if start >= 0:
+            return (content[start:] + file.read(_AROUND))[len(_MARK) : _AROUND]
+    return b""
 
 
 def _trailer(file: BinaryIO) -> dict[str, object] | None:

@@ -152,9 +152,8 @@ def _read_node(reader: WireReader, start: int, end: int, graph: Graph, depth: in
     """Most nodes hold nothing of interest, and a search for what would be is ten times as fast as going through them:
     a domain's tag (an EPContext node has one), the operators of the standard domain that hold graphs, and the key
     that external data is written with."""
-    data = reader.data
     if end - start < _SEARCHED_LENGTH:
-        node = data[start:end]
+        node = reader.take(start, end)
         for sign in _SIGNS:
             if sign in node:
                 break
@@ -167,9 +166,9 @@ def _read_node(reader: WireReader, start: int, end: int, graph: Graph, depth: in
             if number == _NODE_ATTRIBUTE:
                 attributes.append((first, last))
             elif number == _NODE_OP_TYPE:
-                op_type = data[first : min(last, first + _OPERATOR_LENGTH)]
+                op_type = reader.take(first, min(last, first + _OPERATOR_LENGTH))
             elif number == _NODE_DOMAIN:
-                domain = data[first : min(last, first + _OPERATOR_LENGTH)]
+                domain = reader.take(first, min(last, first + _OPERATOR_LENGTH))
     if op_type == b"EPContext" and domain == b"com.microsoft":
         _keep(graph.ep_context_nodes, _read_ep_context(reader, start, end, attributes), start)
     elif op_type in _OPERATORS_WITH_PARTS or domain not in (b"", b"ai.onnx"):
@@ -232,7 +231,7 @@ def _read_ep_context(reader: WireReader, start: int, end: int, attributes: list[
         source=text("source"),
         main_context=numbers.get("main_context", 1) != 0,
         embed_mode=embed_mode,
-        cache_context=reader.data[first:last] if has_path else None,
+        cache_context=reader.take(first, last) if has_path else None,
         cache_size=last - first,
         cache_offset=first,
         partition_name=text("partition_name"),

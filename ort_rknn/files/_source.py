@@ -1,72 +1,139 @@
-"""Opening a model given as a path or as bytes, without reading it whole."""
+"""The bytes of a model given as a path, an open file or bytes, without reading it whole."""
 
 from __future__ import annotations
 
-import errno
-import mmap
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import overload
 
-Source = str | os.PathLike[str] | bytes
-#: What the readers index and slice. Slices are copies, so nothing outlives a closed map.
-Data = bytes | mmap.mmap
+from .pinned import Pinned
 
-#: Up to this size a file is read, above it mapped: a read copy cannot be cut short by another process at work on the
-#: file (which would end this one with SIGBUS), and a map takes no memory for the weights.
+Source = str | os.PathLike[str] | bytes | Pinned
+
+#: Up to this size a file is read at once, above it block by block.
 _READ_LIMIT = 1 << 20
+#: A block starts at a multiple of its size. It is read with some bytes of the next one, so that a field's tag and
+#: length never cross its end. Larger ones cost more than they save: most of a model is weights, which are stepped over.
+_BLOCK = 1 << 11
+_OVERLAP = 64
+#: Blocks that are kept: 128 kB.
+_MOST_BLOCKS = 64
+
+
+class FileData:
+    """The bytes of an open file, read on demand: ``data[7]``, ``data[100:200]``, ``len(data)``.
+
+    The last blocks are kept, so that small reads near each other cost one system call. Raises EOFError where the file
+    has become shorter since it was opened.
+    """
+
+    __slots__ = ("_base", "_block", "_blocks", "_file", "_size")
+
+    def __init__(self, file: Pinned) -> None:
+        self._file = file
+        self._size = file.size
+        self._blocks: dict[int, bytes] = {}
+        self._block = b""
+        self._base = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, key: int) -> int: ...
+    @overload
+    def __getitem__(self, key: slice) -> bytes: ...
+    def __getitem__(self, key: int | slice) -> int | bytes:
+        if not isinstance(key, slice):
+            if not 0 <= key < self._size:
+                raise IndexError(f"the file has {self._size} bytes, and {key} is not among them")
+            block, base = self.window(key)
+            return block[key - base]
+        start, stop = key.start or 0, key.stop
+        if stop is None or stop > self._size:
+            stop = self._size
+        if start >= stop:
+            return b""
+        base = self._base
+        if start < base or stop > base + len(self._block):
+            if stop - start > _BLOCK:
+                return self._file.read(start, stop - start)
+            base = self.window(start)[1]
+            if stop > base + len(self._block):
+                return self._file.read(start, stop - start)
+        return self._block[start - base : stop - base]
+
+    def window(self, position: int) -> tuple[bytes, int]:
+        """Bytes around ``position``, which is inside the file, and the position of the first of them.
+
+        The 64 bytes from ``position`` on are among them, or all up to the file's end.
+        """
+        number = position // _BLOCK
+        base = number * _BLOCK
+        block = self._blocks.pop(number, None)
+        if block is None:
+            block = os.pread(self._file.descriptor, _BLOCK + _OVERLAP, base)
+            if len(block) < _BLOCK + _OVERLAP and base + len(block) != self._size:
+                block = self._file.read(base, min(_BLOCK + _OVERLAP, self._size - base))
+            if len(self._blocks) >= _MOST_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]  # the one that was not asked for the longest
+        self._blocks[number] = block
+        self._block, self._base = block, base
+        return block, base
+
+
+#: What the readers index and slice. Slices are copies, so nothing outlives a closed file.
+Data = bytes | FileData
 
 
 def describe_source(source: Source) -> str:
     """How an error names ``source``: its path, or "the model in memory"."""
+    if isinstance(source, Pinned):
+        return source.path
     return "the model in memory" if isinstance(source, bytes) else os.fspath(source)
 
 
 @contextmanager
 def open_source(source: Source, error: type[ValueError]) -> Iterator[Data]:
-    """The bytes of ``source`` for reading at any offset, closed on every path.
+    """The bytes of ``source`` for reading at any offset. A file that this opens is closed on every path.
 
     Raises OSError where the file cannot be opened (IsADirectoryError for a folder), ``error`` where it is something
-    that has no contents to read at an offset (a pipe, a device).
+    that has no contents to read at an offset (a pipe, a device), and where it was changed meanwhile: whatever was made
+    of it is not to be used then.
     """
     if isinstance(source, bytes):
         yield source
         return
-    path = os.fspath(source)
-    # O_NONBLOCK: opening a pipe must not wait for its writer. It changes nothing for a regular file.
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    mapped: mmap.mmap | None = None
-    descriptor = os.open(path, flags)
-    try:
-        info = os.fstat(descriptor)
-        if stat.S_ISDIR(info.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if not stat.S_ISREG(info.st_mode):
-            raise error(f"{path}: not a regular file")
-        if info.st_size <= _READ_LIMIT:
-            contents = _read_all(descriptor)
-        else:
-            mapped = mmap.mmap(descriptor, info.st_size, access=mmap.ACCESS_READ)
-    finally:
-        os.close(descriptor)
-    if mapped is None:
-        yield contents
+    if isinstance(source, Pinned):
+        with _unchanged(source, error):
+            yield _data(source)
         return
     try:
-        yield mapped
-    finally:
-        mapped.close()
+        file = Pinned(source)
+    except OSError:
+        raise
+    except ValueError as problem:
+        raise error(str(problem)) from None
+    with file, _unchanged(file, error):
+        yield _data(file)
 
 
-def _read_all(descriptor: int) -> bytes:
-    """Read to the end, or to twice the limit for a file that grows meanwhile."""
-    parts: list[bytes] = []
-    left = 2 * _READ_LIMIT
-    while left > 0 and (part := os.read(descriptor, left)):
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)
+def _data(file: Pinned) -> Data:
+    return file.read(0, file.size) if file.size <= _READ_LIMIT else FileData(file)
+
+
+@contextmanager
+def _unchanged(file: Pinned, error: type[ValueError]) -> Iterator[None]:
+    """Raises ``error`` where the file is another one at the end: also in place of what its reader raised."""
+    try:
+        yield
+    except (ValueError, EOFError) as problem:
+        if (change := file.change()) is not None:
+            raise error(f"{change}; wait until it is written, then load it again") from problem
+        raise
+    if (change := file.change()) is not None:
+        raise error(f"{change}; wait until it is written, then load it again")
 
 
 def looks_like(head: bytes) -> str:

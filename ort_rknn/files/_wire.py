@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ._source import Data
+from ._source import Data, FileData
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 _TEXT_LIMIT = 64 << 20
+#: A tag and a length, or a value, of at most ten bytes each.
+_FIELD_HEAD = 20
 
 #: A field: its number, its wire type, and for BYTES its start and end, else its value (0 for the fixed ones) and end.
 Field = tuple[int, int, int, int]
@@ -25,15 +27,32 @@ class WireError(ValueError):
 class WireReader:
     """Reads messages of ``data``; at most ``limit`` fields in all, so that no file keeps it busy for long."""
 
-    __slots__ = ("data", "left")
+    __slots__ = ("_base", "_block", "_last", "data", "left")
 
     def __init__(self, data: Data, limit: int) -> None:
         self.data = data
         self.left = limit
+        #: The bytes at hand, the position of the first of them, and the last position from which a field's tag and
+        #: length (or value) are among them.
+        self._block = b"" if isinstance(data, FileData) else data
+        self._base = 0
+        self._last = -1 if isinstance(data, FileData) else len(data)
+
+    def _move(self, position: int) -> tuple[bytes, int, int]:
+        """Have the bytes around ``position``, which is inside the data, at hand. Returns what it sets."""
+        if not self._base <= position <= self._last:
+            data = self.data
+            assert isinstance(data, FileData)
+            self._block, self._base = data.window(position)
+            end = self._base + len(self._block)
+            self._last = end if end >= len(data) else end - _FIELD_HEAD
+        return self._block, self._base, self._last
 
     def fields(self, start: int, end: int) -> Iterator[Field]:
         """The fields of the message at ``start`` to ``end``, in the file's order. Raises WireError."""
-        data = self.data
+        if start >= end:
+            return
+        block, base, last = self._move(start)
         allowance = self.left
         used = 0
         position = start
@@ -42,18 +61,22 @@ class WireReader:
                 used += 1
                 if used > allowance:
                     raise WireError(f"offset {position}: more fields than any model has")
-                tag = data[position]
-                position += 1
+                if position > last:
+                    block, base, last = self._move(position)
+                at = position - base
+                tag = block[at]
+                at += 1
                 if tag > 0x7F:
-                    tag, position = self._varint(tag, position, end)
+                    tag, at = _varint(block, base, tag, at, end)
                 elif tag < 8:
-                    raise WireError(f"offset {position - 1}: expected a field, found the number 0")
+                    raise WireError(f"offset {position}: expected a field, found the number 0")
                 kind = tag & 7
                 if kind == BYTES:
-                    length = data[position]
-                    position += 1
+                    length = block[at]
+                    at += 1
                     if length > 0x7F:
-                        length, position = self._varint(length, position, end)
+                        length, at = _varint(block, base, length, at, end)
+                    position = base + at
                     stop = position + length
                     if stop > end:
                         raise WireError(
@@ -62,43 +85,54 @@ class WireReader:
                     yield tag >> 3, BYTES, position, stop
                     position = stop
                 elif kind == VARINT:
-                    value = data[position]
-                    position += 1
+                    value = block[at]
+                    at += 1
                     if value > 0x7F:
-                        value, position = self._varint(value, position, end)
+                        value, at = _varint(block, base, value, at, end)
+                    position = base + at
                     yield tag >> 3, VARINT, value, position
                 elif kind in (FIXED32, FIXED64):
-                    position += 4 if kind == FIXED32 else 8
+                    position = base + at + (4 if kind == FIXED32 else 8)
                     yield tag >> 3, kind, 0, position
                 else:
-                    raise WireError(f"offset {position - 1}: expected a field, found wire type {kind}")
+                    raise WireError(f"offset {base + at - 1}: expected a field, found wire type {kind}")
             if position != end:
                 raise WireError(f"offset {end}: a field goes on after the end of its message")
         except IndexError:
-            raise WireError(f"offset {len(data)}: the data ends within a field") from None
+            raise WireError(f"offset {len(self.data)}: the data ends within a field") from None
         finally:
             self.left -= used
-
-    def _varint(self, first: int, position: int, end: int) -> tuple[int, int]:
-        """The rest of a varint whose first byte is ``first``; ten bytes at most, 64 bits are kept."""
-        data = self.data
-        value = first & 0x7F
-        for shift in range(7, 70, 7):
-            if position >= end:
-                raise WireError(f"offset {position}: the message ends within a number")
-            byte = data[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value & 0xFFFFFFFFFFFFFFFF, position
-        raise WireError(f"offset {position}: a number of more than ten bytes")
 
     def text(self, start: int, end: int) -> str:
         """A string of at most 64 MB. Bytes that are not UTF-8 become lone surrogates, which :func:`text_field` writes
         back as they were."""
         if end - start > _TEXT_LIMIT:
             raise WireError(f"offset {start}: a text of {end - start} bytes, at most {_TEXT_LIMIT} are expected")
-        return self.data[start:end].decode("utf-8", "surrogateescape")
+        return self.take(start, end).decode("utf-8", "surrogateescape")
+
+    def take(self, start: int, end: int) -> bytes:
+        """The bytes at ``start`` to ``end``."""
+        base, block = self._base, self._block
+        if base <= start and end - base <= len(block):
+            return block[start - base : end - base]
+        return self.data[start:end]
+
+
+def _varint(block: bytes, base: int, first: int, at: int, end: int) -> tuple[int, int]:
+    """The rest of a varint whose first byte is ``first``, from ``block[at]`` on; ten bytes at most, 64 bits are kept.
+
+    ``base`` is the position of ``block[0]``, ``end`` the end of the message.
+    """
+    value = first & 0x7F
+    for shift in range(7, 70, 7):
+        if base + at >= end:
+            raise WireError(f"offset {base + at}: the message ends within a number")
+        byte = block[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFFFFFFFFFFFFFF, at
+    raise WireError(f"offset {base + at}: a number of more than ten bytes")
 
 
 def signed(value: int) -> int:
