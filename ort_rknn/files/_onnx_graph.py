@@ -139,7 +139,7 @@ def read_graph(reader: WireReader, start: int, end: int, graph: Graph, depth: in
             graph.doc_string = reader.text(first, last)
         elif depth == 0 and number in (_GRAPH_INPUT, _GRAPH_OUTPUT):
             values = graph.inputs if number == _GRAPH_INPUT else graph.outputs
-            _keep(values, _read_value(reader, first, last), first)
+            _keep(values, read_value(reader, first, last), first)
 
 
 def _keep(items: list[T], item: T, offset: int) -> None:
@@ -273,7 +273,8 @@ def read_string_pair(reader: WireReader, start: int, end: int) -> tuple[str, str
     return key, value
 
 
-def _read_value(reader: WireReader, start: int, end: int) -> OnnxValue:
+def read_value(reader: WireReader, start: int, end: int) -> OnnxValue:
+    """The ValueInfoProto at ``start`` to ``end``. Raises WireError."""
     name = ""
     kind_of_value: Kind = "unknown"
     elem_type: int | None = None
