@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ort_rknn.independence import Independence, independence_of
+from ort_rknn._planning.independence import Independence, independence_of
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 

@@ -7,8 +7,8 @@ import pytest
 from independence_models import judged, model, node, value
 from onnx import helper
 
+from ort_rknn._planning.independence import Independence, independence_of
 from ort_rknn.files import OnnxFileError
-from ort_rknn.independence import Independence, independence_of
 
 W = np.ones((4, 3, 3, 3), np.float32)
 PICTURES = {"x": ["N", 3, 8, 8]}

@@ -1,0 +1,47 @@
+"""Whether a call of many samples may be cut into runs of fewer: a proof from the ONNX model's graph.
+
+The graph is followed once, node by node. Of every tensor is known that it is the same for any number of samples, or
+along which axis it holds the samples, each computed from its own sample of the inputs alone. A node that cannot be
+followed so far ends the proof, if an output depends on it. Nothing is run, and weights are not read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...files._source import Source, describe_source, open_source
+from ...files._wire import WireError
+from ...files.onnx_model import OnnxFileError
+
+__all__ = ["Independence", "independence_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Independence:
+    """Whether the samples of an ONNX model are independent of each other."""
+
+    proved: bool
+    reason: str
+    """For people. Where it is not proved, it names the node: "LSTM 'lstm_1' walks along the first axis"."""
+
+
+def independence_of(source: Source) -> Independence:
+    """Whether the samples along the free first axis of the inputs of an ONNX model (a path, or its bytes) are
+    independent: every output's first axis is the sample axis, and sample n of each output depends on sample n of the
+    inputs alone.
+
+    "Not proved" does not mean that they depend on each other. Raises OnnxFileError where the model is damaged, OSError
+    where the file cannot be opened.
+    """
+    from ._graph import read_nodes
+    from ._values import Unproved
+    from ._walk import prove
+
+    with open_source(source, OnnxFileError) as data:
+        try:
+            prove(read_nodes(data))
+        except Unproved as problem:
+            return Independence(False, problem.reason)
+        except WireError as problem:
+            raise OnnxFileError(f"{describe_source(source)}: a damaged ONNX model; {problem}") from None
+    return Independence(True, "every output's sample n is computed from sample n of the inputs alone")

@@ -1,0 +1,132 @@
+"""One node, and what is known of its inputs: what a rule works on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from ._graph import Constant, Node
+from ._lengths import Length, Symbols
+from ._values import ENTRY_LIMIT, Abstract, Counted, Dims, Entries, Refused, Unproved, Value, as_entries
+
+#: Gives what is known of a node's outputs, in their order. Raises Unproved.
+Rule = Callable[["Call"], Sequence[Abstract]]
+
+
+class Call:
+    """A node with its inputs. Whatever a rule asks for and does not find raises Unproved."""
+
+    __slots__ = ("inputs", "node", "opset", "symbols")
+
+    def __init__(self, node: Node, inputs: Sequence[Abstract | None], opset: int, symbols: Symbols) -> None:
+        self.node = node
+        self.inputs = inputs
+        self.opset = opset
+        self.symbols = symbols
+
+    def refuse(self, why: str) -> Unproved:
+        """The error that says why this node stands against a proof: "LSTM 'lstm_1' walks along the first axis"."""
+        return Unproved(f"{self.node} {why}")
+
+    def has(self, index: int) -> bool:
+        """Whether the input is given."""
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def any(self, index: int) -> Abstract:
+        """The input, whatever is known of it."""
+        found = self.inputs[index] if index < len(self.inputs) else None
+        if found is None:
+            raise self.refuse(f"lacks its input {index}")
+        if isinstance(found, Refused):
+            raise Unproved(found.reason)
+        return found
+
+    def value(self, index: int) -> Value:
+        """The input as a tensor. Numbers that depend on N are refused."""
+        found = self.any(index)
+        if not isinstance(found, Value):
+            raise self.refuse("computes with numbers that depend on how many samples there are")
+        return found
+
+    def values(self) -> list[Value]:
+        """All inputs that are given."""
+        return [self.value(index) for index in range(len(self.inputs)) if self.has(index)]
+
+    def dims(self, index: int) -> Dims:
+        """The input's shape."""
+        return self.shape_of(self.value(index))
+
+    def shape_of(self, value: Value) -> Dims:
+        """The shape of an input."""
+        if value.dims is None:
+            raise self.refuse("has an input whose rank is not known")
+        return value.dims
+
+    def fixed(self, *indices: int) -> None:
+        """These inputs, where they are given, must be the same for all samples."""
+        for index in indices:
+            if self.has(index) and self.value(index).axis is not None:
+                raise self.refuse(f"takes its input {index} from the samples")
+
+    def fixed_from(self, index: int) -> None:
+        """All inputs from this one on must be the same for all samples."""
+        self.fixed(*range(index, len(self.inputs)))
+
+    def entries(self, index: int) -> list[Length]:
+        """A small tensor of integers, flat: its elements. None of them depends on N in a way that is not known."""
+        found = self.any(index)
+        entries = self.entries_of(found)
+        flat = entries.reshape(-1).tolist()
+        if any(entry is None for entry in flat):
+            raise self.refuse("computes a shape from the number of samples in a way that is not followed")
+        return flat  # type: ignore[no-any-return]
+
+    def entries_of(self, found: Abstract) -> Entries:
+        """The elements of a small tensor; new symbols where they are not known but cannot depend on N."""
+        if isinstance(found, Counted):
+            return found.entries
+        if not isinstance(found, Value) or found.axis is not None:
+            raise self.refuse("takes a shape or an index from the samples")
+        if found.entries is not None:
+            return found.entries
+        lengths = [dim for dim in found.dims or () if isinstance(dim, int)]
+        if found.dims is None or len(lengths) < len(found.dims) or math.prod(lengths) > ENTRY_LIMIT:
+            raise self.refuse("takes a shape or an index that is not known")
+        return as_entries([self.symbols.number() for _ in range(math.prod(lengths))], tuple(lengths))
+
+    def integers(self, index: int) -> list[int]:
+        """A small tensor of integers that are known, flat."""
+        entries = self.entries(index)
+        if not all(type(entry) is int for entry in entries):
+            raise self.refuse(f"takes its input {index} from a computation that is not followed")
+        return entries  # type: ignore[return-value]
+
+    def number(self, name: str, default: int) -> int:
+        """An attribute that is an integer."""
+        found = self.node.attributes.get(name)
+        return default if found is None or found.number is None else found.number
+
+    def numbers(self, name: str) -> list[int] | None:
+        """An attribute that is a list of integers; None where it is not given."""
+        found = self.node.attributes.get(name)
+        return None if found is None else found.numbers
+
+    def text(self, name: str, default: str) -> str:
+        """An attribute that is a string."""
+        found = self.node.attributes.get(name)
+        return default if found is None or found.text is None else found.text
+
+    def tensor(self, name: str) -> Constant | None:
+        """An attribute that is a tensor."""
+        found = self.node.attributes.get(name)
+        return None if found is None else found.tensor
+
+    def axis(self, value: int, rank: int) -> int:
+        """``value`` as an axis from 0; negative ones count from the end."""
+        if not -rank <= value < rank:
+            raise self.refuse(f"has the axis {value} where there are {rank}")
+        return value % rank
+
+    def length(self) -> Length:
+        """A length of which only is known that it does not depend on N."""
+        return self.symbols.length()

@@ -1,0 +1,99 @@
+"""Lengths of axes: integers, or products of an integer, symbols and the number of samples N.
+
+A symbol stands for a number that the graph does not tell and that is the same for every N: the free second axis of an
+input, or a number that the graph computes in a way that is not followed.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import NamedTuple
+
+
+class Term(NamedTuple):
+    """``factor`` * the symbols * N ** ``samples``."""
+
+    factor: int
+    symbols: tuple[int, ...] = ()
+    """Sorted; a symbol may come several times. A negative one may stand for a negative number."""
+    samples: int = 0
+    """1 where N is a factor, else 0."""
+
+
+Length = int | Term
+
+#: The number of samples.
+N = Term(1, (), 1)
+
+
+class Symbols:
+    """Gives symbols that were not used before."""
+
+    __slots__ = ("_numbers",)
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+
+    def length(self) -> Term:
+        """Stands for a length: 0 or more."""
+        return Term(1, (next(self._numbers),))
+
+    def number(self) -> Term:
+        """Stands for any integer."""
+        return Term(1, (-next(self._numbers),))
+
+
+def has_samples(length: Length) -> bool:
+    """Whether it grows with N."""
+    return isinstance(length, Term) and length.samples > 0
+
+
+def at_least_zero(length: Length) -> bool:
+    """Whether it cannot be negative."""
+    if isinstance(length, Term):
+        return length.factor >= 0 and (not length.symbols or length.symbols[0] > 0)
+    return length >= 0
+
+
+def _term(length: Length) -> Term:
+    return length if isinstance(length, Term) else Term(length)
+
+
+def _plain(factor: int, symbols: tuple[int, ...], samples: int) -> Length:
+    return Term(factor, symbols, samples) if factor and (symbols or samples) else factor
+
+
+def times(a: Length, b: Length) -> Length | None:
+    """The product; None where it has N squared."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a * b
+    a, b = _term(a), _term(b)
+    if a.samples + b.samples > 1:
+        return None
+    return _plain(a.factor * b.factor, tuple(sorted(a.symbols + b.symbols)), a.samples + b.samples)
+
+
+def over(a: Length, b: Length) -> Length | None:
+    """The quotient, where ``b`` divides ``a`` whatever the symbols and N are; else None."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b if b and a % b == 0 else None
+    a, b = _term(a), _term(b)
+    if not b.factor or a.factor % b.factor or b.samples > a.samples:
+        return None
+    left = list(a.symbols)
+    for symbol in b.symbols:
+        if symbol not in left:
+            return None
+        left.remove(symbol)
+    return _plain(a.factor // b.factor, tuple(left), a.samples - b.samples)
+
+
+def product(lengths: tuple[Length, ...] | list[Length]) -> Length | None:
+    """The product of all; None where it has N squared."""
+    result: Length = 1
+    for length in lengths:
+        found = times(result, length)
+        if found is None:
+            return None
+        result = found
+    return result

@@ -1,0 +1,90 @@
+"""What is known of a tensor while a graph is followed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ._lengths import Length
+
+Dims = tuple[Length, ...]
+#: The elements of a small tensor of integers, in its shape; objects: Length, or None where nothing is known.
+Entries = npt.NDArray[np.object_]
+
+#: Tensors with more elements are not followed element by element.
+ENTRY_LIMIT = 256
+
+
+def as_entries(elements: Sequence[Length | None], shape: Sequence[int]) -> Entries:
+    """An array of ``elements``, in row-major order."""
+    entries: Entries = np.empty(len(elements), np.object_)
+    for position, element in enumerate(elements):
+        # One by one: numpy would take a Term, which is a tuple, for a row.
+        entries[position] = element
+    return entries.reshape(shape)
+
+
+class Unproved(Exception):
+    """The samples cannot be shown to be independent. The text is for people."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """A tensor whose contents do not depend on the number of samples, or one that holds all samples along one axis.
+
+    With ``axis``, that axis has ``outer * N * inner`` elements, the element ``(o * N + n) * inner + i`` depends on
+    sample n of the inputs alone, and every sample is computed alike. No other axis depends on N.
+    """
+
+    dims: Dims | None
+    """None where the rank is not known; never with ``axis``."""
+    axis: int | None = None
+    outer: Length = 1
+    entries: Entries | None = None
+    """Of a small tensor without ``axis`` whose elements are known."""
+    whole: bool = True
+    """False: ``entries`` are those of floating-point numbers."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counted:
+    """A small tensor that is computed from the number of samples N: element by element a Length. None: an element that
+    depends on N in another way."""
+
+    entries: Entries
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Positions:
+    """The numbers 0 to N - 1, each sample's own along ``axis``; alike along all other axes."""
+
+    dims: Dims
+    axis: int
+    outer: Length = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IndexRows:
+    """Indices for GatherND: along the last axis the sample's position, and then numbers from that sample alone."""
+
+    dims: Dims
+    axis: int
+    outer: Length = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Refused:
+    """A tensor of which nothing is shown."""
+
+    reason: str
+
+
+Abstract = Value | Counted | Positions | IndexRows | Refused

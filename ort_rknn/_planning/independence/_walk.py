@@ -1,0 +1,115 @@
+"""Following a graph from its inputs to its outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ._call import Call
+from ._graph import Constant, Node, NodeGraph
+from ._lengths import N, Symbols
+from ._rules import NEVER, RULES
+from ._values import ENTRY_LIMIT, Abstract, Refused, Unproved, Value, as_entries
+
+#: Versions of the standard domain whose operators the rules were written for.
+_OPSETS = range(7, 27)
+
+
+def prove(graph: NodeGraph) -> None:
+    """Show that the samples are independent. Raises Unproved with the reason, WireError where a node is damaged."""
+    if graph.opset not in _OPSETS:
+        raise Unproved(
+            f"the model uses version {graph.opset} of the standard operators; "
+            f"{_OPSETS[0]} to {_OPSETS[-1]} are followed"
+        )
+    if graph.replaces_operators:
+        raise Unproved("the model replaces standard operators by functions of its own")
+    known: dict[str, Abstract] = {name: constant_value(constant) for name, constant in graph.constants.items()}
+    symbols = Symbols()
+    _add_inputs(graph, known, symbols)
+    for node in graph.nodes:
+        for name, found in zip(node.outputs, _outputs(node, known, graph.opset, symbols)):
+            if name:
+                known[name] = found
+    if not graph.outputs:
+        raise Unproved("the model has no outputs")
+    for name in graph.outputs:
+        _check_output(name, known.get(name))
+
+
+def constant_value(constant: Constant) -> Value:
+    """What is known of a tensor in the file."""
+    entries = None
+    if constant.numbers is not None and constant.numbers.size <= ENTRY_LIMIT:
+        numbers = constant.numbers.reshape(-1).tolist()
+        if all(math.isfinite(number) and number == int(number) for number in numbers):
+            entries = as_entries([int(number) for number in numbers], constant.numbers.shape)
+    return Value(constant.dims, entries=entries, whole=constant.whole)
+
+
+def _add_inputs(graph: NodeGraph, known: dict[str, Abstract], symbols: Symbols) -> None:
+    inputs = [value for value in graph.inputs if value.name not in graph.constants]
+    if not inputs:
+        raise Unproved("the model has no inputs")
+    leading = {value.dims[0] for value in inputs if value.dims and isinstance(value.dims[0], str)}
+    for value in inputs:
+        if value.kind != "tensor" or not value.dims:
+            raise Unproved(f"input {value.name!r} has no axes that are known")
+        if isinstance(value.dims[0], int):
+            raise Unproved(f"input {value.name!r} has {value.dims[0]} along its first axis, not any number")
+        for dim in value.dims[1:]:
+            if dim in leading:
+                raise Unproved(f"input {value.name!r} has another axis as long as the first one ({dim!r})")
+        rest = [dim if isinstance(dim, int) else symbols.length() for dim in value.dims[1:]]
+        known[value.name] = Value((N, *rest), axis=0)
+
+
+def _check_output(name: str, found: Abstract | None) -> None:
+    if found is None:
+        raise Unproved(f"output {name!r} is given by no node")
+    if isinstance(found, Refused):
+        raise Unproved(found.reason)
+    if not isinstance(found, Value):
+        raise Unproved(f"output {name!r} is computed from the number of samples")
+    if found.axis is None or found.dims is None:
+        raise Unproved(f"output {name!r} is the same for all samples: it has no axis for them")
+    if found.axis != 0:
+        raise Unproved(f"output {name!r} has the samples along axis {found.axis}, not along the first one")
+    if found.dims[0] != N:
+        raise Unproved(f"output {name!r} has a first axis of another length than the number of samples")
+
+
+def _outputs(node: Node, known: dict[str, Abstract], opset: int, symbols: Symbols) -> Sequence[Abstract]:
+    """What is known of the node's outputs; as many as it has."""
+    count = len(node.outputs)
+    try:
+        inputs = [_input(node, name, known) if name else None for name in node.inputs]
+        found = list(_follow(Call(node, inputs, opset, symbols)))
+    except Unproved as problem:
+        return [Refused(problem.reason)] * count
+    left = f"{node} has an output that is not followed"
+    return found[:count] + [Refused(left)] * (count - len(found))
+
+
+def _input(node: Node, name: str, known: dict[str, Abstract]) -> Abstract:
+    if name not in known:
+        raise Unproved(f"{node} takes {name!r}, which no node before it gives")
+    return known[name]
+
+
+def _follow(call: Call) -> Sequence[Abstract]:
+    node = call.node
+    for found in call.inputs:
+        if isinstance(found, Refused):
+            raise Unproved(found.reason)
+    if node.domain:
+        raise call.refuse(f"is of the domain {node.domain!r}, which is not followed")
+    if node.op_type in NEVER:
+        raise call.refuse(NEVER[node.op_type])
+    for name, attribute in node.attributes.items():
+        if attribute.has_graph or attribute.is_reference:
+            raise call.refuse(f"has an attribute {name!r} that is not followed")
+    rule = RULES.get(node.op_type)
+    if rule is None:
+        raise call.refuse("is not among the operators that are followed")
+    return rule(call)
