@@ -102,6 +102,15 @@ def test_a_virtual_device_stands_in(onnx):
     made = plan(ASKED, on(VIRTUAL, "onnx", onnx=onnx))
     assert (made.where, made.candidate, made.use_onnx, made.fallback) == ("npu", None, True, None)
     assert "stand-in" in "\n".join(made.story)
+    assert made.stand_in in made.story
+
+
+def test_a_virtual_device_does_not_stand_in_for_a_twin_that_does_not_fit(onnx):
+    made = plan(ASKED, on(VIRTUAL, "onnx", onnx=onnx, candidates=(BAD,)))
+    assert (made.where, made.stand_in) == ("cpu", "")
+    assert "does not fit" in made.fallback.reason
+    with pytest.raises(NpuUnavailable, match="does not fit"):
+        plan(STRICT, on(VIRTUAL, "onnx", onnx=onnx, candidates=(BAD,)))
 
 
 def test_a_virtual_device_does_not_stand_in_for_a_model_that_was_named(onnx):

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import warnings
 
+import onnx
 import onnxruntime
 import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 from virtual_sessions import MODELS, VIRTUAL, X, folder_with_twin, virtual_rk3588
 
 import ort_rknn as ort
+from ort_rknn.files.origin import Origin
+from ort_rknn_virtual._standin import stand_in
 
 npu = pytest.fixture(virtual_rk3588)
 folder = pytest.fixture(folder_with_twin)
@@ -23,23 +26,77 @@ def session(model=MODELS / "conv_f16.onnx", **options):
     return ort.InferenceSession(model, provider_options={**VIRTUAL, **options})
 
 
-def test_no_twin_on_a_device_is_a_stand_in_only_where_it_is_virtual(npu, folder):
+def test_no_twin_at_all_is_a_stand_in_and_says_so_once(npu, folder, caplog):
     (folder / "conv_f16.rk3588.rknn").unlink()
+    with caplog.at_level(logging.INFO, "ort_rknn"), session(folder / "conv_f16.onnx") as made:
+        made.run(None, {"x": X})
+        assert made.explain().count("stand-in made from the signature") == 1
+    (said,) = [r for r in caplog.records if "stand-in" in r.getMessage()]
+    assert said.levelname == "WARNING"
+    assert "conv_f16.onnx" in said.getMessage() and "on a board this session would run on the CPU" in said.getMessage()
+
+
+def _stale(folder, twin):
+    record = Origin.of(folder / "conv_f16.onnx")
+    twin.write_bytes(
+        stand_in(
+            [("x", "float32", (1, 3, 32, 32))],
+            [("y", "float32", (1, 8, 16, 16))],
+            "rk3588",
+            custom_string=record.to_custom_string(),
+        )
+    )
+    other = onnx.load(folder / "conv_f16.onnx")
+    other.producer_name = "somebody else, later"
+    onnx.save(other, folder / "conv_f16.onnx")
+
+
+#: What may be wrong with a twin: how it comes about, and what the reason says.
+BAD_TWINS = {
+    "for another SoC": (lambda _, twin: shutil.copy(MODELS / "conv_f16.rk3566.rknn", twin), "compiled for rk3566"),
+    "stale": (_stale, "stale"),
+    "truncated": (lambda _, twin: os.truncate(twin, twin.stat().st_size // 2), "truncated|ends|bytes"),
+    "empty": (lambda _, twin: os.truncate(twin, 0), "empty"),
+    "not fetched by Git LFS": (
+        lambda _, twin: twin.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"),
+        "git lfs pull",
+    ),
+    "not fetched by git-annex": (
+        lambda _, twin: (twin.unlink(), twin.symlink_to("../.git/annex/objects/xx")),
+        "No such file",
+    ),
+    "a web page": (lambda _, twin: twin.write_text("<!DOCTYPE html><html>404</html>"), "a web page"),
+    "damaged": (
+        lambda _, twin: twin.write_bytes(b"RKNN\0\0\0\0\x06" + bytes(7) + b"\xff" * 8 + bytes(1000)),
+        "conv_f16",
+    ),
+    "closed to this user": (lambda _, twin: twin.chmod(0), "Permission denied"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TWINS)
+def test_a_bad_twin_is_rejected_with_its_reason_as_on_a_board(npu, folder, kind, monkeypatch):
+    """No stand-in takes its place: on a board the session would fall back, and a strict one fail."""
+    if kind == "closed to this user" and os.geteuid() == 0:
+        pytest.skip("root may read every file")
+    spoil, reason = BAD_TWINS[kind]
+    spoil(folder, folder / "conv_f16.rk3588.rknn")
+    with pytest.warns(ort.FallbackWarning, match=f"conv_f16.rk3588.rknn does not fit: .*({reason})"):
+        made = session(folder / "conv_f16.onnx")
+    assert made.get_providers() == ["CPUExecutionProvider"]
+    assert "conv_f16.rk3588.rknn is not used" in made.explain()
+    assert "stand-in" not in made.explain()
+    monkeypatch.setenv("ORT_RKNN_STRICT", "1")
+    with pytest.raises(ort.NpuUnavailable, match=reason):
+        session(folder / "conv_f16.onnx")
+
+
+@pytest.mark.parametrize("kind", sorted(BAD_TWINS.keys() - {"stale", "closed to this user"}))
+def test_another_twin_that_fits_is_used(npu, folder, kind):
+    shutil.copy(folder / "conv_f16.rk3588.rknn", folder / "conv_f16.rknn")
+    BAD_TWINS[kind][0](folder, folder / "conv_f16.rk3588.rknn")
     with session(folder / "conv_f16.onnx") as made:
-        assert "stand-in" in made.explain()
-
-
-def test_a_twin_for_another_soc_is_not_used(npu, folder):
-    shutil.copy(MODELS / "conv_f16.rk3566.rknn", folder / "conv_f16.rk3588.rknn")
-    with session(folder / "conv_f16.onnx") as made:
-        assert "conv_f16.rk3588.rknn is not used" in made.explain()
-        assert "rk3566" in made.explain()
-
-
-def test_a_damaged_compiled_model_is_not_used(npu, folder):
-    (folder / "conv_f16.rk3588.rknn").write_bytes(b"RKNN\0\0\0\0\x06" + bytes(7) + b"\xff" * 8 + bytes(1000))
-    with session(folder / "conv_f16.onnx") as made:
-        assert "conv_f16.rk3588.rknn is not used" in made.explain()
+        assert "compiled model conv_f16.rknn" in made.explain()
 
 
 def test_a_compiled_model_that_only_the_runtime_can_refuse(npu, folder):

@@ -55,6 +55,18 @@ class Plan:
     story: tuple[str, ...] = ()
     """Everything that led here, for ``explain()``."""
 
+    @property
+    def stand_in(self) -> str:
+        """What to tell where a stand-in runs in place of a compiled model; "" where none does."""
+        return _STAND_IN if self.where == "npu" and self.candidate is None else ""
+
+
+#: Told wherever a stand-in is used: a board has none.
+_STAND_IN = (
+    "no compiled twin, so the virtual NPU runs a stand-in made from the signature, with the ONNX's numbers; on a board "
+    "this session would run on the CPU"
+)
+
 
 def plan(request: Request, facts: Facts) -> Plan:
     """Raises NpuUnavailable where the request is strict, or nothing could stand in for the NPU."""
@@ -94,11 +106,10 @@ def _given_onnx(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
             story = (*story, f"compiled model {candidate.name}", *candidate.notes)
             return Plan("npu", found=facts.found, candidate=candidate, use_onnx=True, story=story)
         story = (*story, f"{candidate.name} is not used: {'; '.join(candidate.reasons)}")
-    if device.virtual and request.options.rknn_model is None:
+    if device.virtual and request.options.rknn_model is None and not facts.candidates:
         free = _free_dims(facts)
         if not free:
-            said = "no compiled twin, so a stand-in made from the signature; its numbers come from the ONNX"
-            return Plan("npu", found=facts.found, use_onnx=True, story=(*story, said))
+            return Plan("npu", found=facts.found, use_onnx=True, story=(*story, _STAND_IN))
         return _fall_back(
             request,
             facts,

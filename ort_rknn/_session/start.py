@@ -83,6 +83,8 @@ def make(
         made = _load(held, session, parent, state, so, lender)
         if state.executor is not None:
             state.notes += version_notes(made, state.executor)
+            if made.stand_in:
+                log.warning("%s: %s", facts.label, made.stand_in)
             if kwargs.get("use_weight_from") is not None and lender is None:
                 state.notes.append("use_weight_from: that session runs on the CPU, so this one has weights of its own")
             _start_on_npu(session, parent, state, so, state.executor)

@@ -43,8 +43,9 @@ def twin_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
 
 
 def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
-    """Those of :func:`twin_names` that are there: regular files, or links to them."""
-    return [path for path in twin_names(onnx_path, soc) if path.is_file()]
+    """Those of :func:`twin_names` that are there: regular files, and links to them. A link to nothing counts, because
+    somebody meant a twin to be there: git-annex keeps files that were not fetched as such links."""
+    return [p for p in twin_names(onnx_path, soc) if p.is_file() or (p.is_symlink() and not p.exists())]
 
 
 def onnx_twin_names(rknn_path: str | os.PathLike[str], soc: str | None = None) -> tuple[Path, ...]:
