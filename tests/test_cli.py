@@ -9,7 +9,8 @@ import pytest
 from fake_npu import FakeNpu, install
 
 import ort_rknn
-from ort_rknn._cli.main import main, printable
+from ort_rknn._cli.main import main
+from ort_rknn._cli.output import printable
 
 VIRTUAL = "virtual:rk3588"
 
@@ -99,6 +100,30 @@ def test_what_would_steer_a_terminal_is_escaped():
 
     assert printable("a\x1b[31mb\x07 é", sys.__stdout__).startswith("a\\x1b[31mb\\x07")
     assert printable("é\udcff", Ascii()) == "\\xe9\\udcff"
+
+
+def test_commands_of_plugins(cli, tmp_path, monkeypatch, capsys):
+    """Another distribution's command is a command; one that does not load, or takes a name, is left out and told."""
+    (tmp_path / "good_plugin.py").write_text(
+        "from ort_rknn.adapter import Command, hookimpl\n"
+        "@hookimpl\n"
+        "def ort_rknn_commands():\n"
+        "    return [Command('paint', 'p', 'd', lambda parser: None, lambda given: print('painted') or 0),\n"
+        "            Command('info', 'mine', 'd', lambda parser: None, lambda given: 5)]\n"
+    )
+    (tmp_path / "bad_plugin.py").write_text("import nowhere_to_be_found\n")
+    info = tmp_path / "strangers-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strangers\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ort_rknn_commands]\ngood = good_plugin\nbad = bad_plugin\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, err = cli("paint")
+    assert (code, out) == (0, "painted\n")
+    assert "plugin bad_plugin does not load and is left out: ModuleNotFoundError" in err
+    assert "plugin good_plugin brings another command 'info', which is left out" in err
+    monkeypatch.setenv("ORT_RKNN_NO_PLUGINS", "1")
+    assert cli("paint")[0] == 2
+    assert cli("demo", "--help")[0] == 0
 
 
 # devices ------------------------------------------------------------------------------------------------------

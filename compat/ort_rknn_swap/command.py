@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+
+from ort_rknn.adapter import Command, hookimpl
 
 _EPILOG = (
     "Everything after the script's or module's name belongs to the program: its arguments, its exit code, its "
     "traceback. Without --policy, ORT_RKNN_POLICY decides, else 'respect'. Exit code 2: used wrongly."
 )
 _TAKES_VALUE = ("--policy", "--device", "--options")
-
-
-def add_run_command(subparsers: Any) -> None:
-    """Add ``run`` to argparse's ``subparsers``, for the list of commands; :func:`run` reads its arguments itself."""
-    _fill(
-        subparsers.add_parser(
-            "run",
-            help="run a Python program whose onnxruntime is ours",
-            description=_DESCRIPTION,
-            epilog=_EPILOG,
-            usage=_USAGE,
-        )
-    )
 
 
 _USAGE = "ort-rknn run [options] (APP.py | -m MODULE) [ARGUMENT ...]"
@@ -106,3 +94,23 @@ def _split(argv: Sequence[str]) -> tuple[list[str], str | None, str | None, list
             return list(argv[:place]), word, None, list(argv[place + 1 :])
         place += 2 if word in _TAKES_VALUE else 1
     return list(argv), None, None, []
+
+
+def _never(given: argparse.Namespace) -> int:
+    raise AssertionError("the command reads its arguments itself")
+
+
+@hookimpl
+def ort_rknn_commands() -> Iterable[Command]:
+    return [
+        Command(
+            name="run",
+            summary="run a Python program whose onnxruntime is ours",
+            description=_DESCRIPTION,
+            add_arguments=_fill,
+            run=_never,
+            takes_over=run,
+            epilog=_EPILOG,
+            usage=_USAGE,
+        )
+    ]

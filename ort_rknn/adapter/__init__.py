@@ -1,6 +1,6 @@
-"""The public door for authors of adapters: the contract between the executor and an NPU runtime.
+"""The public door for authors of plugins: adapters, which own an NPU runtime, and commands of ``ort-rknn``.
 
-An adapter package needs one import::
+A plugin needs one import::
 
     from ort_rknn.adapter import Device, Survey, hookimpl
 
@@ -39,6 +39,7 @@ from .contract import (
 )
 
 if TYPE_CHECKING:
+    from .command import Command
     from .hookspecs import hookimpl
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Adapter",
     "AdapterError",
     "CallForm",
+    "Command",
     "Context",
     "Device",
     "Layout",
@@ -69,9 +71,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "hookimpl":  # pluggy is imported for plugins only, not for whoever needs a type of the contract
-        from .hookspecs import hookimpl
+#: Imported at first use: a session needs neither pluggy's markers nor argparse.
+_LAZY = {"Command": ".command", "hookimpl": ".hookspecs"}
 
-        return hookimpl
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,8 @@
-"""The one hook of ort_rknn: a package that has an entry point in the group ``ort_rknn`` may bring adapters.
+"""The hooks of ort_rknn. A package brings adapters or commands by an entry point that names a module with these
+functions, marked with :data:`hookimpl`.
 
-The built-in adapters come through the same door; see ``ort_rknn_librknnrt`` for one, and ``docs/adapters.md``.
+The entry point's group is ``ort_rknn`` for adapters and ``ort_rknn_commands`` for commands, so that a session imports
+no command. The built-in ones come through the same door: see ``ort_rknn_librknnrt`` and ``docs/adapters.md``.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from collections.abc import Iterable
 
 import pluggy
 
+from .command import Command
 from .contract import Adapter
 
 hookspec = pluggy.HookspecMarker("ort_rknn")
@@ -18,3 +21,8 @@ hookimpl = pluggy.HookimplMarker("ort_rknn")
 @hookspec
 def ort_rknn_adapters() -> Iterable[Adapter]:  # type: ignore[empty-body]
     """The adapters that this plugin brings. Called once per process; must be cheap and must not touch the NPU."""
+
+
+@hookspec
+def ort_rknn_commands() -> Iterable[Command]:  # type: ignore[empty-body]
+    """The commands that this plugin brings. Called when the command line starts; must be cheap."""

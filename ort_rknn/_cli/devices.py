@@ -1,0 +1,71 @@
+"""``ort-rknn devices``: which NPUs there are, and why none."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from ..adapter.command import Command
+from .output import FAILED, FINE, USAGE, Mistake, say
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """The options that choose a device, as provider options of the same names do."""
+    parser.add_argument("--device", metavar="NAME", help="rk3588, virtual:rk3588 ... (default: ORT_RKNN_DEVICE)")
+    parser.add_argument("--adapter", metavar="NAME", help="the adapter that must serve it")
+    parser.add_argument("--runtime-library", metavar="PATH", help="the runtime library to use")
+
+
+def device_options(given: argparse.Namespace) -> dict[str, object]:
+    keys = ("device", "adapter", "runtime_library")
+    return {key: value for key in keys if (value := getattr(given, key)) is not None}
+
+
+def run(given: argparse.Namespace) -> int:
+    from .._ep.registration import why_unavailable
+    from .._errors import OptionError, bare_message
+    from .._options import read_options
+    from .._planning.discovery import adapters, query_for, survey
+
+    if os.environ.get("ORT_RKNN_DISABLE") == "1":
+        raise Mistake("ORT_RKNN_DISABLE=1 is set, so sessions are plain onnxruntime's and no NPU is looked for")
+    try:
+        options = read_options(device_options(given))
+        query = query_for(options)
+        report = survey(query, options.adapter)
+    except OptionError as error:
+        raise Mistake(bare_message(error), USAGE) from None
+    say(f"adapters: {', '.join(adapters()) or 'none'}")
+    for found in report.found:
+        device = found.device
+        kind = "virtual NPU" if device.virtual else "NPU"
+        cores = f"{device.cores} core{'s' if device.cores > 1 else ''}"
+        say(f"{device.name}: {kind}, {cores}, through adapter {device.adapter}")
+        if device.runtime:
+            say(f"  runtime: {device.runtime}")
+        for key, value in device.details.items():
+            say(f"  {key}: {value}")
+    for absence in report.absences:
+        say(f"{absence.adapter}: none: {absence.reason}")
+        if absence.remedy:
+            say(f"  remedy: {absence.remedy}")
+        for tried in absence.tried:
+            say(f"  looked at: {tried}")
+    unavailable = why_unavailable()
+    if unavailable is not None:
+        say(f"No session can use an NPU in this process: {unavailable}")
+    if not report.found:
+        if query.device is None:
+            say("No NPU here. For trying things there is a virtual one: --device virtual:rk3588")
+        elif not report.absences:
+            say(f"No adapter knows a device {query.device!r}.")
+    return FINE if report.found and unavailable is None else FAILED
+
+
+COMMAND = Command(
+    name="devices",
+    summary="which NPUs are there, and why none",
+    description="Asks every adapter. Exit code 1 where none sees an NPU.",
+    add_arguments=add_device_options,
+    run=run,
+)

@@ -1,0 +1,69 @@
+"""``ort-rknn explain``: make a session and tell what runs where, and why."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from ..adapter.command import Command
+from .devices import add_device_options, device_options
+from .output import FINE, USAGE, Mistake, check_file, one_line, say
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="an .onnx or .rknn file")
+    add_device_options(parser)
+    parser.add_argument("--schedule", metavar="CORES", help="cores in turn: 0,1,2 or auto (throughput)")
+    parser.add_argument("--threads-per-core", metavar="N", help="contexts per core")
+    parser.add_argument("--tp-mode", metavar="MODE", help="split each run: auto, all, 0, 1, 2, 0,1 or 0,1,2 (latency)")
+    parser.add_argument("--rknn-model", metavar="PATH", help="the compiled model to use")
+    parser.add_argument("--onnx-model", metavar="PATH", help="the ONNX that a given .rknn was made from")
+    parser.add_argument(
+        "--option", metavar="KEY=VALUE", action="append", default=[], help="any other provider option; may be repeated"
+    )
+
+
+def run(given: argparse.Namespace) -> int:
+    import warnings
+
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    from .._errors import FallbackWarning, OptionError, bare_message
+    from .._session.session import InferenceSession
+    from ..adapter.contract import AdapterError
+
+    options = device_options(given)
+    for key in ("schedule", "threads_per_core", "tp_mode", "rknn_model", "onnx_model"):
+        if (value := getattr(given, key)) is not None:
+            options[key] = value
+    for text in given.option:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise Mistake(f"--option {text!r}: KEY=VALUE is wanted", USAGE)
+        options[key] = value
+    check_file(given.model)
+    theirs = [x for x in vars(state).values() if isinstance(x, type) and issubclass(x, Exception)]
+    expected: tuple[type[Exception], ...] = (*theirs, AdapterError, OSError, ValueError)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FallbackWarning)  # explain() tells it
+            session = InferenceSession(given.model, provider_options=[options] if options else None)
+    except OptionError as error:
+        raise Mistake(bare_message(error), USAGE) from None
+    except expected as error:
+        text = one_line(bare_message(error))
+        told = text.startswith((f"{given.model}: ", f"{os.path.basename(given.model)}: "))
+        raise Mistake(text if told else f"{given.model}: {text}") from None
+    with session:
+        say(session.explain())
+    return FINE
+
+
+COMMAND = Command(
+    name="explain",
+    summary="make a session and tell what runs where, and why",
+    description="Makes a session as InferenceSession(MODEL, provider_options=...) would, and prints its explain(). "
+    "The options are the provider options of these names.",
+    add_arguments=_add_arguments,
+    run=run,
+)

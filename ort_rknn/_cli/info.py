@@ -1,0 +1,153 @@
+"""``ort-rknn info``: what a .rknn or .onnx file says of itself, without any runtime."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ..adapter.command import Command
+from .output import FINE, Mistake, check_file, one_line, say
+
+if TYPE_CHECKING:
+    from ..files import OnnxModel, OnnxValue, RknnFile, RknnTensor
+
+#: Of lists that a file may make long; the rest is counted.
+_LISTED = 40
+_TEXT_SHOWN = 300
+
+
+def run(given: argparse.Namespace) -> int:
+    from ..files import OnnxFileError, RknnFileError, is_rknn, read_onnx, read_rknn
+
+    path: str = given.model
+    check_file(path)
+    lines: Iterable[str]
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+        lines = _rknn_lines(read_rknn(path)) if is_rknn(head) else _onnx_lines(path, read_onnx(path))
+    except (RknnFileError, OnnxFileError) as error:
+        raise Mistake(one_line(str(error))) from None
+    except OSError as error:
+        raise Mistake(f"{path}: {error.strerror or error}") from None
+    for line in lines:
+        say(line)
+    return FINE
+
+
+def _row(name: str, value: str) -> str:
+    text = value if len(value) <= _TEXT_SHOWN else f"{value[:_TEXT_SHOWN]}... ({len(value)} characters)"
+    return f"{name + ':':<15}{one_line(text)}"
+
+
+def _rows(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Those that say something."""
+    return [_row(name, value) for name, value in pairs if value]
+
+
+def _list(name: str, values: Sequence[str]) -> list[str]:
+    rows = [_row(name, value) for value in values[:_LISTED]]
+    return rows if len(values) <= _LISTED else [*rows, _row("", f"and {len(values) - _LISTED} more")]
+
+
+def _rknn_lines(file: RknnFile) -> list[str]:
+    rows = _rows(
+        (
+            ("file", f"a compiled model (.rknn), {file.size:,} bytes" + (", encrypted" if file.encrypted else "")),
+            ("compiled for", ", ".join(file.targets)),
+            ("made with", f"rknn-toolkit2 {file.toolkit_version}" if file.toolkit_version else ""),
+            ("compiler", file.compiler or ""),
+            ("made from", file.framework or ""),
+            ("container", f"version {file.format_version}" if file.format_version is not None else ""),
+            ("custom string", file.custom_string or ""),
+            ("batch", f"{file.batch} samples a run" if file.batch != 1 else ""),
+        )
+    )
+    rows += _list("input", [_rknn_tensor(t) for t in file.inputs[: _LISTED + 1]])
+    rows += _list("output", [_rknn_tensor(t) for t in file.outputs[: _LISTED + 1]])
+    names = [tensor.name for tensor in file.inputs]
+    rows += _list("shape set", [", ".join(f"{n} {list(s)}" for n, s in zip(names, group)) for group in file.shape_sets])
+    return rows + _list("not understood", file.unknown)
+
+
+def _rknn_tensor(tensor: RknnTensor) -> str:
+    shape = list(tensor.shape) if tensor.shape is not None else "of unknown shape"
+    compiled = tensor.runtime_dtype or "to an unknown type"
+    text = f"{tensor.name} {tensor.dtype or 'of unknown type'} {shape}, compiled {compiled}"
+    if tensor.layout == "NHWC":
+        text += " NHWC"
+    if tensor.quantisation is not None:
+        text += f" scale {tensor.quantisation.scale:g} zero point {tensor.quantisation.zero_point}"
+    if any(tensor.mean or ()) or any(x != 1 for x in tensor.std or ()):
+        text += f", mean {list(tensor.mean or ())}, std {list(tensor.std or ())}"
+    return text
+
+
+def _onnx_lines(path: str, model: OnnxModel) -> list[str]:
+    rows = _rows(
+        (
+            ("file", f"an ONNX model, {model.size:,} bytes, IR version {model.ir_version}"),
+            ("made by", f"{model.producer_name} {model.producer_version}".strip()),
+            ("domain", model.domain),
+            ("model version", str(model.model_version) if model.model_version is not None else ""),
+            ("graph", model.graph_name),
+            ("about", model.doc_string),
+            ("opsets", ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in model.opsets.items())),
+            ("holds", f"{model.node_count:,} nodes, {len(model.initializers):,} initialisers"),
+        )
+    )
+    rows += _list("weights in", model.external_data)
+    for name, values in (("input", model.inputs), ("output", model.outputs), ("overridable", model.overridable)):
+        rows += _list(name, [_onnx_value(value) for value in values])
+    nodes = model.ep_context_nodes
+    rows += _list("EPContext", [f"{node.name or 'a node'}, made by {node.source or 'nobody'}" for node in nodes])
+    rows += _list("metadata", [f"{key} = {value}" for key, value in model.metadata.items()])
+    return rows + _list("twin", _twins(path))
+
+
+def _onnx_value(value: OnnxValue) -> str:
+    kind = value.dtype or value.type_text
+    if value.dims is None:
+        return f"{value.name} {kind}" + (" of any rank" if value.kind == "tensor" else "")
+    return f"{value.name} {kind} [{', '.join('?' if d is None else str(d) for d in value.dims)}]"
+
+
+def _twins(path: str) -> list[str]:
+    """The compiled models beside an ONNX, and the SoCs that would take each."""
+    from ..adapter.contract import SOC_CORES
+    from ..files import RknnFileError, find_twins, judge_twin, read_rknn
+
+    looked_for_by: dict[str, list[str]] = {}
+    for soc in SOC_CORES:
+        for twin in find_twins(path, soc):
+            looked_for_by.setdefault(os.fspath(twin), []).append(soc)
+    told = []
+    for twin_path, socs in looked_for_by.items():
+        name = os.path.basename(twin_path)
+        try:
+            file = read_rknn(twin_path)
+        except (RknnFileError, OSError) as error:
+            told.append(f"{name} is not usable: {error}")
+            continue
+        verdicts = {soc: judge_twin(file, soc=soc, onnx_path=path) for soc in socs}
+        fit = [soc for soc, verdict in verdicts.items() if verdict.fit]
+        if fit:
+            told.append(f"{name}, for {', '.join(fit)}")
+        else:
+            told.append(f"{name} is not usable: {'; '.join(verdicts[socs[0]].reasons)}")
+    return told or ["no compiled model lies beside it"]
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="an .onnx or .rknn file")
+
+
+COMMAND = Command(
+    name="info",
+    summary="what a model file says of itself",
+    description="Reads a .rknn or .onnx file (told by its content) without any runtime.",
+    add_arguments=_add_arguments,
+    run=run,
+)

@@ -1,0 +1,58 @@
+"""Which commands there are: the files beside this one, and those that plugins bring."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterator, Mapping
+
+import pluggy
+
+from ..adapter import hookspecs
+from ..adapter.command import Command
+from . import devices, explain, info
+from .output import printable
+
+#: The group of entry points for commands.
+GROUP = "ort_rknn_commands"
+_DISTRIBUTION = "ort-rknn"
+
+
+def commands() -> Mapping[str, Command]:
+    """All commands by name: our own, then those of plugins in alphabetical order.
+
+    Plugins of other distributions are left alone with ``ORT_RKNN_NO_PLUGINS=1``. One that fails to load, or brings a
+    name that is taken, is left out with a line on stderr.
+    """
+    found = {c.name: c for c in (devices.COMMAND, explain.COMMAND, info.COMMAND)}
+    for plugin, brought in sorted(_from_plugins(), key=lambda pair: pair[1].name):
+        if brought.name in found:
+            _complain(f"plugin {plugin} brings another command {brought.name!r}, which is left out")
+        else:
+            found[brought.name] = brought
+    return found
+
+
+def _from_plugins() -> Iterator[tuple[str, Command]]:
+    manager = pluggy.PluginManager("ort_rknn")
+    manager.add_hookspecs(hookspecs)
+    for point in importlib.metadata.entry_points(group=GROUP):
+        ours = point.dist is not None and point.dist.name == _DISTRIBUTION
+        if not ours and os.environ.get("ORT_RKNN_NO_PLUGINS") == "1":
+            continue
+        try:
+            plugin = importlib.import_module(point.module)
+            manager.register(plugin, point.name)
+            manager.check_pending()
+            others = [p for p in manager.get_plugins() if p is not plugin]
+            groups = list(manager.subset_hook_caller("ort_rknn_commands", others)())
+        except Exception as error:
+            _complain(f"plugin {point.value} does not load and is left out: {type(error).__name__}: {error}")
+            continue
+        yield from ((point.value, each) for group in groups for each in group)
+
+
+def _complain(text: str) -> None:
+    print(f"ort-rknn: {printable(text, sys.stderr)}", file=sys.stderr)
