@@ -96,7 +96,7 @@ _OVERRIDES = "a shape that was not compiled sends the session to the CPU, unless
 OPTIONS = {
     "optimized_model_filepath": (
         "different",
-        "nothing is written, `explain()` says so: compiled nodes cannot be saved",
+        "the session goes to the CPU, and says so: compiled nodes cannot be saved",
     ),
     "intra_op_num_threads": ("more", "0 means one, one per runtime context, and up to three for calls that wait"),
     "graph_optimization_level": ("different", "no effect on the compiled graph"),

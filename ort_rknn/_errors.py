@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
 
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
@@ -94,6 +95,17 @@ def bare_message(error: BaseException) -> str:
     if text.startswith(_PREFIX):
         return text.split(" : ", 3)[-1]
     return text
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """ "; did you mean 'schedule'?" where one of ``known`` is close to ``word`` (case does not matter), else ""."""
+    import difflib
+
+    if not isinstance(word, str):
+        return ""
+    names = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.strip().casefold(), names, 1, 0.7)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def warn_of_fallback(text: str, *packages: str) -> None:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NoReturn, TypedDict
 
-from ._errors import OptionError
+from ._errors import OptionError, did_you_mean
 
 #: The provider's name, and the names that are taken for it.
 PROVIDER = "RKNNExecutionProvider"
@@ -194,7 +194,8 @@ def _path(key: str, value: object) -> str:
 def _word(key: str, value: object, accepted: Iterable[str]) -> str:
     if isinstance(value, str) and value.strip().lower() in accepted:
         return value.strip().lower()
-    raise _bad(key, value, f"one of {', '.join(map(repr, accepted))} is wanted")
+    accepted = tuple(accepted)
+    raise _bad(key, value, f"one of {', '.join(map(repr, accepted))} is wanted{did_you_mean(value, accepted)}")
 
 
 def _name(key: str, value: object) -> str:
@@ -344,6 +345,23 @@ _REFUSED: Mapping[str, str] = {
 }
 
 
+def is_option(name: str) -> bool:
+    """Whether a provider option of ours has this name, in whichever spelling, or is refused by it."""
+    return name in _READERS or name in _ALSO or name in _REFUSED
+
+
+def option_names() -> tuple[str, ...]:
+    """The names of all provider options."""
+    return (*_READERS, *_ALSO)
+
+
+def _unknown(key: object) -> OptionError:
+    known = option_names()
+    return OptionError(
+        f"unknown provider option {key!r} for {PROVIDER}{did_you_mean(key, known)}; known: {', '.join(known)}"
+    )
+
+
 def read_options(given: Mapping[str, object] | None) -> Options:
     """Read and check provider options.
 
@@ -357,8 +375,7 @@ def read_options(given: Mapping[str, object] | None) -> Options:
         if reader is None:
             if key in _REFUSED:
                 raise OptionError(f"provider option {key!r} is not honoured: {_REFUSED[key]}")
-            known = ", ".join((*_READERS, *_ALSO))
-            raise OptionError(f"unknown provider option {key!r} for {PROVIDER}; known: {known}")
+            raise _unknown(key)
         read = reader(value)
         values[name] = (*values[name], *read) if name == "custom_op_paths" and name in values else read
     if "schedule" in values and "tp_mode" in values:
@@ -399,11 +416,15 @@ def make_provider_options(
     custom_op_paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     custom_op_default_path: bool | None = None,
     zero_copy_layout: str | None = None,
+    **misspelt: NoReturn,
 ) -> RknnProviderOptions:
     """A dict of provider options with only what was given (None: left out), checked as a session would.
 
+    ``misspelt`` takes no names: what ends up there is unknown, and the error suggests a name that is known.
+
     Raises OptionError (a ValueError) as :func:`read_options` does.
     """
-    out: dict[str, Any] = {key: value for key, value in locals().items() if value is not None}
+    given = {key: value for key, value in locals().items() if key != "misspelt"}
+    out: dict[str, Any] = {key: value for key, value in given.items() if value is not None} | misspelt
     read_options(out)
     return out  # type: ignore[return-value]

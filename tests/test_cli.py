@@ -129,8 +129,9 @@ def test_commands_of_plugins(cli, tmp_path, monkeypatch, capsys):
 # devices ------------------------------------------------------------------------------------------------------
 
 
-def test_devices_tells_why_there_is_none_and_what_helps(cli):
-    code, out, err = cli("devices", "--runtime-library", "/nowhere/librknnrt.so")
+def test_devices_tells_why_there_is_none_and_what_helps(cli, monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_RUNTIME_LIBRARY", "/nowhere/librknnrt.so")
+    code, out, err = cli("devices")
     assert (code, err) == (1, "")
     assert "librknnrt: none: " in out
     assert "/nowhere/librknnrt.so" in out
@@ -151,10 +152,14 @@ def test_devices_lists_what_an_adapter_sees(cli, monkeypatch):
     assert ", 3 cores, through adapter fake" in out
 
 
-def test_devices_of_a_name_that_nobody_knows(cli):
-    code, out, _ = cli("devices", "--device", "virtual:z80")
-    assert code == 1
-    assert "virtual:z80" in out
+def test_devices_of_a_name_that_nobody_knows(mistake):
+    assert "'virtual:z80': there is no such device" in mistake("devices", "--device", "virtual:z80", code=2)
+
+
+def test_bad_libraries_are_wrong_use(mistake, models):
+    for argv in (("devices",), ("explain", models / "conv_f16.onnx")):
+        said = mistake(*argv, "--runtime-library", "/nowhere/librknnrt.so", code=2)
+        assert "runtime_library='/nowhere/librknnrt.so': there is no such file" in said
 
 
 def test_devices_with_an_adapter_that_is_not_installed(mistake):
@@ -185,8 +190,9 @@ def test_explain_passes_other_options(cli, models):
     assert "2 contexts" in out
 
 
-def test_explain_tells_a_fallback_without_a_warning(cli, models, recwarn):
-    code, out, err = cli("explain", models / "conv_f16.onnx", "--runtime-library", "/nowhere/librknnrt.so")
+def test_explain_tells_a_fallback_without_a_warning(cli, models, recwarn, monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_RUNTIME_LIBRARY", "/nowhere/librknnrt.so")
+    code, out, err = cli("explain", models / "conv_f16.onnx")
     assert (code, err, len(recwarn)) == (0, "", 0)
     assert "fell back: no NPU: " in out
 
@@ -221,7 +227,8 @@ def test_explain_of_what_is_no_model(mistake, tmp_path):
 
 def test_explain_where_the_npu_is_insisted_on(mistake, models, monkeypatch):
     monkeypatch.setenv("ORT_RKNN_STRICT", "1")
-    said = mistake("explain", models / "conv_f16.onnx", "--runtime-library", "/nowhere/librknnrt.so")
+    monkeypatch.setenv("ORT_RKNN_RUNTIME_LIBRARY", "/nowhere/librknnrt.so")
+    said = mistake("explain", models / "conv_f16.onnx")
     assert "ORT_RKNN_STRICT=1" in said
 
 

@@ -63,7 +63,6 @@ def test_options_as_a_dict_or_one_for_the_npu():
         (CPU, None),
         ([(CPU,)], None),
         ([CPU, 3], [{}]),
-        ([["RKNNExecutionProvider", {}]], None),
         ([CPU], 3),
     ],
 )

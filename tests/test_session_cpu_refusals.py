@@ -82,7 +82,6 @@ SPELLINGS = {
     "options not dicts": {"providers": [CPU], "provider_options": [3]},
     "options no list": {"providers": [CPU], "provider_options": 3},
     "options in both": {"providers": [(CPU, {})], "provider_options": [{}]},
-    "unknown keyword": {"nonsense": 3},
     "optimisers": {"disabled_optimizers": ["ConstantFolding"]},
     "a number": {"providers": 3},
     "fallback off, unknown": {"providers": ["NoSuchExecutionProvider"], "enable_fallback": 0},

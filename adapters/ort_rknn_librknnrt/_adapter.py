@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ort_rknn.adapter import SOC_CORES, Absence, Device, LoadSettings, Model, ModelSource, Query, Survey
+from ort_rknn.adapter import SOC_CORES, Absence, Device, LoadSettings, Model, ModelSource, Query, Survey, soc_family
 
 from ._board import driver_version, find_node, find_soc
 from ._library import ADAPTER, find_library
@@ -27,7 +27,7 @@ class LibrknnrtAdapter:
 
         Reads a few small files and opens no library. A library that the user names skips the check of the device node.
         """
-        wanted = (query.device or "npu").strip().lower()
+        wanted = soc_family(query.device or "npu")
         if wanted.startswith("virtual"):
             return Survey()
         library = find_library(self._root, query.runtime_library, query.environ)
@@ -37,6 +37,8 @@ class LibrknnrtAdapter:
         if isinstance(soc, Absence):
             return Survey(absences=(soc,))
         details = {"soc told by": soc.told_by}
+        if soc.note:
+            details["about the soc"] = soc.note
         if library.passed_over:
             details["libraries passed over"] = "; ".join(library.passed_over)
         if not library.named:

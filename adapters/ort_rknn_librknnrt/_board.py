@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ort_rknn.adapter import SOC_CORES, Absence
+from ort_rknn.adapter import SOC_CORES, Absence, find_soc_name, is_soc, soc_family, soc_note
 
 from ._library import ADAPTER
 
@@ -19,10 +19,11 @@ _KNOWN: Final = ", ".join(SOC_CORES)
 
 @dataclass(frozen=True, slots=True)
 class Soc:
-    """A SoC, and how it was told."""
+    """A SoC, and how it was told. ``note`` is what its variant differs in."""
 
     name: str
     told_by: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,12 @@ class Node:
 
 
 def find_soc(root: Path, environ: Mapping[str, str]) -> Soc | Absence:
-    """The SoC: ``ORT_RKNN_SOC``, else the first known name in the device tree, where "rk3588s" counts as rk3588."""
+    """The SoC: ``ORT_RKNN_SOC``, else the first known name in the device tree. Variants count as their SoC."""
     said = environ.get(ENVIRONMENT, "").strip()
     if said:
-        name = said.lower()
-        if name not in SOC_CORES:
+        if not is_soc(said):
             return Absence(ADAPTER, f"{ENVIRONMENT} is {said!r}, which is not a known SoC", f"Known are {_KNOWN}.")
-        return Soc(name, ENVIRONMENT)
+        return Soc(soc_family(said), ENVIRONMENT, soc_note(said))
     path = root / "proc/device-tree/compatible"
     try:
         text = _read(path)
@@ -55,9 +55,9 @@ def find_soc(root: Path, environ: Mapping[str, str]) -> Soc | Absence:
         return Absence(ADAPTER, f"the SoC cannot be told: {path}: {error.strerror}", remedy, (str(path),))
     entries = [entry for entry in text.split("\0") if entry]
     for entry in reversed(entries):  # the last is the most general: the SoC itself
-        for name in SOC_CORES:
-            if name in entry.lower():
-                return Soc(name, f"{path}: {entry}")
+        name = find_soc_name(entry)
+        if name is not None:
+            return Soc(soc_family(name), f"{path}: {entry}", soc_note(name))
     return Absence(
         ADAPTER,
         f"the device tree names no SoC with a known NPU: {path} has {', '.join(entries) or 'nothing'}",

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ort_rknn.adapter import SOC_CORES, Absence, Device, LoadSettings, Model, ModelSource, Query, SettingError, Survey
+from ort_rknn.adapter import (
+    SOC_CORES,
+    Absence,
+    Device,
+    LoadSettings,
+    Model,
+    ModelSource,
+    Query,
+    SettingError,
+    Survey,
+    soc_family,
+)
 
 from ._board import ADAPTER, LIBRARY, check_library, check_node, find_package, find_soc
 
@@ -26,7 +37,7 @@ class Lite2Adapter:
 
         Looks for files only: neither the package nor the library is opened.
         """
-        wanted = (query.device or "npu").strip().lower()
+        wanted = soc_family(query.device or "npu")
         if wanted.startswith("virtual"):
             return Survey()
         version = find_package()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from ort_rknn.adapter import SOC_CORES, Absence, Query
+from ort_rknn.adapter import Absence, Query, find_soc_name, soc_family
 
 ADAPTER: Final = "lite2"
 DISTRIBUTION: Final = "rknn-toolkit-lite2"
@@ -75,12 +75,13 @@ def find_soc(root: Path, environ: Mapping[str, str]) -> str | Absence:
     except OSError as error:
         remedy = f"{DISTRIBUTION} needs this file; in a container: --security-opt systempaths=unconfined."
         return Absence(ADAPTER, f"the SoC cannot be told: {path}: {error.strerror}", remedy, (str(path),))
-    soc = next((name for entry in reversed(text.split("\0")) for name in SOC_CORES if name in entry), None)
+    soc = next(filter(None, map(find_soc_name, reversed(text.split("\0")))), None)
     if soc is None:
         said = ", ".join(filter(None, text.split("\0"))) or "nothing"
         return Absence(ADAPTER, f"the device tree names no SoC with a known NPU: {path} has {said}", "", (str(path),))
+    soc = soc_family(soc)
     told = environ.get("ORT_RKNN_SOC", "").strip().lower()
-    if told and told != soc:
+    if told and soc_family(told) != soc:
         reason = f"ORT_RKNN_SOC is {told!r}, but {DISTRIBUTION} takes the SoC from {path}, which says {soc}"
         return Absence(ADAPTER, reason, "Unset ORT_RKNN_SOC, or use the adapter 'librknnrt'.", (str(path),))
     return soc

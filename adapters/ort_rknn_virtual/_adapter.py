@@ -23,6 +23,8 @@ from ort_rknn.adapter import (
     Shape,
     Survey,
     TensorInfo,
+    soc_family,
+    soc_note,
 )
 
 from . import _build
@@ -49,7 +51,8 @@ class VirtualAdapter:
         kind, colon, soc = wanted.partition(":")
         if kind != "virtual":
             return Survey()
-        soc = soc if colon else DEFAULT_SOC
+        said = soc if colon else DEFAULT_SOC
+        soc = soc_family(said)
         if soc not in SOC_CORES:
             known = ", ".join(f"virtual:{name}" for name in SOC_CORES)
             return _absent(f"there is no virtual device {query.device!r}", f"Select one of {known}.")
@@ -58,11 +61,11 @@ class VirtualAdapter:
             if not os.path.isfile(path):
                 remedy = "Correct runtime_library, or leave it out."
                 return _absent(f"the runtime library {path} is not a file", remedy, path)
-            return Survey((_device(soc, path, "named by runtime_library"),))
+            return Survey((_device(soc, path, "named by runtime_library", soc_note(said)),))
         try:
             found = _build.cached(soc)
             if found is not None:
-                return Survey((_device(soc, str(found), "compiled before"),))
+                return Survey((_device(soc, str(found), "compiled before", soc_note(said)),))
             compiler = _build.find_compiler()
             folder = _build.cache_folder()
         except AdapterError as error:
@@ -70,7 +73,8 @@ class VirtualAdapter:
         if compiler is None:
             tried = ("cc", "gcc", "clang", "ziglang")
             return _absent("the virtual NPU has to be compiled, and there is no C compiler", _build.REMEDY, *tried)
-        return Survey((_device(soc, "", f"compiled at the first load, with {compiler.name}, into {folder}"),))
+        how = f"compiled at the first load, with {compiler.name}, into {folder}"
+        return Survey((_device(soc, "", how, soc_note(said)),))
 
     def load(self, device: Device, source: ModelSource, settings: LoadSettings) -> Model:
         """Compile the virtual NPU if need be, and load a model on it. Raises RknnError or AdapterError."""
@@ -159,7 +163,7 @@ def _twin_of(settings: LoadSettings) -> TwinCompute | None:
     return TwinCompute(settings.twin)
 
 
-def _device(soc: str, library: str, how: str) -> Device:
+def _device(soc: str, library: str, how: str, note: str) -> Device:
     return Device(
         adapter=ADAPTER,
         name=f"virtual:{soc}",
@@ -167,7 +171,7 @@ def _device(soc: str, library: str, how: str) -> Device:
         cores=SOC_CORES[soc],
         virtual=True,
         runtime=library,
-        details={"library": how},
+        details={"library": how, "about the soc": note} if note else {"library": how},
     )
 
 

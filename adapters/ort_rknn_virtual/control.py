@@ -20,7 +20,7 @@ import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
-from ort_rknn.adapter import AdapterError
+from ort_rknn.adapter import AdapterError, soc_family
 
 from . import _build
 from ._abi import RawCounters, RawEvent, open_library
@@ -83,6 +83,7 @@ class VirtualNpu:
     """The virtual NPU of one SoC in this process. Compiles it if need be; raises AdapterError where that fails."""
 
     def __init__(self, soc: str = "rk3588", *, library: str | Path | None = None) -> None:
+        soc = soc_family(soc)
         self.library = Path(library) if library is not None else _build.library(soc)
         self._c = open_library(str(self.library))
         self.soc: str = self._c.rknn_virtual_soc().decode()

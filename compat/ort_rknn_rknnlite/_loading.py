@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ort_rknn._errors import warn_of_fallback
 from ort_rknn._options import TP_MODES, Options, read_options
 from ort_rknn._planning.discovery import Found, query_for, survey
-from ort_rknn.adapter import CORE_MASK_ALL, ModelSource
+from ort_rknn.adapter import CORE_MASK_ALL, ModelSource, soc_family
 from ort_rknn.files import RknnFile, RknnFileError, onnx_twin_names, read_rknn
 
 from ._arguments import Fed, Input, Refused
@@ -118,7 +118,7 @@ def _mode(core_mask: int, found: Found) -> str:
 
 
 def _check_target(target: str | None, found: Found) -> None:
-    if target is not None and target.lower() != found.device.soc:
+    if target is not None and soc_family(target) != found.device.soc:
         raise Refused(f"target is {target!r}, and the device here is {found.device.name}: leave target out")
 
 

@@ -116,7 +116,7 @@ def _onnx_value(value: OnnxValue) -> str:
 
 def _twins(path: str) -> list[str]:
     """The compiled models beside an ONNX, and the SoCs that would take each."""
-    from ..adapter.contract import SOC_CORES
+    from .._socs import SOC_CORES
     from ..files import RknnFileError, find_twins, judge_twin, read_rknn
 
     looked_for_by: dict[str, list[str]] = {}

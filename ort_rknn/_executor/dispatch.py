@@ -82,7 +82,8 @@ def resolve(options: Options, soc: str, cores: int) -> Dispatch:
             if core >= cores:
                 text = ",".join(map(str, wanted))
                 raise OptionError(
-                    f"provider option schedule='{text}' names core {core}, but {soc} has {_name_cores(cores)} only"
+                    f"provider option schedule='{text}' names core {core}, but {soc} has {_name_cores(cores)} only; "
+                    "schedule='auto' takes the cores that there are"
                 )
         used = tuple(sorted(set(wanted)))
         # A one-core runtime answers -13 to rknn_set_core_mask: its core needs no mask.

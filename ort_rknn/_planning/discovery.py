@@ -8,14 +8,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .._errors import OptionError
+from .._errors import OptionError, did_you_mean
 from .._options import Options
+from .._socs import SOC_CORES, is_soc
 from ..adapter.contract import Absence, Adapter, Device, Query
 
 log = logging.getLogger("ort_rknn")
 
 #: Distributions' modules that are loaded even with ``ORT_RKNN_NO_PLUGINS=1``.
 BUILT_IN = ("ort_rknn_librknnrt", "ort_rknn_lite2", "ort_rknn_virtual")
+#: What their adapters are called; "" is nobody's absence.
+_BUILT_IN_NAMES = ("librknnrt", "lite2", "virtual", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,10 @@ def survey(query: Query, adapter: str | None = None) -> DeviceReport:
     if adapter == "auto":
         adapter = None
     if adapter is not None and adapter not in known:
-        raise OptionError(f"provider option adapter={adapter!r}: installed are {', '.join(map(repr, known)) or 'none'}")
+        installed = ", ".join(map(repr, known)) or "none"
+        raise OptionError(
+            f"provider option adapter={adapter!r}{did_you_mean(adapter, known)}; installed are {installed}"
+        )
     found: list[Found] = []
     absences: list[Absence] = []
     for name, candidate in known.items():
@@ -102,15 +108,46 @@ def survey(query: Query, adapter: str | None = None) -> DeviceReport:
         else:
             reason, remedy = f"has no device {query.device!r}", "Leave one of the two options out."
         absences.append(Absence(adapter, f"the adapter {adapter!r} {reason}", remedy))
+    if not found and query.device is not None and all(a.adapter in _BUILT_IN_NAMES for a in absences):
+        _check_device(query.device, "ORT_RKNN_DEVICE" if query.device_by_environment else None)
     return DeviceReport(tuple(found), tuple(absences))
 
 
+def _check_device(name: str, variable: str | None) -> None:
+    """Raise OptionError for a device that no machine could have, as far as the adapters here know."""
+    word = name.strip().lower()
+    kind, colon, soc = word.partition(":")
+    if word == "npu" or is_soc(word) or (kind == "virtual" and (not colon or is_soc(soc))):
+        return
+    known = ("npu", *SOC_CORES, "virtual", *(f"virtual:{soc}" for soc in SOC_CORES))
+    what = f"environment variable {variable}" if variable else "provider option device"
+    raise OptionError(f"{what}={name!r}: there is no such device{did_you_mean(name, known)}; known: {', '.join(known)}")
+
+
 def query_for(options: Options) -> Query:
-    """What provider options and environment say about devices."""
+    """What provider options and environment say about devices. Raises OptionError for a runtime library that is not
+    named by an absolute path, or that cannot be read."""
+    library = options.runtime_library
+    if library is not None:
+        _check_library(library)
+    by_environment = os.environ.get("ORT_RKNN_DEVICE") or None
     return Query(
-        device=options.device or os.environ.get("ORT_RKNN_DEVICE") or None,
-        runtime_library=options.runtime_library,
+        device=options.device or by_environment,
+        device_by_environment=options.device is None and by_environment is not None,
+        runtime_library=library,
     )
+
+
+def _check_library(path: str) -> None:
+    reason = ""
+    if not os.path.isabs(path):
+        reason = "it is not an absolute path"
+    elif not os.path.isfile(path):
+        reason = "it is not a file" if os.path.exists(path) else "there is no such file"
+    elif not os.access(path, os.R_OK):
+        reason = "this user may not read it"
+    if reason:
+        raise OptionError(f"provider option runtime_library={path!r}: {reason}; give the library's absolute path")
 
 
 def devices() -> list[Device]:

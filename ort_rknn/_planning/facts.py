@@ -115,6 +115,8 @@ def gather(model: Any, request: Request, why_unavailable: str | None) -> Facts:
     kind = kind_of(model)
     if isinstance(model, os.PathLike):
         model = os.fspath(model)
+    if request.wants_npu and request.options.rknn_model is not None:
+        _check_readable(request.options.rknn_model)
     if kind == "other":
         return Facts(kind, model, onnx_problem=_foreign(model))
     if not request.wants_npu:
@@ -127,6 +129,16 @@ def gather(model: Any, request: Request, why_unavailable: str | None) -> Facts:
     found, *others = report.found
     facts = _look(kind, model, request, found, None)
     return replace(facts, also=tuple(o.adapter.name for o in others)) if others else facts
+
+
+def _check_readable(path: str) -> None:
+    """Raise OptionError for a compiled model that is named and not there: what is in it is judged later."""
+    try:
+        with open(path, "rb"):
+            pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OptionError(f"provider option rknn_model={path!r} cannot be read: {why}") from error
 
 
 def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence: Absence | None) -> Facts:

@@ -86,6 +86,8 @@ def plan(request: Request, facts: Facts) -> Plan:
         f"device {device.name} ({device.cores} cores) through adapter {device.adapter}",
         *(f"adapter {name} sees a device too; the provider option adapter='{name}' selects it" for name in facts.also),
     )
+    if request.must_stay:
+        return _fall_back(request, facts, request.must_stay, "", story)
     if facts.kind == "ep_context":
         return Plan("as it is", facts.model, facts.found, story=(*story, "the model holds EPContext nodes of ours"))
     if facts.kind == "rknn":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal
 
-from .._errors import OptionError
-from .._options import ALIASES, PROVIDER, Options, read_options
+from .._errors import OptionError, did_you_mean
+from .._options import ALIASES, PROVIDER, Options, is_option, option_names, read_options
 
 OUR_NAMES = frozenset((PROVIDER, *ALIASES))
+_CPU = "CPUExecutionProvider"
 Policy = Literal["respect", "prefer", "only"]
 _POLICIES: tuple[Policy, ...] = ("respect", "prefer", "only")
 
@@ -37,6 +39,10 @@ class Request:
     """``provider_options`` that belong to ``other_providers``."""
     overtaken: tuple[str, ...] = ()
     """Providers that were named before ours, which comes first all the same; but for the CPU, see ``after_cpu``."""
+    must_stay: str = ""
+    """Why the session runs on the CPU although the NPU comes first; "" where nothing speaks against the NPU."""
+    notes: tuple[str, ...] = ()
+    """What a wish came to, for ``explain()``."""
     after_cpu: bool = False
     """The CPU was named before ours, and the list is law: it takes every node that it can run, as in onnxruntime."""
 
@@ -94,11 +100,34 @@ def _over_defaults(given: Mapping[str, object] | None) -> Mapping[str, object] |
     return {**kept, **(given or {})}
 
 
-def read_request(providers: Any, provider_options: Any, *, no_cpu: bool) -> Request:
+def check_keywords(kwargs: Mapping[str, Any], known: Collection[object]) -> None:
+    """Raise OptionError for a keyword argument of the session that is not among ``known``, saying where it belongs.
+
+    onnxruntime ignores keywords that it does not know.
+    """
+    for name, value in kwargs.items():
+        if name in known:
+            continue
+        if is_option(name):
+            raise OptionError(
+                f"InferenceSession() takes no argument {name!r}: it is a provider option, "
+                f"provider_options={{{name!r}: {value!r}}}"
+            )
+        places = ("path_or_bytes", "sess_options", "providers", "provider_options")
+        words = (*places, *(word for word in known if isinstance(word, str)), *option_names())
+        hint = did_you_mean(name, words)
+        raise OptionError(
+            f"InferenceSession() takes no argument {name!r}{hint or ''}"
+            + ("" if hint else "; options for the NPU go into provider_options, others into sess_options")
+        )
+
+
+def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_stay: str = "") -> Request:
     """Sort out what belongs to the NPU.
 
-    ``no_cpu``: the session config says ``session.disable_cpu_ep_fallback=1``. Raises OptionError for bad options of
-    ours; what is malformed otherwise is left for onnxruntime to refuse.
+    ``no_cpu``: the session config says ``session.disable_cpu_ep_fallback=1``. ``must_stay``: see :class:`Request`.
+    Raises OptionError for bad options of ours, and for ``providers`` that names ours in a form that onnxruntime does
+    not take, or with a spelling mistake; what is malformed otherwise is left for onnxruntime to refuse.
     """
     rule = policy()
     named, given, others, other_options = _split(providers, provider_options)
@@ -118,6 +147,13 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool) -> Requ
             strict_by = "ORT_RKNN_STRICT=1"
         elif no_cpu and asked:
             strict_by = "session.disable_cpu_ep_fallback=1"
+    notes: tuple[str, ...] = ()
+    if strict_by and options.on_missing_shape == "cpu":
+        options = replace(options, on_missing_shape="error")
+        notes = (f"a call of a shape that was not compiled is an error, not run on the CPU: {strict_by}",)
+    if no_cpu and named:
+        # onnxruntime refuses a CPU that is named together with this entry; nothing may run there anyway.
+        others, other_options = _without_cpu(others, other_options)
     overtaken = _overtaken(providers) if named else ()
     return Request(
         options=options,
@@ -129,8 +165,15 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool) -> Requ
         other_providers=others,
         other_options=other_options,
         overtaken=overtaken,
-        after_cpu="CPUExecutionProvider" in overtaken and rule == "respect",
+        must_stay=must_stay if wants else "",
+        notes=notes,
+        after_cpu=_CPU in overtaken and rule == "respect",
     )
+
+
+def names_ours(providers: Any) -> bool:
+    """Whether a list of providers names ours. Raises OptionError as :func:`read_request` does."""
+    return _split(providers, None)[0]
 
 
 def _is_empty(providers: Any) -> bool:
@@ -143,8 +186,10 @@ def _split(providers: Any, provider_options: Any) -> tuple[bool, Mapping[str, ob
         providers = [providers]
     if _is_empty(providers):
         return False, _only_options(provider_options), providers, None
-    if not isinstance(providers, Sequence) or isinstance(providers, str):
+    if not isinstance(providers, Sequence) or isinstance(providers, (str, bytes)):
+        _check_names(providers)
         return False, None, providers, provider_options  # onnxruntime says what is wrong with it
+    _check_names(providers)
     ours = [i for i, item in enumerate(providers) if _name_of(item) in OUR_NAMES]
     if not ours:
         return False, None, providers, provider_options
@@ -178,6 +223,69 @@ def _split(providers: Any, provider_options: Any) -> tuple[bool, Mapping[str, ob
         raise OptionError("options for the NPU were given twice: in the providers tuple and in provider_options")
     others = [other for i, other in enumerate(providers) if i != place]
     return True, inline or separate or {}, others, other_options if others else None
+
+
+def _check_names(providers: Any) -> None:
+    """Raise OptionError where ours is named in a form that onnxruntime does not take, or misspelt.
+
+    onnxruntime prints an error in both cases, and goes on with the CPU.
+    """
+    if isinstance(providers, str):
+        items: Sequence[Any] = [providers]
+    elif isinstance(providers, Iterable):
+        items = list(islice(providers, _LOOKED_AT))
+    else:
+        return
+    named = False
+    for item in items:
+        pair = not isinstance(item, (str, tuple)) and isinstance(item, Sequence) and len(item) > 0
+        name = item[0] if pair else _name_of(item)
+        if not isinstance(name, str):
+            continue
+        meant = PROVIDER if name in OUR_NAMES else _meant(name)
+        if meant is None:
+            continue
+        if name not in OUR_NAMES:
+            raise OptionError(f"providers: there is no {name!r}; did you mean {meant!r}?")
+        if pair:
+            raise OptionError(
+                f"providers: {item!r} is a {type(item).__name__}; onnxruntime takes a tuple (name, dict of options)"
+            )
+        named = True
+    if named and not isinstance(providers, (Sequence, str)):
+        raise OptionError(f"providers should be a list or a tuple; got {type(providers).__name__}: {providers!r}")
+
+
+_LOOKED_AT = 64
+
+
+def _meant(name: str) -> str | None:
+    """Our provider's name where ``name`` is a misspelling of it; None for other names."""
+    if name == _CPU:
+        return None
+    import difflib
+
+    import onnxruntime
+
+    theirs = {*onnxruntime.get_all_providers(), *onnxruntime.get_available_providers()}
+    if name in theirs:
+        return None
+    word = name.strip().casefold()
+    stem = "".join(c for c in word.removesuffix("executionprovider") if c.isalnum())
+    if stem.startswith(_STEMS):
+        return PROVIDER
+    names = {known.casefold(): known for known in (*theirs, *OUR_NAMES)}
+    close = difflib.get_close_matches(word, names, 1, 0.85)
+    return PROVIDER if close and names[close[0]] in OUR_NAMES else None
+
+
+#: What a name of ours begins with, however it goes on.
+_STEMS = ("rknn", "rknpu", "rockchip", "rk35")
+
+
+def _without_cpu(others: Any, options: Any) -> tuple[Any, Any]:
+    kept = [i for i, item in enumerate(others) if _name_of(item) != _CPU]
+    return [others[i] for i in kept], [options[i] for i in kept] if options else options
 
 
 def _overtaken(providers: Any) -> tuple[str, ...]:

@@ -12,6 +12,10 @@ from onnxruntime.capi import _pybind_state as C
 
 from ..files import Dimension, OnnxModel, OnnxValue, identity_model
 
+#: Session config entries of onnxruntime's.
+NO_CPU = "session.disable_cpu_ep_fallback"
+SAVE_CONTEXT = "ep.context_enable"
+
 
 def has_providers(so: Any) -> bool:
     """The user chose providers, devices or a policy on the options themselves."""
@@ -85,6 +89,9 @@ def overridden_dims(so: Any, inputs: Sequence[OnnxValue]) -> dict[str, tuple[Dim
     options = copy_options(so, EMPTY_MODEL)
     options.enable_profiling = False
     options.optimized_model_filepath = ""
+    # The trial's one node runs on the CPU, and is nothing to compile or to save.
+    options.add_session_config_entry(NO_CPU, "0")
+    options.add_session_config_entry(SAVE_CONTEXT, "0")
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     if options.use_per_session_threads:
         options.intra_op_num_threads = options.inter_op_num_threads = 1

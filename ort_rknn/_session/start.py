@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,10 +18,19 @@ from .._executor.executor import Executor
 from .._options import PROVIDER, SIGNATURE_OPTIONS
 from .._planning.facts import Facts, gather
 from .._planning.plan import Plan, fall_back_after, plan
-from .._planning.request import Request, policy, read_request, strict_policy
+from .._planning.request import Request, check_keywords, names_ours, policy, read_request, strict_policy
 from ..adapter.contract import Model
 from .load import lender_of, load_planned, version_notes, wrapper_of
-from .session_options import EMPTY_MODEL, config_entry, copy_options, has_providers, overridden_dims, replaced_weights
+from .session_options import (
+    EMPTY_MODEL,
+    NO_CPU,
+    SAVE_CONTEXT,
+    config_entry,
+    copy_options,
+    has_providers,
+    overridden_dims,
+    replaced_weights,
+)
 
 log = logging.getLogger("ort_rknn")
 log.addHandler(logging.NullHandler())
@@ -66,10 +75,14 @@ def make(
     onnxruntime's own fallback is kept off for our provider: it would print a block to stdout and hide the cause. The
     user's wish about it is kept here: with ``enable_fallback=0`` a model that does not load on the NPU is an error.
     """
-    if so and has_providers(so):
+    if kwargs:
+        check_keywords(kwargs, _keywords(kwargs))
+    if so and has_providers(so) and not names_ours(providers):  # else those named here win, as in onnxruntime
         return _start_on_their_providers(session, parent, model, so, providers, provider_options, kwargs, again)
     lender = lender_of(kwargs)
-    request = read_request(providers, provider_options, no_cpu=config_entry(so, _NO_CPU) == "1")
+    must_stay = _OPTIMIZED if so and getattr(so, "optimized_model_filepath", "") else ""
+    no_cpu = config_entry(so, NO_CPU) == "1"
+    request = read_request(providers, provider_options, no_cpu=no_cpu, must_stay=must_stay)
     facts = gather(model, request, registration.why_unavailable() if request.wants_npu else None)
     made = plan(request, facts)
     if so and made.where == "npu" and facts.kind == "onnx":
@@ -78,7 +91,7 @@ def make(
         if weights is not None:
             facts = replace(facts, onnx_problem=f"{weights}, but a compiled model has its weights inside")
             made = plan(request, facts)
-    state = State(kwargs, again, request, facts, made)
+    state = State(kwargs, again, request, facts, made, notes=[*request.notes])
     with ExitStack() as held:
         made = _load(held, session, parent, state, so, lender)
         if state.executor is not None:
@@ -145,7 +158,7 @@ def _load(
             facts, made = _after_failure(request, facts, made, error)
         state.facts, state.plan = facts, made
         state.of_nodes.clear()
-        state.notes.clear()
+        state.notes[:] = request.notes
     return made
 
 
@@ -217,12 +230,9 @@ def _start_with_provider(
     assert request is not None and made is not None and made.found is not None
     given = request.options.as_strings()
     given.setdefault("device", made.found.device.name)
-    if options.optimized_model_filepath:
-        state.notes.append("optimized_model_filepath is not written: a session with compiled nodes cannot be saved")
-        options.optimized_model_filepath = ""
-    if config_entry(options, _SAVE_CONTEXT) == "1":
-        state.notes.append(f"{_SAVE_CONTEXT} is not heeded: a .rknn, which rknn-toolkit2 makes, is such a context")
-        options.add_session_config_entry(_SAVE_CONTEXT, "0")
+    if config_entry(options, SAVE_CONTEXT) == "1":
+        state.notes.append(f"{SAVE_CONTEXT} is not heeded: a .rknn, which rknn-toolkit2 makes, is such a context")
+        options.add_session_config_entry(SAVE_CONTEXT, "0")
     if request.overtaken:
         state.notes.append(f"{PROVIDER} comes first, though {', '.join(request.overtaken)} was named before it")
     kwargs = {**state.kwargs, "enable_fallback": 0}
@@ -263,9 +273,21 @@ def _tell(made: Plan) -> None:
         log.info(text)
 
 
-_NO_CPU = "session.disable_cpu_ep_fallback"
-_SAVE_CONTEXT = "ep.context_enable"
+#: Keywords of the session: onnxruntime's since 1.23, and ours.
+_KEYWORDS = frozenset(("enable_fallback", "read_config_from_model", "disabled_optimizers", "use_weight_from"))
+_OPTIMIZED = (
+    "SessionOptions.optimized_model_filepath asks for onnxruntime's optimized graph, and a session with compiled "
+    "nodes cannot be saved"
+)
 _SPINNING = "session.intra_op.allow_spinning"
+
+
+def _keywords(kwargs: Mapping[str, Any]) -> Collection[object]:
+    """The keywords that a session takes."""
+    if kwargs.keys() <= _KEYWORDS:
+        return _KEYWORDS
+    # A later onnxruntime's too: its constructor looks for them by name.
+    return _KEYWORDS.union(c for c in onnxruntime.InferenceSession.__init__.__code__.co_consts if isinstance(c, str))
 
 
 def _wants_fallback(kwargs: Mapping[str, Any]) -> bool:

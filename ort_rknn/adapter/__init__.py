@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._socs import SOC_CORES, find_soc_name, is_soc, soc_family, soc_note
 from .contract import (
     CORE_MASK_ALL,
     CORE_MASK_AUTO,
     RKNN_ERRORS,
-    SOC_CORES,
     Absence,
     Adapter,
     AdapterError,
@@ -67,7 +67,11 @@ __all__ = [
     "Shape",
     "Survey",
     "TensorInfo",
+    "find_soc_name",
     "hookimpl",
+    "is_soc",
+    "soc_family",
+    "soc_note",
 ]
 
 

@@ -25,15 +25,6 @@ Layout = Literal["NCHW", "NHWC", "NC1HWC2", "UNDEFINED"]
 CORE_MASK_AUTO = 0
 CORE_MASK_ALL = 0xFFFF
 
-#: Number of NPU cores by SoC. Source: Rockchip's product pages and the runtime's own core-mask rules.
-SOC_CORES: Mapping[str, int] = {
-    "rk3588": 3,
-    "rk3576": 2,
-    "rk3562": 1,
-    "rk3566": 1,
-    "rk3568": 1,
-}
-
 #: ``rknn_*`` return codes and the vendor's names for them.
 RKNN_ERRORS: Mapping[int, str] = {
     -1: "RKNN_ERR_FAIL",
@@ -116,6 +107,8 @@ class Query:
 
     device: str | None = None
     """The provider option ``device``, else ``ORT_RKNN_DEVICE``; None: whatever is there (never a virtual one)."""
+    device_by_environment: bool = field(default=False, kw_only=True)
+    """``device`` is ``ORT_RKNN_DEVICE``'s, for messages."""
     runtime_library: str | None = None
     """The provider option ``runtime_library``; an adapter then looks nowhere else, and skips checks of the device
     node: the named library's own answer decides."""

@@ -10,14 +10,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..adapter.contract import SOC_CORES
+from .._socs import SOC_CORES, SOC_VARIANTS, soc_family, variants_of
 from .origin import Origin, is_stale
 from .rknn import RknnFile
 
 __all__ = ["Verdict", "find_twins", "judge_twin", "onnx_twin_names", "twin_names"]
 
 _SOC_NAME = re.compile(r"[a-z0-9]+", re.ASCII)
-_SOC_FAMILY = re.compile(r"r[kv]\d{4}", re.ASCII)
 _VERSION = re.compile(r"\d+(?:\.\d+)+", re.ASCII)
 #: The vendor's examples ship one file for both (folders named RK3566_RK3568).
 _SAME_NPU = frozenset(("rk3566", "rk3568"))
@@ -43,9 +42,14 @@ def twin_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
 
 
 def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
-    """Those of :func:`twin_names` that are there: regular files, and links to them. A link to nothing counts, because
-    somebody meant a twin to be there: git-annex keeps files that were not fetched as such links."""
-    return [p for p in twin_names(onnx_path, soc) if p.is_file() or (p.is_symlink() and not p.exists())]
+    """Those of :func:`twin_names` that are there: regular files, and links to them. Files that are named after a variant
+    of the SoC (``model.rk3588s.rknn``) come after those with its own name. A link to nothing counts, because somebody
+    meant a twin to be there: git-annex keeps files that were not fetched as such links."""
+    family = soc_family(soc)
+    names = dict.fromkeys((_checked(soc), family, *variants_of(family)))
+    named = [path for name in names for path in twin_names(onnx_path, name)[:-1]]
+    paths = (*named, twin_names(onnx_path, soc)[-1])
+    return [p for p in paths if p.is_file() or (p.is_symlink() and not p.exists())]
 
 
 def onnx_twin_names(rknn_path: str | os.PathLike[str], soc: str | None = None) -> tuple[Path, ...]:
@@ -57,7 +61,7 @@ def onnx_twin_names(rknn_path: str | os.PathLike[str], soc: str | None = None) -
     """
     path = Path(rknn_path)
     stem = path.stem
-    for name in (*SOC_CORES, *((_checked(soc),) if soc else ())):
+    for name in (*SOC_VARIANTS, *SOC_CORES, *((_checked(soc),) if soc else ())):
         short = stem[: -len(name) - 1]
         if short and stem.lower().endswith((f".{name}", f"-{name}", f"_{name}")):
             return (path.with_name(f"{short}.onnx"), path.with_name(f"{stem}.onnx"))
@@ -81,8 +85,8 @@ def judge_twin(
     reasons: list[str] = []
     notes: list[str] = []
 
-    targets = tuple(dict.fromkeys(map(_family, file.targets)))
-    here = _family(soc)
+    targets = tuple(dict.fromkeys(map(soc_family, file.targets)))
+    here = soc_family(soc)
     if not targets:
         notes.append("the file does not tell its target SoC")
     elif here not in targets:
@@ -136,13 +140,6 @@ def _version(text: str | None) -> tuple[int, ...] | None:
 
 def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
-
-
-def _family(soc: str) -> str:
-    """rk3588s and RK3588 are rk3588."""
-    name = soc.lower()
-    match = _SOC_FAMILY.match(name)
-    return match.group() if match else name
 
 
 def _checked(soc: str) -> str:

@@ -252,7 +252,7 @@ class TestSoc:
     def test_an_unknown_soc_in_the_environment(self, board):
         absence = board.absence(ORT_RKNN_SOC="rk9999")
         assert absence.reason == "ORT_RKNN_SOC is 'rk9999', which is not a known SoC"
-        assert absence.remedy == "Known are rk3588, rk3576, rk3562, rk3566, rk3568."
+        assert absence.remedy == "Known are rk3588, rk3576, rk3562, rk3566, rk3568, rv1126b."
 
     def test_no_device_tree(self, board):
         (board.root / "proc/device-tree/compatible").unlink()

@@ -43,11 +43,9 @@ static int read_file(const char *path, const rknn_init_extend *extend, uint8_t *
     return code;
 }
 
-/* rk3588 and rk3588s are one; rk3566 and rk3568 are not. */
+/* rk3588 and its variants are one; rk3566 and rk3568 are not. */
 static bool same_soc(const char *target) {
-    const char *soc = rknn_virtual_soc();
-    size_t n = strlen(soc);
-    return strncmp(target, soc, n) == 0 && (target[n] == 0 || (strcmp(soc, "rk3588") == 0 && target[n] == 's' && !target[n + 1]));
+    return strcmp(soc_family(target), rknn_virtual_soc()) == 0;
 }
 
 /* The weights of another context, for the flag 0x20. */

@@ -48,14 +48,22 @@ static void defaults(void) {
     for (int i = 0; i < MAX_CORES; i++) factors[i] = 1;
 }
 
+const char *soc_family(const char *name) {
+    static const char *const rk3588[] = {"rk3588s", "rk3588s2", "rk3582"};
+    for (size_t i = 0; i < sizeof rk3588 / sizeof *rk3588; i++)
+        if (strcmp(name, rk3588[i]) == 0) return "rk3588";
+    return name;
+}
+
 __attribute__((constructor)) static void load(void) {
     static const struct { const char *name; uint32_t cores; } known[] = {
-        {"rk3588", 3}, {"rk3588s", 3}, {"rk3576", 2}, {"rk3566", 1}, {"rk3568", 1}, {"rk3562", 1}};
+        {"rk3588", 3}, {"rk3576", 2}, {"rk3566", 1}, {"rk3568", 1}, {"rk3562", 1}, {"rv1126b", 1}};
     const char *name = getenv("RKNN_VIRTUAL_SOC");
     if (!name || !*name) name = VIRTUAL_SOC;
+    name = soc_family(name);
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(name, known[i].name) == 0) {
-            snprintf(soc, sizeof soc, "%.6s", name);
+            snprintf(soc, sizeof soc, "%.15s", name);
             cores = known[i].cores;
         }
     const char *us = getenv("RKNN_VIRTUAL_RUN_US");

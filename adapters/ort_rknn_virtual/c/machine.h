@@ -40,6 +40,9 @@ uint32_t cores_take(uint32_t mask, uint64_t deadline, uint64_t *start);
 /* `end`: when the run ended, which may be before its thread woke up. */
 void cores_give(uint32_t taken, uint64_t end, bool ran);
 
+/* The SoC that a name means: variants of the RK3588 count as one. */
+const char *soc_family(const char *name);
+
 /* 0, or the code of a fault that this call meets. */
 int fault_of(int function, uint32_t mask, rknn_context context);
 

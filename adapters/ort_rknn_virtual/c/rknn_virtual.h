@@ -7,7 +7,7 @@
  * without one, from the pattern below.
  *
  * ENVIRONMENT, read once when the library is loaded.
- *   RKNN_VIRTUAL_SOC      rk3588 (3 cores), rk3576 (2), rk3566, rk3568, rk3562 (1); else what it was compiled for.
+ *   RKNN_VIRTUAL_SOC      rk3588 (3 cores), rk3576 (2), rk3566, rk3568, rk3562, rv1126b (1); else what it was compiled for.
  *                         An unknown name makes every rknn_init answer -3.
  *   RKNN_VIRTUAL_RUN_US   modelled time of one run on one core, microseconds, decimal. Default 0.
  *   RKNN_VIRTUAL_LOG      a file that gets one line per event ("# ..." lines are explanations); appended to.
