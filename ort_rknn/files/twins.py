@@ -42,7 +42,7 @@ def twin_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
 
 
 def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
-    """Those of :func:`twin_names` that are there: regular files, and links to them. Files that are named after a variant
+    """Those of :func:`twin_names` that are there: regular files, and links to them. Files named after a variant
     of the SoC (``model.rk3588s.rknn``) come after those with its own name. A link to nothing counts, because somebody
     meant a twin to be there: git-annex keeps files that were not fetched as such links."""
     family = soc_family(soc)
