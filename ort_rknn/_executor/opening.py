@@ -14,7 +14,7 @@ from .executor import Executor
 from .signature import DTYPE_OF_ELEMENT, Declared, Dim, Normalisation, negotiate, override
 
 if False:  # for type checkers only, without the import
-    from ..files import OnnxValue
+    from ..files import OnnxValue, RknnTensor
 
 
 def declared_by_onnx(values: Sequence[OnnxValue]) -> tuple[Declared, ...]:
@@ -60,12 +60,14 @@ def _free_where_sets_differ(shapes: Sequence[tuple[int, ...]], name: str) -> tup
 
 def normalisations(file: RknnFile | None) -> dict[str, Normalisation]:
     """What the compiled model does to its inputs before the network, by input name; plain ones left out."""
-    out = {}
-    for tensor in file.inputs if file is not None else ():
-        mean, std = tensor.mean, tensor.std
-        if mean and std and (any(mean) or any(s != 1 for s in std)):
-            out[tensor.name] = Normalisation(mean, std)
-    return out
+    made = {tensor.name: normalisation_of(tensor) for tensor in (file.inputs if file is not None else ())}
+    return {name: norm for name, norm in made.items() if norm is not None}
+
+
+def normalisation_of(tensor: RknnTensor) -> Normalisation | None:
+    """What the compiled model does to this input before the network; None where that is nothing."""
+    mean, std = tensor.mean, tensor.std
+    return Normalisation(mean, std) if mean and std and (any(mean) or any(s != 1 for s in std)) else None
 
 
 def open_executor(

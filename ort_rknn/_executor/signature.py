@@ -181,7 +181,8 @@ def _squeezed(shape: Sequence[Dim]) -> list[Dim]:
     return [d for d in shape if d != 1]
 
 
-def _pick(options: Mapping[str, str], name: str, key: str, names: Sequence[str]) -> str | None:
+def pick(options: Mapping[str, str], name: str, key: str, names: Sequence[str]) -> str | None:
+    """What a per-input option says of the input ``name``. Raises OptionError where it names one that is not there."""
     for asked in options:
         if asked != "*" and asked not in names:
             raise OptionError(f"provider option {key} names an input {asked!r}; the model has {', '.join(names)}")
@@ -262,7 +263,7 @@ def negotiate(
     for value, index in zip(inputs, in_order):
         info = model.inputs[index]
         compiled = _merge_dims(value, [s[index] for s in sets], batch is not None, keep_free, "input", label)
-        asked = _pick(options.layout, value.name, "layout", names)
+        asked = pick(options.layout, value.name, "layout", names)
         layout: Layout = "UNDEFINED"
         wire_layout: Layout = "UNDEFINED"
         if len(compiled) == 4 and len(info.shape) == 4:
@@ -273,7 +274,7 @@ def negotiate(
                 f"provider option layout: input {value.name!r} has {len(compiled)} axes; only 4-D inputs have a layout"
             )
         layouts.append(layout)
-        dtype = _pick(options.input_dtype, value.name, "input_dtype", names) or value.dtype
+        dtype = pick(options.input_dtype, value.name, "input_dtype", names) or value.dtype
         wire = dtype if dtype in INPUT_DTYPES else "float32"
         if dtype != wire and dtype != "float64":
             raise ort_error(FAIL, f"{label}: input {value.name!r} has dtype {dtype}, which the NPU cannot be fed")

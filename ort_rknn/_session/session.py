@@ -106,11 +106,12 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         """Scale and zero point by input and output name, of the tensors that are quantised on the NPU.
 
         They tell how to read raw outputs (``output_dtype="native"``). Those of EPContext nodes by the names in the
-        graph. Empty on the CPU.
+        graph. On the CPU: of raw outputs only.
         """
         signatures = [executor.signature for executor in (self._npu.executors if self._npu is not None else ())]
         ports = [port for signature in signatures for port in (*signature.inputs, *signature.outputs)]
-        return {p.name: p.info.quantisation for p in ports if p.info.quantisation is not None}
+        raw = self._npu.raw if self._npu is not None else {}
+        return {**raw, **{p.name: p.info.quantisation for p in ports if p.info.quantisation is not None}}
 
     def set_providers(
         self, providers: Sequence[Any] | None = None, provider_options: Sequence[dict[Any, Any]] | None = None

@@ -19,7 +19,8 @@ from .._options import PROVIDER, SIGNATURE_OPTIONS
 from .._planning.facts import Facts, gather
 from .._planning.plan import Plan, fall_back_after, plan
 from .._planning.request import Request, check_keywords, names_ours, policy, read_request, strict_policy
-from ..adapter.contract import Model
+from ..adapter.contract import Model, Quantisation
+from ..files import OnnxFileError
 from .load import lender_of, load_planned, version_notes, wrapper_of
 from .session_options import (
     EMPTY_MODEL,
@@ -51,6 +52,8 @@ class State:
     of_nodes: list[Executor] = field(default_factory=list)
     """Where the model has EPContext nodes: one executor each."""
     notes: list[str] = field(default_factory=list)
+    raw: Mapping[str, Quantisation] = field(default_factory=dict)
+    """Outputs that the CPU gives as a compiled model would hold them."""
 
     @property
     def executors(self) -> list[Executor]:
@@ -102,12 +105,9 @@ def make(
                 state.notes.append("use_weight_from: that session runs on the CPU, so this one has weights of its own")
             _start_on_npu(session, parent, state, so, state.executor)
         elif made.where == "cpu":
-            others = request.other_providers
-            if request.named and not others:
-                others = ["CPUExecutionProvider"]
-            parent(made.parent_model, so, others, request.other_options, **kwargs)
+            _start_on_cpu(session, parent, state, so)
             _tell(made)
-    if made.where != "cpu" or facts.kind in ("rknn", "ep_context"):
+    if made.where != "cpu" or facts.kind in ("rknn", "ep_context") or session._model_bytes is not None:
         in_memory = isinstance(model, bytes)
         session._model_path = None if in_memory else os.fspath(model)
         session._model_bytes = model if in_memory else None
@@ -184,6 +184,37 @@ def _after_failure(request: Request, facts: Facts, made: Plan, error: Exception)
         return facts, fall_back_after(request, facts, made, reason)
     except Exception as refusal:
         raise refusal from error
+
+
+def _start_on_cpu(session: Any, parent: Callable[..., None], state: State, so: Any) -> None:
+    """onnxruntime's own session, on the user's ONNX: with nodes around its graph where options ask for another form."""
+    assert state.request is not None and state.facts is not None and state.plan is not None
+    request, facts, model = state.request, state.facts, state.plan.parent_model
+    others = request.other_providers
+    if request.named and not others:
+        others = ["CPUExecutionProvider"]
+    form, unread = None, None
+    if any(key in request.options.given for key in SIGNATURE_OPTIONS):
+        from .cpu_form import cpu_form
+
+        try:
+            form = cpu_form(facts, request.options, model) if facts.kind != "other" else None
+            unread = facts.onnx_problem or "it is no ONNX" if facts.kind == "other" else None
+        except (OnnxFileError, OSError) as error:
+            unread = str(error)
+    options = so
+    if form is not None:
+        model, state.raw = form.model, form.quantisation
+        state.notes += form.notes
+        if form.folder is not None:
+            options = copy_options(so, EMPTY_MODEL)
+            options.add_session_config_entry(_WEIGHTS_FOLDER, form.folder)
+    parent(model, options, others, request.other_options, **state.kwargs)
+    if options is not so:
+        session._sess_options_initial = so
+    if unread is not None:  # onnxruntime's own words come first
+        key = next(key for key in SIGNATURE_OPTIONS if key in request.options.given)
+        raise OptionError(f"provider option {key!r} cannot be kept on the CPU: {facts.label}: {unread}")
 
 
 def _start_on_npu(session: Any, parent: Callable[..., None], state: State, so: Any, executor: Executor) -> None:
@@ -279,6 +310,7 @@ _OPTIMIZED = (
     "SessionOptions.optimized_model_filepath asks for onnxruntime's optimized graph, and a session with compiled "
     "nodes cannot be saved"
 )
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _SPINNING = "session.intra_op.allow_spinning"
 
 

@@ -1,0 +1,324 @@
+"""The ONNX in the form that provider options ask for, where onnxruntime's CPU session runs it.
+
+``layout``, ``input_dtype`` and ``output_dtype`` say what a program feeds and gets. A session that falls back to the CPU
+keeps to them by nodes in front of the ONNX's graph (Transpose, Cast, Sub, Div) and behind it (Cast), so that
+``get_inputs()`` is true and ``run`` stays onnxruntime's. A compiled model may normalize what it is fed: what it does to
+integers is then done here too, by its own record.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._errors import OptionError
+from .._executor.conversion import per_channel
+from .._executor.opening import normalisation_of
+from .._executor.signature import DTYPES, pick
+from .._options import SIGNATURE_OPTIONS, Options
+from .._planning.facts import Facts
+from ..adapter import SOC_CORES, Quantisation
+from ..files import OnnxFileError, OnnxValue, RknnFile, RknnFileError, RknnTensor, find_twins, read_onnx, read_rknn
+from ..files.surrounded import Edge, Step, surrounded
+
+_TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+#: Standard operators as they are used here: Sub and Div broadcast from version 7 on, Clip takes inputs from 11 on.
+_OPSET, _OPSET_OF_RAW = 7, 11
+
+
+@dataclass(frozen=True, slots=True)
+class CpuForm:
+    """What onnxruntime loads in place of the ONNX."""
+
+    model: bytes
+    folder: str | None
+    """Of the files that hold the weights, where there are any: the model itself is in memory."""
+    notes: tuple[str, ...]
+    """What was added, for ``explain()``."""
+    quantisation: Mapping[str, Quantisation]
+    """Of the outputs that are given raw, by name."""
+
+
+def cpu_form(facts: Facts, options: Options, source: str | bytes) -> CpuForm | None:
+    """The form that the options ask for of the ONNX at ``source``; None where it has that form already.
+
+    Raises OptionError for options that cannot be kept: an input is not there, has no layout, or is fed integers while
+    no compiled model tells what these mean. Raises OnnxFileError or OSError for an ONNX that cannot be read.
+    """
+    if facts.kind == "ep_context":
+        raise OptionError(
+            f"provider option {_first(options)!r} changes a session's signature, but {facts.label} declares the "
+            "signature of its EPContext nodes itself; leave it out"
+        )
+    data = source if isinstance(source, bytes) else _read(source)
+    onnx = read_onnx(data)
+    names = [value.name for value in onnx.inputs]
+    compiled = _Compiled(facts, options, names, [value.name for value in onnx.outputs])
+    if not names and (options.layout or options.input_dtype):
+        raise OptionError(f"provider option {_first(options)!r}: {facts.label} has no inputs")
+    inputs = [edge for value in onnx.inputs if (edge := _input(value, names, options, compiled)) is not None]
+    outputs = [edge for value in onnx.outputs if (edge := _output(value, options, compiled)) is not None]
+    if not inputs and not outputs:
+        return None
+    needed = _OPSET_OF_RAW if compiled.raw else _OPSET
+    if onnx.opsets.get("", needed) < needed:
+        raise OptionError(
+            f"provider option {_first(options)!r} cannot be kept on the CPU: {facts.label} uses opset "
+            f"{onnx.opsets['']}, and this needs {needed} or later; convert the ONNX, or leave the option out"
+        )
+    folder, locations = _weights(source, onnx.external_data)
+    try:
+        model = surrounded(data, inputs, outputs, locations)
+    except OnnxFileError:
+        raise
+    except ValueError as error:
+        raise OptionError(f"provider option {_first(options)!r} cannot be kept on the CPU: {error}") from None
+    notes = [f"input {e.name!r}: {_told(e)} in front of the ONNX's graph" for e in inputs]
+    notes += [f"output {e.name!r}: {_told(e)} behind the ONNX's graph" for e in outputs]
+    return CpuForm(model, folder, (*notes, *compiled.notes), compiled.raw)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _weights(source: str | bytes, files: Sequence[str]) -> tuple[str | None, Mapping[str, str]]:
+    """The folder of a model's external data, and other paths of it there than are written.
+
+    A hub's cache holds links to files of other names. onnxruntime follows those from a model's path, but not from a
+    model in memory, whose data has to lie in its folder.
+    """
+    if isinstance(source, bytes) or not files:
+        return None, {}
+    folder, blobs = os.path.dirname(os.path.abspath(source)), os.path.dirname(os.path.realpath(source))
+    behind = {name: os.path.realpath(os.path.join(folder, name)) for name in files}
+    if all(_inside(os.path.realpath(folder), path) for path in behind.values()):
+        return folder, {}
+    if all(_inside(blobs, path) for path in behind.values()):
+        return blobs, {name: os.path.relpath(path, blobs) for name, path in behind.items()}
+    return folder, {}  # for onnxruntime to judge
+
+
+def _inside(folder: str, path: str) -> bool:
+    return path.startswith(os.path.join(folder, ""))
+
+
+def _first(options: Options) -> str:
+    return next(key for key in SIGNATURE_OPTIONS if key in options.given)
+
+
+def _told(edge: Edge) -> str:
+    return ", ".join(step.op_type for step in edge.steps)
+
+
+# Inputs and outputs -------------------------------------------------------------------------------------------------
+
+
+def _input(value: OnnxValue, names: Sequence[str], options: Options, compiled: _Compiled) -> Edge | None:
+    dtype = pick(options.input_dtype, value.name, "input_dtype", names)
+    to_nhwc = _is_nhwc(value, pick(options.layout, value.name, "layout", names), options, compiled)
+    steps = [Step("Transpose", {"perm": _TO_NCHW})] if to_nhwc else []
+    elem_type = value.elem_type
+    if dtype is not None and dtype != value.dtype:
+        own = _own_dtype("input", value, f"input_dtype={dtype!r}")
+        elem_type = DTYPES[dtype][0]
+        norm = _norm(value, dtype, compiled) if own.startswith("float") and not dtype.startswith("float") else []
+        steps += [*norm, _cast(own)] if own != "float32" or not norm else norm
+    if not steps:
+        return None
+    if elem_type is None:
+        raise OptionError(f"provider option layout: input {value.name!r} is {value.type_text}, which has no layout")
+    return Edge(value.name, elem_type, steps, _TO_NHWC if to_nhwc else None)
+
+
+def _cast(dtype: str) -> Step:
+    return Step("Cast", {"to": DTYPES[dtype][0]})
+
+
+def _own_dtype(what: str, value: OnnxValue, asked: str) -> str:
+    """The ONNX's dtype. Raises OptionError where it is none that is converted."""
+    if value.dtype is None or value.dtype not in DTYPES:
+        raise OptionError(
+            f"provider option {asked}: {what} {value.name!r} is {value.type_text}, which is not converted; leave it out"
+        )
+    return value.dtype
+
+
+def _is_nhwc(value: OnnxValue, asked: str | None, options: Options, compiled: _Compiled) -> bool:
+    """Whether the caller's axes are in another order. Raises OptionError for an input that was named and has none."""
+    if asked is None:
+        return False
+    shape: Sequence[Any] | None = value.dims if value.dims is not None else compiled.shape_of(value.name)
+    if shape is None:
+        if asked != "NHWC":
+            return False
+        raise OptionError(
+            f"provider option layout: input {value.name!r} has no rank in the ONNX, and no compiled model tells it; "
+            "leave it out"
+        )
+    if len(shape) != 4 and "*" not in options.layout:
+        raise OptionError(
+            f"provider option layout: input {value.name!r} has {len(shape)} axes; only 4-D inputs have a layout"
+        )
+    return len(shape) == 4 and asked == "NHWC"
+
+
+def _norm(value: OnnxValue, dtype: str, compiled: _Compiled) -> list[Step]:
+    """What a compiled model does to integers, in float32 and the ONNX's order of axes: ``(x - mean) / std``, or
+    nothing."""
+    tensor = compiled.input_of(value.name, dtype)
+    norm = normalisation_of(tensor) if tensor is not None else None
+    if norm is None:
+        return []
+    std, mean = per_channel(norm, "NCHW", 4)  # files tell it of inputs with four axes only
+    return [_cast("float32"), Step("Sub", constant=mean), Step("Div", constant=std)]
+
+
+def _output(value: OnnxValue, options: Options, compiled: _Compiled) -> Edge | None:
+    asked = options.output_dtype
+    if asked == "onnx":
+        return None
+    own = _own_dtype("output", value, f"output_dtype={asked!r}")
+    if asked == "native":
+        return _raw(value, own, compiled)
+    return Edge(value.name, DTYPES["float32"][0], [_cast("float32")]) if own != "float32" else None
+
+
+def _raw(value: OnnxValue, own: str, compiled: _Compiled) -> Edge | None:
+    """An output as the compiled model holds it."""
+    tensor = compiled.output_of(value.name)
+    dtype, how = tensor.runtime_dtype or "", tensor.quantisation
+    if dtype not in DTYPES:
+        raise OptionError(f"provider option output_dtype='native': output {value.name!r} is {dtype}")
+    if how is None:
+        return Edge(value.name, DTYPES[dtype][0], [_cast(dtype)]) if dtype != own else None
+    compiled.raw[value.name] = how
+    limits = np.iinfo(dtype)
+    steps = [] if own == "float32" else [_cast("float32")]
+    numbers = {"Div": how.scale, "Round": None, "Add": how.zero_point, "Max": limits.min, "Min": limits.max}
+    steps += [Step(op, constant=None if n is None else np.asarray(n, np.float32)) for op, n in numbers.items()]
+    return Edge(value.name, DTYPES[dtype][0], [*steps, _cast(dtype)])
+
+
+# What compiled models tell ------------------------------------------------------------------------------------------
+
+
+class _Compiled:
+    """The compiled models that belong to the ONNX, whether they can be run here or not."""
+
+    def __init__(self, facts: Facts, options: Options, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self._facts = facts
+        self._options = options
+        self._names = (tuple(inputs), tuple(outputs))
+        self._files: list[tuple[str, RknnFile]] | None = None
+        self._unread: list[str] = []
+        self.notes: list[str] = []
+        self.raw: dict[str, Quantisation] = {}
+
+    def shape_of(self, name: str) -> Sequence[int] | None:
+        """An input's compiled shape in the ONNX's order of axes; None where nothing tells it."""
+        for _, file in self._known():
+            tensor = _tensor(file.inputs, self._names[0], name)
+            if tensor is not None and tensor.shape is not None:
+                return tensor.shape
+        return None
+
+    def input_of(self, name: str, dtype: str) -> RknnTensor | None:
+        """What the compiled models say of an input; None where they have dropped it, because nothing reads it.
+
+        Raises OptionError where there is none that tells mean and std, or where they differ.
+        """
+        said: dict[Any, tuple[str, RknnTensor | None]] = {}
+        for label, file in self._known():
+            tensor = _tensor(file.inputs, self._names[0], name)
+            if tensor is None and (file.encrypted or not file.inputs):
+                continue
+            if tensor is not None and tensor.mean is None and tensor.std is None:
+                continue
+            norm = normalisation_of(tensor) if tensor is not None else None
+            said.setdefault((norm.mean, norm.std) if norm is not None else None, (label, tensor))
+        if len(said) == 1:
+            ((label, tensor),) = said.values()
+            norm = normalisation_of(tensor) if tensor is not None else None
+            if norm is not None:
+                mean, std = list(norm.mean), list(norm.std)
+                self.notes.append(f"input {name!r}: mean {mean} and std {std} as {label} says")
+            return tensor
+        asked = f"provider option input_dtype={dtype!r}: this session runs on the CPU, where input {name!r} is float"
+        if said:
+            others = " and ".join(label for label, _ in said.values())
+            raise OptionError(f"{asked}, and {others} differ in its mean and std; name one with rknn_model")
+        raise OptionError(
+            f"{asked}, and no compiled model tells the mean and std that make it of integers ({self._looked()}); put "
+            "the .rknn beside the ONNX, name it with rknn_model, or leave the option out and feed what the ONNX takes"
+        )
+
+    def output_of(self, name: str) -> RknnTensor:
+        """What the compiled models say of an output. Raises OptionError where they tell no type, or differ."""
+        said: dict[Any, tuple[str, RknnTensor]] = {}
+        for label, file in self._known():
+            tensor = _tensor(file.outputs, self._names[1], name)
+            if tensor is not None and tensor.runtime_dtype is not None:
+                said.setdefault((tensor.runtime_dtype, tensor.quantisation), (label, tensor))
+        if len(said) == 1:
+            ((label, tensor),) = said.values()
+            how = tensor.quantisation
+            if how is not None:
+                told = f"scale {how.scale:g} and zero point {how.zero_point}"
+                self.notes.append(f"output {name!r}: {told} as {label} says")
+            return tensor
+        asked = f"provider option output_dtype='native': this session runs on the CPU, and of output {name!r} "
+        if said:
+            others = " and ".join(label for label, _ in said.values())
+            raise OptionError(f"{asked}{others} tell different types; name one with rknn_model")
+        raise OptionError(
+            f"{asked}no compiled model tells the type ({self._looked()}); put the .rknn beside the ONNX, name it with "
+            "rknn_model, or leave the option out"
+        )
+
+    def _known(self) -> list[tuple[str, RknnFile]]:
+        if self._files is None:
+            self._files = [(c.name, c.file) for c in self._facts.candidates if c.file is not None]
+            self._unread = [f"{c.name}: {'; '.join(c.reasons)}" for c in self._facts.candidates if c.file is None]
+            if not self._facts.candidates:
+                for path in self._paths():
+                    try:
+                        self._files.append((os.path.basename(path), read_rknn(path)))
+                    except (RknnFileError, OSError) as error:
+                        self._unread.append(str(error))
+        return self._files
+
+    def _paths(self) -> list[str]:
+        """No device was there to look for a twin for: those of any SoC tell the same."""
+        if self._options.rknn_model is not None:
+            return [self._options.rknn_model]
+        return compiled_beside(self._facts.model) if isinstance(self._facts.model, str) else []
+
+    def _looked(self) -> str:
+        told = "; ".join((*(f"{label} does not" for label, _ in self._known()), *self._unread))
+        if told:
+            return told
+        if isinstance(self._facts.model, str):
+            return f"none lies beside {self._facts.label}"
+        return "a model in memory has none beside it"
+
+
+def compiled_beside(onnx: str) -> list[str]:
+    """The twins of an ONNX for any SoC, those for one SoC first."""
+    found = (os.fspath(path) for soc in SOC_CORES for path in find_twins(onnx, soc))
+    return sorted(dict.fromkeys(found), key=lambda path: path == os.path.splitext(onnx)[0] + ".rknn")
+
+
+def _tensor(tensors: Sequence[RknnTensor], names: Sequence[str], name: str) -> RknnTensor | None:
+    """The one that stands for the ONNX's ``name``: by name, else (all names foreign) by position."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if name in by_name:
+        return by_name[name]
+    if len(tensors) == len(names) and not by_name.keys() & set(names):
+        return tensors[names.index(name)]
+    return None

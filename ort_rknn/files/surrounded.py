@@ -1,0 +1,310 @@
+"""An ONNX model with nodes in front of and behind its graph: other dtypes and orders of axes for whoever runs it.
+
+The model is copied field by field, whatever the fields are; weights are never looked into. An input keeps its name, so
+the graph behind it reads a tensor of another name, and likewise for outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from ._onnx_graph import read_string_pair
+from ._wire import BYTES, WireError, WireReader, bytes_field, int_field, text_field, varint
+from .onnx_model import OnnxFileError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Edge", "Step", "surrounded"]
+
+#: As in onnx_model: far above any model.
+_FIELD_LIMIT = 8_000_000
+_DEPTH_LIMIT = 32
+
+_MODEL_GRAPH, _MODEL_OPSET_IMPORT = 7, 8
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
+_GRAPH_VALUE_INFO, _GRAPH_SPARSE_INITIALIZER = 13, 15
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 2, 3, 4, 5
+_ATTRIBUTE_T, _ATTRIBUTE_G, _ATTRIBUTE_GRAPHS = 5, 6, 11
+_TENSOR_NAME, _TENSOR_EXTERNAL_DATA, _SPARSE_VALUES = 8, 13, 1
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEM_TYPE, _TENSOR_SHAPE, _SHAPE_DIM = 1, 2, 1, 1, 2, 1
+_TYPE_INTS, _TYPE_TENSOR_ATTRIBUTE, _TYPE_INT = 7, 4, 2
+#: The standard domain's version where a model does not name that domain.
+_OPSET = 17
+
+_Chunk: TypeAlias = "bytes | memoryview"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A node with one output: its first input is what comes in, its second, if it has one, ``constant``."""
+
+    op_type: str
+    """Of the standard domain."""
+    attributes: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
+    constant: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """An input or output of the graph, as it is to be from now on."""
+
+    name: str
+    elem_type: int
+    """TensorProto.DataType that is declared in place of the graph's own."""
+    steps: Sequence[Step]
+    """At least one: from the caller's tensor to the graph's for an input, and the other way for an output."""
+    order: Sequence[int] | None = None
+    """The graph's own dimensions in their new order; None: as they are."""
+
+
+def surrounded(
+    data: bytes, inputs: Sequence[Edge], outputs: Sequence[Edge], locations: Mapping[str, str] | None = None
+) -> bytes:
+    """The ONNX model ``data`` with ``inputs`` and ``outputs`` in place of those of their names.
+
+    Everything else is as it was, byte for byte: weights, metadata, functions, names of nodes. Paths of external data
+    stay as written, but for those in ``locations``. Raises OnnxFileError for a damaged model, ValueError for a name
+    that is input and output at once.
+    """
+    names = {edge.name for edge in inputs} | {edge.name for edge in outputs}
+    prefix = next(p for p in (f"ort_rknn{n}/" for n in range(len(data) + 1)) if p.encode() not in data)
+    try:
+        return _model(_Rewriter(data, locations or {}), {n: prefix + n for n in names}, inputs, outputs, prefix)
+    except WireError as problem:
+        raise OnnxFileError(f"a damaged ONNX model; {problem}") from None
+
+
+def _model(
+    rewriter: _Rewriter, renamed: Mapping[str, str], inputs: Sequence[Edge], outputs: Sequence[Edge], prefix: str
+) -> bytes:
+    kept: list[_Chunk] = []
+    graph: list[_Chunk] = [node for edge in inputs for node in _nodes(edge, edge.name, renamed[edge.name], prefix)]
+    has_standard_domain = False
+    for number, kind, raw, start, end in rewriter.fields(0, len(rewriter.data)):
+        if number == _MODEL_GRAPH and kind == BYTES:
+            # A message that comes twice is one message: protobuf merges them.
+            graph += rewriter.graph(start, end, renamed, {e.name: e for e in inputs}, {e.name: e for e in outputs})
+            continue
+        if number == _MODEL_OPSET_IMPORT and kind == BYTES:
+            has_standard_domain |= rewriter.text_of(start, end, 1) in ("", "ai.onnx")
+        kept.append(raw)
+    graph += [node for edge in outputs for node in _nodes(edge, renamed[edge.name], edge.name, prefix)]
+    if not has_standard_domain:
+        kept.append(bytes_field(_MODEL_OPSET_IMPORT, text_field(1, "") + int_field(2, _OPSET)))
+    return b"".join((*kept, *_message(_MODEL_GRAPH, graph)))
+
+
+def _nodes(edge: Edge, source: str, target: str, prefix: str) -> Iterator[bytes]:
+    """The graph's fields for the steps from ``source`` to ``target``, constants first."""
+    taken = source
+    for place, step in enumerate(edge.steps):
+        given = target if place == len(edge.steps) - 1 else f"{prefix}{edge.name}/{place}"
+        label = f"{prefix}{edge.name}/{place}_{step.op_type}"
+        node = text_field(_NODE_INPUT, taken)
+        if step.constant is not None:
+            constant = f"{label}/constant"
+            yield bytes_field(
+                _GRAPH_NODE,
+                text_field(_NODE_OUTPUT, constant)
+                + text_field(_NODE_NAME, constant)
+                + text_field(_NODE_OP_TYPE, "Constant")
+                + bytes_field(_NODE_ATTRIBUTE, _tensor_attribute("value", step.constant)),
+            )
+            node += text_field(_NODE_INPUT, constant)
+        node += text_field(_NODE_OUTPUT, given) + text_field(_NODE_NAME, label)
+        node += text_field(_NODE_OP_TYPE, step.op_type)
+        node += b"".join(bytes_field(_NODE_ATTRIBUTE, _attribute(k, v)) for k, v in step.attributes.items())
+        yield bytes_field(_GRAPH_NODE, node)
+        taken = given
+
+
+def _attribute(name: str, value: int | Sequence[int]) -> bytes:
+    if isinstance(value, int):
+        return text_field(1, name) + int_field(3, value) + int_field(20, _TYPE_INT)
+    return text_field(1, name) + b"".join(int_field(8, n) for n in value) + int_field(20, _TYPE_INTS)
+
+
+def _tensor_attribute(name: str, value: NDArray[np.float32]) -> bytes:
+    dims = b"".join(int_field(1, n) for n in value.shape)
+    tensor = dims + int_field(2, 1) + bytes_field(9, value.astype("<f4").tobytes())
+    return text_field(1, name) + bytes_field(5, tensor) + int_field(20, _TYPE_TENSOR_ATTRIBUTE)
+
+
+def _message(number: int, chunks: Sequence[_Chunk]) -> list[_Chunk]:
+    """A nested message's field."""
+    return [varint(number << 3 | BYTES) + varint(sum(map(len, chunks))), *chunks]
+
+
+class _Rewriter:
+    """Copies the messages of one model, with other names for some tensors and other places of some external data."""
+
+    def __init__(self, data: bytes, locations: Mapping[str, str]) -> None:
+        self.data = data
+        self._locations = locations
+        self._view = memoryview(data)
+        self._reader = WireReader(data, _FIELD_LIMIT)
+
+    def fields(self, start: int, end: int) -> Iterator[tuple[int, int, _Chunk, int, int]]:
+        """Number, wire type, the whole field, and where its contents are."""
+        before = start
+        for number, kind, first, last in self._reader.fields(start, end):
+            yield number, kind, self._view[before:last], first, last
+            before = last
+
+    def text_of(self, start: int, end: int, wanted: int) -> str:
+        """A message's text field; "" where it has none."""
+        text = ""
+        for number, kind, first, last in self._reader.fields(start, end):
+            if number == wanted and kind == BYTES:
+                text = self._reader.text(first, last)
+        return text
+
+    def graph(
+        self,
+        start: int,
+        end: int,
+        renamed: Mapping[str, str],
+        inputs: Mapping[str, Edge],
+        outputs: Mapping[str, Edge],
+    ) -> list[_Chunk]:
+        """The fields of the main graph. Raises ValueError for a name in ``renamed`` that is an input and an output."""
+        sides: dict[int, set[str]] = {_GRAPH_INPUT: set(), _GRAPH_OUTPUT: set()}
+        chunks: list[_Chunk] = []
+        for number, kind, raw, first, last in self.fields(start, end):
+            if kind == BYTES and number in sides:
+                name = self.text_of(first, last, _VALUE_NAME)
+                sides[number].add(name)
+                edge = (inputs if number == _GRAPH_INPUT else outputs).get(name)
+                chunks.append(raw if edge is None else bytes_field(number, self._value(first, last, edge)))
+            else:
+                chunks += self._rest_of_graph(number, kind, raw, first, last, renamed, 0)
+        if both := sides[_GRAPH_INPUT] & sides[_GRAPH_OUTPUT] & renamed.keys():
+            raise ValueError(f"{min(both)!r} is an input and an output at once")
+        return chunks
+
+    def _rest_of_graph(
+        self, number: int, kind: int, raw: _Chunk, first: int, last: int, renamed: Mapping[str, str], depth: int
+    ) -> list[_Chunk]:
+        """A graph's field other than inputs and outputs, as chunks; [] where it says what no longer holds."""
+        if kind != BYTES:
+            return [raw]
+        if number == _GRAPH_NODE:
+            return self._node(raw, first, last, renamed, depth)
+        if number == _GRAPH_VALUE_INFO:
+            return [] if self.text_of(first, last, _VALUE_NAME) in renamed else [raw]
+        if number in (_GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER):
+            name = renamed.get(self._initializer(number, first, last))
+            is_dense = number == _GRAPH_INITIALIZER
+            chunks: list[_Chunk] = self._tensor(first, last) if is_dense else [self._view[first:last]]
+            if name is not None:
+                # Of a field that comes twice the last one holds, and messages are merged.
+                other = text_field(_TENSOR_NAME, name)
+                chunks.append(other if is_dense else bytes_field(_SPARSE_VALUES, other))
+            return _message(number, chunks)
+        return [raw]
+
+    def _tensor(self, start: int, end: int) -> list[_Chunk]:
+        """A TensorProto's fields."""
+        if not self._locations:
+            return [self._view[start:end]]
+        chunks: list[_Chunk] = []
+        for number, kind, raw, first, last in self.fields(start, end):
+            chunks.append(raw)
+            if number == _TENSOR_EXTERNAL_DATA and kind == BYTES:
+                key, value = read_string_pair(self._reader, first, last)
+                if key == "location" and value in self._locations:
+                    chunks[-1] = bytes_field(number, text_field(1, key) + text_field(2, self._locations[value]))
+        return chunks
+
+    def _initializer(self, number: int, start: int, end: int) -> str:
+        """The name of a dense or sparse one."""
+        if number == _GRAPH_INITIALIZER:
+            return self.text_of(start, end, _TENSOR_NAME)
+        for part, kind, first, last in self._reader.fields(start, end):
+            if part == _SPARSE_VALUES and kind == BYTES:
+                return self.text_of(first, last, _TENSOR_NAME)
+        return ""
+
+    def _node(self, raw: _Chunk, start: int, end: int, renamed: Mapping[str, str], depth: int) -> list[_Chunk]:
+        # Most nodes hold none of the names, and a search is much faster than going through them.
+        names = (*renamed, *self._locations)
+        if not any(self.data.find(name.encode("utf-8", "surrogateescape"), start, end) >= 0 for name in names):
+            return [raw]
+        chunks: list[_Chunk] = []
+        for number, kind, field_, first, last in self.fields(start, end):
+            if kind == BYTES and number in (_NODE_INPUT, _NODE_OUTPUT):
+                name = renamed.get(self._reader.text(first, last))
+                chunks.append(field_ if name is None else text_field(number, name))
+            elif kind == BYTES and number == _NODE_ATTRIBUTE:
+                chunks += self._attribute(first, last, renamed, depth)
+            else:
+                chunks.append(field_)
+        return _message(_GRAPH_NODE, chunks)
+
+    def _attribute(self, start: int, end: int, renamed: Mapping[str, str], depth: int) -> list[_Chunk]:
+        chunks: list[_Chunk] = []
+        for number, kind, raw, first, last in self.fields(start, end):
+            if kind == BYTES and number in (_ATTRIBUTE_G, _ATTRIBUTE_GRAPHS):
+                chunks += _message(number, self._inner_graph(first, last, renamed, depth + 1))
+            elif kind == BYTES and number == _ATTRIBUTE_T:
+                chunks += _message(number, self._tensor(first, last))
+            else:
+                chunks.append(raw)
+        return _message(_NODE_ATTRIBUTE, chunks)
+
+    def _inner_graph(self, start: int, end: int, renamed: Mapping[str, str], depth: int) -> list[_Chunk]:
+        """A graph inside a node sees the names of those around it, but for those that it gives itself."""
+        if depth > _DEPTH_LIMIT:
+            raise WireError(f"offset {start}: graphs inside graphs, {_DEPTH_LIMIT} deep")
+        own = set()
+        for number, kind, _, first, last in self.fields(start, end):
+            if kind != BYTES:
+                continue
+            if number == _GRAPH_INPUT:
+                own.add(self.text_of(first, last, _VALUE_NAME))
+            elif number in (_GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER):
+                own.add(self._initializer(number, first, last))
+            elif number == _GRAPH_NODE:
+                own.update(
+                    self._reader.text(begin, stop)
+                    for part, part_kind, begin, stop in self._reader.fields(first, last)
+                    if part == _NODE_OUTPUT and part_kind == BYTES
+                )
+        visible = {name: other for name, other in renamed.items() if name not in own}
+        if not visible and not self._locations:
+            return [self._view[start:end]]
+        chunks: list[_Chunk] = []
+        for number, kind, raw, first, last in self.fields(start, end):
+            chunks += self._rest_of_graph(number, kind, raw, first, last, visible, depth)
+        return chunks
+
+    def _value(self, start: int, end: int, edge: Edge) -> bytes:
+        """A ValueInfoProto with the dtype and the order of axes of ``edge``."""
+        out: list[_Chunk] = []
+        for number, kind, raw, first, last in self.fields(start, end):
+            if number == _VALUE_TYPE and kind == BYTES:
+                for part, part_kind, part_raw, begin, stop in self.fields(first, last):
+                    is_tensor = part == _TYPE_TENSOR and part_kind == BYTES
+                    new = bytes_field(part, self._tensor_type(begin, stop, edge)) if is_tensor else bytes(part_raw)
+                    out.append(bytes_field(_VALUE_TYPE, new))  # merged with the others
+            else:
+                out.append(raw)
+        return b"".join(out)
+
+    def _tensor_type(self, start: int, end: int, edge: Edge) -> bytes:
+        dims: list[_Chunk] = []
+        has_shape = False
+        for number, kind, _, first, last in self.fields(start, end):
+            if number == _TENSOR_SHAPE and kind == BYTES:
+                has_shape = True
+                dims += [raw for part, _, raw, _, _ in self.fields(first, last) if part == _SHAPE_DIM]
+        if edge.order is not None and has_shape:
+            if len(dims) != len(edge.order):
+                raise ValueError(f"{edge.name!r} has {len(dims)} axes, not {len(edge.order)}")
+            dims = [dims[axis] for axis in edge.order]
+        shape = bytes_field(_TENSOR_SHAPE, b"".join(dims)) if has_shape else b""
+        return int_field(_TENSOR_ELEM_TYPE, edge.elem_type) + shape
