@@ -68,6 +68,7 @@ class VirtualAdapter:
                 return Survey((_device(soc, str(found), "compiled before", soc_note(said)),))
             compiler = _build.find_compiler()
             folder = _build.cache_folder()
+            _build.check_room()
         except AdapterError as error:
             return _absent(f"there is no virtual NPU here: {error}")
         if compiler is None:

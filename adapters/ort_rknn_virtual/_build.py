@@ -1,18 +1,19 @@
 """Compiles the virtual NPU on first use, into the user's cache.
 
 The library is plain C on libc, so any C compiler does: ``$CC``, cc, gcc, clang, or zig's from the package ``ziglang``.
-The file's name holds a hash of everything that it depends on, so a stale one is never taken.
+The file's name holds a hash of everything that it depends on, so a stale one is never taken. Compilers are run, and
+libraries loaded, only from places that root and this user alone can change, and never from the working directory.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import os
 import platform
 import shlex
 import shutil
+import site
 import stat
 import subprocess
 import sys
@@ -25,7 +26,9 @@ from pathlib import Path
 
 from ort_rknn.adapter import SOC_CORES, AdapterError
 
-_SOURCE = Path(__file__).parent / "c"
+from ._trust import why_unsafe
+
+_SOURCE = Path(os.path.abspath(__file__)).parent / "c"
 _FLAGS = (
     "-std=c11",
     "-D_GNU_SOURCE",
@@ -48,7 +51,7 @@ REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """A C compiler: the command's beginning, what identifies its version, and whether it is zig's."""
+    """A C compiler: the command, by its absolute path, what identifies its version, and whether it is zig's."""
 
     command: tuple[str, ...]
     identity: str
@@ -56,14 +59,15 @@ class Compiler:
 
     @property
     def name(self) -> str:
-        """For messages: "/usr/bin/gcc", "python -m ziglang cc"."""
-        return "python -m ziglang cc" if self.zig else shlex.join(self.command)
+        """For messages: "/usr/bin/gcc"."""
+        return shlex.join(self.command)
 
 
 def find_compiler(*, zig_only: bool = False) -> Compiler | None:
     """The compiler that would be used, without running it: ``$CC``, cc, gcc, clang, ziglang; None if there is none.
 
-    Raises AdapterError where ``$CC`` names a command that is not there: it was meant, so nothing replaces it.
+    Raises AdapterError where ``$CC`` names a command that is not there, or one that others can change: it was meant, so
+    nothing replaces it.
     """
     if not zig_only:
         chosen = os.environ.get("CC", "").strip()
@@ -72,20 +76,68 @@ def find_compiler(*, zig_only: bool = False) -> Compiler | None:
                 words = shlex.split(text)
             except ValueError as error:
                 raise AdapterError(f"the environment variable CC is {chosen!r}, no command: {error}") from error
-            found = shutil.which(words[0]) if words else None
-            if found:
+            found = _command(words[0]) if words else None
+            problem = why_unsafe(found) if found else None
+            if found and problem is None:
                 status = os.stat(found)
                 identity = f"{os.path.realpath(found)} {words[1:]} {status.st_size} {status.st_mtime_ns}"
                 return Compiler((found, *words[1:]), identity)
+            if chosen and problem is not None:
+                raise AdapterError(
+                    f"the environment variable CC is {chosen!r}, and {problem}, so others could exchange what is run. "
+                    "Name another compiler, or unset it."
+                )
         if chosen:
             raise AdapterError(
-                f"the environment variable CC is {chosen!r}, and there is no such command. Correct or unset it."
+                f"the environment variable CC is {chosen!r}, and there is no such command at an absolute path or in an "
+                "absolute folder of PATH. Correct or unset it."
             )
-    spec = importlib.util.find_spec("ziglang")
-    if spec is None or spec.origin is None:
+    zig = _find_zig()
+    if zig is None:
         return None
-    identity = f"{spec.origin} {os.stat(spec.origin).st_mtime_ns}"
-    return Compiler((sys.executable, "-m", "ziglang", "cc"), identity, zig=True)
+    return Compiler((zig, "cc"), f"{zig} {os.stat(zig).st_mtime_ns}", zig=True)
+
+
+def _search_path() -> str:
+    """PATH without its relative entries, which mean the working directory."""
+    return os.pathsep.join(p for p in os.environ.get("PATH", "").split(os.pathsep) if os.path.isabs(p))
+
+
+def _command(name: str) -> str | None:
+    """A command's absolute path; None where it is not there, or relative."""
+    if os.path.dirname(name) and not os.path.isabs(name):
+        return None
+    return shutil.which(name, path=_search_path())
+
+
+def _find_zig() -> str | None:
+    """The program of the package ``ziglang``, or None. Found without importing it, which would look in the working
+    directory first.
+
+    The interpreter's own package folders are trusted as they are: this process runs code from them already. Other
+    entries of ``sys.path`` have to be safe, and not the working directory.
+    """
+    if sys.modules.get("ziglang", _find_zig) is None:
+        return None  # the program has forbidden its import
+    own = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
+    if site.ENABLE_USER_SITE:
+        own.add(site.getusersitepackages())
+    here = os.path.realpath(os.getcwd()) if _has_working_directory() else None
+    for folder in sys.path:
+        zig = os.path.join(folder, "ziglang", "zig")
+        if not os.path.isabs(folder) or not os.path.isfile(zig) or not os.access(zig, os.X_OK):
+            continue
+        if folder in own or (os.path.realpath(folder) != here and why_unsafe(zig) is None):
+            return zig
+    return None
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except OSError:  # it was deleted
+        return False
+    return True
 
 
 def cache_folder() -> Path:
@@ -101,56 +153,74 @@ def cache_folder() -> Path:
 def cached(soc: str) -> Path | None:
     """The library for ``soc`` that is in the cache already and would be used, or None. Writes nothing.
 
-    Where there is no compiler, one that any other compiler made of the same sources is taken. Raises AdapterError where
-    the folder that it is in belongs to, or is writable for, somebody else.
+    One that root compiled, in an image say, will do. Where there is no compiler, or the folder cannot be written, one
+    that another compiler made of the same sources is taken. Raises AdapterError where somebody else can change what is
+    in the folder, or where it may not be looked into.
     """
     check_soc(soc)
     folder = cache_folder()
     compiler = find_compiler()
-    if compiler is not None:
-        exact = folder / _file_name(soc, compiler)
-        found = [exact] if _is_ours(exact) else []
-    else:
-        found = [path for path in folder.glob(f"{_stem(soc)}-*.so") if _is_ours(path)]
-    if not found:
-        return None
-    _check_folder(folder)
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
+    try:
+        if not folder.is_dir():
+            return None
+        _check_folder(folder)
+        found = []
+        if compiler is not None:
+            found = [path for path in (folder / _file_name(soc, compiler),) if _is_safe(path)]
+        if not found and (compiler is None or not os.access(folder, os.W_OK)):
+            found = [path for path in folder.glob(f"{_stem(soc)}-*.so") if _is_safe(path)]
+    except OSError as error:
+        raise _closed(folder, error) from error
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def check_room() -> None:
+    """Raise AdapterError where :func:`library` could not keep a library that it compiled. Writes nothing."""
+    folder = cache_folder()
+    try:
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise AdapterError(f"the virtual NPU cannot be kept in {folder}: {there} is not a folder. {_REMEDY_CACHE}")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise AdapterError(f"the virtual NPU cannot be kept in {folder}: {there} is closed to you. {_REMEDY_CACHE}")
+        if there == folder:
+            _check_folder(folder)
+        elif (problem := why_unsafe(there)) is not None:
+            raise _unsafe(folder, problem)
+    except OSError as error:
+        raise _closed(folder, error) from error
 
 
 def library(soc: str) -> Path:
     """The virtual NPU's library for ``soc``, compiled if it is not in the cache yet (about two seconds).
 
     Safe against other processes that do the same at the same time. Raises AdapterError for an unknown SoC, where there
-    is no compiler, where it fails, and where the cache folder belongs to, or is writable for, somebody else.
+    is no compiler, where it fails, and where somebody else can change what is in the cache folder.
     """
     check_soc(soc)
     compiler = find_compiler()
     folder = cache_folder()
-    if folder.exists():
-        _check_folder(folder)
-        found = cached(soc)
-        if found is not None:
-            return found
+    found = cached(soc)
+    if found is not None:
+        return found
     if compiler is None:
         raise AdapterError(f"the virtual NPU has to be compiled, and there is no C compiler. {REMEDY}")
     try:
+        # Readable for others: what root compiles in an image may be used by who runs it.
         for made in (folder.parent, folder):
-            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            made.mkdir(mode=0o755, parents=True, exist_ok=True)
         _check_folder(folder)
         with _lock(folder):
             wanted = folder / _file_name(soc, compiler)
-            if not _is_ours(wanted):
+            if not _is_safe(wanted):
                 with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
                     fresh = Path(scratch) / "library.so"
                     _compile(compiler, soc, fresh, None)
-                    fresh.chmod(0o700)
+                    fresh.chmod(stat.S_IMODE(fresh.stat().st_mode) & ~0o022)
                     fresh.replace(wanted)
             return wanted
     except OSError as error:
-        raise AdapterError(
-            f"the virtual NPU cannot be kept in {folder}: {error}. Set XDG_CACHE_HOME to a folder of yours."
-        ) from error
+        raise _closed(folder, error) from error
 
 
 def build(soc: str, out: str | os.PathLike[str], target: str | None = None) -> None:
@@ -187,30 +257,37 @@ def _file_name(soc: str, compiler: Compiler) -> str:
     return f"{_stem(soc)}-{hashlib.sha256(compiler.identity.encode()).hexdigest()[:8]}.so"
 
 
-def _is_ours(path: Path) -> bool:
+def _is_safe(path: Path) -> bool:
+    """Whether a library may be loaded. Its folder has been checked."""
     try:
-        status = path.lstat()
+        return stat.S_ISREG(path.lstat().st_mode) and os.access(path, os.R_OK) and why_unsafe(path) is None
     except OSError:
         return False
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+_REMEDY_CACHE = "Set XDG_CACHE_HOME to a folder of yours."
 
 
 def _check_folder(folder: Path) -> None:
-    """Code is loaded from here, so nobody else may be able to put any there."""
+    """Code is loaded from here, so only root and this user may be able to put any there. Raises OSError where something
+    on the way to it is closed."""
     for path in (folder.parent, folder):
-        status = path.lstat()
-        if not stat.S_ISDIR(status.st_mode):
+        if not stat.S_ISDIR(path.lstat().st_mode):
             raise AdapterError(f"the cache folder {path} is not a folder (a link does not count). Remove it.")
-        if status.st_uid != os.geteuid():
-            raise AdapterError(
-                f"the cache folder {path} belongs to user {status.st_uid}, and code is loaded from it. "
-                "Set XDG_CACHE_HOME to a folder of yours."
-            )
-        if status.st_mode & 0o022:
-            raise AdapterError(
-                f"the cache folder {path} is writable for others (mode {stat.S_IMODE(status.st_mode):04o}), "
-                f"and code is loaded from it. Remove it, or: chmod go-w '{path}'"
-            )
+    problem = why_unsafe(folder)
+    if problem is not None:
+        raise _unsafe(folder, problem)
+
+
+def _unsafe(folder: Path, problem: str) -> AdapterError:
+    return AdapterError(
+        f"the virtual NPU would be loaded from {folder}, but {problem}. {_REMEDY_CACHE} Or make everything on the way "
+        "to it yours or root's, and writable for its owner alone (chmod go-w)."
+    )
+
+
+def _closed(folder: Path, error: OSError) -> AdapterError:
+    return AdapterError(f"the virtual NPU cannot be kept in {folder}: {error}. {_REMEDY_CACHE}")
 
 
 @contextmanager
@@ -228,9 +305,20 @@ def _compile(compiler: Compiler, soc: str, out: Path, target: str | None) -> Non
     command = [*compiler.command, *_FLAGS, *(_ZIG_FLAGS if compiler.zig else ())]
     if target is not None:
         command += ["-target", target]
+    out = Path(os.path.abspath(out))
     command += [f'-DVIRTUAL_SOC="{soc}"', *map(str, sorted(_SOURCE.glob("*.c"))), "-o", str(out), "-lm"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+            cwd=out.parent,
+            # A compiler runs an assembler and a linker, which it looks for in PATH too.
+            env={**os.environ, "PATH": _search_path()},
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AdapterError(f"the C compiler {compiler.name} cannot be run: {error}. {REMEDY}") from error
     if done.returncode:

@@ -1,9 +1,12 @@
 """Compiling the virtual NPU on first use, and the folder that it is kept in."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -24,8 +27,7 @@ def cache(monkeypatch, tmp_path):
 @pytest.fixture
 def no_compiler(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    find = _build.importlib.util.find_spec
-    monkeypatch.setattr(_build.importlib.util, "find_spec", lambda name: None if name == "ziglang" else find(name))
+    monkeypatch.setattr(_build, "_find_zig", lambda: None)
 
 
 def test_compiles_once(cache, monkeypatch):
@@ -33,7 +35,7 @@ def test_compiles_once(cache, monkeypatch):
     made = _build.library("rk3566")
     assert made.parent == cache and made.is_file()
     for path in (cache, cache.parent, made):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o022
     assert _build.cached("rk3566") == made
     monkeypatch.setattr(_build, "_compile", None)  # not needed again
     assert _build.library("rk3566") == made
@@ -77,11 +79,11 @@ def test_compiler_and_sources_are_in_the_name(cache, monkeypatch, tmp_path):
     assert plain != _build._file_name("rk3588", _build.Compiler(("cc",), "one"))
 
 
-@pytest.mark.parametrize("which", ["virtual", "ort_rknn"])
+@pytest.mark.parametrize("which", [0, 1, 2, 3])
 def test_a_folder_that_others_can_write_is_refused(cache, which):
+    """Also one further up: who can write it can exchange what is below."""
     cache.mkdir(parents=True, mode=0o700)
-    cache.parent.chmod(0o700)
-    folder = cache if which == "virtual" else cache.parent
+    folder = (cache, *cache.parents)[which]
     folder.chmod(0o777)
     with pytest.raises(AdapterError, match=r"0777.*chmod go-w"):
         _build.library("rk3588")
@@ -99,7 +101,7 @@ def test_a_folder_that_others_can_write_later_on_is_refused(cache, compiler, req
             _build.cached("rk3566")
         survey = VirtualAdapter().find(Query(device="virtual:rk3566"))
         assert not survey.devices
-        assert f"the cache folder {folder} is writable for others (mode 0777)" in survey.absences[0].reason
+        assert f"the folder {folder} is writable for others (mode 0777)" in survey.absences[0].reason
         folder.chmod(0o700)
     moved = cache.rename(cache.parent / "moved")
     cache.symlink_to(moved)
@@ -109,7 +111,10 @@ def test_a_folder_that_others_can_write_later_on_is_refused(cache, compiler, req
 
 def test_a_folder_of_somebody_else_is_refused(cache, monkeypatch):
     cache.mkdir(parents=True, mode=0o700)
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    if os.geteuid() == 0:
+        os.chown(cache, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(AdapterError, match="belongs to user"):
         _build.library("rk3588")
 
@@ -128,7 +133,7 @@ def test_a_library_that_others_can_write_is_not_taken(cache):
     made.chmod(0o777)
     assert _build.cached("rk3562") is None
     assert _build.library("rk3562") == made
-    assert made.read_bytes()[:4] == b"\x7fELF" and stat.S_IMODE(made.stat().st_mode) == 0o700
+    assert made.read_bytes()[:4] == b"\x7fELF" and not made.stat().st_mode & 0o022
 
 
 def test_a_place_that_cannot_be_written(cache, tmp_path):
@@ -174,3 +179,149 @@ def test_zig_where_there_is_nothing_else(cache, tmp_path, monkeypatch):
     made = _build.library("rk3588")
     code = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).rknn_virtual_cores())"
     assert subprocess.check_output([sys.executable, "-c", code, str(made)], text=True).strip() == "3"
+
+
+# What is run, and from where -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """The working directory is a stranger's project with programs of the names that are looked for."""
+    folder = tmp_path / "project"
+    mark = tmp_path / "was run"
+    (folder / "ziglang").mkdir(parents=True)
+    (folder / "ziglang" / "__init__.py").write_text("")
+    (folder / "ziglang" / "__main__.py").write_text(f"open({str(mark)!r}, 'w')")
+    for name in ("cc", "gcc", "clang", "as", "ld", "zig", "ziglang/zig"):
+        (folder / name).write_text(f"#!/bin/sh\n: > '{mark}'\nexit 1\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.chdir(folder)
+    return mark
+
+
+@pytest.mark.parametrize("before", ["", ".", "./", "bin/..", "relative"])
+def test_nothing_is_run_from_the_working_directory(cache, planted, monkeypatch, before):
+    monkeypatch.setenv("PATH", before + os.pathsep + os.environ["PATH"])
+    for entry in ("", ".", os.getcwd()):
+        monkeypatch.syspath_prepend(entry)
+    made = _build.library("rk3562")
+    assert made.is_file() and not planted.exists()
+
+
+@pytest.mark.parametrize("cwd_on_path", ["", ".", "absolute"])
+def test_no_ziglang_of_the_working_directory(cache, planted, monkeypatch, cwd_on_path):
+    """As ``python -m`` would take: it puts the working directory first."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.syspath_prepend(os.getcwd() if cwd_on_path == "absolute" else cwd_on_path)
+    compiler = _build.find_compiler()
+    assert compiler is None or not compiler.command[0].startswith(os.getcwd())
+    if compiler is not None:
+        assert os.path.isabs(compiler.command[0]) and compiler.command[1] == "cc"
+        assert _build.library("rk3562").is_file()
+    assert not planted.exists()
+
+
+@pytest.mark.parametrize("chosen", ["./cc", "../project/cc", "cc"])
+def test_a_named_compiler_is_not_taken_from_the_working_directory(cache, planted, monkeypatch, chosen):
+    monkeypatch.setenv("PATH", "." + os.pathsep + ":")
+    monkeypatch.setenv("CC", chosen)
+    with pytest.raises(AdapterError, match="no such command at an absolute path"):
+        _build.find_compiler()
+    assert not planted.exists()
+
+
+def test_a_compiler_that_others_can_exchange_is_not_run(cache, tmp_path, monkeypatch):
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    (folder / "cc").write_text("#!/bin/sh\nexit 1\n")
+    (folder / "cc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder) + os.pathsep + os.environ["PATH"])
+    assert _build.find_compiler().command == (str(folder / "cc"),)
+    folder.chmod(0o777)
+    compiler = _build.find_compiler()
+    assert compiler is None or compiler.command[0] != str(folder / "cc")
+    monkeypatch.setenv("CC", str(folder / "cc"))
+    with pytest.raises(AdapterError, match=r"shared is writable for others \(mode 0777\)"):
+        _build.find_compiler()
+
+
+def test_a_deleted_working_directory_is_no_obstacle(cache, tmp_path):
+    code = "import os, sys; d = sys.argv[1]; os.mkdir(d); os.chdir(d); os.rmdir(d)\n"
+    code += "from ort_rknn_virtual import _build; print(_build.library('rk3562'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "gone")], capture_output=True, text=True, env=_with_path()
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# Other users -----------------------------------------------------------------------------------------------------
+
+_AS_NOBODY = """
+import ctypes, grp, os, pwd, sys  # before: another user may not read this Python's own folders
+from ort_rknn.adapter import AdapterError, Query
+from ort_rknn_virtual import VirtualAdapter, _build
+_build._stem("rk3562")
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+for flag in sys.argv[1:]:
+    _build._FLAGS = tuple("-O0" if flag == "-O3" else flag for flag in _build._FLAGS)
+try:
+    survey = VirtualAdapter().find(Query(device="virtual:rk3562"))
+    print("devices" if survey.devices else survey.absences[0].reason)
+    print(ctypes.CDLL(str(_build.library("rk3562"))).rknn_virtual_cores())
+except AdapterError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.fixture
+def another_user(cache, monkeypatch):
+    """Runs code as the user nobody, with a cache in a folder where that user may enter (pytest's own are closed)."""
+    if os.geteuid() != 0:
+        pytest.skip("changing the user needs root")
+    base = Path(tempfile.mkdtemp(prefix="ort_rknn_"))
+    base.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base / "cache"))
+
+    def run(**environ):
+        done = subprocess.run(
+            [sys.executable, "-c", _AS_NOBODY, "quick"],
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env={**_with_path(), "HOME": "/nonexistent", **environ},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    yield run
+    shutil.rmtree(base)
+
+
+def test_what_root_compiled_may_be_used_by_another_user(another_user):
+    made = _build.library("rk3562")
+    assert another_user() == "devices\n1\n"
+    made.rename(made.with_name(f"{_build._stem('rk3562')}-anotherc.so"))  # by another compiler: it cannot be rebuilt
+    assert another_user() == "devices\n1\n"
+
+
+@pytest.mark.parametrize("how", ["file", "folder", "parent", "owner"])
+def test_but_not_where_somebody_else_could_have_changed_it(another_user, how):
+    made = _build.library("rk3562")
+    if how == "owner":
+        os.chown(made, 12345, -1)
+    else:
+        {"file": made, "folder": made.parent, "parent": made.parents[2]}[how].chmod(0o777)
+    said = another_user()
+    assert said.startswith("there is no virtual NPU here: ")
+    # A library that is not safe is not taken, and there is no room for another one.
+    assert ("is closed to you" if how in ("file", "owner") else "is writable for others (mode 0777)") in said
+
+
+def test_no_device_is_seen_where_the_library_cannot_be_kept(another_user):
+    closed = _build.cache_folder().parents[2] / "closed"
+    closed.mkdir(mode=0o700)
+    for place in (closed, closed / "deeper"):
+        said = another_user(XDG_CACHE_HOME=str(place)).split("\n")
+        assert "there is no virtual NPU here: the virtual NPU cannot be kept in" in said[0]
+        assert "Set XDG_CACHE_HOME to a folder of yours" in said[0]
+        assert said[1].startswith("refused: the virtual NPU cannot be kept in") and "XDG_CACHE_HOME" in said[1]

@@ -1,0 +1,63 @@
+"""Which files code may be loaded or run from: those that only root and this user can change.
+
+A file is as safe as the folders that lead to it: who can write a folder can exchange what is in it. The owner of "/"
+counts as root, because in a user namespace root may have another number.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+_WRITABLE_BY_OTHERS = 0o002
+_WRITABLE_BY_GROUP = 0o020
+
+
+def why_unsafe(path: str | os.PathLike[str]) -> str | None:
+    """Why somebody else could change what ``path`` leads to; None where only root and this user can.
+
+    Checked are the file, or folder, and every folder on the way to it, through links too. A folder like /tmp, whose
+    sticky bit keeps others from renaming what is not theirs, is safe to pass through. Raises OSError where something on
+    the way cannot be looked at.
+    """
+    given = Path(os.path.abspath(path))
+    seen: set[Path] = set()
+    for whole in (given, Path(os.path.realpath(given))):
+        for part in (*reversed(whole.parents), whole):
+            if part in seen:
+                continue
+            seen.add(part)
+            problem = _why_unsafe_itself(part)
+            if problem is not None:
+                return problem
+    return None
+
+
+def _why_unsafe_itself(path: Path) -> str | None:
+    status = path.lstat()
+    owners = {0, os.geteuid(), os.lstat("/").st_uid}
+    if status.st_uid not in owners:
+        return f"{path} belongs to user {status.st_uid}"
+    if stat.S_ISLNK(status.st_mode) or (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX):
+        return None
+    if status.st_mode & _WRITABLE_BY_OTHERS or (
+        status.st_mode & _WRITABLE_BY_GROUP and not _is_private_group(status.st_gid, status.st_uid)
+    ):
+        kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
+        return f"the {kind} {path} is writable for others (mode {stat.S_IMODE(status.st_mode):04o})"
+    return None
+
+
+def _is_private_group(gid: int, uid: int) -> bool:
+    """Root's own group, or one that has the owner's name and no further members, as many systems make for each user."""
+    import grp
+    import pwd
+
+    if gid == 0:
+        return True
+    try:
+        group, user = grp.getgrgid(gid), pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return group.gr_gid == user.pw_gid and group.gr_name == user.pw_name and not set(group.gr_mem) - {user.pw_name}
