@@ -148,15 +148,17 @@ SWAP = """## The import swap: programs that are not changed
 or, as the first two lines of a program:
 
     import ort_rknn
-    ort_rknn.install("prefer", options={"on_missing_shape": "cpu"})
+    ort_rknn.install("prefer")
 
 `import onnxruntime` then gives a module that is onnxruntime's by name, file and path (its submodules and data
 files are found) and ort_rknn's by content. Modules that were imported before get ours too: under the global names
 by which they hold onnxruntime, by the class wherever they keep it (in a dict, as a default argument), and by what
 they derived from it; `uninstall()` puts back what it found. The policy decides for programs that name their
 providers, most often the CPU: `prefer` puts the NPU in front, `respect` (the default) takes the list as law,
-`only` makes it the NPU or an error. `on_missing_shape="cpu"` runs calls whose shapes were not compiled on the
-ONNX, on the CPU. `--report` tells at the end what each session got.
+`only` makes it the NPU or an error. With `prefer`, calls whose shapes were not compiled run on the ONNX, on the CPU,
+where `onnxruntime` would have served them too: an INFO record of the logger `ort_rknn` tells of the first one of each
+session. `--options on_missing_shape=error` makes them errors. `--report` tells at the end what each session got, and
+how many of its calls those were.
 
 The program cannot tell otherwise: exit code, `sys.argv`, `sys.path`, `__main__`, tracebacks and Ctrl-C are those
 of `python app.py`. Different:

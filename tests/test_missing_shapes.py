@@ -132,6 +132,94 @@ def test_bad_policies(options, text):
         ort.InferenceSession(MODELS / "dynamic.onnx", provider_options={**VIRTUAL, **options})
 
 
+# Where the session does not say --------------------------------------------------------------------------------------
+
+
+def test_the_environment_says_what_a_session_does_not(monkeypatch, caplog):
+    caplog.set_level("INFO", "ort_rknn")
+    monkeypatch.setenv("ORT_RKNN_ON_MISSING_SHAPE", "cpu")
+    x = feed(1, 3, 20, 12)
+    with ort.InferenceSession(MODELS / "dynamic.onnx", provider_options=VIRTUAL) as session:
+        for _ in range(3):
+            assert np.array_equal(session.run(None, x)[0], plain().run(None, x)[0])
+        assert "3 calls of shapes that were not compiled ran on the ONNX twin" in session.explain()
+        assert session.get_provider_options()["RKNNExecutionProvider"].get("on_missing_shape") is None
+    (told,) = [r.getMessage() for r in caplog.records if "such calls run" in r.getMessage()]
+    assert told.startswith("dynamic.rk3588.rknn: no shape set was compiled for x: [1, 3, 20, 12]")
+    options = {**VIRTUAL, "on_missing_shape": "error"}
+    refused = pytest.raises(InvalidArgument, match="no shape set was compiled")
+    with ort.InferenceSession(MODELS / "dynamic.onnx", provider_options=options) as session, refused:
+        session.run(None, x)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("pad", "pad needs pad_axes.*expected error or cpu"), ("CPU", "expected error or cpu")]
+)
+def test_a_bad_word_in_the_environment(monkeypatch, value, text):
+    monkeypatch.setenv("ORT_RKNN_ON_MISSING_SHAPE", value)
+    with pytest.raises(ort.OptionError, match=f"ORT_RKNN_ON_MISSING_SHAPE='{value}': {text}"):
+        ort.InferenceSession(MODELS / "dynamic.onnx", provider_options=VIRTUAL)
+    session = ort.InferenceSession(MODELS / "dynamic.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_a_default_that_makes_no_sense_is_none(monkeypatch, tmp_path):
+    """No ONNX, raw outputs, a strict session: such calls are errors, as without it, and explain() says so."""
+    monkeypatch.setenv("ORT_RKNN_ON_MISSING_SHAPE", "cpu")
+    shutil.copy(MODELS / "dynamic.rk3588.rknn", tmp_path / "only.rknn")
+    with ort.InferenceSession(tmp_path / "only.rknn", provider_options=VIRTUAL) as session:
+        assert "are an error: there is no ONNX for the CPU" in session.explain()
+        with pytest.raises(InvalidArgument, match="no shape set was compiled"):
+            session.run(None, feed(1, 3, 20, 12))
+    options = {**VIRTUAL, "output_dtype": "native"}
+    with ort.InferenceSession(MODELS / "dynamic.onnx", provider_options=options) as session:
+        assert "is an error, not run on the CPU: output_dtype='native'" in session.explain()
+        with pytest.raises(InvalidArgument, match="no shape set was compiled"):
+            session.run(None, feed(1, 3, 20, 12))
+    monkeypatch.setenv("ORT_RKNN_STRICT", "1")
+    with ort.InferenceSession(MODELS / "dynamic.onnx", provider_options=VIRTUAL) as session:
+        assert "is an error, not run on the CPU: ORT_RKNN_STRICT=1" in session.explain()
+        with pytest.raises(InvalidArgument, match="no shape set was compiled"):
+            session.run(None, feed(1, 3, 20, 12))
+
+
+def test_fixed_dimensions_that_were_not_compiled_go_to_the_cpu_by_default(monkeypatch):
+    """All calls would: then the session is onnxruntime's, with its own options, and says so."""
+    monkeypatch.setenv("ORT_RKNN_ON_MISSING_SHAPE", "cpu")
+    fixed = onnxruntime.SessionOptions()
+    h, w = onnxruntime.InferenceSession(MODELS / "dynamic.onnx").get_inputs()[0].shape[2:]
+    fixed.add_free_dimension_override_by_name(h, 20)
+    fixed.add_free_dimension_override_by_name(w, 12)
+    with pytest.warns(ort.FallbackWarning, match="free dimension overrides ask for"):
+        session = ort.InferenceSession(MODELS / "dynamic.onnx", fixed, provider_options=VIRTUAL)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_the_twin_computes_what_a_session_on_the_cpu_does(tmp_path):
+    """Pixels of a shape that was not compiled: the same numbers as of a session that fell back."""
+    model = onnx.load(MODELS / "mean_std.onnx")
+    for value in (model.graph.input[0], model.graph.output[0]):
+        assert value.name.startswith("rgb")
+        for axis, name in ((2, "h"), (3, "w")):
+            value.type.tensor_type.shape.dim[axis].dim_param = name
+    onnx.save(model, tmp_path / "m.onnx")
+    shutil.copy(MODELS / "mean_std.rk3562.rknn", tmp_path / "m.rk3562.rknn")
+    random = np.random.default_rng(0)
+    images = {"rgb": (1, 5, 9, 3), "rgba": (1, 8, 8, 4), "gray": (1, 8, 8, 1), "six": (1, 8, 8, 6)}
+    x = {name: random.integers(0, 256, shape, np.uint8) for name, shape in images.items()}
+    x["line"] = random.standard_normal((1, 3, 8), np.float32)
+    asked = {"input_dtype": dict.fromkeys(images, "uint8"), "layout": "nhwc"}
+    options = {"device": "virtual:rk3562", **asked, "on_missing_shape": "cpu"}
+    with ort.InferenceSession(tmp_path / "m.onnx", provider_options=options) as session:
+        got = session.run(None, x)
+        assert "1 calls of shapes that were not compiled ran on the ONNX twin" in session.explain()
+    with pytest.warns(ort.FallbackWarning):
+        session = ort.InferenceSession(tmp_path / "m.onnx", provider_options={**options, "device": "virtual:rk3566"})
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    for a, b in zip(session.run(None, x), got, strict=True):
+        assert np.array_equal(a, b)
+
+
 @pytest.mark.parametrize("order", ["ab", "aab", "abb"])
 def test_contexts_do_not_thrash_between_shapes(order):
     npu = virtual_npu("rk3588")

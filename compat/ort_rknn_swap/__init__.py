@@ -51,6 +51,8 @@ def install(
 
     ``policy``: "prefer" puts the NPU in front of whatever providers a session names; "only" does so and allows no
     fallback to the CPU; "respect" takes the names as law, so that a session gets the NPU where it names none or ours.
+    With "prefer" calls whose shapes were not compiled run on the ONNX, on the CPU, unless ``options`` or
+    ``ORT_RKNN_ON_MISSING_SHAPE`` say otherwise: onnxruntime would have served them.
     None: the environment variable ``ORT_RKNN_POLICY``, else "respect". ``device`` and ``options``: provider options for
     every session that comes to the NPU; those that a session brings itself win. ``report``: print to stderr, at the
     end of the process, what each session got.
@@ -66,7 +68,7 @@ def install(
     if device is not None:
         given["device"] = device
     with _lock:
-        _apply(_Settings(Defaults(policy, given), report))
+        _apply(_Settings(Defaults(policy, given, unchanged=True), report))
         if _swap is None:
             _swap = Swap()
             _children = Children(_for_children)

@@ -130,7 +130,9 @@ def _counters(executors: Sequence[weakref.ref[Executor]]) -> dict[str, dict[str,
     """Summed up by core, for a model of several EPContext nodes."""
     out: dict[str, Counter[str]] = {}
     for executor in filter(None, (reference() for reference in executors)):
-        of_this = {**executor.counters(), "shapes that were not compiled": executor.missing_shapes()}
+        missing = executor.missing_shapes()
+        told = {"padded": missing["padded"], "on the CPU": missing["cpu"]}
+        of_this = {**executor.counters(), "shapes that were not compiled": told}
         for what, counts in of_this.items():
             out.setdefault(what, Counter()).update(counts)
     return {what: dict(counts) for what, counts in out.items()}

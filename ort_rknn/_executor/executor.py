@@ -10,6 +10,7 @@ Buffers travel as addresses, so the same code serves the execution provider (onn
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 import time
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from numpy.typing import NDArray
+
+log = logging.getLogger("ort_rknn")
 
 
 class Executor:
@@ -69,6 +72,7 @@ class Executor:
         self._pool_lock = threading.Lock()
         self._tasks = itertools.count()
         self._cpu_twin: CpuTwin | None = None
+        self._missing_told = threading.Lock()
         self._pacer = Pacer(len(dispatch.lanes), self.options.submit_timeout_ms) if self.options.enable_pacing else None
         try:
             self._cpu_twin = _cpu_twin(self.options, onnx)
@@ -162,6 +166,11 @@ class Executor:
     def run_on_cpu(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
         """Run a call that :meth:`call_for` gave None for on the ONNX twin. Returns arrays in the signature's order."""
         assert self._cpu_twin is not None
+        if self._missing_told.acquire(blocking=False):  # by the first one, and never released
+            spelled = self._calls.spell(shapes)
+            log.info(
+                "%s: no shape set was compiled for %s: such calls run on the ONNX, on the CPU", self.label, spelled
+            )
         return self._cpu_twin.run(self.signature, shapes, inputs)
 
     def _run_samples(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:

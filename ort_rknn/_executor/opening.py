@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from .._errors import FAIL, OptionError, ort_error
 from .._options import Options
@@ -88,8 +89,11 @@ def open_executor(
     ``inputs`` / ``outputs`` None: what the runtime reports is the signature. ``share_with``: a model that lends its
     weights. ``overridden``: the declared inputs' dims with free dimensions fixed, by name. Raises OptionError for
     options that the device or the model cannot serve, Fail (naming the model and what the runtime said) where loading
-    fails. Leaves nothing open when it raises.
+    fails. Leaves nothing open when it raises. Where there is no ``twin``, on_missing_shape="cpu" is an error only if it
+    was asked for by this session.
     """
+    if twin is None and options.on_missing_shape == "cpu" and "on_missing_shape" not in options.given:
+        options = replace(options, on_missing_shape="error")
     dispatch = resolve(options, found.device.soc, found.device.cores)
     settings = LoadSettings(
         twin=twin,
@@ -112,7 +116,8 @@ def open_executor(
         signature = negotiate(model, inputs, outputs, options, normalisation=normalisations(file), label=label)
         if overridden:
             before = {value.name: value.dims or () for value in inputs}
-            signature = override(signature, before, overridden, options.on_missing_shape)
+            asked = options.on_missing_shape if "on_missing_shape" in options.given else "error"
+            signature = override(signature, before, overridden, asked)
     except AdapterError as error:
         model.close()
         raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error

@@ -55,6 +55,8 @@ class Defaults:
     """None: ``ORT_RKNN_POLICY``."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Provider options for the NPU; those that a session brings itself win."""
+    unchanged: bool = False
+    """The program knows onnxruntime alone: with policy "prefer", no call that the CPU can serve may fail."""
 
 
 _defaults = Defaults()
@@ -136,6 +138,7 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_st
     nobody_named = _is_empty(providers)
     wants = named or nobody_named or rule != "respect"
     options = read_options(_over_defaults(given) if wants else given)
+    notes: list[str] = []
     strict_by = ""
     asked = wants and (
         named or given is not None or bool(_defaults.options) or in_environment or strict_env or rule != "respect"
@@ -147,10 +150,15 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_st
             strict_by = "ORT_RKNN_STRICT=1"
         elif no_cpu and asked:
             strict_by = "session.disable_cpu_ep_fallback=1"
-    notes: tuple[str, ...] = ()
-    if strict_by and options.on_missing_shape == "cpu":
-        options = replace(options, on_missing_shape="error")
-        notes = (f"a call of a shape that was not compiled is an error, not run on the CPU: {strict_by}",)
+    if wants and "on_missing_shape" not in options.given:
+        options = replace(options, on_missing_shape=_on_missing_shape(rule))
+    if options.on_missing_shape == "cpu":
+        why_not = strict_by
+        if options.output_dtype == "native" and "on_missing_shape" not in options.given:
+            why_not = why_not or "output_dtype='native' asks for what only a compiled model gives"
+        if why_not:
+            options = replace(options, on_missing_shape="error")
+            notes.append(f"a call of a shape that was not compiled is an error, not run on the CPU: {why_not}")
     if no_cpu and named:
         # onnxruntime refuses a CPU that is named together with this entry; nothing may run there anyway.
         others, other_options = _without_cpu(others, other_options)
@@ -166,9 +174,21 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_st
         other_options=other_options,
         overtaken=overtaken,
         must_stay=must_stay if wants else "",
-        notes=notes,
+        notes=tuple(notes),
         after_cpu=_CPU in overtaken and rule == "respect",
     )
+
+
+def _on_missing_shape(rule: Policy) -> Literal["error", "cpu"]:
+    """What holds where neither the session nor the defaults' options say anything. Raises OptionError for a bad
+    ``ORT_RKNN_ON_MISSING_SHAPE``."""
+    text = os.environ.get("ORT_RKNN_ON_MISSING_SHAPE")
+    if not text:
+        return "cpu" if _defaults.unchanged and rule == "prefer" else "error"
+    if text in ("error", "cpu"):
+        return "cpu" if text == "cpu" else "error"
+    why = "pad needs pad_axes, a provider option of each model; " if text == "pad" else ""
+    raise OptionError(f"environment variable ORT_RKNN_ON_MISSING_SHAPE={text!r}: {why}expected error or cpu")
 
 
 def names_ours(providers: Any) -> bool:

@@ -74,6 +74,8 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
         )
     elif executor.options.on_missing_shape == "pad":
         lines.append(f"missing:   {missing['padded']} calls of shapes that were not compiled were padded")
+    elif options is not None and options.on_missing_shape == "cpu":
+        lines.append("missing:   calls of shapes that were not compiled are an error: there is no ONNX for the CPU")
     for note in signature.notes:
         lines.append(f"note:      {note}")
     return lines

@@ -286,6 +286,73 @@ def test_policy_prefer(models):
     assert made.get_providers() == [CPU]
 
 
+def forget_report():
+    from ort_rknn_swap import _report
+
+    _report._records.clear()
+    atexit.unregister(_report._print)
+    _report._pid = 0
+
+
+def made_plain(models):
+    return REAL["InferenceSession"](models / "dynamic.onnx", providers=[CPU])
+
+
+def other_shape(models):
+    x = {"x": np.random.default_rng(1).standard_normal((1, 3, 20, 12), dtype=np.float32)}
+    return x, made_plain(models).run(None, x)[0]
+
+
+def test_prefer_serves_shapes_that_were_not_compiled(models):
+    """The program knows nothing of an NPU: onnxruntime would have served it."""
+    import ort_rknn_swap
+
+    x, want = other_shape(models)
+    with ort_rknn.swapped("prefer", device=DEVICE, report=True):
+        swapped = importlib.import_module("onnxruntime")
+        with swapped.InferenceSession(models / "dynamic.onnx", providers=[CPU]) as made:
+            assert made.get_providers() == [OURS, CPU]
+            assert made.get_inputs()[0].shape == made_plain(models).get_inputs()[0].shape
+            for _ in range(2):
+                assert np.array_equal(made.run(None, x)[0], want)
+            assert "shapes that were not compiled: 2 on the CPU" in ort_rknn_swap.report()
+    forget_report()
+    with ort_rknn.swapped("prefer", device=DEVICE, options={"on_missing_shape": "error"}):
+        refuses(importlib.import_module("onnxruntime").InferenceSession(models / "dynamic.onnx"), x)
+
+
+def refuses(session, x):
+    with session, pytest.raises(Exception, match="no shape set was compiled"):
+        session.run(None, x)
+
+
+@pytest.mark.parametrize("rule", ["respect", "only"])
+def test_other_policies_leave_such_shapes_an_error(models, rule):
+    x, _ = other_shape(models)
+    with ort_rknn.swapped(rule, device=DEVICE):
+        refuses(importlib.import_module("onnxruntime").InferenceSession(models / "dynamic.onnx", providers=[OURS]), x)
+
+
+def test_prefer_by_the_environment_serves_them_under_the_swap_only(models, monkeypatch):
+    x, want = other_shape(models)
+    monkeypatch.setenv("ORT_RKNN_POLICY", "prefer")
+    refuses(ort_rknn.InferenceSession(models / "dynamic.onnx", provider_options={"device": DEVICE}), x)
+    with ort_rknn.swapped(device=DEVICE):
+        made = importlib.import_module("onnxruntime").InferenceSession(models / "dynamic.onnx")
+        assert np.array_equal(made.run(None, x)[0], want)
+        made.close()
+        monkeypatch.setenv("ORT_RKNN_ON_MISSING_SHAPE", "error")
+        refuses(importlib.import_module("onnxruntime").InferenceSession(models / "dynamic.onnx"), x)
+
+
+def test_a_compiled_model_without_its_onnx_still_runs_under_prefer(models, tmp_path):
+    (tmp_path / "only.rknn").write_bytes((models / "dynamic.rk3588.rknn").read_bytes())
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        made = importlib.import_module("onnxruntime").InferenceSession(tmp_path / "only.rknn")
+        assert made.run(None, X)[0].shape == (1, 4, 32, 32)
+        refuses(made, other_shape(models)[0])
+
+
 @pytest.mark.filterwarnings("ignore:.*provider.*:UserWarning")
 @pytest.mark.parametrize("named", [["NoSuchExecutionProvider"], [CPU, "NoSuchExecutionProvider"], CPU, {CPU}], ids=str)
 def test_mistakes_about_other_providers_are_forgiven_as_onnxruntime_does(models, named, capfd):
@@ -469,6 +536,4 @@ def test_the_report(models):
     assert any("4 runs" in line and "core" in line for line in told)
     assert "not compiled" not in text
     assert {n for n in vars(ort_rknn.InferenceSession) if n.startswith("run")} == before
-    _report._records.clear()
-    atexit.unregister(_report._print)
-    _report._pid = 0
+    forget_report()
