@@ -101,6 +101,11 @@ class Call:
             raise self.refuse(f"takes its input {index} from a computation that is not followed")
         return entries  # type: ignore[return-value]
 
+    def scales(self, index: int) -> list[Length | float]:
+        """A small tensor of floating-point numbers, flat; new symbols where they are not known."""
+        found = self.value(index)
+        return list(self.entries_of(found).reshape(-1).tolist())
+
     def number(self, name: str, default: int) -> int:
         """An attribute that is an integer."""
         found = self.node.attributes.get(name)

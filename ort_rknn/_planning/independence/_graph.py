@@ -36,7 +36,6 @@ _SPARSE_VALUES = 1
 _RAW = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
 #: Those whose elements int32_data may hold.
 _IN_INT32 = frozenset((2, 3, 4, 5, 6, 9))
-_FLOATS = frozenset((1, 10, 11, 16))
 
 Numbers = npt.NDArray[np.generic]
 
@@ -52,11 +51,6 @@ class Constant:
     """TensorProto.DataType."""
     numbers: Numbers | None = None
     """The elements of a small tensor of numbers, in its shape."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether its elements are no floating-point numbers."""
-        return self.elem_type not in _FLOATS
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ input, or a number that the graph computes in a way that is not followed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from typing import NamedTuple
 
@@ -88,7 +89,7 @@ def over(a: Length, b: Length) -> Length | None:
     return _plain(a.factor // b.factor, tuple(left), a.samples - b.samples)
 
 
-def product(lengths: tuple[Length, ...] | list[Length]) -> Length | None:
+def product(lengths: Sequence[Length]) -> Length | None:
     """The product of all; None where it has N squared."""
     result: Length = 1
     for length in lengths:

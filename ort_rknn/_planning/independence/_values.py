@@ -35,6 +35,10 @@ class Unproved(Exception):
         self.reason = reason
 
 
+class Undetermined(Unproved):
+    """The node may give something else each time, even for inputs that are the same."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Value:
     """A tensor whose contents do not depend on the number of samples, or one that holds all samples along one axis.

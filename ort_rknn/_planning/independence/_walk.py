@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from ...files._wire import WireError
 from ._call import Call
-from ._graph import Constant, Node, NodeGraph
+from ._graph import Node, NodeGraph
 from ._lengths import N, Symbols
-from ._rules import NEVER, RULES
-from ._values import ENTRY_LIMIT, Abstract, Refused, Unproved, Value, as_entries
+from ._numbers import constant_value, fold
+from ._rules import FIXED_ONLY, NEVER, RULES
+from ._values import Abstract, Refused, Undetermined, Unproved, Value
 
 #: Versions of the standard domain whose operators the rules were written for.
 _OPSETS = range(7, 27)
@@ -35,16 +36,6 @@ def prove(graph: NodeGraph) -> None:
         raise Unproved("the model has no outputs")
     for name in graph.outputs:
         _check_output(name, known.get(name))
-
-
-def constant_value(constant: Constant) -> Value:
-    """What is known of a tensor in the file."""
-    entries = None
-    if constant.numbers is not None and constant.numbers.size <= ENTRY_LIMIT:
-        numbers = constant.numbers.reshape(-1).tolist()
-        if all(math.isfinite(number) and number == int(number) for number in numbers):
-            entries = as_entries([int(number) for number in numbers], constant.numbers.shape)
-    return Value(constant.dims, entries=entries, whole=constant.whole)
 
 
 def _add_inputs(graph: NodeGraph, known: dict[str, Abstract], symbols: Symbols) -> None:
@@ -87,6 +78,10 @@ def _outputs(node: Node, known: dict[str, Abstract], opset: int, symbols: Symbol
         found = list(_follow(Call(node, inputs, opset, symbols)))
     except Unproved as problem:
         return [Refused(problem.reason)] * count
+    except (ArithmeticError, LookupError, TypeError, ValueError) as problem:
+        if isinstance(problem, WireError):
+            raise
+        return [Refused(f"{node} has inputs and attributes that do not fit each other")] * count
     left = f"{node} has an output that is not followed"
     return found[:count] + [Refused(left)] * (count - len(found))
 
@@ -109,7 +104,21 @@ def _follow(call: Call) -> Sequence[Abstract]:
     for name, attribute in node.attributes.items():
         if attribute.has_graph or attribute.is_reference:
             raise call.refuse(f"has an attribute {name!r} that is not followed")
+    folded = fold(call)
+    if folded is not None:
+        return folded
     rule = RULES.get(node.op_type)
+    fixed = all(found is None or (isinstance(found, Value) and found.axis is None) for found in call.inputs)
     if rule is None:
+        if fixed and node.op_type in FIXED_ONLY:
+            return [Value(None)] * len(node.outputs)
         raise call.refuse("is not among the operators that are followed")
-    return rule(call)
+    if not fixed:
+        return rule(call)
+    try:
+        return rule(call)
+    except Undetermined:
+        raise
+    except Unproved:
+        # The same for all samples, whatever it is.
+        return [Value(None)] * len(node.outputs)

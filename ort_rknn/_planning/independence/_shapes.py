@@ -1,0 +1,403 @@
+"""Operators that change a tensor's shape and move its elements without touching them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ._call import Call
+from ._elementwise import broadcast_length
+from ._lengths import Length, N, Term, at_least_zero, has_samples, over, product, times
+from ._numbers import number_value
+from ._values import ENTRY_LIMIT, Abstract, Counted, Dims, IndexRows, Positions, Value, as_entries
+
+#: Ends of slices that mean "to the end".
+_END = (1 << 31) - 1
+
+
+def movable(call: Call, index: int = 0) -> Value | Positions:
+    """An input whose elements may be moved about."""
+    found = call.any(index)
+    return found if isinstance(found, Positions) else call.value(index)
+
+
+def _moved(found: Value | Positions, dims: Sequence[Length], axis: int | None, outer: Length) -> Value | Positions:
+    """``found`` with another shape."""
+    if isinstance(found, Positions) and axis is not None:
+        return replace(found, dims=tuple(dims), axis=axis, outer=outer)
+    return Value(tuple(dims), axis, outer)
+
+
+def _axis_dims(call: Call, found: Value | Positions) -> Dims:
+    return found.dims if isinstance(found, Positions) else call.shape_of(found)
+
+
+def identity(call: Call) -> list[Abstract]:
+    """Identity."""
+    return [call.any(0)]
+
+
+def cast(call: Call) -> list[Abstract]:
+    """Cast: numbers that count the samples stay integers only as such (see ``fold``)."""
+    found = movable(call)
+    if isinstance(found, Positions):
+        if call.number("to", 0) not in (6, 7):
+            raise call.refuse("makes something else of the samples' positions")
+        return [found]
+    return [Value(found.dims, found.axis, found.outer)]
+
+
+def transpose(call: Call) -> list[Abstract]:
+    """Transpose."""
+    found = movable(call)
+    if found.dims is None:
+        return [Value(None)]
+    perm = call.numbers("perm") or list(reversed(range(len(found.dims))))
+    if sorted(perm) != list(range(len(found.dims))):
+        raise call.refuse("has an attribute 'perm' that does not fit its input")
+    axis = None if found.axis is None else perm.index(found.axis)
+    return [_moved(found, [found.dims[at] for at in perm], axis, found.outer)]
+
+
+def _axes(call: Call, rank: int) -> list[int] | None:
+    axes = call.integers(1) if call.has(1) else call.numbers("axes")
+    return None if axes is None else sorted(call.axis(axis, rank) for axis in axes)
+
+
+def squeeze(call: Call) -> list[Abstract]:
+    """Squeeze. Without axes it would take away the samples' own where there is one sample."""
+    found = movable(call)
+    dims = _axis_dims(call, found)
+    axes = _axes(call, len(dims))
+    if axes is None:
+        raise call.refuse("takes away every axis of length 1, which may be that of the samples")
+    if found.axis in axes:
+        raise call.refuse("takes away the axis of the samples")
+    axis = None if found.axis is None else found.axis - sum(at < found.axis for at in axes)
+    return [_moved(found, [dim for at, dim in enumerate(dims) if at not in axes], axis, found.outer)]
+
+
+def unsqueeze(call: Call) -> list[Abstract]:
+    """Unsqueeze."""
+    found = movable(call)
+    old = list(_axis_dims(call, found))
+    count = len(call.integers(1) if call.has(1) else call.numbers("axes") or [])
+    axes = _axes(call, len(old) + count) or []
+    if len(set(axes)) < len(axes):
+        raise call.refuse("has an axis twice")
+    left = iter(range(len(old)))
+    order = [None if at in axes else next(left) for at in range(len(old) + len(axes))]
+    dims = [1 if at is None else old[at] for at in order]
+    axis = None if found.axis is None else order.index(found.axis)
+    return [_moved(found, dims, axis, found.outer)]
+
+
+def as_length(call: Call, entry: Length) -> Length:
+    """A number that is used as a length: it cannot be negative."""
+    if at_least_zero(entry):
+        return entry
+    if isinstance(entry, int):
+        raise call.refuse("has a negative length")
+    return call.length()
+
+
+def reshape(call: Call) -> list[Abstract]:
+    """Reshape."""
+    found = movable(call)
+    target = call.entries(1)
+    if call.number("allowzero", 0) and 0 in target:
+        raise call.refuse("has a length of zero")
+    return [reshaped(call, found, target)]
+
+
+def flatten(call: Call) -> list[Abstract]:
+    """Flatten: all axes before ``axis`` become one, and all others."""
+    found = movable(call)
+    dims = _axis_dims(call, found)
+    axis = call.number("axis", 1)
+    axis = axis + len(dims) if axis < 0 else axis
+    halves = [product(dims[:axis]), product(dims[axis:])]
+    if not 0 <= axis <= len(dims) or None in halves or 0 in halves:
+        raise call.refuse("has an axis or a shape that is not followed")
+    return [reshaped(call, found, [half for half in halves if half is not None])]
+
+
+def reshaped(call: Call, found: Value | Positions, target: Sequence[Length]) -> Value | Positions:
+    """``found`` in the shape ``target``, where 0 copies a length and -1 stands for what is left.
+
+    The elements stay in their order: with P of them before the samples' axis and Q behind it, element (p * N + n) * Q
+    + q is sample n's. In the new shape one axis must hold N in the same order.
+    """
+    if found.axis is None:
+        return Value(tuple(_fixed_lengths(call, found.dims, target)))
+    dims = found.dims
+    assert dims is not None
+    wanted: list[Length | None] = []
+    for at, entry in enumerate(target):
+        if entry == 0:
+            if at >= len(dims):
+                raise call.refuse("copies the length of an axis that is not there")
+            wanted.append(dims[at])
+        elif entry == -1:
+            wanted.append(None)
+        elif at_least_zero(entry):
+            wanted.append(entry)
+        elif isinstance(entry, int) or at == found.axis:
+            # A number that is not known may be 0, and copy N.
+            raise call.refuse("computes a shape that is not followed")
+        else:
+            wanted.append(call.length())
+    inside = over(dims[found.axis], times(found.outer, N) or 0)
+    before = product([*dims[: found.axis], found.outer])
+    whole = product(dims)
+    places = [at for at, entry in enumerate(wanted) if entry is not None and has_samples(entry)]
+    if inside is None or before is None or whole is None or len(places) > 1 or wanted.count(None) > 1:
+        raise call.refuse("computes a shape that is not followed")
+    known = product([entry for entry in wanted if entry is not None])
+    if None in wanted:
+        left = over(whole, known) if known is not None else None
+        if left is None:
+            if not places:
+                raise call.refuse("splits the samples in a way that is not followed")
+            left = call.length()
+        wanted[wanted.index(None)] = left
+        if not places:
+            # A number that may be negative stands for a length that is not known: it must not be part of a proof.
+            if any(not at_least_zero(entry) for entry in target if entry != -1):
+                raise call.refuse("computes a shape that is not followed")
+            places = [target.index(-1)]
+    if not places:
+        raise call.refuse("gives a shape without the samples' axis")
+    lengths = [entry for entry in wanted if entry is not None]
+    place = places[0]
+    outer = over(before, product(lengths[:place]) or 0)
+    if outer is None or over(lengths[place], times(outer, N) or 0) is None:
+        raise call.refuse("mixes the samples' axis with others")
+    return _moved(found, lengths, place, outer)
+
+
+def _fixed_lengths(call: Call, dims: Dims | None, target: Sequence[Length]) -> list[Length]:
+    """The shape of a tensor that is the same for all samples."""
+    lengths: list[Length] = []
+    for at, entry in enumerate(target):
+        if has_samples(entry):
+            raise call.refuse("gives the number of samples to a tensor that does not hold them")
+        if entry == 0:
+            lengths.append(dims[at] if dims is not None and at < len(dims) else call.length())
+        elif entry == -1:
+            rest = [other for other in target if other != -1]
+            whole, known = product(dims) if dims is not None else None, product(rest)
+            simple = whole is not None and known is not None and all(map(at_least_zero, rest)) and 0 not in rest
+            left = over(whole, known) if simple and whole is not None and known is not None else None
+            lengths.append(left if left is not None else call.length())
+        else:
+            lengths.append(as_length(call, entry))
+    return lengths
+
+
+def expand(call: Call) -> list[Abstract]:
+    """Expand: broadcast to a shape. An axis of length 1 that becomes N is the same for each sample."""
+    found = movable(call)
+    dims = _axis_dims(call, found)
+    target = call.entries(1)
+    rank = max(len(dims), len(target))
+    axis = None if found.axis is None else found.axis - len(dims) + rank
+    outer = found.outer
+    result: list[Length] = []
+    for at in range(rank):
+        old = dims[at - rank + len(dims)] if at - rank + len(dims) >= 0 else 1
+        new = target[at - rank + len(target)] if at - rank + len(target) >= 0 else 1
+        if found.axis is not None and at == axis:
+            if new not in (1, old):
+                raise call.refuse("broadcasts the samples to another length")
+            result.append(old)
+        elif has_samples(new):
+            if old != 1 or axis is not None:
+                raise call.refuse("broadcasts to the number of samples along another axis than theirs")
+            axis, outer = at, 1
+            result.append(as_length(call, new))
+        else:
+            result.append(broadcast_length(call, old, as_length(call, new)))
+    return [_moved(found, result, axis, outer)]
+
+
+def tile(call: Call) -> list[Abstract]:
+    """Tile: the whole axis again and again, so what it repeats goes before N."""
+    found = movable(call)
+    dims = _axis_dims(call, found)
+    repeats = call.entries(1)
+    if len(repeats) != len(dims):
+        raise call.refuse("has another number of repeats than axes")
+    axis, outer = found.axis, found.outer
+    result: list[Length] = []
+    for at, (dim, entry) in enumerate(zip(dims, repeats)):
+        repeat = as_length(call, entry)
+        if has_samples(repeat):
+            if axis is not None:
+                raise call.refuse("repeats the samples as often as there are samples")
+            axis, outer = at, 1
+        elif at == found.axis:
+            outer = times(outer, repeat) or 0
+        length = times(dim, repeat)
+        if length is None:
+            raise call.refuse("computes a shape that is not followed")
+        result.append(length)
+    return [_moved(found, result, axis, outer)]
+
+
+def constant_of_shape(call: Call) -> list[Abstract]:
+    """ConstantOfShape."""
+    lengths = tuple(as_length(call, entry) for entry in call.entries(0))
+    places = [at for at, length in enumerate(lengths) if has_samples(length)]
+    if len(places) > 1:
+        raise call.refuse("has the number of samples along two axes")
+    if places:
+        return [Value(lengths, places[0])]
+    tensor = call.tensor("value")
+    fill = 0 if tensor is None else None
+    if tensor is not None and tensor.numbers is not None and tensor.numbers.size == 1 and tensor.elem_type in (6, 7, 9):
+        fill = int(tensor.numbers.reshape(-1)[0])
+    sizes = [length for length in lengths if isinstance(length, int)]
+    count = product(sizes)
+    if tensor is None or fill is None or len(sizes) < len(lengths) or not isinstance(count, int) or count > ENTRY_LIMIT:
+        return [Value(lengths)]
+    return [number_value(as_entries([fill] * count, sizes))]
+
+
+def ranged(call: Call) -> list[Abstract]:
+    """Range. From 0 to N it gives each sample's own position."""
+    start, limit, delta = (call.entries(at)[0] for at in range(3))
+    if (start, limit, delta) == (0, N, 1):
+        return [Positions((N,), 0)]
+    if any(map(has_samples, (start, limit, delta))):
+        raise call.refuse("counts to a number that depends on how many samples there are")
+    if isinstance(start, int) and isinstance(limit, int) and isinstance(delta, int) and delta:
+        whole = all(isinstance(found, Value) and found.whole for found in call.inputs)
+        numbers = range(start, limit, delta)
+        if whole and len(numbers) <= ENTRY_LIMIT:
+            return [number_value(as_entries(list(numbers), (len(numbers),)))]
+        return [Value((len(numbers),))]
+    return [Value((call.length(),))]
+
+
+def _plus(call: Call, a: Length, b: Length) -> Length:
+    if isinstance(a, int) and isinstance(b, int):
+        return a + b
+    if isinstance(a, Term) and isinstance(b, Term) and a[1:] == b[1:]:
+        return Term(a.factor + b.factor, a.symbols, a.samples)
+    return call.length()
+
+
+def concat(call: Call) -> list[Abstract]:
+    """Concat along another axis than the samples'."""
+    first = call.any(0)
+    if isinstance(first, Positions):
+        return [_index_rows(call, first)]
+    if any(isinstance(found, Counted) for found in call.inputs):
+        arrays = [call.entries_of(call.any(index)) for index in range(len(call.inputs))]
+        return [number_value(np.concatenate(arrays, call.number("axis", 0)))]
+    values = call.values()
+    shapes = [call.shape_of(value) for value in values]
+    rank = len(shapes[0])
+    axis = call.axis(call.number("axis", 0), rank)
+    if any(len(dims) != rank for dims in shapes):
+        raise call.refuse("has inputs of different ranks")
+    samples = [value for value in values if value.axis is not None]
+    found = samples[0] if samples else values[0]
+    dims = call.shape_of(found)
+    if samples:
+        alike = all(
+            value.axis == found.axis and value.outer == found.outer and shape[found.axis or 0] == dims[found.axis or 0]
+            for value, shape in zip(values, shapes)
+        )
+        if not alike:
+            raise call.refuse("puts the samples beside something that does not hold them along the same axis")
+        if found.axis == axis:
+            raise call.refuse("puts tensors one behind the other along the samples' axis")
+    result = list(dims)
+    for at in range(rank):
+        if at != axis:
+            known = [shape[at] for shape in shapes if isinstance(shape[at], int)]
+            result[at] = known[0] if known and at != found.axis else dims[at]
+    total: Length = shapes[0][axis]
+    for shape in shapes[1:]:
+        total = _plus(call, total, shape[axis])
+    result[axis] = total
+    return [Value(tuple(result), found.axis, found.outer)]
+
+
+def _index_rows(call: Call, first: Positions) -> IndexRows:
+    """Positions beside numbers of the samples, along the last axis: rows of indices."""
+    rank = len(first.dims)
+    last = rank - 1
+    if call.axis(call.number("axis", 0), rank) != last or first.dims[last] != 1 or first.axis == last:
+        raise call.refuse("computes with the samples' positions in a way that is not followed")
+    total = first.dims[last]
+    for index in range(1, len(call.inputs)):
+        value = call.value(index)
+        dims = call.shape_of(value)
+        fits = len(dims) == rank and value.axis in (None, first.axis)
+        if not fits or dims[first.axis] != first.dims[first.axis] or value.outer != first.outer:
+            raise call.refuse("computes with the samples' positions in a way that is not followed")
+        total = _plus(call, total, dims[last])
+    return IndexRows((*first.dims[:last], total), first.axis, first.outer)
+
+
+def split(call: Call) -> list[Abstract]:
+    """Split along another axis than the samples'."""
+    value = call.value(0)
+    dims = call.shape_of(value)
+    axis = call.axis(call.number("axis", 0), len(dims))
+    if axis == value.axis:
+        raise call.refuse("parts the samples from each other")
+    call.fixed_from(1)
+    count = len(call.node.outputs)
+    whole = dims[axis]
+    sizes: list[Length] = list(call.numbers("split") or [])
+    if call.has(1):
+        sizes = [as_length(call, entry) for entry in call.entries(1)]
+    if not sizes:
+        part = over(whole, count)
+        sizes = [part if part is not None else call.length() for _ in range(count)]
+    if len(sizes) != count:
+        raise call.refuse("has another number of lengths than outputs")
+    if any(map(has_samples, sizes)):
+        raise call.refuse("has a length that depends on how many samples there are")
+    return [Value((*dims[:axis], size, *dims[axis + 1 :]), value.axis, value.outer) for size in sizes]
+
+
+def slices(call: Call) -> list[Abstract]:
+    """Slice along other axes than the samples', or all of them."""
+    value = call.value(0)
+    dims = call.shape_of(value)
+    if call.opset < 10:
+        starts: list[Length] = list(call.numbers("starts") or [])
+        ends: list[Length] = list(call.numbers("ends") or [])
+        axes, steps = call.numbers("axes"), None
+    else:
+        starts, ends = call.entries(1), call.entries(2)
+        axes = call.integers(3) if call.has(3) else None
+        steps = call.entries(4) if call.has(4) else None
+    axes = [call.axis(axis, len(dims)) for axis in (axes if axes is not None else range(len(starts)))]
+    steps = steps or [1] * len(starts)
+    if not len(starts) == len(ends) == len(axes) == len(steps) or len(set(axes)) < len(axes):
+        raise call.refuse("has starts, ends, axes and steps that do not fit each other")
+    result = list(dims)
+    for start, end, axis, step in zip(starts, ends, axes, steps):
+        to_the_end = end == dims[axis] or (isinstance(end, int) and end >= _END)
+        if start == 0 and step == 1 and to_the_end:
+            continue
+        if axis == value.axis:
+            raise call.refuse("takes some of the samples")
+        if any(map(has_samples, (start, end, step))):
+            raise call.refuse("takes a part that depends on how many samples there are")
+        result[axis] = _cut(call, dims[axis], start, end, step)
+    return [Value(tuple(result), value.axis, value.outer)]
+
+
+def _cut(call: Call, length: Length, start: Length, end: Length, step: Length) -> Length:
+    if isinstance(start, int) and isinstance(end, int) and isinstance(step, int) and step and isinstance(length, int):
+        return len(range(*slice(start, end, step).indices(length)))
+    return call.length()
