@@ -1,0 +1,261 @@
+"""Runs the vendor's toolkit: a process of its own, asked in JSON, believed only where its result can be read.
+
+One :class:`Converter` is one process and one scratch folder. The toolkit drops files where it runs, prints to stdout
+and stderr, and returns 0 for models that no board runs: so it works in the scratch folder, writes to a log, and what
+it made is read back before it counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from ..files import RknnFile, RknnFileError, read_rknn
+from .layers import BuildLog, read_build_log
+from .toolkit import Toolkit, clean_environment
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_WORKER = Path(__file__).with_name("worker.py")
+#: Bound for one request in seconds; a hybrid quantization of a large model takes minutes.
+_SECONDS = 3600.0
+
+
+class ConversionError(Exception):
+    """The toolkit refused, or made something that no board runs. The text says which, and what to do.
+
+    ``step``: the toolkit's function that refused ("" where none did); ``operators``: (name, type) of the operators that
+    are to blame, where that is known; ``log``: path of the toolkit's own output.
+    """
+
+    def __init__(self, text: str, *, step: str = "", operators: Sequence[tuple[str, str]] = (), log: str = "") -> None:
+        super().__init__(text)
+        self.step = step
+        self.operators = tuple(operators)
+        self.log = log
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """What one build does. Shapes are in the ONNX's order (NCHW)."""
+
+    model: str
+    """Path of the ONNX."""
+    target: str
+    """"rk3588" ..."""
+    inputs: Mapping[str, tuple[int, ...]] | None = None
+    """Shape by input name; None: the ONNX's own. Names may be of inner tensors: the graph is cut there."""
+    outputs: tuple[str, ...] | None = None
+    """Names of the outputs; None: the ONNX's own. Names may be of inner tensors."""
+    shape_sets: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    """For a dynamic model: per set one shape per input."""
+    mean: Sequence[Sequence[float]] | None = None
+    """Per input, per channel: subtracted from what the runtime is fed; None: nothing."""
+    std: Sequence[Sequence[float]] | None = None
+    dataset: str | None = None
+    """Path of the calibration list (a line per sample, a ``.npy`` per input); quantizes to int8. None: float16."""
+    batch: int | None = None
+    """Samples per run, where the ONNX has one."""
+    custom_string: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """More for the toolkit's ``config``, as it is: quantized_algorithm, op_target ..."""
+    build: Mapping[str, Any] = field(default_factory=dict)
+    """More for the toolkit's ``build``, as it is: auto_hybrid ..."""
+
+    def request(self, out: str) -> dict[str, Any]:
+        """The worker's request. Unknown keywords of ``config`` are silent in the toolkit, so only known ones go."""
+        config: dict[str, Any] = {"target_platform": self.target, **self.config}
+        if self.mean is not None:
+            config["mean_values"] = [list(m) for m in self.mean]
+        if self.std is not None:
+            config["std_values"] = [list(s) for s in self.std]
+        if self.shape_sets:
+            config["dynamic_input"] = [[list(shape) for shape in group] for group in self.shape_sets]
+        if self.custom_string:
+            config["custom_string"] = self.custom_string
+        load: dict[str, Any] = {}
+        if self.inputs is not None:
+            load["inputs"] = list(self.inputs)
+            load["input_size_list"] = [list(shape) for shape in self.inputs.values()]
+        if self.outputs is not None:
+            load["outputs"] = list(self.outputs)
+        build: dict[str, Any] = {"do_quantization": self.dataset is not None, **self.build}
+        if self.dataset is not None:
+            build["dataset"] = self.dataset
+        if self.batch is not None:
+            build["rknn_batch_size"] = self.batch
+        return {"do": "build", "model": self.model, "out": out, "config": config, "load": load, "build": build}
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A compiled model that was read back."""
+
+    path: str
+    """In the converter's scratch folder, which goes with the converter."""
+    file: RknnFile
+    log: BuildLog
+
+
+class Converter:
+    """A process of the toolkit. Not thread safe. Must be closed; a context manager.
+
+    ``log``: where the toolkit's output goes, appended. Raises ConversionError where the interpreter cannot be started.
+    """
+
+    def __init__(self, toolkit: Toolkit, log: str | os.PathLike[str]) -> None:
+        self.toolkit = toolkit
+        self.log = os.path.abspath(os.fspath(log))
+        self._builds = 0
+        with ExitStack() as opened:
+            self.folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="ort_rknn-convert-"))
+            try:
+                self._process = subprocess.Popen(  # noqa: S603  # the user's own interpreter
+                    [toolkit.python, "-I", "-W", "ignore", os.fspath(_WORKER), self.log],
+                    cwd=self.folder,
+                    env={**clean_environment(), "TMPDIR": self.folder},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,  # a Ctrl-C is for us: the process is ended in close()
+                )
+            except OSError as error:
+                raise ConversionError(f"the toolkit's interpreter {toolkit.python} cannot be run: {error}") from error
+            opened.callback(self._end)
+            self._opened = opened.pop_all()
+
+    def build(self, spec: BuildSpec) -> Built:
+        """Convert. Raises ConversionError where the toolkit refuses, makes nothing, makes what cannot be read, or
+        accepts operators that no runtime can run."""
+        self._builds += 1
+        out = os.path.join(self.folder, f"{self._builds}.rknn")
+        before = os.path.getsize(self.log) if os.path.exists(self.log) else 0
+        answer = self._ask(spec.request(out))
+        log = self._log_since(before)
+        name = os.path.basename(spec.model)
+        if not answer["ok"]:
+            raise self._refused(name, answer, log)
+        if log.no_lowering:
+            listed = ", ".join(f"{kind} {node!r}" for node, kind in log.no_lowering)
+            raise ConversionError(
+                f"{name}: the toolkit accepted operators that no board's runtime has: {listed}",
+                operators=log.no_lowering,
+                log=self.log,
+            )
+        try:
+            file = read_rknn(out)
+        except (RknnFileError, OSError) as error:
+            raise ConversionError(
+                f"{name}: the toolkit said that all went well, but made no model: {error}", log=self.log
+            ) from error
+        return Built(out, file, log)
+
+    def simulate(self, feeds: Sequence[NDArray[Any]], layouts: Sequence[str]) -> list[NDArray[np.generic]]:
+        """Run what was built last on the toolkit's simulator. ``layouts``: "nchw" or "nhwc" per feed.
+
+        Raises ConversionError where the simulator refuses.
+        """
+        import numpy as np
+
+        source, out = os.path.join(self.folder, "feeds.npz"), os.path.join(self.folder, "outputs.npz")
+        np.savez(source, **{str(i): array for i, array in enumerate(feeds)})  # type: ignore[arg-type]
+        answer = self._ask({"do": "simulate", "feeds": source, "out": out, "layouts": list(layouts)})
+        if not answer["ok"]:
+            raise ConversionError(f"the toolkit's simulator: {answer['error']}", step=answer["step"], log=self.log)
+        with np.load(out, allow_pickle=False) as file:
+            return [file[str(i)] for i in range(len(file.files))]
+
+    def close(self) -> None:
+        """End the process and remove the scratch folder. Idempotent."""
+        self._opened.close()
+
+    def __enter__(self) -> Converter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Inner ------------------------------------------------------------------------------------------------------
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = _read_line(self._process.stdout, _SECONDS)
+        except OSError:
+            line = ""
+        if not line:
+            code = self._process.poll()
+            how = f"with exit code {code}" if code is not None and code >= 0 else _died(code)
+            raise ConversionError(f"the toolkit's process ended {how}; its output is in {self.log}", log=self.log)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _log_since(self, start: int) -> BuildLog:
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(start)
+                return read_build_log(file.read().decode("utf-8", "replace"))
+        except OSError:
+            return BuildLog((), (), ())
+
+    def _refused(self, name: str, answer: Mapping[str, Any], log: BuildLog) -> ConversionError:
+        said = "; ".join(log.problems[:4]) or answer["error"]
+        step = f" in {answer['step']}" if answer["step"] else ""
+        return ConversionError(
+            f"{name}: the toolkit refused it{step}: {said}. Its whole output: {self.log}",
+            step=answer["step"],
+            log=self.log,
+        )
+
+    def _end(self) -> None:
+        process = self._process
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:
+                    pass  # what was not written is not wanted any more
+        try:
+            process.wait(1)
+        except subprocess.TimeoutExpired:
+            # Its own children too: the toolkit starts some.
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+
+
+def _read_line(stream: IO[str], seconds: float) -> str:
+    import select
+
+    if not select.select([stream], [], [], seconds)[0]:
+        raise ConversionError(f"the toolkit has not answered for {seconds:.0f} seconds; it was ended")
+    return stream.readline()
+
+
+def _died(code: int | None) -> str:
+    if code is None:
+        return "without a word"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    hint = " (out of memory?)" if name == "SIGKILL" else ""
+    return f"by signal {name}{hint}"

@@ -1,0 +1,76 @@
+"""What the toolkit logged about a build: its table of layers, and what it passed over.
+
+The log is for people, not a format: whatever is not found in it is left out, never guessed. Seen with rknn-toolkit2
+2.5.0 (``verbose=True``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_STAMP = re.compile(r"^(?:\x1b\[[0-9;]*m)*[DIWE](?:\x1b\[[0-9;]*m)* RKNN: \[[0-9:.]+\] ?")
+_ROW = re.compile(
+    r"^(?P<id>\d+)\s+(?P<type>\S+)\s+(?P<dtype>\S+)\s+(?P<target>NPU|CPU|GPU)\s+(?P<shapes>.+?)\s+"
+    r"(?P<cycles>\d+/\d+/\d+)\s+(?P<rw>\d+)\s+(?P<name>\S+)\s*$"
+)
+_NO_LOWERING = re.compile(r"No lowering found for: (?P<name>.*), node type = (?P<type>[^,\s]+)")
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+#: Lines of a traceback, whose last line says what was wrong, and the toolkit's own version.
+_TRACE = re.compile(r"Traceback \(most|: +File \"|: {3,}|\^{3}|toolkit2 version")
+_PROBLEM = re.compile(r"^(?:E |E RKNN: \[[0-9:.]+\] )(?P<text>.+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One row of the table "Network Layer Information"."""
+
+    op_type: str
+    """The compiled operator: "ConvRelu", "Softmax" ..."""
+    dtype: str
+    """"FLOAT16", "INT8" ..."""
+    target: str
+    """Where the runtime runs it: "NPU", "CPU" or "GPU"."""
+    name: str
+    """"Conv:c1": the type and the name of the ONNX node's first output or of the node."""
+    cycles: int
+    """The compiler's estimate for the layer, the larger of memory and NPU; 0 where it makes none."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildLog:
+    """What one build logged."""
+
+    layers: tuple[Layer, ...]
+    no_lowering: tuple[tuple[str, str], ...]
+    """Operators that the toolkit accepted and no runtime can run: (name, type)."""
+    problems: tuple[str, ...]
+    """Its error lines, oldest first."""
+
+
+def read_build_log(text: str) -> BuildLog:
+    """Read a log. Of several tables the last one counts."""
+    layers: list[Layer] = []
+    for table in _tables(text):
+        layers = table
+    plain = _ESCAPE.sub("", text)
+    no_lowering = tuple(dict.fromkeys((m["name"], m["type"]) for m in _NO_LOWERING.finditer(plain)))
+    found = (m["text"].strip() for line in plain.splitlines() if (m := _PROBLEM.match(line)))
+    problems = tuple(dict.fromkeys(text for text in found if text and not _TRACE.search(text)))
+    return BuildLog(tuple(layers), no_lowering, problems)
+
+
+def _tables(text: str) -> Iterator[list[Layer]]:
+    inside: list[Layer] | None = None
+    for line in text.splitlines():
+        row = _STAMP.sub("", line)
+        if "Network Layer Information Table" in row:
+            inside = []
+        elif inside is not None and (match := _ROW.match(row)):
+            if match["type"] not in ("InputOperator", "OutputOperator"):
+                total = int(match["cycles"].rpartition("/")[2])
+                inside.append(Layer(match["type"], match["dtype"], match["target"], match["name"], total))
+        elif inside and "RKNNModelRegCmdbuildPass" in row:
+            yield inside
+            inside = None

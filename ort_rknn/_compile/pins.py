@@ -1,0 +1,28 @@
+"""What the toolkit's environment holds: each requirement with its reason. Data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One requirement of the environment, as pip spells it."""
+
+    requirement: str
+    reason: str
+
+
+TOOLKIT_VERSION = "2.5.0"
+
+PINS = (
+    Pin(f"rknn-toolkit2=={TOOLKIT_VERSION}", "the converter that the committed test models were made with"),
+    Pin("setuptools<81", "the toolkit imports pkg_resources, which setuptools 81 begins to remove"),
+    Pin("onnx<=1.18", "the toolkit uses names of onnx that went in 1.19"),
+)
+
+#: CPython minor versions that the toolkit has wheels for, by machine. Source: the files of rknn-toolkit2 2.5.0 on PyPI.
+PYTHONS = {"x86_64": (8, 9, 10, 11, 12), "aarch64": (8, 9, 10, 11, 12)}
+
+#: Size of the installed environment in bytes, measured on x86_64 (torch with its CUDA libraries is most of it).
+INSTALLED_BYTES = 6_000_000_000

@@ -1,0 +1,113 @@
+"""The other end of :mod:`.converter`: a script for the toolkit's interpreter. It imports nothing of ort_rknn.
+
+    python worker.py LOG
+
+Reads a JSON request per line from stdin and answers each with a JSON line on stdout. All that the toolkit prints, from
+Python or from C, goes to the file LOG. Ends when stdin does. Python 3.8 and later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import traceback
+from typing import Any, Dict, Optional  # noqa: UP035  # Python 3.8
+
+Request = Dict[str, Any]  # noqa: UP006
+
+_FLUSH = ctypes.CDLL(None).fflush
+
+
+class Refused(Exception):
+    """A step of the toolkit said no. Its own words are in the log."""
+
+    def __init__(self, step: str, code: Optional[int]) -> None:  # noqa: UP045
+        super().__init__(f"{step} returned {code}")
+        self.step = step
+
+
+class Worker:
+    """The model that was built last, and what can be asked about it."""
+
+    def __init__(self) -> None:
+        self.rknn: Any = None
+        self.simulating = False
+
+    def hello(self, request: Request) -> Request:
+        """Versions, without importing the toolkit."""
+        from importlib.metadata import version
+
+        return {"python": sys.version.split()[0], "toolkit": version("rknn-toolkit2"), "onnx": version("onnx")}
+
+    def build(self, request: Request) -> Request:
+        """Convert. ``config``, ``load`` and ``build`` go to the toolkit's functions of these names; ``hybrid`` in
+        between where the request has it; the compiled model goes to ``out``."""
+        from rknn.api import RKNN
+
+        self.release()
+        self.rknn = rknn = RKNN(verbose=True)
+        _step("config", rknn.config(**request["config"]))
+        _step("load_onnx", rknn.load_onnx(model=request["model"], **request["load"]))
+        _step("build", rknn.build(**request["build"]))
+        _step("export_rknn", rknn.export_rknn(request["out"]))
+        return {"size": os.path.getsize(request["out"])}
+
+    def simulate(self, request: Request) -> Request:
+        """Run the model that was built last on the toolkit's simulator: arrays of ``feeds`` (.npz, keys "0", "1" ...
+        in the order of the inputs, NCHW or NHWC as ``layouts`` says) to ``out`` (.npz, keys "0", "1" ...)."""
+        import numpy
+
+        if not self.simulating:
+            _step("init_runtime", self.rknn.init_runtime())
+            self.simulating = True
+        with numpy.load(request["feeds"], allow_pickle=False) as file:
+            feeds = [file[str(i)] for i in range(len(file.files))]
+        outputs = self.rknn.inference(inputs=feeds, data_format=request["layouts"])
+        if outputs is None:
+            raise Refused("inference", None)
+        numpy.savez(request["out"], **{str(i): value for i, value in enumerate(outputs)})
+        return {"outputs": len(outputs)}
+
+    def release(self) -> None:
+        """Give back the model that was built last."""
+        if self.rknn is not None:
+            self.rknn.release()
+        self.rknn, self.simulating = None, False
+
+
+def _step(name: str, code: Optional[int]) -> None:  # noqa: UP045
+    # "No lowering found" and its like are printed by C code, whose buffer is otherwise written when the process ends.
+    _FLUSH(None)
+    if code != 0:
+        raise Refused(name, code)
+
+
+def main(log: str) -> None:
+    """Serve until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = dict(getattr(worker, request["do"])(request), ok=True)
+        except Refused as refused:
+            answer = {"ok": False, "step": refused.step, "error": str(refused)}
+        except SystemExit as stop:  # the toolkit leaves so where it finds a mistake
+            answer = {"ok": False, "step": "", "error": f"the toolkit ended with exit code {stop.code}"}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"ok": False, "step": "", "error": f"{type(error).__name__}: {error}"}
+        _FLUSH(None)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
