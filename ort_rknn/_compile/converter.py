@@ -200,7 +200,10 @@ class Converter:
         except OSError:
             line = ""
         if not line:
-            code = self._process.poll()
+            try:
+                code: int | None = self._process.wait(5)  # its pipe closed: it is about to end
+            except subprocess.TimeoutExpired:
+                code = None
             how = f"with exit code {code}" if code is not None and code >= 0 else _died(code)
             raise ConversionError(f"the toolkit's process ended {how}; its output is in {self.log}", log=self.log)
         answer: dict[str, Any] = json.loads(line)

@@ -52,7 +52,7 @@ class Worker:
         _step("load_onnx", rknn.load_onnx(model=request["model"], **request["load"]))
         _step("build", rknn.build(**request["build"]))
         _step("export_rknn", rknn.export_rknn(request["out"]))
-        return {"size": os.path.getsize(request["out"])}
+        return {}
 
     def simulate(self, request: Request) -> Request:
         """Run the model that was built last on the toolkit's simulator: arrays of ``feeds`` (.npz, keys "0", "1" ...

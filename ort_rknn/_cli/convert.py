@@ -1,0 +1,111 @@
+"""``ort-rknn convert``: from an ONNX to compiled models."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from ..adapter.command import Command
+from .output import FAILED, FINE, USAGE, Mistake, check_file, say
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="an .onnx file")
+    parser.add_argument("--target", metavar="SOC,...", help="rk3588, rk3576 ... (default: this board's own)")
+    parser.add_argument(
+        "--shape",
+        metavar="NAME=N,N,...",
+        action="append",
+        default=[],
+        help="an input's shape; repeated for a name: sets",
+    )
+    parser.add_argument("--batch", metavar="N", type=int, help="samples per run")
+    parser.add_argument("--freeze", metavar="NAME=VALUE", action="append", default=[], help="make an input a constant")
+    parser.add_argument("--mean", metavar="M[,M,M]", action="append", default=[], help="subtracted from every pixel")
+    parser.add_argument("--std", metavar="S[,S,S]", action="append", default=[], help="every pixel is divided by it")
+    parser.add_argument("-o", "--out", metavar="DIR", help="a folder that gets the models and the ONNX")
+    parser.add_argument("--toolkit", metavar="PYTHON", help="an interpreter that has rknn-toolkit2")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Convert and print the report."""
+    from .._compile.convert import ConvertOptions, convert
+    from .._compile.converter import ConversionError
+    from .._compile.prepare import PrepareError
+    from .._compile.shapes import ShapeError, group_shapes, parse_shape
+    from .._compile.toolkit import ToolkitError, find_toolkit
+    from ..files import OnnxFileError
+
+    check_file(given.model)
+    try:
+        options = ConvertOptions(
+            targets=_targets(given.target),
+            shapes=tuple(group_shapes([parse_shape(text) for text in given.shape])),
+            batch=given.batch,
+            freeze=dict(_frozen(text) for text in given.freeze),
+            mean=tuple(_numbers("--mean", text) for text in given.mean),
+            std=tuple(_numbers("--std", text) for text in given.std),
+            out=given.out,
+        )
+        toolkit = find_toolkit(given.toolkit)
+        report = convert(given.model, options, toolkit=toolkit, progress=lambda text: print(text, file=sys.stderr))
+    except (ShapeError, ToolkitError) as error:
+        raise Mistake(str(error), USAGE) from None
+    except (ConversionError, PrepareError, OnnxFileError, OSError) as error:
+        raise Mistake(str(error), FAILED) from None
+    if given.json:
+        say(json.dumps(report.as_json(), indent=1))
+        return FINE
+    for line in report.lines():
+        say(line)
+    name = os.path.join(given.out, os.path.basename(given.model)) if given.out else given.model
+    say(f'run it: ort_rknn.InferenceSession("{name}")')
+    return FINE
+
+
+def _targets(text: str | None) -> tuple[str, ...]:
+    from .._socs import SOC_CORES, soc_family
+
+    if text is None:
+        from .._planning.discovery import devices
+
+        socs = tuple(dict.fromkeys(device.soc for device in devices()))
+        if not socs:
+            raise Mistake("no NPU here to compile for: say which with --target, for example --target rk3588", USAGE)
+        return socs[:1]
+    targets = tuple(dict.fromkeys(soc_family(word) for word in text.split(",") if word.strip()))
+    unknown = [soc for soc in targets if soc not in SOC_CORES]
+    if unknown or not targets:
+        raise Mistake(f"--target {text}: expected one or more of {', '.join(SOC_CORES)}", USAGE)
+    return targets
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise Mistake(f"{option} {text}: expected numbers separated by commas", USAGE) from None
+
+
+def _frozen(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise Mistake(f"--freeze {text}: expected NAME=VALUE", USAGE)
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        raise Mistake(f"--freeze {text}: expected a number, true, false, or a JSON list of them", USAGE) from None
+
+
+COMMAND = Command(
+    name="convert",
+    summary="compile an ONNX for the NPU",
+    description="Compiles MODEL with the vendor's toolkit, in an environment of its own (see `ort-rknn toolkit`), and "
+    "puts the compiled models beside it, where a session finds them.",
+    add_arguments=_add_arguments,
+    run=run,
+)

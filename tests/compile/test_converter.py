@@ -1,0 +1,94 @@
+"""The toolkit's process: what is asked, what is believed, and that nothing is left behind."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ort_rknn._compile.converter import BuildSpec, ConversionError, Converter
+from ort_rknn._compile.layers import read_build_log
+from ort_rknn._compile.toolkit import ToolkitError, find_toolkit
+
+
+@pytest.fixture
+def converter(toolkit, tmp_path):
+    with Converter(toolkit, tmp_path / "log") as made:
+        yield made
+        process, folder = made._process, made.folder
+    assert process.poll() is not None
+    assert not os.path.exists(folder)
+
+
+def test_a_build_is_read_back(converter, models):
+    built = converter.build(BuildSpec(str(models / "conv_f16.onnx"), "rk3588"))
+    assert built.file.targets == ("rk3588",)
+    assert [(x.op_type, x.target, x.name, x.cycles) for x in built.log.layers] == [
+        ("ConvRelu", "NPU", "Conv:c", 2304),
+        ("Reshape", "CPU", "Reshape:r", 0),
+    ]
+    assert not os.path.exists("check0.onnx")  # the toolkit drops it where it runs
+
+
+def test_a_refusal_is_told_in_the_toolkit_s_words(converter, tmp_path, models):
+    other = tmp_path / "other.onnx"
+    other.write_bytes((models / "conv_f16.onnx").read_bytes() + b"\x3a\x00")  # an empty graph, merged into the first
+    with pytest.raises(
+        ConversionError, match=r"other\.onnx: the toolkit refused it in build: build: Meet unsuppo"
+    ) as e:
+        converter.build(BuildSpec(str(other), "rk3588"))
+    assert e.value.step == "build"
+    assert "Meet unsupported split" in Path(e.value.log).read_text()
+    # and it goes on
+    assert converter.build(BuildSpec(str(models / "conv_f16.onnx"), "rk3588")).file.targets == ("rk3588",)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("FAKE_TOOLKIT_EXPORTS", "nothing", "made no model"),
+        ("FAKE_TOOLKIT_EXPORTS", "rubbish", "made no model"),
+        ("FAKE_TOOLKIT_EXPORTS", "no lowering", r"no board's runtime has: Det 'det'"),
+        ("FAKE_TOOLKIT_RAISES", "load_onnx", "KeyError: 'axes'"),
+        ("FAKE_TOOLKIT_EXITS", "load_onnx", "exit code 3"),
+        ("FAKE_TOOLKIT_DIES", "load_onnx", "ended with exit code 7"),
+    ],
+)
+def test_what_it_says_of_itself_is_not_believed(toolkit, tmp_path, models, monkeypatch, variable, value, words):
+    monkeypatch.setenv(variable, value)
+    with Converter(toolkit, tmp_path / "log") as converter, pytest.raises(ConversionError, match=words):
+        converter.build(BuildSpec(str(models / "conv_f16.onnx"), "rk3588"))
+
+
+def test_simulate(converter, models):
+    converter.build(BuildSpec(str(models / "conv_f16.onnx"), "rk3588"))
+    (out,) = converter.simulate([np.ones((1, 3), np.float32)], ["nchw"])
+    assert out.tolist() == [[2, 2, 2]]
+
+
+def test_close_ends_a_toolkit_that_does_not_answer(toolkit, tmp_path):
+    converter = Converter(toolkit, tmp_path / "log")
+    os.kill(converter._process.pid, 19)  # SIGSTOP: it cannot leave by itself
+    converter.close()
+    converter.close()
+    assert converter._process.poll() == -9
+
+
+def test_no_interpreter_no_toolkit(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("ORT_RKNN_TOOLKIT", raising=False)
+    with pytest.raises(ToolkitError, match="ort-rknn toolkit install"):
+        find_toolkit()
+    with pytest.raises(ToolkitError, match="no interpreter 'nowhere-python'"):
+        find_toolkit("nowhere-python")
+    with pytest.raises(ToolkitError, match="not a Python interpreter"):
+        find_toolkit("/bin/true")
+    monkeypatch.setenv("ORT_RKNN_TOOLKIT", "/nowhere/python")
+    with pytest.raises(ToolkitError, match="ORT_RKNN_TOOLKIT: /nowhere/python"):
+        find_toolkit()
+
+
+def test_a_log_without_a_table_and_a_cut_off_one():
+    assert read_build_log("").layers == ()
+    cut = read_build_log("D RKNN: [1:2:3.4] Network Layer Information Table\n0 Conv FLOAT16 NPU")
+    assert (cut.layers, cut.no_lowering) == ((), ())
