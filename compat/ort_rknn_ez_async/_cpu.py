@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 
 from ort_rknn._concurrency.submitter import Pending
+from ort_rknn._executor.conversion import normalized
 from ort_rknn._executor.opening import normalisations
-from ort_rknn._executor.signature import Normalisation
 from ort_rknn._options import Options
 from ort_rknn.adapter import Layout
 from ort_rknn.files import RknnFile
@@ -134,7 +134,7 @@ class CpuCalls:
         norm = self._norms.get(tensor.name)
         wanted = self._onnx_types[tensor.name]
         if norm is not None:
-            array = _normalised(array, norm, channel_last=tensor.layout == "NHWC")
+            array = normalized(array, norm, tensor.layout)
         if tensor.layout == "NHWC":
             array = array.transpose(0, 3, 1, 2)
         array = array if array.dtype == np.dtype(wanted) else cast(array, wanted, tensor.name)
@@ -170,11 +170,3 @@ def _dtype(text: str) -> str:
 def _in_order(values: Sequence[Any], names: Sequence[str]) -> list[Any]:
     by_name = {v.name: v for v in values}
     return [by_name[n] for n in names] if set(names) == set(by_name) else list(values)
-
-
-def _normalised(array: Array, norm: Normalisation, *, channel_last: bool) -> Array:
-    shape = [1] * array.ndim
-    shape[-1 if channel_last or array.ndim != 4 else 1] = -1
-    mean, std = (np.asarray(v, np.float32).reshape(shape) for v in (norm.mean, norm.std))
-    result: Array = (array.astype(np.float32) - mean) / std
-    return result

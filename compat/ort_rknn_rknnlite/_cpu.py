@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 
 from ort_rknn._errors import FAIL, ort_error
-from ort_rknn._executor.conversion import per_channel
+from ort_rknn._executor.conversion import normalized
 from ort_rknn._executor.opening import normalisations
 from ort_rknn._executor.signature import DTYPE_OF_ELEMENT, DTYPES
 from ort_rknn.files import RknnFile, RknnTensor
@@ -83,8 +83,7 @@ class OnCpu:
             array = array.transpose(0, 3, 1, 2)
         norm = self._normalisations.get(tensor.name)
         if norm is not None and not fed.pass_through:
-            std, mean = per_channel(norm, "NCHW", array.ndim)
-            array = (array.astype(np.float32) - mean) / std
+            array = normalized(array, norm, "NCHW")
         dtype = _DTYPES[self._wanted[tensor.name].type]
         assert dtype in DTYPES
         return np.ascontiguousarray(array, dtype)

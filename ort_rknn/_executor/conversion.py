@@ -107,3 +107,11 @@ def per_channel(norm: Normalisation, layout: str, ndim: int) -> tuple[NDArray[np
     shape = [1] * ndim
     shape[1 if ndim == 4 and layout != "NHWC" else -1] = -1
     return (np.asarray(norm.std, np.float32).reshape(shape), np.asarray(norm.mean, np.float32).reshape(shape))
+
+
+def normalized(given: NDArray[np.generic], norm: Normalisation, layout: str) -> NDArray[np.float32]:
+    """What a compiled model makes of integers before the network, for an ONNX that takes it so: float32, in the
+    caller's order of axes."""
+    std, mean = per_channel(norm, layout, given.ndim)
+    result: NDArray[np.float32] = (given.astype(np.float32) - mean) / std
+    return result

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 
 from ..adapter.contract import Shape
-from .conversion import per_channel, view
+from .conversion import normalized, view
 from .signature import Signature
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ class CpuTwin:
         for port, shape, address in zip(signature.inputs, shapes, inputs):
             array: Any = view(address, shape, port.dtype)
             if port.normalisation is not None and not port.denormalises and port.onnx_dtype.startswith("float"):
-                std, mean = per_channel(port.normalisation, port.layout, array.ndim)
-                array = (array - mean) / std
+                array = normalized(array, port.normalisation, port.layout)
             if port.layout == "NHWC":
                 array = array.transpose(0, 3, 1, 2)
             feed[port.name] = np.ascontiguousarray(array, port.onnx_dtype).reshape(array.shape)
