@@ -36,6 +36,7 @@ MODULE = {
 ADDED = {
     "FallbackWarning": "the warning where a session that asked for the NPU runs on the CPU",
     "NpuUnavailable": "the error where the NPU is insisted on; a `Fail`",
+    "QueueFull": "a call found no place in the queue in time: the session is busy; a `Fail`",
     "OptionError": "a bad provider option; an `InvalidArgument` and a `ValueError`",
     "RknnProviderOptions": "provider options as a `TypedDict`",
     "devices": "the NPUs that a session could use now",

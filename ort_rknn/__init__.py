@@ -32,7 +32,7 @@ if _TYPE_CHECKING:
     from ort_rknn_swap import install, swapped, uninstall
 
     from ._ep import get_ep_names, get_library_path, register, unregister
-    from ._errors import FallbackWarning, NpuUnavailable, OptionError
+    from ._errors import FallbackWarning, NpuUnavailable, OptionError, QueueFull
     from ._options import RknnProviderOptions, make_provider_options
     from .adapter.contract import Device
 
@@ -75,6 +75,7 @@ _OURS = {
     "FallbackWarning": "ort_rknn._errors",
     "NpuUnavailable": "ort_rknn._errors",
     "OptionError": "ort_rknn._errors",
+    "QueueFull": "ort_rknn._errors",
     "RknnProviderOptions": "ort_rknn._options",
     "make_provider_options": "ort_rknn._options",
     "get_ep_names": "ort_rknn._ep",

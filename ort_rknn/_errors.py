@@ -3,6 +3,7 @@
     Exception
     ├── onnxruntime InvalidArgument ── OptionError (also a ValueError): a provider option is unknown or has a bad value
     ├── onnxruntime Fail            ── NpuUnavailable: the NPU was insisted on and cannot be used
+    │                               └─ QueueFull: a call found no place in the queue in time
     ├── onnxruntime Fail, NoSuchFile, InvalidProtobuf, RuntimeException ...: as onnxruntime raises them
     ├── ort_rknn.adapter.AdapterError ── RknnError, SettingError: what adapters raise; the session turns a SettingError
     │                                  into OptionError, the others into Fail or RuntimeException
@@ -63,6 +64,13 @@ class OptionError(_state.InvalidArgument, ValueError):  # type: ignore[misc]
 
 class NpuUnavailable(_state.Fail):  # type: ignore[misc]
     """The NPU was insisted on (strict mode, or no CPU stand-in exists) and cannot be used."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_text(FAIL, message))
+
+
+class QueueFull(_state.Fail):  # type: ignore[misc]
+    """A call found no place in the queue within ``submit_timeout_ms``: the session is busy. It may be tried again."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_text(FAIL, message))

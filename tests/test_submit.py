@@ -269,7 +269,7 @@ def test_flush_raises_the_first_error_after_all_have_ended():
             raise ValueError(f"number {k}")
         return k
 
-    made, pipeline = Submitter(1, max_queue_size=8, submit_timeout_ms=1000), Pipeline(5)
+    made, pipeline = Submitter((1,), 9, submit_timeout_ms=1000), Pipeline(5)
     for k in range(4):
         assert pipeline.push(made.submit(work, k)) is None
     with pytest.raises(ValueError, match="number 1"):
@@ -301,7 +301,7 @@ def test_all_cores_work_for_one_caller(npu):
 
 
 def test_a_submission_that_comes_while_it_closes_is_told_so():
-    made = Submitter(1, max_queue_size=1, submit_timeout_ms=1000)
+    made = Submitter((1,), 2, submit_timeout_ms=1000)
     made.close()
     for _ in range(3):  # more than there are places
         with pytest.raises(Ended):
@@ -356,7 +356,7 @@ def test_pacing_sleeps_and_honours_its_timeout(npu):
 @pytest.mark.wall_clock
 def test_callbacks_in_order_of_submission_or_as_runs_finish():
     for sequential in (True, False):
-        made = Submitter(3, max_queue_size=3, submit_timeout_ms=1000, sequential_callbacks=sequential)
+        made = Submitter((3,), 6, submit_timeout_ms=1000, sequential_callbacks=sequential)
         order = []
         for delay in (0.1, 0.02, 0.0):
             made.submit_with_callback(lambda d: time.sleep(d) or d, (delay,), lambda r, e, to=order: to.append(r))
@@ -366,7 +366,7 @@ def test_callbacks_in_order_of_submission_or_as_runs_finish():
 
 @pytest.mark.parametrize("sequential", [True, False])
 def test_callbacks_of_futures_in_order_of_submission_or_as_runs_finish(sequential):
-    made = Submitter(3, max_queue_size=3, submit_timeout_ms=1000, sequential_callbacks=sequential)
+    made = Submitter((3,), 6, submit_timeout_ms=1000, sequential_callbacks=sequential)
     gates = [threading.Event() for _ in range(3)]
     order, came = [], threading.Semaphore(0)
     futures = [made.submit_in_order(lambda k=k: gates[k].wait(20) and k) for k in range(3)]
@@ -398,7 +398,7 @@ def test_callbacks_of_a_session_s_futures_come_in_order(npu):
 
 
 def test_every_place_comes_back(capsys):
-    made = Submitter(2, max_queue_size=2, submit_timeout_ms=20_000)
+    made = Submitter((2,), 4, submit_timeout_ms=20_000)
 
     def leave(future):
         raise SystemExit("a callback's own end")
@@ -412,26 +412,25 @@ def test_every_place_comes_back(capsys):
         futures[3].add_done_callback(lambda f: None)
         begin.set()
         assert futures[0].result(20) and isinstance(futures[3].exception(20), ZeroDivisionError)
-    assert [made._places.acquire(timeout=20) for _ in range(4)] == [True] * 4
-    assert not made._places.acquire(blocking=False)
-    for _ in range(4):
-        made._places.release()
+    held = [made.take_place(20) for _ in range(4)]
+    with pytest.raises(ort.QueueFull):
+        made.take_place(0)
+    del held
     made.close()
     with pytest.raises(Ended):
         made.submit_in_order(len, "")
-    assert not made._order._waiting
     assert "a callback's own end" in capsys.readouterr().err
 
 
 def test_callbacks_that_wait_hold_their_places():
-    made = Submitter(3, max_queue_size=0, submit_timeout_ms=100)
+    made = Submitter((3,), 3, submit_timeout_ms=100)
     gate = threading.Event()
     first = made.submit_in_order(gate.wait, 20)
     late = made.submit_in_order(gate.wait, 20)
     late.add_done_callback(lambda f: None)
     assert made.submit_in_order(len, "").result(20) == 0
     assert made.submit_in_order(len, "").result(20) == 0, "without a callback nothing waits for its turn"
-    second = Submitter(3, max_queue_size=0, submit_timeout_ms=100)
+    second = Submitter((3,), 3, submit_timeout_ms=100)
     held, begin = second.submit_in_order(gate.wait, 20), threading.Event()
     for _ in range(2):
         future = second.submit_in_order(begin.wait, 20)
@@ -447,7 +446,7 @@ def test_callbacks_that_wait_hold_their_places():
 
 
 def test_a_callback_that_raises_shows_its_traceback_and_harms_no_one(capsys):
-    made = Submitter(1, max_queue_size=3, submit_timeout_ms=1000)
+    made = Submitter((1,), 4, submit_timeout_ms=1000)
     seen = []
 
     def bad(result, error):
@@ -496,9 +495,9 @@ for k in range(4):
 
 
 def test_threads_end_with_an_unclosed_submitter():
-    made = Submitter(2, max_queue_size=1, submit_timeout_ms=1000)
+    made = Submitter((2,), 3, submit_timeout_ms=1000)
     assert [made.start(int, str(k)).result() for k in range(3)] == [0, 1, 2]
-    threads = list(made._threads)
+    threads = made.threads()
     assert len(threads) == 2 and all(thread.is_alive() for thread in threads)
     del made
     for thread in threads:
@@ -507,7 +506,7 @@ def test_threads_end_with_an_unclosed_submitter():
 
 
 def test_started_calls_are_cancelled_only_before_they_begin():
-    made = Submitter(1, max_queue_size=3, submit_timeout_ms=1000)
+    made = Submitter((1,), 4, submit_timeout_ms=1000)
     begun, go = threading.Event(), threading.Event()
 
     def work():
@@ -528,12 +527,13 @@ def test_started_calls_are_cancelled_only_before_they_begin():
     # Every place is free again, once each.
     again = [made.start(int, "1") for _ in range(4)]
     assert [call.result() for call in again] == [1] * 4
-    assert sum(made._places.acquire(blocking=False) for _ in range(5)) == 4
+    held = [made.places.take(0) for _ in range(5)]
+    assert sum(place is not None for place in held) == 4
     made.close()
 
 
 def test_a_callback_that_exits_ends_no_thread(capsys):
-    made = Submitter(1, max_queue_size=3, submit_timeout_ms=1000)
+    made = Submitter((1,), 4, submit_timeout_ms=1000)
     begun, go = threading.Event(), threading.Event()
 
     def work():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from ort_rknn._concurrency.submitter import Pending
+from ort_rknn._concurrency.submitter import Pending, Submitter
 from ort_rknn._executor.conversion import normalized
 from ort_rknn._executor.opening import normalisations
 from ort_rknn._options import Options
@@ -26,13 +25,11 @@ _NUMPY = {"float": "float32", "double": "float64"}
 class CpuCalls:
     """The ONNX, behaving as the compiled model would: its layout, its normalisation, its order of outputs, float32."""
 
-    contexts = 1
-    ready = 1
-    order = (0,)
+    dispatch = None
 
     def __init__(self, onnx: str | bytes, sess_options: Any, file: RknnFile | None, options: Options) -> None:
         self._session = onnxruntime.InferenceSession(onnx, sess_options, ["CPUExecutionProvider"])
-        self._pool: ThreadPoolExecutor | None = None
+        self._later = Submitter((1,), 0, submit_timeout_ms=1)  # its calls have places elsewhere
         self._norms = normalisations(file)
         self._onnx_types = {v.name: _dtype(v.type) for v in self._session.get_inputs()}
         compiled = {t.name: t for t in (*file.inputs, *file.outputs)} if file is not None else {}
@@ -123,11 +120,7 @@ class CpuCalls:
 
     def start(self, arrays: Sequence[Array], lane: int, over: Callable[[], None]) -> Pending:
         """As :meth:`run` on another thread, which calls ``over`` when the run has ended. Returns at once."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="ort_rknn run")
-        future = self._pool.submit(self.run, arrays)
-        future.add_done_callback(lambda done: over())
-        return future
+        return self._later.start(self.run, arrays, place=[], over=lambda started: over())
 
     def _fed(self, array: Array, tensor: Tensor) -> Array:
         """As the ONNX takes it: where the compiled model normalises its input, that is done here."""
@@ -142,8 +135,7 @@ class CpuCalls:
 
     def close(self) -> None:
         self.closed = True
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._later.close()
         self._session = None
 
     def run_raw(self, arrays: Sequence[Array], in_native_layout: Sequence[bool]) -> list[Array]:

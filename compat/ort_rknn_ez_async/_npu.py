@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from ort_rknn._concurrency.submitter import Pending
 from ort_rknn._errors import bare_message
 from ort_rknn._executor.calls import Call, nbytes
+from ort_rknn._executor.dispatch import Dispatch
 from ort_rknn._executor.executor import Executor
 from ort_rknn._executor.lanes import Turn
 from ort_rknn._executor.signature import onnx_order
@@ -108,13 +109,9 @@ class NpuCalls:
         self._forms: dict[object, Call] = {}
 
     @property
-    def contexts(self) -> int:
-        return self.executor.dispatch.contexts
-
-    @property
-    def ready(self) -> int:
-        """Calls that are worth a thread besides those that have a context."""
-        return self.executor.dispatch.ready
+    def dispatch(self) -> Dispatch:
+        """Which run goes where."""
+        return self.executor.dispatch
 
     @property
     def closed(self) -> bool:
@@ -172,11 +169,6 @@ class NpuCalls:
     def check(self, arrays: Sequence[Array], *, batch: bool = False) -> None:
         """Raise RuntimeError where :meth:`run` would, without running."""
         self._find(arrays, batch)
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """Run n goes to lane ``order[n % len(order)]``; ``schedule="auto"`` has one lane with all contexts."""
-        return (0,) if self.executor.dispatch.first_idle else self.executor.dispatch.order
 
     def run(self, arrays: Sequence[Array], *, batch: bool = False, lane: int = 0) -> list[Array]:
         """All outputs as fresh float32 arrays, in the model's order. ``arrays`` in the model's order, C-contiguous.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
-import queue
 import sys
 import threading
 import warnings
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
-from ort_rknn._concurrency.submitter import Ended, Pending, Pipeline, Submitter
+from ort_rknn._concurrency.places import Place, Places
+from ort_rknn._concurrency.submitter import Ended, Pending, Pipeline, Submitter, Task
 from ort_rknn._options import Options, read_options
 
 from ._feeds import Array, arrays_of, places_of, wants_batch
@@ -43,10 +43,9 @@ class Core:
         self.options = options
         self.process = os.getpid()
         self.ended = False
-        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._place_count = self.calls.contexts + options.max_queue_size
-        for _ in range(self._place_count):
-            self._places.put(None)
+        self._over = False
+        contexts = self.calls.dispatch.contexts if self.calls.dispatch is not None else 1
+        self._places = Places(contexts + options.max_queue_size)
         self._tasks = itertools.count()
         self._timeout = options.submit_timeout_ms / 1000
         self._submitter: Submitter | None = None
@@ -56,41 +55,51 @@ class Core:
     def run(self, arrays: Sequence[Array], places: list[int] | None, batch: bool) -> list[Array]:
         """Run and wait. While it does, it takes one of ``max_queue_size`` places besides those of the contexts."""
         self.check_open()
-        self._take_place("run submit timed out: async queue/callback pipeline is saturated")
+        place = self._take_place("run submit timed out: async queue/callback pipeline is saturated")
         try:
             return _chosen(self.calls.run(arrays, batch=batch, lane=self._next_lane()), places)
         finally:
-            self._places.put(None)
+            place.clear()
 
     def start(self, arrays: Sequence[Array]) -> Pending:
         """Run on another thread; all outputs. Takes a place as :meth:`run` does."""
-        self._take_place("run_pipeline submit timed out")
+        place = self._take_place("run_pipeline submit timed out")
         try:
-            return self.calls.start(arrays, self._next_lane(), self._free_place)
+            return self.calls.start(arrays, self._next_lane(), place.clear)
         except BaseException:
-            self._free_place()
+            place.clear()
             raise
 
     def _next_lane(self) -> int:
         """Whose turn a new run is: run n goes to core ``schedule[n % len(schedule)]``."""
-        order = self.calls.order
-        return order[next(self._tasks) % len(order)]
+        dispatch = self.calls.dispatch
+        return dispatch.lane_of(next(self._tasks)) if dispatch is not None else 0
 
-    def run_later(self, arrays: Sequence[Array], places: list[int] | None) -> list[Array]:
-        """What the threads of ``run_async`` do: their places are others."""
-        return _chosen(self.calls.run(arrays, lane=self._next_lane()), places)
-
-    def _free_place(self) -> None:
-        self._places.put(None)
-
-    def _take_place(self, words: str) -> None:
+    def start_with_callback(
+        self, arrays: Sequence[Array], places: list[int] | None, callback: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        """Run on another thread, whose outcome goes to ``callback``. The places of these calls are others."""
+        submitter = self.submitter()
+        place = submitter.take_place()
         try:
-            self._places.get(timeout=self._timeout)
-        except queue.Empty:
+            lane = self._next_lane()  # now, not when a thread starts it
+            call = (arrays, places, lane)
+            submitter.submit_with_callback(self._run_later, call, callback, place=place, task=Task(lane))
+        except BaseException:
+            place.clear()
+            raise
+
+    def _run_later(self, arrays: Sequence[Array], places: list[int] | None, lane: int) -> list[Array]:
+        return _chosen(self.calls.run(arrays, lane=lane), places)
+
+    def _take_place(self, words: str) -> Place:
+        place = self._places.take(self._timeout)
+        if place is None:
             raise RuntimeError(
                 f"{words}; no place became free in {self._timeout:g} s (submit_timeout_ms) with "
                 f"max_queue_size={self.options.max_queue_size}"
-            ) from None
+            )
+        return place
 
     def check_process(self) -> None:
         if self.process != os.getpid():
@@ -107,24 +116,22 @@ class Core:
         self.check_open()
         with self._lock:
             if self._submitter is None:
-                self._submitter = Submitter.for_contexts(self.calls.contexts, self.calls.ready, self.options)
+                self._submitter = Submitter.for_dispatch(self.calls.dispatch, self.options, Task)
             return self._submitter
 
     def end(self) -> None:
-        """Wait for what was submitted, callbacks included, then give everything back. Idempotent."""
+        """Wait for what was submitted, callbacks included, then give everything back. Idempotent; where it is
+        interrupted, the next one goes on."""
+        self.ended = True
         with self._lock:
-            if self.ended:
+            if self._over:
                 return
-            self.ended = True
-            submitter, self._submitter = self._submitter, None
-        if self.process == os.getpid():
-            if submitter is not None:
-                submitter.close()
-            for _ in range(self._place_count):  # all of them: nothing is in flight
-                self._places.get()
-            self.calls.close()
-            for _ in range(self._place_count):
-                self._places.put(None)
+            if self.process == os.getpid():
+                if self._submitter is not None:
+                    self._submitter.close()
+                self._places.wait_until_free()
+                self.calls.close()
+            self._over = True
 
     def end_from_anywhere(self) -> None:
         """As :meth:`end`, also on a thread that the end would have to wait for."""
@@ -246,7 +253,7 @@ class InferenceSession:
             callback(results, user_data, "" if error is None else str(error) or type(error).__name__)
 
         try:
-            core.submitter().submit_with_callback(core.run_later, ([a.copy() for a in arrays], places), deliver)
+            core.start_with_callback([a.copy() for a in arrays], places, deliver)
         except Ended:
             raise RuntimeError("the session was closed") from None
         except Fail as error:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .future import CallFuture
+
+if TYPE_CHECKING:
+    from .places import Place
 
 T = TypeVar("T")
 
@@ -17,43 +23,37 @@ Callback = Callable[[Any, "BaseException | None"], None]
 
 
 class Order:
-    """The futures whose callbacks wait for earlier ones. ``freed`` is called once for each."""
+    """The futures whose callbacks wait for earlier ones.
 
-    def __init__(self, freed: Callable[[], None]) -> None:
+    :meth:`expect` may be cut off by a signal's exception; the others are called on threads that see no signals.
+    """
+
+    def __init__(self) -> None:
         self.lock = threading.Lock()
-        self._freed = freed
-        self._waiting: deque[InOrder[Any]] = deque()
+        self._waiting: deque[tuple[InOrder[Any], weakref.ref[Any]]] = deque()
         self._at_it = False
 
-    def expect(self, future: InOrder[Any]) -> None:
-        with self.lock:
-            self._waiting.append(future)
-
-    def forget(self, future: InOrder[Any]) -> None:
-        """It was never started; its place is given back elsewhere."""
-        with self.lock:
-            self._waiting.remove(future)
+    def expect(self, future: InOrder[Any], job: object) -> None:
+        """``future`` is next. Where ``job``, which sets it, is gone before it ran, nobody waits for it."""
+        self._waiting.append((future, weakref.ref(job)))
 
     def advance(self, ended: InOrder[Any]) -> None:
         """Call what is due, on this thread unless another is at it."""
         with self.lock:
-            if not ended.callbacks and ended.holds:
-                ended.holds = False
-                self._freed()  # nobody waits for its turn
+            if not ended.callbacks:
+                ended.place.clear()  # nobody waits for its turn
             if self._at_it:
                 return
             self._at_it = True
         while True:
             with self.lock:
-                if not self._waiting or not self._waiting[0].done():
+                due = self._next()
+                if due is None:
                     self._at_it = False
                     return
-                due = self._waiting.popleft()
                 due.had_its_turn = True
                 callbacks, due.callbacks = due.callbacks, []
-                if due.holds:
-                    due.holds = False
-                    self._freed()
+                due.place.clear()
             for callback in callbacks:
                 try:
                     # It has ended, so this calls it, and logs what it raises.
@@ -62,44 +62,55 @@ class Order:
                     sys.excepthook(*sys.exc_info())
             del due, callbacks
 
+    def _next(self) -> InOrder[Any] | None:
+        while self._waiting:
+            future, job = self._waiting[0]
+            if future.over:
+                return self._waiting.popleft()[0]
+            if job() is not None:
+                return None
+            self._waiting.popleft()
+        return None
 
-class InOrder(Future[T]):
-    """A future whose callbacks come after those of all that were submitted before it."""
 
-    def __init__(self, order: Order) -> None:
-        super().__init__()
+class InOrder(CallFuture[T]):
+    """A future whose callbacks come after those of all that were submitted before it.
+
+    Those of ``asyncio.wrap_future`` do not wait: they hand over the result, as :meth:`result` does.
+    """
+
+    def __init__(self, place: Place, order: Order) -> None:
+        super().__init__(place)
         self.callbacks: list[Callable[[Future[T]], object]] = []
         self.had_its_turn = False
-        self.holds = True
-        """Its place in the queue is still taken."""
+        self.over = False
+        """Its thread is done with it, or it was never started."""
         self._order = order
-        super().add_done_callback(lambda ended: order.advance(ended))  # type: ignore[arg-type]
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
-        with self._order.lock:
-            if not self.had_its_turn:
-                self.callbacks.append(fn)
-                return
+        if not str(getattr(fn, "__module__", "")).startswith("asyncio."):
+            with self._order.lock:
+                if not self.had_its_turn:
+                    self.callbacks.append(fn)
+                    return
         super().add_done_callback(fn)
 
 
 class Delivery:
     """Hands outcomes to callbacks on one thread, in the order of submission or of completion."""
 
-    def __init__(self, sequential: bool, turn: Callable[[], None]) -> None:
+    def __init__(self, sequential: bool) -> None:
         self._sequential = sequential
-        self._outcomes: queue.SimpleQueue[tuple[Future[Any], Callback] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(
-            target=_deliver, args=(self._outcomes, turn), name="ort_rknn callbacks", daemon=True
-        )
+        self._outcomes: queue.SimpleQueue[tuple[CallFuture[Any], Callback] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_deliver, args=(self._outcomes,), name="ort_rknn callbacks", daemon=True)
         self._thread.start()
 
-    def expect(self, future: Future[Any], callback: Callback) -> None:
+    def expect(self, future: CallFuture[Any], callback: Callback) -> None:
         if self._sequential:
             self._outcomes.put((future, callback))  # the thread waits for it
         else:
             outcomes = self._outcomes
-            future.add_done_callback(lambda done: outcomes.put((done, callback)))
+            future.add_done_callback(lambda done: outcomes.put((future, callback)))
 
     def close(self) -> None:
         self._outcomes.put(None)
@@ -110,7 +121,7 @@ class Delivery:
         self._outcomes.put(None)
 
 
-def _deliver(outcomes: queue.SimpleQueue[tuple[Future[Any], Callback] | None], turn: Callable[[], None]) -> None:
+def _deliver(outcomes: queue.SimpleQueue[tuple[CallFuture[Any], Callback] | None]) -> None:
     while (entry := outcomes.get()) is not None:
         future, callback = entry
         del entry
@@ -119,8 +130,8 @@ def _deliver(outcomes: queue.SimpleQueue[tuple[Future[Any], Callback] | None], t
             result = None if error is not None else future.result()
         except CancelledError as cancelled:
             error, result = cancelled, None
+        future.place.clear()
         del future
-        turn()
         try:
             callback(result, error)
         except BaseException:

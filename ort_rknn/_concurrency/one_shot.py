@@ -34,8 +34,9 @@ class Awaited:
 
     def wait(self) -> None:
         """Until it has ended."""
-        with self._over:
-            pass
+        if not self.ended:  # where an interrupted wait left the lock taken, it has ended
+            with self._over:
+                pass
 
     def raise_error(self) -> None:
         """Raise what it failed with. It is forgotten then."""

@@ -12,83 +12,170 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from .._errors import FAIL, ort_error
+from .._errors import QueueFull
 from .callbacks import Callback, Delivery, InOrder, Order
+from .future import CallFuture
 from .one_shot import Awaited
+from .places import Place, Places
 
 if TYPE_CHECKING:
+    from .._executor.dispatch import Dispatch
     from .._options import Options
 
 T = TypeVar("T")
-Item = TypeVar("Item")
 
 
 class Ended(RuntimeError):
     """The submitter was closed."""
 
 
+class Task:
+    """Where a call runs: on the threads of queue ``lane``, between :meth:`begin` and :meth:`end`."""
+
+    __slots__ = ("lane",)
+
+    def __init__(self, lane: int = 0) -> None:
+        self.lane = lane
+
+    def begin(self) -> None:
+        """On the thread that runs the call, before it."""
+
+    def end(self) -> None:
+        """After it."""
+
+
+_FIRST = Task()
 _Job = Callable[[], None]
 _Jobs = queue.SimpleQueue["_Job | None"]  # None: the threads end
 
 
-class Submitter:
-    """Runs functions on ``workers`` threads, with at most ``max_queue_size`` waiting besides those that run.
+class _Lane:
+    """A queue of calls, and its threads."""
 
-    The threads are made as calls come and wait for more. They end with :meth:`close`, when it is collected, or when the
-    interpreter ends, and in each case after what was submitted.
+    def __init__(self, number: int, workers: int) -> None:
+        self.number = number
+        self.workers = workers
+        self.jobs: _Jobs = queue.SimpleQueue()
+        #: A dict, because a thread and who starts it both enter it: either may be cut off by a signal's exception.
+        self.threads: dict[threading.Thread, None] = {}
+
+
+class Submitter:
+    """Runs functions on ``workers[lane]`` threads for each lane, with at most ``places`` accepted at a time.
+
+    Calls of one lane begin in their order, and hold up no other lane. The threads are made as calls come and wait for
+    more. They end with :meth:`close`, when it is collected, or when the interpreter ends, and in each case after what
+    was submitted. Thread safe, and no exception of a signal's handler costs a place or a thread.
+
     ``sequential_callbacks``: callbacks come in the order of submission, else as calls finish. They are those of
-    :meth:`submit_with_callback`, and those of the futures of :meth:`submit_in_order`. Thread safe.
+    :meth:`submit_with_callback`, and those of the futures of :meth:`submit_in_order`. ``task`` gives the next call's
+    :class:`Task`; it is asked once the call has its place, so the order of calls is that of acceptance.
     """
 
     def __init__(
-        self, workers: int, *, max_queue_size: int, submit_timeout_ms: int, sequential_callbacks: bool = True
+        self,
+        workers: Sequence[int],
+        places: int,
+        *,
+        submit_timeout_ms: int,
+        sequential_callbacks: bool = True,
+        task: Callable[[], Task] = lambda: _FIRST,
     ) -> None:
-        self._places = threading.Semaphore(workers + max_queue_size)
-        self._workers = workers
-        self._threads: list[threading.Thread] = []
-        self._jobs: _Jobs = queue.SimpleQueue()
+        self.places = Places(places)
+        self.workers = tuple(workers)
+        self.task = task
+        self._lanes = [_Lane(number, count) for number, count in enumerate(workers)]
         self._gate = threading.Lock()
         self._timeout = submit_timeout_ms / 1000
         self._delivery: Delivery | None = None
         self._sequential = sequential_callbacks
-        self._order = Order(self._places.release)
+        self._order = Order()
         self._lock = threading.Lock()
         self._ended = False
         _alive.add(self)
 
     @classmethod
-    def for_contexts(cls, contexts: int, ready: int, options: Options) -> Submitter:
-        """For calls that run on one of so many contexts: a thread for each, and for as many calls that wait ``ready``
-        as ``options.max_queue_size`` allows to wait at all."""
-        ready = min(ready, options.max_queue_size)
+    def for_dispatch(
+        cls, dispatch: Dispatch | None, options: Options, task: Callable[[], Task] | None = None
+    ) -> Submitter:
+        """For calls that run on these contexts; None: on the CPU. ``options.max_queue_size`` may wait besides.
+
+        Without ``task`` there is one lane: nobody knows beforehand where a call will run.
+        """
+        workers = dispatch.workers if dispatch is not None else (2,)
         return cls(
-            contexts + ready,
-            max_queue_size=options.max_queue_size - ready,
+            workers if task is not None else (sum(workers),),
+            (dispatch.contexts if dispatch is not None else 1) + options.max_queue_size,
             submit_timeout_ms=options.submit_timeout_ms,
             sequential_callbacks=options.sequential_callbacks,
+            task=task or (lambda: _FIRST),
         )
 
-    def submit(self, function: Callable[..., T], *args: Any, timeout: float | None = None) -> Future[T]:
-        """Run ``function(*args)`` soon. Waits for a place at most ``timeout`` seconds (None: submit_timeout_ms).
+    def take_place(self, timeout: float | None = None) -> Place:
+        """Wait for a place at most ``timeout`` seconds (None: submit_timeout_ms). Raises QueueFull."""
+        seconds = self._timeout if timeout is None else timeout
+        place = self.places.take(seconds)
+        if place is None:
+            raise self._full(seconds)
+        return place
 
-        Raises Fail where none became free, Ended after :meth:`close`.
+    async def wait_for_place(self) -> Place:
+        """As :meth:`take_place`, without blocking the event loop."""
+        place = None if self.places.awaited else self.places.take(0)
+        if place is None:
+            place = await self.places.wait(self._timeout)
+        if place is None:
+            raise self._full(self._timeout)
+        return place
+
+    @staticmethod
+    def _full(seconds: float) -> QueueFull:
+        return QueueFull(
+            f"submit timed out: no place became free in {seconds:g} s; collect results, submit less often, or set the "
+            "provider options max_queue_size or submit_timeout_ms higher"
+        )
+
+    def submit(self, function: Callable[..., T], *args: Any, place: Place | None = None) -> Future[T]:
+        """Run ``function(*args)`` soon. Waits for a place, unless it gets one.
+
+        Raises QueueFull where none became free in submit_timeout_ms, Ended after :meth:`close`.
         """
-        self._take_place(self._timeout if timeout is None else timeout)
-        future: Future[T] = Future()
-        self._start(partial(_into, future, function, args))
-        future.add_done_callback(self._free_place)
+        if place is None:
+            place = self.take_place()
+        try:
+            future: CallFuture[T] = CallFuture(place)
+            task = self.task()
+            self._start(partial(_into, future, task, function, args), task.lane)
+        except BaseException:
+            place.clear()  # else a traceback could keep it
+            raise
         return future
 
-    def start(self, function: Callable[..., T], *args: Any) -> Started[T]:
-        """As :meth:`submit`, for who waits for the result alone and from one thread: with less around it."""
-        self._take_place(self._timeout)
-        started = Started(function, args, self._places.release)
-        self._start(started.run)
+    def start(
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        place: Place | None = None,
+        task: Task | None = None,
+        over: Callable[[Started[T]], None] | None = None,
+    ) -> Started[T]:
+        """As :meth:`submit`, for who waits for the result alone and from one thread: with less around it.
+
+        ``over`` is called when it has ended, on the thread that ran it.
+        """
+        if place is None:
+            place = self.take_place()
+        try:
+            started = Started(function, args, place, self.task() if task is None else task, over)
+            self._start(started.run, started.lane)
+        except BaseException:
+            place.clear()
+            raise
         return started
 
     def submit_in_order(self, function: Callable[..., T], *args: Any) -> Future[T]:
@@ -96,90 +183,109 @@ class Submitter:
         turn, and hold the place until then. Results do not wait."""
         if not self._sequential:
             return self.submit(function, *args)
-        self._take_place(self._timeout)
-        future: InOrder[T] = InOrder(self._order)
-        with self._lock:  # else two that submit at once could be in one order here and in the other there
-            self._order.expect(future)
+        place = self.take_place()
+        try:
+            future: InOrder[T] = InOrder(place, self._order)
+            task = self.task()
+            job = partial(_in_order, future, self._order, task, function, args)
             try:
-                self._start(partial(_into, future, function, args))
+                self._order.expect(future, job)  # before it starts, and may end
+                self._start(job, task.lane)
             except BaseException:
-                self._order.forget(future)
+                future.over = True  # nobody waits for it
                 raise
+        except BaseException:
+            place.clear()
+            raise
         return future
 
-    def submit_with_callback(self, function: Callable[..., Any], args: tuple[Any, ...], callback: Callback) -> None:
+    def submit_with_callback(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        callback: Callback,
+        *,
+        place: Place | None = None,
+        task: Task | None = None,
+    ) -> None:
         """As :meth:`submit`; the outcome goes to ``callback``, on a thread that does nothing else.
 
         The place becomes free when the callback's turn comes, so slow callbacks hold up submitters, not memory. A
         callback that raises has its traceback shown by ``sys.excepthook`` and harms no other.
         """
-        self._take_place(self._timeout)
-        with self._lock:
-            if self._delivery is None:
-                self._delivery = Delivery(self._sequential, self._places.release)
-            future: Future[Any] = Future()
-            self._start(partial(_into, future, function, args))
-            self._delivery.expect(future, callback)
-
-    def _take_place(self, timeout: float) -> None:
-        if not self._places.acquire(timeout=timeout):
-            raise ort_error(
-                FAIL,
-                f"submit timed out: no place became free in {timeout:g} s; collect results, submit less often, or set "
-                "the provider options max_queue_size or submit_timeout_ms higher",
-            )
-
-    def _start(self, job: _Job) -> None:
+        if place is None:
+            place = self.take_place()
         try:
-            with self._gate:
-                if _exiting:
-                    raise RuntimeError("no more calls are taken: the interpreter is ending")
-                if self._ended:
-                    raise Ended("no more calls are taken: it was closed")
-                if len(self._threads) < self._workers:
-                    self._add_thread()
-                self._jobs.put(job)
+            future: CallFuture[Any] = CallFuture(place)
+            if task is None:
+                task = self.task()
+            with self._lock:
+                if self._delivery is None:
+                    self._delivery = Delivery(self._sequential)
+                self._start(partial(_set, future, task, function, args), task.lane)
+                self._delivery.expect(future, callback)
         except BaseException:
-            self._places.release()
+            place.clear()
             raise
 
-    def _add_thread(self) -> None:
-        name = f"ort_rknn submit_{len(self._threads)}"
-        thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
+    def _start(self, job: _Job, number: int) -> None:
+        with self._gate:
+            if _exiting:
+                raise RuntimeError("no more calls are taken: the interpreter is ending")
+            if self._ended:
+                raise Ended("no more calls are taken: it was closed")
+            lane = self._lanes[number]
+            if len(lane.threads) < lane.workers:
+                self._add_thread(lane)
+            lane.jobs.put(job)
+
+    def _add_thread(self, lane: _Lane) -> None:
+        name = f"ort_rknn submit_{lane.number}_{len(lane.threads)}"
+        thread = threading.Thread(
+            target=_work, args=(lane.jobs, lane.threads, self.places.tell), name=name, daemon=True
+        )
         try:
             thread.start()
         except RuntimeError:  # no more threads can be had: those that are there do it
-            if not self._threads:
+            if not lane.threads:
                 raise
         else:
-            self._threads.append(thread)
+            lane.threads[thread] = None
 
-    def _free_place(self, future: Future[Any]) -> None:
-        self._places.release()
+    def threads(self) -> list[threading.Thread]:
+        """Those that it has made."""
+        return [thread for lane in self._lanes for thread in list(lane.threads)]
 
     def close(self) -> None:
-        """Wait for everything submitted, callbacks included; called from a callback, only for what runs."""
+        """Wait for everything submitted, callbacks included; called from a callback, only for what runs.
+
+        Where it is interrupted, it can be called again.
+        """
         with self._gate:
-            if not self._ended:
-                self._ended = True
-                self._jobs.put(None)
-        if threading.current_thread() not in self._threads:
-            for thread in self._threads:
+            self._ended = True
+        for lane in self._lanes:
+            lane.jobs.put(None)
+        threads = self.threads()
+        if threading.current_thread() not in threads:
+            for thread in threads:
                 thread.join()
         if self._delivery is not None:
             self._delivery.close()
 
     def __del__(self) -> None:
-        self._jobs.put(None)
+        for lane in self.__dict__.get("_lanes", ()):  # not there where __init__ raised
+            lane.jobs.put(None)
 
 
-def _work(jobs: _Jobs) -> None:
+def _work(jobs: _Jobs, threads: dict[threading.Thread, None], tell: Callable[[], None]) -> None:
+    threads[threading.current_thread()] = None
     while (job := jobs.get()) is not None:
         try:
             job()
         except BaseException:  # a SystemExit out of a future's callback, say: the next call comes all the same
             sys.excepthook(*sys.exc_info())
         del job
+        tell()
     jobs.put(None)  # for the next one
 
 
@@ -201,41 +307,50 @@ if hasattr(os, "register_at_fork"):
 
 
 class Started(Awaited, Generic[T]):
-    """A call under way, for one thread that waits for it: a Future without callbacks, and quicker."""
+    """A call under way, for one thread that waits for it: a Future without callbacks, and quicker.
 
-    __slots__ = ("_args", "_free", "_function", "_value")
+    It ends on the thread that runs it, also where it was cancelled: that thread sees no signals.
+    """
 
-    def __init__(self, function: Callable[..., T], args: tuple[Any, ...], free: Callable[[], None]) -> None:
+    __slots__ = ("_args", "_function", "_over_call", "_place", "_task", "lane", "value")
+
+    def __init__(
+        self,
+        function: Callable[..., T],
+        args: tuple[Any, ...],
+        place: Place,
+        task: Task,
+        over: Callable[[Started[T]], None] | None = None,
+    ) -> None:
         super().__init__()
         self._function: Callable[..., T] | None = function
         self._args = args
-        self._free = free  # called once, when it has ended
-        self._value: T | None = None
+        self._place = place
+        self._task = task
+        self.lane = task.lane
+        self._over_call = over
+        self.value: T | None = None
+        """What it gave, once it has ended; given away by :meth:`result`."""
 
     def run(self) -> None:
         """Do it, unless it was cancelled."""
-        if not self.claim():
-            return
-        assert self._function is not None
-        try:
-            self._value = self._function(*self._args)
-        except BaseException as error:
-            self.error = error
+        if self.claim():
+            assert self._function is not None
+            try:
+                self.value = _done(self._task, self._function, self._args)
+            except BaseException as error:
+                self.error = error
+        else:
+            self.error = CancelledError()
+        self._function, self._args = None, ()
+        self._place.clear()
         self.finish()
+        if self._over_call is not None:
+            self._over_call(self)
 
     def cancel(self) -> bool:
         """Whether it will never run: false where it has begun."""
-        if not self.claim():
-            return False
-        self.error = CancelledError()
-        self.finish()
-        return True
-
-    def finish(self) -> None:
-        """As :meth:`Awaited.finish`; gives up the feed and the place."""
-        self._function, self._args = None, ()
-        self._free()
-        super().finish()
+        return self.claim()
 
     def exception(self) -> BaseException | None:
         """Wait until it has ended; what it raised. Raises CancelledError where it was cancelled."""
@@ -248,43 +363,44 @@ class Started(Awaited, Generic[T]):
         """Wait until it has ended; what it gave, or raise what it raised. Once."""
         self.wait()
         self.raise_error()
-        return self._value  # type: ignore[return-value]  # None is a T where the function gives None
+        value, self.value = self.value, None
+        return value  # type: ignore[return-value]  # None is a T where the function gives None
 
 
-def in_order(submit: Callable[[Item], Started[T]], items: Iterable[Item], depth: int) -> Iterator[T]:
-    """Results of ``submit`` in the items' order, at most ``depth`` in flight. Items are taken as results are asked for.
-
-    When the consumer stops early, or ``items`` raises, calls that have not begun are dropped and the running ones
-    waited for.
-    """
-    flying: deque[Started[T]] = deque()
+def _done(task: Task, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+    task.begin()
     try:
-        for item in items:
-            flying.append(submit(item))
-            if len(flying) >= depth:
-                yield flying.popleft().result()
-        while flying:
-            yield flying.popleft().result()
+        return function(*args)
     finally:
-        for call in flying:
-            call.cancel()
-        for call in flying:
-            try:
-                call.exception()
-            except CancelledError:
-                pass
+        task.end()
 
 
-def _into(future: Future[T], function: Callable[..., T], args: tuple[Any, ...]) -> None:
-    if not future.set_running_or_notify_cancel():
+def _set(future: CallFuture[T], task: Task, function: Callable[..., T], args: tuple[Any, ...]) -> None:
+    """Run it and set the future; its place is given back elsewhere."""
+    if not future.begin():
         return
     try:
-        result = function(*args)
+        result = _done(task, function, args)
     except BaseException as error:
         future.set_exception(error)
     else:
         future.set_result(result)
     del future
+
+
+def _into(future: CallFuture[T], task: Task, function: Callable[..., T], args: tuple[Any, ...]) -> None:
+    try:
+        _set(future, task, function, args)
+    finally:
+        future.place.clear()
+
+
+def _in_order(future: InOrder[T], order: Order, task: Task, function: Callable[..., T], args: tuple[Any, ...]) -> None:
+    try:
+        _set(future, task, function, args)
+    finally:
+        future.over = True
+        order.advance(future)
 
 
 class Pending(Protocol):

@@ -54,6 +54,18 @@ class Dispatch:
             return 0
         return min(self.contexts, MOST_READY)
 
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """Threads for asynchronous calls, per lane (one lane where the first idle context takes a run): one for each
+        context, and for the calls that wait :attr:`ready`."""
+        if self.first_idle:
+            return (self.contexts + self.ready,)
+        return (self.contexts_per_lane + (self.ready > 0),) * len(self.lanes)
+
+    def lane_of(self, number: int) -> int:
+        """The lane of run ``number``; 0 where the first idle context takes it."""
+        return 0 if self.first_idle else self.order[number % len(self.order)]
+
     def describe(self) -> str:
         """One line for ``explain()``."""
         per = f"{self.contexts_per_lane} context{'s' if self.contexts_per_lane > 1 else ''}"

@@ -71,6 +71,9 @@ class Executor:
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = threading.Lock()
         self._tasks = itertools.count()
+        #: By thread: the number of the call that it runs, where the call got one when it was accepted. All runs of such
+        #: a call go to its core.
+        self.numbers: dict[int, int] = {}
         self._cpu_twin: CpuTwin | None = None
         self._missing_told = threading.Lock()
         self._pacer = Pacer(len(dispatch.lanes), self.options.submit_timeout_ms) if self.options.enable_pacing else None
@@ -147,8 +150,8 @@ class Executor:
         if self._pacer is not None:
             self._pacer.wait()
         if lane is None:
-            order = self._order
-            lane = order[next(self._tasks) % len(order)]
+            number = self.numbers.get(threading.get_ident()) if self.numbers else None
+            lane = self._lane(self.take_number() if number is None else number)
         if self._end is not None:
             raise self._ended()
         lease = lane.take(call.form.shape_set)
@@ -163,6 +166,13 @@ class Executor:
             finally:
                 lane.call_who_waits()
 
+    def take_number(self) -> int:
+        """The next run's number. Calls that start later take theirs when they are accepted."""
+        return next(self._tasks)
+
+    def _lane(self, number: int) -> Lane:
+        return self._order[number % len(self._order)]
+
     def run_on_cpu(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
         """Run a call that :meth:`call_for` gave None for on the ONNX twin. Returns arrays in the signature's order."""
         assert self._cpu_twin is not None
@@ -176,11 +186,14 @@ class Executor:
     def _run_samples(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """One run per sample, over all contexts at once; the caller's own thread takes part."""
 
+        number = self.numbers.get(threading.get_ident())
+
         def one(k: int) -> None:
             self._run_one(
                 call,
                 [address + k * stride for address, stride in zip(inputs, call.input_strides)],
                 [address + k * stride for address, stride in zip(outputs, call.output_strides)],
+                None if number is None else self._lane(number + k),
             )
 
         numbers = iter(range(call.samples))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from .._concurrency.submitter import Pipeline, Started, Submitter
+    from .._concurrency.submitter import Pipeline, Submitter
+    from .feeds import Buffers, Feed
     from .start import State
 
 #: Held for moments, while a session's parts are exchanged.
@@ -29,15 +31,21 @@ def _depth(depth: int) -> int:
 
 class AsynchronousCalls:
     """Mixed into our InferenceSession. A call runs ``session.run`` on a thread of ours, made on first use: one for
-    every NPU context (one on the CPU), and where a core has one context up to three that wait with their calls ready
-    (``max_queue_size`` at most).
+    every NPU context (one on the CPU), and where a core has one context one more that waits with its call ready.
 
-    Feeds are read when their call runs: do not change their arrays before the result is there.
+    Call k runs on core ``schedule[k % len(schedule)]``. k counts blocking runs and calls of all kinds, each when it was
+    accepted, whatever thread starts it later. Calls wait per core: a slow core holds up no call of another one.
+
+    Feeds are copied when a call is made, dict, arrays, lists and OrtValues, into buffers that are used again: they may
+    be changed at once. ``copy=False`` saves the copy, for callers who leave all of it alone until the result is there.
     """
 
     _npu: State | None
     _submitter: Submitter | None = None
     _submitter_process = 0
+    _ending: tuple[Submitter, ...] = ()
+    """Closed or about to be: what they accepted is still waited for."""
+    _buffers: Buffers | None = None
     _pipeline: Pipeline | None = None
 
     if TYPE_CHECKING:
@@ -45,15 +53,22 @@ class AsynchronousCalls:
         def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> list[Any]: ...
 
     def submit(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        run_options: Any = None,
+        *,
+        copy: bool = True,
     ) -> Future[list[Any]]:
         """Run soon; the future gives what ``run`` returns or raises.
 
-        Waits for a place in the queue at most ``submit_timeout_ms``. Raises Fail when none became free. Callbacks that
-        are added to the future come in the order of submission, with ``sequential_callbacks=False`` as runs finish.
+        Waits for a place in the queue at most ``submit_timeout_ms``. Raises QueueFull when none became free. Callbacks
+        that are added to the future come in the order of submission, with ``sequential_callbacks=False`` as runs
+        finish; ``asyncio.wrap_future`` never waits for earlier calls.
         """
+        feed = self._feed(input_feed, copy)
         return self._retried(
-            lambda submitter: submitter.submit_in_order(self.run, output_names, input_feed, run_options)
+            lambda submitter: submitter.submit_in_order(self._run_feed, feed, output_names, run_options)
         )
 
     def map(
@@ -63,61 +78,80 @@ class AsynchronousCalls:
         output_names: Sequence[str] | None = None,
         depth: int | None = None,
         run_options: Any = None,
+        copy: bool = True,
     ) -> Iterator[list[Any]]:
         """Results of a stream of feeds, in their order, several in flight: all cores work for one caller.
 
-        ``depth``: how many at most; by default one per context and one waiting. The stream may be endless: feeds are
-        taken as results are asked for. When the consumer stops early, or ``feeds`` raises, what has not begun is
-        dropped and what runs is waited for. Raises ValueError for a depth below 1, TypeError for one that is no whole
-        number, Fail where a place in the queue is waited for too long.
+        The stream may be endless: feeds are taken as results are asked for, and as many as keep every core busy. So
+        results that are done may have to wait for an older one: 64 calls for each core of the schedule at most, or 64
+        MiB of results and copied feeds. ``depth``: how many calls at most, done or not. When the consumer stops early,
+        or ``feeds`` raises, what has not begun is dropped and what runs is waited for. Raises ValueError for a depth
+        below 1, TypeError for one that is no whole number, QueueFull where others hold all places for too long.
         """
-        from .._concurrency.submitter import in_order
+        from .._concurrency.stream import in_order
 
-        depth = self._contexts()[0] + 1 if depth is None else _depth(depth)
-        return in_order(lambda feed: self._start_call(self.run, output_names, feed, run_options), feeds, depth)
+        if depth is not None:
+            depth = _depth(depth)
+        return in_order(
+            self._submitters,
+            lambda feed: self._run_feed(feed, output_names, run_options),
+            lambda feed: self._feed(feed, copy),
+            feeds,
+            depth,
+        )
 
-    async def run_awaitable(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
-    ) -> list[Any]:
-        """``await`` it: what ``run`` returns or raises. Never blocks the event loop, also while the queue is full.
+    def run_awaitable(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        run_options: Any = None,
+        *,
+        copy: bool = True,
+    ) -> Coroutine[Any, Any, list[Any]]:
+        """``await`` it: what ``run`` returns or raises. Never blocks the event loop, and takes no thread of its
+        executor. While the queue is full, calls wait in their order; after ``submit_timeout_ms`` it raises QueueFull.
 
-        When it is cancelled before it runs, it does not run.
+        The feed is copied at the call, before it is awaited. When it is cancelled before it runs, it does not run.
         """
+        return self._awaited(output_names, self._feed(input_feed, copy), run_options)
+
+    async def _awaited(self, output_names: Sequence[str] | None, feed: Feed, run_options: Any) -> list[Any]:
         import asyncio
 
-        from .._errors import FAIL, status_code
+        from .._concurrency.submitter import Ended
 
-        cancelled: list[bool] = []
-
-        def run() -> list[Any]:
-            return [] if cancelled else self.run(output_names, input_feed, run_options)
-
-        try:
+        while True:
+            submitter = self._submitters()
+            place = await submitter.wait_for_place()
             try:
-                future = self._submit(run, timeout=0)
-            except Exception as error:
-                if status_code(error) != FAIL:
-                    raise
-                loop = asyncio.get_running_loop()
-                future = await loop.run_in_executor(None, self._submit, run)
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            cancelled.append(True)
-            raise
+                future = submitter.submit(self._run_feed, feed, output_names, run_options, place=place)
+                break
+            except Ended:
+                pass  # by set_providers(), or by close(): the next one's calls say so
+            finally:
+                del place
+        return await asyncio.wrap_future(future)
 
     def run_pipeline(
-        self, input_feed: Mapping[str, Any], depth: int = 3, reset: bool = False, *, output_names: Any = None
+        self,
+        input_feed: Mapping[str, Any],
+        depth: int = 3,
+        reset: bool = False,
+        *,
+        output_names: Any = None,
+        copy: bool = True,
     ) -> list[Any] | None:
         """Submit a feed and get the result of the one ``depth`` calls ago; None for the first ``depth`` calls.
 
         ``reset``, or another depth, begins anew: results still in flight are lost. :meth:`flush` gives the last ones.
         Raises the error of the call whose result it would be, ValueError for a depth below 1, TypeError for one that is
-        no whole number.
+        no whole number, QueueFull as :meth:`submit` does.
         """
         from .._concurrency.submitter import Pipeline
 
         depth = _depth(depth)
-        call = self._start_call(self.run, output_names, input_feed)
+        feed = self._feed(input_feed, copy)
+        call = self._retried(lambda submitter: submitter.start(self._run_feed, feed, output_names, None))
         with making:
             if self._pipeline is None or reset or self._pipeline.depth != depth:
                 self._pipeline = Pipeline(depth)
@@ -137,11 +171,21 @@ class AsynchronousCalls:
             raise ort_error(RUNTIME_EXCEPTION, "the process was forked: what is in the pipeline is the parent's")
         return pipeline.flush()
 
-    def _submit(self, function: Callable[..., T], *args: Any, timeout: float | None = None) -> Future[T]:
-        return self._retried(lambda submitter: submitter.submit(function, *args, timeout=timeout))
+    def _feed(self, feed: Any, copied: bool) -> Feed:
+        from .feeds import Buffers, Feed
 
-    def _start_call(self, function: Callable[..., T], *args: Any) -> Started[T]:
-        return self._retried(lambda submitter: submitter.start(function, *args))
+        if not copied:
+            return Feed(feed)
+        if self._buffers is None:
+            # As many as can be under way.
+            self._buffers = Buffers(len(self._submitters().places))
+        return self._buffers.copy(feed)
+
+    def _run_feed(self, feed: Feed, output_names: Any, run_options: Any) -> list[Any]:
+        try:
+            return self.run(output_names, feed.values, run_options)
+        finally:
+            feed.give_back()
 
     def _retried(self, submit: Callable[[Submitter], R]) -> R:
         from .._concurrency.submitter import Ended
@@ -152,31 +196,37 @@ class AsynchronousCalls:
             except Ended:
                 pass  # by set_providers(), or by close(): the next one's calls say so
 
-    def _contexts(self) -> tuple[int, int]:
-        """How many, and how many calls are worth a thread besides."""
-        executors = self._npu.executors if self._npu is not None else ()
-        return max(((executor.dispatch.contexts, executor.dispatch.ready) for executor in executors), default=(1, 1))
-
     def _submitters(self) -> Submitter:
         submitter = self._submitter
         if submitter is not None and self._submitter_process == os.getpid():
             return submitter
-        from .._concurrency.submitter import Submitter
+        from .._concurrency.submitter import Submitter, Task
+        from .._executor.numbered import Numbered
         from .._options import Options
 
         with making:
             if self._submitter is None or self._submitter_process != os.getpid():
                 # In a forked child the threads of the parent's are missing, and its calls are not ours.
-                self._pipeline = None
-                request = self._npu.request if self._npu is not None else None
-                options = request.options if request is not None else Options()
+                self._pipeline, self._ending = None, ()
+                state = self._npu
+                options = state.request.options if state is not None and state.request is not None else Options()
+                executors = state.executors if state is not None else []
+                dispatch = executors[0].dispatch if executors else None
+                known = state is None or not state.parallel
+                task = partial(Numbered, executors) if executors else Task
+                self._submitter = Submitter.for_dispatch(dispatch, options, task if known else None)
                 self._submitter_process = os.getpid()
-                self._submitter = Submitter.for_contexts(*self._contexts(), options)
             return self._submitter
 
     def _end_submissions(self) -> None:
-        """Wait for what was submitted. What is in the pipeline stays for flush()."""
+        """Wait for what was submitted. What is in the pipeline stays for flush(). Where it is interrupted, the next one
+        goes on."""
         with making:
-            submitter, self._submitter = self._submitter, None
-        if submitter is not None and self._submitter_process == os.getpid():
+            if self._submitter_process != os.getpid():
+                self._ending = ()
+            elif self._submitter is not None:
+                self._ending = (*self._ending, self._submitter)
+            self._submitter = None
+        for submitter in self._ending:
             submitter.close()
+        self._ending = ()

@@ -54,6 +54,8 @@ class State:
     notes: list[str] = field(default_factory=list)
     raw: Mapping[str, Quantisation] = field(default_factory=dict)
     """Outputs that the CPU gives as a compiled model would hold them."""
+    parallel: bool = False
+    """Nodes run on onnxruntime's own threads (ORT_PARALLEL), so a run is not told by its thread."""
 
     @property
     def executors(self) -> list[Executor]:
@@ -224,6 +226,8 @@ def _start_on_npu(session: Any, parent: Callable[..., None], state: State, so: A
         wrapper = wrapper_of(state.facts, state.plan, executor, token)
         options = copy_options(so, wrapper)
         _set_threads(options, so, executor.dispatch.contexts)
+        # Little but one node: nothing to run side by side, and a run stays on its caller's thread.
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         _start_with_provider(session, parent, state, so, options, wrapper)
     except BaseException:
         executor.close()
@@ -249,6 +253,14 @@ def _start_on_nodes(session: Any, parent: Callable[..., None], state: State, so:
     options = copy_options(so, content if isinstance(content, bytes) else EMPTY_MODEL)
     if onnx.node_count == len(onnx.ep_context_nodes):
         _set_threads(options, so, dispatch.contexts)
+    if onnx.node_count == 1:
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    elif options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL:
+        state.parallel = True
+        state.notes.append(
+            "execution_mode=ORT_PARALLEL: nodes run on onnxruntime's threads, so calls of submit, map ... take their "
+            "cores in the order in which their nodes begin, not in the order of the calls"
+        )
     with handoff.collected(state.of_nodes):
         _start_with_provider(session, parent, state, so, options, content)
 

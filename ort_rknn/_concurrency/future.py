@@ -1,0 +1,85 @@
+"""A ``concurrent.futures.Future`` that no signal's handler can break."""
+
+from __future__ import annotations
+
+import _thread
+import threading
+from collections import deque
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from .places import Place
+
+T = TypeVar("T")
+
+_RLock: Any = _thread.RLock
+
+
+class _Gate(_RLock):  # type: ignore[misc]  # the type is not public
+    """What a Future uses of a ``threading.Condition``, on a lock whose ``with`` is C code.
+
+    ``Condition.__enter__`` is Python code: an exception of a signal's handler on its way out would leave the lock
+    taken, and the thread that sets the result would wait for it forever.
+    """
+
+    def __init__(self) -> None:
+        self._waiters: deque[_thread.LockType] = deque()
+
+    def notify_all(self) -> None:
+        """Wake up whoever waits."""
+        while self._waiters:
+            with suppress(IndexError, RuntimeError):
+                self._waiters.popleft().release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """As a Condition's, with the lock taken once."""
+        self.release()
+        try:
+            return self.sleep(timeout)
+        finally:
+            self.acquire()
+
+    def sleep(self, timeout: float | None, over: Any = bool) -> bool:
+        """Without the lock: wait for the next :meth:`notify_all`, unless ``over()`` by then."""
+        mine = threading.Lock()
+        mine.acquire()
+        self._waiters.append(mine)
+        try:
+            return bool(over()) or mine.acquire(True, -1 if timeout is None else max(timeout, 0))
+        finally:
+            with suppress(ValueError):
+                self._waiters.remove(mine)
+
+
+class CallFuture(Future[T]):
+    """The outcome of a call. ``place`` is what it holds in the queue."""
+
+    _condition: _Gate
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self._condition = _Gate()
+        self.place = place
+
+    def result(self, timeout: float | None = None) -> T:
+        """As a Future's."""
+        self._sleep(timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As a Future's."""
+        self._sleep(timeout)
+        return super().exception(0)
+
+    def _sleep(self, timeout: float | None) -> None:
+        if not self.done():
+            self._condition.sleep(timeout, self.done)
+
+    def begin(self) -> bool:
+        """On the thread that would run the call: false where it was cancelled."""
+        if self.set_running_or_notify_cancel():
+            return True
+        self._condition.notify_all()  # cancel() may have been interrupted before it did
+        return False

@@ -1,0 +1,129 @@
+"""Feeds that are copied when a call is made: the caller may change its arrays at once, as a camera loop does."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+#: Shapes and dtypes for which buffers are kept.
+_KINDS_KEPT = 16
+#: Dtypes whose elements are plain bytes: bool, numbers.
+_PLAIN = "biufc"
+
+
+class Feed:
+    """A feed that belongs to one call. :meth:`give_back` returns its buffers once the call has ended."""
+
+    __slots__ = ("_buffers", "_pool", "values")
+
+    def __init__(
+        self, values: Any, pool: Buffers | None = None, buffers: list[np.ndarray[Any, Any]] | None = None
+    ) -> None:
+        self.values = values
+        self._pool = pool
+        self._buffers = buffers
+
+    @property
+    def nbytes(self) -> int:
+        """Of its buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers or ())
+
+    def give_back(self) -> None:
+        """The call has ended. A buffer that anybody still refers to is left to them: a result of a model whose output
+        is its input, an exception's traceback, a subclass that keeps its feeds."""
+        self.values = None
+        pool, buffers = self._pool, self._buffers
+        self._buffers = None
+        if pool is None or buffers is None:
+            return
+        while buffers:
+            buffer = buffers.pop()
+            if sys.getrefcount(buffer) == 2:  # this name, and the function's argument
+                pool.put(buffer)
+
+
+class Buffers:
+    """Arrays that are used again, by shape and dtype: fresh pages cost as much as the copy. Thread safe.
+
+    ``kept``: so many of one shape and dtype.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._free: dict[tuple[tuple[int, ...], np.dtype[Any]], deque[np.ndarray[Any, Any]]] = {}
+
+    def copy(self, feed: Any) -> Feed:
+        """A copy of a feed: dict, arrays, lists and OrtValues. What is no feed is left as it is, for ``run`` to say
+        so."""
+        if not isinstance(feed, Mapping):
+            return Feed(feed)
+        buffers: list[np.ndarray[Any, Any]] = []
+        values = {name: self._copied(value, buffers) for name, value in feed.items()}
+        return Feed(values, self, buffers)
+
+    def put(self, buffer: np.ndarray[Any, Any]) -> None:
+        """It is free."""
+        free = self._free.get((buffer.shape, buffer.dtype))
+        if free is not None and len(free) < self._kept:
+            free.append(buffer)
+
+    def _copied(self, value: Any, buffers: list[np.ndarray[Any, Any]]) -> Any:
+        if isinstance(value, np.ndarray):
+            return self._array(value, buffers)
+        if isinstance(value, onnxruntime.OrtValue):
+            return self._ort_value(value, buffers)
+        try:
+            return copy.deepcopy(value)
+        except Exception:  # it cannot be copied: if it can be run, then as it is
+            return value
+
+    def _array(self, value: np.ndarray[Any, Any], buffers: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        if value.dtype.kind not in _PLAIN:
+            return np.array(value)
+        key = (value.shape, value.dtype)
+        free = self._free.get(key)
+        if free is None:
+            if len(self._free) >= _KINDS_KEPT:
+                self._free.pop(next(iter(self._free)), None)
+            free = self._free.setdefault(key, deque())
+        buffer: np.ndarray[Any, Any]
+        try:
+            buffer = free.pop()
+        except IndexError:
+            buffer = np.empty(*key)
+        np.copyto(buffer, value)
+        buffers.append(buffer)
+        return buffer
+
+    def _ort_value(self, value: onnxruntime.OrtValue, buffers: list[np.ndarray[Any, Any]]) -> Any:
+        if not value.is_tensor() or value.data_type() == "tensor(string)":
+            return value  # a sequence, a map or strings, which Python cannot change
+        if value.data_type() in _AS_BITS:
+            return _copied_bits(value)
+        # numpy() of a value in another memory is a copy already; a second one does no harm.
+        return onnxruntime.OrtValue.ortvalue_from_numpy(self._array(value.numpy(), buffers))
+
+
+#: Types that numpy lacks, with the size of an element in bytes.
+_AS_BITS = {
+    "tensor(bfloat16)": 2,
+    "tensor(float8e4m3fn)": 1,
+    "tensor(float8e4m3fnuz)": 1,
+    "tensor(float8e5m2)": 1,
+    "tensor(float8e5m2fnuz)": 1,
+}
+
+
+def _copied_bits(value: onnxruntime.OrtValue) -> Any:
+    import ctypes
+
+    size = _AS_BITS[value.data_type()]
+    bits = np.empty(value.shape(), f"u{size}")
+    ctypes.memmove(bits.ctypes.data, value.data_ptr(), bits.nbytes)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, value.element_type())
