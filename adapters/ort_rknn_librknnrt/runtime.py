@@ -250,7 +250,7 @@ class LoadedModel:
 def _check(source: ModelSource) -> None:
     if (source.path is None) == (source.data is None):
         raise AdapterError("a model is given either as a path or as bytes")
-    if source.path is not None and not os.path.isfile(source.path):
+    if source.path is not None and source.file is None and not os.path.isfile(source.path):
         raise AdapterError(f"the model {source.path} is not a file")
     if source.data is not None and not 0 < len(source.data) < 2**32:
         # rknn_init takes a size of 0 to mean that it was given a path.
@@ -281,7 +281,7 @@ def _init(binding: Binding, device: Device, source: ModelSource, lender: LoadedM
     from ._structs import InitExtend
 
     context = ctypes.c_uint64()
-    model = os.fsencode(source.path) if source.path is not None else source.data
+    model = os.fsencode(source.open_path()) if source.path is not None else source.data
     size = 0 if source.data is None else len(source.data)
     extend = InitExtend()
     flags = 0

@@ -214,7 +214,7 @@ def _new_object() -> Any:
 def _as_file(source: ModelSource) -> Iterator[str]:
     """A path: the package takes nothing else. Bytes lie in a private file of mode 0600 for that long."""
     if source.path is not None:
-        yield source.path
+        yield source.open_path()
         return
     assert source.data is not None
     descriptor, path = tempfile.mkstemp(prefix="ort_rknn-", suffix=".rknn")

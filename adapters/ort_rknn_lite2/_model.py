@@ -39,7 +39,7 @@ def load_model(device: Device, source: ModelSource) -> Lite2Model:
     """Load with the vendor's package. Raises RknnError, AdapterError; nothing is left open then."""
     if (source.path is None) == (source.data is None):
         raise AdapterError("a model is given either as a path or as bytes")
-    if source.path is not None and not os.path.isfile(source.path):
+    if source.path is not None and source.file is None and not os.path.isfile(source.path):
         raise AdapterError(f"the model {source.path} is not a file")
     first = Instance(device, source)
     try:

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from .._errors import FAIL, RUNTIME_EXCEPTION, ort_error
 from ..adapter.contract import Shape
+from ..files import read_onnx
+from ..files.pinned import PinnedModel
 from .conversion import normalized, view
 from .signature import Signature
 
@@ -18,10 +21,19 @@ if TYPE_CHECKING:
 
 
 class CpuTwin:
-    """A plain onnxruntime session on the ONNX, made at the first call that needs it. Thread safe."""
+    """A plain onnxruntime session on the ONNX, made at the first call that needs it. Thread safe.
+
+    The ONNX and its external data are held open until then: most sessions never meet a shape that was not compiled, so
+    their weights are not loaded twice, and one that does computes with the model that it was made from. Raises Fail
+    where the ONNX cannot be opened.
+    """
 
     def __init__(self, onnx: str | bytes) -> None:
-        self._onnx = onnx
+        try:
+            self._onnx = onnx if isinstance(onnx, bytes) else PinnedModel(onnx, read_onnx(onnx).external_data)
+        except (OSError, ValueError) as error:
+            raise ort_error(FAIL, f"the ONNX twin for the CPU cannot be opened: {error}") from error
+        self._closed = False
         self._session: Any = None
         self._making = threading.Lock()
         self.runs = 0
@@ -49,6 +61,27 @@ class CpuTwin:
                 options = onnxruntime.SessionOptions()
                 # It is called now and then, between runs on the NPU: threads that spin would take the cores from those.
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-                self._session = onnxruntime.InferenceSession(self._onnx, options, ["CPUExecutionProvider"])
+                self._session = self._load(options)
             self.runs += 1
             return self._session
+
+    def _load(self, options: Any) -> Any:
+        if self._closed:
+            raise ort_error(RUNTIME_EXCEPTION, "the session was closed")
+        if isinstance(self._onnx, bytes):
+            return onnxruntime.InferenceSession(self._onnx, options, ["CPUExecutionProvider"])
+        try:
+            with self._onnx.at_a_path() as path:
+                session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        except OSError as error:
+            raise ort_error(FAIL, f"the ONNX twin cannot be loaded on the CPU: {error}") from error
+        self._onnx.close()
+        return session
+
+    def close(self) -> None:
+        """Let go of the files and of the session; a run that has it already ends well. Idempotent."""
+        with self._making:
+            self._closed = True
+            self._session = None
+            if not isinstance(self._onnx, bytes):
+                self._onnx.close()

@@ -37,13 +37,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..files.pinned import Pinned
+
 log = logging.getLogger("ort_rknn")
 
 
 class Executor:
     """A loaded model, its contexts, and who runs where.
 
-    Takes over ``model``: it is closed by :meth:`close`, and also when building the contexts fails.
+    Takes over ``model``, and ``held``, the open file that it is loaded from: they are closed by :meth:`close`, and also
+    when building the contexts fails.
     Thread safe. Raises RknnError or AdapterError where a context cannot be had.
     """
 
@@ -56,7 +59,9 @@ class Executor:
         options: Options | None = None,
         *,
         onnx: str | bytes | None = None,
+        held: Pinned | None = None,
     ) -> None:
+        self._held = held
         self.model = model
         self.dispatch = dispatch
         self.signature = signature
@@ -327,7 +332,9 @@ class Executor:
         self._over = True
         if self._pool is not None:
             self._pool.shutdown(wait=False)
-        _close_all([*(lease.context.close for lease in reversed(self._leases)), self.model.close])
+        closers = [*(lease.context.close for lease in reversed(self._leases)), self.model.close]
+        closers += [opened.close for opened in (self._cpu_twin, self._held) if opened is not None]
+        _close_all(closers)
 
     def _abandon(self) -> None:
         """In a forked child: the runtime's threads and the driver's file handle did not come along."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from .._errors import FAIL, OptionError, ort_error
@@ -10,6 +12,7 @@ from .._options import Options
 from .._planning.discovery import Found
 from ..adapter.contract import AdapterError, LoadSettings, Model, ModelSource, SettingError
 from ..files import RknnFile
+from ..files.pinned import Pinned
 from .dispatch import resolve
 from .executor import Executor
 from .signature import DTYPE_OF_ELEMENT, Declared, Dim, Normalisation, negotiate, override
@@ -95,39 +98,54 @@ def open_executor(
     if twin is None and options.on_missing_shape == "cpu" and "on_missing_shape" not in options.given:
         options = replace(options, on_missing_shape="error")
     dispatch = resolve(options, found.device.soc, found.device.cores)
+    # Contexts may be made later, and then of this very file.
+    held = _held(source, f"{label} does not load on {found.device.name}")
+    if held is not None:
+        source = replace(source, path=held.path, file=held)
     settings = LoadSettings(
-        twin=twin,
+        twin=os.path.abspath(twin) if isinstance(twin, str) else twin,
         run_timeout_ms=options.run_timeout_ms,
         share_weights=not options.disable_dup_context,
         share_with=share_with,
         custom_op_paths=options.custom_op_paths,
         custom_op_default_path=options.custom_op_default_path,
     )
-    try:
-        model = found.adapter.load(found.device, source, settings)
-    except SettingError as error:
-        raise OptionError(f"{label} on {found.device.name}: {error}") from error
-    except AdapterError as error:
-        raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error
-    try:
-        if inputs is None or outputs is None:
-            inputs = [Declared(i.name, i.dtype, _reported(i.shape, i.layout)) for i in model.inputs]
-            outputs = [Declared(o.name, o.dtype, o.shape) for o in model.outputs]
-        signature = negotiate(model, inputs, outputs, options, normalisation=normalisations(file), label=label)
+    with ExitStack() as undo:
+        if held is not None:
+            undo.callback(held.close)
+        try:
+            model = found.adapter.load(found.device, source, settings)
+        except SettingError as error:
+            raise OptionError(f"{label} on {found.device.name}: {error}") from error
+        except AdapterError as error:
+            raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error
+        undo.callback(model.close)
+        try:
+            if inputs is None or outputs is None:
+                inputs = [Declared(i.name, i.dtype, _reported(i.shape, i.layout)) for i in model.inputs]
+                outputs = [Declared(o.name, o.dtype, o.shape) for o in model.outputs]
+            signature = negotiate(model, inputs, outputs, options, normalisation=normalisations(file), label=label)
+        except AdapterError as error:
+            raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error
         if overridden:
             before = {value.name: value.dims or () for value in inputs}
             asked = options.on_missing_shape if "on_missing_shape" in options.given else "error"
             signature = override(signature, before, overridden, asked)
-    except AdapterError as error:
-        model.close()
-        raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error
-    except BaseException:
-        model.close()
-        raise
+        undo.pop_all()  # an executor closes what it is given, also when it cannot be made
     try:
-        return Executor(model, dispatch, signature, label, options, onnx=twin)
+        return Executor(model, dispatch, signature, label, options, onnx=twin, held=held)
     except AdapterError as error:
         raise ort_error(FAIL, f"{label}: no context on {found.device.name}: {error}") from error
+
+
+def _held(source: ModelSource, failure: str) -> Pinned | None:
+    """The file of a compiled model, held open; None for one in memory. Raises Fail where it cannot be opened."""
+    if source.path is None:
+        return None
+    try:
+        return Pinned(source.path)
+    except (OSError, ValueError) as error:
+        raise ort_error(FAIL, f"{failure}: {error}") from error
 
 
 def _reported(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:

@@ -118,15 +118,23 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
     ) -> None:
         """Plan again from the model that was given at first, as onnxruntime's does for its own providers.
 
-        When it fails the session goes on as it was. Raises RuntimeException for a session that was closed.
+        A session on the NPU holds that model open: its path may be relative, deleted or replaced by now. When it fails
+        the session goes on as it was. Raises RuntimeException for a session that was closed, Fail where the model was
+        changed in place.
         """
         if isinstance(self.__dict__.get("_sess"), _Closed):
             raise _closed()
+        from .start import model_again
+
         # Beside this one, which serves other threads meanwhile.
         other = object.__new__(type(self))
-        model = self._model_path if self._model_bytes is None else self._model_bytes
-        kwargs = self._npu.kwargs if self._npu else {}
-        other._start(model, self._sess_options_initial, providers, provider_options, kwargs, again=True)
+        path, npu = self._model_path, self._npu
+        kwargs = npu.kwargs if npu else {}
+        with model_again(npu, path if self._model_bytes is None else self._model_bytes) as model:
+            other._start(model, self._sess_options_initial, providers, provider_options, kwargs, again=True)
+        if npu is not None and other._npu is not None:
+            other._npu.inherit(npu)
+        other._model_path = path
         other._enable_fallback = self._enable_fallback
         before = dict(self.__dict__)  # what goes with it goes after the lock
         with making:
@@ -143,6 +151,8 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         old = before.pop("_npu", None)
         for executor in old.executors if old is not None else ():
             executor.retire()
+        if old is not None:
+            old.unpin()
 
     def close(self) -> None:
         """End the session for good: waits for what runs on the NPU, then gives back contexts and model.
@@ -155,6 +165,8 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
             npu, native = self._npu, self.__dict__.get("_sess")
             for executor in npu.executors if npu is not None else ():
                 executor.close()
+            if npu is not None:
+                npu.unpin()
             with making:
                 if self._npu is npu:  # else set_providers() was faster
                     self._sess = _Closed()

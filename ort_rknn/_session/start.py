@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnxruntime
 
 from .._ep import handoff, registration
-from .._errors import INVALID_ARGUMENT, NpuUnavailable, OptionError, bare_message, status_code, warn_of_fallback
+from .._errors import (
+    FAIL,
+    INVALID_ARGUMENT,
+    NpuUnavailable,
+    OptionError,
+    bare_message,
+    ort_error,
+    status_code,
+    warn_of_fallback,
+)
 from .._executor.dispatch import MOST_READY, resolve
 from .._executor.executor import Executor
 from .._options import PROVIDER, SIGNATURE_OPTIONS
@@ -21,6 +30,7 @@ from .._planning.plan import Plan, fall_back_after, plan
 from .._planning.request import Request, check_keywords, names_ours, policy, read_request, strict_policy
 from ..adapter.contract import Model, Quantisation
 from ..files import OnnxFileError
+from ..files.pinned import FileChangedError, PinnedModel
 from .load import lender_of, load_planned, version_notes, wrapper_of
 from .session_options import (
     EMPTY_MODEL,
@@ -56,11 +66,39 @@ class State:
     """Outputs that the CPU gives as a compiled model would hold them."""
     parallel: bool = False
     """Nodes run on onnxruntime's own threads (ORT_PARALLEL), so a run is not told by its thread."""
+    pinned: PinnedModel | None = None
+    """The model that was given and what was used with it, for set_providers(). None for one in memory, and on the CPU:
+    there it is :attr:`path`, as in onnxruntime."""
+    path: str | None = None
+    """The absolute path of the model that was given."""
 
     @property
     def executors(self) -> list[Executor]:
         """All of them."""
         return [*self.of_nodes] if self.executor is None else [self.executor]
+
+    @contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        """What raises in here leaves no file open."""
+        try:
+            yield
+        except BaseException:
+            self.unpin()
+            raise
+
+    def inherit(self, other: State) -> None:
+        """Take over the files of the state that this one was made from again: a session that goes to the CPU may come
+        back, and what was read from copies has no path of its own."""
+        if other.pinned is not None and (self.pinned is None or self.path != other.path):
+            self.unpin()
+            self.pinned, other.pinned = other.pinned, None
+            self.path = other.path
+
+    def unpin(self) -> None:
+        """Close the files that are held open. Idempotent."""
+        pinned, self.pinned = self.pinned, None
+        if pinned is not None:
+            pinned.close()
 
 
 def make(
@@ -96,8 +134,10 @@ def make(
         if weights is not None:
             facts = replace(facts, onnx_problem=f"{weights}, but a compiled model has its weights inside")
             made = plan(request, facts)
-    state = State(kwargs, again, request, facts, made, notes=[*request.notes])
-    with ExitStack() as held:
+    state = State(kwargs, again, request, facts, made, notes=[*request.notes], path=absolute(model))
+    with ExitStack() as held, state.released_on_error():
+        if made.where != "cpu":
+            state.pinned = _pin(state)
         made = _load(held, session, parent, state, so, lender)
         if state.executor is not None:
             state.notes += version_notes(made, state.executor)
@@ -109,6 +149,8 @@ def make(
         elif made.where == "cpu":
             _start_on_cpu(session, parent, state, so)
             _tell(made)
+    if made.where == "cpu":
+        state.unpin()
     if made.where != "cpu" or facts.kind in ("rknn", "ep_context") or session._model_bytes is not None:
         in_memory = isinstance(model, bytes)
         session._model_path = None if in_memory else os.fspath(model)
@@ -133,7 +175,52 @@ def _start_on_their_providers(
         raise NpuUnavailable(
             f"the SessionOptions chose {session._providers[0]} themselves (no fallback to the CPU: {strict_policy()})"
         )
-    return State(kwargs, again)
+    return State(kwargs, again, path=absolute(model))
+
+
+@contextmanager
+def model_again(state: State | None, given: str | bytes) -> Iterator[str | bytes]:
+    """The model that a session was made from, to plan from it again inside the ``with``; ``given`` is as the user gave
+    it. Raises Fail where its file was changed in place."""
+    if isinstance(given, bytes) or state is None or state.path is None:
+        yield given
+    elif state.pinned is None:
+        yield state.path
+    else:
+        try:
+            with state.pinned.at_a_path(with_all=True) as path:
+                yield path
+        except FileChangedError as error:
+            raise ort_error(FAIL, str(error)) from error
+
+
+def absolute(model: Any) -> str | None:
+    """The absolute path of a model that is given as a path; None for one in memory, and where there is none."""
+    if not isinstance(model, (str, os.PathLike)):
+        return None
+    try:
+        return os.path.abspath(os.fsdecode(model))
+    except (OSError, ValueError, TypeError):  # the working directory was deleted; a path that onnxruntime refuses
+        return None
+
+
+def _pin(state: State) -> PinnedModel | None:
+    """The files of a session that shall run on the NPU; None for a model in memory."""
+    facts = state.facts
+    if state.path is None or facts is None:
+        return None
+    onnx = facts.onnx
+    parts = list(onnx.external_data) if onnx is not None else []
+    for node in onnx.ep_context_nodes if onnx is not None else ():
+        if node.cache_context is not None:
+            parts.append(node.cache_context.decode(errors="replace"))
+    folder = os.path.dirname(state.path)
+    used = [facts.onnx_source, *(candidate.source.path for candidate in facts.candidates if candidate.fit)]
+    paths = [os.path.abspath(path) for path in used if isinstance(path, str)]
+    try:
+        return PinnedModel(state.path, parts, [os.path.basename(p) for p in paths if os.path.dirname(p) == folder])
+    except (OSError, ValueError):
+        return None  # deleted this very moment: whoever loads it says so
 
 
 def _load(

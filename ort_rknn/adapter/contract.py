@@ -178,12 +178,40 @@ class CallForm:
     shape_set: int | None = None
 
 
+class HeldFile(Protocol):
+    """An open file. See :class:`ort_rknn.files.pinned.Pinned`."""
+
+    def change(self) -> str | None:
+        """What was done to the file since it was opened; None where it is as it was."""
+
+    def is_at_its_path(self) -> bool:
+        """Whether its path still leads to this file."""
+
+    def reopen_path(self) -> str:
+        """A path at which this very file can be opened as long as it is held."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """A compiled model: a file, or bytes in memory (exactly one of the two is set)."""
 
     path: str | None = None
     data: bytes | None = None
+    file: HeldFile | None = field(default=None, compare=False, repr=False)
+    """The file at ``path``, held open by who loads the model for as long as the model is loaded."""
+
+    def open_path(self) -> str:
+        """A path at which the file can be opened now: ``path`` while it leads to the same file.
+
+        For a model in a file. A path that was deleted or replaced since makes no difference; AdapterError where the
+        file was changed in place, because contexts of one model must not come from two.
+        """
+        assert self.path is not None
+        if self.file is None:
+            return self.path
+        if (change := self.file.change()) is not None:
+            raise AdapterError(f"{change}; make the session again")
+        return self.path if self.file.is_at_its_path() else self.file.reopen_path()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,20 @@ shared with a forked child.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import stat
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
 
-__all__ = ["Pinned"]
+__all__ = ["FileChangedError", "Pinned", "PinnedModel"]
+
+#: Files of one model that are held open. Of more, which some exporters make (one per weight), it is only known what
+#: they were: deleted or replaced ones are an error then.
+_MOST_OPEN = 16
 
 # O_NONBLOCK: opening a pipe must not wait for its writer. It changes nothing for a regular file.
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -21,7 +30,8 @@ class Pinned:
     """A regular file: its absolute path, an open descriptor, and what the file was when it was opened.
 
     A path that is deleted or leads to another file later makes no difference. A file that is changed in place cannot be
-    read any more as it was: :meth:`change` tells. Closed by :meth:`close`, at the end of a ``with``, or when dropped.
+    read any more as it was: :meth:`change` tells. Closed by :meth:`close`, at the end of a ``with``, or when dropped;
+    then it still knows what the file was.
 
     Raises OSError where the file cannot be opened (IsADirectoryError for a folder), ValueError where it is not a
     regular file (a pipe, a device).
@@ -50,7 +60,12 @@ class Pinned:
 
     def change(self) -> str | None:
         """What was done to the file since it was opened, for the text of an error; None where it is as it was."""
-        info = os.fstat(self.descriptor)
+        if self.descriptor >= 0:
+            info = os.fstat(self.descriptor)
+        elif self.is_at_its_path():
+            info = os.stat(self.path)
+        else:
+            return f"{self.path} was deleted or replaced"
         if info.st_size != self.size:
             return f"{self.path} was changed in place: it had {self.size} bytes, now it has {info.st_size}"
         if info.st_mtime_ns != self._mtime_ns:
@@ -106,3 +121,112 @@ class Pinned:
 
     def __del__(self) -> None:
         self.close()
+
+
+class FileChangedError(OSError):
+    """A file is not any more what it was when it was pinned. The text names it."""
+
+
+class PinnedModel:
+    """A model and the files that belong to it, held open: enough to load the same model again later.
+
+    ``parts`` are the names of files without which the model is not the same one (external data, the compiled models of
+    EPContext nodes); ``beside`` are others that are looked for beside it (its twin). Names that leave the model's
+    folder, and files that are not there, are left out. Raises OSError or ValueError where the model itself cannot be
+    pinned.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], parts: Iterable[str] = (), beside: Iterable[str] = (), /) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
+        self.model = Pinned(path)
+        folder = os.path.dirname(self.model.path)
+        self._parts: dict[str, Pinned] = {}
+        self._beside: dict[str, Pinned] = {}
+        own = os.path.basename(self.model.path)
+        try:
+            for files, names in ((self._parts, parts), (self._beside, beside)):
+                for name in dict.fromkeys(names):
+                    if name != own and name not in self._parts and stays_inside(name):
+                        with contextlib.suppress(OSError, ValueError):
+                            files[name] = Pinned(os.path.join(folder, name))
+                        if len(self._parts) > _MOST_OPEN and name in self._parts:
+                            self._parts[name].close()
+        except BaseException:
+            self._close()
+            raise
+
+    @property
+    def path(self) -> str:
+        """The model's absolute path."""
+        return self.model.path
+
+    @contextlib.contextmanager
+    def at_a_path(self, *, with_all: bool = False) -> Iterator[str]:
+        """A path at which the model as it was pinned, and its parts, can be opened inside the ``with``.
+
+        ``with_all``: the files beside it too, all under their own names. It is the model's own path as long as that
+        leads to the same files, else one in a private folder that goes with the ``with``. Raises FileChangedError where
+        a file was changed in place, also meanwhile, and OSError where there is no room for copies.
+        """
+        with self._lock:
+            self._users += 1
+        try:
+            self._check()
+            if not self._parts and not with_all:
+                yield self.model.reopen_path()
+            elif self._is_in_place():
+                yield self.model.path
+                if not self._is_in_place():
+                    raise FileChangedError(f"{self.path}, or a file that belongs to it, was replaced just now")
+            else:
+                with tempfile.TemporaryDirectory(prefix="ort_rknn-") as folder:
+                    self._lay_out(folder)
+                    yield os.path.join(folder, os.path.basename(self.path))
+            self._check()
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._closed and not self._users:
+                    self._close()
+
+    def _check(self) -> None:
+        for file in (self.model, *self._parts.values()):
+            if (change := file.change()) is not None:
+                raise FileChangedError(f"{change}; make the session again")
+
+    def _is_in_place(self) -> bool:
+        files = (self.model, *self._parts.values())
+        return all(file.is_at_its_path() for file in files) and all(
+            os.path.exists(file.path) for file in self._beside.values()
+        )
+
+    def _lay_out(self, folder: str) -> None:
+        """onnxruntime refuses external data behind a link out of the folder: then there are copies."""
+        own = {os.path.basename(self.path): self.model}
+        copied = {**own, **self._parts} if self._parts else {}
+        for name, file in {**own, **self._parts, **self._beside}.items():
+            target = os.path.join(folder, name)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            if name in copied:
+                shutil.copyfile(file.reopen_path(), target)
+            else:
+                os.symlink(file.reopen_path(), target)
+
+    def close(self) -> None:
+        """Close the descriptors, as soon as nobody is inside :meth:`at_a_path`. Idempotent; does not wait."""
+        with self._lock:
+            self._closed = True
+            if not self._users:
+                self._close()
+
+    def _close(self) -> None:
+        for file in (self.model, *self._parts.values(), *self._beside.values()):
+            file.close()
+
+
+def stays_inside(name: str) -> bool:
+    """Whether ``name`` is a relative path that stays in its folder, as far as its spelling tells."""
+    parts = name.replace("\\", "/").split("/")
+    return bool(name) and "\0" not in name and not os.path.isabs(name) and parts[0] != "" and ".." not in parts
