@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from ort_rknn._planning.independence import Independence, independence_of
@@ -37,3 +38,26 @@ def node(op_type, inputs, outputs, name="", **attributes) -> onnx.NodeProto:
 
 def judged(*args, **kwargs) -> Independence:
     return independence_of(model(*args, **kwargs))
+
+
+class Judged:
+    """A model with the output "y", and what is found about it."""
+
+    def __init__(self, nodes, inputs, constants, opset=17) -> None:
+        self.content = model(nodes, inputs, ["y"], constants, opset=opset)
+        self.found = independence_of(self.content)
+
+    def must_be_proved(self) -> None:
+        """Proved, and true: run whole, and each sample alone."""
+        assert self.found.proved, self.found.reason
+        session = onnxruntime.InferenceSession(self.content, providers=["CPUExecutionProvider"])
+        rng = np.random.default_rng(3)
+        feeds = {}
+        for item in session.get_inputs():
+            shape = [4, *[dim if isinstance(dim, int) else 3 for dim in item.shape[1:]]]
+            integers = item.type == "tensor(int64)"
+            feeds[item.name] = rng.integers(0, 9, shape) if integers else rng.normal(size=shape).astype(np.float32)
+        whole = session.run(None, feeds)[0]
+        for at in (0, 2, 3):
+            alone = session.run(None, {name: array[at : at + 1] for name, array in feeds.items()})[0]
+            np.testing.assert_allclose(alone[0], whole[at], rtol=1e-4, atol=1e-5)

@@ -25,9 +25,8 @@ _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _FUNCTION_DOMAIN = 10
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE_INITIALIZER = 1, 5, 11, 12, 15
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
-_ATTRIBUTE_NAME, _ATTRIBUTE_F, _ATTRIBUTE_I, _ATTRIBUTE_S, _ATTRIBUTE_T, _ATTRIBUTE_G = 1, 2, 3, 4, 5, 6
-_ATTRIBUTE_FLOATS, _ATTRIBUTE_INTS, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 7, 8, 10, 11
-_ATTRIBUTE_REFERENCE = 21
+_ATTRIBUTE_NAME, _ATTRIBUTE_F, _ATTRIBUTE_I, _ATTRIBUTE_S, _ATTRIBUTE_T = 1, 2, 3, 4, 5
+_ATTRIBUTE_FLOATS, _ATTRIBUTE_INTS = 7, 8
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT32, _TENSOR_INT64, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 5, 7, 8, 9
 _TENSOR_FLOAT, _TENSOR_LOCATION = 4, 14
 _SPARSE_VALUES = 1
@@ -63,8 +62,6 @@ class Attribute:
     numbers: list[int] = field(default_factory=list)
     reals: list[float] = field(default_factory=list)
     tensor: Constant | None = None
-    has_graph: bool = False
-    is_reference: bool = False
 
 
 @dataclass(slots=True)
@@ -207,10 +204,6 @@ def _read_attribute(reader: WireReader, start: int, end: int) -> tuple[str, Attr
             found.numbers += _read_varints(reader, kind, first, last)
         elif number == _ATTRIBUTE_FLOATS:
             found.reals += _read_reals(data, kind, first, last)
-        elif number in (_ATTRIBUTE_G, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_TENSORS):
-            found.has_graph = True
-        elif number == _ATTRIBUTE_REFERENCE:
-            found.is_reference = True
     return name, found
 
 

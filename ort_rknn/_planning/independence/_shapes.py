@@ -13,8 +13,8 @@ from ._lengths import Length, N, Term, at_least_zero, has_samples, over, product
 from ._numbers import number_value
 from ._values import ENTRY_LIMIT, Abstract, Counted, Dims, IndexRows, Positions, Value, as_entries
 
-#: Ends of slices that mean "to the end".
-_END = (1 << 31) - 1
+#: Ends of slices from here on mean "to the end": TensorFlow's exporter writes 1e9, others the largest integers.
+_END = 10**9
 
 
 def movable(call: Call, index: int = 0) -> Value | Positions:

@@ -42,15 +42,12 @@ def _add_inputs(graph: NodeGraph, known: dict[str, Abstract], symbols: Symbols) 
     inputs = [value for value in graph.inputs if value.name not in graph.constants]
     if not inputs:
         raise Unproved("the model has no inputs")
-    leading = {value.dims[0] for value in inputs if value.dims and isinstance(value.dims[0], str)}
     for value in inputs:
         if value.kind != "tensor" or not value.dims:
             raise Unproved(f"input {value.name!r} has no axes that are known")
         if isinstance(value.dims[0], int):
             raise Unproved(f"input {value.name!r} has {value.dims[0]} along its first axis, not any number")
-        for dim in value.dims[1:]:
-            if dim in leading:
-                raise Unproved(f"input {value.name!r} has another axis as long as the first one ({dim!r})")
+        # Named or not: a call is cut only where all other axes have the compiled lengths, so they do not grow with N.
         rest = [dim if isinstance(dim, int) else symbols.length() for dim in value.dims[1:]]
         known[value.name] = Value((N, *rest), axis=0)
 
@@ -101,9 +98,6 @@ def _follow(call: Call) -> Sequence[Abstract]:
         raise call.refuse(f"is of the domain {node.domain!r}, which is not followed")
     if node.op_type in NEVER:
         raise call.refuse(NEVER[node.op_type])
-    for name, attribute in node.attributes.items():
-        if attribute.has_graph or attribute.is_reference:
-            raise call.refuse(f"has an attribute {name!r} that is not followed")
     folded = fold(call)
     if folded is not None:
         return folded
