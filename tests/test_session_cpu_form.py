@@ -269,6 +269,12 @@ def test_kinds_and_opsets_that_are_not_converted(tmp_path):
     with pytest.raises(OptionError, match=r"output 'y' is seq\(tensor\(float\)\), which is not converted"):
         ort_rknn.InferenceSession(path, provider_options={"output_dtype": "float32"})
     text = value("x", [1], TensorProto.STRING)
+    sequence = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])
+    path = saved(tmp_path / "q.onnx", helper.make_node("SequenceLength", ["x"], ["y"]), sequence,
+                 value("y", [], TensorProto.INT64))  # fmt: skip
+    assert made(path, layout="nhwc").get_inputs()[0].type == "seq(tensor(float))"
+    with pytest.raises(OptionError, match=r"input 'x' is seq\(tensor\(float\)\), which has no layout"):
+        ort_rknn.InferenceSession(path, provider_options={"layout": {"x": "nhwc"}})
     path = saved(tmp_path / "t.onnx", helper.make_node("Identity", ["x"], ["y"]), text,
                  value("y", [1], TensorProto.STRING))  # fmt: skip
     with pytest.raises(OptionError, match=r"input 'x' is tensor\(string\), which is not converted"):
@@ -276,6 +282,20 @@ def test_kinds_and_opsets_that_are_not_converted(tmp_path):
     path = saved(tmp_path / "o.onnx", helper.make_node("Relu", ["x"], ["y"]), value("x", [1]), value("y", [1]), opset=6)
     with pytest.raises(OptionError, match=r"o\.onnx uses opset 6, and this needs 7 or later"):
         ort_rknn.InferenceSession(path, provider_options={"input_dtype": "float16"})
+
+
+def test_nodes_that_hold_compiled_models(models, tmp_path):
+    """The model declares their signature, on the NPU and on the CPU."""
+    (tmp_path / "m.onnx").write_bytes((models / "conv_f16.onnx").read_bytes())
+    names = value("x", [1, 3, 32, 32]), value("y", [1, 8, 16, 16])
+    node = helper.make_node("EPContext", ["x"], ["y"], domain="com.microsoft", source=OURS, main_context=1,
+                            embed_mode=0, ep_cache_context="m.rknn")  # fmt: skip
+    graph = helper.make_graph([node], "g", names[:1], names[1:])
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=imports), tmp_path / "m_ctx.onnx")
+    assert made(tmp_path / "m_ctx.onnx").get_providers() == [CPU]
+    with pytest.raises(OptionError, match="'layout' changes a session's signature, but m_ctx.onnx declares"):
+        ort_rknn.InferenceSession(tmp_path / "m_ctx.onnx", provider_options={"layout": "nhwc"})
 
 
 def test_an_input_that_is_an_output(tmp_path):

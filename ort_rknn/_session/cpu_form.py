@@ -26,7 +26,7 @@ from ..files import OnnxFileError, OnnxValue, RknnFile, RknnFileError, RknnTenso
 from ..files.surrounded import Edge, Step, surrounded
 
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
-#: Standard operators as they are used here: Sub and Div broadcast from version 7 on, Clip takes inputs from 11 on.
+#: Operators as they are used here: Sub and Div broadcast from opset 7 on, Round comes with 11.
 _OPSET, _OPSET_OF_RAW = 7, 11
 
 
@@ -54,8 +54,7 @@ def cpu_form(facts: Facts, options: Options, source: str | bytes) -> CpuForm | N
             f"provider option {_first(options)!r} changes a session's signature, but {facts.label} declares the "
             "signature of its EPContext nodes itself; leave it out"
         )
-    data = source if isinstance(source, bytes) else _read(source)
-    onnx = read_onnx(data)
+    onnx = read_onnx(source)
     names = [value.name for value in onnx.inputs]
     compiled = _Compiled(facts, options, names, [value.name for value in onnx.outputs])
     if not names and (options.layout or options.input_dtype):
@@ -71,6 +70,9 @@ def cpu_form(facts: Facts, options: Options, source: str | bytes) -> CpuForm | N
             f"{onnx.opsets['']}, and this needs {needed} or later; convert the ONNX, or leave the option out"
         )
     folder, locations = _weights(source, onnx.external_data)
+    data = source if isinstance(source, bytes) else _read(source)
+    if read_onnx(data) != onnx:
+        raise OnnxFileError(f"{facts.label} was changed while it was read")
     try:
         model = surrounded(data, inputs, outputs, locations)
     except OnnxFileError:
@@ -131,8 +133,7 @@ def _input(value: OnnxValue, names: Sequence[str], options: Options, compiled: _
         steps += [*norm, _cast(own)] if own != "float32" or not norm else norm
     if not steps:
         return None
-    if elem_type is None:
-        raise OptionError(f"provider option layout: input {value.name!r} is {value.type_text}, which has no layout")
+    assert elem_type is not None
     return Edge(value.name, elem_type, steps, _TO_NHWC if to_nhwc else None)
 
 
@@ -154,6 +155,10 @@ def _is_nhwc(value: OnnxValue, asked: str | None, options: Options, compiled: _C
     if asked is None:
         return False
     shape: Sequence[Any] | None = value.dims if value.dims is not None else compiled.shape_of(value.name)
+    if value.kind != "tensor":
+        if "*" not in options.layout:
+            raise OptionError(f"provider option layout: input {value.name!r} is {value.type_text}, which has no layout")
+        return False
     if shape is None:
         if asked != "NHWC":
             return False

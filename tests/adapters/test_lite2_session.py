@@ -170,7 +170,7 @@ def test_native_quantised_outputs_are_refused_when_the_session_is_made(board):
 
 
 def test_without_the_device_the_reason_is_the_adapter_s(board, monkeypatch):
-    with pytest.raises(InvalidArgument, match="adapter='lite3': installed are .*'lite2'"):
+    with pytest.raises(InvalidArgument, match="adapter='lite3'.*installed are .*'lite2'"):
         session(adapter="lite3")
     monkeypatch.setenv("ORT_RKNN_STRICT", "1")
     with pytest.raises(Fail, match="no NPU: the device 'rk3576' is not here"):
