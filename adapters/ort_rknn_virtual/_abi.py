@@ -62,6 +62,8 @@ class RawCounters(ctypes.Structure):
 
 #: ``rknn_virtual_compute``
 COMPUTE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, _U32, ctypes.POINTER(Tensor), _U32, ctypes.POINTER(Tensor))
+#: ``RKNN_VIRTUAL_TICKET``
+TICKET = ctypes.c_void_p(-1)
 
 _FUNCTIONS = {
     "rknn_virtual_set_compute": (ctypes.c_int, (_U64, COMPUTE, ctypes.c_void_p)),

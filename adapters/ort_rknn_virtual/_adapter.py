@@ -28,7 +28,7 @@ from ort_rknn.adapter import (
 )
 
 from . import _build
-from ._abi import declare, open_library
+from ._abi import TICKET, declare, open_library
 from ._compute import TwinCompute, log
 
 ADAPTER = "virtual"
@@ -92,7 +92,7 @@ class VirtualAdapter:
 
         def on_context(loaded: ctypes.CDLL, context: int) -> None:
             if compute is not None:
-                code = declare(loaded).rknn_virtual_set_compute(context, compute.callback, None)
+                code = declare(loaded).rknn_virtual_set_compute(context, compute.callback, TICKET)
                 if code:
                     raise RknnError("rknn_virtual_set_compute", code)
 

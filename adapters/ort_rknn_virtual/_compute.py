@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ort_rknn._concurrency.interrupts import is_from_a_handler, raised_after
 from ort_rknn.adapter import AdapterError
 
 from ._abi import COMPUTE, Tensor
@@ -113,17 +114,20 @@ class _Call:
     def __init__(self, compute: TwinCompute) -> None:
         self._compute = weakref.ref(compute)
 
-    def __call__(self, _user: Any, n_in: int, inputs: Any, n_out: int, outputs: Any) -> int:
+    def __call__(self, ticket: int, n_in: int, inputs: Any, n_out: int, outputs: Any) -> int:
+        # Where the stack has no room for this call, ctypes returns anything: only the ticket means success.
         compute = self._compute()
         if compute is None:
             return -1
         try:
             compute.run(inputs[:n_in], outputs[:n_out])
         except BaseException as error:  # an exception cannot go through C
+            if is_from_a_handler(error):
+                return raised_after(error, -1)
             compute.error = error.with_traceback(None)
             log.error("the ONNX twin failed in a run on the virtual NPU: %s", error)
             return -1
-        return 0
+        return ticket
 
 
 def _array(tensor: Tensor) -> Array:

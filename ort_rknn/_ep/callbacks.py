@@ -7,25 +7,22 @@ a run, which may still be under way.
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import ctypes
 import functools
 import logging
-import os
 import sys
-import threading
-import time
 import types
 from collections.abc import Callable
 from typing import Any
 
 from .._errors import EP_FAIL, RUNTIME_EXCEPTION, bare_message, status_code
+from .._concurrency.interrupts import is_from_a_handler, raised_after
 from .abi import Api, OrtCallFailed
 
 log = logging.getLogger("ort_rknn")
 
-_HERE = os.path.dirname(__file__)
+_SPARES = 1024
 _running = True
 _api: Api | None = None
 
@@ -42,36 +39,49 @@ def use(api: Api) -> None:
     """The functions that make a status. Called before any guarded callback can be."""
     global _api
     _api = api
+    make_spares()
 
 
 def status_of(error: BaseException) -> int:
-    """A status for an exception. Never raises: a signal handler may fire even here."""
-    assert _api is not None
-    while True:
-        try:
-            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                _thread.start_new_thread(_interrupt_later, (threading.get_ident(),))
-            code = error.code if isinstance(error, OrtCallFailed) else status_code(error)
-            # On EP_FAIL onnxruntime's Python layer would rebuild the session on the CPU, and the cause is lost.
-            return _api.status(RUNTIME_EXCEPTION if code == EP_FAIL else code, bare_message(error))
-        except BaseException as another:
-            error = RuntimeError(f"{type(another).__name__} while an error was reported")
+    """A status for an exception, to be returned at once.
 
-
-def _interrupt_later(thread: int) -> None:
-    """Repeat a Ctrl-C that came during a callback, once the main thread has left it.
-
-    The callback's status becomes the failed call's exception; the interrupt itself follows. Raised inside the callback,
-    it would be caught there again.
+    What a signal's handler raised is raised again when the callback has returned (see :mod:`~ort_rknn._concurrency.interrupts`).
+    Raises RecursionError where the stack has no room for this; :data:`spares` has one then. Nothing else, though a
+    signal's handler may fire even here.
     """
-    for _ in range(2000):
-        time.sleep(0.0005)
-        frame = sys._current_frames().get(thread)
-        while frame is not None and os.path.dirname(frame.f_code.co_filename) != _HERE:
-            frame = frame.f_back
-        if frame is None:
-            break
-    _thread.interrupt_main()
+    for _ in range(8):
+        try:
+            if is_from_a_handler(error):
+                return raised_after(error, _status(error))
+            return _status(error)
+        except RecursionError:
+            raise
+        except BaseException as another:
+            if not is_from_a_handler(another):
+                another = RuntimeError(f"{type(another).__name__} while an error was reported")
+            error = another
+    return next(spares)
+
+
+def _status(error: BaseException) -> int:
+    assert _api is not None
+    code = error.code if isinstance(error, OrtCallFailed) else status_code(error)
+    # On EP_FAIL onnxruntime's Python layer would rebuild the session on the CPU, and the cause is lost.
+    return _api.status(RUNTIME_EXCEPTION if code == EP_FAIL else code, bare_message(error))
+
+
+_made_before: list[int] = []
+#: Statuses that were made before, for a callback at the very end of the stack, where Python calls no function any more:
+#: a ``for`` over this takes one. Each is good once.
+spares = iter(_made_before)
+
+
+def make_spares() -> None:
+    """See that there are enough of them."""
+    assert _api is not None
+    text = "RecursionError: the stack ends in a callback of the RKNN execution provider"
+    for _ in range(_SPARES - spares.__length_hint__()):
+        _made_before.append(_api.status(RUNTIME_EXCEPTION, text))
 
 
 def covered(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,23 +130,32 @@ def guarded(callback: Callable[..., None]) -> Callable[..., int]:
             except BaseException as error:
                 return status_of(error)
         except BaseException as error:
-            return status_of(error)
+            try:
+                return status_of(error)
+            except BaseException:
+                for spare in spares:
+                    return spare
+                raise
 
     return covered(call)
 
 
-def quiet(callback: Callable[..., None]) -> Callable[..., None]:
-    """A callback that returns nothing: an exception is logged."""
+def quiet(callback: Callable[..., None]) -> Callable[..., int | None]:
+    """A callback that returns nothing: an exception is logged, or raised again afterwards where it is a signal
+    handler's."""
 
-    def call(*args: int) -> None:
+    def call(*args: int) -> int | None:
         try:
             if _running:
                 callback(*args)
-        except BaseException:
+        except BaseException as error:
             try:
+                if is_from_a_handler(error):
+                    return raised_after(error, 0)
                 log.exception("an error in %s", callback.__name__)
             except BaseException:  # noqa: S110 - logging itself failed: at interpreter exit, say
                 pass
+        return None
 
     return covered(call)
 

@@ -15,7 +15,7 @@ from typing import Any
 from .._options import PROVIDER
 from . import abi
 from .abi import Api
-from .callbacks import always, covered, guarded, keep_for_ever, quiet, status_of, use
+from .callbacks import always, covered, guarded, keep_for_ever, make_spares, quiet, spares, status_of, use
 from .claims import Claims
 from .kernel import Kernel
 
@@ -44,6 +44,20 @@ _lock = threading.Lock()
 _eps: dict[int, tuple[ctypes.Structure, Claims]] = {}
 _infos: dict[int, ctypes.Structure] = {}
 _kernels: dict[int, Kernel] = {}
+
+
+class _AfterASpare(dict[int, Kernel]):
+    """In the place of ``_kernels`` for one run, after one that took a spare status."""
+
+    def __missing__(self, this: int) -> Kernel:
+        global _kernels_now
+        make_spares()
+        _kernels_now = _kernels
+        return _kernels[this]
+
+
+_after_a_spare = _AfterASpare()
+_kernels_now: dict[int, Kernel] = _kernels
 
 
 def live_providers() -> int:
@@ -182,14 +196,21 @@ def _create_state(this: int, compute_context: int, out: int) -> None:
 @covered
 def _compute(this: int, state: int, context: int) -> int:
     # The hot path: guarded, written out.
+    global _kernels_now
     try:
         try:
-            _kernels[this].compute(context)
+            _kernels_now[this].compute(context)
             return 0
         except BaseException as error:
             return status_of(error)
     except BaseException as error:
-        return status_of(error)
+        try:
+            return status_of(error)
+        except BaseException:
+            _kernels_now = _after_a_spare
+            for spare in spares:
+                return spare
+            raise
 
 
 # Callbacks: made once, never freed --------------------------------------------------------------------------------
@@ -259,7 +280,7 @@ def _create_factories(name: int, api_base: int, logger: int, factories: int, roo
 _create = CFUNCTYPE(P, P, P, P, P, c_size_t, P)(_create_factories)
 
 
-for _thing in (_create, _factory_callbacks, _ep_callbacks, _info_callbacks, _nothing, _strings, _eps, _infos, _kernels):
+for _thing in (_create, _factory_callbacks, _ep_callbacks, _info_callbacks, _nothing, _strings, _eps, _infos, _kernels, _after_a_spare):
     keep_for_ever(_thing)
 
 

@@ -66,6 +66,10 @@ _Static_assert(sizeof(rknn_virtual_tensor) == 96, "rknn_virtual_tensor");
 typedef int (*rknn_virtual_compute)(void *user, uint32_t n_in, const rknn_virtual_tensor *in, uint32_t n_out,
                                     rknn_virtual_tensor *out);
 
+/* As `user`: the callback gets a number from 1 on instead, another one in every run, and returns that for success. For
+ * callbacks whose language cannot promise that a call which did not happen returns nothing (ctypes). */
+#define RKNN_VIRTUAL_TICKET ((void *)(intptr_t)-1)
+
 /* Sets (or with NULL removes) a context's callback; contexts duplicated from it later inherit it. 0, -1 or -7. */
 RKNN_API int rknn_virtual_set_compute(rknn_context context, rknn_virtual_compute compute, void *user);
 

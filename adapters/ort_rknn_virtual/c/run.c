@@ -89,8 +89,15 @@ static int compute(context *c) {
         if (!describe(c, &m->out[i], &c->out[i], &out[i])) return because(RKNN_NO_MEMORY, "no memory for output %u", i);
         memset(c->out[i].onnx, 0, out[i].nbytes); /* what a callback leaves out is zero, not another run's */
     }
-    int code = c->compute(c->user, m->n_in, in, m->n_out, out);
-    if (code) return because(code < 0 ? code : RKNN_FAIL, "the compute callback answered %d", code);
+    void *user = c->user;
+    int wanted = RKNN_OK;
+    if (user == RKNN_VIRTUAL_TICKET) {
+        static atomic_uint tickets;
+        wanted = (int)(atomic_fetch_add(&tickets, 1) & 0x3fffffff) + 1;
+        user = (void *)(uintptr_t)wanted;
+    }
+    int code = c->compute(user, m->n_in, in, m->n_out, out);
+    if (code != wanted) return because(code < 0 ? code : RKNN_FAIL, "the compute callback answered %d", code);
     for (uint32_t i = 0; i < m->n_out; i++) port_from_onnx(m, &m->out[i], c->set, c->out[i].onnx, c->out[i].stored);
     return RKNN_OK;
 }
