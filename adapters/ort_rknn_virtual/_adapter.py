@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ort_rknn._concurrency.interrupts import need_stack
 from ort_rknn.adapter import (
     SOC_CORES,
     Absence,
     AdapterError,
+    CallForm,
     Context,
     Device,
     LoadSettings,
@@ -33,6 +35,8 @@ from ._compute import TwinCompute, log
 
 ADAPTER = "virtual"
 DEFAULT_SOC = "rk3588"
+#: Calls of Python and C below a run, where the ONNX twin computes it.
+_FRAMES_OF_A_TWIN = 24
 
 
 class VirtualAdapter:
@@ -109,6 +113,23 @@ class VirtualAdapter:
         return stand_in(inputs, outputs, device.soc)
 
 
+class _WithRoom:
+    """A context whose runs call back into Python: the stack is found too short here, not in the callback."""
+
+    __slots__ = ("_inner", "core_mask")
+
+    def __init__(self, inner: Context) -> None:
+        self._inner = inner
+        self.core_mask = inner.core_mask
+
+    def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        need_stack(_FRAMES_OF_A_TWIN)
+        self._inner.run(form, inputs, outputs)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
 class _VirtualModel:
     """A loaded model, and what computes for it. See :class:`ort_rknn.adapter.Model`."""
 
@@ -138,7 +159,8 @@ class _VirtualModel:
         return self.inner.output_shapes(shape_set)
 
     def context(self, core_mask: int) -> Context:
-        return self.inner.context(core_mask)
+        made = self.inner.context(core_mask)
+        return made if self._compute is None else _WithRoom(made)
 
     def close(self) -> None:
         self.inner.close()

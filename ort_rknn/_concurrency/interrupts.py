@@ -15,6 +15,7 @@ import _thread
 import ctypes
 import logging
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -33,6 +34,36 @@ _raise: Any = None
 _references: deque[Any] = deque(maxlen=8)
 #: Seconds between the signals that wake a main thread that waits.
 _PAUSES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0)
+
+
+#: With these begin the texts of statuses for what :func:`raise_what_ended` raises itself.
+INTERRUPTED = "interrupted: "
+END_OF_STACK = "RecursionError: maximum recursion depth exceeded in the RKNN execution provider"
+
+
+def raise_what_ended(error: BaseException | None) -> None:
+    """Raise what ended a run, where ``error`` is how onnxruntime reported it and a callback of ours said so.
+
+    A signal's exception that is pending is raised in any case, as Python enters this function.
+    """
+    if error is None:
+        return
+    text = str(error)
+    if END_OF_STACK in text:
+        raise RecursionError("maximum recursion depth exceeded in the RKNN execution provider") from None
+    if f"Status Message: {INTERRUPTED}" in text and _pending and threading.current_thread() is threading.main_thread():
+        raise _pending.popleft()
+
+
+#: Whether calls of functions in C count towards the recursion limit: then a callback may have no room for its first
+#: frame, and what ctypes returns to C for it is not defined.
+C_CALLS_COUNT = sys.version_info < (3, 12)
+
+
+def need_stack(frames: int) -> None:
+    """Raise RecursionError where the stack has no room for so many calls."""
+    if frames:
+        need_stack(frames - 1)
 
 
 class _Result(int):
@@ -69,7 +100,7 @@ def _code(handler: Any) -> Any:
         handler = handler.__wrapped__
     handler = getattr(handler, "__func__", handler)
     if callable(handler) and not hasattr(handler, "__code__"):
-        handler = getattr(type(handler), "__call__", None)
+        handler = type(handler).__call__
     return getattr(handler, "__code__", None)
 
 
@@ -87,7 +118,7 @@ def raised_after(error: BaseException, result: int) -> int:
         return result
     _pending.append(error)
     with suppress(RuntimeError):  # no more threads can be had
-        _thread.start_new_thread(_wake, (threading.main_thread().ident, number))
+        _thread.start_new_thread(_wake, (threading.get_ident(), number))
     return _with_word(result)
 
 

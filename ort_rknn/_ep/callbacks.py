@@ -11,18 +11,19 @@ import atexit
 import ctypes
 import functools
 import logging
+import operator
 import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
+from .._concurrency.interrupts import END_OF_STACK, INTERRUPTED, is_from_a_handler, raised_after
 from .._errors import EP_FAIL, RUNTIME_EXCEPTION, bare_message, status_code
-from .._concurrency.interrupts import is_from_a_handler, raised_after
 from .abi import Api, OrtCallFailed
 
 log = logging.getLogger("ort_rknn")
 
-_SPARES = 1024
+_SPARES = 512
 _running = True
 _api: Api | None = None
 
@@ -42,18 +43,26 @@ def use(api: Api) -> None:
     make_spares()
 
 
-def status_of(error: BaseException) -> int:
+def status_of(error: BaseException, ours: bool = False) -> int:
     """A status for an exception, to be returned at once.
 
-    What a signal's handler raised is raised again when the callback has returned (see :mod:`~ort_rknn._concurrency.interrupts`).
+    ``ours``: it is for the ``run`` of a session of ours, which raises the exception itself where that is a
+    RecursionError or came from a signal's handler: see :func:`~ort_rknn._concurrency.interrupts.raise_what_ended`. In
+    other calls the status becomes onnxruntime's exception, and what a handler raised is raised again after it.
+
     Raises RecursionError where the stack has no room for this; :data:`spares` has one then. Nothing else, though a
     signal's handler may fire even here.
     """
     for _ in range(8):
         try:
+            if isinstance(error, RecursionError):
+                return _new_status(*_end_of_stack(ours))
             if is_from_a_handler(error):
-                return raised_after(error, _status(error))
-            return _status(error)
+                code = EP_FAIL if ours else RUNTIME_EXCEPTION
+                return raised_after(error, _new_status(code, f"{INTERRUPTED}{bare_message(error)}"))
+            code = error.code if isinstance(error, OrtCallFailed) else status_code(error)
+            # On EP_FAIL onnxruntime's Python layer would rebuild the session on the CPU, and the cause is lost.
+            return _new_status(RUNTIME_EXCEPTION if code == EP_FAIL else code, bare_message(error))
         except RecursionError:
             raise
         except BaseException as another:
@@ -63,25 +72,28 @@ def status_of(error: BaseException) -> int:
     return next(spares)
 
 
-def _status(error: BaseException) -> int:
+def _new_status(code: int, message: str) -> int:
     assert _api is not None
-    code = error.code if isinstance(error, OrtCallFailed) else status_code(error)
-    # On EP_FAIL onnxruntime's Python layer would rebuild the session on the CPU, and the cause is lost.
-    return _api.status(RUNTIME_EXCEPTION if code == EP_FAIL else code, bare_message(error))
+    return _api.status(code, message)
 
 
-_made_before: list[int] = []
+def _end_of_stack(ours: bool) -> tuple[int, str]:
+    return EP_FAIL if ours else RUNTIME_EXCEPTION, END_OF_STACK
+
+
+_made_before: tuple[list[int], list[int]] = ([], [])
 #: Statuses that were made before, for a callback at the very end of the stack, where Python calls no function any more:
 #: a ``for`` over this takes one. Each is good once.
-spares = iter(_made_before)
+spares = iter(_made_before[0])
+#: The same for the ``run`` of sessions of ours.
+spares_of_ours = iter(_made_before[1])
 
 
 def make_spares() -> None:
     """See that there are enough of them."""
-    assert _api is not None
-    text = "RecursionError: the stack ends in a callback of the RKNN execution provider"
-    for _ in range(_SPARES - spares.__length_hint__()):
-        _made_before.append(_api.status(RUNTIME_EXCEPTION, text))
+    for left, made, ours in ((spares, _made_before[0], False), (spares_of_ours, _made_before[1], True)):
+        for _ in range(_SPARES - operator.length_hint(left)):
+            made.append(_new_status(*_end_of_stack(ours)))
 
 
 def covered(callback: Callable[..., Any]) -> Callable[..., Any]:

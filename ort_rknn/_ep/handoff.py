@@ -62,6 +62,11 @@ def collected(into: list[Executor]) -> Iterator[None]:
         _here.into = None
 
 
+def are_collected() -> bool:
+    """Whether this thread is in :func:`collected`: it makes a session of ours."""
+    return _here.into is not None
+
+
 def opened(executor: Executor) -> None:
     """The provider opened an executor."""
     if _here.into is not None:

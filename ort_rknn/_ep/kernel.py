@@ -11,6 +11,7 @@ from .._errors import FAIL, INVALID_ARGUMENT, ort_error
 from .._executor.calls import Call
 from .._executor.executor import Executor
 from ..adapter.contract import Shape
+from . import handoff
 from .abi import Api, OrtCallFailed
 
 #: Plans that a kernel remembers.
@@ -32,6 +33,8 @@ class Kernel:
         self, api: Api, executor: Executor, inputs: tuple[int, ...], outputs: tuple[int | None, ...], checked: bool
     ) -> None:
         self.executor = executor
+        #: Whether the session is one of ours.
+        self.ours = not checked or handoff.are_collected()
         self._api = api
         self._get_input = api.KernelContext_GetInput
         self._get_output = api.KernelContext_GetOutput

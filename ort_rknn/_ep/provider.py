@@ -15,7 +15,18 @@ from typing import Any
 from .._options import PROVIDER
 from . import abi
 from .abi import Api
-from .callbacks import always, covered, guarded, keep_for_ever, make_spares, quiet, spares, status_of, use
+from .callbacks import (
+    always,
+    covered,
+    guarded,
+    keep_for_ever,
+    make_spares,
+    quiet,
+    spares,
+    spares_of_ours,
+    status_of,
+    use,
+)
 from .claims import Claims
 from .kernel import Kernel
 
@@ -57,6 +68,8 @@ class _AfterASpare(dict[int, Kernel]):
 
 
 _after_a_spare = _AfterASpare()
+#: Those whose session is one of ours.
+_ours: set[int] = set()
 _kernels_now: dict[int, Kernel] = _kernels
 
 
@@ -167,6 +180,8 @@ def _compile(this: int, graphs: int, fused: int, count: int, infos: int, context
             address = ctypes.addressof(table)
             _infos[address] = table
             _kernels[address] = kernel
+            if kernel.ours:
+                _ours.add(address)
             made.append(address)
     except BaseException:
         for address in made:
@@ -178,6 +193,7 @@ def _compile(this: int, graphs: int, fused: int, count: int, infos: int, context
 
 def _release_info(address: int) -> None:
     _infos.pop(address, None)
+    _ours.discard(address)
     kernel = _kernels.pop(address, None)
     if kernel is not None:
         kernel.close()
@@ -202,13 +218,13 @@ def _compute(this: int, state: int, context: int) -> int:
             _kernels_now[this].compute(context)
             return 0
         except BaseException as error:
-            return status_of(error)
+            return status_of(error, this in _ours)
     except BaseException as error:
         try:
-            return status_of(error)
+            return status_of(error, this in _ours)
         except BaseException:
             _kernels_now = _after_a_spare
-            for spare in spares:
+            for spare in spares_of_ours if this in _ours else spares:
                 return spare
             raise
 
@@ -280,7 +296,19 @@ def _create_factories(name: int, api_base: int, logger: int, factories: int, roo
 _create = CFUNCTYPE(P, P, P, P, P, c_size_t, P)(_create_factories)
 
 
-for _thing in (_create, _factory_callbacks, _ep_callbacks, _info_callbacks, _nothing, _strings, _eps, _infos, _kernels, _after_a_spare):
+for _thing in (
+    _create,
+    _factory_callbacks,
+    _ep_callbacks,
+    _info_callbacks,
+    _nothing,
+    _strings,
+    _eps,
+    _infos,
+    _kernels,
+    _ours,
+    _after_a_spare,
+):
     keep_for_ever(_thing)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
+from .._concurrency.interrupts import C_CALLS_COUNT, need_stack, raise_what_ended
 from .asynchronous import AsynchronousCalls, making
 
 # Importing ort_rknn should cost what importing onnxruntime costs: whatever only a session needs is imported when the
@@ -85,6 +87,26 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
             self._npu = make(self, parent, model, so, providers, options, kwargs, again=again)
         if _watch is not None and not again:
             _watch(self)
+
+    @property
+    def _enable_fallback(self) -> Any:
+        """onnxruntime's own attribute, which its ``run`` reads when a provider's status ended the call. A callback of
+        ours uses that where the exception that ended it has to be raised by ``run`` itself."""
+        error = sys.exc_info()[1]
+        if error is not None:
+            raise_what_ended(error)
+        return self.__dict__.get("_enable_fallback", True)
+
+    @_enable_fallback.setter
+    def _enable_fallback(self, value: Any) -> None:
+        self.__dict__["_enable_fallback"] = value
+
+    if C_CALLS_COUNT:
+
+        def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
+            """onnxruntime's own, once the stack is known to have room for a callback."""
+            need_stack(6)
+            super().run_with_iobinding(iobinding, run_options)
 
     # Beyond onnxruntime's -------------------------------------------------------------------------------------
 
