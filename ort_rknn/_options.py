@@ -55,6 +55,7 @@ class RknnProviderOptions(TypedDict, total=False):
     disable_dup_context: bool | str
     on_missing_shape: str
     pad_axes: str | Sequence[int] | Mapping[str, Sequence[int]]
+    split_batch: bool | str
     max_queue_size: int | str
     submit_timeout_ms: int | str
     sequential_callbacks: bool | str
@@ -95,6 +96,9 @@ class Options:
     CPU; zeros up to the next compiled set."""
     pad_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """With on_missing_shape="pad": which axes may be padded, by input name ("*": all inputs)."""
+    split_batch: Literal["auto"] | bool = "auto"
+    """Whether a call may be cut into runs along the first axis: where the samples are known to be independent ("auto"),
+    always (the user states that they are), or never."""
     run_timeout_ms: int = 0
     """Bound for one run on the NPU in milliseconds; 0: none."""
     max_queue_size: int = 3
@@ -179,6 +183,15 @@ def _boolean(key: str, value: object) -> bool:
         if text in ("0", "false", "off", "no"):
             return False
     raise _bad(key, value, "a boolean is wanted: True, False, 1, 0, 'true', 'false', 'on', 'off', 'yes' or 'no'")
+
+
+def _split_batch(value: object) -> Literal["auto"] | bool:
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    try:
+        return _boolean("split_batch", value)
+    except OptionError:
+        raise _bad("split_batch", value, "'auto' or a boolean is expected") from None
 
 
 def _path(key: str, value: object) -> str:
@@ -317,6 +330,7 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "output_dtype": lambda v: _word("output_dtype", v, OUTPUT_DTYPES),
     "on_missing_shape": lambda v: _word("on_missing_shape", v, MISSING_SHAPE),
     "pad_axes": _axes,
+    "split_batch": _split_batch,
     "max_queue_size": lambda v: _integer("max_queue_size", v, "a whole number from 1 is wanted", 1),
     "submit_timeout_ms": lambda v: _integer("submit_timeout_ms", v, "milliseconds from 1 are wanted", 1),
     "sequential_callbacks": lambda v: _boolean("sequential_callbacks", v),
@@ -407,6 +421,7 @@ def make_provider_options(
     output_dtype: str | None = None,
     on_missing_shape: str | None = None,
     pad_axes: str | Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    split_batch: bool | str | None = None,
     run_timeout_ms: int | None = None,
     max_queue_size: int | None = None,
     submit_timeout_ms: int | None = None,

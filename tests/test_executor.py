@@ -164,8 +164,8 @@ def test_a_context_has_one_user_at_a_time(npu, execute):
 @pytest.mark.wall_clock
 def test_batches_go_over_the_cores(npu, execute):
     free = [Declared("in", "float32", ("N", 4))], [Declared("out", "float32", ("N", 4))]
-    executor = execute(inputs=free[0], outputs=free[1], schedule="0,1,2")
-    assert executor.signature.batch == 1
+    executor = execute(inputs=free[0], outputs=free[1], schedule="0,1,2", split_batch=True)
+    assert executor.signature.splits
     npu.delays.update({1: 0.05, 2: 0.05, 4: 0.05})
     x = np.arange(24, dtype=np.float32).reshape(6, 4)
     begin = time.monotonic()
@@ -179,17 +179,66 @@ def test_batches_go_over_the_cores(npu, execute):
 def test_batches_of_a_larger_compiled_batch(npu, execute):
     npu.inputs, npu.outputs = (info("in", (2, 4)),), (info("out", (2, 4)),)
     free = [Declared("in", "float32", (None, 4))], [Declared("out", "float32", (None, 4))]
-    executor = execute(inputs=free[0], outputs=free[1])
+    executor = execute(inputs=free[0], outputs=free[1], split_batch=True)
     x = np.arange(24, dtype=np.float32).reshape(6, 4)
     np.testing.assert_array_equal(executor.run([x])[0], x * 2)
     assert len(npu.log) == 3
-    with pytest.raises(state.InvalidArgument, match=r"multiple of the (compiled batch|leading) 2"):
-        executor.run([x[:3]])
+
+
+@pytest.mark.parametrize("samples, runs", [(0, 0), (1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (11, 3)])
+@pytest.mark.parametrize("given", [{}, {"schedule": "0,1,2"}, {"input_dtype": "float16"}])
+def test_a_batch_that_does_not_fill_its_last_run(npu, execute, samples, runs, given):
+    npu.inputs, npu.outputs = (info("in", (4, 3)),), (info("out", (4, 3)),)
+    free = [Declared("in", "float32", (None, 3))], [Declared("out", "float32", (None, 3))]
+    executor = execute(inputs=free[0], outputs=free[1], split_batch=True, **given)
+    x = np.arange(samples * 3, dtype=given.get("input_dtype", "float32")).reshape(samples, 3)
+    for _ in range(2):
+        np.testing.assert_array_equal(executor.run([x])[0], x * 2)
+    assert len(npu.log) == 2 * runs
+    assert executor.missing_shapes()["padded"] == 0  # the shape was not missing
+
+
+def test_a_batch_that_is_not_known_to_be_one_is_refused(npu, execute):
+    free = [Declared("in", "float32", ("N", 4))], [Declared("out", "float32", ("N", 4))]
+    executor = execute(inputs=free[0], outputs=free[1])
+    with pytest.raises(state.InvalidArgument, match=r"Compiled are: in: \[1, 4\].*split_batch=True"):
+        executor.run([np.zeros((2, 4), np.float32)])
+
+
+def test_the_set_that_takes_the_fewest_samples(npu, execute):
+    npu.inputs, npu.outputs = (info("in", (8, 2)),), (info("out", (8, 2)),)
+    npu.shape_sets = tuple(((n, 2),) for n in (8, 1, 4))
+    npu.shapes = {k: ((n, 2),) for k, n in enumerate((8, 1, 4))}
+    free = [Declared("in", "float32", ("N", 2))], [Declared("out", "float32", ("N", 2))]
+    executor = execute(inputs=free[0], outputs=free[1], split_batch=True)
+    for samples, chosen in ((8, [0]), (4, [2]), (1, [1]), (3, [1, 1, 1]), (12, [2, 2, 2]), (16, [0, 0])):
+        npu.forms.clear()
+        x = np.arange(samples * 2, dtype=np.float32).reshape(samples, 2)
+        np.testing.assert_array_equal(executor.run([x])[0], x * 2)
+        assert [form.shape_set for form in npu.forms] == chosen
+
+
+def test_batches_shape_sets_and_padding_together(npu, execute):
+    """Two sets of one sample; the call has five, each smaller than the second set in both axes that may be padded."""
+    shapes = ((1, 8, 8), (1, 4, 6))
+    npu.inputs, npu.outputs = (info("in", shapes[0]),), (info("out", shapes[0]),)
+    npu.shape_sets = tuple((s,) for s in shapes)
+    npu.shapes = {k: (s,) for k, s in enumerate(shapes)}
+    free = [Declared("in", "float32", ("N", "h", "w"))], [Declared("out", "float32", ("N", "h", "w"))]
+    executor = execute(
+        inputs=free[0], outputs=free[1], split_batch=True, on_missing_shape="pad", pad_axes=[1, 2], schedule="0,1,2"
+    )
+    x = np.random.default_rng(0).standard_normal((5, 3, 6), dtype=np.float32)
+    np.testing.assert_array_equal(executor.run([x])[0], x * 2)
+    assert [form.shape_set for form in npu.forms] == [1] * 5
+    assert executor.missing_shapes()["padded"] == 5
+    with pytest.raises(state.InvalidArgument, match="any number of samples.*No set is larger"):
+        executor.run([np.zeros((5, 9, 6), np.float32)])
 
 
 def test_one_sample_that_fails_fails_the_batch_when_all_have_ended(npu, execute):
     free = [Declared("in", "float32", ("N", 4))], [Declared("out", "float32", ("N", 4))]
-    executor = execute(inputs=free[0], outputs=free[1], schedule="0,1,2")
+    executor = execute(inputs=free[0], outputs=free[1], schedule="0,1,2", split_batch=True)
     npu.errors[2] = lambda: RknnError("rknn_run", -1)
     npu.delays.update({1: 0.05, 4: 0.05})
     with pytest.raises(state.RuntimeException, match="core 1, RKNN error code -1"):
@@ -437,7 +486,7 @@ def test_no_reference_cycles(npu):
     try:
         free = [Declared("in", "float32", ("N", 4))], [Declared("out", "float32", ("N", 4))]
         for close in (True, False):
-            executor = make(npu, inputs=free[0], outputs=free[1], schedule="0,1")
+            executor = make(npu, inputs=free[0], outputs=free[1], schedule="0,1", split_batch=True)
             executor.run([np.zeros((4, 4), np.float32)])
             npu.errors[1] = lambda: RknnError("rknn_run", -1)
             with pytest.raises(state.RuntimeException) as caught:
@@ -459,7 +508,7 @@ def test_a_failed_batch_leaves_no_reference_cycle(npu):
     gc.disable()
     try:
         free = [Declared("in", "float32", ("N", 4))], [Declared("out", "float32", ("N", 4))]
-        executor = make(npu, inputs=free[0], outputs=free[1], schedule="0,1")
+        executor = make(npu, inputs=free[0], outputs=free[1], schedule="0,1", split_batch=True)
         npu.errors[1] = npu.errors[2] = lambda: RknnError("rknn_run", -1)
 
         failed = False

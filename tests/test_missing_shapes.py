@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from ort_rknn.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
+from ort_rknn.capi.onnxruntime_pybind11_state import InvalidArgument
 
 import ort_rknn as ort
 from ort_rknn_virtual.control import virtual_npu
@@ -51,17 +51,19 @@ def test_a_static_twin_of_a_dynamic_onnx(tmp_path):
 
 
 def test_an_output_without_the_batch(tmp_path):
-    """Its samples cannot be put together: found when the session is made, with the way out in the text."""
+    """Results of runs could not be put together: the compiled batch runs, others are refused with the reason."""
     model = onnx.load(MODELS / "free_batch.onnx")
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(model, tmp_path / "m.onnx")
     shutil.copy(MODELS / "free_batch.rk3588.rknn", tmp_path / "m.rk3588.rknn")
     (name,) = [o.name for o in model.graph.output]
-    with pytest.raises(Fail, match=f"takes any batch, but output '{name}'"):
-        ort.InferenceSession(tmp_path / "m.onnx", provider_options=VIRTUAL, enable_fallback=0)
-    with pytest.warns(ort.FallbackWarning, match="on_missing_shape='cpu' runs the compiled batch on the NPU"):
-        session = ort.InferenceSession(tmp_path / "m.onnx", provider_options=VIRTUAL)
-    assert session.get_providers() == ["CPUExecutionProvider"]
+    with ort.InferenceSession(tmp_path / "m.onnx", provider_options=VIRTUAL, enable_fallback=0) as session:
+        session.run(None, feed(1, 3, 16, 16))
+        with pytest.raises(InvalidArgument, match=f"output '{name}' is .* without a free first axis.*on_missing_shape"):
+            session.run(None, feed(2, 3, 16, 16))
+        assert f"never cut into runs along the first axis, because output '{name}'" in session.explain()
+    with pytest.raises(ort.OptionError, match=f"split_batch=True: output '{name}'"):
+        ort.InferenceSession(tmp_path / "m.onnx", provider_options={**VIRTUAL, "split_batch": True})
     with ort.InferenceSession(tmp_path / "m.onnx", provider_options={**VIRTUAL, "on_missing_shape": "cpu"}) as session:
         session.run(None, feed(1, 3, 16, 16))
         assert sum(c["runs"] for c in session._npu.executor.counters().values()) == 1

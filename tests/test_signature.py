@@ -5,6 +5,7 @@ from fake_npu import FakeNpu, image, info
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ort_rknn._errors import OptionError
+from ort_rknn._executor.batches import Splitting
 from ort_rknn._executor.signature import Declared, Normalisation, negotiate, onnx_order
 from ort_rknn._options import read_options
 from ort_rknn.adapter import LoadSettings, ModelSource, Quantisation
@@ -12,11 +13,15 @@ from ort_rknn.adapter import LoadSettings, ModelSource, Quantisation
 INT8 = Quantisation(0.5, 3)
 
 
-def match(inputs, outputs, declared_in, declared_out, *, sets=(), shapes=None, normalisation=None, **given):
+def match(
+    inputs, outputs, declared_in, declared_out, *, sets=(), shapes=None, normalisation=None, splitting=None, **given
+):
     npu = FakeNpu(inputs=inputs, outputs=outputs, shape_sets=sets, shapes=shapes)
     model = npu.load(npu.device, ModelSource(data=b""), LoadSettings())
     options = read_options(given)
-    return negotiate(model, declared_in, declared_out, options, normalisation=normalisation, label="m.rknn")
+    return negotiate(
+        model, declared_in, declared_out, options, normalisation=normalisation, splitting=splitting, label="m.rknn"
+    )
 
 
 def d(name, *dims, dtype="float32"):
@@ -37,7 +42,7 @@ def test_the_rule_is_the_onnxs():
     assert (x.name, x.dtype, x.dims, x.layout, x.wire_dtype) == ("x", "float32", (1, 3, 8, 6), "NCHW", "float32")
     assert (y.name, y.dtype, y.dims, y.wire_dtype) == ("y", "float32", (1, 5), "float32")
     assert (x.elem_type, y.elem_type) == (1, 1)
-    assert signature.batch is None
+    assert signature.split is None and not signature.splits
 
 
 def test_layout():
@@ -105,25 +110,64 @@ def test_a_dimension_is_a_number_where_all_sets_agree_and_batching_cannot_change
     free = [d("x", "N", 3, "h", "w")]
     inputs = [*IMAGE, info("z", (1, 2))]
     static = match(inputs, [info("y", (1, 5))], [*free, d("z", 1, 2)], [d("y", 1, 5)])
-    assert static.batch is None and static.inputs[0].dims == (1, 3, 8, 6)
+    assert static.split is None and static.inputs[0].dims == (1, 3, 8, 6)
     assert any("leading axis free" in note for note in static.notes)
     batched = match(IMAGE, [info("y", (1, 5))], free, [d("y", "N", 5)])
-    assert batched.batch == 1
+    assert not batched.splits
     assert (batched.inputs[0].dims, batched.outputs[0].dims) == (("N", 3, 8, 6), ("N", 5))
     sets = (((1, 3, 8, 6),), ((1, 3, 8, 12),))
     dynamic = match(
         IMAGE, [info("y", (1, 8, 6))], free, [d("y", 1, "h", "w")], sets=sets, shapes=[((1, 8, 6),), ((1, 8, 12),)]
     )
-    assert (dynamic.inputs[0].dims, dynamic.outputs[0].dims) == ((1, 3, 8, "w"), (1, 8, "w"))
-    assert dynamic.batch is None
+    assert (dynamic.inputs[0].dims, dynamic.outputs[0].dims) == (("N", 3, 8, "w"), (1, 8, "w"))
+    assert not dynamic.splits
 
 
-@pytest.mark.parametrize("dims, compiled", [((1, 5), (1, 5)), ((), (1,)), ((5,), (5,))])
-def test_an_output_without_the_batch_is_found_at_load(dims, compiled):
-    with pytest.raises(state.Fail, match="takes any batch, but output 'y' is .*on_missing_shape='cpu'"):
-        match(IMAGE, [info("y", compiled)], [d("x", "N", 3, 8, 6)], [d("y", *dims)])
-    match(IMAGE, [info("y", compiled)], [d("x", "N", 3, 8, 6)], [d("y", *dims)], on_missing_shape="cpu")
-    match(IMAGE, [info("y", compiled)], [d("x", 1, 3, 8, 6)], [d("y", *dims)])
+PROVED = Splitting(True, "it is proved")
+
+
+def test_samples_are_judged_only_where_a_batch_could_be_cut():
+    asked = []
+
+    def judge():
+        asked.append(1)
+        return PROVED
+
+    def match_free(declared_in, declared_out, compiled=(1, 5), **given):
+        out = [info("y", compiled)]
+        return match(IMAGE, out, [d("x", *declared_in)], [d("y", *declared_out)], splitting=judge, **given).split
+
+    assert match_free((1, 3, 8, 6), (1, 5)) is None
+    assert match_free((1, 3, "h", "w"), ("N", 5)) is None
+    assert "without a free first axis" in match_free(("N", 3, 8, 6), (1, 5)).reason
+    assert "without a free first axis" in match_free(("N", 3, 8, 6), (), (1,)).reason
+    assert "output 'y' is [5]" in match_free(("N", 3, 8, 6), ("M",), (5,)).reason
+    assert match_free(("N", 3, 8, 6), ("N", 5), split_batch=False) == Splitting(
+        False, "the provider option split_batch=False states it"
+    )
+    assert asked == []
+    assert match_free(("N", 3, 8, 6), ("N", 5)) is PROVED
+    assert match_free((None, 3, 8, 6), (None, 5)) is PROVED
+    assert asked == [1, 1]
+
+
+def test_inputs_that_were_compiled_for_different_first_axes_are_no_batch():
+    pair = [info("a", (1, 4)), info("b", (3, 4))]
+    split = match(pair, [info("y", (1, 3))], [d("a", "n", 4), d("b", "m", 4)], [d("y", "n", "m")]).split
+    assert not split.allowed and "'a' and 'b' were compiled for first axes of 1 and 3" in split.reason
+
+
+@pytest.mark.parametrize(
+    "dims, out, compiled, text",
+    [
+        ((1, 3, 8, 6), (1, 5), (1, 5), r"input 'x' is \[1, 3, 8, 6\], without a free first axis"),
+        (("N", 3, 8, 6), (1, 5), (1, 5), r"output 'y' is \[1, 5\], without a free first axis"),
+        (("N", 3, 8, 6), ("N",), (5,), r"output 'y' is \[5\] in the compiled model, for a first axis of 1"),
+    ],
+)
+def test_a_batch_that_is_stated_must_be_one(dims, out, compiled, text):
+    with pytest.raises(OptionError, match=f"split_batch=True: {text}"):
+        match(IMAGE, [info("y", compiled)], [d("x", *dims)], [d("y", *out)], split_batch=True)
 
 
 def test_unnamed_free_dimensions():

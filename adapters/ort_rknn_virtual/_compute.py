@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ort_rknn._concurrency.interrupts import is_from_a_handler, raised_after
 from ort_rknn.adapter import AdapterError
+from ort_rknn.files import Disagreement, OnnxFileError, left_out
 
 from ._abi import COMPUTE, Tensor
 
@@ -64,6 +65,7 @@ class TwinCompute:
         self._twin: str | bytes | None = twin
         self._session: Any = None
         self._lock = threading.Lock()
+        self._left_out: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self.error: BaseException | None = None
         """The last exception that a run met; also in the log."""
         # A bound method here would make a cycle (callback -> self -> callback) and wait for the garbage collector.
@@ -80,19 +82,30 @@ class TwinCompute:
         feed = {tensor.name.decode(): _array(tensor) for tensor in inputs}
         names = [tensor.name.decode() for tensor in outputs]
         wanted = {port.name: port for port in session.get_inputs()}
-        missing = sorted(set(wanted) - set(feed)) + sorted({port.name for port in session.get_outputs()} ^ set(names))
-        if missing or set(feed) - set(wanted):
-            raise AdapterError(
-                f"the ONNX twin has inputs {sorted(wanted)} and outputs "
-                f"{[port.name for port in session.get_outputs()]}, the compiled model {sorted(feed)} and {names}"
-            )
-        times = _repeats(wanted, feed)
+        if set(wanted) != set(feed) or {port.name for port in session.get_outputs()} != set(names):
+            self._check_left_out(list(feed), names)
+        unread = {name: _zeros(port) for name, port in wanted.items() if name not in feed}
+        times = _repeats({name: port for name, port in wanted.items() if name in feed}, feed)
         pieces = [
-            session.run(names, {name: _fitted(wanted[name], value, times, i) for name, value in feed.items()})
+            session.run(names, {n: _fitted(wanted[n], value, times, i) for n, value in feed.items()} | unread)
             for i in range(times)
         ]
         for tensor, results in zip(outputs, zip(*pieces, strict=True), strict=True):
             _fill(tensor, results[0] if times == 1 else np.concatenate(results))
+
+    def _check_left_out(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """Raise AdapterError where the compiled model lacks more of the twin than a converter leaves out."""
+        key = (tuple(inputs), tuple(outputs))
+        if key == self._left_out:
+            return
+        twin = self._twin
+        if twin is None:
+            raise AdapterError("the model is closed")
+        try:
+            left_out(twin, inputs, outputs)
+        except (Disagreement, OnnxFileError, OSError) as error:
+            raise AdapterError(f"the ONNX twin is not that of the compiled model: {error}") from error
+        self._left_out = key
 
     def _open(self) -> Any:
         with self._lock:
@@ -138,6 +151,11 @@ def _array(tensor: Tensor) -> Array:
     if tensor.type == _BFLOAT16:
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array
+
+
+def _zeros(port: Any) -> Array:
+    """For an input that nothing reads."""
+    return np.zeros([size if isinstance(size, int) else 1 for size in port.shape], _ONNX_DTYPES[port.type])
 
 
 def _repeats(wanted: dict[str, Any], feed: dict[str, Array]) -> int:

@@ -1,20 +1,21 @@
 """Calls: from the shapes that a caller feeds to what is run for them.
 
 A compiled model runs the shapes that it was compiled for. What else is served is decided here, once per shape: several
-samples where the leading axis is free, the next compiled set with zeros around (``on_missing_shape="pad"``), or nothing
-at all, which leaves the call to the ONNX twin (``"cpu"``) or makes it an error.
+samples where they are independent (one run for so many as a set was compiled for, the last one filled up), the next
+compiled set with zeros around (``on_missing_shape="pad"``), both at once, or nothing at all, which leaves the call to
+the ONNX twin (``"cpu"``) or makes it an error.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .._errors import INVALID_ARGUMENT, ort_error
 from .._options import Options
 from ..adapter.contract import CallForm, PortForm, Shape
-from .signature import DTYPES, Signature
+from .signature import DTYPES, Port, Signature
 
 Shapes = tuple[Shape, ...]
 
@@ -26,21 +27,40 @@ class Call:
     form: CallForm
     """The form of one run on one context."""
     inputs: Shapes
-    """What the caller feeds for one sample."""
+    """What the caller feeds for one run."""
     outputs: Shapes
-    """What the caller gets for one sample."""
+    """What the caller gets of one run."""
     output_shapes: Shapes
-    """What the caller gets, all samples together."""
+    """What the caller gets, all runs together."""
     samples: int
-    """Runs that this call is made of; more than one where the caller's batch is a multiple of the compiled one."""
+    """Runs that this call is made of, :attr:`last` not counted; more than one where the caller's batch is cut."""
     input_strides: tuple[int, ...]
-    """Bytes per sample of each of the caller's inputs."""
+    """Bytes per run of each of the caller's inputs."""
     output_strides: tuple[int, ...]
-    """Bytes per sample of each of the caller's outputs."""
+    """Bytes per run of each of the caller's outputs."""
     direct: bool
     """The runtime reads and writes the caller's buffers themselves: nothing is converted above the seam."""
     padded: bool
     """The caller's shapes are smaller than the compiled ones."""
+    filled: bool = False
+    """Padded along the batch only, which is no shape that was missing."""
+    last: Call | None = None
+    """One more run, for the samples that are left and do not fill a compiled batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """How a compiled set could serve a call."""
+
+    index: int
+    samples: int | None
+    """Length of the first axis, which may be cut; None: not."""
+    batch: int
+    """Samples of one run."""
+    padded: bool
+    """Zeros are needed around other axes."""
+    volume: int
+    """Elements of all inputs of all runs."""
 
 
 #: Shapes for which a call is remembered; beyond it the oldest is forgotten.
@@ -87,67 +107,103 @@ class Calls:
         return call
 
     def _work_out(self, shapes: Shapes) -> Call | None:
-        signature, policy = self._signature, self._options.on_missing_shape
-        if shapes in signature.sets:
-            index = signature.sets.index(shapes)
-            return self._call(index, shapes, 1)
-        batch = signature.batch
-        if batch is not None and self._fits_batch(shapes, batch):
-            compiled = signature.sets[0]
-            return self._call(0, compiled, shapes[0][0] // batch)
-        if policy == "pad":
-            fitting = [i for i, group in enumerate(signature.sets) if self._can_pad(shapes, group)]
-            if fitting:
-                index = min(fitting, key=lambda i: sum(math.prod(s) for s in signature.sets[i]))
-                return self._call(index, shapes, 1)
-        if policy == "cpu":
+        signature = self._signature
+        for index, group in enumerate(signature.sets):
+            if self._same(shapes, group):
+                return self._call(index, shapes)
+        fits = [fit for fit in (self._fit(k, shapes) for k in range(len(signature.sets))) if fit is not None]
+        if fits:
+            return self._serve(min(fits, key=lambda fit: (fit.padded, fit.volume, -fit.batch)), shapes)
+        if self._options.on_missing_shape == "cpu":
             return None
         raise ort_error(INVALID_ARGUMENT, self._refusal(shapes))
 
-    def _fits_batch(self, shapes: Shapes, batch: int) -> bool:
-        """Whether these are the compiled shapes but for a common multiple of the compiled batch."""
-        leading = {shape[0] for shape in shapes}
-        rest_fits = all(s[1:] == c[1:] for s, c in zip(shapes, self._signature.sets[0]))
-        return rest_fits and len(leading) == 1 and shapes[0][0] % batch == 0
+    def _same(self, shapes: Shapes, group: Shapes) -> bool:
+        """Whether these are a compiled set's shapes. What the model does without may have any."""
+        return all(s == c for p, s, c in zip(self._signature.inputs, shapes, group) if p.on_npu)
 
-    def _can_pad(self, shapes: Shapes, group: Shapes) -> bool:
+    def _fit(self, index: int, shapes: Shapes) -> _Fit | None:
+        """How set ``index`` could serve these shapes; None: it cannot."""
+        group = self._signature.sets[index]
+        lengths = {shape[0] for port, shape in zip(self._signature.inputs, shapes) if port.on_npu and shape}
+        samples = lengths.pop() if self._signature.splits and len(lengths) == 1 else None
+        padded = False
         for port, shape, compiled in zip(self._signature.inputs, shapes, group):
-            axes = self._options.pad_axes.get(port.name, self._options.pad_axes.get("*", ()))
+            if not port.on_npu:
+                continue
             if len(shape) != len(compiled):
-                return False
-            if any(n != m and (axis not in axes or n > m) for axis, (n, m) in enumerate(zip(shape, compiled))):
-                return False
-        return True
+                return None
+            axes = self._pad_axes(port.name)
+            for axis, (length, whole) in enumerate(zip(shape, compiled)):
+                if length == whole or (axis == 0 and samples is not None):
+                    continue
+                if length > whole or axis not in axes:
+                    return None
+                padded = True
+        batch = group[0][0] if samples is not None else 1
+        runs = -(-samples // batch) if samples is not None else 1
+        return _Fit(index, samples, batch, padded, runs * sum(math.prod(s) for s in group))
 
-    def _call(self, index: int, inputs: Shapes, samples: int) -> Call:
+    def _pad_axes(self, name: str) -> tuple[int, ...]:
+        if self._options.on_missing_shape != "pad":
+            return ()
+        return self._options.pad_axes.get(name, self._options.pad_axes.get("*", ()))
+
+    def _serve(self, fit: _Fit, shapes: Shapes) -> Call:
+        """The runs of a call: full ones, and one for the samples that are left."""
+        if fit.samples is None:
+            return self._call(fit.index, shapes)
+        full, left = divmod(fit.samples, fit.batch)
+        last = self._call(fit.index, self._part(shapes, left), left) if left else None
+        if full == 0 and last is not None:
+            return last
+        one = self._call(fit.index, self._part(shapes, fit.batch), fit.batch)
+        together = tuple(
+            s if p.constant is not None else (fit.samples, *s[1:]) for p, s in zip(self._signature.outputs, one.outputs)
+        )
+        return replace(one, samples=full, output_shapes=together, last=last)
+
+    def _part(self, shapes: Shapes, samples: int) -> Shapes:
+        return tuple((samples, *s[1:]) if p.on_npu else s for p, s in zip(self._signature.inputs, shapes))
+
+    def _call(self, index: int, inputs: Shapes, samples: int | None = None) -> Call:
+        """One run of set ``index``; ``samples`` of it are the caller's where a batch is cut."""
         signature = self._signature
+        compiled = signature.sets[index]
         chosen = index if signature.dynamic else None
-        outputs = self._cropped(inputs, signature.sets[index], self._output_shapes[chosen])
+        outputs = self._cropped(inputs, compiled, self._output_shapes[chosen], samples)
         form = self._forms.get(chosen)
         if form is None:
-            form = self._forms.setdefault(chosen, self._form(chosen, signature.sets[index]))
+            form = self._forms.setdefault(chosen, self._form(chosen, compiled))
         return Call(
             form=form,
             inputs=inputs,
             outputs=outputs,
-            output_shapes=outputs if samples == 1 else tuple((s[0] * samples, *s[1:]) for s in outputs),
-            samples=samples,
-            input_strides=tuple(nbytes(s, p.dtype) for p, s in zip(signature.inputs, inputs)),
-            output_strides=tuple(nbytes(s, p.dtype) for p, s in zip(signature.outputs, outputs)),
-            direct=self._direct and inputs == signature.sets[index],
-            padded=inputs != signature.sets[index],
+            output_shapes=outputs,
+            samples=1,
+            input_strides=tuple(nbytes(s, p.dtype) if p.on_npu else 0 for p, s in zip(signature.inputs, inputs)),
+            output_strides=tuple(
+                nbytes(s, p.dtype) if p.constant is None else 0 for p, s in zip(signature.outputs, outputs)
+            ),
+            direct=self._direct and self._same(inputs, compiled),
+            padded=not self._same(inputs, compiled),
+            filled=samples is not None and self._same(inputs, self._part(compiled, samples)),
         )
 
-    def _cropped(self, inputs: Shapes, compiled: Shapes, given: Shapes) -> Shapes:
-        """The caller's output shapes: an axis that the ONNX calls by the name of a padded input axis is cut back."""
+    def _cropped(self, inputs: Shapes, compiled: Shapes, given: Shapes, samples: int | None) -> Shapes:
+        """The caller's output shapes: an axis that the ONNX calls by the name of a padded input axis is cut back, and
+        where a batch is cut the first axis is the number of its ``samples``."""
         cut: dict[str, tuple[int, int]] = {}
         for port, shape, group in zip(self._signature.inputs, inputs, compiled):
-            for dim, length, whole in zip(port.dims, shape, group):
+            for dim, length, whole in zip(port.dims, shape, group) if port.on_npu else ():
                 if isinstance(dim, str) and length != whole:
                     cut[dim] = (length, whole)
         outputs = []
         for port in self._signature.outputs:
-            shape = given[port.index]
+            if port.constant is not None:
+                outputs.append(port.constant.shape)
+                continue
+            shape = given[self._index(port)]
             if len(shape) != len(port.dims):
                 outputs.append(tuple(d for d in port.dims if isinstance(d, int)))
                 continue
@@ -155,19 +211,27 @@ class Calls:
             for dim, length in zip(port.dims, shape):
                 short, whole = cut.get(dim, (length, length)) if isinstance(dim, str) else (length, length)
                 dims.append(short if whole == length else length)
-            outputs.append(tuple(dims))
+            outputs.append(tuple(dims) if samples is None else (samples, *dims[1:]))
         return tuple(outputs)
+
+    def _index(self, port: Port) -> int:
+        """Of the model's output behind a port."""
+        return port.index if port.copy_of is None else self._signature.outputs[port.copy_of].index
 
     def _form(self, chosen: int | None, inputs: Shapes) -> CallForm:
         """In the model's own order; ``inputs`` in the signature's."""
         in_forms: dict[int, PortForm] = {}
         for port, shape in zip(self._signature.inputs, inputs):
+            if not port.on_npu:
+                continue
             wire = shape
             if port.layout == "NCHW" and port.wire_layout == "NHWC":
                 wire = (shape[0], shape[2], shape[3], shape[1])
             in_forms[port.index] = PortForm(port.wire_dtype, port.wire_layout, wire, nbytes(wire, port.wire_dtype))
         out_forms: dict[int, PortForm] = {}
         for port in self._signature.outputs:
+            if not port.on_npu:
+                continue
             shape = self._output_shapes[chosen][port.index]
             out_forms[port.index] = PortForm(port.wire_dtype, port.info.layout, shape, nbytes(shape, port.wire_dtype))
         return CallForm(
@@ -175,15 +239,24 @@ class Calls:
         )
 
     def _refusal(self, shapes: Shapes) -> str:
-        known = "; ".join(self.spell(group) for group in self._signature.sets)
+        signature, policy = self._signature, self._options.on_missing_shape
+        known = "; ".join(self.spell(group) for group in signature.sets)
         text = f"{self._label}: no shape set was compiled for {self.spell(shapes)}. Compiled are: {known}"
-        if self._signature.batch is not None:
-            text += f", and any common multiple of the leading {self._signature.batch}"
-        if self._options.on_missing_shape == "pad":
-            text += (
-                f". No set is larger in the axes of pad_axes ({dict(self._options.pad_axes)}) and equal in the others"
-            )
+        if signature.splits:
+            return f"{text}, with any number of samples in place of the first axis" + self._of_padding()
+        text += self._of_padding()
+        if signature.split is not None:
+            text += f". The call is not cut into runs along the first axis, because {signature.split.reason}"
+            if signature.split.can_be_stated:
+                text += "; where its samples are independent, the provider option split_batch=True says so"
+        if policy == "error":
+            text += ". Provider option on_missing_shape='cpu' runs such calls on the ONNX twin, 'pad' fills them up"
         return text
+
+    def _of_padding(self) -> str:
+        if self._options.on_missing_shape != "pad":
+            return ""
+        return f". No set is larger in the axes of pad_axes ({dict(self._options.pad_axes)}) and equal in the others"
 
     def spell(self, group: Sequence[Shape]) -> str:
         """Shapes for messages: "x: [1, 3, 32, 32]"."""

@@ -27,18 +27,26 @@ class Scratch:
     call is padded.
     """
 
-    __slots__ = ("caller_inputs", "caller_outputs", "inputs", "outputs")
+    __slots__ = ("_reads", "_writes", "caller_inputs", "caller_outputs", "inputs", "outputs")
 
     def __init__(self, form: CallForm, signature: Signature, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> None:
         self.caller_inputs = tuple(inputs)
         self.caller_outputs = tuple(outputs)
+        self._reads = len(form.inputs)
+        self._writes = len(form.outputs)
         self.inputs: list[NDArray[np.generic] | None] = []
         for port, shape in zip(signature.inputs, inputs):
+            if not port.on_npu:
+                self.inputs.append(None)
+                continue
             wire = form.inputs[port.index].shape
             needed = port.converts or math.prod(wire) != math.prod(shape)
             self.inputs.append(np.empty(wire, port.wire_dtype) if needed else None)
         self.outputs: list[NDArray[np.generic] | None] = []
         for port, shape in zip(signature.outputs, outputs):
+            if not port.on_npu:
+                self.outputs.append(None)
+                continue
             wire = form.outputs[port.index].shape
             needed = port.converts or math.prod(wire) != math.prod(shape)
             self.outputs.append(np.empty(wire, port.wire_dtype) if needed else None)
@@ -46,8 +54,10 @@ class Scratch:
     def fill(self, signature: Signature, inputs: Sequence[int]) -> list[int]:
         """Convert the caller's inputs where they need it; the addresses that the runtime reads, in the model's
         order."""
-        addresses = [0] * len(inputs)
+        addresses = [0] * self._reads
         for port, wire, shape, address in zip(signature.inputs, self.inputs, self.caller_inputs, inputs):
+            if not port.on_npu:
+                continue
             if wire is None:
                 addresses[port.index] = address
             else:
@@ -57,17 +67,23 @@ class Scratch:
 
     def output_addresses(self, signature: Signature, outputs: Sequence[int]) -> list[int]:
         """Where the runtime writes, in the model's order."""
-        addresses = [0] * len(outputs)
+        addresses = [0] * self._writes
         for port, wire, address in zip(signature.outputs, self.outputs, outputs):
-            addresses[port.index] = address if wire is None else wire.ctypes.data
+            if port.on_npu:
+                addresses[port.index] = address if wire is None else wire.ctypes.data
         return addresses
 
     def read(self, signature: Signature, outputs: Sequence[int]) -> None:
-        """Convert what the runtime wrote to what the caller asked for."""
+        """Convert what the runtime wrote to what the caller asked for, and write what the model lacks."""
         for port, wire, shape, address in zip(signature.outputs, self.outputs, self.caller_outputs, outputs):
             if wire is not None:
                 part = wire[_region(shape)] if len(shape) == wire.ndim else wire.reshape(shape)
                 np.copyto(view(address, shape, port.dtype), part, casting="unsafe")
+        for port, shape, address in zip(signature.outputs, self.caller_outputs, outputs):
+            if port.constant is not None:
+                np.copyto(view(address, shape, port.dtype), port.constant)
+            elif port.copy_of is not None:
+                np.copyto(view(address, shape, port.dtype), view(outputs[port.copy_of], shape, port.dtype))
 
 
 def view(address: int, shape: Sequence[int], dtype: str) -> NDArray[np.generic]:

@@ -123,7 +123,7 @@ class Executor:
         Blocks; the GIL is released while the NPU works. Raises RuntimeException naming the model, the core and the
         RKNN error code. The outputs then hold nothing that may be read.
         """
-        if call.samples == 1:
+        if call.samples == 1 and call.last is None:
             self._run_one(call, inputs, outputs)
         else:
             self._run_samples(call, inputs, outputs)
@@ -189,19 +189,21 @@ class Executor:
         return self._cpu_twin.run(self.signature, shapes, inputs)
 
     def _run_samples(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """One run per sample, over all contexts at once; the caller's own thread takes part."""
+        """The runs of a batch, over all contexts at once; the caller's own thread takes part."""
+        last = call.last
+        runs = call.samples if last is None else call.samples + 1
 
         number = self.numbers.get(threading.get_ident())
 
         def one(k: int) -> None:
             self._run_one(
-                call,
+                call if last is None or k < call.samples else last,
                 [address + k * stride for address, stride in zip(inputs, call.input_strides)],
                 [address + k * stride for address, stride in zip(outputs, call.output_strides)],
                 None if number is None else self._lane(number + k),
             )
 
-        numbers = iter(range(call.samples))
+        numbers = iter(range(runs))
         lock = threading.Lock()
         failed: list[BaseException] = []
 
@@ -220,7 +222,7 @@ class Executor:
         others: list[Future[None]] = []
         try:
             try:
-                self._let_others_help(work, min(call.samples, self.dispatch.contexts) - 1, others)
+                self._let_others_help(work, min(runs, self.dispatch.contexts) - 1, others)
                 work()
             finally:
                 # Nobody may still write into the caller's buffers when this returns.
@@ -370,7 +372,7 @@ class _Work:
             self._pacer.record(time.perf_counter() - started)
 
     def _converted(self, lease: Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        if call.padded:
+        if call.padded and not call.filled:
             lease.padded += 1
         signature = self._signature
         scratch = None if call.padded else lease.scratch.get(call.form)

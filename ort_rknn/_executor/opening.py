@@ -6,14 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 from .._errors import FAIL, OptionError, ort_error
 from .._options import Options
 from .._planning.discovery import Found
 from ..adapter.contract import AdapterError, LoadSettings, Model, ModelSource, SettingError
-from ..files import RknnFile
+from ..files import Origin, RknnFile
 from ..files.pinned import Pinned
+from .batches import judge_splitting
 from .dispatch import resolve
+from .evidence import OnnxEvidence
 from .executor import Executor
 from .signature import DTYPE_OF_ELEMENT, Declared, Dim, Normalisation, negotiate, override
 
@@ -124,7 +127,17 @@ def open_executor(
             if inputs is None or outputs is None:
                 inputs = [Declared(i.name, i.dtype, _reported(i.shape, i.layout)) for i in model.inputs]
                 outputs = [Declared(o.name, o.dtype, o.shape) for o in model.outputs]
-            signature = negotiate(model, inputs, outputs, options, normalisation=normalisations(file), label=label)
+            origin = Origin.parse(file.custom_string) if file is not None else None
+            signature = negotiate(
+                model,
+                inputs,
+                outputs,
+                options,
+                normalisation=normalisations(file),
+                splitting=partial(judge_splitting, options.split_batch, origin, twin),
+                evidence=OnnxEvidence(twin, inputs, origin) if twin is not None else None,
+                label=label,
+            )
         except AdapterError as error:
             raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error
         if overridden:

@@ -8,13 +8,20 @@ when the session is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from .._errors import FAIL, OptionError, ort_error
 from .._options import INPUT_DTYPES, Options
 from ..adapter.contract import Layout, Model, Shape, TensorInfo
+from .batches import Splitting, leads_free, may_split
+from .matching import Evidence, confirm, fits, in_models_order, serve
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Dim = int | str | None
 
@@ -66,17 +73,26 @@ class Port:
     """What the runtime is given or gives: equal to ``dtype`` where nothing needs to be converted above the seam."""
     info: TensorInfo
     index: int
-    """Index among the model's own inputs or outputs."""
+    """Index among the model's own inputs or outputs; -1: the model has no such tensor, and it is served without it."""
     wire_layout: Layout
     """What the runtime is given or gives: differs from ``layout`` where axes are exchanged above the seam."""
     onnx_dtype: str
     """The dtype that the ONNX declares."""
     normalisation: Normalisation | None = None
     """What the runtime does to what it is fed."""
+    constant: NDArray[np.generic] | None = None
+    """Of an output that the model lacks because it never changes: its value."""
+    copy_of: int | None = None
+    """Of an output that is a second name: the number of the output (in the signature's order) that it repeats."""
 
     def takes(self, shape: Shape) -> bool:
         """Whether a tensor of this shape is one that the dims allow."""
         return len(shape) == len(self.dims) and all(not isinstance(d, int) or d == n for d, n in zip(self.dims, shape))
+
+    @property
+    def on_npu(self) -> bool:
+        """Whether the runtime reads or writes it; else the compiled model does without it."""
+        return self.index >= 0 and self.copy_of is None
 
     @property
     def denormalises(self) -> bool:
@@ -100,13 +116,18 @@ class Signature:
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    batch: int | None = None
-    """The compiled batch where the leading axis is free (any multiple of it runs), else None."""
+    split: Splitting | None = None
+    """May a call be cut into runs along the first axis? None: some input has no free first axis, so nobody asks."""
     sets: tuple[tuple[Shape, ...], ...] = ()
     """The compiled sets: one shape per input, in the caller's axis order. A static model has one."""
     dynamic: bool = False
     """The model has shape sets to choose from."""
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def splits(self) -> bool:
+        """A call of any number of samples is cut into runs of a compiled set's number."""
+        return self.split is not None and self.split.allowed
 
 
 def override(
@@ -125,7 +146,7 @@ def override(
         return _caller_order(dims, port.layout) if len(dims) == len(port.dims) else port.dims
 
     if on_missing_shape == "error" and not any(
-        all(_agrees(fixed(p), shape, signature.batch) for p, shape in zip(signature.inputs, one))
+        all(_agrees(fixed(p), shape, signature.splits) for p, shape in zip(signature.inputs, one))
         for one in signature.sets
     ):
         asked = ", ".join(f"{port.name} {list(fixed(port))}" for port in signature.inputs)
@@ -149,10 +170,9 @@ def override(
     return replace(signature, inputs=inputs, outputs=outputs)
 
 
-def _agrees(dims: Sequence[Dim], shape: Shape, batch: int | None) -> bool:
+def _agrees(dims: Sequence[Dim], shape: Shape, splits: bool) -> bool:
     return len(dims) != len(shape) or all(
-        not isinstance(d, int) or (d % batch == 0 if batch and axis == 0 else d == n)
-        for axis, (d, n) in enumerate(zip(dims, shape))
+        not isinstance(d, int) or d == n or (splits and axis == 0) for axis, (d, n) in enumerate(zip(dims, shape))
     )
 
 
@@ -177,10 +197,6 @@ def _caller_shape(compiled: Shape, layout: Layout, port: Port) -> Shape:
     return tuple(d for d in shape if isinstance(d, int))
 
 
-def _squeezed(shape: Sequence[Dim]) -> list[Dim]:
-    return [d for d in shape if d != 1]
-
-
 def pick(options: Mapping[str, str], name: str, key: str, names: Sequence[str]) -> str | None:
     """What a per-input option says of the input ``name``. Raises OptionError where it names one that is not there."""
     for asked in options:
@@ -203,31 +219,6 @@ def _check_pad_axes(pad_axes: Mapping[str, Sequence[int]], ports: Sequence[Port]
                 )
 
 
-def _by_name(infos: Sequence[TensorInfo], declared: Sequence[Declared], what: str, label: str) -> list[int]:
-    """For each declared value the index of the model's tensor: by name, else (all names foreign) by position."""
-    names = [info.name for info in infos]
-    wanted = [value.name for value in declared]
-    if len(infos) == len(declared):
-        if set(names) == set(wanted):
-            return [names.index(name) for name in wanted]
-        if not set(names) & set(wanted):
-            return list(range(len(names)))
-    raise ort_error(
-        FAIL,
-        f"{label}: the compiled model has the {what}s {names}, the ONNX has {wanted}; "
-        "it was compiled from another model: convert it again",
-    )
-
-
-def _fits(declared: Sequence[Dim], compiled: Sequence[Dim]) -> bool:
-    """Whether a compiled shape is one that the ONNX allows (axes of length 1 may come and go)."""
-    if len(declared) == len(compiled):
-        return all(not isinstance(d, int) or not isinstance(c, int) or d == c for d, c in zip(declared, compiled))
-    if all(isinstance(d, int) for d in declared):
-        return _squeezed(declared) == _squeezed(compiled)
-    return False
-
-
 def negotiate(
     model: Model,
     inputs: Sequence[Declared],
@@ -235,34 +226,40 @@ def negotiate(
     options: Options,
     *,
     normalisation: Mapping[str, Normalisation] | None = None,
+    splitting: Callable[[], Splitting] | None = None,
+    evidence: Evidence | None = None,
     label: str = "model",
 ) -> Signature:
     """Match the declared signature with the loaded model.
 
+    ``splitting`` judges whether samples are independent, ``evidence`` is what the ONNX itself says of what the model
+    lacks and of its outputs' shapes; both are asked only where the declarations do not settle it.
+
     Raises Fail where the compiled model is not one of this ONNX (names, shapes), OptionError where ``layout``,
-    ``input_dtype``, ``output_dtype`` or ``pad_axes`` ask for what is not there. All is found here and not at a run.
+    ``input_dtype``, ``output_dtype``, ``pad_axes`` or ``split_batch`` ask for what is not there. All is found here and
+    not at a run.
     """
     names = [value.name for value in inputs]
     notes: list[str] = []
     sets = model.shape_sets or (tuple(onnx_order(i.shape, i.layout) for i in model.inputs),)
     out_sets = [model.output_shapes(k if model.shape_sets else None) for k in range(len(sets))]
-    in_order = _by_name(model.inputs, inputs, "input", label)
-    out_order = _by_name(model.outputs, outputs, "output", label)
+    served = serve(model, inputs, outputs, evidence, label)
+    real_in = [v for v in inputs if v.name not in served.unread]
+    real_out = [v for v in outputs if v.name not in served.constants and v.name not in served.copies]
+    in_order = in_models_order(model.inputs, sets, real_in, "input", label, by_place=evidence is None)
+    out_order = in_models_order(model.outputs, out_sets, real_out, "output", label, by_place=evidence is None)
+    notes += served.notes
 
     keep_free = options.on_missing_shape != "error"
-    batch = _free_batch(inputs, outputs, sets, out_sets, in_order, out_order, dynamic=bool(model.shape_sets))
-    if batch is None and any(_leads_free(v) for v in inputs) and not model.shape_sets:
-        if inputs and all(_leads_free(v) for v in inputs) and not keep_free:
-            _need_batch_axes(outputs, label)
-        notes.append(
-            "the ONNX leaves the leading axis free, but not every input and output has it: compiled shape only"
-        )
+    split = may_split(real_in, real_out, sets, out_sets, in_order, out_order, options, splitting)
+    if split is None and any(leads_free(v) for v in real_in) and not model.shape_sets:
+        notes.append("the ONNX leaves the leading axis free, but not that of every input: compiled shape only")
 
     in_ports: list[Port] = []
     layouts: list[Layout] = []
-    for value, index in zip(inputs, in_order):
+    for value, index in zip(real_in, in_order):
         info = model.inputs[index]
-        compiled = _merge_dims(value, [s[index] for s in sets], batch is not None, keep_free, "input", label)
+        compiled = _merge_dims(value, [s[index] for s in sets], split is not None, keep_free, "input", label)
         asked = pick(options.layout, value.name, "layout", names)
         layout: Layout = "UNDEFINED"
         wire_layout: Layout = "UNDEFINED"
@@ -288,73 +285,103 @@ def negotiate(
         dims = _caller_order(compiled, layout)
         in_ports.append(Port(value.name, dtype, dims, layout, wire, info, index, wire_layout, value.dtype, norm))
 
+    caller_sets = [
+        [_caller_shape(s[index], layout, port) for index, layout, port in zip(in_order, layouts, in_ports)]
+        for s in sets
+    ]
+    for place, value in enumerate(inputs):
+        if value.name in served.unread:
+            in_ports.insert(place, _unread(value, options, names))
+            lengths = [_lengths(real_in, in_order, s) for s in sets]
+            for one, known in zip(caller_sets, lengths):
+                one.insert(place, tuple(_length(d, known) for d in in_ports[place].dims))
     _check_pad_axes(options.pad_axes, in_ports)
 
+    stale = [v for v, index in zip(real_out, out_order) if v.dims and not all(fits(v.dims, s[index]) for s in out_sets)]
+    if stale and evidence is not None:
+        confirm(evidence, stale, real_in, real_out, in_order, out_order, sets, out_sets, label)
+        notes += [
+            f"output {v.name!r} is declared as {list(v.dims or ())}, but the ONNX's own graph gives the compiled shape"
+            for v in stale
+        ]
     out_ports: list[Port] = []
-    for value, index in zip(outputs, out_order):
+    for value, index in zip(real_out, out_order):
         info = model.outputs[index]
-        dims = _merge_dims(value, [s[index] for s in out_sets], batch is not None, keep_free, "output", label)
+        declared = value
+        if value in stale and evidence is not None:
+            declared = replace(value, dims=(None,) * len(out_sets[0][index]))
+        dims = _merge_dims(declared, [s[index] for s in out_sets], split is not None, keep_free, "output", label)
         dtype, wire = _output_dtypes(value, info, options.output_dtype, label)
         out_ports.append(Port(value.name, dtype, dims, "UNDEFINED", wire, info, index, "UNDEFINED", value.dtype))
-
-    caller_sets = tuple(
-        tuple(_caller_shape(s[index], layout, port) for index, layout, port in zip(in_order, layouts, in_ports))
-        for s in sets
+    for place, value in enumerate(outputs):
+        if value.name in served.constants:
+            out_ports.insert(place, _constant(value, served.constants[value.name], options.output_dtype))
+    for place, value in enumerate(outputs):
+        if value.name in served.copies:
+            source = next(p for p in out_ports if p.name == served.copies[value.name])
+            out_ports.insert(place, replace(source, name=value.name, index=-1))
+    places = {port.name: place for place, port in enumerate(out_ports)}
+    out_ports = [replace(p, copy_of=places[served.copies[p.name]]) if p.name in served.copies else p for p in out_ports]
+    return Signature(
+        tuple(in_ports),
+        tuple(out_ports),
+        split,
+        tuple(map(tuple, caller_sets)),
+        bool(model.shape_sets),
+        tuple(notes),
     )
-    return Signature(tuple(in_ports), tuple(out_ports), batch, caller_sets, bool(model.shape_sets), tuple(notes))
 
 
-def _leads_free(value: Declared) -> bool:
-    return bool(value.dims) and not isinstance(value.dims[0], int)  # type: ignore[index]
+def _unread(value: Declared, options: Options, names: Sequence[str]) -> Port:
+    """An input that the compiled model lacks because nothing reads it."""
+    dims = value.dims or ()
+    layout: Layout = "UNDEFINED"
+    if len(dims) == 4:
+        layout = "NHWC" if pick(options.layout, value.name, "layout", names) == "NHWC" else "NCHW"
+    dtype = pick(options.input_dtype, value.name, "input_dtype", names) or value.dtype
+    shape = tuple(d if isinstance(d, int) else 1 for d in dims)
+    info = TensorInfo(value.name, shape, dtype, "UNDEFINED")
+    return Port(value.name, dtype, _caller_order(dims, layout), layout, dtype, info, -1, layout, value.dtype)
 
 
-def _need_batch_axes(outputs: Sequence[Declared], label: str) -> None:
-    """All inputs take any batch: so must the outputs, or the samples' results could not be put together."""
-    for value in outputs:
-        if value.dims is not None and not _leads_free(value):
-            raise ort_error(
-                FAIL,
-                f"{label}: the ONNX takes any batch, but output {value.name!r} is {list(value.dims)}, without an axis "
-                "for it, so a batch's samples cannot be put together. on_missing_shape='cpu' runs the compiled batch "
-                "on the NPU and any other on the CPU; an ONNX with a fixed batch (python -m "
-                "onnxruntime.tools.make_dynamic_shape_fixed) runs that one only",
-            )
+def _constant(value: Declared, array: NDArray[np.generic], asked: Literal["onnx", "float32", "native"]) -> Port:
+    """An output that the compiled model lacks because it never changes."""
+    dtype = "float32" if asked == "float32" else value.dtype
+    array = np.ascontiguousarray(array, dtype).reshape(array.shape)
+    info = TensorInfo(value.name, array.shape, dtype, "UNDEFINED")
+    return Port(value.name, dtype, array.shape, "UNDEFINED", dtype, info, -1, "UNDEFINED", value.dtype, constant=array)
 
 
-def _free_batch(
-    inputs: Sequence[Declared],
-    outputs: Sequence[Declared],
-    sets: Sequence[tuple[Shape, ...]],
-    out_sets: Sequence[tuple[Shape, ...]],
-    in_order: Sequence[int],
-    out_order: Sequence[int],
-    *,
-    dynamic: bool,
-) -> int | None:
-    """The compiled batch if the leading axis of every input and output is free in the ONNX and equal in the model."""
-    if dynamic:
-        return None
-    shapes = [sets[0][i] for i in in_order] + [out_sets[0][i] for i in out_order]
-    for value, shape in zip([*inputs, *outputs], shapes):
-        if not value.dims or isinstance(value.dims[0], int) or len(shape) != len(value.dims):
-            return None
-    leading = {shape[0] for shape in shapes}
-    return leading.pop() if len(leading) == 1 else None
+def _lengths(inputs: Sequence[Declared], order: Sequence[int], shapes: Sequence[Shape]) -> dict[str, int]:
+    """The lengths that a compiled set gives to the ONNX's symbols."""
+    return {
+        dim: length
+        for value, index in zip(inputs, order)
+        for dim, length in zip(value.dims or (), shapes[index])
+        if isinstance(dim, str)
+    }
+
+
+def _length(dim: Dim, known: Mapping[str, int]) -> int:
+    return dim if isinstance(dim, int) else known.get(dim or "", 1)
 
 
 def _merge_dims(
     value: Declared,
     compiled: Sequence[Shape],
-    free_batch: bool,
+    keep_first: bool,
     keep_free: bool,
     what: Literal["input", "output"],
     label: str,
 ) -> tuple[Dim, ...]:
-    """The ONNX's dims with an integer wherever every compiled set agrees and neither batching nor a policy for missing
-    shapes (``keep_free``) can change it."""
+    """The ONNX's dims, with an integer wherever every compiled set agrees and a call cannot differ.
+
+    All stay free where a policy covers missing shapes (``keep_free``). A free first axis that might be a batch stays
+    free too (``keep_first``): then a refusal is ours, and names what was compiled.
+    """
     dims: Sequence[Dim] = value.dims if value.dims is not None else compiled[0]
     for shape in compiled:
-        if not _fits(dims, shape):
+        if not fits(dims, shape):
             raise ort_error(
                 FAIL,
                 f"{label}: {what} {value.name!r} is {list(dims)} in the ONNX, but {list(shape)} in the compiled model; "
@@ -365,7 +392,7 @@ def _merge_dims(
     merged: list[Dim] = []
     for axis, dim in enumerate(dims):
         lengths = {shape[axis] for shape in compiled}
-        fixed = len(lengths) == 1 and not (free_batch and axis == 0)
+        fixed = len(lengths) == 1 and not (keep_first and axis == 0 and not isinstance(dim, int))
         merged.append(lengths.pop() if fixed else dim)
     return tuple(merged)
 

@@ -9,6 +9,7 @@ import onnxruntime
 from .._options import PROVIDER
 
 if TYPE_CHECKING:
+    from .._executor.batches import Splitting
     from .._executor.executor import Executor
     from .start import State
 
@@ -54,6 +55,9 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
     signature = executor.signature
     for what, ports in (("input", signature.inputs), ("output", signature.outputs)):
         for port in ports:
+            if not port.on_npu:
+                lines.append(f"{what + ':':<11}{port.name} {port.dtype} {list(port.dims)}, not in the compiled model")
+                continue
             compiled = f"{port.info.dtype} {list(port.info.shape)}"
             quantised = port.info.quantisation
             if quantised is not None:
@@ -61,10 +65,8 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
             lines.append(f"{what + ':':<11}{port.name} {port.dtype} {list(port.dims)}, compiled {compiled}")
     for group in signature.sets if signature.dynamic else ():
         lines.append("shape set: " + ", ".join(f"{p.name} {list(s)}" for p, s in zip(signature.inputs, group)))
-    if signature.batch is not None:
-        lines.append(
-            f"batch:     any multiple of the compiled {signature.batch}; samples go over the cores in parallel"
-        )
+    if signature.split is not None:
+        lines.append(_of_batches(executor, signature.split))
     for label, counts in executor.counters().items():
         lines.append(f"counter:   {label}: {counts['runs']} runs, {counts['errors']} errors")
     missing = executor.missing_shapes()
@@ -79,3 +81,12 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
     for note in signature.notes:
         lines.append(f"note:      {note}")
     return lines
+
+
+def _of_batches(executor: Executor, split: Splitting) -> str:
+    if not split.allowed:
+        return f"batch:     never cut into runs along the first axis, because {split.reason}"
+    compiled = dict.fromkeys(group[0][0] for group in executor.signature.sets)
+    lengths = " or ".join(map(str, compiled))
+    how = "one after the other" if executor.dispatch.contexts == 1 else "over the cores in parallel"
+    return f"batch:     any number of samples, cut into runs of {lengths} {how}, because {split.reason}"

@@ -4,9 +4,11 @@
   take a path or bytes, touch only the small parts, and bound whatever they take from the file.
 * :func:`ep_context_model`: the ONNX model that carries a compiled one through onnxruntime.
 * :func:`find_twins`, :func:`judge_twin`: which compiled model lies beside an ONNX, and whether it may be used.
+* :func:`left_out`: what a converter left out of a compiled model and the ONNX still has.
 * :class:`Origin`, :func:`is_stale`: which ONNX a compiled model was made from, and whether that has changed since.
 """
 
+from .left_out import Disagreement, LeftOut, left_out
 from .onnx_model import DTYPES, Dimension, EpContextNode, OnnxFileError, OnnxModel, OnnxValue, is_onnx, read_onnx
 from .origin import FileRecord, Origin, is_stale
 from .rknn import RknnFile, RknnFileError, RknnTensor, is_rknn, is_rknpu3, read_rknn
@@ -16,8 +18,10 @@ from .wrapper import ModelFields, ValueFields, ep_context_model, identity_model
 __all__ = [
     "DTYPES",
     "Dimension",
+    "Disagreement",
     "EpContextNode",
     "FileRecord",
+    "LeftOut",
     "ModelFields",
     "OnnxFileError",
     "OnnxModel",
@@ -36,6 +40,7 @@ __all__ = [
     "is_rknpu3",
     "is_stale",
     "judge_twin",
+    "left_out",
     "onnx_twin_names",
     "read_onnx",
     "read_rknn",

@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 import ort_rknn
 from ort_rknn import FallbackWarning, NpuUnavailable
 from ort_rknn._ep import kernel
+from ort_rknn_virtual._standin import stand_in
 
 
 def test_mixed_graph_embedded(npu, blob, session_on):
@@ -219,7 +220,8 @@ def test_what_nobody_reads_has_a_place_as_long_as_the_run(npu, blob, monkeypatch
     npu.gates[1] = threading.Event()
     value = [tensor(name, (None, 3)) for name in "xyz"]
     node = context_node(["x"], ["y", "z"], blob)
-    session = plain_session(model([node], value[:1], value[1:2], value_info=value[2:]), {"schedule": "auto"})
+    given = {"schedule": "auto", "split_batch": True}
+    session = plain_session(model([node], value[:1], value[1:2], value_info=value[2:]), given)
     with ThreadPoolExecutor(1) as pool:
         try:
             held = pool.submit(session.run, None, {"x": np.zeros((1, 3), np.float32)})
@@ -298,10 +300,33 @@ def test_shapes_are_checked_where_onnxruntime_does_not(npu, blob, session_on):
     session = session_on(made)
     np.testing.assert_array_equal(session.run(None, {"X": X})[0], -X)
     for wrong in (X.T.copy(), X[:1], X[:0], np.zeros((4, 3), np.float32)):
-        if wrong.shape[0] % 2 == 0 and wrong.shape[1] == 3:
-            continue  # a multiple of the compiled batch
-        with pytest.raises(state.InvalidArgument, match=r"shape|leading axes"):
+        with pytest.raises(state.InvalidArgument, match="shape"):
             session.run(None, {"X": np.ascontiguousarray(wrong)})
+
+
+@pytest.mark.parametrize("known", ["stated", "not known"])
+def test_a_nodes_batch_is_cut_only_where_its_record_or_the_option_says_so(npu, session_on, known, tmp_path):
+    """The graph that it was compiled from cannot be read."""
+    elementwise(npu, lambda a: a)
+    record = '"independent":true' if known == "recorded" else '"independent":false'
+    compiled = stand_in([("x", "float32", (2, 3))], [("y", "float32", (2, 3))], "rk3588", custom_string=_record(record))
+    if not known.startswith("recorded"):
+        compiled = stand_in([("x", "float32", (2, 3))], [("y", "float32", (2, 3))], "rk3588")
+    value = [tensor("X", ["n", 3]), tensor("Y", ["n", 3])]
+    made = model([context_node(["X"], ["Y"], compiled)], value[:1], value[1:])
+    session = session_on(made, {"split_batch": "1"} if known == "stated" else None)
+    np.testing.assert_array_equal(session.run(None, {"X": X})[0], X)
+    more = np.arange(15, dtype=np.float32).reshape(5, 3)
+    if known in ("stated", "recorded"):
+        np.testing.assert_array_equal(session.run(None, {"X": more})[0], more)
+    else:
+        with pytest.raises(state.InvalidArgument, match=r"Compiled are: X: \[2, 3\].*split_batch=True"):
+            session.run(None, {"X": more})
+
+
+def _record(independent):
+    entry = '["m.onnx",1,1,"' + "0" * 64 + '"]'
+    return '{"ort_rknn_origin":{"v":1,"onnx":' + entry + "," + independent + "}}"
 
 
 def test_options_that_change_the_signature_need_our_session(npu, blob):

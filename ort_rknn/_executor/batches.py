@@ -1,0 +1,121 @@
+"""Whether a batch may be cut into runs: only where its samples do not depend on each other.
+
+A first axis that the ONNX leaves free may count samples, time steps, tokens or the rows of a picture. Results of runs
+on parts of it may be put together only in the first case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from .._errors import OptionError
+
+if TYPE_CHECKING:
+    from .._options import Options
+    from ..adapter.contract import Shape
+    from ..files import Origin
+    from ..files._source import Source
+    from .signature import Declared
+
+
+@dataclass(frozen=True, slots=True)
+class Splitting:
+    """May a call be cut into runs along the first axis, and how that is known."""
+
+    allowed: bool
+    reason: str
+    """A clause that follows "because"."""
+    can_be_stated: bool = True
+    """``split_batch=True`` would help, where the user knows better."""
+
+
+def judge_splitting(asked: Literal["auto"] | bool, origin: Origin | None, onnx: Source | None) -> Splitting:
+    """What is known of a model whose inputs all leave their first axis free.
+
+    ``asked`` is the provider option ``split_batch`` and goes first, then the record in the compiled model
+    (``origin``), then a proof from the graph of ``onnx``, which reads it. Where nothing is known, nothing is cut.
+    """
+    if asked != "auto":
+        return Splitting(asked, f"the provider option split_batch={asked} states it")
+    recorded = getattr(origin, "independent", None)
+    if recorded is not None:
+        what = "independent" if recorded else "dependent on each other"
+        return Splitting(recorded, f"the compiled model's record says that its samples are {what}")
+    if onnx is None:
+        return Splitting(False, "no ONNX is known that could prove it, and the compiled model has no record of it")
+    from .._planning.independence import independence_of
+
+    found = independence_of(onnx)
+    if found.proved:
+        return Splitting(True, "the ONNX's graph proves that its samples are independent")
+    return Splitting(False, found.reason)
+
+
+def leads_free(value: Declared) -> bool:
+    return bool(value.dims) and not isinstance(value.dims[0], int)  # type: ignore[index]
+
+
+def may_split(
+    inputs: Sequence[Declared],
+    outputs: Sequence[Declared],
+    sets: Sequence[tuple[Shape, ...]],
+    out_sets: Sequence[tuple[Shape, ...]],
+    in_order: Sequence[int],
+    out_order: Sequence[int],
+    options: Options,
+    judge: Callable[[], Splitting] | None,
+) -> Splitting | None:
+    """May a call be cut along the first axis? None where some input's is fixed, so that it cannot come up.
+
+    Raises OptionError for ``split_batch=True`` where there is nothing to cut, or where the results of the runs could
+    not be put together.
+    """
+    fixed = next((v for v in inputs if not leads_free(v)), None)
+    if fixed is not None:
+        if options.split_batch is True:
+            dims = "of unknown rank" if fixed.dims is None else list(fixed.dims)
+            raise OptionError(
+                f"provider option split_batch=True: input {fixed.name!r} is {dims}, without a free first axis, so no "
+                "call can be cut along it; leave the option out"
+            )
+        return None
+    problem = _no_batch(inputs, outputs, sets, out_sets, in_order, out_order)
+    if problem is not None:
+        if options.split_batch is True:
+            raise OptionError(f"provider option split_batch=True: {problem}")
+        return Splitting(False, problem, can_be_stated=False)
+    if options.split_batch != "auto":
+        return Splitting(options.split_batch, f"the provider option split_batch={options.split_batch} states it")
+    return judge() if judge is not None else Splitting(False, "nothing is known about its samples")
+
+
+def _no_batch(
+    inputs: Sequence[Declared],
+    outputs: Sequence[Declared],
+    sets: Sequence[tuple[Shape, ...]],
+    out_sets: Sequence[tuple[Shape, ...]],
+    in_order: Sequence[int],
+    out_order: Sequence[int],
+) -> str | None:
+    """Why the first axes of a compiled set do not count the same samples, whatever the graph computes."""
+    for shapes, results in zip(sets, out_sets):
+        first = shapes[in_order[0]][:1]
+        for value, index in zip(inputs, in_order):
+            shape = shapes[index]
+            if len(shape) != len(value.dims or ()):
+                return f"input {value.name!r} is {list(shape)} in the compiled model, of another rank than in the ONNX"
+            if shape[:1] != first:
+                return (
+                    f"the inputs {inputs[0].name!r} and {value.name!r} were compiled for first axes of {first[0]} and "
+                    f"{shape[0]}"
+                )
+        for value, index in zip(outputs, out_order):
+            if not leads_free(value):
+                dims = "of unknown rank" if value.dims is None else list(value.dims)
+                return f"output {value.name!r} is {dims}, without a free first axis to put the results together along"
+            shape = results[index]
+            if len(shape) != len(value.dims or ()) or shape[:1] != first:
+                return f"output {value.name!r} is {list(shape)} in the compiled model, for a first axis of {first[0]}"
+    return None

@@ -1,0 +1,78 @@
+"""What an ONNX says of itself where its declarations are not enough: by reading its graph, or by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+
+from ..files import Disagreement, Origin, is_stale, left_out
+from .matching import Served
+
+if TYPE_CHECKING:
+    from ..adapter.contract import Shape
+    from ..files import OnnxValue
+    from .signature import Declared
+
+
+class OnnxEvidence:
+    """The ONNX of a compiled model: see :class:`~ort_rknn._executor.matching.Evidence`.
+
+    ``inputs``: what the ONNX declares. ``origin``: the compiled model's record, if it has one.
+    """
+
+    def __init__(self, onnx: str | bytes, inputs: Sequence[Declared], origin: Origin | None) -> None:
+        self._onnx = onnx
+        self._inputs = inputs
+        self._origin = origin
+
+    @property
+    def is_origin(self) -> bool:
+        return self._origin is not None and isinstance(self._onnx, str) and is_stale(self._origin, self._onnx) is None
+
+    def served(self, inputs: Sequence[str], outputs: Sequence[str]) -> Served:
+        left = left_out(self._onnx, inputs, outputs)
+        values: dict[str, Any] = {}
+        if left.constants:
+            try:
+                feed = {value.name: _zeros(value) for value in left.part_inputs}
+                results = _session(left.part, _folder(self._onnx)).run(list(left.constants), feed)
+            except Exception as error:
+                raise Disagreement(
+                    f"the compiled model lacks the outputs {list(left.constants)}, which never change, and the CPU "
+                    f"cannot compute them: {error}"
+                ) from error
+            values = dict(zip(left.constants, results))
+        return Served(left.unread, values, left.copies)
+
+    def output_shapes(self, inputs: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        feed = {}
+        for value in self._inputs:
+            # What the compiled model lacks, nothing reads.
+            shape = inputs.get(value.name, tuple(d if isinstance(d, int) else 1 for d in value.dims or ()))
+            feed[value.name] = np.zeros(shape, value.dtype)
+        session = _session(self._onnx)
+        names = [output.name for output in session.get_outputs()]
+        return {name: tuple(result.shape) for name, result in zip(names, session.run(names, feed))}
+
+
+def _session(onnx: str | bytes, folder: str | None = None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # it warns of declared shapes that do not come, which is what is looked at here
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    return onnxruntime.InferenceSession(onnx, options, ["CPUExecutionProvider"])
+
+
+def _folder(onnx: str | bytes) -> str | None:
+    import os
+
+    return os.path.dirname(os.path.abspath(onnx)) if isinstance(onnx, str) else None
+
+
+def _zeros(value: OnnxValue) -> np.ndarray[Any, Any]:
+    assert value.dtype is not None and value.dims is not None
+    return np.zeros([d for d in value.dims if isinstance(d, int)], value.dtype)

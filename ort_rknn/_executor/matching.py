@@ -1,0 +1,160 @@
+"""Which tensor of a compiled model is which input or output of the ONNX: by name, or by proof, never by place.
+
+Where the two sides differ, the ONNX itself is asked (:class:`Evidence`): converters leave out what needs no NPU, and
+exports declare output shapes that their graphs do not give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from .._errors import FAIL, ort_error
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..adapter.contract import Model, Shape, TensorInfo
+    from .signature import Declared, Dim
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the compiled model lacks of the ONNX, and is served without it."""
+
+    unread: frozenset[str] = frozenset()
+    """Inputs that no output depends on."""
+    constants: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    """Outputs that never change, and their values."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Outputs that are a second name of a tensor: the output that the model gives, by theirs."""
+
+    @property
+    def notes(self) -> list[str]:
+        """A line each, for ``explain()``."""
+        return [
+            *(f"input {name!r}: nothing reads it, and the compiled model lacks it" for name in sorted(self.unread)),
+            *(f"output {name!r}: it never changes, and comes from the ONNX" for name in self.constants),
+            *(f"output {name!r}: it is the same tensor as {other!r}" for name, other in self.copies.items()),
+        ]
+
+
+class Evidence(Protocol):
+    """What the ONNX of a compiled model says beyond its declarations. Each answer reads the graph, or runs it."""
+
+    @property
+    def is_origin(self) -> bool:
+        """The compiled model's own record says that it was made from this ONNX."""
+
+    def served(self, inputs: Sequence[str], outputs: Sequence[str]) -> Served:
+        """What a model with these inputs and outputs lacks. Raises Disagreement where it cannot do without."""
+
+    def output_shapes(self, inputs: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        """The shapes of the outputs for these shapes of the inputs, by running the ONNX on the CPU. Raises what
+        onnxruntime raises."""
+
+
+def serve(
+    model: Model, inputs: Sequence[Declared], outputs: Sequence[Declared], evidence: Evidence | None, label: str
+) -> Served:
+    """What the model lacks of the declared signature. Raises Fail where it cannot be served without."""
+    from ..files import Disagreement
+
+    have_in, have_out = [i.name for i in model.inputs], [o.name for o in model.outputs]
+    want_in, want_out = {v.name for v in inputs}, {v.name for v in outputs}
+    lacks = want_in > set(have_in) or want_out > set(have_out)
+    if evidence is None or not lacks or not set(have_in) <= want_in or not set(have_out) <= want_out:
+        return Served()
+    try:
+        return evidence.served(have_in, have_out)
+    except Disagreement as error:
+        raise ort_error(FAIL, f"{label}: {error}") from error
+
+
+def in_models_order(
+    infos: Sequence[TensorInfo],
+    sets: Sequence[Sequence[Shape]],
+    declared: Sequence[Declared],
+    what: str,
+    label: str,
+    *,
+    by_place: bool,
+) -> list[int]:
+    """For each declared value the index of the model's tensor.
+
+    Found by name. Where all names are foreign: by place with ``by_place`` (there is no ONNX, as for an EPContext node,
+    whose inputs and outputs are the model's in their order), else by shape, where each fits one tensor only. Raises
+    Fail.
+    """
+    names = [info.name for info in infos]
+    wanted = [value.name for value in declared]
+    text = f"{label}: the compiled model has the {what}s {names}, the ONNX has {wanted}"
+    if len(infos) == len(declared):
+        if set(names) == set(wanted):
+            return [names.index(name) for name in wanted]
+        if not set(names) & set(wanted):
+            if by_place:
+                return list(range(len(names)))
+            fitting = [
+                [k for k in range(len(infos)) if v.dims is None or all(fits(v.dims, s[k]) for s in sets)]
+                for v in declared
+            ]
+            if all(len(some) == 1 for some in fitting) and len({some[0] for some in fitting}) == len(infos):
+                return [some[0] for some in fitting]
+            if len(infos) == 1:
+                return [0]  # shapes are judged later
+            text += ", and their shapes do not tell which is which; it may have been"
+            raise ort_error(FAIL, f"{text} compiled from another model: convert this ONNX, which keeps its names")
+    raise ort_error(FAIL, f"{text}; it was compiled from another model: convert it again")
+
+
+def fits(declared: Sequence[Dim], compiled: Sequence[Dim]) -> bool:
+    """Whether a compiled shape is one that the ONNX allows (axes of length 1 may come and go)."""
+    if len(declared) == len(compiled):
+        return all(not isinstance(d, int) or not isinstance(c, int) or d == c for d, c in zip(declared, compiled))
+    if all(isinstance(d, int) for d in declared):
+        return _squeezed(declared) == _squeezed(compiled)
+    return False
+
+
+def _squeezed(shape: Sequence[Dim]) -> list[Dim]:
+    return [d for d in shape if d != 1]
+
+
+def confirm(
+    evidence: Evidence,
+    stale: Sequence[Declared],
+    inputs: Sequence[Declared],
+    outputs: Sequence[Declared],
+    in_order: Sequence[int],
+    out_order: Sequence[int],
+    sets: Sequence[tuple[Shape, ...]],
+    out_sets: Sequence[tuple[Shape, ...]],
+    label: str,
+) -> None:
+    """Make sure that the ONNX really gives the compiled shapes of ``stale`` outputs, which it declares otherwise.
+
+    Its word is the record of origin, or else a run for each compiled set. Raises Fail where it gives others.
+    """
+    if evidence.is_origin:
+        return
+    for shapes, results in zip(sets, out_sets):
+        compiled = {value.name: results[index] for value, index in zip(outputs, out_order)}
+        fed = {value.name: shapes[index] for value, index in zip(inputs, in_order)}
+        try:
+            given = evidence.output_shapes(fed)
+        except Exception as error:
+            given, problem = {}, f"the ONNX does not run for the compiled inputs {fed}: {error}"
+        else:
+            problem = ""
+        for value in stale:
+            want, got = compiled[value.name], given.get(value.name)
+            if got is None or (got != want and _squeezed(got) != _squeezed(want)):
+                raise ort_error(
+                    FAIL,
+                    f"{label}: output {value.name!r} is {list(value.dims or ())} in the ONNX, but {list(want)} in the "
+                    "compiled model; it was compiled from another model, or for another shape"
+                    + (f" ({problem})" if problem else f" (the ONNX gives {list(got or ())} for the compiled inputs)"),
+                )
