@@ -95,7 +95,8 @@ class BuildSpec:
             build["dataset"] = self.dataset
         if self.batch is not None:
             build["rknn_batch_size"] = self.batch
-        return {"do": "build", "model": self.model, "out": out, "config": config, "load": load, "build": build}
+        model = os.path.abspath(self.model)  # the toolkit works in a folder of its own
+        return {"do": "build", "model": model, "out": out, "config": config, "load": load, "build": build}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,25 @@
-"""The ONNX as the toolkit takes it: fixed inputs folded away, an opset that it reads, float32 in place of float16.
+"""The ONNX as the toolkit takes it: inputs frozen and folded away, an opset that it reads, functions inlined.
 
 The user's file is never changed. Where nothing needs to be done the toolkit gets it as it is, external data included;
-else a copy in the scratch folder, whose weights stay where they are. Needs the package ``onnx`` (extra ``convert``)
-only where something is to be done.
+else a copy in the scratch folder, whose external data are links to the user's files. The package ``onnx`` (extra
+``convert``) is imported only where something is to be done.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..files import OnnxModel, read_onnx
 
-#: The newest opset that the toolkit reads, and the newest IR version. Source: rknn-toolkit2 2.5.0's own messages.
+#: The newest opset that the toolkit reads: 2.5.0 says "Unsupport onnx opset 20, need <= 19!".
 NEWEST_OPSET = 19
-NEWEST_IR = 10
+#: The newest IR version that the toolkit's onnx (1.18) checks without a complaint.
+NEWEST_IR = 11
 
 
 class PrepareError(Exception):
@@ -33,31 +36,65 @@ class Prepared:
     notes: tuple[str, ...] = field(default=())
 
 
-def needs_work(model: OnnxModel, freeze: Mapping[str, Any]) -> bool:
-    """Whether the toolkit cannot have the user's file as it is."""
-    return (
-        bool(freeze)
-        or (model.ir_version or 0) > NEWEST_IR
-        or model.opsets.get("", 0) > NEWEST_OPSET
-        or any(value.dtype == "float16" for value in (*model.inputs, *model.outputs))
-    )
+def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None) -> Prepared:
+    """The model at ``path`` in a form that the toolkit reads; a copy, where one is needed, goes to ``folder``.
 
-
-def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, keep: Sequence[str] = ()) -> Prepared:
-    """The model at ``path`` in a form that the toolkit reads; a copy goes to ``folder``.
-
-    ``freeze``: inputs that become constants, with their values. ``keep``: outputs that must not be lost. Raises
-    PrepareError.
+    ``freeze``: inputs that become constants, with their values. Raises PrepareError for a node that cannot be brought
+    to the toolkit's opset or a value that does not fit its input, and where the package ``onnx`` is needed and is not
+    installed.
     """
     freeze = freeze or {}
     signature = read_onnx(path)
-    unknown = sorted(set(freeze) - {v.name for v in signature.inputs})
+    names = [value.name for value in signature.inputs]
+    unknown = sorted(set(freeze) - set(names))
     if unknown:
-        raise PrepareError(f"the model has no input {unknown[0]!r} to freeze")
-    if not needs_work(signature, freeze):
-        return Prepared(path, signature)
+        raise PrepareError(f"the model has no input {unknown[0]!r} to freeze; its inputs are {', '.join(names)}")
     opset = signature.opsets.get("", 0)
-    raise PrepareError(
-        f"{os.path.basename(path)} has IR version {signature.ir_version} and opset {opset}; the toolkit reads IR "
-        f"version {NEWEST_IR} and opset {NEWEST_OPSET} at most. Export it again with opset_version={NEWEST_OPSET}."
-    )
+    if not freeze and signature.ir_version <= NEWEST_IR and opset <= NEWEST_OPSET:
+        return Prepared(path, signature)
+    try:
+        import onnx
+    except ImportError as error:
+        raise PrepareError(
+            f"{os.path.basename(path)} must be rewritten first, which takes the package onnx: "
+            "pip install 'ort-rknn[convert]'"
+        ) from error
+    model = onnx.load(path, load_external_data=False)
+    notes = _rewrite(model, freeze)
+    place = Path(folder) / os.path.basename(path)
+    onnx.save(model, place)
+    for name in signature.external_data:
+        _link(Path(path).parent / name, Path(folder) / name)
+    return Prepared(str(place), read_onnx(place), tuple(notes))
+
+
+def _rewrite(model: Any, freeze: Mapping[str, Any]) -> list[str]:
+    from .freeze import freeze_inputs
+    from .opset import OpsetError, lower_opset
+
+    notes = []
+    if model.functions:
+        from onnx.inliner import inline_local_functions
+
+        inlined = inline_local_functions(model)
+        model.CopyFrom(inlined)
+    try:
+        if freeze:
+            freeze_inputs(model, freeze)
+            notes += [f"input {name!r} is the constant {value!r}" for name, value in freeze.items()]
+        before = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
+        if lower_opset(model, NEWEST_OPSET):
+            notes.append(f"opset {before} was brought down to {NEWEST_OPSET}; every node means the same in both")
+    except (OpsetError, ValueError) as error:
+        raise PrepareError(str(error)) from error
+    model.ir_version = min(model.ir_version, NEWEST_IR)
+    return notes
+
+
+def _link(source: Path, place: Path) -> None:
+    """A second name for a file of weights, or a copy where the scratch folder is on another file system."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copyfile(source, place)
