@@ -85,7 +85,7 @@ NPU = {
     "end_profiling": ("more", "one kernel event a run stands for the graph"),
     "get_provider_options": ("more", "those that decide the dispatch are there, given or not"),
     "run": ("more", "terminate stops it before the NPU is called, not during; `run_timeout_ms` bounds the call"),
-    "set_ep_dynamic_options": ("different", "the provider has none"),
+    "set_ep_dynamic_options": ("different", "every key is refused: the provider has none"),
 }
 #: RunOptions that mean something else on the NPU.
 RUN_OPTIONS = {

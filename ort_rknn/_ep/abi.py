@@ -25,9 +25,15 @@ class OrtCallFailed(Exception):
         self.code = code
 
 
+_SPARE = 64
+
+
 def _table(*names: str) -> type[ctypes.Structure]:
     fields: list[tuple[str, Any]] = [("ort_version_supported", c_uint32)]
     fields += [(name, c_void_p) for name in names]
+    # Later releases of onnxruntime read slots behind those of ABI 23 without asking for the version (1.32 the factory's
+    # slot 13): what is there must be zero, which means "not served".
+    fields.append(("spare", c_void_p * _SPARE))
     return type("Table", (ctypes.Structure,), {"_fields_": fields})
 
 
@@ -62,6 +68,17 @@ OrtEp = _table(
 )
 OrtNodeComputeInfo = _table("CreateState", "Compute", "ReleaseState")
 
+
+class OrtNodeFusionOptions(ctypes.Structure):
+    """How a group of nodes is fused."""
+
+    _fields_ = (
+        ("ort_version_supported", c_uint32),
+        ("drop_constant_initializers", ctypes.c_bool),
+        ("spare", c_void_p * 8),
+    )
+
+
 #: Kept GIL for short getters (a release costs more than the call); released where onnxruntime may wait on its allocator
 #: while the allocator's owner logs to Python.
 _keep = ctypes.PYFUNCTYPE
@@ -94,6 +111,7 @@ _API = {
     "Graph_GetModelPath": (334, _keep(P, P, P)),
     "Graph_GetNumNodes": (344, _keep(P, P, P)),
     "Graph_GetNodes": (345, _keep(P, P, P, c_size_t)),
+    "Graph_GetParentNode": (346, _keep(P, P, P)),
     "Node_GetName": (349, _keep(P, P, P)),
     "Node_GetOperatorType": (350, _keep(P, P, P)),
     "Node_GetDomain": (351, _keep(P, P, P)),

@@ -16,18 +16,21 @@ from .._errors import (
     INVALID_ARGUMENT,
     NO_SUCHFILE,
     FallbackWarning,
+    NpuUnavailable,
     OptionError,
-    bare_message,
     ort_error,
     warn_of_fallback,
 )
 from .._executor.executor import Executor
-from .._executor.opening import declared_by_onnx, open_executor
+from .._executor.opening import open_executor
 from .._executor.signature import DTYPE_OF_ELEMENT, Declared
 from .._options import ALIASES, PROVIDER, SIGNATURE_OPTIONS, Options, read_options
 from .._planning.discovery import Found, query_for, survey
-from ..adapter.contract import ModelSource
-from ..files import RknnFile, RknnFileError, find_twins, judge_twin, read_onnx, read_rknn
+from .._planning.facts import Facts, gather
+from .._planning.plan import Plan, plan, plan_after
+from .._planning.request import Request, read_request
+from ..adapter.contract import ModelSource, Query
+from ..files import RknnFileError, judge_twin, read_rknn
 from . import handoff
 from .abi import ATTR_INT, ATTR_STRING, Api
 from .kernel import Kernel
@@ -39,27 +42,34 @@ SOURCES = (PROVIDER, *ALIASES)
 
 
 @dataclass(frozen=True, slots=True)
-class _Twin:
-    """A compiled model that stands for a whole graph."""
+class _Planned:
+    """What the planner says of the session's model."""
 
-    onnx_path: str
-    rknn_path: str
-    file: RknnFile
-    inputs: tuple[Declared, ...]
-    outputs: tuple[Declared, ...]
-    found: Found
+    path: str
+    request: Request
+    facts: Facts
+    plan: Plan
 
 
 class Claims:
     """What one onnxruntime session lets the provider do."""
 
-    def __init__(self, api: Api, given: Mapping[str, str], device: str | None) -> None:
+    def __init__(self, api: Api, given: Mapping[str, str], device: str | None, *, no_cpu: bool = False) -> None:
         self._api = api
         self._given = given
         self._device = device
-        self._twin: _Twin | None = None
+        self._no_cpu = no_cpu
+        self._planned: _Planned | None = None
         self._looked = False
+        self._has_contexts = False
+        self._opened: Executor | None = None
         self._refusal: Exception | None = None
+
+    def close(self) -> None:
+        """Give back what was opened and never compiled."""
+        executor, self._opened = self._opened, None
+        if executor is not None:
+            executor.close()
 
     # What is taken --------------------------------------------------------------------------------------------
 
@@ -68,13 +78,24 @@ class Claims:
         nodes = self._api.nodes(graph)
         contexts = [node for node in nodes if self._is_ours(node)]
         if contexts:
+            self._has_contexts = True
             return [[node] for node in contexts]
+        # Subgraphs come before the graph that they are in. Of a model that has nodes of ours no other is taken.
+        if self._has_contexts or self._api.pointer("Graph_GetParentNode", graph):
+            return []
+        if self._refusal is not None:
+            return [nodes]
         try:
-            return [nodes] if nodes and self._stands_for(graph, nodes) else []
-        except (OptionError, FallbackWarning) as error:  # a warning where the user has made an error of it
+            return [nodes] if nodes and self._stands_for(nodes, self._api.path(graph)) else []
+        except (OptionError, NpuUnavailable, FallbackWarning) as error:  # a warning that the user made an error
             # Raised here, onnxruntime would log it and go on without us: compile() raises what the caller should see.
             self._refusal = error.with_traceback(None)
             return [nodes]
+
+    @property
+    def whole_graph(self) -> bool:
+        """What is taken is an ordinary graph, whose weights are in the compiled model."""
+        return self._opened is not None
 
     def _is_ours(self, node: int) -> bool:
         api = self._api
@@ -85,51 +106,62 @@ class Claims:
         source = api.attribute(node, "source", ATTR_STRING)
         return isinstance(source, bytes) and source.decode(errors="replace") in SOURCES
 
-    def _stands_for(self, graph: int, nodes: Sequence[int]) -> bool:
+    def _stands_for(self, nodes: Sequence[int], path: str) -> bool:
+        """Whether a compiled model runs in place of these nodes. It is loaded here: afterwards they cannot be given
+        back. Raises OptionError, and NpuUnavailable where nothing but the NPU will do."""
         if not self._looked:
             self._looked = True
-            self._options()  # also where there is no path, and so no twin
-            path = self._api.path(graph)
-            if path:
-                self._twin, why = self._find_twin(path)
-                if why is not None:
-                    _tell(f"{path} stays on the CPU: {why}")
-            else:
-                log.info("a model from memory stays on the CPU: a compiled twin is found beside a file")
-        if self._twin is None:
+            self._planned = self._plan(path)
+        planned = self._planned
+        if planned is None or planned.plan.where != "npu" or planned.facts.onnx is None:
             return False
         # A subgraph (the body of an If, say) has the same model path: only the graph that makes the model's own
         # outputs from the model's own inputs is the whole one.
         made = {name for node in nodes for name in self._api.output_names(node)}
         used = {name for node in nodes for name in self._api.input_names(node)}
-        return all(o.name in made for o in self._twin.outputs) and all(i.name in used for i in self._twin.inputs)
+        onnx = planned.facts.onnx
+        if not (all(o.name in made for o in onnx.outputs) and all(i.name in used for i in onnx.inputs)):
+            return False
+        if self._opened is None:
+            self._opened = self._open(planned)
+        return self._opened is not None
 
-    def _find_twin(self, path: str) -> tuple[_Twin | None, str | None]:
-        """The twin of a model, or why there is none; neither for a model that has nodes of ours."""
-        options = self._options()
-        try:
-            onnx = read_onnx(path)
-            if any(node.source in SOURCES for node in onnx.ep_context_nodes):
-                return None, None
-            inputs, outputs = declared_by_onnx(onnx.inputs), declared_by_onnx(onnx.outputs)
-            found = self._choose(options)
-        except (OSError, OptionError):
-            raise
-        except Exception as error:
-            return None, bare_message(error)
-        candidates = [options.rknn_model] if options.rknn_model else find_twins(path, found.device.soc)
-        refused = []
-        for candidate in map(os.fspath, candidates):
+    def _plan(self, path: str) -> _Planned | None:
+        """What our own session would do with the model; None where there is nothing to plan."""
+        self._options()  # a bad one is an error also where there is no path, and so no twin
+        request = read_request([(PROVIDER, self._given)], None, no_cpu=self._no_cpu)
+        if not path:
+            reason = "a model from memory stays on the CPU: a compiled twin is found beside a file"
+            if request.strict:
+                raise NpuUnavailable(f"{reason} (no fallback to the CPU: {request.strict_by})")
+            _tell(reason)
+            return None
+        facts = gather(path, request, None, self._query(request.options))
+        if facts.kind == "ep_context":  # in a subgraph: each node is taken as it is met
+            return None
+        planned = _Planned(path, request, facts, plan(request, facts))
+        self._tell_fallback(planned.path, planned.plan)
+        return planned
+
+    def _open(self, planned: _Planned) -> Executor | None:
+        """The first compiled model that loads; None, and told, where none does."""
+        from .._session.load import load_planned
+
+        facts, made = planned.facts, planned.plan
+        while made.where == "npu":
             try:
-                file = read_rknn(candidate)
-            except (RknnFileError, OSError) as error:
-                refused.append(f"{candidate} is not used: {error}")
-                continue
-            verdict = judge_twin(file, soc=found.device.soc, runtime_version=None, onnx_path=path)
-            if verdict.fit:
-                return _Twin(path, candidate, file, inputs, outputs, found), None
-            refused.append(f"{candidate} is not used: {'; '.join(verdict.reasons)}")
-        return None, "; ".join(refused) or f"no compiled twin for {found.device.soc} lies beside it"
+                return load_planned(facts, made, planned.request.options, None, {})
+            except OptionError:
+                raise
+            except Exception as error:
+                facts, made = plan_after(planned.request, facts, made, error)
+        self._planned = None
+        self._tell_fallback(planned.path, made)
+        return None
+
+    def _tell_fallback(self, path: str, made: Plan) -> None:
+        if made.fallback is not None:
+            _tell(f"{path} stays on the CPU: {made.fallback}")
 
     # The kernels ----------------------------------------------------------------------------------------------
 
@@ -141,8 +173,8 @@ class Claims:
         nodes = self._api.nodes(graph)
         context = nodes[0] if len(nodes) == 1 and self._is_ours(nodes[0]) else None
         if context is None:
-            assert self._twin is not None
-            executor = self._open_twin(self._twin)
+            assert self._opened is not None
+            executor, self._opened = self._opened, None
             slots_in = [p.name for p in executor.signature.inputs]
             slots_out = [p.name for p in executor.signature.outputs]
             checked = True
@@ -186,7 +218,8 @@ class Claims:
             )
         return options
 
-    def _choose(self, options: Options) -> Found:
+    def _query(self, options: Options) -> Query:
+        """What is asked of the adapters: what the session says, else what was said at registration."""
         from .registration import query
 
         asked = query_for(options)
@@ -195,23 +228,14 @@ class Claims:
             if self._device is not None:
                 # A session may have advertised it that came after the registration, which says nothing of it then.
                 asked = replace(asked, device=self._device)
-        report = survey(asked, options.adapter)
+        return asked
+
+    def _choose(self, options: Options) -> Found:
+        report = survey(self._query(options), options.adapter)
         if report.found:
             return report.found[0]
         why = report.why_none()
         raise ort_error(FAIL, f"no NPU: {why.reason}. {why.remedy}".rstrip(" ."))
-
-    def _open_twin(self, twin: _Twin) -> Executor:
-        return open_executor(
-            twin.found,
-            ModelSource(path=twin.rknn_path),
-            self._options(),
-            inputs=twin.inputs,
-            outputs=twin.outputs,
-            file=twin.file,
-            twin=twin.onnx_path,
-            label=os.path.basename(twin.rknn_path),
-        )
 
     def _open_node(self, graph: int, node: int, cache: bytes) -> Executor:
         api = self._api

@@ -12,7 +12,9 @@ import threading
 from ctypes import CFUNCTYPE, c_size_t, c_uint32, c_void_p
 from typing import Any
 
+from .._errors import OptionError
 from .._options import PROVIDER
+from .._planning.request import NO_CPU
 from . import abi
 from .abi import Api
 from .callbacks import (
@@ -139,7 +141,7 @@ def _create_ep(this: int, devices: int, metadata: int, count: int, options: int,
     prefix = f"ep.{PROVIDER.lower()}."
     entries = api.config_entries(options)
     given = {key[len(prefix) :]: value for key, value in entries.items() if key.startswith(prefix)}
-    claims = Claims(api, given, device)
+    claims = Claims(api, given, device, no_cpu=entries.get(NO_CPU) == "1")
     table = abi.OrtEp()
     table.ort_version_supported = abi.ABI
     for name, callback in _ep_callbacks.items():
@@ -150,7 +152,9 @@ def _create_ep(this: int, devices: int, metadata: int, count: int, options: int,
 
 
 def _release_ep(this: int, ep: int) -> None:
-    _eps.pop(ep, None)
+    row = _eps.pop(ep, None)
+    if row is not None:
+        row[1].close()
 
 
 # The provider of one session --------------------------------------------------------------------------------------
@@ -161,7 +165,17 @@ def _get_capability(this: int, graph: int, support: int) -> None:
     _, claims = _eps[this]
     for group in claims.capability(graph):
         nodes = (c_void_p * len(group))(*group)
-        _factory.api.check(_factory.api.EpGraphSupportInfo_AddNodesToFuse(support, nodes, len(group), None))
+        options = ctypes.byref(_without_weights) if claims.whole_graph else None
+        _factory.api.check(_factory.api.EpGraphSupportInfo_AddNodesToFuse(support, nodes, len(group), options))
+
+
+def _set_dynamic_options(this: int, keys: int, values: int, count: int) -> None:
+    given = [(key or b"").decode(errors="replace") for key in (ctypes.c_char_p * count).from_address(keys)]
+    names = ", ".join(map(repr, given))
+    raise OptionError(
+        f"{PROVIDER} has no option that can be set on a living session; got {names}. Provider options are given when "
+        "the session is made, or to set_providers()"
+    )
 
 
 def _compile(this: int, graphs: int, fused: int, count: int, infos: int, contexts: int) -> None:
@@ -257,8 +271,11 @@ _ep_callbacks: dict[str, Any] = {
     "GetName": _get_name,
     "GetCapability": CFUNCTYPE(P, P, P, P)(guarded(_get_capability)),
     "Compile": CFUNCTYPE(P, P, P, P, c_size_t, P, P)(guarded(_compile)),
+    "SetDynamicOptions": CFUNCTYPE(P, P, P, P, c_size_t)(guarded(_set_dynamic_options)),
     "ReleaseNodeComputeInfos": CFUNCTYPE(None, P, P, c_size_t)(quiet(_release_infos)),
 }
+#: A compiled model has its weights inside: onnxruntime may let go of the graph's.
+_without_weights = abi.OrtNodeFusionOptions(abi.ABI, True)
 _info_callbacks: dict[str, Any] = {
     "CreateState": CFUNCTYPE(P, P, P, P)(guarded(_create_state)),
     "Compute": CFUNCTYPE(P, P, P, P)(_compute),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from .._errors import INVALID_PROTOBUF, OptionError, bare_message, ort_error
 from .._executor.opening import declared_by_onnx
-from ..adapter.contract import Absence, ModelSource
+from ..adapter.contract import Absence, ModelSource, Query
 from ..files import (
     OnnxFileError,
     OnnxModel,
@@ -106,10 +106,11 @@ def kind_of(model: Any) -> Kind:
     return "onnx" if head else "other"
 
 
-def gather(model: Any, request: Request, why_unavailable: str | None) -> Facts:
+def gather(model: Any, request: Request, why_unavailable: str | None, query: Query | None = None) -> Facts:
     """Look at what the request makes relevant.
 
-    ``why_unavailable``: why the provider cannot exist in this process. Raises InvalidProtobuf for a given ``.rknn``
+    ``why_unavailable``: why the provider cannot exist in this process. ``query``: what is asked of the adapters, where
+    that is not what the request says. Raises InvalidProtobuf for a given ``.rknn``
     that cannot be read, OptionError for an adapter that is not installed.
     """
     kind = kind_of(model)
@@ -123,7 +124,7 @@ def gather(model: Any, request: Request, why_unavailable: str | None) -> Facts:
         return _look(kind, model, request, None, None)
     if why_unavailable is not None:
         return _look(kind, model, request, None, Absence("", why_unavailable))
-    report = survey(query_for(request.options), request.options.adapter)
+    report = survey(query or query_for(request.options), request.options.adapter)
     if not report.found:
         return _look(kind, model, request, None, report.why_none())
     found, *others = report.found

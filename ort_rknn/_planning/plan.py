@@ -11,13 +11,16 @@ What falls back, warns or raises is told in :class:`Fallback`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from .._errors import NpuUnavailable
+from .._errors import NpuUnavailable, bare_message
 from .discovery import Found
 from .facts import Candidate, Facts
 from .request import Request
+
+log = logging.getLogger("ort_rknn")
 
 Where = Literal["npu", "cpu", "as it is"]
 
@@ -170,9 +173,23 @@ def _same_names(candidate: Candidate, facts: Facts) -> bool:
     }
 
 
-def fall_back_after(request: Request, facts: Facts, made: Plan, reason: str) -> Plan:
-    """The plan after loading failed on the NPU. Raises NpuUnavailable as :func:`plan` does."""
-    return _fall_back(request, facts, reason, "", made.story)
+def plan_after(request: Request, facts: Facts, made: Plan, error: Exception) -> tuple[Facts, Plan]:
+    """Facts and plan after loading on the NPU failed: another compiled model that fits, else the CPU.
+
+    Raises as :func:`plan` does; the failure is the cause then.
+    """
+    reason = bare_message(error)
+    others = tuple(
+        replace(c, fit=False, reasons=(*c.reasons, reason)) if c is made.candidate else c for c in facts.candidates
+    )
+    try:
+        if any(candidate.fit for candidate in others):
+            log.warning("another compiled model is tried: %s", reason)
+            facts = replace(facts, candidates=others)
+            return facts, plan(request, facts)
+        return facts, _fall_back(request, facts, reason, "", made.story)
+    except Exception as refusal:
+        raise refusal from error
 
 
 def _fall_back(request: Request, facts: Facts, reason: str, remedy: str, story: tuple[str, ...]) -> Plan:

@@ -13,6 +13,8 @@ from .._options import ALIASES, PROVIDER, Options, is_option, option_names, read
 
 OUR_NAMES = frozenset((PROVIDER, *ALIASES))
 _CPU = "CPUExecutionProvider"
+#: onnxruntime's session config entry: nothing may run on the CPU.
+NO_CPU = "session.disable_cpu_ep_fallback"
 Policy = Literal["respect", "prefer", "only"]
 _POLICIES: tuple[Policy, ...] = ("respect", "prefer", "only")
 

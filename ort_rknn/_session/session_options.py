@@ -10,10 +10,10 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import _pybind_state as C
 
+from .._planning.request import NO_CPU
 from ..files import Dimension, OnnxModel, OnnxValue, identity_model
 
-#: Session config entries of onnxruntime's.
-NO_CPU = "session.disable_cpu_ep_fallback"
+#: onnxruntime's session config entry: write an EPContext model.
 SAVE_CONTEXT = "ep.context_enable"
 
 

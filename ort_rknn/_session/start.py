@@ -27,15 +27,14 @@ from .._executor.dispatch import MOST_READY, resolve
 from .._executor.executor import Executor
 from .._options import PROVIDER, SIGNATURE_OPTIONS
 from .._planning.facts import Facts, gather
-from .._planning.plan import Plan, fall_back_after, plan
-from .._planning.request import Request, check_keywords, names_ours, policy, read_request, strict_policy
+from .._planning.plan import Plan, plan, plan_after
+from .._planning.request import NO_CPU, Request, check_keywords, names_ours, policy, read_request, strict_policy
 from ..adapter.contract import Model, Quantisation
 from ..files import OnnxFileError
 from ..files.pinned import FileChangedError, PinnedModel
 from .load import lender_of, load_planned, version_notes, wrapper_of
 from .session_options import (
     EMPTY_MODEL,
-    NO_CPU,
     SAVE_CONTEXT,
     config_entry,
     copy_options,
@@ -245,7 +244,7 @@ def _load(
         except Exception as error:
             if is_from_a_handler(error) or not (_wants_fallback(state.kwargs) and _may_fall_back(made, facts, error)):
                 raise
-            facts, made = _after_failure(request, facts, made, error)
+            facts, made = plan_after(request, facts, made, error)
         state.facts, state.plan = facts, made
         state.of_nodes.clear()
         state.notes[:] = request.notes
@@ -258,22 +257,6 @@ def _may_fall_back(made: Plan, facts: Facts, error: Exception) -> bool:
     if isinstance(error, OptionError):
         return False
     return made.where == "npu" or (facts.onnx_source is not None and status_code(error) != INVALID_ARGUMENT)
-
-
-def _after_failure(request: Request, facts: Facts, made: Plan, error: Exception) -> tuple[Facts, Plan]:
-    """Facts and plan after loading on the NPU failed; the failure is the cause of whatever this raises."""
-    reason = bare_message(error)
-    others = tuple(
-        replace(c, fit=False, reasons=(*c.reasons, reason)) if c is made.candidate else c for c in facts.candidates
-    )
-    try:
-        if any(candidate.fit for candidate in others):
-            log.warning("another compiled model is tried: %s", reason)
-            facts = replace(facts, candidates=others)
-            return facts, plan(request, facts)
-        return facts, fall_back_after(request, facts, made, reason)
-    except Exception as refusal:
-        raise refusal from error
 
 
 def _start_on_cpu(session: Any, parent: Callable[..., None], state: State, so: Any) -> None:
