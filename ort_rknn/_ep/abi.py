@@ -109,6 +109,7 @@ _API = {
     "GetEpApi": (317, _keep(P)),
     "GetTensorSizeInBytes": (318, _keep(P, P, P)),
     "Graph_GetModelPath": (334, _keep(P, P, P)),
+    "Graph_GetNumInputs": (338, _keep(P, P, P)),
     "Graph_GetNumNodes": (344, _keep(P, P, P)),
     "Graph_GetNodes": (345, _keep(P, P, P, c_size_t)),
     "Graph_GetParentNode": (346, _keep(P, P, P)),
@@ -224,6 +225,15 @@ class Api:
         if n.value:
             self.check(getattr(self, get)(handle, array, n.value))
         return list(array)
+
+    def is_subgraph(self, graph: int) -> bool:
+        """Whether the graph is the body of a node (If, Loop, Scan)."""
+        if self.minor() >= (1, 24):
+            return self.pointer("Graph_GetParentNode", graph) is not None
+        # 1.23 does not tell. The branches of an If have no inputs, which is what a whole model always has.
+        count = c_size_t()
+        self.check(self.Graph_GetNumInputs(graph, ctypes.byref(count)))
+        return count.value == 0
 
     def nodes(self, graph: int) -> list[int]:
         """The graph's nodes."""

@@ -24,11 +24,11 @@ from .._errors import (
 from .._executor.executor import Executor
 from .._executor.opening import open_executor
 from .._executor.signature import DTYPE_OF_ELEMENT, Declared
-from .._options import ALIASES, PROVIDER, SIGNATURE_OPTIONS, Options, read_options
+from .._options import PROVIDER, SIGNATURE_OPTIONS, Options, read_options
 from .._planning.discovery import Found, query_for, survey
 from .._planning.facts import Facts, gather
 from .._planning.plan import Plan, plan, plan_after
-from .._planning.request import Request, read_request
+from .._planning.request import OUR_NAMES, Request, read_request
 from ..adapter.contract import ModelSource, Query
 from ..files import RknnFileError, judge_twin, read_rknn
 from . import handoff
@@ -36,9 +36,6 @@ from .abi import ATTR_INT, ATTR_STRING, Api
 from .kernel import Kernel
 
 log = logging.getLogger("ort_rknn")
-
-#: Values of an EPContext node's ``source`` that are ours.
-SOURCES = (PROVIDER, *ALIASES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,7 @@ class Claims:
             self._has_contexts = True
             return [[node] for node in contexts]
         # Subgraphs come before the graph that they are in. Of a model that has nodes of ours no other is taken.
-        if self._has_contexts or self._api.pointer("Graph_GetParentNode", graph):
+        if self._has_contexts or self._api.is_subgraph(graph):
             return []
         if self._refusal is not None:
             return [nodes]
@@ -104,7 +101,7 @@ class Claims:
         if api.text("Node_GetDomain", node) != "com.microsoft":
             return False
         source = api.attribute(node, "source", ATTR_STRING)
-        return isinstance(source, bytes) and source.decode(errors="replace") in SOURCES
+        return isinstance(source, bytes) and source.decode(errors="replace") in OUR_NAMES
 
     def _stands_for(self, nodes: Sequence[int], path: str) -> bool:
         """Whether a compiled model runs in place of these nodes. It is loaded here: afterwards they cannot be given

@@ -29,7 +29,7 @@ from ..files import (
     twin_names,
 )
 from .discovery import Found, query_for, survey
-from .request import Request
+from .request import OUR_NAMES, Request
 
 Kind = Literal["onnx", "rknn", "ep_context", "other"]
 
@@ -110,14 +110,19 @@ def gather(model: Any, request: Request, why_unavailable: str | None, query: Que
     """Look at what the request makes relevant.
 
     ``why_unavailable``: why the provider cannot exist in this process. ``query``: what is asked of the adapters, where
-    that is not what the request says. Raises InvalidProtobuf for a given ``.rknn``
-    that cannot be read, OptionError for an adapter that is not installed.
+    that is not what the request says. Raises InvalidProtobuf for a given ``.rknn`` that cannot be read, OptionError for
+    an adapter that is not installed, for a device that does not exist, and for a named file that cannot be read.
     """
+    facts = _gather(model, request, why_unavailable, query)
+    if request.wants_npu and request.options.rknn_model is not None and facts.kind in ("onnx", "other"):
+        _check_readable(request.options.rknn_model)
+    return facts
+
+
+def _gather(model: Any, request: Request, why_unavailable: str | None, query: Query | None) -> Facts:
     kind = kind_of(model)
     if isinstance(model, os.PathLike):
         model = os.fspath(model)
-    if request.wants_npu and request.options.rknn_model is not None:
-        _check_readable(request.options.rknn_model)
     if kind == "other":
         return Facts(kind, model, onnx_problem=_foreign(model))
     if not request.wants_npu:
@@ -156,9 +161,7 @@ def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence
     except (OnnxFileError, OSError) as error:
         # onnxruntime says what is wrong with it, or runs what this reader does not understand.
         return Facts("other", model, onnx_problem=f"it is not read as ONNX: {error}")
-    from .._ep.claims import SOURCES
-
-    if any(node.source in SOURCES for node in onnx.ep_context_nodes):
+    if any(node.source in OUR_NAMES for node in onnx.ep_context_nodes):
         _refuse("rknn_model", request, model, "holds its compiled model, or names it")
         return _ep_context_facts(model, request, found, absence, has_npu, onnx)
     _refuse("onnx_model", request, model, "is the ONNX itself")
