@@ -18,7 +18,6 @@ from .._errors import (
     INVALID_ARGUMENT,
     NpuUnavailable,
     OptionError,
-    bare_message,
     ort_error,
     status_code,
     warn_of_fallback,
