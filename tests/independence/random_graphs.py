@@ -268,6 +268,23 @@ class Drawn:
         (rows,) = self.add("Concat", columns, axis=-1)
         self.add("GatherND", [first, rows])
 
+    def op_pick_by_place(self):
+        """The same with all rows one behind the other, with or without being right about the index."""
+        first = self.tensor(rank=[3])
+        (shape,) = self.add("Shape", [first])
+        (count,) = self.add("Gather", [shape, self.constant(np.array(0, np.int64))])
+        zero, one = self.constant(np.array(0, np.int64)), self.constant(np.array(1, np.int64))
+        (positions,) = self.add("Range", [zero, count, one])
+        (best,) = self.add("ArgMax", [self.tensor(rank=[2, 3])], axis=self.pick([-1, 1]), keepdims=0)
+        if self.chance(0.3):
+            (best,) = self.add(self.pick(["Div", "Sub", "Mul"]), [best, self.constant(np.array([2], np.int64))])
+        length = self.pick([self.known[first].shape[1], 2, 3, 4])
+        (base,) = self.add("Mul", [positions, self.constant(np.array([length], np.int64))])
+        (place,) = self.add("Add", [best, base])
+        rows = self.constant(np.array([-1, self.known[first].shape[2]], np.int64))
+        (flat,) = self.add("Reshape", [first, rows])
+        self.add("Gather", [flat, place])
+
     def op_expand(self):
         first = self.tensor()
         shape = list(self.known[first].shape)

@@ -105,6 +105,26 @@ PROVED = {
         ],
         TOKENS, {**FIRST, "axis": i64(0), "zero": np.int64(0), "one": np.int64(1), "last": i64(-1)},
     ),
+    "the sample's own best row, by its place in all rows": (
+        [
+            *count_of("n"), node("Squeeze", "n axis", "n0"), node("Range", "zero n0 one", "positions"),
+            node("ReduceSum", "x last", "sums", keepdims=0), node("ArgMax", "sums", "best", axis=1, keepdims=0),
+            node("Mul", "positions five", "base"), node("Add", "best base", "at"), node("Reshape", "x rows", "flat"),
+            node("Gather", "flat at", "y"),
+        ],
+        TOKENS, {**FIRST, "axis": i64(0), "zero": np.int64(0), "one": np.int64(1), "last": i64(-1), "five": i64(5),
+                 "rows": i64(-1, 8)},
+    ),
+    "the classes' own boxes": (
+        [
+            *count_of("n"), node("Squeeze", "n axis", "n0"), node("Range", "zero n0 one", "positions"),
+            node("Unsqueeze", "positions last", "column"), node("Flatten", "x", "f"), node("TopK", "f three", "v i"),
+            node("Div", "i eight", "row"), node("Mul", "column five", "base"), node("Add", "row base", "at"),
+            node("Reshape", "x rows", "flat"), node("Gather", "flat at", "y"),
+        ],
+        TOKENS, {**FIRST, "axis": i64(0), "zero": np.int64(0), "one": np.int64(1), "last": i64(-1), "five": i64(5),
+                 "eight": i64(8), "rows": i64(-1, 8), "three": i64(3)},
+    ),
     "a row by GatherND's own batch": (
         [node("ReduceSum", "x last", "sums", keepdims=0), node("ArgMax", "sums", "best", axis=1, keepdims=1),
          node("GatherND", "x best", "y", batch_dims=1)],
@@ -277,6 +297,39 @@ NOT_PROVED = {
         [*count_of("n"), node("Squeeze", "n axis", "n0"), node("Range", "zero n0 one", "p"),
          node("Cast", "p", "f", to=FLOAT, name="c"), node("Unsqueeze", "f one1", "u"), node("Add", "x u", "y")],
         ROWS, {**FIRST, "axis": i64(0), "zero": np.int64(0), "one": np.int64(1), "one1": i64(1)}, "Cast 'c' makes",
+    ),
+    "an index that may lie in the next sample": (
+        [
+            *count_of("n"), node("Squeeze", "n axis", "n0"), node("Range", "zero n0 one", "positions"),
+            node("Flatten", "x", "f"), node("ArgMax", "f", "best", axis=1, keepdims=0),  # up to 39, not 4
+            node("Mul", "positions five", "base"), node("Add", "best base", "at", name="place"),
+            node("Reshape", "x rows", "flat"), node("Gather", "flat at", "y"),
+        ],
+        TOKENS, {**FIRST, "axis": i64(0), "zero": np.int64(0), "one": np.int64(1), "five": i64(5), "rows": i64(-1, 8)},
+        "Add 'place' computes with the samples' positions",
+    ),
+    "an index that may be negative": (
+        [
+            *count_of("n"), node("Squeeze", "n axis", "n0"), node("Range", "zero n0 one", "positions"),
+            node("ReduceSum", "x last", "sums", keepdims=0), node("ArgMax", "sums", "i", axis=1, keepdims=0),
+            node("Sub", "i one1", "best"), node("Mul", "positions five", "base"),
+            node("Add", "best base", "at", name="place"), node("Reshape", "x rows", "flat"),
+            node("Gather", "flat at", "y"),
+        ],
+        TOKENS, {**FIRST, "axis": i64(0), "zero": np.int64(0), "one": np.int64(1), "one1": i64(1), "last": i64(-1),
+                 "five": i64(5), "rows": i64(-1, 8)},
+        "Add 'place' computes with the samples' positions",
+    ),
+    "places counted by another length": (
+        [
+            *count_of("n"), node("Squeeze", "n axis", "n0"), node("Range", "zero n0 one", "positions"),
+            node("ReduceSum", "x last", "sums", keepdims=0), node("ArgMax", "sums", "best", axis=1, keepdims=0),
+            node("Mul", "positions six", "base"), node("Add", "best base", "at"), node("Reshape", "x rows", "flat"),
+            node("Gather", "flat at", "y", name="g"),
+        ],
+        TOKENS, {**FIRST, "axis": i64(0), "zero": np.int64(0), "one": np.int64(1), "last": i64(-1), "six": i64(6),
+                 "rows": i64(-1, 8)},
+        "Gather 'g' picks by the samples' positions",
     ),
     "every axis of length 1 taken away": (
         [node("Squeeze", "x", "s", name="q"), node("Relu", "s", "y")], {"x": ["N", 1, 3]}, {}, "Squeeze 'q' takes away",

@@ -17,6 +17,8 @@ from ._values import ENTRY_LIMIT
 _FIELD_LIMIT = 8_000_000
 #: Nodes up to this size are copied out of the file, where reading them is faster.
 _COPIED = 1 << 16
+#: Attributes up to this size are kept for the next node that has the same.
+_SHARED = 64
 _ITEM_LIMIT = 1 << 18
 _RANK_LIMIT = 64
 
@@ -75,14 +77,25 @@ class Node:
     outputs: list[str]
     _reader: WireReader
     _spans: list[tuple[int, int]]
+    _shared: dict[bytes, tuple[str, Attribute]]
+    """Attributes that were read before, by their bytes: most nodes of a graph have the same ones."""
     _attributes: dict[str, Attribute] | None = None
 
     @property
     def attributes(self) -> dict[str, Attribute]:
         """By name. Raises WireError where one is damaged."""
         if self._attributes is None:
-            self._attributes = dict(_read_attribute(self._reader, *span) for span in self._spans)
+            self._attributes = dict(self._read(*span) for span in self._spans)
         return self._attributes
+
+    def _read(self, start: int, end: int) -> tuple[str, Attribute]:
+        if end - start > _SHARED:
+            return _read_attribute(self._reader, start, end)
+        contents = self._reader.data[start:end]
+        found = self._shared.get(contents)
+        if found is None:
+            found = self._shared[contents] = _read_attribute(self._reader, start, end)
+        return found
 
     def __str__(self) -> str:
         if self.name:
@@ -134,11 +147,12 @@ def read_nodes(data: Data) -> NodeGraph:
 
 
 def _read_graph(reader: WireReader, start: int, end: int, graph: NodeGraph) -> None:
+    shared: dict[bytes, tuple[str, Attribute]] = {}
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
             continue
         if number == _GRAPH_NODE:
-            graph.nodes.append(_read_node(reader, first, last))
+            graph.nodes.append(_read_node(reader, first, last, shared))
         elif number == _GRAPH_INITIALIZER:
             constant = _read_constant(reader, first, last)
             graph.constants[constant.name] = constant
@@ -155,7 +169,7 @@ def _read_graph(reader: WireReader, start: int, end: int, graph: NodeGraph) -> N
             raise WireError(f"offset {first}: more than {_ITEM_LIMIT} of one kind")
 
 
-def _read_node(reader: WireReader, start: int, end: int) -> Node:
+def _read_node(reader: WireReader, start: int, end: int, shared: dict[bytes, tuple[str, Attribute]]) -> Node:
     if end - start <= _COPIED:
         # The copy's fields count too: a message may not be read for nothing.
         inner = WireReader(reader.data[start:end], reader.left)
@@ -182,7 +196,7 @@ def _read_node(reader: WireReader, start: int, end: int) -> Node:
         elif number == _NODE_DOMAIN:
             domain = inner.text(first, last)
     reader.left -= len(inputs) + len(outputs) + len(spans)
-    return Node(op_type, "" if domain == "ai.onnx" else domain, name, inputs, outputs, inner, spans)
+    return Node(op_type, "" if domain == "ai.onnx" else domain, name, inputs, outputs, inner, spans, shared)
 
 
 def _read_attribute(reader: WireReader, start: int, end: int) -> tuple[str, Attribute]:

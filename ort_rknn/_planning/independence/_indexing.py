@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from ._call import Call
-from ._lengths import Length, N
-from ._values import Abstract, IndexRows, Value
+from ._lengths import Length, N, over
+from ._values import Abstract, FlatRows, IndexRows, Value
 
 
 def gather(call: Call) -> list[Abstract]:
     """Gather: from a table by numbers of the samples, or from the samples by numbers that are the same for all."""
-    data, indices = call.value(0), call.value(1)
-    dims, picked = call.shape_of(data), call.shape_of(indices)
+    data, rows = call.value(0), call.any(1)
+    dims = call.shape_of(data)
     axis = call.axis(call.number("axis", 0), len(dims))
+    if isinstance(rows, FlatRows):
+        if not data.axis == axis == 0 or data.outer != 1 or over(dims[0], N) != rows.factor:
+            raise call.refuse("picks by the samples' positions from something else than the samples")
+        return [Value((*rows.dims, *dims[1:]), rows.axis, rows.outer)]
+    indices = call.value(1)
+    picked = call.shape_of(indices)
     result = (*dims[:axis], *picked, *dims[axis + 1 :])
     if data.axis is not None and indices.axis is not None:
         raise call.refuse("picks from all samples by numbers of each")

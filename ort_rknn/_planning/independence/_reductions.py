@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ._call import Call
 from ._lengths import Length
@@ -41,7 +42,8 @@ def arg(call: Call) -> list[Abstract]:
     dims = call.shape_of(value)
     axis = call.axis(call.number("axis", 0), len(dims))
     _apart(call, value, [axis], "looks for the largest element")
-    return [_without(value, dims, {axis}, keep=call.number("keepdims", 1) != 0)]
+    found = _without(value, dims, {axis}, keep=call.number("keepdims", 1) != 0)
+    return [replace(found, below=dims[axis])]
 
 
 def top_k(call: Call) -> list[Abstract]:
@@ -55,7 +57,7 @@ def top_k(call: Call) -> list[Abstract]:
     if not isinstance(count, int) or count < 0:
         count = call.length()
     found = Value((*dims[:axis], count, *dims[axis + 1 :]), value.axis, value.outer)
-    return [found, found]
+    return [found, replace(found, below=dims[axis])]
 
 
 def softmax(call: Call) -> list[Abstract]:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from . import _elementwise, _indexing, _numbers, _products, _recurrent, _reductions, _resampling, _shapes, _spatial
+from . import (
+    _elementwise,
+    _indexing,
+    _numbers,
+    _parts,
+    _positions,
+    _products,
+    _recurrent,
+    _reductions,
+    _resampling,
+    _shapes,
+    _spatial,
+)
 from ._call import Rule
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_elementwise.UNARY, _elementwise.unary),
     **dict.fromkeys(_elementwise.BROADCAST, _elementwise.n_ary),
+    "Add": _positions.add,
+    "Mul": _positions.multiply,
+    "Div": _positions.divide,
     "CastLike": _elementwise.cast_like,
     # pictures
     "Conv": _spatial.convolution,
@@ -61,9 +76,9 @@ RULES: dict[str, Rule] = {
     "Tile": _shapes.tile,
     "ConstantOfShape": _shapes.constant_of_shape,
     "Range": _shapes.ranged,
-    "Concat": _shapes.concat,
-    "Split": _shapes.split,
-    "Slice": _shapes.slices,
+    "Concat": _parts.concat,
+    "Split": _parts.split,
+    "Slice": _parts.slices,
     "Shape": _numbers.shape,
     "Size": _numbers.size,
     "Constant": _numbers.constant,

@@ -55,6 +55,8 @@ class Value:
     """Of a small tensor without ``axis`` whose elements are known."""
     whole: bool = True
     """False: ``entries`` are those of floating-point numbers."""
+    below: Length | None = None
+    """Where all elements are known to be integers from 0 to ``below - 1``: indices."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +70,23 @@ class Counted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Positions:
-    """The numbers 0 to N - 1, each sample's own along ``axis``; alike along all other axes."""
+    """``factor`` times the numbers 0 to N - 1, each sample's own along ``axis``; alike along all other axes."""
 
     dims: Dims
     axis: int
     outer: Length = 1
+    factor: Length = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlatRows:
+    """Indices into an axis of N times ``factor`` elements: those of sample n are from ``n * factor`` to
+    ``(n + 1) * factor - 1``."""
+
+    dims: Dims
+    axis: int
+    outer: Length
+    factor: Length
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,4 +105,4 @@ class Refused:
     reason: str
 
 
-Abstract = Value | Counted | Positions | IndexRows | Refused
+Abstract = Value | Counted | Positions | IndexRows | FlatRows | Refused
