@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import Any, Literal, NoReturn, TypedDict
 
 from ._errors import OptionError, did_you_mean
@@ -152,9 +153,46 @@ def _spell(value: object) -> str:
 
 
 def _bad(key: str, value: object, accepted: str) -> OptionError:
-    return OptionError(f"provider option {key}={value!r}: {accepted}")
+    return OptionError(f"provider option {key}={_short(value)}: {accepted}")
 
 
+def _short(value: object) -> str:
+    """``repr(value)``, cut off where it is long."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"
+
+
+def _json(key: str, text: str, wanted: str = "") -> object:
+    """``text`` as JSON. Raises OptionError, which ends with ``wanted``."""
+    import json
+
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise _bad(key, text, f"this is not valid JSON ({why}){wanted and f'; {wanted}'}") from None
+
+
+def _check_text(key: str, value: object) -> None:
+    """Raise OptionError where ``value`` cannot travel as an option of onnxruntime: it is too long, or text in it is not
+    Unicode (half of a surrogate pair, or the name of a file that is not UTF-8)."""
+    text = _spell(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        bad = error.object[error.start : error.end]
+        raise _bad(key, text, f"{bad!r} is no Unicode text, and onnxruntime takes options as such") from None
+    if len(text) > _LONGEST_OPTION:
+        raise _bad(key, text, f"at most {_LONGEST_OPTION} characters are expected, because onnxruntime takes no more")
+
+
+_LONGEST_SHOWN = 300
+#: onnxruntime's limit for the value of an option is 8,192 bytes.
+_LONGEST_OPTION = 8000
+_LONGEST_SCHEDULE = 1024
 #: Not longer, because Python refuses to read thousands of digits with an error of its own.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 
@@ -229,19 +267,21 @@ def _schedule(value: object) -> tuple[int, ...] | Literal["auto"]:
             text = text[1:-1]
         items: Sequence[object] = [t for t in text.replace(",", " ").split(" ") if t]
     elif isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping)) and getattr(value, "ndim", True):
-        items = list(value)
+        items = list(islice(value, _LONGEST_SCHEDULE + 1))  # it may have no end
     elif hasattr(value, "__index__") and not isinstance(value, bool):
         items = [value]
     else:
         raise _bad("schedule", value, _SCHEDULE)
     if not items:
         raise _bad("schedule", value, f"it names no core; {_SCHEDULE}")
+    if len(items) > _LONGEST_SCHEDULE:
+        raise _bad("schedule", value, f"at most {_LONGEST_SCHEDULE} tasks are expected before it begins again")
     cores = []
     for item in items:
         try:
             cores.append(_integer("schedule", item, "", 0))
         except OptionError:
-            raise _bad("schedule", value, f"{item!r} is not a core number; {_SCHEDULE}") from None
+            raise _bad("schedule", value, f"{_short(item)} is not a core number; {_SCHEDULE}") from None
     return tuple(cores)
 
 
@@ -255,12 +295,7 @@ def _tp_mode(value: object) -> str:
 
 def _per_input(key: str, value: object, read: Callable[[str, object], str]) -> PerInput:
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        import json
-
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise _bad(key, value, f"this is not valid JSON ({error})") from None
+        value = _json(key, value)
     if isinstance(value, Mapping):
         if not all(isinstance(name, str) for name in value):
             raise _bad(key, value, "the keys of the dict are input names (str)")
@@ -271,12 +306,7 @@ def _per_input(key: str, value: object, read: Callable[[str, object], str]) -> P
 def _axes(value: object) -> Mapping[str, tuple[int, ...]]:
     wanted = "axis numbers are wanted: [2, 3] for every input, or a dict by input name"
     if isinstance(value, str):
-        import json
-
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise _bad("pad_axes", value, f"this is not valid JSON ({error}); {wanted}") from None
+        value = _json("pad_axes", value, wanted)
     groups = value if isinstance(value, Mapping) else {"*": value}
     out = {}
     for name, axes in groups.items():
@@ -289,12 +319,7 @@ def _axes(value: object) -> Mapping[str, tuple[int, ...]]:
 
 def _paths(key: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str) and value.startswith("["):
-        import json
-
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise _bad(key, value, f"this is not valid JSON ({error})") from None
+        value = _json(key, value)
     if isinstance(value, (str, os.PathLike)):
         return (_path(key, value),)
     if isinstance(value, Sequence) and not isinstance(value, bytes):
@@ -391,6 +416,7 @@ def read_options(given: Mapping[str, object] | None) -> Options:
                 raise OptionError(f"provider option {key!r} is not honoured: {_REFUSED[key]}")
             raise _unknown(key)
         read = reader(value)
+        _check_text(name, read)
         values[name] = (*values[name], *read) if name == "custom_op_paths" and name in values else read
     if "schedule" in values and "tp_mode" in values:
         raise OptionError(

@@ -1,6 +1,7 @@
 """How the values of provider options are read, and what is said about bad ones."""
 
 import inspect
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +232,67 @@ def test_the_three_lists_of_options_agree():
 def test_options_are_immutable():
     with pytest.raises(AttributeError):
         Options().schedule = (0,)
+
+
+# What no option can be ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["layout", "input_dtype", "pad_axes", "custom_op_paths"])
+@pytest.mark.parametrize("depth", [2_000, 200_000])
+def test_deep_json(key, depth):
+    opening = "[" if key in ("pad_axes", "custom_op_paths") else '{"a":'
+    with pytest.raises(OptionError, match=rf"provider option {key}=.*nested too deeply") as caught:
+        read_options({key: opening * depth})
+    assert len(str(caught.value)) < 1000
+
+
+def test_deep_lists():
+    value: list = []
+    for _ in range(100_000):
+        value = [value]
+    for key in ("schedule", "custom_op_paths", "tp_mode"):
+        with pytest.raises(OptionError, match=f"provider option {key}="):
+            read_options({key: value})
+    while value:  # the interpreter's own end of it would be recursive
+        value = value.pop()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device": "virtual:\ud800"},
+        {"rknn_model": "m\udcff.rknn"},
+        {"layout": {"x\ud800": "nhwc"}},
+        {"layout": '{"x\\ud800": "nhwc"}'},
+        {"custom_op_paths": ["/lib/a\udc80.so"]},
+        {"pad_axes": {"\udfff": [2]}, "on_missing_shape": "pad"},
+    ],
+)
+def test_half_of_a_surrogate_pair(options):
+    with pytest.raises(OptionError, match="is no Unicode text"):
+        read_options(options)
+
+
+def test_an_unknown_name_with_half_of_a_surrogate_pair():
+    with pytest.raises(OptionError, match="unknown provider option"):
+        read_options({"lay\ud800out": 1})
+
+
+@pytest.mark.parametrize(
+    "schedule", [[0] * 100_000, "0," * 100_000, itertools.repeat(0), itertools.count(), np.zeros(2000, np.int64)]
+)
+def test_a_schedule_without_end(schedule):
+    with pytest.raises(OptionError, match="provider option schedule=.*at most 1024 tasks") as caught:
+        read_options({"schedule": schedule})
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_long_schedule_reaches_onnxruntime():
+    options = read_options({"schedule": [2] * 1024})
+    assert options.as_strings()["schedule"] == ",".join(["2"] * 1024)
+
+
+@pytest.mark.parametrize("options", [{"device": "x" * 9000}, {"layout": {"x" * 5000: "nhwc", "y" * 5000: "nhwc"}}])
+def test_more_than_onnxruntime_takes(options):
+    with pytest.raises(OptionError, match="at most 8000 characters"):
+        read_options(options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import sys
@@ -12,6 +11,7 @@ import pluggy
 
 from ..adapter import hookspecs
 from ..adapter.command import Command
+from ..adapter.plugins import load_plugin
 from . import convert, devices, explain, info, toolkit
 from .output import printable
 
@@ -43,15 +43,11 @@ def _from_plugins() -> Iterator[tuple[str, Command]]:
         if not ours and os.environ.get("ORT_RKNN_NO_PLUGINS") == "1":
             continue
         try:
-            plugin = importlib.import_module(point.module)
-            manager.register(plugin, point.name)
-            manager.check_pending()
-            others = [p for p in manager.get_plugins() if p is not plugin]
-            groups = list(manager.subset_hook_caller("ort_rknn_commands", others)())
+            brought = load_plugin(manager, point.value, "ort_rknn_commands")
         except Exception as error:
             _complain(f"plugin {point.value} does not load and is left out: {type(error).__name__}: {error}")
             continue
-        yield from ((point.value, each) for group in groups for each in group)
+        yield from ((point.value, each) for each in brought)
 
 
 def _complain(text: str) -> None:

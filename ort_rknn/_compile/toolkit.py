@@ -81,7 +81,7 @@ def find_toolkit(python: str | os.PathLike[str] | None = None) -> Toolkit:
     if named:
         return _of_interpreter(named, ENVIRONMENT_VARIABLE)
     ours = toolkit_folder() / "bin" / "python"
-    if ours.exists():
+    if os.path.exists(ours):
         _check_owner(toolkit_folder())
         return _of_interpreter(str(ours), "installed in the cache")
     raise ToolkitError(
@@ -139,12 +139,17 @@ def install(
     room, or pip fails. An environment that is whole already is left as it is.
     """
     folder = toolkit_folder()
-    if (folder / "complete").exists():
+    if os.path.exists(folder / "complete"):
         say(f"rknn-toolkit2 {TOOLKIT_VERSION} is installed already: {folder}")
         return find_toolkit()
     base = _interpreter(python)
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    room = shutil.disk_usage(folder.parent).free
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        room = shutil.disk_usage(folder.parent).free
+    except OSError as error:
+        raise ToolkitError(
+            f"rknn-toolkit2 cannot be kept in {folder}: {error}; set XDG_CACHE_HOME to a folder of yours"
+        ) from error
     if room < INSTALLED_BYTES * 1.3:
         raise ToolkitError(
             f"{folder.parent} has {room / 1e9:.1f} GB free; the toolkit takes {INSTALLED_BYTES / 1e9:.0f} GB and some "

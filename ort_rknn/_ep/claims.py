@@ -291,7 +291,8 @@ def _tell(text: str) -> None:
 def _confined(model_path: str, relative: str, node: str) -> str:
     """The file that an EPContext node names, if it lies in the model's folder.
 
-    Absolute paths, ``..`` and links out of the folder are refused: a model is input from strangers.
+    Absolute paths, ``..`` and links out of the folder are refused: a model is input from strangers. In a hub's cache,
+    where model and file are both links, it is the folder that both lead to.
     """
     if not model_path:
         raise ort_error(
@@ -302,7 +303,8 @@ def _confined(model_path: str, relative: str, node: str) -> str:
     folder = os.path.realpath(os.path.dirname(os.path.abspath(model_path)))
     bad = not relative or "\0" in relative or os.path.isabs(relative) or ".." in relative.replace("\\", "/").split("/")
     path = "" if bad else os.path.realpath(os.path.join(folder, relative))
-    if bad or os.path.commonpath([folder, path]) != folder:
+    beside = os.path.dirname(os.path.realpath(model_path))
+    if bad or (os.path.commonpath([folder, path]) != folder and os.path.dirname(path) != beside):
         raise ort_error(
             INVALID_ARGUMENT, f"{node}: ep_cache_context {relative!r} leads out of the model's folder; that is refused"
         )

@@ -51,12 +51,12 @@ def adapters() -> Mapping[str, Adapter]:
     plugin that fails to load is logged as an error and left out; two adapters of one name: the built-in one, else the
     first, is kept and the other logged.
     """
-    import importlib
     import importlib.metadata
 
     import pluggy
 
     from ..adapter import hookspecs
+    from ..adapter.plugins import load_plugin
 
     manager = pluggy.PluginManager("ort_rknn")
     manager.add_hookspecs(hookspecs)
@@ -67,15 +67,11 @@ def adapters() -> Mapping[str, Adapter]:
     found: list[Adapter] = []
     for name in names:
         try:
-            plugin = importlib.import_module(name.partition(":")[0])
-            manager.register(plugin, name)
-            brought = list(
-                manager.subset_hook_caller("ort_rknn_adapters", [p for p in manager.get_plugins() if p is not plugin])()
-            )
+            brought = load_plugin(manager, name, "ort_rknn_adapters")
         except Exception as error:
             log.error("plugin %s of ort_rknn does not load and is left out: %s: %s", name, type(error).__name__, error)
             continue
-        for adapter in (a for group in brought for a in group):
+        for adapter in brought:
             if any(a.name == adapter.name for a in found):
                 log.error("plugin %s brings another adapter named %r; it is left out", name, adapter.name)
             else:

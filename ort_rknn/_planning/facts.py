@@ -22,11 +22,13 @@ from ..files import (
     is_onnx,
     is_rknn,
     is_rknpu3,
+    is_there,
     judge_twin,
     onnx_twin_names,
     read_onnx,
     read_rknn,
     twin_names,
+    why_unreadable,
 )
 from .discovery import Found, query_for, survey
 from .request import OUR_NAMES, Request
@@ -225,13 +227,13 @@ def _judge(path: str, soc: str, onnx_path: str | None) -> Candidate:
     try:
         file = read_rknn(path)
     except (RknnFileError, OSError) as error:
-        return Candidate(source, name, None, False, (str(error),))
+        return Candidate(source, name, None, False, (why_unreadable(path, error),))
     verdict = judge_twin(file, soc=soc, runtime_version=None, onnx_path=onnx_path)
     return Candidate(source, name, file, verdict.fit, tuple(verdict.reasons), tuple(verdict.notes))
 
 
 def _unreadable(path: str, error: Exception) -> OptionError:
-    return OptionError(f"provider option onnx_model={path!r} cannot be read: {error}")
+    return OptionError(f"provider option onnx_model={path!r} cannot be read: {why_unreadable(path, error)}")
 
 
 def _rknn_facts(
@@ -253,7 +255,7 @@ def _rknn_facts(
     elif isinstance(model, str):
         paths = [os.fspath(p) for p in onnx_twin_names(model, soc)]
         looked_for = tuple(os.path.basename(p) for p in paths)
-        onnx_source = next((p for p in paths if os.path.isfile(p)), None)
+        onnx_source = next((p for p in paths if is_there(p)), None)
     onnx, problem = None, None
     if onnx_source is not None:
         try:
@@ -262,7 +264,7 @@ def _rknn_facts(
         except (OnnxFileError, OSError) as error:
             if request.options.onnx_model is not None:
                 raise _unreadable(request.options.onnx_model, error) from error
-            problem = f"{onnx_source} cannot be read: {error}"
+            problem = f"{onnx_source} cannot be read: {why_unreadable(onnx_source, error)}"
             onnx_source = None
     candidate = Candidate(source, name, file, True)
     if found is not None:

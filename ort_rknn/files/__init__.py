@@ -12,7 +12,7 @@ from .left_out import Disagreement, LeftOut, left_out
 from .onnx_model import DTYPES, Dimension, EpContextNode, OnnxFileError, OnnxModel, OnnxValue, is_onnx, read_onnx
 from .origin import FileRecord, Origin, is_stale
 from .rknn import RknnFile, RknnFileError, RknnTensor, is_rknn, is_rknpu3, read_rknn
-from .twins import Verdict, find_twins, judge_twin, onnx_twin_names, twin_names
+from .twins import Verdict, find_twins, is_there, judge_twin, onnx_twin_names, twin_names, why_unreadable
 from .wrapper import ModelFields, ValueFields, ep_context_model, identity_model
 
 __all__ = [
@@ -39,10 +39,12 @@ __all__ = [
     "is_rknn",
     "is_rknpu3",
     "is_stale",
+    "is_there",
     "judge_twin",
     "left_out",
     "onnx_twin_names",
     "read_onnx",
     "read_rknn",
     "twin_names",
+    "why_unreadable",
 ]

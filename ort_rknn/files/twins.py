@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from .._socs import SOC_CORES, SOC_VARIANTS, soc_family, variants_of
 from .origin import Origin, is_stale
 from .rknn import RknnFile
 
-__all__ = ["Verdict", "find_twins", "judge_twin", "onnx_twin_names", "twin_names"]
+__all__ = ["Verdict", "find_twins", "is_there", "judge_twin", "onnx_twin_names", "twin_names", "why_unreadable"]
 
 _SOC_NAME = re.compile(r"[a-z0-9]+", re.ASCII)
 _VERSION = re.compile(r"\d+(?:\.\d+)+", re.ASCII)
@@ -42,14 +43,38 @@ def twin_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
 
 
 def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
-    """Those of :func:`twin_names` that are there: regular files, and links to them. Files named after a variant
+    """Those of :func:`twin_names` that are there: regular files, links to them, and what this user may not look at,
+    which whoever reads it then says. Files named after a variant
     of the SoC (``model.rk3588s.rknn``) come after those with its own name. A link to nothing counts, because somebody
     meant a twin to be there: git-annex keeps files that were not fetched as such links."""
     family = soc_family(soc)
     names = dict.fromkeys((_checked(soc), family, *variants_of(family)))
     named = [path for name in names for path in twin_names(onnx_path, name)[:-1]]
     paths = (*named, twin_names(onnx_path, soc)[-1])
-    return [p for p in paths if p.is_file() or (p.is_symlink() and not p.exists())]
+    return [p for p in paths if is_there(p) or (p.is_symlink() and not p.exists())]
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether a regular file is at ``path``, or something that this user may not look at."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
+    """Why a model cannot be read, for a person: where a permission lacks, which one, and what to do about it."""
+    if not isinstance(error, PermissionError):
+        return str(error)
+    path = os.path.abspath(path)
+    real = os.path.realpath(path)
+    link = "" if real == path else f" (a link to {real})"
+    folder = os.path.dirname(real)
+    if os.access(folder, os.X_OK):
+        return f"{path}{link} may not be read by this user: chmod a+r '{real}', or run as its owner"
+    return f"{path}{link} lies in a folder that is closed to this user: open {folder} (chmod a+x), or copy the model"
 
 
 def onnx_twin_names(rknn_path: str | os.PathLike[str], soc: str | None = None) -> tuple[Path, ...]:

@@ -351,3 +351,26 @@ def test_original_onnx_on_the_cpu(npu, blob, tmp_path):
     (tmp_path / "m.onnx").unlink()
     with pytest.raises(NpuUnavailable, match=r"m_ctx\.onnx.*looked for m\.onnx"):
         ort_rknn.InferenceSession(tmp_path / "m_ctx.onnx")
+
+
+def test_a_hub_cache_of_links(npu, session_on, models, tmp_path):
+    """Model and file are links into one folder, as hubs lay out their caches; a link elsewhere is none of these."""
+    elementwise(npu, lambda a: -a)
+    snapshot, blobs, other = tmp_path / "snapshots" / "1", tmp_path / "blobs", tmp_path / "other"
+    for folder in (snapshot, blobs, other):
+        folder.mkdir(parents=True)
+    (blobs / "aaaa").write_bytes(mixed(b"m.rknn", embed_mode=0))
+    (blobs / "bbbb").write_bytes(mixed(b"out.rknn", embed_mode=0))
+    (blobs / "cccc").write_bytes((models / "conv_f16.rk3588.rknn").read_bytes())
+    (other / "dddd").write_bytes((models / "conv_f16.rk3588.rknn").read_bytes())
+    for name, target in {
+        "m.onnx": "../../blobs/aaaa",
+        "bad.onnx": "../../blobs/bbbb",
+        "m.rknn": "../../blobs/cccc",
+        "out.rknn": "../../other/dddd",
+    }.items():
+        (snapshot / name).symlink_to(target)
+    session = session_on(str(snapshot / "m.onnx"))
+    np.testing.assert_array_equal(session.run(None, {"X": X})[0], np.maximum(-(X + 1), 0))
+    with pytest.raises(state.InvalidArgument, match="leads out of the model's folder"):
+        session_on(str(snapshot / "bad.onnx"))
