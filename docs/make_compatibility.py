@@ -61,6 +61,8 @@ SESSION = {
         "plans again while other threads go on; where it fails the session is as it was (onnxruntime's is dead then)",
     ),
 }
+#: Methods that are onnxruntime's own, called from one of ours on some versions of Python.
+RELAYED = frozenset(("run_with_iobinding",))
 SESSION_ADDED = {
     "close": "ends the session for good, from any thread; also by `with`",
     "explain": "what runs where and why, as text",
@@ -222,7 +224,8 @@ def _session_lines(used: dict[str, list[str]]) -> list[str]:
     ours, theirs = ort_rknn.InferenceSession, onnxruntime.InferenceSession
     rows = []
     for name in ["__init__", *(n for n in dir(theirs) if not n.startswith("_"))]:
-        verdict, note = _verdict(SESSION, name, getattr(ours, name) is getattr(theirs, name), "InferenceSession")
+        same = getattr(ours, name) is getattr(theirs, name) or name in RELAYED
+        verdict, note = _verdict(SESSION, name, same, "InferenceSession")
         on_npu, npu_note = NPU.get(name, (verdict, ""))
         how = "; ".join(t for t in (note, f"NPU: {npu_note}" if npu_note else "") if t)
         rows.append((f"`{name}`", verdict, on_npu, how, ", ".join(used.get(name, ()))))
@@ -234,7 +237,8 @@ def _session_lines(used: dict[str, list[str]]) -> list[str]:
     return [
         "## InferenceSession",
         "",
-        "`run` and its siblings are not overridden; a session that stays on the CPU is onnxruntime's own.",
+        "`run` and its siblings are not overridden; a session that stays on the CPU is onnxruntime's own, on the ONNX",
+        "or, where `layout`, `input_dtype` or `output_dtype` ask for it, on the ONNX with nodes around its graph.",
         "",
         *_table(head, rows),
     ]

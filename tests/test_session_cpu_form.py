@@ -158,6 +158,33 @@ def test_raw_outputs(models):
     assert label.dtype == np.int64
 
 
+def test_raw_outputs_that_the_compiled_model_lacks(models, tmp_path):
+    """As on the NPU: a second name of an output is as raw as the first, a constant has the ONNX's dtype."""
+    model = onnx.load(models / "conv_i8.onnx")
+    model.graph.node.append(helper.make_node("Identity", ["y"], ["again"]))
+    model.graph.node.append(helper.make_node("Identity", ["numbers"], ["constant"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray([1.5, 300], np.float32), "numbers"))
+    again = model.graph.output.add()
+    again.CopyFrom(model.graph.output[0])
+    again.name = "again"
+    model.graph.output.append(value("constant", [2]))
+    onnx.save(model, tmp_path / "m.onnx")
+    shutil.copy(models / "conv_i8.rk3588.rknn", tmp_path / "m.rk3588.rknn")
+    x = random.standard_normal((1, 3, 32, 32), np.float32)
+    session = made(tmp_path / "m.onnx", output_dtype="native")
+    y, second, constant = session.run(None, {"x": x})
+    assert y.dtype == second.dtype == np.int8
+    assert np.array_equal(y, second)
+    assert (constant.tolist(), constant.dtype) == ([1.5, 300], np.float32)
+    assert session.quantisation["y"] == session.quantisation["again"]
+    other = model.graph.output.add()
+    other.CopyFrom(value("more", [1, 3, 32, 32]))
+    model.graph.node.append(helper.make_node("Relu", ["x"], ["more"]))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(OptionError, match="of output '.*' no compiled model tells the type.*lacks the output 'more'"):
+        ort_rknn.InferenceSession(tmp_path / "m.onnx", provider_options={"output_dtype": "native"})
+
+
 # Where mean and std come from ---------------------------------------------------------------------------------------
 
 

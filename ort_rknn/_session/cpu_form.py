@@ -22,7 +22,18 @@ from .._executor.signature import DTYPES, pick
 from .._options import SIGNATURE_OPTIONS, Options
 from .._planning.facts import Facts
 from ..adapter import SOC_CORES, Quantisation
-from ..files import OnnxFileError, OnnxValue, RknnFile, RknnFileError, RknnTensor, find_twins, read_onnx, read_rknn
+from ..files import (
+    Disagreement,
+    OnnxFileError,
+    OnnxValue,
+    RknnFile,
+    RknnFileError,
+    RknnTensor,
+    find_twins,
+    left_out,
+    read_onnx,
+    read_rknn,
+)
 from ..files.surrounded import Edge, Step, surrounded
 
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -56,7 +67,7 @@ def cpu_form(facts: Facts, options: Options, source: str | bytes) -> CpuForm | N
         )
     onnx = read_onnx(source)
     names = [value.name for value in onnx.inputs]
-    compiled = _Compiled(facts, options, names, [value.name for value in onnx.outputs])
+    compiled = _Compiled(facts, options, source, names, [value.name for value in onnx.outputs])
     if not names and (options.layout or options.input_dtype):
         raise OptionError(f"provider option {_first(options)!r}: {facts.label} has no inputs")
     inputs = [edge for value in onnx.inputs if (edge := _input(value, names, options, compiled)) is not None]
@@ -197,6 +208,8 @@ def _output(value: OnnxValue, options: Options, compiled: _Compiled) -> Edge | N
 def _raw(value: OnnxValue, own: str, compiled: _Compiled) -> Edge | None:
     """An output as the compiled model holds it."""
     tensor = compiled.output_of(value.name)
+    if tensor is None:
+        return None
     dtype, how = tensor.runtime_dtype or "", tensor.quantisation
     if dtype not in DTYPES:
         raise OptionError(f"provider option output_dtype='native': output {value.name!r} is {dtype}")
@@ -216,9 +229,12 @@ def _raw(value: OnnxValue, own: str, compiled: _Compiled) -> Edge | None:
 class _Compiled:
     """The compiled models that belong to the ONNX, whether they can be run here or not."""
 
-    def __init__(self, facts: Facts, options: Options, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(
+        self, facts: Facts, options: Options, source: str | bytes, inputs: Sequence[str], outputs: Sequence[str]
+    ) -> None:
         self._facts = facts
         self._options = options
+        self._source = source
         self._names = (tuple(inputs), tuple(outputs))
         self._files: list[tuple[str, RknnFile]] | None = None
         self._unread: list[str] = []
@@ -263,16 +279,25 @@ class _Compiled:
             "the .rknn beside the ONNX, name it with rknn_model, or leave the option out and feed what the ONNX takes"
         )
 
-    def output_of(self, name: str) -> RknnTensor:
-        """What the compiled models say of an output. Raises OptionError where they tell no type, or differ."""
-        said: dict[Any, tuple[str, RknnTensor]] = {}
+    def output_of(self, name: str) -> RknnTensor | None:
+        """What the compiled models say of an output; None where they have left it out, because it never changes.
+
+        Raises OptionError where they tell no type, or differ.
+        """
+        said: dict[Any, tuple[str, RknnTensor | None]] = {}
         for label, file in self._known():
-            tensor = _tensor(file.outputs, self._names[1], name)
-            if tensor is not None and tensor.runtime_dtype is not None:
+            try:
+                tensor = self._output(file, name)
+            except (Disagreement, OnnxFileError, OSError) as error:
+                self._unread.append(f"{label}: {error}")
+                continue
+            if tensor is None:
+                said.setdefault(None, (label, None))
+            elif tensor.runtime_dtype is not None:
                 said.setdefault((tensor.runtime_dtype, tensor.quantisation), (label, tensor))
         if len(said) == 1:
             ((label, tensor),) = said.values()
-            how = tensor.quantisation
+            how = tensor.quantisation if tensor is not None else None
             if how is not None:
                 told = f"scale {how.scale:g} and zero point {how.zero_point}"
                 self.notes.append(f"output {name!r}: {told} as {label} says")
@@ -285,6 +310,15 @@ class _Compiled:
             f"{asked}no compiled model tells the type ({self._looked()}); put the .rknn beside the ONNX, name it with "
             "rknn_model, or leave the option out"
         )
+
+    def _output(self, file: RknnFile, name: str) -> RknnTensor | None:
+        tensor = _tensor(file.outputs, self._names[1], name)
+        if tensor is not None:
+            return tensor
+        if file.encrypted or not file.outputs:
+            raise OnnxFileError("it tells nothing of its outputs")
+        left = left_out(self._source, [t.name for t in file.inputs], [t.name for t in file.outputs])
+        return _tensor(file.outputs, self._names[1], left.copies[name]) if name in left.copies else None
 
     def _known(self) -> list[tuple[str, RknnFile]]:
         if self._files is None:
