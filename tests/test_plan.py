@@ -11,7 +11,7 @@ from ort_rknn._options import Options
 from ort_rknn._planning import discovery
 from ort_rknn._planning.discovery import Found
 from ort_rknn._planning.facts import Candidate, Facts, gather
-from ort_rknn._planning.plan import fall_back_after, plan
+from ort_rknn._planning.plan import plan, plan_after
 from ort_rknn._planning.request import Request
 from ort_rknn.adapter import Absence, Device, ModelSource
 from ort_rknn.files import OnnxModel, OnnxValue, RknnFile, RknnTensor, read_onnx, read_rknn
@@ -138,12 +138,12 @@ def with_dims(onnx, inputs, outputs):
 
 
 def test_a_stand_in_needs_fixed_shapes(onnx):
-    facts = on(VIRTUAL, "onnx", onnx=with_dims(onnx, [("N", 3)], [("N", 5)]))
-    assert plan(ASKED, facts).where == "npu"  # the batch may be free
-    for inputs, outputs in (([("N", "m")], [("N", 5)]), ([("N", 3)], [("N", None)])):
-        made = plan(ASKED, on(VIRTUAL, "onnx", onnx=with_dims(onnx, inputs, outputs)))
-        assert made.where == "cpu"
-        assert "free dimensions" in made.fallback.reason
+    for outputs in ([("N", 5)], [("N", None)], [("boxes", 7)], [(1, "k", "k")]):  # lengths are the ONNX's
+        facts = on(VIRTUAL, "onnx", onnx=with_dims(onnx, [("N", 3)], outputs))
+        assert plan(ASKED, facts).where == "npu"
+    made = plan(ASKED, on(VIRTUAL, "onnx", onnx=with_dims(onnx, [("N", "m")], [("N", 5)])))
+    assert made.where == "cpu"
+    assert "free dimensions" in made.fallback.reason
 
 
 def test_an_onnx_without_an_npu():
@@ -238,11 +238,11 @@ def test_what_is_not_for_us_to_judge():
 
 def test_the_plan_after_a_failure(onnx, good):
     facts = on(REAL, "onnx", onnx=onnx, candidates=(good,))
-    made = fall_back_after(NOBODY_ASKED, facts, plan(NOBODY_ASKED, facts), "rknn_init failed")
+    _, made = plan_after(NOBODY_ASKED, facts, plan(NOBODY_ASKED, facts), Exception("rknn_init failed"))
     assert (made.where, made.fallback.reason, made.fallback.loud) == ("cpu", "rknn_init failed", True)
     assert "compiled model model.rk3588.rknn" in made.story
     with pytest.raises(NpuUnavailable, match="rknn_init failed"):
-        fall_back_after(STRICT, facts, plan(STRICT, facts), "rknn_init failed")
+        plan_after(STRICT, facts, plan(STRICT, facts), Exception("rknn_init failed"))
 
 
 @pytest.mark.parametrize("by", ["ORT_RKNN_STRICT=1", "ORT_RKNN_POLICY=only", "session.disable_cpu_ep_fallback=1"])

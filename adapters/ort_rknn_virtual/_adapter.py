@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ort_rknn._concurrency.interrupts import need_stack
 from ort_rknn.adapter import (
@@ -20,6 +24,7 @@ from ort_rknn.adapter import (
     LoadSettings,
     Model,
     ModelSource,
+    PortForm,
     Query,
     RknnError,
     Shape,
@@ -102,7 +107,15 @@ class VirtualAdapter:
 
         if isinstance(settings.share_with, _VirtualModel):
             settings = replace(settings, share_with=settings.share_with.inner)
-        return _VirtualModel(load_model(library, device, source, settings, on_context=on_context), compute)
+        model = load_model(library, device, source, settings, on_context=on_context)
+        if compute is not None:
+            try:
+                assert settings.twin is not None
+                compute.bind(settings.twin, [info.name for info in model.inputs], [info.name for info in model.outputs])
+            except AdapterError:
+                model.close()
+                raise
+        return _VirtualModel(model, compute)
 
     def stand_in(
         self, device: Device, inputs: Sequence[tuple[str, str, Shape]], outputs: Sequence[tuple[str, str, Shape]]
@@ -111,23 +124,6 @@ class VirtualAdapter:
         from ._standin import stand_in
 
         return stand_in(inputs, outputs, device.soc)
-
-
-class _WithRoom:
-    """A context whose runs call back into Python: the stack is found too short here, not in the callback."""
-
-    __slots__ = ("_inner", "core_mask")
-
-    def __init__(self, inner: Context) -> None:
-        self._inner = inner
-        self.core_mask = inner.core_mask
-
-    def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        need_stack(_FRAMES_OF_A_TWIN)
-        self._inner.run(form, inputs, outputs)
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 class _VirtualModel:
@@ -159,12 +155,65 @@ class _VirtualModel:
         return self.inner.output_shapes(shape_set)
 
     def context(self, core_mask: int) -> Context:
-        made = self.inner.context(core_mask)
-        return made if self._compute is None else _WithRoom(made)
+        inner = self.inner.context(core_mask)
+        return inner if self._compute is None else _VirtualContext(inner, self.inner, self._compute)
+
+    def run_whole(self, context: Context, inputs: Sequence[Any]) -> list[Any]:
+        """See :class:`ort_rknn.adapter.RunsWhole`."""
+        if not isinstance(context, _VirtualContext):
+            raise AdapterError("no ONNX computes for this model (ORT_RKNN_VIRTUAL_COMPUTE=pattern)")
+        return context.run_whole(inputs)
 
     def close(self) -> None:
         self.inner.close()
         _let_go(self._compute)
+
+
+class _VirtualContext:
+    """A context whose numbers come from an ONNX. See :class:`ort_rknn.adapter.Context`."""
+
+    def __init__(self, inner: Context, model: Model, compute: TwinCompute) -> None:
+        self._inner = inner
+        self._model = model
+        self._compute = compute
+        self._form: CallForm | None = None
+        self._spare = bytearray()
+
+    @property
+    def core_mask(self) -> int:
+        return self._inner.core_mask
+
+    def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        need_stack(_FRAMES_OF_A_TWIN)  # found too short here, not in the callback
+        try:
+            self._inner.run(form, inputs, outputs)
+        except RknnError as error:
+            raise self._compute.cause(error)  # noqa: B904  # it has a cause of its own, or is this one
+
+    def run_whole(self, inputs: Sequence[Any]) -> list[Any]:
+        """The runtime is fed zeros of the compiled shapes, and what it gives is not looked at."""
+        if self._form is None:
+            self._form = CallForm(
+                tuple(_stored(info, is_input=True) for info in self._model.inputs),
+                tuple(_stored(info, is_input=False) for info in self._model.outputs),
+            )
+            self._spare = bytearray(max(port.nbytes for port in (*self._form.inputs, *self._form.outputs)))
+        form = self._form
+        spare = ctypes.addressof(ctypes.c_char.from_buffer(self._spare))
+
+        def start() -> None:
+            self.run(form, [spare] * len(form.inputs), [spare] * len(form.outputs))
+
+        return self._compute.run_whole(start, inputs, [info.name for info in self._model.inputs])
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _stored(info: TensorInfo, *, is_input: bool) -> PortForm:
+    """A tensor as it is stored."""
+    size = math.prod(info.shape) * np.dtype(info.dtype).itemsize
+    return PortForm(info.dtype, info.layout, info.shape, size, pass_through=is_input)
 
 
 def _let_go(compute: TwinCompute | None) -> None:
@@ -173,6 +222,7 @@ def _let_go(compute: TwinCompute | None) -> None:
 
 
 def _twin_of(settings: LoadSettings) -> TwinCompute | None:
+    """What computes, ready to: an ONNX that onnxruntime does not take is an error now and not at a run."""
     how = os.environ.get("ORT_RKNN_VIRTUAL_COMPUTE", "")
     if how not in ("", "twin", "pattern"):
         raise AdapterError(f"ORT_RKNN_VIRTUAL_COMPUTE is {how!r}; it can be 'twin' (the default) or 'pattern'")
@@ -183,7 +233,14 @@ def _twin_of(settings: LoadSettings) -> TwinCompute | None:
         return None
     if isinstance(settings.twin, str) and not Path(settings.twin).is_file():
         raise AdapterError(f"the ONNX twin {settings.twin} is not a file")
-    return TwinCompute(settings.twin)
+    try:
+        return TwinCompute(settings.twin, settings.cpu_session)
+    except Exception as error:
+        name = settings.twin if isinstance(settings.twin, str) else "in memory"
+        raise AdapterError(
+            f"the ONNX {name}, which the virtual NPU computes with, does not load: {error}. "
+            "ORT_RKNN_VIRTUAL_COMPUTE=pattern does without its numbers"
+        ) from error
 
 
 def _device(soc: str, library: str, how: str, note: str) -> Device:

@@ -6,14 +6,14 @@ import ctypes
 import logging
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ort_rknn._concurrency.interrupts import is_from_a_handler, raised_after
-from ort_rknn.adapter import AdapterError
+from ort_rknn.adapter import AdapterError, RknnError
 from ort_rknn.files import Disagreement, OnnxFileError, left_out
 
 from ._abi import COMPUTE, Tensor
@@ -56,69 +56,98 @@ _ONNX_DTYPES = {
 
 
 class TwinCompute:
-    """The compute callback of one model. The twin is loaded at the first run.
+    """The compute callback of one model: onnxruntime on the ONNX that it was compiled from.
 
-    A twin of a fixed batch runs several times where the compiled model takes several of its batches.
+    A twin of a fixed batch runs several times where the compiled model takes several of its batches. Thread safe.
+    ``cpu_session``: see :class:`ort_rknn.adapter.LoadSettings`. Raises what onnxruntime raises for the ONNX.
     """
 
-    def __init__(self, twin: str | bytes) -> None:
-        self._twin: str | bytes | None = twin
-        self._session: Any = None
-        self._lock = threading.Lock()
-        self._left_out: tuple[tuple[str, ...], tuple[str, ...]] | None = None
-        self.error: BaseException | None = None
-        """The last exception that a run met; also in the log."""
+    def __init__(self, twin: str | bytes, cpu_session: Callable[[str | bytes], Any] | None = None) -> None:
+        session = (cpu_session or _plain_session)(twin)
+        self._session: Any = session
+        self._inputs: dict[str, Any] = {port.name: port for port in session.get_inputs()}
+        self._outputs = {port.name for port in session.get_outputs()}
+        self._here = _Here()
         # A bound method here would make a cycle (callback -> self -> callback) and wait for the garbage collector.
         self.callback = COMPUTE(_Call(self))
 
     def close(self) -> None:
         """Let go of the session. Runs fail after this."""
-        with self._lock:
-            self._session = self._twin = None
+        self._session = None
+
+    def bind(self, twin: str | bytes, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """Check that a compiled model with these names is one of the ONNX ``twin``. It may lack what a converter leaves
+        out. Raises AdapterError where it is not."""
+        if set(inputs) == set(self._inputs) and set(outputs) == self._outputs:
+            return
+        try:
+            left_out(twin, inputs, outputs)
+        except (Disagreement, OnnxFileError, OSError) as error:
+            raise AdapterError(f"the ONNX twin is not that of the compiled model: {error}") from error
 
     def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """Compute ``outputs`` from ``inputs``."""
-        session = self._open()
-        feed = {tensor.name.decode(): _array(tensor) for tensor in inputs}
+        session = self._session
+        if session is None:
+            raise AdapterError("the model is closed")
         names = [tensor.name.decode() for tensor in outputs]
-        wanted = {port.name: port for port in session.get_inputs()}
-        if set(wanted) != set(feed) or {port.name for port in session.get_outputs()} != set(names):
-            self._check_left_out(list(feed), names)
-        unread = {name: _zeros(port) for name, port in wanted.items() if name not in feed}
-        times = _repeats({name: port for name, port in wanted.items() if name in feed}, feed)
+        whole = self._here.feed
+        if whole is not None:
+            self._here.results = session.run(names, whole)
+            return
+        feed = {tensor.name.decode(): _array(tensor) for tensor in inputs}
+        wanted = {name: self._inputs[name] for name in feed}
+        # The converter drops inputs that nothing reads.
+        unread = {name: _zeros(port) for name, port in self._inputs.items() if name not in feed}
+        times = _repeats(wanted, feed)
         pieces = [
-            session.run(names, {n: _fitted(wanted[n], value, times, i) for n, value in feed.items()} | unread)
+            session.run(names, unread | {name: _fitted(wanted[name], value, times, i) for name, value in feed.items()})
             for i in range(times)
         ]
         for tensor, results in zip(outputs, zip(*pieces, strict=True), strict=True):
             _fill(tensor, results[0] if times == 1 else np.concatenate(results))
 
-    def _check_left_out(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """Raise AdapterError where the compiled model lacks more of the twin than a converter leaves out."""
-        key = (tuple(inputs), tuple(outputs))
-        if key == self._left_out:
-            return
-        twin = self._twin
-        if twin is None:
-            raise AdapterError("the model is closed")
+    def run_whole(self, start: Callable[[], None], inputs: Sequence[Array], names: Sequence[str]) -> list[Array]:
+        """Let ``start`` make a run of the runtime, and compute in it with ``inputs`` (called ``names``) instead of what
+        the runtime was fed. Returns the outputs in the compiled model's order, of the shapes that the ONNX gives."""
+        here = self._here
+        here.feed = {name: _compiled(array) for name, array in zip(names, inputs, strict=True)}
         try:
-            left_out(twin, inputs, outputs)
-        except (Disagreement, OnnxFileError, OSError) as error:
-            raise AdapterError(f"the ONNX twin is not that of the compiled model: {error}") from error
-        self._left_out = key
+            start()
+            return [_compiled(np.asarray(result)) for result in here.results]
+        finally:
+            here.feed, here.results = None, ()
 
-    def _open(self) -> Any:
-        with self._lock:
-            if self._session is None:
-                if self._twin is None:
-                    raise AdapterError("the model is closed")
-                import onnxruntime
+    def cause(self, error: RknnError) -> BaseException:
+        """What to raise in place of a run's ``error``, on its thread: where this callback failed, that says why."""
+        met, self._here.met = self._here.met, None
+        if met is None:
+            return error
+        if not isinstance(met, Exception):
+            return met  # a Ctrl-C, say
+        said = f"The ONNX that the virtual NPU computes with failed: {met}"
+        told = RknnError(error.call, error.code, said)
+        told.__cause__ = met
+        return told
 
-                options = onnxruntime.SessionOptions()
-                options.log_severity_level = 3
-                options.intra_op_num_threads = 1
-                self._session = onnxruntime.InferenceSession(self._twin, options, providers=["CPUExecutionProvider"])
-            return self._session
+
+def _plain_session(twin: str | bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(twin, options, providers=["CPUExecutionProvider"])
+
+
+class _Here(threading.local):
+    """What a run and its callback tell each other; both are on one thread."""
+
+    feed: dict[str, Array] | None = None
+    """For a whole run: what to compute with."""
+    results: Sequence[Any] = ()
+    met: BaseException | None = None
+    """What the callback raised."""
 
 
 class _Call:
@@ -137,10 +166,18 @@ class _Call:
         except BaseException as error:  # an exception cannot go through C
             if is_from_a_handler(error):
                 return raised_after(error, -1)
-            compute.error = error.with_traceback(None)
-            log.error("the ONNX twin failed in a run on the virtual NPU: %s", error)
+            compute._here.met = error.with_traceback(None)
             return -1
         return ticket
+
+
+def _compiled(array: Array) -> Array:
+    """Values with the resolution of the compiled type: float16 for floats."""
+    if array.dtype.kind != "f" or array.dtype.itemsize <= 2:
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded: Array = array.astype(np.float16).astype(array.dtype)
+    return rounded
 
 
 def _array(tensor: Tensor) -> Array:

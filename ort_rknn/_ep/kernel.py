@@ -67,7 +67,7 @@ class Kernel:
             sources.append(cell.value or 0)
         call = static or self._call(tuple(shapes))
         if call is None:
-            self._compute_on_cpu(context, tuple(shapes), sources)
+            self._compute_onnx(context, tuple(shapes), sources)
             return
         plan = self._plans.get(call) or self._plan(call)
         targets: list[int] = []
@@ -84,10 +84,10 @@ class Kernel:
             targets.append(cell.value or 0)
         self.executor.execute(call, sources, targets)
 
-    def _compute_on_cpu(self, context: int, shapes: tuple[Shape, ...], sources: list[int]) -> None:
-        """A shape that was not compiled, by the ONNX twin: its output shapes are known only afterwards."""
+    def _compute_onnx(self, context: int, shapes: tuple[Shape, ...], sources: list[int]) -> None:
+        """A shape that was not compiled, by the ONNX: its output shapes are known only afterwards."""
         cell = c_void_p()
-        for output, result in zip(self._outputs, self.executor.run_on_cpu(shapes, sources)):
+        for output, result in zip(self._outputs, self.executor.run_onnx(shapes, sources)):
             if output is None:
                 continue
             dims = (c_int64 * result.ndim)(*result.shape)

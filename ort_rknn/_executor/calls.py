@@ -71,12 +71,20 @@ class Calls:
     """The calls of one model, remembered by shape. Thread safe: at worst two threads work out the same call."""
 
     def __init__(
-        self, signature: Signature, output_shapes: Mapping[int | None, Shapes], options: Options, label: str
+        self,
+        signature: Signature,
+        output_shapes: Mapping[int | None, Shapes],
+        options: Options,
+        label: str,
+        *,
+        whole: bool = False,
     ) -> None:
+        """``whole``: the compiled shapes are not the ONNX's, and every call is for the ONNX."""
         self._signature = signature
         self._output_shapes = output_shapes
         self._options = options
         self._label = label
+        self._whole = whole
         self._known: dict[Shapes, Call | None] = {}
         self._forms: dict[int | None, CallForm] = {}
         ports = (*signature.inputs, *signature.outputs)
@@ -93,7 +101,7 @@ class Calls:
         return self.find(shapes)
 
     def find(self, shapes: Shapes) -> Call | None:
-        """The call for input shapes (signature's order and layout); None: it is for the ONNX twin on the CPU.
+        """The call for input shapes (signature's order and layout); None: it is for the ONNX.
 
         Raises InvalidArgument for shapes that were not compiled and that no policy covers, naming those that were.
         """
@@ -108,6 +116,8 @@ class Calls:
 
     def _work_out(self, shapes: Shapes) -> Call | None:
         signature = self._signature
+        if self._whole:
+            return None
         for index, group in enumerate(signature.sets):
             if self._same(shapes, group):
                 return self._call(index, shapes)

@@ -17,16 +17,16 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from .._concurrency.pacer import Pacer
 from .._errors import INVALID_ARGUMENT, RUNTIME_EXCEPTION, OptionError, ort_error
 from .._options import Options
-from ..adapter.contract import AdapterError, Model, RknnError
+from ..adapter.contract import AdapterError, Model, RknnError, RunsWhole
 from .calls import Call, Calls, Shapes
-from .conversion import Scratch
+from .conversion import Scratch, view
 from .cpu_twin import CpuTwin
 from .dispatch import Dispatch
 from .lanes import Lane, Lease, Turn
@@ -60,13 +60,17 @@ class Executor:
         *,
         onnx: str | bytes | None = None,
         held: Pinned | None = None,
+        whole: bool = False,
     ) -> None:
+        """``onnx``: what calls of shapes that were not compiled run on, where ``options`` say so. ``whole``: every call
+        runs the ONNX whole, which ``model`` offers (:class:`ort_rknn.adapter.RunsWhole`)."""
         self._held = held
         self.model = model
         self.dispatch = dispatch
         self.signature = signature
         self.label = label
         self.options = options or Options()
+        self._runs_whole = whole
         self._leases: list[Lease] = []
         self._lanes: tuple[Lane, ...] = ()
         self._closing = threading.RLock()
@@ -87,7 +91,7 @@ class Executor:
             # Asked now: a runtime tells the shapes of a set by switching a context to it, which no run survives.
             sets: Sequence[int | None] = range(len(signature.sets)) if signature.dynamic else (None,)
             output_shapes = {k: model.output_shapes(k) for k in sets}
-            self._calls = Calls(signature, output_shapes, self.options, label)
+            self._calls = Calls(signature, output_shapes, self.options, label, whole=whole)
             self._lanes = self._open_contexts()
             self._order = tuple(self._lanes[i] for i in dispatch.order)
             self._work = _Work(signature, label, self._pacer)
@@ -109,7 +113,7 @@ class Executor:
         return tuple(Lane(leases, by_shape=by_shape) for leases in by_lane)
 
     def call_for(self, shapes: Shapes) -> Call | None:
-        """The call for input shapes (signature's order and layout); None: :meth:`run_on_cpu` serves it.
+        """The call for input shapes (signature's order and layout); None: :meth:`run_onnx` serves it.
 
         Raises InvalidArgument for shapes that were not compiled and that no policy covers, naming those that were.
         """
@@ -178,8 +182,13 @@ class Executor:
     def _lane(self, number: int) -> Lane:
         return self._order[number % len(self._order)]
 
-    def run_on_cpu(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
-        """Run a call that :meth:`call_for` gave None for on the ONNX twin. Returns arrays in the signature's order."""
+    def run_onnx(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
+        """Run a call that :meth:`call_for` gave None for on the ONNX: on the CPU, or whole on a context of a stand-in.
+
+        ``inputs`` are addresses, in the signature's order. Returns arrays in the signature's order.
+        """
+        if self._runs_whole:
+            return self._run_whole(shapes, inputs)
         assert self._cpu_twin is not None
         if self._missing_told.acquire(blocking=False):  # by the first one, and never released
             spelled = self._calls.spell(shapes)
@@ -187,6 +196,17 @@ class Executor:
                 "%s: no shape set was compiled for %s: such calls run on the ONNX, on the CPU", self.label, spelled
             )
         return self._cpu_twin.run(self.signature, shapes, inputs)
+
+    def _run_whole(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
+        if self._pacer is not None:
+            self._pacer.wait()
+        number = self.numbers.get(threading.get_ident()) if self.numbers else None
+        lane = self._lane(self.take_number() if number is None else number)
+        if self._end is not None:
+            raise self._ended()
+        results: list[NDArray[np.generic]] = []
+        lane.wait_and_run(partial(self._work.do_whole, self.model, shapes, inputs, results))
+        return results
 
     def _run_samples(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """The runs of a batch, over all contexts at once; the caller's own thread takes part."""
@@ -270,7 +290,7 @@ class Executor:
         shapes = tuple(a.shape for a in arrays)
         call = self.static_call or self.call_for(shapes)
         if call is None:
-            return self.run_on_cpu(shapes, [a.ctypes.data for a in arrays])
+            return self.run_onnx(shapes, [a.ctypes.data for a in arrays])
         results: list[NDArray[np.generic]] = [
             np.empty(shape, port.dtype) for shape, port in zip(call.output_shapes, self.signature.outputs)
         ]
@@ -368,6 +388,30 @@ class _Work:
             raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
         lease.runs += 1
         lease.shape_set = call.form.shape_set
+        if self._pacer is not None:
+            self._pacer.record(time.perf_counter() - started)
+
+    def do_whole(
+        self, model: Model, shapes: Shapes, inputs: Sequence[int], results: list[NDArray[np.generic]], lease: Lease
+    ) -> None:
+        """As :meth:`do`, where the ONNX is run whole: what it gives is appended to ``results``."""
+        started = time.perf_counter()
+        ports = self._signature.inputs
+        feed: list[NDArray[np.generic]] = [np.empty(0)] * len(ports)
+        for port, shape, address in zip(ports, shapes, inputs):
+            array = view(address, shape, port.dtype)
+            if port.layout == "NHWC":
+                array = array.transpose(0, 3, 1, 2)
+            feed[port.index] = np.ascontiguousarray(array, port.onnx_dtype).reshape(array.shape)
+        try:
+            given = cast(RunsWhole, model).run_whole(lease.context, feed)
+        except AdapterError as error:
+            lease.errors += 1
+            raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
+        lease.runs += 1
+        for port in self._signature.outputs:
+            result = given[port.index]
+            results.append(np.ascontiguousarray(result, port.dtype).reshape(result.shape))
         if self._pacer is not None:
             self._pacer.record(time.perf_counter() - started)
 

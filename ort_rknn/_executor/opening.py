@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from .._errors import FAIL, OptionError, ort_error
 from .._options import Options
@@ -89,11 +90,15 @@ def open_executor(
     label: str,
     share_with: Model | None = None,
     overridden: Mapping[str, tuple[Dim, ...]] | None = None,
+    cpu_session: Callable[[str | bytes], Any] | None = None,
+    stand_in: bool = False,
 ) -> Executor:
     """Load a compiled model and open its contexts.
 
     ``inputs`` / ``outputs`` None: what the runtime reports is the signature. ``share_with``: a model that lends its
-    weights. ``overridden``: the declared inputs' dims with free dimensions fixed, by name. Raises OptionError for
+    weights. ``overridden``: the declared inputs' dims with free dimensions fixed, by name. ``cpu_session``: see
+    :class:`ort_rknn.adapter.LoadSettings`. ``stand_in``: it was made from the ONNX's signature: a call whose shapes
+    that does not fix runs the ONNX whole. Raises OptionError for
     options that the device or the model cannot serve, Fail (naming the model and what the runtime said) where loading
     fails. Leaves nothing open when it raises. Where there is no ``twin``, on_missing_shape="cpu" is an error only if it
     was asked for by this session.
@@ -107,6 +112,7 @@ def open_executor(
         source = replace(source, path=held.path, file=held)
     settings = LoadSettings(
         twin=os.path.abspath(twin) if isinstance(twin, str) else twin,
+        cpu_session=cpu_session,
         run_timeout_ms=options.run_timeout_ms,
         share_weights=not options.disable_dup_context,
         share_with=share_with,
@@ -136,6 +142,7 @@ def open_executor(
                 normalisation=normalisations(file),
                 splitting=partial(judge_splitting, options.split_batch, origin, twin),
                 evidence=OnnxEvidence(twin, inputs, origin) if twin is not None else None,
+                stand_in=stand_in,
                 label=label,
             )
         except AdapterError as error:
@@ -146,7 +153,8 @@ def open_executor(
             signature = override(signature, before, overridden, asked)
         undo.pop_all()  # an executor closes what it is given, also when it cannot be made
     try:
-        return Executor(model, dispatch, signature, label, options, onnx=twin, held=held)
+        whole = stand_in and not signature.fixes_shapes
+        return Executor(model, dispatch, signature, label, options, onnx=twin, held=held, whole=whole)
     except AdapterError as error:
         raise ort_error(FAIL, f"{label}: no context on {found.device.name}: {error}") from error
 

@@ -129,6 +129,12 @@ class Signature:
         """A call of any number of samples is cut into runs of a compiled set's number."""
         return self.split is not None and self.split.allowed
 
+    @property
+    def fixes_shapes(self) -> bool:
+        """Every shape is known before a run: no dimension is free, but for a batch that is cut into runs."""
+        first = 1 if self.splits else 0
+        return all(isinstance(d, int) for p in (*self.inputs, *self.outputs) for d in p.dims[first:])
+
 
 def override(
     signature: Signature,
@@ -228,9 +234,10 @@ def negotiate(
     normalisation: Mapping[str, Normalisation] | None = None,
     splitting: Callable[[], Splitting] | None = None,
     evidence: Evidence | None = None,
+    stand_in: bool = False,
     label: str = "model",
 ) -> Signature:
-    """Match the declared signature with the loaded model.
+    """Match the declared signature with the loaded model. That of a stand-in says nothing about free dimensions.
 
     ``splitting`` judges whether samples are independent, ``evidence`` is what the ONNX itself says of what the model
     lacks and of its outputs' shapes; both are asked only where the declarations do not settle it.
@@ -250,10 +257,12 @@ def negotiate(
     out_order = in_models_order(model.outputs, out_sets, real_out, "output", label, by_place=evidence is None)
     notes += served.notes
 
-    keep_free = options.on_missing_shape != "error"
+    keep_free = options.on_missing_shape != "error" or stand_in
     split = may_split(real_in, real_out, sets, out_sets, in_order, out_order, options, splitting)
     if split is None and any(leads_free(v) for v in real_in) and not model.shape_sets:
         notes.append("the ONNX leaves the leading axis free, but not that of every input: compiled shape only")
+    if stand_in and split is not None and not split.allowed:
+        notes.append(f"a batch is not cut: {split.reason}. The ONNX runs whole; a compiled model would refuse")
 
     in_ports: list[Port] = []
     layouts: list[Layout] = []

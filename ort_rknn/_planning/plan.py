@@ -136,15 +136,16 @@ def _given_onnx(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
 
 
 def _free_dims(facts: Facts) -> str:
-    """Which dimensions a stand-in cannot fix; "" where only a common leading batch axis is free."""
+    """What a stand-in cannot fix; "" where only leading axes of inputs and lengths of outputs are free."""
     assert facts.onnx is not None
     for what, values in (("input", facts.onnx.inputs), ("output", facts.onnx.outputs)):
         for value in values:
             if value.dims is None:
                 return f"{what} {value.name!r} has no fixed rank"
-            free = [str(d if d is not None else "?") for d in value.dims[1:] if not isinstance(d, int)]
-            if free:
-                return f"{what} {value.name!r} has the free dimensions {', '.join(free)}"
+    for value in facts.onnx.inputs:
+        free = [str(d if d is not None else "?") for d in (value.dims or ())[1:] if not isinstance(d, int)]
+        if free:
+            return f"input {value.name!r} has the free dimensions {', '.join(free)}"
     return ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .._errors import FAIL, OptionError, ort_error
@@ -16,6 +17,7 @@ from .._planning.facts import Facts
 from .._planning.plan import Plan
 from ..adapter.contract import AdapterError, Model, ModelSource
 from ..files import Dimension, ModelFields, ep_context_model, judge_twin
+from .session_options import cpu_session
 
 _NOTHING: Any = object()
 
@@ -40,8 +42,9 @@ def load_planned(
     options: Options,
     lender: Model | None,
     overridden: Mapping[str, tuple[Dimension, ...]],
+    so: Any = None,
 ) -> Executor:
-    """The executor of a plan for the NPU. ``overridden``: dims of inputs that the user's SessionOptions fix.
+    """The executor of a plan for the NPU. ``overridden``: dims of inputs that the user's SessionOptions ``so`` fix.
 
     Raises OptionError for options that do not fit the model or the device, Fail where the model does not load.
     """
@@ -71,6 +74,8 @@ def load_planned(
         label=label,
         share_with=lender,
         overridden=overridden,
+        cpu_session=partial(cpu_session, so),
+        stand_in=candidate is None,
     )
 
 

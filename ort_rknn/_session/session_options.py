@@ -49,6 +49,49 @@ def copy_options(so: Any, content: bytes) -> Any:
 EMPTY_MODEL = b"\x08\x08:\x03\x12\x01gB\x02\x10\x11"
 
 
+def cpu_session(so: Any, onnx: str | bytes) -> Any:
+    """onnxruntime's CPU session on ``onnx``, with what the user's SessionOptions ``so`` say (None: the defaults).
+
+    It computes in place of an NPU: it writes no files of its own, gets one thread unless the user set a number, and may
+    be on the CPU. Raises what onnxruntime raises.
+    """
+    made = _settings_of(so)
+    try:
+        return onnxruntime.InferenceSession(onnx, made, ["CPUExecutionProvider"], enable_fallback=0)
+    except Exception:
+        # Libraries of custom operators do not come along into a copy: then the user's own options will do, unless
+        # something in them is not for this session.
+        if (
+            not so
+            or so.enable_profiling
+            or so.optimized_model_filepath
+            or any(config_entry(so, k) == "1" for k in _NOT_ITS)
+        ):
+            raise
+    return onnxruntime.InferenceSession(onnx, so, ["CPUExecutionProvider"], enable_fallback=0)
+
+
+#: Config entries that a session on the CPU alone would fail for, or write files for.
+_NOT_ITS = ("session.disable_cpu_ep_fallback", "ep.context_enable")
+_SPINNING = "session.intra_op.allow_spinning"
+
+
+def _settings_of(so: Any) -> Any:
+    options = copy_options(so, EMPTY_MODEL)
+    if not so:
+        options.log_severity_level = 3
+    options.enable_profiling = False
+    options.optimized_model_filepath = ""
+    for key in _NOT_ITS:
+        if config_entry(options, key) is not None:
+            options.add_session_config_entry(key, "0")
+    if config_entry(options, _SPINNING) is None:
+        options.add_session_config_entry(_SPINNING, "0")
+    if not options.intra_op_num_threads and options.use_per_session_threads:
+        options.intra_op_num_threads = 1
+    return options
+
+
 def replaced_weights(so: Any, onnx: OnnxModel) -> str | None:
     """The method of the SessionOptions that puts other weights in place of the model's, and for which name; None where
     there is none. A compiled model has its weights inside."""

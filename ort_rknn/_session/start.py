@@ -236,7 +236,7 @@ def _load(
             held.enter_context(registration.held(made.found.device))
             if made.where == "npu":
                 fixed = overridden_dims(so, facts.onnx.inputs) if so and made.use_onnx and facts.onnx else {}
-                state.executor = load_planned(facts, made, request.options, lender, fixed)
+                state.executor = load_planned(facts, made, request.options, lender, fixed, so)
             else:
                 _start_on_nodes(session, parent, state, so)
             return made

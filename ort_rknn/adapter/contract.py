@@ -15,7 +15,7 @@ means all of them (both are the values of ``rknn_core_mask``).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -221,6 +221,10 @@ class LoadSettings:
     twin: str | bytes | None = None
     """The ONNX model (a path, or its bytes) that the compiled one was made from, where it is known. Real runtimes have
     no use for it; a virtual one computes with it."""
+    cpu_session: Callable[[str | bytes], Any] | None = None
+    """Makes onnxruntime's CPU session on an ONNX, with what the user's SessionOptions say (libraries of custom
+    operators, the folder of external data, threads, config entries); raises what onnxruntime raises. Real runtimes have
+    no use for it; a virtual one computes with it. None: there are no SessionOptions."""
     run_timeout_ms: int = 0
     """Bound for one run on the NPU in milliseconds; 0: none."""
     share_weights: bool = True
@@ -301,6 +305,18 @@ class Adapter(Protocol):
 
     def load(self, device: Device, source: ModelSource, settings: LoadSettings) -> Model:
         """Load a compiled model. Raises RknnError, SettingError or AdapterError; leaves nothing open when it does."""
+
+
+class RunsWhole(Protocol):
+    """What the model of a stand-in offers besides: runs whose shapes nobody compiled."""
+
+    def run_whole(self, context: Context, inputs: Sequence[Any]) -> list[Any]:
+        """Run the ONNX itself as one run of ``context``, with its time, its errors and its place in the counters.
+
+        ``inputs`` are numpy arrays in the order of :attr:`Model.inputs`, in the ONNX's dtypes and order of axes, of any
+        shape that the ONNX takes. Returns new arrays in the order of :attr:`Model.outputs`, of the shapes that the ONNX
+        gives. Floats have the resolution of the compiled types. Raises as :meth:`Context.run`.
+        """
 
 
 class MakesStandIns(Protocol):

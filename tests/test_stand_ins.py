@@ -1,0 +1,279 @@
+"""Stand-ins on the virtual NPU: models that nobody compiled, with the ONNX's numbers and lengths."""
+
+import os
+import threading
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
+
+import ort_rknn as ort
+
+npu = pytest.fixture(virtual_rk3588)
+
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+value = helper.make_tensor_value_info
+
+
+def save(folder, nodes, inputs, outputs, constants=(), opset=17, domains=()):
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(constants))
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+def constant(name, values, dtype=None):
+    return numpy_helper.from_array(np.array(values, dtype), name)
+
+
+def detector(folder):
+    """Boxes, kept by a threshold: how many is known only after the run."""
+    constants = [constant("most", [5]), constant("iou", [0.5], np.float32), constant("least", [0.0], np.float32)]
+    nodes = [helper.make_node("NonMaxSuppression", ["boxes", "scores", "most", "iou", "least"], ["kept"])]
+    inputs = [value("boxes", FLOAT, [1, 6, 4]), value("scores", FLOAT, [1, 1, 6])]
+    return save(folder, nodes, inputs, [value("kept", INT64, ["found", 3])], constants)
+
+
+def positive(folder):
+    """Two outputs of free length, one of a fixed one, one scalar."""
+    nodes = [
+        helper.make_node("Greater", ["x", "zero"], ["is_positive"]),
+        helper.make_node("NonZero", ["is_positive"], ["where"]),
+        helper.make_node("Compress", ["x", "flat"], ["which"]),
+        helper.make_node("Reshape", ["is_positive", "all"], ["flat"]),
+        helper.make_node("Add", ["x", "zero"], ["same"]),
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+    ]
+    constants = [constant("zero", 0, np.float32), constant("all", [-1])]
+    outputs = [
+        value("where", INT64, [2, "n"]),
+        value("which", FLOAT, ["n"]),
+        value("same", FLOAT, [2, 8]),
+        value("sum", FLOAT, []),
+    ]
+    return save(folder, nodes, [value("x", FLOAT, [2, 8])], outputs, constants)
+
+
+def flattened(folder):
+    nodes = [helper.make_node("Reshape", ["x", "all"], ["y"])]
+    return save(folder, nodes, [value("x", FLOAT, [2, 3, 4])], [value("y", FLOAT, ["k"])], [constant("all", [-1])])
+
+
+def compared(folder):
+    """Each row with every other one: the rows are no samples."""
+    nodes = [helper.make_node("Transpose", ["x"], ["t"]), helper.make_node("MatMul", ["x", "t"], ["y"])]
+    return save(folder, nodes, [value("x", FLOAT, ["n", 4])], [value("y", FLOAT, ["n", "m"])])
+
+
+def feeds(path, rng, n=3):
+    out = {}
+    for i in onnxruntime.InferenceSession(path).get_inputs():
+        shape = [d if isinstance(d, int) else n for d in i.shape]
+        out[i.name] = np.round(rng.standard_normal(shape) * 64).astype(np.float32) / 64
+    return out
+
+
+@pytest.mark.parametrize("make", [detector, positive, flattened, compared])
+@pytest.mark.parametrize("call", ["run", "submit", "map", "run_async", "binding"])
+def test_outputs_of_free_length_have_the_onnx_s_length(npu, tmp_path, make, call):
+    path = make(tmp_path)
+    plain = onnxruntime.InferenceSession(path)
+    with ort.InferenceSession(path, provider_options=VIRTUAL) as session:
+        assert session.get_providers()[0] == "RKNNExecutionProvider"
+        for ours, theirs in ((session.get_inputs(), plain.get_inputs()), (session.get_outputs(), plain.get_outputs())):
+            assert [(v.name, v.type) for v in ours] == [(v.name, v.type) for v in theirs]
+            for mine, its in zip(
+                ours, theirs, strict=True
+            ):  # onnxruntime infers some lengths that the file leaves free
+                assert all(a == b or isinstance(a, str) for a, b in zip(mine.shape, its.shape, strict=True))
+        for seed in range(6):
+            feed = feeds(path, np.random.default_rng(seed), n=seed + 1)
+            expected = plain.run(None, feed)
+            for got, want in zip(_called(session, call, feed), expected, strict=True):
+                assert (got.dtype, got.shape) == (want.dtype, want.shape)
+                np.testing.assert_allclose(got, want, atol=2e-2)
+        assert "stand-in made from the signature" in session.explain()
+    assert len([event for event in npu.events() if event.kind == "run" and event.code == 0]) == 6
+
+
+def _called(session, call, feed):
+    if call == "submit":
+        return session.submit(None, feed).result()
+    if call == "map":
+        return next(iter(session.map([feed])))
+    if call == "run_async":
+        ended, got = threading.Event(), []
+        session.run_async(None, feed, lambda results, _, error: (got.append((results, error)), ended.set()), None)
+        assert ended.wait(20) and not got[0][1]
+        return got[0][0]
+    if call == "binding":
+        binding = session.io_binding()
+        for name, array in feed.items():
+            binding.bind_cpu_input(name, array)
+        for output in session.get_outputs():
+            binding.bind_output(output.name)
+        session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()
+    return session.run(None, feed)
+
+
+def test_a_whole_run_is_a_run_of_the_npu(npu, tmp_path):
+    """Modelled time, cores in turn, faults, counters, one context for each."""
+    path = flattened(tmp_path)
+    feed = {"x": np.zeros((2, 3, 4), np.float32)}
+    npu.run_time_us = 20_000
+    with ort.InferenceSession(path, provider_options={**VIRTUAL, "schedule": "0,2"}) as session:
+        for _ in range(4):
+            session.run(None, feed)
+        runs = [event for event in npu.events() if event.kind == "run"]
+        assert [event.core_mask for event in runs] == [1, 4, 1, 4]
+        assert all(event.end_ns - event.start_ns >= 20_000_000 for event in runs)
+        npu.fault("rknn_run", -2, times=1)
+        with pytest.raises(Exception, match=r"m\.onnx.*rknn_run failed: RKNN_ERR_TIMEOUT.*core 0"):
+            session.run(None, feed)
+        assert "core 0: 2 runs, 1 errors" in session.explain()
+        assert session.run(None, feed)[0].shape == (24,)
+
+
+def test_whole_runs_of_many_threads(npu, tmp_path):
+    path = positive(tmp_path)
+    plain = onnxruntime.InferenceSession(path)
+    wrong = []
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(20):
+            feed = feeds(path, rng)
+            for got, want in zip(session.run(None, feed), plain.run(None, feed), strict=True):
+                if got.shape != want.shape or not np.allclose(got, want, atol=1e-2):
+                    wrong.append((seed, got, want))
+
+    with ort.InferenceSession(path, provider_options={**VIRTUAL, "schedule": "0,1,2"}) as session:
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_whole_runs_have_the_compiled_resolution(npu, tmp_path):
+    """float16, as a compiled model would have; and integers stay exact."""
+    x = np.linspace(1, 1.01, 24, dtype=np.float32).reshape(2, 3, 4)
+    with ort.InferenceSession(flattened(tmp_path), provider_options=VIRTUAL) as session:
+        np.testing.assert_array_equal(session.run(None, {"x": x})[0], x.ravel().astype(np.float16).astype(np.float32))
+
+
+def test_options_of_the_signature_hold_for_whole_runs(npu, tmp_path):
+    nodes = [helper.make_node("Reshape", ["x", "all"], ["y"])]
+    path = save(tmp_path, nodes, [value("x", FLOAT, [1, 3, 2, 4])], [value("y", FLOAT, ["k"])], [constant("all", [-1])])
+    options = {**VIRTUAL, "input_dtype": "uint8", "layout": "nhwc", "output_dtype": "native"}
+    pixels = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)
+    with ort.InferenceSession(path, provider_options=options) as session:
+        assert session.get_inputs()[0].type == "tensor(uint8)" and session.get_inputs()[0].shape == [1, 2, 4, 3]
+        (y,) = session.run(None, {"x": pixels})
+        assert y.dtype == np.float16
+        np.testing.assert_array_equal(y, pixels.transpose(0, 3, 1, 2).ravel())
+
+
+# The session that computes ---------------------------------------------------------------------------------------
+
+
+def strict(so=None):
+    so = so or ort.SessionOptions()
+    so.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return so
+
+
+def test_what_onnxruntime_does_not_take_is_told_when_the_session_is_made(npu, tmp_path):
+    """In onnxruntime's words, as an error of a strict session, and on the CPU as onnxruntime's own."""
+    nodes = [helper.make_node("Mystery", ["x"], ["y"], domain="my.own")]
+    path = save(tmp_path, nodes, [value("x", FLOAT, [1, 4])], [value("y", FLOAT, [1, 4])], domains=["my.own"])
+    with pytest.raises(Exception) as theirs:
+        onnxruntime.InferenceSession(path)
+    words = "my.own:Mystery"
+    assert words in str(theirs.value)
+    with pytest.raises(type(theirs.value), match=words):
+        ort.InferenceSession(path, provider_options=VIRTUAL)
+    with pytest.raises(ort.NpuUnavailable, match=f"{words}.*ORT_RKNN_VIRTUAL_COMPUTE=pattern"):
+        ort.InferenceSession(path, strict(), provider_options=VIRTUAL)
+
+
+def test_weights_in_a_folder_that_the_session_options_name(npu, tmp_path):
+    whole = onnx.load(MODELS / "conv_f16.onnx")
+    (tmp_path / "weights").mkdir()
+    onnx.save_model(
+        whole, tmp_path / "weights" / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=16
+    )
+    content = (tmp_path / "weights" / "m.onnx").read_bytes()
+    so = strict()
+    so.add_session_config_entry("session.model_external_initializers_file_folder_path", str(tmp_path / "weights"))
+    want = onnxruntime.InferenceSession(MODELS / "conv_f16.onnx").run(None, {"x": X})[0]
+    for options in (VIRTUAL, {**VIRTUAL, "rknn_model": MODELS / "conv_f16.rk3588.rknn"}):
+        with ort.InferenceSession(content, so, provider_options=options) as session:
+            assert np.abs(session.run(None, {"x": X})[0] - want).max() < 1e-2
+        with pytest.raises(ort.NpuUnavailable, match=r"m\.bin"):
+            ort.InferenceSession(content, strict(), provider_options=options)
+
+
+def test_the_session_options_of_the_user_hold_for_what_computes(npu, tmp_path, monkeypatch):
+    made = []
+    real = onnxruntime.InferenceSession
+
+    def watched(model, options=None, *given, **named):
+        made.append(options)
+        return real(model, options, *given, **named)
+
+    from ort_rknn._session import session_options
+
+    monkeypatch.setattr(session_options.onnxruntime, "InferenceSession", watched)
+    so = strict()
+    so.intra_op_num_threads = 2
+    so.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    so.add_session_config_entry("session.set_denormal_as_zero", "1")
+    so.enable_profiling = True
+    so.profile_file_prefix = str(tmp_path / "profile")
+    with ort.InferenceSession(MODELS / "conv_f16.onnx", so, provider_options=VIRTUAL) as session:
+        session.run(None, {"x": X})
+        session.end_profiling()
+    (options,) = made
+    assert options.intra_op_num_threads == 2
+    assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    assert options.get_session_config_entry("session.set_denormal_as_zero") == "1"
+    assert not options.enable_profiling
+    assert len(os.listdir(tmp_path)) == 1  # one profile: the session's own
+    assert so.enable_profiling and so.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+
+
+def test_files_may_go_once_the_session_is_made(npu, tmp_path):
+    path = positive(tmp_path)
+    feed = feeds(path, np.random.default_rng(0))
+    want = onnxruntime.InferenceSession(path).run(None, feed)
+    with ort.InferenceSession(path, provider_options=VIRTUAL) as session:
+        path.unlink()
+        for got, expected in zip(session.run(None, feed), want, strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-2)
+
+
+def test_a_run_that_fails_names_its_cause(npu, tmp_path):
+    """What onnxruntime says of the ONNX is in the exception, not only in a log."""
+    nodes = [helper.make_node("Gather", ["table", "ids"], ["y"])]
+    table = constant("table", np.zeros((4, 2)), np.float32)
+    path = save(tmp_path, nodes, [value("ids", INT64, [3])], [value("y", FLOAT, [3, 2])], [table])
+    with ort.InferenceSession(path, provider_options=VIRTUAL) as session:
+        assert session.run(None, {"ids": np.array([0, 1, 3])})[0].shape == (3, 2)
+        with pytest.raises(Exception, match=r"m\.onnx.*rknn_run failed.*indices element out of data bounds"):
+            session.run(None, {"ids": np.array([0, 1, 4])})
+        assert session.run(None, {"ids": np.array([0, 1, 3])})[0].shape == (3, 2)
+
+
+def test_pattern_has_no_whole_runs(npu, tmp_path, monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_VIRTUAL_COMPUTE", "pattern")
+    with (
+        ort.InferenceSession(flattened(tmp_path), provider_options=VIRTUAL) as session,
+        pytest.raises(Exception, match="ORT_RKNN_VIRTUAL_COMPUTE=pattern"),
+    ):
+        session.run(None, {"x": np.zeros((2, 3, 4), np.float32)})
