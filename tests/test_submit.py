@@ -218,6 +218,124 @@ def test_what_is_cancelled_does_not_run(npu):
         assert sum(npu.counters().runs) <= 5
 
 
+def test_awaiting_takes_no_thread_of_the_loop_and_keeps_the_order(npu):
+    npu.run_time_us = 20_000
+    with on_npu(schedule="0", max_queue_size=1) as made:
+        order, threads = [], threading.active_count()
+
+        async def call(k):
+            await made.run_awaitable(None, FEEDS[k])
+            order.append(k)
+
+        async def main():
+            calls = [asyncio.ensure_future(call(k)) for k in range(12)]
+            await asyncio.sleep(0.03)
+            calls[5].cancel()
+            asyncio.get_running_loop().set_default_executor(NoExecutor())
+            await asyncio.wait(calls)
+            assert threading.active_count() <= threads + 4
+
+        asyncio.run(main())
+        assert order == [k for k in range(12) if k != 5]
+        assert made.submit(None, FEEDS[0]).result(10)
+
+
+class NoExecutor(ThreadPoolExecutor):
+    def submit(self, *args, **kwargs):
+        raise AssertionError("asyncio's executor is the program's")
+
+
+def test_loops_of_several_threads_share_the_queue(npu):
+    npu.run_time_us = 2_000
+    with on_npu(schedule="0", max_queue_size=1) as made:
+
+        async def calls():
+            return await asyncio.gather(*[made.run_awaitable(None, FEEDS[k]) for k in range(12)])
+
+        with ThreadPoolExecutor(3) as pool:
+            for future in [pool.submit(asyncio.run, calls()) for _ in range(3)]:
+                assert len(future.result(20)) == 12
+
+
+@pytest.mark.wall_clock
+def test_a_full_queue_says_so(npu):
+    npu.run_time_us = 300_000
+    with on_npu(schedule="0", max_queue_size=1, submit_timeout_ms=50) as made:
+        held = [made.submit(None, FEEDS[0]) for _ in range(2)]
+        for call in (
+            lambda: made.submit(None, FEEDS[0]),
+            lambda: next(made.map([FEEDS[0]])),
+            lambda: made.run_pipeline(FEEDS[0]),
+            lambda: asyncio.run(made.run_awaitable(None, FEEDS[0])),
+        ):
+            with pytest.raises(ort.QueueFull, match=r"FAIL : submit timed out.*max_queue_size") as raised:
+                call()
+            assert isinstance(raised.value, Fail)
+        assert all(future.result(5) for future in held)
+        assert made.submit(None, FEEDS[0]).result(5)
+
+
+def test_wrap_future_waits_for_no_earlier_call(npu):
+    """sequential_callbacks is about callbacks of the program's own."""
+    npu.run_time_us = 2_000
+    npu.core_factor(0, 300)
+    with on_npu() as made:
+
+        async def main():
+            slow, quick = (asyncio.wrap_future(made.submit(None, FEEDS[0])) for _ in range(2))
+            await asyncio.wait_for(quick, 0.5)
+            return slow.done()
+
+        before = time.perf_counter()
+        assert asyncio.run(main()) is False
+        assert time.perf_counter() - before < 0.55
+
+
+def test_an_interrupted_close_can_be_called_again(npu, monkeypatch):
+    npu.run_time_us = 50_000
+    made = on_npu()
+    futures = [made.submit(None, FEEDS[0]) for _ in range(4)]
+
+    def interrupted(self):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.close()
+    made.close()
+    assert all(future.done() for future in futures)
+    assert npu.counters().contexts == 0
+
+
+def test_map_without_a_depth_takes_no_more_than_it_needs(npu):
+    npu.run_time_us = 1_000
+    taken = []
+
+    def camera():
+        for k in range(1000):
+            taken.append(k)
+            yield FEEDS[0]
+
+    with on_npu() as made:
+        results = made.map(camera())
+        next(results)
+        assert len(taken) <= 12
+        list(itertools.islice(results, 20))
+        results.close()
+        # Where one core stands still, 64 calls a core at most.
+        npu.core_factor(0, 2_000)
+        taken.clear()
+        results = made.map(camera())
+        beginner = threading.Thread(target=lambda: next(results, None))
+        beginner.start()
+        time.sleep(1)
+        assert 20 < len(taken) <= 3 * 64
+        npu.core_factor(0, 1)
+        beginner.join()
+        results.close()
+
+
 def test_pipeline_gives_depth_nones_and_flush_the_rest(session, expected):
     results = [session.run_pipeline(feed, depth=3) for feed in FEEDS]
     assert [r is None for r in results[:4]] == [True, True, True, False]

@@ -82,26 +82,20 @@ class _Stream(Generic[Item, T]):
         self._news: SimpleQueue[Started[T]] = SimpleQueue()
         self._held = 0
         self._submitter: Submitter | None = None
-        self._tasks: list[deque[tuple[_Entry[T], Task]]] = []  # what waits for a place, by lane
+        self._waiting: list[deque[tuple[_Entry[T], Task]]] = []  # for a place, by lane
         self._busy: list[int] = []  # calls in flight, by lane
         self._most: list[int] = []
+        self._enough = 0
 
     def fill(self) -> bool:
         """Take items and start calls until every lane has enough. False: nothing is left to wait for."""
         while not self._news.empty():
             self._note(self._news.get())
-        submitter = self._current()
-        while True:
-            lane = self._next_lane()
-            if lane is not None:
-                if not self._start(submitter, lane):
-                    break
-            elif self._hungry():
-                if not self._take(submitter):
-                    break
-            else:
-                break
-            submitter = self._current()
+        submitter = self._submitters()
+        if submitter is not self._submitter:  # the first one, or the session has got others
+            self._adopt(submitter)
+        while self._start_next() or (self._hungry() and self._take()):
+            pass
         return bool(self._entries)
 
     def oldest(self) -> T:
@@ -124,44 +118,36 @@ class _Stream(Generic[Item, T]):
             except CancelledError:
                 pass
 
-    def _current(self) -> Submitter:
-        submitter = self._submitters()
-        if submitter is not self._submitter:  # the first one, or the session has got others
-            self._submitter = submitter
-            self._busy = [0] * len(submitter.workers)
-            self._most = [self._depth or count + 1 for count in submitter.workers]
-            waiting = sorted(
-                ((entry, task) for lane in self._tasks for entry, task in lane), key=lambda w: self._entries.index(w[0])
-            )
-            self._tasks = [deque() for _ in submitter.workers]
-            for entry in self._flying.values():
-                entry.lane = -1  # runs elsewhere
-            for entry, _ in waiting:
-                self._wait(entry, submitter.task())
-        return submitter
+    def _adopt(self, submitter: Submitter) -> None:
+        before = sorted((w for lane in self._waiting for w in lane), key=lambda w: self._entries.index(w[0]))
+        self._submitter = submitter
+        self._busy = [0] * len(submitter.workers)
+        self._most = [self._depth or count + 1 for count in submitter.workers]
+        self._enough = sum(self._most)
+        self._waiting = [deque() for _ in submitter.workers]
+        for entry in self._flying.values():
+            entry.lane = -1  # runs elsewhere
+        for entry, _ in before:
+            self._wait(entry, submitter.task())
 
     def _wait(self, entry: _Entry[T], task: Task) -> None:
         entry.lane = task.lane
-        self._tasks[task.lane].append((entry, task))
-
-    def _next_lane(self) -> int | None:
-        """The lane with least to do of those that have a call waiting."""
-        lanes = [k for k, waiting in enumerate(self._tasks) if waiting and self._busy[k] < self._most[k]]
-        return min(lanes, key=self._busy.__getitem__, default=None)
+        self._waiting[task.lane].append((entry, task))
 
     def _hungry(self) -> bool:
+        """Whether a lane lacks calls, and another item may be taken."""
         if self._items is None:
             return False
+        ahead = len(self._entries)
         if self._depth is not None:
-            return len(self._entries) < self._depth
-        if len(self._entries) >= sum(self._most) and (
-            len(self._entries) >= _WINDOW * len(self._most) or self._held >= _HELD_BYTES
-        ):
+            return ahead < self._depth
+        if ahead >= self._enough and (ahead >= _WINDOW * len(self._most) or self._held >= _HELD_BYTES):
             return False
-        return any(not waiting and busy < most for waiting, busy, most in zip(self._tasks, self._busy, self._most))
+        return any(busy < most and not waiting for waiting, busy, most in zip(self._waiting, self._busy, self._most))
 
-    def _take(self, submitter: Submitter) -> bool:
-        assert self._items is not None
+    def _take(self) -> bool:
+        """Take an item. False where there is none."""
+        assert self._items is not None and self._submitter is not None
         try:
             item = next(self._items)
         except StopIteration:
@@ -170,27 +156,37 @@ class _Stream(Generic[Item, T]):
         entry: _Entry[T] = _Entry(self._prepare(item))
         self._held += entry.held
         self._entries.append(entry)
-        self._wait(entry, submitter.task())
+        self._wait(entry, self._submitter.task())
         return True
 
-    def _start(self, submitter: Submitter, lane: int) -> bool:
-        """Start the next call of a lane. False where there is no place for it now, but calls of ours are under way, or
-        a result is there already."""
-        if self._flying or (self._entries[0].call is not None and self._entries[0].call.ended):
+    def _start_next(self) -> bool:
+        """Start a call, in the lane that has least to do of those that have one waiting. False where none waits, or
+        there is no place for it now, but calls of ours are under way or a result is there already."""
+        lane, least = -1, 0
+        for k, waiting in enumerate(self._waiting):
+            if waiting and self._busy[k] < self._most[k] and (lane < 0 or self._busy[k] < least):
+                lane, least = k, self._busy[k]
+        if lane < 0:
+            return False
+        submitter = self._submitter
+        assert submitter is not None
+        first = self._entries[0].call
+        if self._flying or (first is not None and first.ended):
             place = submitter.places.take(0)
             if place is None:
                 return False
         else:
             place = submitter.take_place()
         try:
-            entry, task = self._tasks[lane][0]
+            entry, task = self._waiting[lane][0]
             call = submitter.start(self._function, entry.feed, place=place, task=task, over=self._news.put)
         except Ended:
-            return True  # the next submitter gets it
+            self._adopt(self._submitters())
+            return True
         except BaseException:
             place.clear()
             raise
-        self._tasks[lane].popleft()
+        self._waiting[lane].popleft()
         self._flying[call] = entry
         self._busy[lane] += 1
         entry.call, entry.feed = call, None
@@ -201,10 +197,10 @@ class _Stream(Generic[Item, T]):
         entry = self._flying.pop(call)
         if entry.lane >= 0:
             self._busy[entry.lane] -= 1
-        held = _size(call.value)
+        result = call.value
+        held = 0
+        if isinstance(result, list):
+            for array in result:
+                held += getattr(array, "nbytes", 0)
         self._held += held - entry.held
         entry.held = held
-
-
-def _size(result: Any) -> int:
-    return sum(getattr(array, "nbytes", 0) for array in result) if isinstance(result, list) else 0

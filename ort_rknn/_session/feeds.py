@@ -16,6 +16,11 @@ _KINDS_KEPT = 16
 #: Dtypes whose elements are plain bytes: bool, numbers.
 _PLAIN = "biufc"
 
+#: numpy gives up the GIL while it copies, and waits for others to get it back. Not worth it below so many bytes.
+_BRIEF = 1 << 17
+#: Of the dtypes that a memoryview takes, too.
+_BYTES = "?bBhHiIlLqQfd"
+
 
 class Feed:
     """A feed that belongs to one call. :meth:`give_back` returns its buffers once the call has ended."""
@@ -97,7 +102,12 @@ class Buffers:
             buffer = free.pop()
         except IndexError:
             buffer = np.empty(*key)
-        np.copyto(buffer, value)
+        if value.nbytes <= _BRIEF and value.flags.c_contiguous and value.dtype.char in _BYTES and value.size:
+            target: Any = buffer
+            source: Any = value
+            memoryview(target).cast("B")[:] = memoryview(source).cast("B")
+        else:
+            np.copyto(buffer, value)
         buffers.append(buffer)
         return buffer
 

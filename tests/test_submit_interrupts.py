@@ -1,0 +1,125 @@
+"""Two thousand interrupts for every way to call: afterwards it works as before, and every place is free.
+
+A handler that raises stands for a Ctrl-C that the program catches, and for the timeouts of test runners and servers.
+The exceptions are kept, with their tracebacks and what these hold, as a program that logs them may do.
+"""
+
+import sys
+
+import pytest
+from virtual_sessions import MODELS
+
+INTERRUPTS = 2000
+
+SCRIPT = """
+import collections, os, random, signal, sys, threading, time
+import numpy as np
+os.environ["ORT_RKNN_DEVICE"] = "virtual:rk3588"
+import ort_rknn as ort
+import ort_rknn_ez_async as ez
+from ort_rknn_virtual.control import virtual_npu
+
+class Tick(Exception):
+    pass
+
+npu = virtual_npu("rk3588")
+npu.run_time_us = 150
+chance, kept, armed = random.Random({way!r}), [], []
+feed = {{"x": np.ones((1, 3, 32, 32), np.float32)}}
+options = {{"schedule": [0, 1, 2], "submit_timeout_ms": 5000}}
+if "face" in {way!r}:
+    session = ez.InferenceSession({model!r} + ".rk3588.rknn", provider_options=options)
+else:
+    session = ort.InferenceSession({model!r} + ".onnx", provider_options=options)
+
+def arm():
+    signal.setitimer(signal.ITIMER_REAL, chance.choice((0.00005, 0.0002, 0.0005, 0.0015)) * (0.5 + chance.random()))
+
+def tick(*args):
+    arm()
+    if armed:
+        armed.clear()
+        raise Tick
+
+def with_callback():
+    future = session.submit(None, feed)
+    future.add_done_callback(lambda done: None)
+    if chance.random() < 0.3:
+        future.cancel()
+
+def stopped_map():
+    for k, _ in enumerate(session.map([feed] * 8)):
+        if k == 3:
+            break
+
+ways = {{
+    "run": lambda: session.run(None, feed),
+    "submit": lambda: session.submit(None, feed),
+    "submit and wait": lambda: session.submit(None, feed).result(10),
+    "submit, callbacks and cancel": with_callback,
+    "map": lambda: collections.deque(session.map([feed] * 8), maxlen=0),
+    "stopped map": stopped_map,
+    "run_pipeline": lambda: session.run_pipeline(feed),
+    "run of the face": lambda: session.run(None, feed),
+    "run_async of the face": lambda: session.run_async(None, feed, lambda *got: None),
+    "run_pipeline of the face": lambda: session.run_pipeline(feed),
+}}
+call = ways[{way!r}]
+call()
+signal.signal(signal.SIGALRM, tick)
+sys.unraisablehook = lambda args: None  # a tick inside a generator's close()
+end = time.monotonic() + 60
+arm()
+while len(kept) < {interrupts}:
+    assert time.monotonic() < end, f"{{len(kept)}} interrupts only"
+    try:
+        try:
+            armed.append(1)
+            call()
+        finally:
+            armed.clear()
+    except Tick as error:
+        kept.append(error)
+    except (ort.capi.onnxruntime_pybind11_state.RuntimeException, RuntimeError) as error:
+        assert {way!r}.startswith("run"), repr(error)  # a tick inside a callback of onnxruntime's or the runtime's
+        kept.append(error)
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+before = time.monotonic()
+for _ in range(30):
+    call()
+if hasattr(session, "submit"):
+    assert [len(f.result(10)) for f in [session.submit(None, feed) for _ in range(20)]] == [1] * 20
+assert len(session.run(None, feed)) == 1
+session.flush()
+places = session._core._places if "face" in {way!r} else session._submitters().places
+while places.taken():
+    assert time.monotonic() - before < 10, "a place is lost"
+    time.sleep(0.01)
+session.close()
+assert time.monotonic() - before < 10
+counters = npu.counters()
+assert (counters.contexts, counters.models, counters.misuses) == (0, 0, 0), counters
+print("as before", flush=True)
+"""
+
+WAYS = [
+    "run",
+    "submit",
+    "submit and wait",
+    "submit, callbacks and cancel",
+    "map",
+    "stopped map",
+    "run_pipeline",
+    "run of the face",
+    "run_async of the face",
+    "run_pipeline of the face",
+]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 runs signal handlers between any two instructions")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("way", WAYS)
+def test_interrupts_cost_nothing(python, way):
+    code = SCRIPT.format(way=way, model=str(MODELS / "conv_f16"), interrupts=INTERRUPTS)
+    said = python(code, args=("-W", "ignore"), env={"ORT_RKNN_VIRTUAL_COMPUTE": "pattern"}, quiet=False, timeout=100)
+    assert said.splitlines()[-1] == "as before"
