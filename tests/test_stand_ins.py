@@ -76,7 +76,20 @@ def feeds(path, rng, n=3):
     return out
 
 
-@pytest.mark.parametrize("make", [detector, positive, flattened, compared])
+def centered(folder):
+    """Minus the mean of all rows: shapes as of a batch, but the rows are no samples."""
+    nodes = [helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0]), helper.make_node("Sub", ["x", "mean"], ["y"])]
+    return save(folder, nodes, [value("x", FLOAT, ["n", 4])], [value("y", FLOAT, ["n", 4])])
+
+
+def batched(folder):
+    """A true batch: it is cut."""
+    weights = constant("w", np.eye(4, 5), np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    return save(folder, nodes, [value("x", FLOAT, ["n", 4])], [value("y", FLOAT, ["n", 5])], [weights])
+
+
+@pytest.mark.parametrize("make", [detector, positive, flattened, compared, centered])
 @pytest.mark.parametrize("call", ["run", "submit", "map", "run_async", "binding"])
 def test_outputs_of_free_length_have_the_onnx_s_length(npu, tmp_path, make, call):
     path = make(tmp_path)
@@ -118,6 +131,18 @@ def _called(session, call, feed):
         session.run_with_iobinding(binding)
         return binding.copy_outputs_to_cpu()
     return session.run(None, feed)
+
+
+def test_a_stand_in_is_cut_where_its_samples_are_independent(npu, tmp_path):
+    for make, runs in ((batched, 7), (centered, 1)):
+        npu.reset()
+        path = make(tmp_path)
+        feed = feeds(path, np.random.default_rng(0), n=7)
+        with ort.InferenceSession(path, provider_options=VIRTUAL) as session:
+            (got,) = session.run(None, feed)
+            np.testing.assert_allclose(got, onnxruntime.InferenceSession(path).run(None, feed)[0], atol=1e-2)
+            assert ("a compiled model would refuse" in session.explain()) == (runs == 1)
+        assert len([event for event in npu.events() if event.kind == "run"]) == runs
 
 
 def test_a_whole_run_is_a_run_of_the_npu(npu, tmp_path):
@@ -217,6 +242,20 @@ def test_weights_in_a_folder_that_the_session_options_name(npu, tmp_path):
             assert np.abs(session.run(None, {"x": X})[0] - want).max() < 1e-2
         with pytest.raises(ort.NpuUnavailable, match=r"m\.bin"):
             ort.InferenceSession(content, strict(), provider_options=options)
+
+
+def test_calls_of_missing_shapes_have_the_session_options_too(npu, tmp_path):
+    """The ONNX on the CPU, with weights in a folder that the session options name."""
+    whole = onnx.load(MODELS / "dynamic.onnx")
+    onnx.save_model(whole, tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=16)
+    so = ort.SessionOptions()
+    so.add_session_config_entry("session.model_external_initializers_file_folder_path", str(tmp_path))
+    options = {**VIRTUAL, "rknn_model": MODELS / "dynamic.rk3588.rknn", "on_missing_shape": "cpu"}
+    x = np.random.default_rng(0).standard_normal((1, 3, 20, 20), np.float32)
+    want = onnxruntime.InferenceSession(MODELS / "dynamic.onnx").run(None, {"x": x})[0]
+    with ort.InferenceSession((tmp_path / "m.onnx").read_bytes(), so, provider_options=options) as session:
+        assert session.get_providers()[0] == "RKNNExecutionProvider"
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], want, atol=1e-5)
 
 
 def test_the_session_options_of_the_user_hold_for_what_computes(npu, tmp_path, monkeypatch):

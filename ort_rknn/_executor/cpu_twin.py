@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +24,12 @@ class CpuTwin:
     """A plain onnxruntime session on the ONNX, made at the first call that needs it. Thread safe.
 
     The ONNX and its external data are held open until then: most sessions never meet a shape that was not compiled, so
-    their weights are not loaded twice, and one that does computes with the model that it was made from. Raises Fail
-    where the ONNX cannot be opened.
+    their weights are not loaded twice, and one that does computes with the model that it was made from.
+    ``cpu_session`` makes the session. Raises Fail where the ONNX cannot be opened.
     """
 
-    def __init__(self, onnx: str | bytes) -> None:
+    def __init__(self, onnx: str | bytes, cpu_session: Callable[[str | bytes], Any] | None = None) -> None:
+        self._cpu_session = cpu_session or _plain_session
         try:
             self._onnx = onnx if isinstance(onnx, bytes) else PinnedModel(onnx, read_onnx(onnx).external_data)
         except (OSError, ValueError) as error:
@@ -58,21 +59,18 @@ class CpuTwin:
     def _made(self) -> Any:
         with self._making:
             if self._session is None:
-                options = onnxruntime.SessionOptions()
-                # It is called now and then, between runs on the NPU: threads that spin would take the cores from those.
-                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-                self._session = self._load(options)
+                self._session = self._load()
             self.runs += 1
             return self._session
 
-    def _load(self, options: Any) -> Any:
+    def _load(self) -> Any:
         if self._closed:
             raise ort_error(RUNTIME_EXCEPTION, "the session was closed")
         if isinstance(self._onnx, bytes):
-            return onnxruntime.InferenceSession(self._onnx, options, ["CPUExecutionProvider"])
+            return self._cpu_session(self._onnx)
         try:
             with self._onnx.at_a_path() as path:
-                session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+                session = self._cpu_session(path)
         except OSError as error:
             raise ort_error(FAIL, f"the ONNX twin cannot be loaded on the CPU: {error}") from error
         self._onnx.close()
@@ -85,3 +83,10 @@ class CpuTwin:
             self._session = None
             if not isinstance(self._onnx, bytes):
                 self._onnx.close()
+
+
+def _plain_session(onnx: str | bytes) -> Any:
+    options = onnxruntime.SessionOptions()
+    # It is called now and then, between runs on the NPU: threads that spin would take the cores from those.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(onnx, options, ["CPUExecutionProvider"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +20,19 @@ if TYPE_CHECKING:
 class OnnxEvidence:
     """The ONNX of a compiled model: see :class:`~ort_rknn._executor.matching.Evidence`.
 
-    ``inputs``: what the ONNX declares. ``origin``: the compiled model's record, if it has one.
+    ``inputs``: what the ONNX declares. ``origin``: the compiled model's record, if it has one. ``cpu_session``
+    makes a session as the user's SessionOptions say, for an ONNX that needs them.
     """
 
-    def __init__(self, onnx: str | bytes, inputs: Sequence[Declared], origin: Origin | None) -> None:
+    def __init__(
+        self,
+        onnx: str | bytes,
+        inputs: Sequence[Declared],
+        origin: Origin | None,
+        cpu_session: Callable[[str | bytes], Any] | None = None,
+    ) -> None:
         self._onnx = onnx
+        self._cpu_session = cpu_session
         self._inputs = inputs
         self._origin = origin
 
@@ -53,7 +61,12 @@ class OnnxEvidence:
             # What the compiled model lacks, nothing reads.
             shape = inputs.get(value.name, tuple(d if isinstance(d, int) else 1 for d in value.dims or ()))
             feed[value.name] = np.zeros(shape, value.dtype)
-        session = _session(self._onnx)
+        try:
+            session = _session(self._onnx)
+        except Exception:
+            if self._cpu_session is None:
+                raise
+            session = self._cpu_session(self._onnx)
         names = [output.name for output in session.get_outputs()]
         return {name: tuple(result.shape) for name, result in zip(names, session.run(names, feed))}
 

@@ -17,7 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -59,11 +59,13 @@ class Executor:
         options: Options | None = None,
         *,
         onnx: str | bytes | None = None,
+        cpu_session: Callable[[str | bytes], Any] | None = None,
         held: Pinned | None = None,
         whole: bool = False,
     ) -> None:
-        """``onnx``: what calls of shapes that were not compiled run on, where ``options`` say so. ``whole``: every call
-        runs the ONNX whole, which ``model`` offers (:class:`ort_rknn.adapter.RunsWhole`)."""
+        """``onnx``: what calls of shapes that were not compiled run on, where ``options`` say so, in a session that
+        ``cpu_session`` makes. ``whole``: every call runs the ONNX whole, which ``model`` offers
+        (:class:`ort_rknn.adapter.RunsWhole`)."""
         self._held = held
         self.model = model
         self.dispatch = dispatch
@@ -87,7 +89,7 @@ class Executor:
         self._missing_told = threading.Lock()
         self._pacer = Pacer(len(dispatch.lanes), self.options.submit_timeout_ms) if self.options.enable_pacing else None
         try:
-            self._cpu_twin = _cpu_twin(self.options, onnx)
+            self._cpu_twin = _cpu_twin(self.options, onnx, cpu_session)
             # Asked now: a runtime tells the shapes of a set by switching a context to it, which no run survives.
             sets: Sequence[int | None] = range(len(signature.sets)) if signature.dynamic else (None,)
             output_shapes = {k: model.output_shapes(k) for k in sets}
@@ -448,14 +450,16 @@ def _close_all(closers: Sequence[Callable[[], None]]) -> None:
         raise first
 
 
-def _cpu_twin(options: Options, onnx: str | bytes | None) -> CpuTwin | None:
+def _cpu_twin(
+    options: Options, onnx: str | bytes | None, cpu_session: Callable[[str | bytes], Any] | None
+) -> CpuTwin | None:
     if options.on_missing_shape != "cpu":
         return None
     if onnx is None:
         raise OptionError("provider option on_missing_shape='cpu' needs the ONNX twin, and none was found")
     if options.output_dtype == "native":
         raise OptionError("provider options on_missing_shape='cpu' and output_dtype='native' exclude each other")
-    return CpuTwin(onnx)
+    return CpuTwin(onnx, cpu_session)
 
 
 def _check_array(array: NDArray[np.generic], port: Port, label: str) -> None:

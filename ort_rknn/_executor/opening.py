@@ -90,14 +90,15 @@ def open_executor(
     label: str,
     share_with: Model | None = None,
     overridden: Mapping[str, tuple[Dim, ...]] | None = None,
-    cpu_session: Callable[[str | bytes], Any] | None = None,
+    cpu_session: Callable[..., Any] | None = None,
     stand_in: bool = False,
 ) -> Executor:
     """Load a compiled model and open its contexts.
 
     ``inputs`` / ``outputs`` None: what the runtime reports is the signature. ``share_with``: a model that lends its
-    weights. ``overridden``: the declared inputs' dims with free dimensions fixed, by name. ``cpu_session``: see
-    :class:`ort_rknn.adapter.LoadSettings`. ``stand_in``: it was made from the ONNX's signature: a call whose shapes
+    weights. ``overridden``: the declared inputs' dims with free dimensions fixed, by name. ``cpu_session`` makes
+    onnxruntime's CPU session on an ONNX, as the user's SessionOptions say, with so many ``threads`` where these say
+    nothing of it. ``stand_in``: it was made from the ONNX's signature: a call whose shapes
     that does not fix runs the ONNX whole. Raises OptionError for
     options that the device or the model cannot serve, Fail (naming the model and what the runtime said) where loading
     fails. Leaves nothing open when it raises. Where there is no ``twin``, on_missing_shape="cpu" is an error only if it
@@ -112,7 +113,7 @@ def open_executor(
         source = replace(source, path=held.path, file=held)
     settings = LoadSettings(
         twin=os.path.abspath(twin) if isinstance(twin, str) else twin,
-        cpu_session=cpu_session,
+        cpu_session=partial(cpu_session, threads=1) if cpu_session is not None else None,
         run_timeout_ms=options.run_timeout_ms,
         share_weights=not options.disable_dup_context,
         share_with=share_with,
@@ -141,7 +142,7 @@ def open_executor(
                 options,
                 normalisation=normalisations(file),
                 splitting=partial(judge_splitting, options.split_batch, origin, twin),
-                evidence=OnnxEvidence(twin, inputs, origin) if twin is not None else None,
+                evidence=OnnxEvidence(twin, inputs, origin, cpu_session) if twin is not None else None,
                 stand_in=stand_in,
                 label=label,
             )
@@ -154,7 +155,9 @@ def open_executor(
         undo.pop_all()  # an executor closes what it is given, also when it cannot be made
     try:
         whole = stand_in and not signature.fixes_shapes
-        return Executor(model, dispatch, signature, label, options, onnx=twin, held=held, whole=whole)
+        return Executor(
+            model, dispatch, signature, label, options, onnx=twin, cpu_session=cpu_session, held=held, whole=whole
+        )
     except AdapterError as error:
         raise ort_error(FAIL, f"{label}: no context on {found.device.name}: {error}") from error
 

@@ -49,13 +49,13 @@ def copy_options(so: Any, content: bytes) -> Any:
 EMPTY_MODEL = b"\x08\x08:\x03\x12\x01gB\x02\x10\x11"
 
 
-def cpu_session(so: Any, onnx: str | bytes) -> Any:
+def cpu_session(so: Any, onnx: str | bytes, *, threads: int = 0) -> Any:
     """onnxruntime's CPU session on ``onnx``, with what the user's SessionOptions ``so`` say (None: the defaults).
 
-    It computes in place of an NPU: it writes no files of its own, gets one thread unless the user set a number, and may
-    be on the CPU. Raises what onnxruntime raises.
+    It computes in place of an NPU: it writes no files of its own, its threads do not spin and are ``threads`` (0: as
+    many as onnxruntime likes) unless the user set a number, and it may be on the CPU. Raises what onnxruntime raises.
     """
-    made = _settings_of(so)
+    made = _settings_of(so, threads)
     try:
         return onnxruntime.InferenceSession(onnx, made, ["CPUExecutionProvider"], enable_fallback=0)
     except Exception:
@@ -76,7 +76,7 @@ _NOT_ITS = ("session.disable_cpu_ep_fallback", "ep.context_enable")
 _SPINNING = "session.intra_op.allow_spinning"
 
 
-def _settings_of(so: Any) -> Any:
+def _settings_of(so: Any, threads: int) -> Any:
     options = copy_options(so, EMPTY_MODEL)
     if not so:
         options.log_severity_level = 3
@@ -88,7 +88,7 @@ def _settings_of(so: Any) -> Any:
     if config_entry(options, _SPINNING) is None:
         options.add_session_config_entry(_SPINNING, "0")
     if not options.intra_op_num_threads and options.use_per_session_threads:
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads
     return options
 
 
