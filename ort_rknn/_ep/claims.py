@@ -117,11 +117,19 @@ class Claims:
         made = {name for node in nodes for name in self._api.output_names(node)}
         used = {name for node in nodes for name in self._api.input_names(node)}
         onnx = planned.facts.onnx
-        if not (all(o.name in made for o in onnx.outputs) and all(i.name in used for i in onnx.inputs)):
+        if not ({o.name for o in onnx.outputs} & made and {i.name for i in onnx.inputs} & used):
             return False
         if self._opened is None:
             self._opened = self._open(planned)
-        return self._opened is not None
+        if self._opened is None:
+            return False
+        # What never changes onnxruntime has folded into constants, and what nothing reads no node has.
+        signature = self._opened.signature
+        whole = all(o.name in made or o.constant is not None for o in signature.outputs)
+        if whole and all(i.name in used or not i.on_npu for i in signature.inputs):
+            return True
+        self.close()
+        return False
 
     def _plan(self, path: str) -> _Planned | None:
         """What our own session would do with the model; None where there is nothing to plan."""
@@ -198,10 +206,11 @@ class Claims:
         # The fused node's inputs are without repetitions, its outputs without those that nobody uses.
         have_in = self._api.input_names(fused)
         have_out = self._api.output_names(fused)
-        missing = [name for name in slots_in if name not in have_in]
+        unread = {port.name for port in executor.signature.inputs if not port.on_npu}
+        missing = [name for name in slots_in if name not in have_in and name not in unread]
         if missing:
             raise ort_error(INVALID_ARGUMENT, f"{executor.label}: the node lacks the inputs {missing}")
-        inputs = tuple(have_in.index(name) for name in slots_in)
+        inputs = tuple(have_in.index(name) if name in have_in else None for name in slots_in)
         outputs = tuple(have_out.index(name) if name in have_out else None for name in slots_out)
         return Kernel(self._api, executor, inputs, outputs, checked)
 

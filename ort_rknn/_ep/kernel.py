@@ -25,12 +25,17 @@ class Kernel:
     """Runs an executor on the inputs and outputs of a kernel context.
 
     ``inputs`` and ``outputs`` are, per port of the executor's signature, the index among the fused node's own (None: an
-    output that nothing uses, which the fused node lacks). ``checked``: the inputs come from other nodes, whose shapes
-    onnxruntime does not hold against our signature.
+    input that nothing reads or an output that nothing uses, which the fused node lacks). ``checked``: the inputs come
+    from other nodes, whose shapes onnxruntime does not hold against our signature.
     """
 
     def __init__(
-        self, api: Api, executor: Executor, inputs: tuple[int, ...], outputs: tuple[int | None, ...], checked: bool
+        self,
+        api: Api,
+        executor: Executor,
+        inputs: tuple[int | None, ...],
+        outputs: tuple[int | None, ...],
+        checked: bool,
     ) -> None:
         self.executor = executor
         #: Whether the session is one of ours.
@@ -42,6 +47,11 @@ class Kernel:
         self._inputs = inputs
         self._outputs = outputs
         self._static = None if checked else executor.static_call
+        self._unread = {
+            place: np.zeros(executor.signature.sets[0][place], executor.signature.inputs[place].dtype)
+            for place, index in enumerate(inputs)
+            if index is None
+        }
         self._plans: dict[Call, _Plan] = {}
 
     def compute(self, context: int) -> None:
@@ -54,6 +64,11 @@ class Kernel:
         static = self._static
         shapes: list[Shape] = []
         for index in self._inputs:
+            if index is None:
+                unread = self._unread[len(sources)]
+                shapes.append(unread.shape)
+                sources.append(unread.ctypes.data)
+                continue
             status = self._get_input(context, index, ref)
             if status:
                 check(status)

@@ -46,12 +46,15 @@ def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
     """Those of :func:`twin_names` that are there: regular files, links to them, and what this user may not look at,
     which whoever reads it then says. Files named after a variant
     of the SoC (``model.rk3588s.rknn``) come after those with its own name. A link to nothing counts, because somebody
-    meant a twin to be there: git-annex keeps files that were not fetched as such links."""
+    meant a twin to be there: git-annex keeps files that were not fetched as such links. One that has an ONNX of its own
+    full name beside it belongs to that: ``net_rk3588.rknn`` to ``net_rk3588.onnx``, not to ``net.onnx``."""
     family = soc_family(soc)
     names = dict.fromkeys((_checked(soc), family, *variants_of(family)))
     named = [path for name in names for path in twin_names(onnx_path, name)[:-1]]
     paths = (*named, twin_names(onnx_path, soc)[-1])
-    return [p for p in paths if is_there(p) or (p.is_symlink() and not p.exists())]
+    there = [p for p in paths if is_there(p) or (p.is_symlink() and not p.exists())]
+    stem = Path(onnx_path).stem
+    return [p for p in there if p.stem == stem or not os.path.isfile(p.with_suffix(".onnx"))]
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
@@ -80,16 +83,17 @@ def why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
 def onnx_twin_names(rknn_path: str | os.PathLike[str], soc: str | None = None) -> tuple[Path, ...]:
     """Where the ONNX of a compiled model is looked for: the reverse of :func:`twin_names`.
 
-    ``model.rk3588.rknn``, ``model-rk3588.rknn`` and ``model_rk3588.rknn`` belong to ``model.onnx``, and failing that
-    to an ONNX of their own full stem; ``model.rknn`` belongs to ``model.onnx``. Any SoC's name is recognised, ``soc``
-    being one more.
+    ``model.rk3588.rknn``, ``model-rk3588.rknn`` and ``model_rk3588.rknn`` belong to an ONNX of their own full stem
+    where there is one, and it comes first then; else to ``model.onnx``, as ``model.rknn`` does. Any SoC's name is
+    recognised, ``soc`` being one more.
     """
     path = Path(rknn_path)
     stem = path.stem
     for name in (*SOC_VARIANTS, *SOC_CORES, *((_checked(soc),) if soc else ())):
         short = stem[: -len(name) - 1]
         if short and stem.lower().endswith((f".{name}", f"-{name}", f"_{name}")):
-            return (path.with_name(f"{short}.onnx"), path.with_name(f"{stem}.onnx"))
+            own, shared = path.with_name(f"{stem}.onnx"), path.with_name(f"{short}.onnx")
+            return (own, shared) if os.path.isfile(own) else (shared, own)
     return (path.with_name(f"{stem}.onnx"),)
 
 

@@ -61,6 +61,23 @@ def test_the_way_back_of_plain_names():
     assert onnx_twin_names("_rk3588.rknn", "rk3588") == (Path("_rk3588.onnx"),)
 
 
+@pytest.mark.parametrize("separator", ".-_")
+def test_a_twin_belongs_to_the_onnx_of_its_own_full_name(tmp_path, separator):
+    """Two models, one of which is named after a SoC, are not each other's."""
+    twin = tmp_path / f"net{separator}rk3588.rknn"
+    twin.touch()
+    (tmp_path / "net.onnx").touch()
+    assert find_twins(tmp_path / "net.onnx", "rk3588") == [twin]
+    assert onnx_twin_names(twin)[0] == tmp_path / "net.onnx"
+    own = tmp_path / f"net{separator}rk3588.onnx"
+    own.touch()
+    assert find_twins(tmp_path / "net.onnx", "rk3588") == []
+    assert find_twins(own, "rk3588") == [twin]
+    assert onnx_twin_names(twin) == (own, tmp_path / "net.onnx")
+    (tmp_path / "net.rknn").touch()
+    assert find_twins(tmp_path / "net.onnx", "rk3588") == [tmp_path / "net.rknn"]
+
+
 def test_there_and_back():
     for name in twin_names("some dir/a.b.onnx", "rk3568"):
         assert onnx_twin_names(name, "rk3568")[0] == Path("some dir/a.b.onnx")
