@@ -15,7 +15,7 @@ import importlib.machinery as _machinery
 import importlib.util as _util
 import sys as _sys
 from types import ModuleType as _ModuleType
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import typing as _typing
 from typing import Any as _Any
 
 import onnxruntime as _onnxruntime
@@ -28,13 +28,16 @@ del _name
 
 from ._session.session import InferenceSession as InferenceSession  # noqa: E402
 
-if _TYPE_CHECKING:
-    from ort_rknn_swap import install, swapped, uninstall
+if _typing.TYPE_CHECKING:
+    from ort_rknn_swap import install as install, swapped as swapped, uninstall as uninstall
 
-    from ._ep import get_ep_names, get_library_path, register, unregister
-    from ._errors import FallbackWarning, NpuUnavailable, OptionError, QueueFull
-    from ._options import RknnProviderOptions, make_provider_options
-    from .adapter.contract import Device
+    from ._ep import get_ep_names as get_ep_names, get_library_path as get_library_path
+    from ._ep import register as register, unregister as unregister
+    from ._errors import FallbackWarning as FallbackWarning, NpuUnavailable as NpuUnavailable
+    from ._errors import OptionError as OptionError, QueueFull as QueueFull
+    from ._onnxruntime import *
+    from ._options import RknnProviderOptions as RknnProviderOptions, make_provider_options as make_provider_options
+    from .adapter.contract import Device as Device
 
 _PROVIDER = "RKNNExecutionProvider"
 
@@ -85,14 +88,16 @@ _OURS = {
 }
 
 
-def __getattr__(name: str) -> _Any:
-    if name in _OURS:
-        import importlib
+if not _typing.TYPE_CHECKING:  # a checker would take any name for one of ours
 
-        value = getattr(importlib.import_module(_OURS[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> _Any:
+        if name in _OURS:
+            import importlib
+
+            value = getattr(importlib.import_module(_OURS[name]), name)
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

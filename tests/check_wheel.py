@@ -36,7 +36,7 @@ SMOKE = (
     "tests/files",
 )
 #: What a wheel of ours is made of. A library, an archive or a vendor's header is none of it.
-SUFFIXES = {".py", ".c", ".h", ".typed"}
+SUFFIXES = {".py", ".pyi", ".c", ".h", ".typed"}
 OUR_HEADERS = {"context.h", "convert.h", "literal.h", "machine.h", "model.h", "ports.h", "rknn_abi.h", "rknn_virtual.h"}
 
 

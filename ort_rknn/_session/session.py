@@ -16,10 +16,19 @@ from .asynchronous import AsynchronousCalls, making
 # first one is made.
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import TypeAlias
 
+    from .._onnxruntime import InferenceSession as _Parent
+    from .._onnxruntime import SessionOptions
     from ..adapter.contract import Quantisation, Shape
     from .start import State
 
+    #: Providers as onnxruntime takes them, or one name.
+    Providers: TypeAlias = str | Sequence[str | tuple[str, Mapping[str, object]]] | None
+    #: One dict for each provider; or what belongs to the NPU alone.
+    ProviderOptions: TypeAlias = Mapping[str, object] | Sequence[Mapping[str, object]] | None
+else:
+    _Parent = onnxruntime.InferenceSession
 
 #: Is told of every session that was made or planned again (the import swap's report).
 _watch: Callable[[InferenceSession], None] | None = None
@@ -42,7 +51,7 @@ def _closed() -> Exception:
     return ort_error(RUNTIME_EXCEPTION, "the session was closed")
 
 
-class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type: ignore[misc]
+class InferenceSession(_Parent, AsynchronousCalls):
     """onnxruntime's InferenceSession, on the NPU where there is one and a compiled model for it, else on the CPU.
 
     ``path_or_bytes``: an ONNX model (its compiled twin is looked for beside it), a compiled ``.rknn``, or an ONNX with
@@ -56,15 +65,12 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
 
     _npu: State | None = None
 
-    if TYPE_CHECKING:
-        _sess: Any
-
     def __init__(
         self,
         path_or_bytes: str | bytes | os.PathLike[str],
-        sess_options: onnxruntime.SessionOptions | None = None,
-        providers: Sequence[str | tuple[str, dict[Any, Any]]] | None = None,
-        provider_options: Sequence[dict[Any, Any]] | None = None,
+        sess_options: SessionOptions | None = None,
+        providers: Providers = None,
+        provider_options: ProviderOptions = None,
         **kwargs: Any,
     ) -> None:
         self._start(path_or_bytes, sess_options, providers, provider_options, kwargs)
@@ -135,9 +141,7 @@ class InferenceSession(onnxruntime.InferenceSession, AsynchronousCalls):  # type
         raw = self._npu.raw if self._npu is not None else {}
         return {**raw, **{p.name: p.info.quantisation for p in ports if p.info.quantisation is not None}}
 
-    def set_providers(
-        self, providers: Sequence[Any] | None = None, provider_options: Sequence[dict[Any, Any]] | None = None
-    ) -> None:
+    def set_providers(self, providers: Providers = None, provider_options: ProviderOptions = None) -> None:
         """Plan again from the model that was given at first, as onnxruntime's does for its own providers.
 
         A session on the NPU holds that model open: its path may be relative, deleted or replaced by now. When it fails
