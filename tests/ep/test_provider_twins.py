@@ -75,3 +75,20 @@ def test_why_a_twin_does_not_stand_for_its_graph(npu, models, tmp_path):
     assert "alone.rknn does not fit: it was compiled for rk3566, this is rk3588" in told()
     assert "no NPU: the fake NPU is switched off. switch it on" in told({"device": "rk3566"})
     assert npu.loads == 0
+
+
+def test_the_environment_says_what_other_shapes_do(npu, models, monkeypatch):
+    """ORT_RKNN_ON_MISSING_SHAPE holds for the unmodified onnxruntime too."""
+    npu.shapes = [((s[0], 4, *s[2:]),) for s in ((1, 3, 32, 32), (1, 3, 16, 24), (1, 3, 16, 16))]
+    path = str(models / "dynamic.onnx")
+    feed = {"x": np.random.default_rng(0).standard_normal((1, 3, 20, 12), dtype=np.float32)}
+    (want,) = onnxruntime.InferenceSession(path).run(None, feed)
+    with pytest.raises(state.InvalidArgument, match="no shape set was compiled"):
+        plain_session(path).run(None, feed)
+    monkeypatch.setenv("ORT_RKNN_ON_MISSING_SHAPE", "cpu")
+    session = plain_session(path)
+    assert np.array_equal(session.run(None, feed)[0], want)
+    assert npu.loads == 2
+    monkeypatch.setenv("ORT_RKNN_ON_MISSING_SHAPE", "maybe")
+    with pytest.raises(state.InvalidArgument, match="ORT_RKNN_ON_MISSING_SHAPE='maybe': expected error or cpu"):
+        plain_session(path)
