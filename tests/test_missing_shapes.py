@@ -134,6 +134,22 @@ def test_bad_policies(options, text):
         ort.InferenceSession(MODELS / "dynamic.onnx", provider_options={**VIRTUAL, **options})
 
 
+def test_the_cpu_twin_has_the_options_of_when_the_session_was_made(tmp_path):
+    """The user may have set others for another session meanwhile."""
+    path = tmp_path / "m.onnx"
+    onnx.save_model(
+        onnx.load(MODELS / "dynamic.onnx"), path, save_as_external_data=True, location="m.bin", size_threshold=0
+    )
+    folder = "session.model_external_initializers_file_folder_path"
+    so = ort.SessionOptions()
+    so.add_session_config_entry(folder, str(tmp_path))
+    options = {**VIRTUAL, "on_missing_shape": "cpu", "rknn_model": str(MODELS / "dynamic.rk3588.rknn")}
+    with ort.InferenceSession(path.read_bytes(), so, provider_options=options) as session:
+        so.add_session_config_entry(folder, str(tmp_path / "elsewhere"))
+        x = feed(1, 3, 20, 12)
+        assert np.array_equal(session.run(None, x)[0], plain().run(None, x)[0])
+
+
 # Where the session does not say --------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from .._planning.facts import Facts
 from .._planning.plan import Plan
 from ..adapter.contract import AdapterError, Model, ModelSource
 from ..files import Dimension, ModelFields, ep_context_model, judge_twin
-from .session_options import cpu_session
+from .session_options import EMPTY_MODEL, copy_options, cpu_session
 
 _NOTHING: Any = object()
 
@@ -63,6 +63,8 @@ def load_planned(
     else:
         declared = declared_by_file(file) if file is not None else None
         inputs, outputs = declared or (None, None)
+    # The session for missing shapes is made at the first of them, and the user's options may be another session's then.
+    as_it_was = copy_options(so, EMPTY_MODEL) if so and options.on_missing_shape == "cpu" else None
     return open_executor(
         found,
         source,
@@ -74,7 +76,7 @@ def load_planned(
         label=label,
         share_with=lender,
         overridden=overridden,
-        cpu_session=partial(cpu_session, so),
+        cpu_session=partial(cpu_session, so, as_it_was=as_it_was),
         stand_in=candidate is None,
     )
 

@@ -49,13 +49,14 @@ def copy_options(so: Any, content: bytes) -> Any:
 EMPTY_MODEL = b"\x08\x08:\x03\x12\x01gB\x02\x10\x11"
 
 
-def cpu_session(so: Any, onnx: str | bytes, *, threads: int = 0) -> Any:
+def cpu_session(so: Any, onnx: str | bytes, *, threads: int = 0, as_it_was: Any = None) -> Any:
     """onnxruntime's CPU session on ``onnx``, with what the user's SessionOptions ``so`` say (None: the defaults).
 
     It computes in place of an NPU: it writes no files of its own, its threads do not spin and are ``threads`` (0: as
-    many as onnxruntime likes) unless the user set a number, and it may be on the CPU. Raises what onnxruntime raises.
+    many as onnxruntime likes) unless the user set a number, and it may be on the CPU. ``as_it_was``: a copy of ``so``
+    from when the NPU's session was made, for one that is made later. Raises what onnxruntime raises.
     """
-    made = _settings_of(so, threads)
+    made = _settings_of(as_it_was or so, threads)
     try:
         return onnxruntime.InferenceSession(onnx, made, ["CPUExecutionProvider"], enable_fallback=0)
     except Exception:
