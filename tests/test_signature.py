@@ -14,13 +14,30 @@ INT8 = Quantisation(0.5, 3)
 
 
 def match(
-    inputs, outputs, declared_in, declared_out, *, sets=(), shapes=None, normalisation=None, splitting=None, **given
+    inputs,
+    outputs,
+    declared_in,
+    declared_out,
+    *,
+    sets=(),
+    shapes=None,
+    normalisation=None,
+    splitting=None,
+    evidence=None,
+    **given,
 ):
     npu = FakeNpu(inputs=inputs, outputs=outputs, shape_sets=sets, shapes=shapes)
     model = npu.load(npu.device, ModelSource(data=b""), LoadSettings())
     options = read_options(given)
     return negotiate(
-        model, declared_in, declared_out, options, normalisation=normalisation, splitting=splitting, label="m.rknn"
+        model,
+        declared_in,
+        declared_out,
+        options,
+        normalisation=normalisation,
+        splitting=splitting,
+        evidence=evidence,
+        label="m.rknn",
     )
 
 
@@ -84,6 +101,32 @@ def test_ports_are_matched_by_name():
     # All names foreign: by place.
     signature = match(inputs, outputs, [d("x", 1, 2), d("y", 1, 3)], [d("v", 1, 4), d("w", 1, 5)])
     assert [p.index for p in (*signature.inputs, *signature.outputs)] == [0, 1, 0, 1]
+
+
+class NoEvidence:
+    """An ONNX whose declarations have to do."""
+
+    is_origin = False
+
+
+def test_foreign_names_are_matched_by_shape_or_not_at_all():
+    """With an ONNX, place says nothing: two outputs of one shape under other names cannot be told apart."""
+    inputs, outputs = [info("a", (1, 2)), info("b", (1, 3))], [info("p", (1, 4)), info("q", (1, 5))]
+
+    def by_shape(*declared_out):
+        declared_in = [d("y", 1, 3), d("x", 1, 2)]
+        return match(inputs, outputs, declared_in, declared_out, evidence=NoEvidence())
+
+    signature = by_shape(d("w", 1, 5), d("v", 1, 4))
+    assert [p.index for p in (*signature.inputs, *signature.outputs)] == [1, 0, 1, 0]
+    for declared_out in ([d("w", 1, None), d("v", 1, 4)], [d("w", 1, "n"), d("v", 1, "n")]):
+        with pytest.raises(state.Fail, match="their shapes do not tell which is which"):
+            by_shape(*declared_out)
+    outputs = [info("p", (1, 4)), info("q", (1, 4))]
+    with pytest.raises(state.Fail, match="do not tell which is which"):
+        by_shape(d("w", 1, 4), d("v", 1, 4))
+    one = match(IMAGE, OUT, [d("image", 1, 3, 8, 6)], [d("scores", 1, 5)], evidence=NoEvidence())
+    assert [p.index for p in (*one.inputs, *one.outputs)] == [0, 0]
 
 
 @pytest.mark.parametrize("names", [("a",), ("a", "c"), ("a", "b", "c")])
