@@ -11,6 +11,7 @@ from fake_npu import FakeNpu, install
 import ort_rknn
 from ort_rknn._cli.main import main
 from ort_rknn._cli.output import printable
+from ort_rknn.files import Origin, read_rknn
 
 VIRTUAL = "virtual:rk3588"
 
@@ -298,3 +299,36 @@ def test_info_bounds_what_a_file_makes_long(cli, tmp_path):
     assert "\x1b" not in out
     assert len(out) < 20_000
     assert "and 60 more" in out
+
+
+# stamp --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stampable(tmp_path, models):
+    """An ONNX, two models compiled from it, and one compiled from another."""
+    names = ("conv_f16.onnx", "conv_f16.rk3588.rknn", "conv_f16.rk3566.rknn", "nd.rk3588.rknn")
+    return [shutil.copyfile(models / name, tmp_path / name) for name in names]
+
+
+def test_stamp_writes_the_record_into_each_file(cli, stampable):
+    onnx, first, second, _ = stampable
+    code, out, err = cli("stamp", onnx, first, second)
+    assert (code, err) == (0, "")
+    assert [line.split(": ")[0] for line in out.splitlines()] == [str(first), str(second)]
+    assert "made from conv_f16.onnx" in out and "independent" not in out
+    for path in (first, second):
+        assert Origin.parse(read_rknn(path).custom_string).onnx_name == "conv_f16.onnx"
+    code, out, _ = cli("stamp", onnx, first, "--independent")
+    assert code == 0 and out.endswith("its samples are independent\n")
+    assert Origin.parse(read_rknn(first).custom_string).independent is True
+
+
+def test_stamp_refuses_what_does_not_fit(mistake, stampable):
+    onnx, first, _, other = stampable
+    content = other.read_bytes()
+    assert "compiled from another model" in mistake("stamp", onnx, other)
+    assert "looks like" in mistake("stamp", onnx, onnx)
+    assert "looks like" in mistake("stamp", first, first)
+    assert "No such file" in mistake("stamp", onnx, "nothing.rknn")
+    assert other.read_bytes() == content

@@ -12,7 +12,7 @@ import pluggy
 from ..adapter import hookspecs
 from ..adapter.command import Command
 from ..adapter.plugins import load_plugin
-from . import convert, devices, explain, info, toolkit
+from . import convert, devices, explain, info, stamp, toolkit
 from .output import printable
 
 #: The group of entry points for commands.
@@ -26,7 +26,8 @@ def commands() -> Mapping[str, Command]:
     Plugins of other distributions are left alone with ``ORT_RKNN_NO_PLUGINS=1``. One that fails to load, or brings a
     name that is taken, is left out with a line on stderr.
     """
-    found = {c.name: c for c in (convert.COMMAND, devices.COMMAND, explain.COMMAND, info.COMMAND, toolkit.COMMAND)}
+    own = (convert, devices, explain, info, stamp, toolkit)
+    found = {command.name: command for command in (module.COMMAND for module in own)}
     for plugin, brought in sorted(_from_plugins(), key=lambda pair: pair[1].name):
         if brought.name in found:
             _complain(f"plugin {plugin} brings another command {brought.name!r}, which is left out")

@@ -228,7 +228,7 @@ def _judge(path: str, soc: str, onnx_path: str | None) -> Candidate:
         file = read_rknn(path)
     except (RknnFileError, OSError) as error:
         return Candidate(source, name, None, False, (why_unreadable(path, error),))
-    verdict = judge_twin(file, soc=soc, runtime_version=None, onnx_path=onnx_path)
+    verdict = judge_twin(file, soc=soc, runtime_version=None, onnx_path=onnx_path, rknn_path=path)
     return Candidate(source, name, file, verdict.fit, tuple(verdict.reasons), tuple(verdict.notes))
 
 

@@ -5,6 +5,7 @@
 * :func:`ep_context_model`: the ONNX model that carries a compiled one through onnxruntime.
 * :func:`find_twins`, :func:`judge_twin`: which compiled model lies beside an ONNX, and whether it may be used.
 * :func:`left_out`: what a converter left out of a compiled model and the ONNX still has.
+* :func:`stamp`: write into a compiled model which ONNX it was made from.
 * :class:`Origin`, :func:`is_stale`: which ONNX a compiled model was made from, and whether that has changed since.
 """
 
@@ -12,6 +13,7 @@ from .left_out import Disagreement, LeftOut, left_out
 from .onnx_model import DTYPES, Dimension, EpContextNode, OnnxFileError, OnnxModel, OnnxValue, is_onnx, read_onnx
 from .origin import FileRecord, Origin, is_stale
 from .rknn import RknnFile, RknnFileError, RknnTensor, is_rknn, is_rknpu3, read_rknn
+from .stamp import StampError, stamp
 from .twins import Verdict, find_twins, is_there, judge_twin, onnx_twin_names, twin_names, why_unreadable
 from .wrapper import ModelFields, ValueFields, ep_context_model, identity_model
 
@@ -30,6 +32,7 @@ __all__ = [
     "RknnFile",
     "RknnFileError",
     "RknnTensor",
+    "StampError",
     "ValueFields",
     "Verdict",
     "ep_context_model",
@@ -45,6 +48,7 @@ __all__ = [
     "onnx_twin_names",
     "read_onnx",
     "read_rknn",
+    "stamp",
     "twin_names",
     "why_unreadable",
 ]

@@ -109,6 +109,11 @@ class Table:
         self._budget.spend(_OBJECT_COST + 2 * vector[1])  # its bytes, and the text that is made of them
         return self._data[vector[0] : vector[0] + vector[1]]
 
+    def place_of_string(self, slot: int, limit: int) -> tuple[int, int, int] | None:
+        """Positions of a string's offset and of its first byte, and its length in bytes."""
+        field, vector = self._field(slot), self._vector(slot, 1, limit)
+        return None if field is None or vector is None else (field, *vector)
+
     def ints(self, slot: int, limit: int) -> tuple[int, ...] | None:
         """A vector of at most ``limit`` 32-bit signed integers."""
         return self._numbers(slot, limit, "i")

@@ -28,7 +28,7 @@ _LEAST_BUDGET = 1 << 20
 _COSTS = {"[": 96, "{": 320, "(": 112, ",": 40, ":": 40, '"': 60, "'": 80, "\\": 300}
 
 _MODEL_GRAPHS, _MODEL_ATTRIBUTES, _MODEL_COMPILER, _MODEL_TARGET, _MODEL_FRAMEWORK = 2, 3, 7, 8, 9
-_MODEL_CUSTOM_STRING, _MODEL_INPUT_JSON, _MODEL_OUTPUT_JSON, _MODEL_BATCH, _MODEL_SHAPE_KIND = 11, 12, 13, 14, 16
+MODEL_CUSTOM_STRING, _MODEL_INPUT_JSON, _MODEL_OUTPUT_JSON, _MODEL_BATCH, _MODEL_SHAPE_KIND = 11, 12, 13, 14, 16
 _GRAPH_TENSORS, _GRAPH_INPUTS, _GRAPH_OUTPUTS = 0, 2, 3
 _TENSOR_TYPE, _TENSOR_DIMS, _TENSOR_NAME, _TENSOR_SCALE, _TENSOR_ZERO_POINT = 0, 4, 5, 10, 11
 
@@ -103,7 +103,7 @@ def _read_model(root: Table, parts: Parts, budget: Budget) -> None:
     parts.compiler = text(_MODEL_COMPILER, "the compiler's version")
     parts.target = text(_MODEL_TARGET, "the target")
     parts.framework = text(_MODEL_FRAMEWORK, "the framework")
-    parts.custom_string = text(_MODEL_CUSTOM_STRING, "the custom string")
+    parts.custom_string = text(MODEL_CUSTOM_STRING, "the custom string")
     parts.batch = text(_MODEL_BATCH, "the batch size")
     parts.shape_kind = text(_MODEL_SHAPE_KIND, "whether shapes are dynamic")
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .hashes import sha256_of
 from .onnx_model import OnnxFileError, read_onnx
 
 __all__ = ["CUSTOM_STRING_LIMIT", "FileRecord", "Origin", "is_stale"]
@@ -52,11 +53,21 @@ class Origin:
     """Version of the converter: "2.5.0"."""
     options: str = ""
     """The conversion's options, or their hash; for people and for a cache's key, never interpreted here."""
+    independent: bool | None = None
+    """Whether the samples along the first axis are independent, so that a call may be cut into runs: stated by who made
+    the record. None: not stated."""
     version: int = _VERSION
     """Of the record's format."""
 
     @classmethod
-    def of(cls, onnx_path: str | os.PathLike[str], *, toolkit: str = "", options: str = "") -> Origin:
+    def of(
+        cls,
+        onnx_path: str | os.PathLike[str],
+        *,
+        toolkit: str = "",
+        options: str = "",
+        independent: bool | None = None,
+    ) -> Origin:
         """The record of an ONNX as it is now. Reads it, and its external data, from end to end.
 
         Raises OSError where a file cannot be read, OnnxFileError where it is not an ONNX model or names external data
@@ -71,10 +82,10 @@ class Origin:
         external = tuple(_record(path.parent / name, name) for name in names)
         if len(external) > _EXTERNAL_LIMIT:
             external = (_combine(external),)
-        return cls(own.name, own.size, own.mtime_ns, own.sha256, external, toolkit, options)
+        return cls(own.name, own.size, own.mtime_ns, own.sha256, external, toolkit, options, independent)
 
-    def to_custom_string(self) -> str:
-        """The record as a custom string for the converter.
+    def to_custom_string(self, others: Mapping[str, object] | None = None) -> str:
+        """The record as a custom string for the converter, beside ``others``: what else the custom string holds.
 
         Raises ValueError where it would not be shorter than 1,024 characters; the text says what to shorten.
         """
@@ -90,7 +101,9 @@ class Origin:
             record["toolkit"] = self.toolkit
         if self.options:
             record["options"] = self.options
-        text = json.dumps({_KEY: record}, separators=(",", ":"))
+        if self.independent is not None:
+            record["independent"] = self.independent
+        text = json.dumps({**(others or {}), _KEY: record}, separators=(",", ":"))
         if len(text) >= CUSTOM_STRING_LIMIT:
             longest = max(
                 (len(json.dumps(self.options)), f"the options (give their hash instead): {self.options[:40]!r}..."),
@@ -125,16 +138,30 @@ class Origin:
         if len(external) != len(entries) or (len(external) > 1 and not all(file.name for file in external)):
             return None
         toolkit, options = record.get("toolkit", ""), record.get("options", "")
-        if not isinstance(toolkit, str) or not isinstance(options, str):
+        independent = record.get("independent")
+        if not isinstance(toolkit, str) or not isinstance(options, str) or not isinstance(independent, bool | None):
             return None
-        return Origin(own.name, own.size, own.mtime_ns, own.sha256, external, toolkit, options)
+        return Origin(own.name, own.size, own.mtime_ns, own.sha256, external, toolkit, options, independent)
+
+    @staticmethod
+    def others_in(custom_string: str | None) -> dict[str, object] | None:
+        """What a custom string holds beside the record; None where it is no JSON object, so that no record fits in."""
+        import json
+
+        if not custom_string:
+            return {}
+        try:
+            whole = json.loads(custom_string)
+        except (ValueError, RecursionError):
+            return None
+        return {key: value for key, value in whole.items() if key != _KEY} if isinstance(whole, dict) else None
 
 
 def is_stale(origin: Origin, onnx_path: str | os.PathLike[str]) -> str | None:
     """None where the ONNX is still what it was when ``origin`` was recorded, else what is different, in words.
 
-    Sizes and mtimes are compared; only where an mtime alone differs is the file read and hashed. The names of the ONNX
-    and its folder do not matter.
+    Sizes and mtimes are compared; only where an mtime alone differs is the file read and hashed, once (see
+    :mod:`ort_rknn.files.hashes`). The names of the ONNX and its folder do not matter.
     """
     path = Path(onnx_path)
     try:
@@ -157,7 +184,7 @@ def _difference(file: FileRecord, path: Path) -> str | None:
     info = _regular(path)
     if info.st_size != file.size:
         return f"{path.name} has {info.st_size} bytes, it had {file.size} when the compiled model was made"
-    if info.st_mtime_ns != file.mtime_ns and _sha256(path) != file.sha256:
+    if info.st_mtime_ns != file.mtime_ns and sha256_of(path) != file.sha256:
         return f"{path.name} has other contents than when the compiled model was made (same size, another sha256)"
     return None
 
@@ -179,7 +206,7 @@ def _combined_difference(combined: FileRecord, path: Path) -> str | None:
 
 def _record(path: Path, name: str) -> FileRecord:
     info = _regular(path)
-    return FileRecord(name, info.st_size, info.st_mtime_ns, _sha256(path))
+    return FileRecord(name, info.st_size, info.st_mtime_ns, sha256_of(path))
 
 
 def _combine(files: Sequence[FileRecord]) -> FileRecord:
@@ -197,16 +224,6 @@ def _regular(path: Path) -> os.stat_result:
     if not stat.S_ISREG(info.st_mode):
         raise OSError(f"{path} is not a regular file")
     return info
-
-
-def _sha256(path: Path) -> str:
-    from hashlib import sha256
-
-    digest = sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _is_inside(name: str) -> bool:

@@ -126,7 +126,7 @@ def read_rknn(source: Source) -> RknnFile:
             raise RknnFileError(f"{name}: cut short, at least {_WIDE_HEADER - size} bytes are missing")
         version: int = _U64.unpack(head[8:16])[0]
         try:
-            model, trailer = _measure(data, version)
+            model, trailer = measure(data, version)
         except _LengthError as problem:
             if version in _KNOWN_VERSIONS:
                 raise RknnFileError(f"{name}: {problem}") from None
@@ -144,7 +144,7 @@ class _LengthError(ValueError):
     """The container's lengths do not fit the file."""
 
 
-def _measure(data: Data, version: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def measure(data: Data, version: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Start and end of the FlatBuffers model and of the JSON trailer."""
     size = len(data)
     length: int = _U64.unpack(data[16:24])[0]

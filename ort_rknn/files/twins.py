@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,25 @@ from .._socs import SOC_CORES, SOC_VARIANTS, soc_family, variants_of
 from .origin import Origin, is_stale
 from .rknn import RknnFile
 
-__all__ = ["Verdict", "find_twins", "is_there", "judge_twin", "onnx_twin_names", "twin_names", "why_unreadable"]
+__all__ = [
+    "NO_RECORD",
+    "Verdict",
+    "find_twins",
+    "is_there",
+    "judge_twin",
+    "onnx_twin_names",
+    "twin_names",
+    "why_unreadable",
+]
 
 _SOC_NAME = re.compile(r"[a-z0-9]+", re.ASCII)
 _VERSION = re.compile(r"\d+(?:\.\d+)+", re.ASCII)
 #: The vendor's examples ship one file for both (folders named RK3566_RK3568).
 _SAME_NPU = frozenset(("rk3566", "rk3568"))
+
+
+#: How the note begins where a compiled model does not tell which ONNX it was made from.
+NO_RECORD = "the compiled model has no record of its origin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +117,14 @@ def judge_twin(
     soc: str,
     runtime_version: str | None = None,
     onnx_path: str | os.PathLike[str] | None = None,
+    rknn_path: str | os.PathLike[str] | None = None,
 ) -> Verdict:
     """May this compiled model run on ``soc`` with this runtime, in place of the ONNX at ``onnx_path``?
 
     ``runtime_version`` is the runtime's own text ("2.3.2 (429f97ae6b@...)"); None: not known. Checked are the target,
     the toolkit's version (a newer major.minor than the runtime's is not fit: such runtimes answer "Invalid RKNN model
     version", airockchip/rknn-toolkit2 issues 254 and 281), and, where the model carries a record of its origin,
-    whether the ONNX is still the same.
+    whether the ONNX is still the same. ``rknn_path``: where ``file`` was read from, for what to do where it has none.
     """
     reasons: list[str] = []
     notes: list[str] = []
@@ -132,10 +147,16 @@ def judge_twin(
     if onnx_path is not None:
         origin = Origin.parse(file.custom_string)
         if origin is None:
-            notes.append("the file has no record of its origin: whether its ONNX has changed since cannot be told")
+            remedy = f"ort-rknn stamp {_word(onnx_path)} {_word(rknn_path or 'MODEL.rknn')}"
+            notes.append(f"{NO_RECORD}: whether its ONNX has changed since cannot be told; `{remedy}` writes one")
         elif (stale := is_stale(origin, onnx_path)) is not None:
             reasons.append(f"it is stale: {stale}; convert the ONNX again")
     return Verdict(not reasons, tuple(reasons), tuple(notes))
+
+
+def _word(path: str | os.PathLike[str]) -> str:
+    """A path as a word of a shell's command line."""
+    return shlex.quote(os.fspath(path))
 
 
 def _judge_version(file: RknnFile, runtime_version: str | None, reasons: list[str], notes: list[str]) -> None:

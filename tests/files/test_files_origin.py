@@ -98,7 +98,7 @@ def test_a_record_that_points_outside_is_not_taken(model, name):
 
 def test_fresh(model, monkeypatch):
     record = Origin.of(model)
-    monkeypatch.setattr(origin, "_sha256", lambda path: pytest.fail("hashed without need"))
+    monkeypatch.setattr(origin, "sha256_of", lambda path: pytest.fail("hashed without need"))
     assert is_stale(record, model) is None
 
 
@@ -116,7 +116,7 @@ def test_another_name_is_fresh(model):
 def test_another_size_is_stale_without_hashing(model, monkeypatch):
     record = Origin.of(model)
     model.write_bytes(model.read_bytes() + b"\0")
-    monkeypatch.setattr(origin, "_sha256", lambda path: pytest.fail("hashed without need"))
+    monkeypatch.setattr(origin, "sha256_of", lambda path: pytest.fail("hashed without need"))
     assert f"has {record.size + 1} bytes, it had {record.size}" in is_stale(record, model)
 
 

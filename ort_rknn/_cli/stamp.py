@@ -1,0 +1,45 @@
+"""``ort-rknn stamp``: write into compiled models which ONNX they were made from."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..adapter.command import Command
+from .output import FAILED, FINE, Mistake, check_file, say
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("onnx", metavar="ONNX", help="the model, an .onnx file")
+    parser.add_argument("compiled", metavar="RKNN", nargs="+", help="what was compiled from it, .rknn files")
+    parser.add_argument(
+        "--independent",
+        action="store_true",
+        help="record too that the samples along the first axis are independent, so that a batch may be cut into runs",
+    )
+
+
+def run(given: argparse.Namespace) -> int:
+    """Stamp one file after the other."""
+    from ..files import OnnxFileError, RknnFileError, StampError, stamp
+
+    check_file(given.onnx)
+    for path in given.compiled:
+        check_file(path)
+    for path in given.compiled:
+        try:
+            record = stamp(given.onnx, path, independent=True if given.independent else None)
+        except (StampError, RknnFileError, OnnxFileError, OSError) as error:
+            raise Mistake(str(error), FAILED) from None
+        said = "; its samples are independent" if record.independent else ""
+        say(f"{path}: made from {record.onnx_name} ({record.size} bytes, sha256 {record.sha256[:12]}...){said}")
+    return FINE
+
+
+COMMAND = Command(
+    name="stamp",
+    summary="record in compiled models which ONNX they were made from",
+    description="Writes into each RKNN that it was made from ONNX as that is now, so that a session notices when the "
+    "ONNX has changed since. The file is replaced in one step. `ort-rknn convert` does so by itself.",
+    add_arguments=_add_arguments,
+    run=run,
+)

@@ -1,0 +1,140 @@
+"""The sha256 of files, remembered: a large model is read once, not at every session after it was copied.
+
+What is remembered lies in the user's cache folder, in a private file that others may neither read nor write; one that
+is anything else is not used. An entry holds for a path with the size, mtime and inode of its time. All of it is a
+shortcut: where it cannot be read or written, the file is hashed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+__all__ = ["hashes_file", "sha256_of"]
+
+log = logging.getLogger("ort_rknn")
+
+#: Files that are remembered; the oldest entries go first.
+_MOST = 512
+_LARGEST_FILE = 1 << 20
+#: A file that was written so short a time ago may be written again without its mtime showing it.
+_SETTLED_NS = 2 * 10**9
+_BLOCK = 1 << 20
+_lock = threading.Lock()
+
+
+def hashes_file() -> Path | None:
+    """``$XDG_CACHE_HOME/ort_rknn/hashes.json``, else below ``~/.cache``; None where there is no home folder."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return root / "ort_rknn" / "hashes.json"
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file's contents, in hex. Raises OSError where it cannot be read or is no regular file."""
+    with open(path, "rb", buffering=0, opener=_open) as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(f"{os.fspath(path)} is not a regular file")
+        name = os.path.realpath(path)
+        key = [info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev]
+        with _lock:
+            known = _remembered().get(name)
+        if known is not None and known[:-1] == key:
+            return str(known[-1])
+        digest = _digest(file.fileno())
+        after = os.fstat(file.fileno())
+    settled = 0 <= after.st_mtime_ns < time.time_ns() - _SETTLED_NS
+    if settled and [after.st_size, after.st_mtime_ns, after.st_ino, after.st_dev] == key:
+        with _lock:
+            _remember(name, [*key, digest])
+    return digest
+
+
+def _open(path: str, flags: int) -> int:
+    # A pipe must not wait for its other end.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+
+
+def _digest(descriptor: int) -> str:
+    from hashlib import sha256
+
+    digest = sha256()
+    while block := os.read(descriptor, _BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+Entries = dict[str, list[int | str]]
+
+
+def _remembered() -> Entries:
+    """What the file says; {} where there is none that can be trusted."""
+    path = hashes_file()
+    if path is None:
+        return {}
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return {}
+    try:
+        info = os.fstat(descriptor)
+        private = stat.S_ISREG(info.st_mode) and not info.st_mode & 0o077 and info.st_uid == _user()
+        if not private or info.st_size > _LARGEST_FILE:
+            log.debug("%s is not used: it is not a small file of this user's alone", path)
+            return {}
+        import json
+
+        content = json.loads(os.read(descriptor, _LARGEST_FILE))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    finally:
+        os.close(descriptor)
+    if not isinstance(content, dict):
+        return {}
+    return {name: entry for name, entry in content.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: object) -> bool:
+    if not isinstance(entry, list) or len(entry) != 5 or not all(type(number) is int for number in entry[:4]):
+        return False
+    digest = entry[4]
+    return isinstance(digest, str) and len(digest) == 64 and not digest.strip("0123456789abcdef")
+
+
+def _user() -> int:
+    return os.geteuid() if hasattr(os, "geteuid") else 0
+
+
+def _remember(name: str, entry: list[int | str]) -> None:
+    """Write the file anew, with this entry as the last one. A reader sees the old file or the new one."""
+    import json
+
+    path = hashes_file()
+    if path is None:
+        return
+    entries = _remembered()
+    entries.pop(name, None)
+    entries[name] = entry
+    for oldest in list(entries)[: max(0, len(entries) - _MOST)]:
+        del entries[oldest]
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".hashes-")  # mode 0600
+        try:
+            with open(descriptor, "w", encoding="ascii") as file:
+                json.dump(entries, file)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        log.debug("the hash of %s cannot be remembered: %s", name, error)
