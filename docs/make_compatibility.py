@@ -54,7 +54,8 @@ ADDED = {
 SESSION = {
     "__init__": (
         "more",
-        "takes `.rknn` models and ONNX with EPContext nodes; our provider and its options; never prints",
+        "takes `.rknn` models and ONNX with EPContext nodes; our provider and its options. What is wrong with those is "
+        "raised or warned of, never printed; an unknown keyword is an error",
     ),
     "set_providers": (
         "more",
@@ -91,6 +92,10 @@ NPU = {
 }
 #: RunOptions that mean something else on the NPU.
 RUN_OPTIONS = {
+    "add_active_adapter": (
+        "different",
+        "an adapter for weights that were compiled in is an `InvalidArgument` at the run; on the CPU it works",
+    ),
     "terminate": ("more", "honoured before the NPU is called; a run that is on it is finished"),
 }
 _WEIGHTS = "the session goes to the CPU, and says so: a compiled model has its weights inside"

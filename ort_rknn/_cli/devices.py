@@ -22,7 +22,7 @@ def device_options(given: argparse.Namespace) -> dict[str, object]:
 
 
 def run(given: argparse.Namespace) -> int:
-    from .._ep.registration import why_unavailable
+    from .._ep.registration import may_open_a_library, why_unavailable
     from .._errors import OptionError, bare_message
     from .._options import read_options
     from .._planning.discovery import adapters, query_for, survey
@@ -52,6 +52,8 @@ def run(given: argparse.Namespace) -> int:
         for tried in absence.tried:
             say(f"  looked at: {tried}")
     unavailable = why_unavailable()
+    if unavailable is None and report.found and not may_open_a_library():
+        unavailable = "this host lets no library be opened (neither memfd_create nor a temporary file)"
     if unavailable is not None:
         say(f"No session can use an NPU in this process: {unavailable}")
     if not report.found:

@@ -144,6 +144,14 @@ class Claims:
         facts = gather(path, request, None, self._query(request.options))
         if facts.kind == "ep_context":  # in a subgraph: each node is taken as it is met
             return None
+        if facts.onnx is not None and facts.onnx.overridable:
+            # onnxruntime lets a caller, or an active LoRA adapter, feed them, and passes over what nobody takes.
+            names = ", ".join(value.name for value in facts.onnx.overridable[:3])
+            problem = (
+                f"its initializers ({names} ...) are inputs that can be fed, which a compiled model cannot heed. Take "
+                "them out of the graph's inputs, or use ort_rknn.InferenceSession, which refuses such a feed"
+            )
+            facts = replace(facts, onnx_problem=problem)
         planned = _Planned(path, request, facts, plan(request, facts))
         self._tell_fallback(planned.path, planned.plan)
         return planned

@@ -29,6 +29,15 @@ def _depth(depth: int) -> int:
     return depth.__index__()
 
 
+def _no_feed(feed: object, names: Sequence[str]) -> TypeError:
+    what = type(feed).__name__
+    shape = getattr(feed, "shape", None)
+    if isinstance(shape, tuple):
+        what += f" of shape {list(shape)}"
+    wanted = "{" + ", ".join(f"{name!r}: ..." for name in names) + "}" if names else "a dict"
+    return TypeError(f"input_feed is a dict of arrays by input name, {wanted}; got {what}")
+
+
 class AsynchronousCalls:
     """Mixed into our InferenceSession. A call runs ``session.run`` on a thread of ours, made on first use: one for
     every NPU context (one on the CPU), and where a core has one context one more that waits with its call ready.
@@ -174,6 +183,8 @@ class AsynchronousCalls:
     def _feed(self, feed: Any, copied: bool) -> Feed:
         from .feeds import Buffers, Feed
 
+        if not hasattr(feed, "keys"):
+            raise _no_feed(feed, [i.name for i in getattr(self, "_inputs_meta", None) or ()])
         if not copied:
             return Feed(feed)
         if self._buffers is None:

@@ -48,9 +48,10 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
         lines.append(f"version:   {name} {text}")
     lines.append(f"dispatch:  {executor.dispatch.describe()}")
     options = state.request.options if state.request is not None else None
-    if options is not None and options.schedule is None and len(executor.dispatch.lanes) == 1:
+    cores = state.plan.found.device.cores if state.plan is not None and state.plan.found is not None else 1
+    if options is not None and options.schedule is None and cores > 1:
         lines.append(
-            "           callers share these cores one run at a time; provider option schedule='0,1,2' spreads them"
+            f"           provider option schedule={','.join(map(str, range(cores)))!r} spreads callers over the cores"
         )
     signature = executor.signature
     for what, ports in (("input", signature.inputs), ("output", signature.outputs)):
@@ -88,5 +89,8 @@ def _of_batches(executor: Executor, split: Splitting) -> str:
         return f"batch:     never cut into runs along the first axis, because {split.reason}"
     compiled = dict.fromkeys(group[0][0] for group in executor.signature.sets)
     lengths = " or ".join(map(str, compiled))
-    how = "one after the other" if executor.dispatch.contexts == 1 else "over the cores in parallel"
+    dispatch = executor.dispatch
+    how = "over the cores in parallel" if len(dispatch.lanes) > 1 else f"by {dispatch.contexts} contexts in turn"
+    if dispatch.contexts == 1:
+        how = "one after the other"
     return f"batch:     any number of samples, cut into runs of {lengths} {how}, because {split.reason}"

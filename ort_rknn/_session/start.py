@@ -141,6 +141,12 @@ def make(
         made = _load(held, session, parent, state, so, lender)
         if state.executor is not None:
             state.notes += version_notes(made, state.executor)
+            if made.use_onnx and facts.onnx is not None and facts.onnx.overridable:
+                names = ", ".join(value.name for value in facts.onnx.overridable[:10])
+                state.notes.append(
+                    f"initializers that could be fed on the CPU ({names}) were compiled in: feeding one, or an active "
+                    "LoRA adapter for one, is an error"
+                )
             if made.stand_in:
                 log.warning("%s: %s", facts.label, made.stand_in)
             if made.candidate is not None:
