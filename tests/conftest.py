@@ -48,6 +48,8 @@ def npu(monkeypatch):
 
     from ort_rknn._ep import unregister
 
+    gc.collect()
+    unregister()  # a session of an earlier test may have registered another device
     npu = install(FakeNpu(), monkeypatch.setattr)
     yield npu
     gc.collect()
