@@ -1,5 +1,6 @@
 """Damaged model files, and files that no converter made."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -17,12 +18,22 @@ SOURCES = Path(_build.__file__).parent / "c"
 @pytest.fixture(scope="module", params=["as built", "with sanitizers"])
 def fuzzer(request, tmp_path_factory):
     """The damage tester: as users build it, and watched by the sanitizers for addresses and undefined behaviour."""
+    watched = "" if request.param == "as built" else "address,undefined"
+    return _program("virtual_fuzz.c", watched, tmp_path_factory.mktemp("fuzz") / "fuzz")
+
+
+@pytest.fixture(scope="module", params=["", "address,undefined", "thread"])
+def caller(request, tmp_path_factory):
+    """The program full of mistakes, and what watches it."""
+    return _program("virtual_calls.c", request.param, tmp_path_factory.mktemp("calls") / "calls"), request.param
+
+
+def _program(source, sanitizers, out):
     compiler = _build.find_compiler()
     assert compiler is not None
-    out = tmp_path_factory.mktemp("fuzz") / "fuzz"
-    files = [str(Path(__file__).with_name("virtual_fuzz.c")), *map(str, SOURCES.glob("*.c"))]
+    files = [str(Path(__file__).with_name(source)), *map(str, SOURCES.glob("*.c"))]
     basic = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread", f"-I{SOURCES}", *files, "-o", str(out), "-lm"]
-    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if request.param != "as built" else []
+    watched = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"] if sanitizers else []
     made = subprocess.run([*compiler.command, *watched, *basic], capture_output=True, text=True)
     if watched and made.returncode and _fails_on_anything(compiler, watched, out):
         pytest.skip(f"{compiler.command[0]} comes without the libraries of its sanitizers")
@@ -61,16 +72,31 @@ def _made(kind):
     return stand_in([("x", "float32", (1, 3, 8, 8))], [("y", "float32", (1, 4, 8, 8))], "rk3588", shape_sets=sets)
 
 
-@pytest.mark.parametrize("name", ["static", "dynamic", "conv_i8", "image_u8", "dynamic.real"])
+@pytest.mark.parametrize("name", ["static", "dynamic", "conv_i8", "image_u8", "dynamic.real", "mean_std"])
 def test_damage_is_survived(fuzzer, tmp_path, name):
+    soc = "rk3562" if name == "mean_std" else "rk3588"
     if name in ("static", "dynamic"):
         model = tmp_path / "model.rknn"
         model.write_bytes(_made(name))
     else:
-        model = MODELS / f"{name.removesuffix('.real')}.rk3588.rknn"
-    done = subprocess.run([fuzzer, model, "4000", "11"], capture_output=True, text=True, timeout=100)
+        model = MODELS / f"{name.removesuffix('.real')}.{soc}.rknn"
+    environ = {**os.environ, "RKNN_VIRTUAL_SOC": soc}
+    done = subprocess.run([fuzzer, model, "4000", "11"], capture_output=True, text=True, timeout=100, env=environ)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "refused" in done.stdout
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("name", ["conv_f16", "dynamic"])
+def test_mistakes_are_answered_with_a_code(caller, name, threads):
+    """Contexts that are gone or in use, memory of others, buffers that are too small, calls in any order: documented
+    codes, nothing touched that is not the library's, and nothing left in the end."""
+    program, sanitizers = caller
+    command = [program, MODELS / f"{name}.rk3588.rknn", "1500" if sanitizers == "thread" else "5000", "7", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    if sanitizers == "thread" and "unexpected memory mapping" in done.stderr:
+        pytest.skip("the thread sanitizer does not run on this kernel")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_stand_in_is_what_a_reader_expects():
