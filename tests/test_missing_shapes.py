@@ -150,6 +150,23 @@ def test_the_cpu_twin_has_the_options_of_when_the_session_was_made(tmp_path):
         assert np.array_equal(session.run(None, x)[0], plain().run(None, x)[0])
 
 
+def test_an_input_without_a_rank(tmp_path):
+    """The compiled sets say it, and other lengths are the CPU's, not refused by a signature that knows one set."""
+    model = onnx.load(MODELS / "dynamic.onnx")
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "m.onnx")
+    shutil.copy(MODELS / "dynamic.rk3588.rknn", tmp_path / "m.rk3588.rknn")
+    with ort.InferenceSession(tmp_path / "m.onnx", provider_options=VIRTUAL) as session:
+        assert session.get_inputs()[0].shape == [1, 3, None, None]
+        for shape in ((1, 3, 32, 32), (1, 3, 16, 24)):
+            assert np.abs(session.run(None, feed(*shape))[0] - plain().run(None, feed(*shape))[0]).max() < 1e-2
+    options = {**VIRTUAL, "on_missing_shape": "cpu"}
+    with ort.InferenceSession(tmp_path / "m.onnx", provider_options=options) as session:
+        x = feed(1, 3, 20, 12)
+        assert np.array_equal(session.run(None, x)[0], plain().run(None, x)[0])
+
+
 # Where the session does not say --------------------------------------------------------------------------------------
 
 

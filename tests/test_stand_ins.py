@@ -202,6 +202,7 @@ def test_options_of_the_signature_hold_for_whole_runs(npu, tmp_path):
         (y,) = session.run(None, {"x": pixels})
         assert y.dtype == np.float16
         np.testing.assert_array_equal(y, pixels.transpose(0, 3, 1, 2).ravel())
+        assert "input 'x': taken as it is, while a compiled model may have a mean and std for it" in session.explain()
 
 
 # The session that computes ---------------------------------------------------------------------------------------

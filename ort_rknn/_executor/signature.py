@@ -291,6 +291,8 @@ def negotiate(
                 f"input {value.name!r}: the compiled model normalises its input itself, while the ONNX is fed "
                 f"normalised {dtype}; feeds are denormalised first (input_dtype='uint8' feeds pixels straight in)"
             )
+        if stand_in and value.dtype.startswith("float") and not dtype.startswith("float"):
+            notes.append(f"input {value.name!r}: taken as it is, while a compiled model may have a mean and std for it")
         dims = _caller_order(compiled, layout)
         in_ports.append(Port(value.name, dtype, dims, layout, wire, info, index, wire_layout, value.dtype, norm))
 
@@ -388,7 +390,7 @@ def _merge_dims(
     All stay free where a policy covers missing shapes (``keep_free``). A free first axis that might be a batch stays
     free too (``keep_first``): then a refusal is ours, and names what was compiled.
     """
-    dims: Sequence[Dim] = value.dims if value.dims is not None else compiled[0]
+    dims: Sequence[Dim] = value.dims if value.dims is not None else (None,) * len(compiled[0])
     for shape in compiled:
         if not fits(dims, shape):
             raise ort_error(

@@ -15,7 +15,7 @@ import numpy as np
 from ort_rknn._planning import discovery
 from ort_rknn.adapter import CallForm, LoadSettings, ModelSource, PortForm, Query
 from ort_rknn_lite2 import Lite2Adapter
-from ort_rknn_virtual._abi import open_library
+from ort_rknn_virtual._abi import TICKET, open_library
 from ort_rknn_virtual._compute import TwinCompute
 from ort_rknn_virtual.control import VirtualNpu
 
@@ -72,7 +72,7 @@ class Board:
         closed = {event.context for event in self.npu.events() if event.kind == "destroy"}
         for event in self.npu.events():
             if event.kind == "init" and event.code == 0 and event.context not in closed:
-                assert library.rknn_virtual_set_compute(event.context, compute.callback, None) == 0
+                assert library.rknn_virtual_set_compute(event.context, compute.callback, TICKET) == 0
         return compute
 
     def assert_all_closed(self):
