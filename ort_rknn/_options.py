@@ -232,6 +232,18 @@ def _split_batch(value: object) -> Literal["auto"] | bool:
         raise _bad("split_batch", value, "'auto' or a boolean is expected") from None
 
 
+def switched_on(variable: str) -> bool:
+    """Whether an environment variable is set to a true word: 1, true, on, yes. Not set, empty, 0, false, off and no are
+    false. Raises OptionError for another word: a switch that is misspelt must not stay off unnoticed."""
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return False
+    try:
+        return _boolean(variable, text)
+    except OptionError:
+        raise OptionError(f"environment variable {variable}={text!r}: 1 or 0 is expected") from None
+
+
 def _path(key: str, value: object) -> str:
     try:
         text = os.fspath(value)  # type: ignore[call-overload]

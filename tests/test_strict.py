@@ -12,6 +12,7 @@ from virtual_sessions import MODELS, VIRTUAL, X, folder_with_twin, virtual_rk358
 
 import ort_rknn as ort
 from ort_rknn import FallbackWarning, NpuUnavailable, OptionError
+from ort_rknn._cli.main import main
 from ort_rknn._planning.request import read_request
 
 OURS, CPU = "RKNNExecutionProvider", "CPUExecutionProvider"
@@ -19,6 +20,37 @@ MODEL = str(MODELS / "conv_f16.onnx")
 
 virtual = pytest.fixture(virtual_rk3588)
 folder = pytest.fixture(folder_with_twin)
+
+
+# Switches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["1", "true", "TRUE", "on", "yes", " 1 "])
+def test_words_that_switch_on(word, monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_STRICT", word)
+    assert read_request(None, None, no_cpu=False).strict
+    monkeypatch.setenv("ORT_RKNN_DISABLE", word)
+    assert ort.devices() == []
+    assert "ORT_RKNN_DISABLE" in ort.InferenceSession(MODEL).explain()
+
+
+@pytest.mark.parametrize("word", ["", "0", "false", "Off", "no"])
+def test_words_that_do_not(word, monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_STRICT", word)
+    monkeypatch.setenv("ORT_RKNN_DISABLE", word)
+    assert not read_request(None, None, no_cpu=False).strict
+    assert "ORT_RKNN_DISABLE" not in ort.InferenceSession(MODEL).explain()
+
+
+@pytest.mark.parametrize("variable", ["ORT_RKNN_STRICT", "ORT_RKNN_DISABLE"])
+def test_a_switch_that_is_misspelt_is_an_error(variable, monkeypatch, capsys):
+    """It would stay off, and nobody would know."""
+    monkeypatch.setenv(variable, "ture")
+    with pytest.raises(OptionError, match=f"environment variable {variable}='ture': 1 or 0 is expected"):
+        ort.InferenceSession(MODEL)
+    monkeypatch.setenv("ORT_RKNN_DISABLE", "ture")
+    assert main(["devices"]) == 2
+    assert "ORT_RKNN_DISABLE='ture'" in capsys.readouterr().err
 
 
 # Providers --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ort_rknn._errors import warn_of_fallback
-from ort_rknn._options import TP_MODES, Options, read_options
+from ort_rknn._options import TP_MODES, Options, read_options, switched_on
 from ort_rknn._planning.discovery import Found, query_for, survey
 from ort_rknn.adapter import CORE_MASK_ALL, ModelSource, soc_family
 from ort_rknn.files import RknnFile, RknnFileError, onnx_twin_names, read_rknn
@@ -84,7 +84,7 @@ def load(model: ModelFile, core_mask: int, target: str | None) -> Loaded:
         raise Refused(str(error)) from error
     twin = next((name for name in onnx_twin_names(path) if name.is_file()), None)
     reason = "the environment variable ORT_RKNN_DISABLE is 1"
-    if os.environ.get("ORT_RKNN_DISABLE") != "1":
+    if not switched_on("ORT_RKNN_DISABLE"):
         report = survey(query_for(Options()))
         if report.found:
             found = report.found[0]
@@ -123,7 +123,7 @@ def _check_target(target: str | None, found: Found) -> None:
 
 
 def _on_cpu(path: str, file: RknnFile, twin: Path | None, reason: str) -> Loaded:
-    if os.environ.get("ORT_RKNN_STRICT") == "1":
+    if switched_on("ORT_RKNN_STRICT"):
         raise Refused(f"{reason} (no fallback to the CPU: ORT_RKNN_STRICT=1)")
     if twin is None:
         names = _names_of_twins(path)

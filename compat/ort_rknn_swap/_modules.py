@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import os
 import sys
 from types import FrameType, ModuleType
 from typing import Any
@@ -53,10 +52,11 @@ def _root(frame: FrameType) -> str:
 def _own_roots() -> frozenset[str]:
     """Top-level packages of ours and of adapters, whose onnxruntime stays onnxruntime's."""
     roots = {"ort_rknn", "ort_rknn_swap", *(n.partition(".")[0] for n in sys.modules if n.startswith("ort_rknn_"))}
+    from ort_rknn._options import switched_on
     from ort_rknn._planning.discovery import BUILT_IN
 
     roots.update(BUILT_IN)
-    if os.environ.get("ORT_RKNN_NO_PLUGINS") != "1":
+    if not switched_on("ORT_RKNN_NO_PLUGINS"):
         points = importlib.metadata.entry_points(group="ort_rknn")
         roots.update(p.value.partition(":")[0].partition(".")[0] for p in points)
     return frozenset(roots)

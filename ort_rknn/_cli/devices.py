@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from ..adapter.command import Command
 from .output import FAILED, FINE, USAGE, Mistake, say
@@ -24,10 +23,10 @@ def device_options(given: argparse.Namespace) -> dict[str, object]:
 def run(given: argparse.Namespace) -> int:
     from .._ep.registration import may_open_a_library, why_unavailable
     from .._errors import OptionError, bare_message
-    from .._options import read_options
+    from .._options import read_options, switched_on
     from .._planning.discovery import adapters, query_for, survey
 
-    if os.environ.get("ORT_RKNN_DISABLE") == "1":
+    if switched_on("ORT_RKNN_DISABLE"):
         raise Mistake("ORT_RKNN_DISABLE=1 is set, so sessions are plain onnxruntime's and no NPU is looked for")
     try:
         options = read_options(device_options(given))

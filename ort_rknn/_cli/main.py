@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .._errors import OptionError, bare_message
 from ..adapter.command import Command
 from .output import FAILED, USAGE, Mistake, printable
 from .registry import commands
@@ -23,7 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Never raises for what a user can get wrong.
     """
     argv = sys.argv[1:] if argv is None else argv
-    known = commands()
+    try:
+        known = commands()
+    except OptionError as error:  # a variable of the environment
+        print(f"ort-rknn: {printable(bare_message(error), sys.stderr)}", file=sys.stderr)
+        return USAGE
     chosen = known.get(argv[0]) if argv else None
     if chosen is not None and chosen.takes_over is not None:
         return chosen.takes_over(argv[1:])
@@ -34,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except SystemExit as stop:  # argparse's: it has said what is wrong
         return stop.code if isinstance(stop.code, int) else USAGE
+    except OptionError as error:
+        print(f"ort-rknn: {printable(bare_message(error), sys.stderr)}", file=sys.stderr)
+        return USAGE
     except Mistake as mistake:
         print(f"ort-rknn: {printable(str(mistake), sys.stderr)}", file=sys.stderr)
         return mistake.code

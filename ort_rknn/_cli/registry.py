@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import sys
 from collections.abc import Iterator, Mapping
 
 import pluggy
 
+from .._options import switched_on
 from ..adapter import hookspecs
 from ..adapter.command import Command
 from ..adapter.plugins import load_plugin
@@ -41,7 +41,7 @@ def _from_plugins() -> Iterator[tuple[str, Command]]:
     manager.add_hookspecs(hookspecs)
     for point in importlib.metadata.entry_points(group=GROUP):
         ours = point.dist is not None and point.dist.name == _DISTRIBUTION
-        if not ours and os.environ.get("ORT_RKNN_NO_PLUGINS") == "1":
+        if not ours and switched_on("ORT_RKNN_NO_PLUGINS"):
             continue
         try:
             brought = load_plugin(manager, point.value, "ort_rknn_commands")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .._errors import OptionError, did_you_mean
-from .._options import Options
+from .._options import Options, switched_on
 from .._socs import SOC_CORES, is_soc
 from ..adapter.contract import Absence, Adapter, Device, Query
 
@@ -61,7 +61,7 @@ def adapters() -> Mapping[str, Adapter]:
     manager = pluggy.PluginManager("ort_rknn")
     manager.add_hookspecs(hookspecs)
     names = list(BUILT_IN)
-    if os.environ.get("ORT_RKNN_NO_PLUGINS") != "1":
+    if not switched_on("ORT_RKNN_NO_PLUGINS"):
         points = importlib.metadata.entry_points(group="ort_rknn")
         names += [p.value for p in points if p.value not in names]
     found: list[Adapter] = []
@@ -151,7 +151,7 @@ def devices() -> list[Device]:
 
     Virtual ones are listed only when ``ORT_RKNN_DEVICE`` asks for one.
     """
-    if os.environ.get("ORT_RKNN_DISABLE") == "1":
+    if switched_on("ORT_RKNN_DISABLE"):
         return []
     from .request import default_options
 

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from .._errors import OptionError, did_you_mean
-from .._options import ALIASES, PROVIDER, Options, is_option, option_names, read_options
+from .._options import ALIASES, PROVIDER, Options, is_option, option_names, read_options, switched_on
 
 OUR_NAMES = frozenset((PROVIDER, *ALIASES))
 _CPU = "CPUExecutionProvider"
@@ -136,7 +136,7 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_st
     rule = policy()
     named, given, others, other_options = _split(providers, provider_options)
     in_environment = bool(os.environ.get("ORT_RKNN_DEVICE"))
-    strict_env = os.environ.get("ORT_RKNN_STRICT") == "1"
+    strict_env = switched_on("ORT_RKNN_STRICT")
     nobody_named = _is_empty(providers)
     wants = named or nobody_named or rule != "respect"
     options = read_options(_over_defaults(given) if wants else given)

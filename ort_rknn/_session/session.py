@@ -45,6 +45,14 @@ class _Closed:
         return "<the session was closed>"
 
 
+def _disabled() -> bool:
+    if not os.environ.get("ORT_RKNN_DISABLE"):
+        return False
+    from .._options import switched_on
+
+    return switched_on("ORT_RKNN_DISABLE")
+
+
 def _closed() -> Exception:
     from .._errors import RUNTIME_EXCEPTION, ort_error
 
@@ -84,7 +92,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
             # onnxruntime's set_providers has no fallback to other providers: its constructor has.
             first(*args, **({**kwargs, "enable_fallback": 0} if again else kwargs))
 
-        if os.environ.get("ORT_RKNN_DISABLE") == "1":
+        if _disabled():
             parent(model, so, providers, options, **kwargs)
             self._npu = None
         else:
