@@ -7,9 +7,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from ort_rknn.capi.onnxruntime_pybind11_state import InvalidArgument
 
 import ort_rknn as ort
+from ort_rknn_virtual._standin import stand_in
 from ort_rknn_virtual.control import virtual_npu
 
 MODELS = Path(__file__).parent / "models"
@@ -105,6 +107,93 @@ def test_padding_up_to_the_next_set():
         assert "2 calls of shapes that were not compiled were padded" in session.explain()
         with pytest.raises(InvalidArgument, match="no shape set was compiled.*No set is larger in the axes of pad"):
             session.run(None, feed(1, 3, 33, 8))
+
+
+def padded(tmp_path, nodes, output, sets, constants=(), onnx_beside=True):
+    """A dynamic model of pictures, and a twin that was compiled for ``sets``: input and output shapes."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, output)],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    sides = [("x", "float32", sets[0][0])], [("y", "float32", sets[0][1])]
+    twin = stand_in(*sides, "rk3588", shape_sets=[([x], [y]) for x, y in sets])
+    (tmp_path / "m.rknn").write_bytes(twin)
+    onnx.save(model, tmp_path / "m.onnx")
+    return tmp_path / ("m.onnx" if onnx_beside else "m.rknn")
+
+
+POOL = [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[2, 2])]
+FLAT = numpy_helper.from_array(np.array([-1, 3]), "flat")
+#: name: (nodes, declared output, output for an input of h x w, constants)
+EXTENTS = {
+    "an axis with a name of its own": (POOL, [1, 1, "oh", "ow"], lambda h, w: (1, 1, h // 2, w // 2), ()),
+    "axes without names": (POOL, [None] * 4, lambda h, w: (1, 1, h // 2, w // 2), ()),
+    "an axis that is called as the input's and is not": (
+        POOL,
+        [1, 1, "h", "w"],
+        lambda h, w: (1, 1, h // 2, w // 2),
+        (),
+    ),
+    "axes that change places": (
+        [helper.make_node("Transpose", ["x"], ["y"], perm=[0, 1, 3, 2])],
+        [1, 1, "w", "h"],
+        lambda h, w: (1, 1, w, h),
+        (),
+    ),
+    "one number": (
+        [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)],
+        [],
+        lambda h, w: (1,),
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXTENTS)
+def test_padded_outputs_have_the_extents_of_the_onnx(tmp_path, name):
+    nodes, output, shape_of, constants = EXTENTS[name]
+    sets = [((1, 1, s, s), shape_of(s, s)) for s in (12, 6)]
+    path = padded(tmp_path, nodes, output, sets, constants)
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3
+    plain = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"])
+    options = {**VIRTUAL, "on_missing_shape": "pad", "pad_axes": [2, 3]}
+    with ort.InferenceSession(path, provider_options=options, enable_fallback=0) as session:
+        assert session.get_providers()[0] == "RKNNExecutionProvider"
+        for h, w in ((4, 6), (6, 2), (8, 9), (12, 10), (4, 6)):
+            x = feed(1, 1, h, w)
+            got, want = session.run(None, x)[0], plain.run(None, x)[0]
+            assert got.shape == want.shape
+            assert np.abs(got - want).max() < 5e-2
+        assert "5 calls of shapes that were not compiled were padded" in session.explain()
+
+
+def test_padding_that_would_lie_between_the_rows_is_refused(tmp_path):
+    """Rows and columns became one axis: the first rows for the padded picture are not those for the picture."""
+    nodes = [helper.make_node("Reshape", ["x", "flat"], ["y"])]
+    path = padded(tmp_path, nodes, ["n", 3], [((1, 1, s, s), (s * s // 3, 3)) for s in (12, 6)], (FLAT,))
+    options = {**VIRTUAL, "on_missing_shape": "pad", "pad_axes": [2, 3]}
+    with ort.InferenceSession(path, provider_options=options, enable_fallback=0) as session:
+        assert session.run(None, feed(1, 1, 6, 6))[0].shape == (12, 3)
+        for h, w in ((4, 6), (6, 3), (9, 8)):
+            with pytest.raises(InvalidArgument, match="cannot be padded: its output 'y'.*inside its axis 0.*'cpu'"):
+                session.run(None, feed(1, 1, h, w))
+
+
+def test_extents_that_no_onnx_tells_are_no_secret(tmp_path, caplog):
+    nodes, output, shape_of, _ = EXTENTS["axes without names"]
+    path = padded(tmp_path, nodes, output, [((1, 1, s, s), shape_of(s, s)) for s in (12, 6)], onnx_beside=False)
+    (tmp_path / "m.onnx").unlink()
+    options = {**VIRTUAL, "on_missing_shape": "pad", "pad_axes": [2, 3]}
+    with ort.InferenceSession(path, provider_options=options) as session:
+        for _ in range(2):
+            assert session.run(None, feed(1, 1, 4, 6))[0].shape == (1, 1, 3, 3)
+    told = [r.message for r in caplog.records if "no ONNX tells how long" in r.message]
+    assert len(told) == 1 and "onnx_model" in told[0]
 
 
 def test_padding_only_the_axes_that_were_named():

@@ -9,13 +9,14 @@ the ONNX twin (``"cpu"``) or makes it an error.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .._errors import INVALID_ARGUMENT, ort_error
 from .._options import Options
 from ..adapter.contract import CallForm, PortForm, Shape
-from .signature import DTYPES, Port, Signature
+from .padded_outputs import PaddedOutputs
+from .signature import DTYPES, Signature
 
 Shapes = tuple[Shape, ...]
 
@@ -78,13 +79,16 @@ class Calls:
         label: str,
         *,
         whole: bool = False,
+        extents: Callable[[Shapes], Shapes] | None = None,
     ) -> None:
-        """``whole``: the compiled shapes are not the ONNX's, and every call is for the ONNX."""
+        """``whole``: the compiled shapes are not the ONNX's, and every call is for the ONNX. ``extents``: the shapes
+        that the ONNX gives for shapes of its inputs, found by running it."""
         self._signature = signature
         self._output_shapes = output_shapes
         self._options = options
         self._label = label
         self._whole = whole
+        self._padded = PaddedOutputs(signature, output_shapes, extents, label)
         self._known: dict[Shapes, Call | None] = {}
         self._forms: dict[int | None, CallForm] = {}
         ports = (*signature.inputs, *signature.outputs)
@@ -182,6 +186,8 @@ class Calls:
         compiled = signature.sets[index]
         chosen = index if signature.dynamic else None
         outputs = self._cropped(inputs, compiled, self._output_shapes[chosen], samples)
+        if not self._same(inputs, compiled if samples is None else self._part(compiled, samples)):
+            outputs = self._padded.outputs(inputs, outputs, index)
         form = self._forms.get(chosen)
         if form is None:
             form = self._forms.setdefault(chosen, self._form(chosen, compiled))
@@ -213,7 +219,7 @@ class Calls:
             if port.constant is not None:
                 outputs.append(port.constant.shape)
                 continue
-            shape = given[self._index(port)]
+            shape = given[self._signature.model_index(port)]
             if len(shape) != len(port.dims):
                 outputs.append(tuple(d for d in port.dims if isinstance(d, int)))
                 continue
@@ -223,10 +229,6 @@ class Calls:
                 dims.append(short if whole == length else length)
             outputs.append(tuple(dims) if samples is None else (samples, *dims[1:]))
         return tuple(outputs)
-
-    def _index(self, port: Port) -> int:
-        """Of the model's output behind a port."""
-        return port.index if port.copy_of is None else self._signature.outputs[port.copy_of].index
 
     def _form(self, chosen: int | None, inputs: Shapes) -> CallForm:
         """In the model's own order; ``inputs`` in the signature's."""

@@ -1,4 +1,5 @@
-"""The ONNX twin on the CPU: runs the calls whose shapes were not compiled (``on_missing_shape="cpu"``)."""
+"""The ONNX twin on the CPU: runs the calls whose shapes were not compiled (``on_missing_shape="cpu"``), and tells how
+long the outputs of padded ones are (``"pad"``)."""
 
 from __future__ import annotations
 
@@ -44,6 +45,21 @@ class CpuTwin:
 
         Returns C-contiguous arrays in the signature's order and dtypes. Raises what onnxruntime raises.
         """
+        session = self._made()
+        results = self._compute(session, signature, shapes, inputs)
+        with self._making:
+            self.runs += 1
+        return results
+
+    def output_shapes(self, signature: Signature, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+        """The shapes of the outputs for these shapes of the inputs, by a run on zeros that is not counted."""
+        zeros = [np.zeros(shape, port.dtype) for port, shape in zip(signature.inputs, shapes)]
+        results = self._compute(self._made(), signature, shapes, [array.ctypes.data for array in zeros])
+        return tuple(result.shape for result in results)
+
+    def _compute(
+        self, session: Any, signature: Signature, shapes: Sequence[Shape], inputs: Sequence[int]
+    ) -> list[NDArray[np.generic]]:
         feed: dict[str, NDArray[np.generic]] = {}
         for port, shape, address in zip(signature.inputs, shapes, inputs):
             array: Any = view(address, shape, port.dtype)
@@ -53,14 +69,13 @@ class CpuTwin:
                 array = array.transpose(0, 3, 1, 2)
             feed[port.name] = np.ascontiguousarray(array, port.onnx_dtype).reshape(array.shape)
         names = [port.name for port in signature.outputs]
-        results = self._made().run(names, feed)
+        results = session.run(names, feed)
         return [np.ascontiguousarray(r, p.dtype).reshape(r.shape) for r, p in zip(results, signature.outputs)]
 
     def _made(self) -> Any:
         with self._making:
             if self._session is None:
                 self._session = self._load()
-            self.runs += 1
             return self._session
 
     def _load(self) -> Any:

@@ -93,7 +93,8 @@ class Executor:
             # Asked now: a runtime tells the shapes of a set by switching a context to it, which no run survives.
             sets: Sequence[int | None] = range(len(signature.sets)) if signature.dynamic else (None,)
             output_shapes = {k: model.output_shapes(k) for k in sets}
-            self._calls = Calls(signature, output_shapes, self.options, label, whole=whole)
+            extents = partial(self._cpu_twin.output_shapes, signature) if self._cpu_twin is not None else None
+            self._calls = Calls(signature, output_shapes, self.options, label, whole=whole, extents=extents)
             self._lanes = self._open_contexts()
             self._order = tuple(self._lanes[i] for i in dispatch.order)
             self._work = _Work(signature, label, self._pacer)
@@ -453,6 +454,8 @@ def _close_all(closers: Sequence[Callable[[], None]]) -> None:
 def _cpu_twin(
     options: Options, onnx: str | bytes | None, cpu_session: Callable[[str | bytes], Any] | None
 ) -> CpuTwin | None:
+    if options.on_missing_shape == "pad" and onnx is not None:
+        return CpuTwin(onnx, cpu_session)
     if options.on_missing_shape != "cpu":
         return None
     if onnx is None:

@@ -135,6 +135,10 @@ class Signature:
         first = 1 if self.splits else 0
         return all(isinstance(d, int) for p in (*self.inputs, *self.outputs) for d in p.dims[first:])
 
+    def model_index(self, output: Port) -> int:
+        """Which of the model's outputs is behind one of ours; for a second name that of the first."""
+        return output.index if output.copy_of is None else self.outputs[output.copy_of].index
+
 
 def override(
     signature: Signature,

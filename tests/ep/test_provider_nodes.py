@@ -307,7 +307,7 @@ def test_shapes_are_checked_where_onnxruntime_does_not(npu, blob, session_on):
             session.run(None, {"X": np.ascontiguousarray(wrong)})
 
 
-@pytest.mark.parametrize("known", ["stated", "not known"])
+@pytest.mark.parametrize("known", ["stated", "recorded", "recorded otherwise", "not known"])
 def test_a_nodes_batch_is_cut_only_where_its_record_or_the_option_says_so(npu, session_on, known, tmp_path):
     """The graph that it was compiled from cannot be read."""
     elementwise(npu, lambda a: a)
