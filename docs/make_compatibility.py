@@ -178,8 +178,16 @@ of `python app.py`. Different:
   again by `sys.orig_argv`, which names `-m ort_rknn run`;
 * onnxruntime and numpy are loaded before the program begins: environment variables that they read when they are
   loaded (`OPENBLAS_NUM_THREADS`) are to be set outside of it;
+* `sys.path` and `PYTHONPATH` have a folder of ours, by which `import rknnlite` gives the face of rknn-toolkit-lite2, in
+  processes of `subprocess` too; nothing of it is imported before;
 * a program that walks its own stack finds some frames of ours below its first;
 * while a report is made, `run` and its siblings are counted, which costs a microsecond a call.
+
+**Ultralytics** (`YOLO("model_rknn_model")`) asks for the distribution `rknn-toolkit-lite2` by name and installs the
+vendor's wheel where it is not there. With `YOLO_AUTOINSTALL=false` in the environment it installs nothing, goes on, and
+gets `rknnlite` from the face: `YOLO_AUTOINSTALL=false ort-rknn run detect.py`. A wheel that is there already does no
+harm: the face comes first. Ultralytics looks for a board in the device tree, so without one it refuses before it
+imports anything.
 
 Programs of other people that pass, unmodified, with onnxruntime and under the swap (`tests/downstream`, one recipe
 each):

@@ -4,7 +4,8 @@
 
 A program that was written for the vendor's package runs on a board without that package, on a PC with the virtual NPU
 (``ORT_RKNN_DEVICE=virtual:rk3588``), and where there is no NPU at all on the CPU, with the ONNX beside the ``.rknn``,
-which a FallbackWarning tells. :func:`install` and ``python -m ort_rknn_rknnlite program.py`` save the change of import.
+which a FallbackWarning tells. :func:`install`, ``python -m ort_rknn_rknnlite program.py`` and ``ort-rknn run`` save the
+change of import.
 
 Signatures, constants, return values and results are those that rknn-toolkit-lite2 2.5.0 was seen to have; nothing of it
 is used or needed. What differs, and why, is in :mod:`ort_rknn_rknnlite.api`.
@@ -12,31 +13,82 @@ is used or needed. What differs, and why, is in :mod:`ort_rknn_rknnlite.api`.
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from . import api
-from .api import RKNNLite, RKNNLiteError
+if TYPE_CHECKING:
+    from . import api, rknn_runtime, utils
+    from .api import RKNNLite, RKNNLiteError
 
-__all__ = ["RKNNLite", "RKNNLiteError", "api", "install", "uninstall"]
+__all__ = ["RKNNLite", "RKNNLiteError", "api", "install", "offer", "rknn_runtime", "uninstall", "utils"]
 
-_NAMES = {"rknnlite": sys.modules[__name__], "rknnlite.api": api}
+#: A folder with a module ``rknnlite`` that installs the face.
+_SHADOW = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_shadow")
+#: The vendor's names, and our modules.
+_NAMES = {
+    "rknnlite": "ort_rknn_rknnlite",
+    "rknnlite.api": "ort_rknn_rknnlite.api",
+    "rknnlite.api.rknn_lite": "ort_rknn_rknnlite.api",
+    "rknnlite.api.rknn_runtime": "ort_rknn_rknnlite.rknn_runtime",
+    "rknnlite.utils": "ort_rknn_rknnlite.utils",
+}
 
 
 def install() -> None:
-    """Make ``from rknnlite.api import RKNNLite`` give ours in this process. Idempotent.
+    """Make ``from rknnlite.api import RKNNLite`` give ours, in this process and in the Python processes that it starts.
+    Idempotent.
 
     Raises RuntimeError where the vendor's package was imported before: whoever has its class would keep it.
     """
-    for name, module in _NAMES.items():
+    modules = {name: importlib.import_module(ours) for name, ours in _NAMES.items()}
+    for name, module in modules.items():
         if sys.modules.get(name, module) is not module:
             raise RuntimeError(f"{name} is imported already: call ort_rknn_rknnlite.install() before that")
-    sys.modules.update(_NAMES)
+    sys.modules.update(modules)
+    offer()
+
+
+def offer() -> None:
+    """As :func:`install`, at the first ``import rknnlite``: until then nothing is imported. Idempotent.
+
+    A folder of this package goes to the front of ``sys.path``, which processes of multiprocessing inherit, and of
+    ``PYTHONPATH``, for those of subprocess. One that ignores its environment (``python -I``) has the vendor's package.
+    """
+    if _SHADOW not in sys.path:
+        sys.path.insert(1 if sys.path else 0, _SHADOW)  # the program's own folder stays in front
+    paths = _python_path()
+    if _SHADOW not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([_SHADOW, *paths])
 
 
 def uninstall() -> None:
-    """Undo :func:`install`. Does nothing where the vendor's own modules are in place."""
-    for name, module in _NAMES.items():
+    """Undo :func:`install` and :func:`offer`. Does nothing where the vendor's own modules are in place."""
+    for name, ours in _NAMES.items():
         current: ModuleType | None = sys.modules.get(name)
-        if current is module:
+        if current is not None and current is sys.modules.get(ours):
             del sys.modules[name]
+    while _SHADOW in sys.path:
+        sys.path.remove(_SHADOW)
+    paths = _python_path()
+    if _SHADOW in paths:
+        rest = [path for path in paths if path != _SHADOW]
+        if rest:
+            os.environ["PYTHONPATH"] = os.pathsep.join(rest)
+        else:
+            del os.environ["PYTHONPATH"]
+
+
+def _python_path() -> list[str]:
+    text = os.environ.get("PYTHONPATH", "")
+    return text.split(os.pathsep) if text else []
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("api", "rknn_runtime", "utils"):
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in ("RKNNLite", "RKNNLiteError"):
+        return getattr(importlib.import_module(f"{__name__}.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from ort_rknn._errors import FAIL, ort_error
 from ort_rknn._executor.conversion import normalized
 from ort_rknn._executor.opening import normalisations
 from ort_rknn._executor.signature import DTYPE_OF_ELEMENT, DTYPES
+from ort_rknn.adapter import TensorInfo
 from ort_rknn.files import RknnFile, RknnTensor
 
 from ._arguments import Fed, Input, Refused
@@ -30,6 +31,8 @@ _DTYPES = {
 class OnCpu:
     """See :class:`ort_rknn_rknnlite._loading.Loaded`."""
 
+    native: tuple[str, int] | None = None
+
     def __init__(self, file: RknnFile, twin: Path) -> None:
         self._twin = twin
         self._session: Any = onnxruntime.InferenceSession(str(twin), providers=["CPUExecutionProvider"])
@@ -40,6 +43,11 @@ class OnCpu:
         if set(names) != set(self._wanted):
             raise ort_error(FAIL, f"the model has the inputs {names}, its ONNX {twin.name} has {sorted(self._wanted)}")
         self._outputs = [tensor.name for tensor in file.outputs]
+        self.tensors_in = tuple(map(_as_reported, file.inputs))
+        self.tensors_out = tuple(map(_as_reported, file.outputs))
+        self.dynamic = file.dynamic
+        self.soc = file.targets[0] if file.targets else "unknown"
+        self.custom_string = file.custom_string or ""
         self.inputs: Sequence[Input] = [
             Input(tensor.name, self._shapes(file, index)) for index, tensor in enumerate(file.inputs)
         ]
@@ -87,3 +95,11 @@ class OnCpu:
         dtype = _DTYPES[self._wanted[tensor.name].type]
         assert dtype in DTYPES
         return np.ascontiguousarray(array, dtype)
+
+
+def _as_reported(tensor: RknnTensor) -> TensorInfo:
+    """What the runtime would report of it."""
+    shape, layout = tensor.shape or (), tensor.layout or "UNDEFINED"
+    if layout == "NHWC" and len(shape) == 4:
+        shape = (shape[0], shape[2], shape[3], shape[1])
+    return TensorInfo(tensor.name, shape, tensor.runtime_dtype or "float16", layout, tensor.quantisation)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ort_rknn._errors import warn_of_fallback
 from ort_rknn._options import TP_MODES, Options, read_options, switched_on
 from ort_rknn._planning.discovery import Found, query_for, survey
-from ort_rknn.adapter import CORE_MASK_ALL, ModelSource, soc_family
+from ort_rknn.adapter import CORE_MASK_ALL, ModelSource, TensorInfo, soc_family
 from ort_rknn.files import RknnFile, RknnFileError, onnx_twin_names, read_rknn
+from ort_rknn.files.pinned import Pinned
 
 from ._arguments import Fed, Input, Refused
 
@@ -30,22 +30,18 @@ class ModelFile:
     may delete or replace it before they start the runtime."""
 
     def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
-        """Raises OSError."""
-        self.path: Final = os.path.abspath(os.fsdecode(path))
-        self._descriptor: Final = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        weakref.finalize(self, os.close, self._descriptor)
+        """Raises OSError, and ValueError for what is not a regular file."""
+        self._file: Final = Pinned(os.fsdecode(path))
+        self.path: Final = self._file.path
 
     def source(self) -> ModelSource:
-        """The path where the same file is still there, else its bytes. Raises OSError."""
-        try:
-            same = os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
-        except OSError:
-            same = False
-        if same:
+        """The path where the same file is still there, else its bytes. Raises OSError, and Refused for a file that was
+        changed in place."""
+        if (change := self._file.change()) is not None:
+            raise Refused(f"{change}; load it again")
+        if self._file.is_at_its_path():
             return ModelSource(path=self.path)
-        with open(self._descriptor, "rb", closefd=False) as file:
-            file.seek(0)
-            return ModelSource(data=file.read())
+        return ModelSource(data=self._file.read(0, self._file.size))
 
 
 class Loaded(Protocol):
@@ -56,6 +52,26 @@ class Loaded(Protocol):
 
     @property
     def versions(self) -> Mapping[str, str]: ...
+
+    @property
+    def tensors_in(self) -> Sequence[TensorInfo]:
+        """As the runtime reports them."""
+
+    @property
+    def tensors_out(self) -> Sequence[TensorInfo]: ...
+
+    @property
+    def dynamic(self) -> bool: ...
+
+    @property
+    def soc(self) -> str: ...
+
+    @property
+    def custom_string(self) -> str: ...
+
+    @property
+    def native(self) -> tuple[str, int] | None:
+        """The runtime's library and the number of the context in it; None where there is none."""
 
     def run(self, feed: Sequence[Fed]) -> list[NDArray[Any]]:
         """Fresh float32 arrays. Raises an exception whose text is for the program's author."""

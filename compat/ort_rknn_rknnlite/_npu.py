@@ -33,6 +33,8 @@ class OnNpu:
         self, path: str, source: ModelSource, file: RknnFile, found: Found, options: Options, twin: Path | None
     ) -> None:
         self._device = found.device
+        self.soc = found.device.soc
+        self.custom_string = file.custom_string or ""
         declared = declared_by_file(file)
         self._executor = open_executor(
             *(found, source, options),
@@ -48,6 +50,8 @@ class OnNpu:
             Input(info.name, tuple(dict.fromkeys(group[index] for group in sets)))
             for index, info in enumerate(model.inputs)
         ]
+        self.tensors_in, self.tensors_out = model.inputs, model.outputs
+        self.dynamic = bool(model.shape_sets)
         chosen = range(len(sets)) if model.shape_sets else (None,)
         self._outputs = {index: model.output_shapes(index) for index in chosen}
         self._sets = sets
@@ -56,6 +60,13 @@ class OnNpu:
     @property
     def versions(self) -> Mapping[str, str]:
         return self._executor.model.versions
+
+    @property
+    def native(self) -> tuple[str, int] | None:
+        # What the adapter "librknnrt" loads, and the virtual NPU through it. There is one context: the first.
+        inner: Any = getattr(self._executor.model, "inner", self._executor.model)
+        context, binding = getattr(inner, "first_context", None), getattr(inner, "binding", None)
+        return (binding.path, context) if isinstance(context, int) and binding is not None else None
 
     def run(self, feed: Sequence[Fed]) -> list[NDArray[Any]]:
         key = tuple((fed.array.shape, fed.array.dtype.name, fed.layout, fed.pass_through) for fed in feed)

@@ -13,8 +13,8 @@ Different from rknn-toolkit-lite2 2.5.0, on purpose:
 * ``reuse_outputs`` gives fresh arrays like any other call. Logging stays as the program set it.
 
 Not there: encrypted models (``key_path``), a board at the other end of a cable (``target``, ``device_id``) and
-``async_mode``: these fail with a reason. What is inside of the vendor's objects (``rknn_runtime`` ...) is not there
-either. ``docs/adapters.md`` has the whole table.
+``async_mode``: these fail with a reason. Of what is inside of the vendor's objects there is what public programs use:
+``rknn_log`` and ``rknn_runtime`` (see :mod:`ort_rknn_rknnlite.rknn_runtime`). ``docs/adapters.md`` has the whole table.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
@@ -30,10 +31,15 @@ from ort_rknn._errors import bare_message
 from ort_rknn.adapter import SOC_CORES
 from ort_rknn.files import RknnFileError, read_rknn
 
+from . import rknn_runtime
 from ._arguments import Refused, read_feed
 from ._loading import Loaded, ModelFile, load
+from .rknn_runtime import RKNNRuntime
 
-__all__ = ["RKNNLite", "RKNNLiteError"]
+__all__ = ["RKNNLite", "RKNNLiteError", "rknn_runtime"]
+
+#: Longer ones are no file's; a model in memory is.
+_LONGEST_PATH: Final = 4096
 
 log: Final = logging.getLogger("ort_rknn.rknnlite")
 
@@ -65,6 +71,9 @@ class RKNNLite:
         self._model: ModelFile | None = None
         self._loaded: Loaded | None = None
         self._frames = itertools.count(1)
+        self._target: str | None = None
+        self.rknn_log = RknnLog()
+        self.rknn_runtime: RKNNRuntime | None = None
         if verbose_file is not None:
             log.warning("verbose_file is not written: give logging a FileHandler for the logger %s", log.name)
 
@@ -72,11 +81,17 @@ class RKNNLite:
         """Choose the model file, as it is now; :meth:`init_runtime` looks into it. 0, or -1 where it is not there."""
         if key_path is not None:
             return self._failed("load_rknn", "encrypted models (key_path) are not supported")
-        if not os.path.isfile(path):
-            return self._failed("load_rknn", f"the model {os.fspath(path)!r} is not a file")
+        if isinstance(path, (bytes, bytearray, memoryview)) and (len(path) > _LONGEST_PATH or 0 in bytes(path)):
+            return self._failed(
+                "load_rknn", f"a path is expected, not a model of {len(path)} bytes: write it to a file"
+            )
+        if not isinstance(path, (str, bytes, os.PathLike)):
+            return self._failed("load_rknn", f"a path is expected, not {_kind(path)}")
         try:
+            if not os.path.isfile(path):
+                return self._failed("load_rknn", f"the model {os.fspath(path)!r} is not a file")
             self._model = ModelFile(path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return self._failed("load_rknn", str(error), error)
         return 0
 
@@ -98,11 +113,17 @@ class RKNNLite:
             return self._failed("init_runtime", "async_mode is not supported: use one object per thread and core")
         if device_id is not None:
             return self._failed("init_runtime", "device_id is for boards at the other end of a cable, not supported")
+        if target is not None and not isinstance(target, str):
+            return self._failed("init_runtime", f"target: the name of a SoC is expected, not {_kind(target)}")
+        if (wrong := _wrong_mask(core_mask)) is not None:
+            return self._failed("init_runtime", wrong)
         self.release()
         try:
             self._loaded = load(self._model, core_mask, target)
+            self.rknn_runtime = RKNNRuntime(self._loaded, core_mask, self._set_core_mask)
         except Exception as error:
             return self._failed("init_runtime", _words(error), error)
+        self._target = target
         self._frames = itertools.count(1)
         log.log(logging.INFO if self.verbose else logging.DEBUG, "%s", self._loaded.describe())
         return 0
@@ -123,13 +144,15 @@ class RKNNLite:
         has a 1, the array is what the compiled model stores, and only its order of axes is converted. ``get_frame_id``
         appends the number of this run since init_runtime(), from 1 on, twice: as output's and as input's.
         """
-        loaded = self._loaded
-        if loaded is None:
+        loaded, runtime = self._loaded, self.rknn_runtime
+        if loaded is None or runtime is None:
             self._failed("inference", "the runtime is not started: call init_runtime() first")
             return None
         try:
             feed = read_feed(inputs, data_type, data_format, inputs_pass_through, loaded.inputs)
+            started = time.perf_counter_ns()
             outputs: list[Any] = loaded.run(feed)
+            runtime.run_us = (time.perf_counter_ns() - started) // 1000
         except Exception as error:
             self._failed("inference", _words(error), error)
             return None
@@ -141,6 +164,7 @@ class RKNNLite:
     def release(self) -> None:
         """Give the context back. Idempotent; waits for a run that is under way."""
         loaded, self._loaded = self._loaded, None
+        self.rknn_runtime = None
         if loaded is not None:
             loaded.close()
 
@@ -168,6 +192,9 @@ class RKNNLite:
         if rknn_model is None:
             print(f"All supported target platforms: {', '.join(soc.upper() for soc in SOC_CORES)}")
             return None
+        if not isinstance(rknn_model, (str, os.PathLike)):
+            self._failed("list_support_target_platform", f"a path is expected, not {_kind(rknn_model)}")
+            return None
         try:
             targets = list(read_rknn(rknn_model).targets)
         except (OSError, RknnFileError) as error:
@@ -180,6 +207,23 @@ class RKNNLite:
         print(f"Target platforms supported by this RKNN model: {found['support_target_platform']}")
         return found
 
+    def _set_core_mask(self, core_mask: int) -> int:
+        """For ``rknn_runtime``. Whatever fails leaves the context where it was."""
+        model, runtime = self._model, self.rknn_runtime
+        if model is None or runtime is None:
+            return self._failed("rknn_runtime.set_core_mask", "the runtime was released")
+        if (wrong := _wrong_mask(core_mask)) is not None:
+            return self._failed("rknn_runtime.set_core_mask", wrong)
+        try:
+            loaded = load(model, core_mask, self._target)
+        except Exception as error:
+            return self._failed("rknn_runtime.set_core_mask", _words(error), error)
+        before, self._loaded = self._loaded, loaded
+        runtime.follow(loaded, core_mask)
+        if before is not None:
+            before.close()
+        return 0
+
     def _failed(self, call: str, reason: str, cause: BaseException | None = None) -> int:
         if self.raise_errors:
             raise RKNNLiteError(call, reason) from cause
@@ -187,6 +231,36 @@ class RKNNLite:
         if cause is not None and not isinstance(cause, Refused):
             log.debug("RKNNLite.%s failed", call, exc_info=cause)
         return -1
+
+
+class RknnLog:
+    """``RKNNLite.rknn_log``: the logger of this face under the names that programs use."""
+
+    logger = log
+
+    def d(self, text: object) -> None:
+        log.debug("%s", text)
+
+    def i(self, text: object) -> None:
+        log.info("%s", text)
+
+    def w(self, text: object) -> None:
+        log.warning("%s", text)
+
+    def e(self, text: object) -> None:
+        log.error("%s", text)
+
+
+def _wrong_mask(core_mask: object) -> str | None:
+    if isinstance(core_mask, int) and not isinstance(core_mask, bool):
+        return None
+    return f"core_mask: RKNNLite.NPU_CORE_AUTO, NPU_CORE_0, NPU_CORE_0_1_2 ... is expected, not {_kind(core_mask)}"
+
+
+def _kind(value: object) -> str:
+    """A wrong argument for a message: short, whatever it is."""
+    text = repr(value) if isinstance(value, (int, float, str, type(None))) else ""
+    return f"{type(value).__name__} {text[:60]}".rstrip() if value is not None else "None"
 
 
 def _words(error: BaseException) -> str:

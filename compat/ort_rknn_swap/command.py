@@ -18,7 +18,7 @@ _TAKES_VALUE = ("--policy", "--device", "--options")
 _USAGE = "ort-rknn run [options] (APP.py | -m MODULE) [ARGUMENT ...]"
 _DESCRIPTION = (
     "Runs a program, unmodified, as 'python APP.py ...' or 'python -m MODULE ...' would, with ort_rknn in place of "
-    "onnxruntime."
+    "onnxruntime, and the vendor's rknnlite."
 )
 
 
@@ -56,6 +56,7 @@ def run(argv: Sequence[str]) -> int:
             parser.error(f"--options {text!r}: KEY=VALUE is wanted")
         options[key] = value
     from ort_rknn._errors import OptionError, bare_message
+    from ort_rknn_rknnlite import offer
 
     from . import install
     from ._program import NoProgram, run_module, run_script
@@ -64,6 +65,7 @@ def run(argv: Sequence[str]) -> int:
         install(given.policy, device=given.device, options=options, report=given.report)
     except OptionError as error:
         parser.error(bare_message(error))
+    offer()
     if module is not None:
         run_module(module, args)
         return 0

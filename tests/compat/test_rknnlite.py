@@ -1,13 +1,15 @@
 """The face of rknnlite, on the virtual NPU and on the CPU: results, forms of input, versions, its module."""
 
+import importlib
 import logging
+import os
 import sys
 
 import numpy as np
 import pytest
 from rknnlite_models import CONV, MANIFEST, MODELS, X, feed_of, on_cpu, started, virtual_rk3588, without_npu
 
-from ort_rknn_rknnlite import api, install, uninstall
+from ort_rknn_rknnlite import api, install, offer, uninstall
 from ort_rknn_rknnlite.api import RKNNLite
 
 npu = pytest.fixture(virtual_rk3588)
@@ -155,26 +157,45 @@ def test_versions_and_targets(npu, capsys, caplog):
     assert "verbose_file is not written" in caplog.text
 
 
-def test_install():
+def test_install(monkeypatch):
     saved = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "rknnlite"}
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    paths = list(sys.path)
     try:
         install()
         install()
         from rknnlite.api import RKNNLite as taken
+        from rknnlite.api import rknn_runtime
 
         assert taken is RKNNLite
+        assert rknn_runtime.RKNNOutput is api.rknn_runtime.RKNNOutput
+        for name in ("rknnlite.api.rknn_lite", "rknnlite.api.rknn_runtime", "rknnlite.utils"):
+            assert importlib.import_module(name) is sys.modules[name]
+        assert os.environ["PYTHONPATH"].split(os.pathsep)[1:] == ["/somewhere"]
+        assert len(sys.path) == len(paths) + 1
         uninstall()
         uninstall()
-        assert "rknnlite.api" not in sys.modules
+        assert not [name for name in sys.modules if name.partition(".")[0] == "rknnlite"]
+        assert os.environ["PYTHONPATH"] == "/somewhere"
+        assert sys.path == paths
+        monkeypatch.delenv("PYTHONPATH")
+        offer()
+        offer()
+        import rknnlite
+
+        assert rknnlite.api is api
+        uninstall()
+        assert "PYTHONPATH" not in os.environ
         sys.modules["rknnlite"] = logging
         with pytest.raises(RuntimeError, match="rknnlite is imported already"):
             install()
     finally:
-        for name in ("rknnlite", "rknnlite.api"):
-            sys.modules.pop(name, None)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "rknnlite"]:
+            del sys.modules[name]
+        uninstall()
         sys.modules.update(saved)
 
 
 def test_api_is_a_module_of_that_name():
     assert api.__name__ == "ort_rknn_rknnlite.api"
-    assert api.__all__ == ["RKNNLite", "RKNNLiteError"]
+    assert api.__all__ == ["RKNNLite", "RKNNLiteError", "rknn_runtime"]

@@ -87,7 +87,120 @@ def test_what_fails_is_on_stderr_without_any_logging_set_up(program):
     assert done.stderr == "RKNNLite.load_rknn: the model '/nowhere.rknn' is not a file\nLoad RKNN model failed\n"
 
 
-def test_usage():
-    done = run("-", {}, python=("-m", "ort_rknn_rknnlite"))
+# Modules, and processes that a program starts ----------------------------------------------------------------------
+
+CHILDREN = """
+import multiprocessing
+import subprocess
+import sys
+
+CODE = "from rknnlite.api import RKNNLite, rknn_runtime; import rknnlite.utils; print(RKNNLite.__module__)"
+
+def which(queue):
+    from rknnlite.api.rknn_lite import RKNNLite
+    import rknnlite.api.rknn_runtime as inside
+    queue.put(RKNNLite.__module__ + " " + inside.RKNNOutput.__name__)
+
+if __name__ == "__main__":
+    for way in ("spawn", "forkserver", "fork"):
+        context = multiprocessing.get_context(way)
+        queue = context.SimpleQueue()
+        child = context.Process(target=which, args=(queue,))
+        child.start()
+        print(way, queue.get())
+        child.join()
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
+    print("subprocess", done.stdout.strip() or done.stderr)
+    inner = "import subprocess, sys; subprocess.run([sys.executable, '-c', %r])" % CODE
+    done = subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True)
+    print("of a subprocess", done.stdout.strip() or done.stderr)
+"""
+OURS = "ort_rknn_rknnlite.api"
+EXPECTED = [
+    *(f"{way} {OURS} RKNNOutput" for way in ("spawn", "forkserver", "fork")),
+    f"subprocess {OURS}",
+    f"of a subprocess {OURS}",
+]
+
+
+@pytest.mark.parametrize("how", [["-m", "ort_rknn_rknnlite"], ["-m", "ort_rknn", "run"]], ids=" ".join)
+@pytest.mark.parametrize("module", [False, True], ids=["script", "module"])
+def test_children_have_the_face(tmp_path, how, module):
+    (tmp_path / "parent.py").write_text(CHILDREN)
+    what = ["-m", "parent"] if module else [str(tmp_path / "parent.py")]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *how, *what],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=tmp_path,
+    )
+    assert done.stdout.splitlines() == EXPECTED, done.stderr
+
+
+def test_a_package_as_a_module(tmp_path):
+    """``python -m ort_rknn_rknnlite -m package``: relative imports, arguments, the exit code."""
+    package = tmp_path / "detector"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "part.py").write_text("from rknnlite.api import RKNNLite\nNAME = RKNNLite.__module__\n")
+    (package / "__main__.py").write_text(
+        "import sys\nfrom .part import NAME\nprint(NAME, __name__, __package__, sys.argv[1:])\nsys.exit(7)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "ort_rknn_rknnlite", "-m", "detector", "-v", "--x"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=tmp_path,
+    )
+    assert done.stdout == f"{OURS} __main__ detector ['-v', '--x']\n", done.stderr
+    assert done.returncode == 7
+
+
+@pytest.mark.parametrize("arguments", [[], ["-m"], ["-x", "y"]])
+def test_the_module_used_wrongly(arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "ort_rknn_rknnlite", *arguments], capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == 1
-    assert done.stderr.startswith("usage: python -m ort_rknn_rknnlite PROGRAM.py")
+    assert done.stderr.startswith("usage: python -m ort_rknn_rknnlite (PROGRAM.py | -m MODULE)")
+
+
+def test_a_program_that_is_not_there(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ort_rknn_rknnlite", str(tmp_path / "gone.py")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    assert "can't open file" in done.stderr
+
+
+def test_a_program_that_does_not_ask_for_it_imports_nothing_of_it(tmp_path):
+    """``ort-rknn run`` only offers the face."""
+    (tmp_path / "p.py").write_text(
+        "import sys\nprint([m for m in sys.modules if m.startswith('ort_rknn_rknnlite.')])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "ort_rknn", "run", str(tmp_path / "p.py")], capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_another_interpreter_gets_the_vendor_s_package(tmp_path):
+    """A child that has no ort_rknn: the folder on its path steps aside."""
+    import ort_rknn_rknnlite
+
+    (tmp_path / "rknnlite").mkdir()
+    (tmp_path / "rknnlite" / "__init__.py").write_text("WHO = 'the vendor'\n")
+    code = "import rknnlite; print(rknnlite.WHO)"
+    path = [ort_rknn_rknnlite._SHADOW, str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {path!r}; {code}"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout == "the vendor\n", done.stderr

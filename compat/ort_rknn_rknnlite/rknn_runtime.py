@@ -1,0 +1,222 @@
+"""What programs reach for inside of the vendor's objects: ``RKNNLite.rknn_runtime`` and ``rknnlite.api.rknn_runtime``.
+
+Names, layouts and codes are those of the runtime's C interface, as public programs use them. On the CPU, and with an
+adapter that has no such library, the numbers come from the compiled file, and :attr:`RKNNRuntime.lib` can do little.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from ort_rknn.adapter import TensorInfo
+
+if TYPE_CHECKING:
+    from ._loading import Loaded
+
+__all__ = ["RKNNOutput", "RKNNPerfRun", "RKNNRuntime", "RKNNTensorAttr"]
+
+log: Final = logging.getLogger("ort_rknn.rknnlite")
+
+_DTYPES: Final = (
+    *("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool", "int4"),
+    "bfloat16",
+)
+_BITS: Final = {"float32": 32, "int32": 32, "uint32": 32, "int64": 64, "int8": 8, "uint8": 8, "bool": 8, "int4": 4}
+_FORMATS: Final = {"NCHW": 0, "NHWC": 1, "UNDEFINED": 3}
+_AFFINE: Final = 2
+_INPUT_ATTR, _OUTPUT_ATTR, _PERF_RUN, _CUSTOM_STRING = 1, 2, 4, 7
+_DEVICE_UNAVAILABLE, _PARAM_INVALID = -3, -5
+
+
+class RKNNTensorAttr(ctypes.Structure):
+    """``rknn_tensor_attr``. ``dims`` has 16 entries, of which ``n_dims`` count; a 4-D input's are NHWC."""
+
+    _fields_ = (
+        ("index", ctypes.c_uint32),
+        ("n_dims", ctypes.c_uint32),
+        ("dims", ctypes.c_uint32 * 16),
+        ("name", ctypes.c_char * 256),
+        ("n_elems", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("fmt", ctypes.c_int32),
+        ("type", ctypes.c_int32),
+        ("qnt_type", ctypes.c_int32),
+        ("fl", ctypes.c_int8),
+        ("zp", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("w_stride", ctypes.c_uint32),
+        ("stride_with_stride", ctypes.c_uint32),  # the vendor's Python name for size_with_stride
+        ("pass_through", ctypes.c_uint8),
+        ("h_stride", ctypes.c_uint32),
+    )
+
+
+class RKNNOutput(ctypes.Structure):
+    """``rknn_output``."""
+
+    _fields_ = (
+        ("want_float", ctypes.c_uint8),
+        ("is_prealloc", ctypes.c_uint8),
+        ("index", ctypes.c_uint32),
+        ("buf", ctypes.c_void_p),
+        ("size", ctypes.c_uint32),
+    )
+
+
+class RKNNPerfRun(ctypes.Structure):
+    """``rknn_perf_run``: microseconds."""
+
+    _fields_ = (("run_duration", ctypes.c_int64),)
+
+
+class RKNNRuntime:
+    """``RKNNLite.rknn_runtime`` between ``init_runtime`` and ``release``."""
+
+    async_mode = False
+    graph_is_built = True
+
+    def __init__(self, loaded: Loaded, core_mask: int, set_core_mask: Callable[[int], int]) -> None:
+        self._reload = set_core_mask
+        self.run_us = 0
+        """Of the last run."""
+        self.follow(loaded, core_mask)
+
+    def follow(self, loaded: Loaded, core_mask: int) -> None:
+        """Stand for another context from now on."""
+        self._loaded = loaded
+        self.core_mask = core_mask
+        native = loaded.native
+        self.context: int = native[1] if native is not None else 0
+        """The ``rknn_context``; 0 where there is none."""
+        self.lib: Any = _library(native[0]) if native is not None else _NoLibrary(loaded)
+        """The runtime's library, with the argument types of its functions declared."""
+
+    @property
+    def target_soc(self) -> str:
+        """ "RK3588"; on the CPU the SoC that the model was compiled for."""
+        return self._loaded.soc.upper()
+
+    @property
+    def is_dynamic_shape(self) -> bool:
+        return self._loaded.dynamic
+
+    def get_in_out_num(self) -> list[int]:
+        """How many inputs and outputs the model has."""
+        return [len(self._loaded.tensors_in), len(self._loaded.tensors_out)]
+
+    def get_tensor_attr(self, index: int, is_output: bool = False) -> RKNNTensorAttr:
+        """An input or output. Raises IndexError."""
+        tensors = self._loaded.tensors_out if is_output else self._loaded.tensors_in
+        if not 0 <= index < len(tensors):
+            raise IndexError(f"the model has {len(tensors)} {'outputs' if is_output else 'inputs'}, {index} is none")
+        attr = _attr_of(index, tensors[index])
+        if self._loaded.native is not None:
+            asked = RKNNTensorAttr(index=index)
+            command = _OUTPUT_ATTR if is_output else _INPUT_ATTR
+            if self.lib.rknn_query(self.context, command, ctypes.byref(asked), ctypes.sizeof(asked)) == 0:
+                return asked
+        return attr
+
+    def get_inputs(self) -> list[RKNNTensorAttr]:
+        """All inputs."""
+        return [self.get_tensor_attr(index) for index in range(len(self._loaded.tensors_in))]
+
+    def get_outputs(self) -> list[RKNNTensorAttr]:
+        """All outputs."""
+        return [self.get_tensor_attr(index, True) for index in range(len(self._loaded.tensors_out))]
+
+    def get_output_shape(self, index: int) -> list[int]:
+        """The shape of an output. Raises IndexError."""
+        attr = self.get_tensor_attr(index, True)
+        return [int(size) for size in attr.dims[: attr.n_dims]]
+
+    def get_sdk_version(self) -> tuple[str, str, str]:
+        """A text for people, and the versions of runtime and driver."""
+        versions = self._loaded.versions
+        api, driver = versions.get("runtime", "unknown"), versions.get("driver", "unknown")
+        return f"API: {api}\nDRV: {driver}", api, driver
+
+    def get_run_perf(self) -> RKNNPerfRun:
+        """How long the last run took, as seen from here: with the conversions of its inputs and outputs."""
+        return RKNNPerfRun(run_duration=self.run_us)
+
+    def set_core_mask(self, core_mask: int) -> int:
+        """Put the context on other cores: 0, or -1. Waits for a run that is under way."""
+        return self._reload(core_mask)
+
+
+def _attr_of(index: int, tensor: TensorInfo) -> RKNNTensorAttr:
+    elements = math.prod(tensor.shape)
+    size = -(-elements * _BITS.get(tensor.dtype, 16) // 8)
+    attr = RKNNTensorAttr(
+        index=index,
+        n_dims=len(tensor.shape),
+        name=tensor.name.encode()[:255],
+        n_elems=elements,
+        size=size,
+        stride_with_stride=size,
+        fmt=_FORMATS.get(tensor.layout, 3),
+        type=_DTYPES.index(tensor.dtype) if tensor.dtype in _DTYPES else 1,
+        qnt_type=_AFFINE,  # the runtime says so of every tensor; one that is not quantised has scale 1 and zero point 0
+        scale=1.0,
+    )
+    for axis, length in enumerate(tensor.shape[:16]):
+        attr.dims[axis] = length
+    if len(tensor.shape) == 4 and tensor.layout == "NHWC":
+        attr.h_stride, attr.w_stride = tensor.shape[1], tensor.shape[2]
+    if tensor.quantisation is not None:
+        attr.scale, attr.zp = tensor.quantisation.scale, tensor.quantisation.zero_point
+    return attr
+
+
+_U32, _U64, _POINTER = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
+_ARGUMENTS: Final[dict[str, Sequence[Any]]] = {
+    "rknn_query": (_U64, ctypes.c_int32, _POINTER, _U32),
+    "rknn_inputs_set": (_U64, _U32, _POINTER),
+    "rknn_run": (_U64, _POINTER),
+    "rknn_outputs_get": (_U64, _U32, _POINTER, _POINTER),
+    "rknn_outputs_release": (_U64, _U32, _POINTER),
+    "rknn_set_core_mask": (_U64, ctypes.c_int32),
+}
+
+
+def _library(path: str) -> ctypes.CDLL:
+    """The library once more: its function objects are ours, whatever the program does with them. ctypes converts plain
+    integers as C's int where it is not told otherwise, which would cut off half of a context."""
+    library = ctypes.CDLL(path)
+    for name, types in _ARGUMENTS.items():
+        function = library[name]
+        function.argtypes, function.restype = types, ctypes.c_int
+        setattr(library, name, function)
+    return library
+
+
+class _NoLibrary:
+    """In place of the library where there is none: functions return an error code, and the log says why."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        if not name.startswith("rknn_"):
+            raise AttributeError(name)
+
+        def call(*_: Any) -> int:
+            log.warning("%s of rknn_runtime.lib has no NPU to ask: %s", name, self._loaded.describe())
+            return _DEVICE_UNAVAILABLE
+
+        return call
+
+    def rknn_query(self, _context: Any, command: int, answer: Any, size: int) -> int:
+        """Only the custom string, which is in the file."""
+        if command != _CUSTOM_STRING:
+            return self.__getattr__("rknn_query")()
+        text = self._loaded.custom_string.encode()
+        if len(text) >= size:
+            return _PARAM_INVALID
+        ctypes.memmove(ctypes.cast(answer, ctypes.c_void_p), text + b"\0", len(text) + 1)
+        return 0

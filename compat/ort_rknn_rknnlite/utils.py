@@ -1,0 +1,1 @@
+"""``rknnlite.utils``, which programs import and use nothing of."""
