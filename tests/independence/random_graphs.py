@@ -36,7 +36,7 @@ def run(content: bytes, feeds: dict) -> list[np.ndarray]:
 class Drawn:
     """A graph in the making: its nodes, constants, and every tensor's contents for ``count`` samples."""
 
-    def __init__(self, seed: int, ops: dict | None = None) -> None:
+    def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.count = int(self.rng.integers(2, 5))
         self.nodes: list[onnx.NodeProto] = []
@@ -106,7 +106,7 @@ class Drawn:
 
     def step(self) -> bool:
         before = len(self.nodes), dict(self.known), dict(self.constants)
-        kind = self.pick([name for name in dir(self) if name.startswith("op_")])
+        kind = self.pick(KINDS)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -319,6 +319,66 @@ class Drawn:
         (row,) = self.add("Expand", [token, target])
         self.add("Concat", [row, first], axis=1)
 
+    def computed_number(self) -> str:
+        """One integer, [1], that is computed from lengths, or in a way that is not followed."""
+        if self.chance(0.2):
+            number = self.constant(np.array([self.pick([0.0, 1.0, 2.0, -1.0])], np.float32))
+            (number,) = self.add("Sqrt", [self.add("Mul", [number, number])[0]])
+            return self.add("Cast", [number], to=INT64)[0]
+        first = self.tensor()
+        (shape,) = self.add("Shape", [first])
+        axis = int(self.rng.integers(self.known[first].ndim))
+        (number,) = self.add("Gather", [shape, self.constant(np.array([axis], np.int64))])
+        if self.chance(0.3):
+            (number,) = self.add("Cast", self.add("Cast", [number], to=FLOAT), to=INT64)
+        return number
+
+    def op_computed(self):
+        """What is made of computed numbers: parts, repetitions, zeros, counts."""
+        number = self.computed_number()
+        for _ in range(int(self.rng.integers(3))):
+            other = self.computed_number() if self.chance(0.5) else self.constant(np.array([self.length()], np.int64))
+            operator = self.pick(["Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Equal", "Less", "ReduceProd"])
+            if operator == "ReduceProd":
+                (both,) = self.add("Concat", [number, other], axis=0)
+                (number,) = self.add("ReduceProd", [both], axes=[0])
+                continue
+            (number,) = self.add(operator, [number, other] if self.chance(0.5) else [other, number])
+            if operator in ("Equal", "Less"):
+                both = [self.constant(np.array([size], np.int64)) for size in (1, 2)]
+                (number,) = self.add("Where", [number, *both])
+        first = self.tensor()
+        rank = self.known[first].ndim
+        axis = int(self.rng.integers(rank))
+        one = self.constant(np.array([1], np.int64))
+        use = self.pick(["zeros", "slice", "tile", "expand", "reshape", "count"])
+        if use == "slice":
+            bounds = [self.constant(np.array([0], np.int64)), number]
+            if self.chance(0.3):
+                bounds = [number, self.constant(np.array([1 << 62], np.int64))]
+            self.add("Slice", [first, *bounds, self.constant(np.array([axis], np.int64))])
+        elif use == "zeros":
+            rest = [self.constant(np.array([self.length()], np.int64)) for _ in range(rank - 1)]
+            (shape,) = self.add("Concat", [*rest[:axis], number, *rest[axis:]], axis=0)
+            fill = helper.make_tensor("fill", FLOAT, [1], [0.5])
+            (made,) = self.add("ConstantOfShape", [shape], value=fill)
+            self.add("Add", [first, made])
+        elif use == "tile":
+            (repeats,) = self.add("Concat", [number if at == axis else one for at in range(rank)], axis=0)
+            self.add("Tile", [first, repeats])
+        elif use == "expand":
+            (shape,) = self.add("Concat", [number if at == axis else one for at in range(rank)], axis=0)
+            self.add("Expand", [first, shape])
+        elif use == "reshape":
+            minus = self.constant(np.array([-1], np.int64))
+            (shape,) = self.add("Concat", [number, minus] if self.chance(0.5) else [minus, number], axis=0)
+            self.add("Reshape", [first, shape])
+        else:
+            fill = helper.make_tensor("fill", FLOAT, [1], [1.0])
+            (made,) = self.add("ConstantOfShape", [number], value=fill)
+            (total,) = self.add("ReduceSum", [made], keepdims=0)
+            self.add("Mul", [first, total])
+
     def op_count_as_number(self):
         """A length as a factor: right where it is not the number of samples."""
         first = self.tensor()
@@ -511,3 +571,7 @@ class Drawn:
     def feeds(self, seed: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(seed)
         return {name: rng.normal(size=self.known[name].shape).astype(np.float32) for name in self.inputs}
+
+
+#: Computed shapes come more often: most of what can go wrong is there.
+KINDS = [name for name in dir(Drawn) if name.startswith("op_")] + ["op_computed"] * 3

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from independence_models import FLOAT, INT64, Judged, node
 from onnx import helper
+
+from ort_rknn._planning.independence import independence_of
 
 ROWS = {"x": ["N", 6]}
 TOKENS = {"x": ["N", 5, 8]}
@@ -399,3 +402,25 @@ def test_a_number_that_is_not_known_may_be_zero_or_minus_one():
         node("Concat", "k minus", "shape", axis=0), node("Reshape", "x shape", "y"),
     ]  # fmt: skip
     assert not Judged(nodes, ROWS, {"c": np.zeros(1, np.float32) + 0.5, "minus": i64(-1)}).found.proved
+
+
+@pytest.mark.parametrize("number", [2.5, -1.5])
+def test_a_length_that_is_n_times_something_unknown(number):
+    """The zeros have 2 * N rows: the sum over them would count the samples."""
+    nodes = [
+        node("ReduceSum", "c", "s", keepdims=1), node("Cast", "s", "k", to=INT64), *count_of("n"),
+        node("Concat", "n k", "both", axis=0), node("ReduceProd", "both", "m", axes=[0], keepdims=1),
+        node("ConstantOfShape", "m", "ones", value=helper.make_tensor("v", FLOAT, [1], [1.0])),
+        node("ReduceSum", "ones", "total", keepdims=0), node("Mul", "x total", "y"),
+    ]  # fmt: skip
+    assert not Judged(nodes, ROWS, {**FIRST, "c": np.array([number], np.float32)}).found.proved
+    for op_type in ("Reshape", "Expand"):
+        nodes[6:8] = [node(op_type, "c m", "ones"), node("ReduceSum", "ones", "total", keepdims=0)]
+        assert not Judged(nodes, ROWS, {**FIRST, "c": np.array([number], np.float32)}).found.proved
+
+
+def test_two_versions_of_the_standard_operators():
+    content = Judged([node("Softmax", "x", "y")], TOKENS, {}).content
+    twice = onnx.load_model_from_string(content)
+    twice.opset_import.append(helper.make_opsetid("ai.onnx", 12))
+    assert not independence_of(twice.SerializeToString()).proved

@@ -18,7 +18,7 @@ UNARY = (
 #: Several inputs, broadcast.
 BROADCAST = (
     "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Clip", "Equal", "Greater",
-    "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Or", "PRelu", "Pow", "Sub", "Sum",
+    "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Or", "Pow", "Sub", "Sum",
     "Where", "Xor",
 )  # fmt: skip
 
@@ -90,6 +90,14 @@ def unary(call: Call) -> list[Value]:
 def n_ary(call: Call) -> list[Value]:
     """All inputs, broadcast."""
     return [broadcast(call, call.values())]
+
+
+def prelu(call: Call) -> list[Value]:
+    """PRelu: the slope is broadcast to the input, not the other way around."""
+    values = call.values()
+    if len(values) != 2 or len(call.shape_of(values[1])) > len(call.shape_of(values[0])):
+        raise call.refuse("has a slope of more axes than its input")
+    return [broadcast(call, values)]
 
 
 def cast_like(call: Call) -> list[Value]:

@@ -136,7 +136,8 @@ def read_nodes(data: Data) -> NodeGraph:
                 elif part == _OPSET_VERSION and part_kind == VARINT:
                     version = signed(start)
             if domain in ("", "ai.onnx"):
-                graph.opset = version
+                # Two that differ: which one holds is not told.
+                graph.opset = version if graph.opset in (0, version) else -1
         elif number == _MODEL_FUNCTIONS:
             domain = ""
             for part, part_kind, start, end in reader.fields(first, last):

@@ -87,11 +87,17 @@ def _cast(call: Call, array: Entries, whole: bool) -> Sequence[Abstract] | None:
     largest = _LARGEST if to in (_INT32, _FLOAT, _DOUBLE) else 1 << 63
     if to not in (_INT32, _INT64, _FLOAT, _DOUBLE):
         return None
-    # 32-bit floating-point numbers hold integers up to 2 ** 24.
+    # 32-bit floating-point numbers hold integers up to 2 ** 24: a length by itself, but not every product of some.
     largest = 1 << 24 if to == _FLOAT else largest
-    found = [entry if not isinstance(entry, int) or abs(entry) <= largest else None for entry in flat]
+    found = [None if entry is None or not _fits(entry, largest, to == _FLOAT) else entry for entry in flat]
     found = [_bounded(entry, [known], call.symbols) for entry, known in zip(found, flat)] if None in found else found
     return [number_value(as_entries(found, array.shape), to in (_INT32, _INT64))]
+
+
+def _fits(entry: Length, largest: int, alone: bool) -> bool:
+    if isinstance(entry, int):
+        return abs(entry) <= largest
+    return not alone or (entry.factor == 1 and len(entry.symbols) + entry.samples == 1)
 
 
 def _product(call: Call, arrays: Sequence[Entries]) -> Sequence[Abstract] | None:

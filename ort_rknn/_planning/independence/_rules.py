@@ -23,6 +23,7 @@ RULES: dict[str, Rule] = {
     "Add": _positions.add,
     "Mul": _positions.multiply,
     "Div": _positions.divide,
+    "PRelu": _elementwise.prelu,
     "CastLike": _elementwise.cast_like,
     # pictures
     "Conv": _spatial.convolution,

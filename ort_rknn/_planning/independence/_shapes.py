@@ -9,7 +9,7 @@ from ._call import Call
 from ._elementwise import broadcast_length
 from ._lengths import Length, N, at_least_zero, has_samples, over, product, times
 from ._numbers import number_value
-from ._values import ENTRY_LIMIT, Abstract, Dims, Positions, Value, as_entries
+from ._values import ENTRY_LIMIT, Abstract, Counted, Dims, Positions, Value, as_entries
 
 
 def movable(call: Call, index: int = 0) -> Value | Positions:
@@ -96,6 +96,8 @@ def as_length(call: Call, entry: Length) -> Length:
         return entry
     if isinstance(entry, int):
         raise call.refuse("has a negative length")
+    if has_samples(entry):
+        raise call.refuse("computes a length from the number of samples in a way that is not followed")
     return call.length()
 
 
@@ -140,8 +142,8 @@ def reshaped(call: Call, found: Value | Positions, target: Sequence[Length]) -> 
             wanted.append(None)
         elif at_least_zero(entry):
             wanted.append(entry)
-        elif isinstance(entry, int) or at == found.axis:
-            # A number that is not known may be 0, and copy N.
+        elif isinstance(entry, int) or at == found.axis or has_samples(entry):
+            # A number that is not known may be 0, and copy N; or -1, times N.
             raise call.refuse("computes a shape that is not followed")
         else:
             wanted.append(call.length())
@@ -265,12 +267,12 @@ def constant_of_shape(call: Call) -> list[Abstract]:
 def ranged(call: Call) -> list[Abstract]:
     """Range. From 0 to N it gives each sample's own position."""
     start, limit, delta = (call.entries(at)[0] for at in range(3))
-    if (start, limit, delta) == (0, N, 1):
+    whole = all(isinstance(found, Value | Counted) and found.whole for found in call.inputs)
+    if (start, limit, delta) == (0, N, 1) and whole:
         return [Positions((N,), 0)]
     if any(map(has_samples, (start, limit, delta))):
         raise call.refuse("counts to a number that depends on how many samples there are")
     if isinstance(start, int) and isinstance(limit, int) and isinstance(delta, int) and delta:
-        whole = all(isinstance(found, Value) and found.whole for found in call.inputs)
         numbers = range(start, limit, delta)
         if whole and len(numbers) <= ENTRY_LIMIT:
             return [number_value(as_entries(list(numbers), (len(numbers),)))]
