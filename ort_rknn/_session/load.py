@@ -76,7 +76,7 @@ def load_planned(
         label=label,
         share_with=lender,
         overridden=overridden,
-        cpu_session=partial(cpu_session, so, as_it_was=as_it_was),
+        cpu_session=partial(cpu_session, so, as_it_was=as_it_was, any_shape=bool(overridden)),
         stand_in=candidate is None,
     )
 

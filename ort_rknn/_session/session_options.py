@@ -49,25 +49,24 @@ def copy_options(so: Any, content: bytes) -> Any:
 EMPTY_MODEL = b"\x08\x08:\x03\x12\x01gB\x02\x10\x11"
 
 
-def cpu_session(so: Any, onnx: str | bytes, *, threads: int = 0, as_it_was: Any = None) -> Any:
+def cpu_session(so: Any, onnx: str | bytes, *, threads: int = 0, as_it_was: Any = None, any_shape: bool = False) -> Any:
     """onnxruntime's CPU session on ``onnx``, with what the user's SessionOptions ``so`` say (None: the defaults).
 
     It computes in place of an NPU: it writes no files of its own, its threads do not spin and are ``threads`` (0: as
     many as onnxruntime likes) unless the user set a number, and it may be on the CPU. ``as_it_was``: a copy of ``so``
-    from when the NPU's session was made, for one that is made later. Raises what onnxruntime raises.
+    from when the NPU's session was made, for one that is made later. ``any_shape``: without free dimension overrides,
+    because it is fed the compiled shapes. Raises what onnxruntime raises.
     """
-    made = _settings_of(as_it_was or so, threads)
+    given = as_it_was or so
+    made = _chosen_settings(given) if any_shape else copy_options(given, EMPTY_MODEL)
+    _prepare(made, given, threads)
     try:
         return onnxruntime.InferenceSession(onnx, made, ["CPUExecutionProvider"], enable_fallback=0)
     except Exception:
         # Libraries of custom operators do not come along into a copy: then the user's own options will do, unless
         # something in them is not for this session.
-        if (
-            not so
-            or so.enable_profiling
-            or so.optimized_model_filepath
-            or any(config_entry(so, k) == "1" for k in _NOT_ITS)
-        ):
+        not_its = any_shape or any(config_entry(so, key) == "1" for key in _NOT_ITS)
+        if not so or not_its or so.enable_profiling or so.optimized_model_filepath:
             raise
     return onnxruntime.InferenceSession(onnx, so, ["CPUExecutionProvider"], enable_fallback=0)
 
@@ -75,10 +74,62 @@ def cpu_session(so: Any, onnx: str | bytes, *, threads: int = 0, as_it_was: Any 
 #: Config entries that a session on the CPU alone would fail for, or write files for.
 _NOT_ITS = ("session.disable_cpu_ep_fallback", "ep.context_enable")
 _SPINNING = "session.intra_op.allow_spinning"
+#: What of SessionOptions matters to a session that computes on the CPU. Free dimension overrides are not among these,
+#: and cannot be taken out of a copy.
+_ATTRIBUTES = (
+    "enable_cpu_mem_arena",
+    "enable_mem_pattern",
+    "enable_mem_reuse",
+    "execution_mode",
+    "execution_order",
+    "graph_optimization_level",
+    "inter_op_num_threads",
+    "intra_op_num_threads",
+    "log_severity_level",
+    "log_verbosity_level",
+    "logid",
+    "use_deterministic_compute",
+    "use_per_session_threads",
+)
+_ENTRIES = (
+    _SPINNING,
+    "mlas.enable_gemm_fastmath_arm64_bfloat16",
+    "optimization.disable_specified_optimizers",
+    "optimization.enable_gelu_approximation",
+    "session.allow_released_opsets_only",
+    "session.disable_aot_function_inlining",
+    "session.disable_double_qdq_remover",
+    "session.disable_prepacking",
+    "session.disable_quant_qdq",
+    "session.dynamic_block_base",
+    "session.enable_quant_qdq_cleanup",
+    "session.force_spinning_stop",
+    "session.inter_op.allow_spinning",
+    "session.intra_op_thread_affinities",
+    "session.model_external_initializers_file_folder_path",
+    "session.qdq_matmulnbits_accuracy_level",
+    "session.qdqisint8allowed",
+    "session.set_denormal_as_zero",
+    "session.strict_shape_type_inference",
+    "session.use_device_allocator_for_initializers",
+    "session.use_env_allocators",
+    "session.x64quantprecision",
+)
 
 
-def _settings_of(so: Any, threads: int) -> Any:
-    options = copy_options(so, EMPTY_MODEL)
+def _chosen_settings(so: Any) -> Any:
+    options = onnxruntime.SessionOptions()
+    for name in _ATTRIBUTES if so else ():
+        if hasattr(so, name):  # not in every release
+            setattr(options, name, getattr(so, name))
+    for key in _ENTRIES:
+        value = config_entry(so, key)
+        if value is not None:
+            options.add_session_config_entry(key, value)
+    return options
+
+
+def _prepare(options: Any, so: Any, threads: int) -> None:
     if not so:
         options.log_severity_level = 3
     options.enable_profiling = False
@@ -90,7 +141,6 @@ def _settings_of(so: Any, threads: int) -> Any:
         options.add_session_config_entry(_SPINNING, "0")
     if not options.intra_op_num_threads and options.use_per_session_threads:
         options.intra_op_num_threads = threads
-    return options
 
 
 def replaced_weights(so: Any, onnx: OnnxModel) -> str | None:
