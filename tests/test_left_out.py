@@ -169,6 +169,27 @@ def test_an_input_that_nothing_reads_is_checked_as_onnxruntime_does(tmp_path):
             assert said[0] == said[1]
 
 
+def test_a_batch_beside_what_is_left_out(tmp_path):
+    """A constant has no axis for the samples, and an input that nothing reads need not have one."""
+    nodes = [CONV, node("Identity", ["k"], ["anchors"]), node("Identity", ["c"], ["d"])]
+    inputs = [("t", ("n", 5)), ("x", ("n", 3, 8, 8)), ("sr", (), INT)]
+    outputs = [("anchors", (2, 4)), ("d", ("n", 4, 8, 8)), ("c", ("n", 4, 8, 8))]
+    path = save(tmp_path / "m.onnx", nodes, inputs, outputs)
+    sides = [("x", "float32", (4, 3, 8, 8))], [("d", "float32", (4, 4, 8, 8))]
+    (tmp_path / "m.rknn").write_bytes(stand_in(*sides, "rk3588"))
+    plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = {**VIRTUAL, "schedule": "0,1,2"}
+    with ort.InferenceSession(path, provider_options=options, enable_fallback=0) as session:
+        assert "because the ONNX's graph proves" in session.explain()
+        for n in (4, 6, 3, 13):
+            x = RNG.standard_normal((n, 3, 8, 8)).astype(np.float32)
+            feed = {"x": x, "t": np.zeros((n, 5), np.float32), "sr": np.array(3)}
+            for got, want in zip(session.run(None, feed), plain.run(None, feed)):
+                assert got.shape == want.shape
+                assert np.abs(got - want).max() < 2e-2
+        assert session.run(None, {**feed, "x": x[:0], "t": feed["t"][:0]})[1].shape == (0, 4, 8, 8)
+
+
 def test_constants_in_external_data(tmp_path):
     case = SERVED["a constant through Identity"]
     path = save(tmp_path / "m.onnx", *case[:3], save_as_external_data=True, location="m.bin", size_threshold=0)
@@ -244,6 +265,28 @@ def test_what_else_is_missing_rejects_the_model(tmp_path, name):
     with pytest.warns(ort.FallbackWarning, match=text):
         session = ort.InferenceSession(path, provider_options=VIRTUAL)
     assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("name", [*SERVED, *REJECTED])
+def test_a_compiled_model_that_is_given_itself(tmp_path, name):
+    """With the ONNX beside it, its signature is the ONNX's where all of that can be served, else its own."""
+    case = {**SERVED, **REJECTED}[name][:4]
+    path = save(tmp_path / "m.onnx", *case[:3])
+    if name in SERVED:
+        compiled(case, tmp_path / "m.rknn")
+        with ort.InferenceSession(tmp_path / "m.rknn", provider_options=VIRTUAL) as session:
+            plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            feed = feed_of(plain)
+            for got, want in zip(session.run(None, feed), plain.run(None, feed)):
+                assert np.abs(got - want).max() < 2e-2
+        return
+    _, inputs, outputs, (have_in, have_out) = case
+    dims = {n: [d if isinstance(d, int) else 1 for d in dims] for n, dims, *_ in (*inputs, *outputs)}
+    sides = [[(n, "float32", dims.get(n, (1, 4, 8, 8))) for n in side] for side in (have_in, have_out)]
+    (tmp_path / "m.rknn").write_bytes(stand_in(*sides, "rk3588"))
+    with ort.InferenceSession(tmp_path / "m.rknn", provider_options=VIRTUAL) as session:
+        assert [o.name for o in session.get_outputs()] == have_out
+        assert "signature from the .rknn itself" in session.explain()
 
 
 # Declared shapes ------------------------------------------------------------------------------------------------------

@@ -172,8 +172,9 @@ PROVED = Splitting(True, "it is proved")
 def test_samples_are_judged_only_where_a_batch_could_be_cut():
     asked = []
 
-    def judge():
+    def judge(without):
         asked.append(1)
+        assert not without
         return PROVED
 
     def match_free(declared_in, declared_out, compiled=(1, 5), **given):

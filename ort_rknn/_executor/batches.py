@@ -6,7 +6,7 @@ on parts of it may be put together only in the first case.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -31,11 +31,14 @@ class Splitting:
     """``split_batch=True`` would help, where the user knows better."""
 
 
-def judge_splitting(asked: Literal["auto"] | bool, origin: Origin | None, onnx: Source | None) -> Splitting:
+def judge_splitting(
+    asked: Literal["auto"] | bool, origin: Origin | None, onnx: Source | None, without: Collection[str] = ()
+) -> Splitting:
     """What is known of a model whose inputs all leave their first axis free.
 
     ``asked`` is the provider option ``split_batch`` and goes first, then the record in the compiled model
-    (``origin``), then a proof from the graph of ``onnx``, which reads it. Where nothing is known, nothing is cut.
+    (``origin``), then a proof from the graph of ``onnx``, which reads it; ``without`` names the inputs and outputs that
+    the compiled model does without. Where nothing is known, nothing is cut.
     """
     if asked != "auto":
         return Splitting(asked, f"the provider option split_batch={asked} states it")
@@ -47,7 +50,7 @@ def judge_splitting(asked: Literal["auto"] | bool, origin: Origin | None, onnx: 
         return Splitting(False, "no ONNX is known that could prove it, and the compiled model has no record of it")
     from .._planning.independence import independence_of
 
-    found = independence_of(onnx)
+    found = independence_of(onnx, without)
     if found.proved:
         return Splitting(True, "the ONNX's graph proves that its samples are independent")
     return Splitting(False, found.reason)
@@ -65,7 +68,8 @@ def may_split(
     in_order: Sequence[int],
     out_order: Sequence[int],
     options: Options,
-    judge: Callable[[], Splitting] | None,
+    judge: Callable[[Collection[str]], Splitting] | None,
+    without: Collection[str],
 ) -> Splitting | None:
     """May a call be cut along the first axis? None where some input's is fixed, so that it cannot come up.
 
@@ -88,7 +92,7 @@ def may_split(
         return Splitting(False, problem, can_be_stated=False)
     if options.split_batch != "auto":
         return Splitting(options.split_batch, f"the provider option split_batch={options.split_batch} states it")
-    return judge() if judge is not None else Splitting(False, "nothing is known about its samples")
+    return judge(without) if judge is not None else Splitting(False, "nothing is known about its samples")
 
 
 def _no_batch(

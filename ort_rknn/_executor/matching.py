@@ -32,6 +32,11 @@ class Served:
     """Outputs that are a second name of a tensor: the output that the model gives, by theirs."""
 
     @property
+    def names(self) -> frozenset[str]:
+        """All that neither counts samples nor mixes them."""
+        return self.unread | self.constants.keys()
+
+    @property
     def notes(self) -> list[str]:
         """A line each, for ``explain()``."""
         return [

@@ -8,7 +8,7 @@ when the session is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -236,15 +236,16 @@ def negotiate(
     options: Options,
     *,
     normalisation: Mapping[str, Normalisation] | None = None,
-    splitting: Callable[[], Splitting] | None = None,
+    splitting: Callable[[Collection[str]], Splitting] | None = None,
     evidence: Evidence | None = None,
     stand_in: bool = False,
     label: str = "model",
 ) -> Signature:
     """Match the declared signature with the loaded model. That of a stand-in says nothing about free dimensions.
 
-    ``splitting`` judges whether samples are independent, ``evidence`` is what the ONNX itself says of what the model
-    lacks and of its outputs' shapes; both are asked only where the declarations do not settle it.
+    ``splitting`` judges whether samples are independent (without some inputs and outputs), ``evidence`` is what the
+    ONNX itself says of what the model lacks and of its outputs' shapes; both are asked only where the declarations do
+    not settle it.
 
     Raises Fail where the compiled model is not one of this ONNX (names, shapes), OptionError where ``layout``,
     ``input_dtype``, ``output_dtype``, ``pad_axes`` or ``split_batch`` ask for what is not there. All is found here and
@@ -262,7 +263,7 @@ def negotiate(
     notes += served.notes
 
     keep_free = options.on_missing_shape != "error" or stand_in
-    split = may_split(real_in, real_out, sets, out_sets, in_order, out_order, options, splitting)
+    split = may_split(real_in, real_out, sets, out_sets, in_order, out_order, options, splitting, served.names)
     if split is None and any(leads_free(v) for v in real_in) and not model.shape_sets:
         notes.append("the ONNX leaves the leading axis free, but not that of every input: compiled shape only")
     if stand_in and split is not None and not split.allowed:

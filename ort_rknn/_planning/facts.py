@@ -14,6 +14,7 @@ from .._errors import INVALID_PROTOBUF, OptionError, bare_message, ort_error
 from .._executor.opening import declared_by_onnx
 from ..adapter.contract import Absence, ModelSource, Query
 from ..files import (
+    Disagreement,
     OnnxFileError,
     OnnxModel,
     RknnFile,
@@ -24,6 +25,7 @@ from ..files import (
     is_rknpu3,
     is_there,
     judge_twin,
+    left_out,
     onnx_twin_names,
     read_onnx,
     read_rknn,
@@ -236,6 +238,24 @@ def _unreadable(path: str, error: Exception) -> OptionError:
     return OptionError(f"provider option onnx_model={path!r} cannot be read: {why_unreadable(path, error)}")
 
 
+def _lacking(file: RknnFile, onnx: OnnxModel, source: str) -> str | None:
+    """What a compiled model lacks of the ONNX and cannot do without; None where there is no such thing, and where
+    their names have nothing to do with each other, which is judged elsewhere."""
+    have = [t.name for t in file.inputs], [t.name for t in file.outputs]
+    want = {v.name for v in onnx.inputs}, {v.name for v in onnx.outputs}
+    if (
+        not all(have)
+        or not all(set(h) <= w for h, w in zip(have, want))
+        or all(set(h) == w for h, w in zip(have, want))
+    ):
+        return None
+    try:
+        left_out(source, *have)
+    except Disagreement as error:
+        return str(error)
+    return None
+
+
 def _rknn_facts(
     model: str | bytes, request: Request, found: Found | None, absence: Absence | None, has_npu: bool
 ) -> Facts:
@@ -260,7 +280,7 @@ def _rknn_facts(
     if onnx_source is not None:
         try:
             onnx = read_onnx(onnx_source)
-            problem = onnx_problem(onnx)
+            problem = onnx_problem(onnx) or _lacking(file, onnx, onnx_source)
         except (OnnxFileError, OSError) as error:
             if request.options.onnx_model is not None:
                 raise _unreadable(request.options.onnx_model, error) from error

@@ -165,11 +165,11 @@ def _given_rknn(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
 
 
 def _same_names(candidate: Candidate, facts: Facts) -> bool:
-    """Whether the ONNX beside a given ``.rknn`` has its inputs and outputs."""
+    """Whether the ONNX beside a given ``.rknn`` has its inputs and outputs. It may have more, which the facts judge."""
     file, onnx = candidate.file, facts.onnx
     if file is None or onnx is None or not file.inputs or not file.outputs:
         return onnx is not None
-    return {t.name for t in file.inputs} == {v.name for v in onnx.inputs} and {t.name for t in file.outputs} == {
+    return {t.name for t in file.inputs} <= {v.name for v in onnx.inputs} and {t.name for t in file.outputs} <= {
         v.name for v in onnx.outputs
     }
 

@@ -7,6 +7,7 @@ followed so far ends the proof, if an output depends on it. Nothing is run, and 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ...files._source import Source, describe_source, open_source
@@ -25,11 +26,12 @@ class Independence:
     """For people. Where it is not proved, it names the node: "LSTM 'lstm_1' walks along the first axis"."""
 
 
-def independence_of(source: Source) -> Independence:
+def independence_of(source: Source, without: Collection[str] = ()) -> Independence:
     """Whether the samples along the free first axis of the inputs of an ONNX model (a path, or its bytes) are
     independent: every output's first axis is the sample axis, and sample n of each output depends on sample n of the
     inputs alone.
 
+    ``without``: names of inputs and outputs that do not count: what no output depends on, and what depends on no input.
     "Not proved" does not mean that they depend on each other. Raises OnnxFileError where the model is damaged, OSError
     where the file cannot be opened.
     """
@@ -39,7 +41,7 @@ def independence_of(source: Source) -> Independence:
 
     with open_source(source, OnnxFileError) as data:
         try:
-            prove(read_nodes(data))
+            prove(read_nodes(data), without)
         except Unproved as problem:
             return Independence(False, problem.reason)
         except WireError as problem:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ...files._wire import WireError
 from ._call import Call
@@ -16,8 +16,11 @@ from ._values import Abstract, Refused, Undetermined, Unproved, Value
 _OPSETS = range(7, 27)
 
 
-def prove(graph: NodeGraph) -> None:
-    """Show that the samples are independent. Raises Unproved with the reason, WireError where a node is damaged."""
+def prove(graph: NodeGraph, without: Collection[str] = ()) -> None:
+    """Show that the samples are independent; ``without``: inputs and outputs that do not count.
+
+    Raises Unproved with the reason, WireError where a node is damaged.
+    """
     if graph.opset not in _OPSETS:
         raise Unproved(
             f"the model uses version {graph.opset} of the standard operators; "
@@ -27,22 +30,26 @@ def prove(graph: NodeGraph) -> None:
         raise Unproved("the model replaces standard operators by functions of its own")
     known: dict[str, Abstract] = {name: constant_value(constant) for name, constant in graph.constants.items()}
     symbols = Symbols()
-    _add_inputs(graph, known, symbols)
+    _add_inputs(graph, known, symbols, without)
     for node in graph.nodes:
         for name, found in zip(node.outputs, _outputs(node, known, graph.opset, symbols)):
             if name:
                 known[name] = found
-    if not graph.outputs:
+    outputs = [name for name in graph.outputs if name not in without]
+    if not outputs:
         raise Unproved("the model has no outputs")
-    for name in graph.outputs:
+    for name in outputs:
         _check_output(name, known.get(name))
 
 
-def _add_inputs(graph: NodeGraph, known: dict[str, Abstract], symbols: Symbols) -> None:
+def _add_inputs(graph: NodeGraph, known: dict[str, Abstract], symbols: Symbols, without: Collection[str]) -> None:
     inputs = [value for value in graph.inputs if value.name not in graph.constants]
     if not inputs:
         raise Unproved("the model has no inputs")
     for value in inputs:
+        if value.name in without:
+            known[value.name] = Refused(f"input {value.name!r} does not count")
+            continue
         if value.kind != "tensor" or not value.dims:
             raise Unproved(f"input {value.name!r} has no axes that are known")
         if isinstance(value.dims[0], int):
