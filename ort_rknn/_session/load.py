@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from .._planning.facts import Facts
 from .._planning.plan import Plan
 from ..adapter.contract import AdapterError, Model, ModelSource
 from ..files import Dimension, ModelFields, ep_context_model, judge_twin
+from ..files.twins import NO_RECORD
 from .session_options import EMPTY_MODEL, copy_options, cpu_session
+
+log = logging.getLogger("ort_rknn")
 
 _NOTHING: Any = object()
 
@@ -65,7 +69,7 @@ def load_planned(
         inputs, outputs = declared or (None, None)
     # The session for missing shapes is made at the first of them, and the user's options may be another session's then.
     as_it_was = copy_options(so, EMPTY_MODEL) if so and options.on_missing_shape == "cpu" else None
-    return open_executor(
+    executor = open_executor(
         found,
         source,
         options,
@@ -79,6 +83,10 @@ def load_planned(
         cpu_session=partial(cpu_session, so, as_it_was=as_it_was, any_shape=bool(overridden)),
         stand_in=candidate is None,
     )
+    for note in candidate.notes if candidate is not None else ():
+        if note.startswith(NO_RECORD):
+            log.info("%s: %s", label, note)
+    return executor
 
 
 def _stand_in(facts: Facts, found: Found) -> ModelSource:

@@ -31,7 +31,6 @@ from .._planning.request import NO_CPU, Request, check_keywords, names_ours, pol
 from ..adapter.contract import Model, Quantisation
 from ..files import OnnxFileError
 from ..files.pinned import FileChangedError, PinnedModel
-from ..files.twins import NO_RECORD
 from .load import lender_of, load_planned, version_notes, wrapper_of
 from .session_options import (
     EMPTY_MODEL,
@@ -149,10 +148,6 @@ def make(
                 )
             if made.stand_in:
                 log.warning("%s: %s", facts.label, made.stand_in)
-            if made.candidate is not None:
-                for note in made.candidate.notes:
-                    if note.startswith(NO_RECORD):
-                        log.info("%s: %s", made.candidate.name, note)
             if kwargs.get("use_weight_from") is not None and lender is None:
                 state.notes.append("use_weight_from: that session runs on the CPU, so this one has weights of its own")
             _start_on_npu(session, parent, state, so, state.executor)
