@@ -132,6 +132,8 @@ class _VirtualModel:
     def __init__(self, inner: Model, compute: TwinCompute | None) -> None:
         self.inner = inner
         self._compute = compute
+        #: See :class:`ort_rknn.adapter.RunsWhole`. The pattern has the compiled shapes only.
+        self.run_whole = _run_whole if compute is not None else None
         # C may call back as long as the inner model has contexts, also when only one of those is still referred to.
         weakref.finalize(inner, _let_go, compute).atexit = False
 
@@ -157,12 +159,6 @@ class _VirtualModel:
     def context(self, core_mask: int) -> Context:
         inner = self.inner.context(core_mask)
         return inner if self._compute is None else _VirtualContext(inner, self.inner, self._compute)
-
-    def run_whole(self, context: Context, inputs: Sequence[Any]) -> list[Any]:
-        """See :class:`ort_rknn.adapter.RunsWhole`."""
-        if not isinstance(context, _VirtualContext):
-            raise AdapterError("no ONNX computes for this model (ORT_RKNN_VIRTUAL_COMPUTE=pattern)")
-        return context.run_whole(inputs)
 
     def close(self) -> None:
         self.inner.close()
@@ -214,6 +210,11 @@ def _stored(info: TensorInfo, *, is_input: bool) -> PortForm:
     """A tensor as it is stored."""
     size = math.prod(info.shape) * np.dtype(info.dtype).itemsize
     return PortForm(info.dtype, info.layout, info.shape, size, pass_through=is_input)
+
+
+def _run_whole(context: Context, inputs: Sequence[Any]) -> list[Any]:
+    assert isinstance(context, _VirtualContext)
+    return context.run_whole(inputs)
 
 
 def _let_go(compute: TwinCompute | None) -> None:

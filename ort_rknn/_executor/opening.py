@@ -154,7 +154,7 @@ def open_executor(
             signature = override(signature, before, overridden, asked)
         undo.pop_all()  # an executor closes what it is given, also when it cannot be made
     try:
-        whole = stand_in and not signature.fixes_shapes
+        whole = stand_in and not signature.fixes_shapes and getattr(model, "run_whole", None) is not None
         return Executor(
             model, dispatch, signature, label, options, onnx=twin, cpu_session=cpu_session, held=held, whole=whole
         )
