@@ -27,13 +27,20 @@ Length = int | Term
 N = Term(1, (), 1)
 
 
-class Symbols:
-    """Gives symbols that were not used before."""
+#: A product of more, or a larger factor, is of no use: no model has one, and it would grow without end.
+_MOST_SYMBOLS = 32
+_LARGEST_FACTOR = 1 << 62
 
-    __slots__ = ("_numbers",)
+
+class Symbols:
+    """Gives symbols that were not used before, and bounds what one graph may cost."""
+
+    __slots__ = ("_numbers", "elements_left")
 
     def __init__(self) -> None:
         self._numbers = count(1)
+        #: Elements of small tensors that may still be followed one by one. Large models have some thousands.
+        self.elements_left = 1 << 19
 
     def length(self) -> Term:
         """Stands for a length: 0 or more."""
@@ -65,11 +72,12 @@ def _plain(factor: int, symbols: tuple[int, ...], samples: int) -> Length:
 
 
 def times(a: Length, b: Length) -> Length | None:
-    """The product; None where it has N squared."""
+    """The product; None where it has N squared, or is too long."""
     if isinstance(a, int) and isinstance(b, int):
         return a * b
     a, b = _term(a), _term(b)
-    if a.samples + b.samples > 1:
+    too_long = len(a.symbols) + len(b.symbols) > _MOST_SYMBOLS or abs(a.factor * b.factor) > _LARGEST_FACTOR
+    if a.samples + b.samples > 1 or too_long:
         return None
     return _plain(a.factor * b.factor, tuple(sorted(a.symbols + b.symbols)), a.samples + b.samples)
 
@@ -90,7 +98,7 @@ def over(a: Length, b: Length) -> Length | None:
 
 
 def product(lengths: Sequence[Length]) -> Length | None:
-    """The product of all; None where it has N squared."""
+    """The product of all; None where it has N squared, or is too long."""
     result: Length = 1
     for length in lengths:
         found = times(result, length)

@@ -39,7 +39,8 @@ def fold(call: Call) -> Sequence[Abstract] | None:
             return None
         arrays.append(found.entries)
         whole = whole and found.whole
-    if not arrays:
+    call.symbols.elements_left -= sum(array.size for array in arrays)
+    if not arrays or call.symbols.elements_left < 0:
         return None
     if moves is not None:
         first = call.inputs[0]
