@@ -334,6 +334,14 @@ NOT_PROVED = {
                  "rows": i64(-1, 8)},
         "Gather 'g' picks by the samples' positions",
     ),
+    "a column that only looks like one": (
+        [
+            node("Shape", "x", "s"), node("Slice", "s one two", "k"), node("ConstantOfShape", "k", "z"),
+            node("Einsum", "z c", "e", equation="s,s->s"),  # as long as z, not as c
+            node("Unsqueeze", "e one", "u"), node("Add", "x u", "y", name="plus"),
+        ],
+        {"x": ["N", "S"]}, {"c": f32(1), "one": i64(1), "two": i64(2)}, "Add 'plus' combines the samples with a tensor",
+    ),
     "every axis of length 1 taken away": (
         [node("Squeeze", "x", "s", name="q"), node("Relu", "s", "y")], {"x": ["N", 1, 3]}, {}, "Squeeze 'q' takes away",
     ),

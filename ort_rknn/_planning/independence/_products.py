@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._call import Call
-from ._elementwise import broadcast
+from ._elementwise import broadcast, broadcast_length
 from ._lengths import Length
 from ._values import Abstract, Value
 
@@ -119,8 +119,8 @@ def einsum(call: Call) -> list[Abstract]:
                     raise call.refuse("combines samples with each other")
                 letter, outer = name, value.outer
                 lengths[name] = dim
-            elif name != letter and (name not in lengths or lengths[name] == 1 or isinstance(dim, int)):
-                lengths[name] = dim
+            elif name != letter:
+                lengths[name] = broadcast_length(call, lengths[name], dim) if name in lengths else dim
     for index, term in enumerate(terms):
         if letter and letter in term and call.value(index).axis != term.index(letter):
             raise call.refuse("combines the samples with something that does not hold them")
