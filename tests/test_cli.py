@@ -146,6 +146,26 @@ def test_devices_lists_a_virtual_one_where_it_is_asked_for(cli):
     assert "virtual:rk3576: virtual NPU, 2 cores, through adapter virtual" in out
 
 
+def test_devices_shows_no_virtual_one_that_cannot_be_built(cli, monkeypatch, tmp_path):
+    """A compiler is there, but it fails: sessions would find no NPU, so neither does this."""
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho 'stdio.h: No such file' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code, out, _ = cli("devices", "--device", "virtual:rk3562")
+    assert code == 1
+    assert "virtual: none: there is no virtual NPU here: the C compiler" in out and "stdio.h: No such file" in out
+    assert "virtual:rk3562: virtual NPU" not in out
+
+
+def test_devices_shows_no_virtual_one_that_cannot_be_opened(cli, tmp_path):
+    (tmp_path / "lib.so").write_bytes(b"\x7fELF no more")
+    code, out, _ = cli("devices", "--device", "virtual:rk3562", "--runtime-library", tmp_path / "lib.so")
+    assert code == 1
+    assert "cannot be opened" in out
+
+
 def test_devices_lists_what_an_adapter_sees(cli, monkeypatch):
     install(FakeNpu(), monkeypatch.setattr)
     code, out, _ = cli("devices")

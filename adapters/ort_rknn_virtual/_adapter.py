@@ -86,17 +86,19 @@ class VirtualAdapter:
         how = f"compiled at the first load, with {compiler.name}, into {folder}"
         return Survey((_device(soc, "", how, soc_note(said)),))
 
+    def check(self, device: Device) -> Absence | None:
+        """Compile the library if need be, and open it. See :class:`ort_rknn.adapter.ChecksDevices`."""
+        try:
+            _library_of(device)
+        except AdapterError as error:
+            return Absence(ADAPTER, f"there is no virtual NPU here: {error}")
+        return None
+
     def load(self, device: Device, source: ModelSource, settings: LoadSettings) -> Model:
         """Compile the virtual NPU if need be, and load a model on it. Raises RknnError or AdapterError."""
         from ort_rknn_librknnrt.runtime import load_model
 
-        library = device.runtime or str(_build.library(device.soc))
-        soc = open_library(library).rknn_virtual_soc().decode()
-        if soc != device.soc:
-            raise AdapterError(
-                f"the virtual NPU {library} is an {soc or 'unknown SoC'}, not an {device.soc}. "
-                "Unset RKNN_VIRTUAL_SOC, or select the device that it names."
-            )
+        library = _library_of(device)
         compute = _twin_of(settings)
 
         def on_context(loaded: ctypes.CDLL, context: int) -> None:
@@ -124,6 +126,18 @@ class VirtualAdapter:
         from ._standin import stand_in
 
         return stand_in(inputs, outputs, device.soc)
+
+
+def _library_of(device: Device) -> str:
+    """The library's path, compiled and opened. Raises AdapterError."""
+    library = device.runtime or str(_build.library(device.soc))
+    soc = open_library(library).rknn_virtual_soc().decode()
+    if soc != device.soc:
+        raise AdapterError(
+            f"the virtual NPU {library} is an {soc or 'unknown SoC'}, not an {device.soc}. "
+            "Unset RKNN_VIRTUAL_SOC, or select the device that it names."
+        )
+    return library
 
 
 class _VirtualModel:

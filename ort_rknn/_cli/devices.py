@@ -35,7 +35,15 @@ def run(given: argparse.Namespace) -> int:
     except OptionError as error:
         raise Mistake(bare_message(error), USAGE) from None
     say(f"adapters: {', '.join(adapters()) or 'none'}")
+    absences, usable = list(report.absences), []
     for found in report.found:
+        check = getattr(found.adapter, "check", None)
+        problem = check(found.device) if check is not None else None
+        if problem is not None:
+            absences.append(problem)
+        else:
+            usable.append(found)
+    for found in usable:
         device = found.device
         kind = "virtual NPU" if device.virtual else "NPU"
         cores = f"{device.cores} core{'s' if device.cores > 1 else ''}"
@@ -44,29 +52,29 @@ def run(given: argparse.Namespace) -> int:
             say(f"  runtime: {device.runtime}")
         for key, value in device.details.items():
             say(f"  {key}: {value}")
-    for absence in report.absences:
+    for absence in absences:
         say(f"{absence.adapter}: none: {absence.reason}")
         if absence.remedy:
             say(f"  remedy: {absence.remedy}")
         for tried in absence.tried:
             say(f"  looked at: {tried}")
     unavailable = why_unavailable()
-    if unavailable is None and report.found and not may_open_a_library():
+    if unavailable is None and usable and not may_open_a_library():
         unavailable = "this host lets no library be opened (neither memfd_create nor a temporary file)"
     if unavailable is not None:
         say(f"No session can use an NPU in this process: {unavailable}")
-    if not report.found:
+    if not usable:
         if query.device is None:
             say("No NPU here. For trying things there is a virtual one: --device virtual:rk3588")
-        elif not report.absences:
+        elif not absences:
             say(f"No adapter knows a device {query.device!r}.")
-    return FINE if report.found and unavailable is None else FAILED
+    return FINE if usable and unavailable is None else FAILED
 
 
 COMMAND = Command(
     name="devices",
     summary="which NPUs are there, and why none",
-    description="Asks every adapter. Exit code 1 where none sees an NPU.",
+    description="Asks every adapter, and compiles a virtual NPU that is asked for. Exit code 1 where there is none.",
     add_arguments=add_device_options,
     run=run,
 )

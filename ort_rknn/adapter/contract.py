@@ -307,6 +307,14 @@ class Adapter(Protocol):
         """Load a compiled model. Raises RknnError, SettingError or AdapterError; leaves nothing open when it does."""
 
 
+class ChecksDevices(Protocol):
+    """What an adapter may offer besides: a closer look at a device that it sees."""
+
+    def check(self, device: Device) -> Absence | None:
+        """Why no model could be loaded on ``device``, None where nothing is found. May take seconds, and keep on disk
+        what loading a model would keep. For people who ask: sessions find out when they load."""
+
+
 class RunsWhole(Protocol):
     """What the model of a stand-in offers besides: runs whose shapes nobody compiled."""
 
