@@ -61,7 +61,7 @@ def fold(model: onnx.ModelProto) -> None:
     """
     while _fold_nodes(model) or _inline_branches(model):
         pass
-    _drop_unused(model.graph)
+    drop_unused(model.graph)
 
 
 def _constants(graph: onnx.GraphProto) -> set[str]:
@@ -192,8 +192,8 @@ def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
                 output.name = outer.get(output.name, output.name)
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Nodes and constants that no output needs any more."""
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and constants that no output needs."""
     needed = {value.name for value in graph.output}
     kept: list[onnx.NodeProto] = []
     for node in reversed(graph.node):

@@ -64,7 +64,7 @@ def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None) 
     place = Path(folder) / os.path.basename(path)
     onnx.save(model, place)
     for name in signature.external_data:
-        _link(Path(path).parent / name, Path(folder) / name)
+        link(Path(path).parent / name, Path(folder) / name)
     return Prepared(str(place), read_onnx(place), tuple(notes))
 
 
@@ -91,7 +91,7 @@ def _rewrite(model: Any, freeze: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _link(source: Path, place: Path) -> None:
+def link(source: Path, place: Path) -> None:
     """A second name for a file of weights, or a copy where the scratch folder is on another file system."""
     place.parent.mkdir(parents=True, exist_ok=True)
     try:

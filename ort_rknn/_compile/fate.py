@@ -1,0 +1,115 @@
+"""Which nodes can run on the NPU: a table where that is certain, else a build of the one node.
+
+The vendor's operator list is out of date in both directions: only what has no form at all on the NPU is in the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx
+
+from .converter import BuildSpec, ConversionError, Converter
+from .extract import extract
+from .observe import Observed
+from .opset import OpsetError, lower_opset
+
+_CONTROL = "its inner graphs run on the CPU"
+_DATA = "the length of its result depends on the data"
+_NONE = "the NPU has no such operator"
+
+#: Operators that never run there. Source: the vendor's OP_Support list of 2.3.2 ("not supported"), less what the
+#: toolkit 2.5.0 rewrites into others (Abs, Neg, Sum, Mean, Einsum ...), which a build tells.
+NEVER: Mapping[str, str] = {
+    **dict.fromkeys(("If", "Loop", "Scan"), _CONTROL),
+    **dict.fromkeys(("NonMaxSuppression", "NonZero", "Unique", "Compress"), _DATA),
+    **dict.fromkeys(
+        (
+            "DynamicQuantizeLinear",
+            "ConvInteger",
+            "MatMulInteger",
+            "QLinearConv",
+            "QLinearMatMul",
+            "RandomNormal",
+            "RandomNormalLike",
+            "RandomUniform",
+            "RandomUniformLike",
+            "Multinomial",
+            "Bernoulli",
+            "Det",
+            "DFT",
+            "STFT",
+            "StringNormalizer",
+            "TfIdfVectorizer",
+        ),
+        _NONE,
+    ),
+}
+
+
+def refused_by_table(model: onnx.ModelProto) -> dict[int, str]:
+    """Nodes of the main graph that the table refuses, by index, with the reason."""
+    local = {(function.domain, function.name) for function in model.functions}
+    refused = {}
+    for index, node in enumerate(model.graph.node):
+        if node.domain not in ("", "ai.onnx"):
+            known = "a function of the model" if (node.domain, node.op_type) in local else "an operator"
+            refused[index] = f"{node.op_type} of domain {node.domain!r} is {known} that the toolkit does not know"
+        elif node.op_type in NEVER:
+            refused[index] = f"{node.op_type}: {NEVER[node.op_type]}"
+        elif node.op_type.startswith(("Sequence", "Optional", "SplitToSequence", "ConcatFromSequence")):
+            refused[index] = f"{node.op_type}: the NPU holds tensors only"
+    return refused
+
+
+@dataclass(slots=True)
+class Trials:
+    """Builds of single nodes, remembered by what the node is: operator, attributes, shapes and types."""
+
+    converter: Converter
+    target: str
+    known: dict[str, str | None] = field(default_factory=dict)
+
+    def refuses(self, model: onnx.ModelProto, index: int, observed: Observed) -> str | None:
+        """Why the toolkit refuses node ``index`` by itself; None where it takes it."""
+        node = model.graph.node[index]
+        key = _key(node, observed, self.target)
+        if key not in self.known:
+            self.known[key] = self._try(model, index, observed)
+        return self.known[key]
+
+    def _try(self, model: onnx.ModelProto, index: int, observed: Observed) -> str | None:
+        node = model.graph.node[index]
+        fixed = {tensor.name for tensor in model.graph.initializer} | set(observed.constants)
+        inputs = [name for name in dict.fromkeys(node.input) if name and name not in fixed]
+        outputs = [name for name in node.output if name]
+        if any(name not in observed.shapes for name in (*inputs, *outputs)):
+            return f"{node.op_type}: not all of its tensors are plain ones"
+        try:
+            one = extract(model, inputs, outputs, observed)
+            lower_opset(one, 19)
+        except (OpsetError, ValueError) as error:
+            return f"{node.op_type}: {error}"
+        path = os.path.join(self.converter.folder, "one-node.onnx")
+        onnx.save(one, path)
+        try:
+            self.converter.build(BuildSpec(path, self.target, {name: observed.shapes[name] for name in inputs}))
+        except ConversionError as error:
+            return f"{node.op_type}: {_short(error)}"
+        return None
+
+
+def _key(node: onnx.NodeProto, observed: Observed, target: str) -> str:
+    bare = onnx.NodeProto.FromString(node.SerializeToString())
+    bare.name = bare.doc_string = ""
+    types = [(observed.elem_types.get(name), observed.shapes.get(name)) for name in (*node.input, *node.output)]
+    del bare.input[:], bare.output[:]
+    return hashlib.sha256(bare.SerializeToString() + repr((types, target)).encode()).hexdigest()
+
+
+def _short(error: ConversionError) -> str:
+    text = str(error).partition(": ")[2]
+    return text.partition(" Its whole output")[0]

@@ -1,0 +1,110 @@
+"""What every tensor of a graph is at the compiled shapes: element type, shape, largest value, whether data decide it.
+
+Learned from a run of the ONNX on the CPU. Shape inference alone leaves gaps: behind NonZero, behind Reshape by computed
+shapes, and behind operators that it does not know.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+Array = NDArray[Any]
+
+#: Tensors fetched by one run: a bound on the memory for what is looked at.
+_AT_ONCE = 100
+#: A tensor that no data decide is kept as a constant up to this size in bytes.
+_LARGEST_CONSTANT = 1 << 20
+#: Their outputs depend on the shape of their input, not on its values.
+_OF_SHAPE = frozenset(("Shape", "Size"))
+_RANDOM = frozenset(
+    ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+)
+
+
+@dataclass(slots=True)
+class Observed:
+    """What a run told of the main graph's tensors, by name. What the run did not give (sequences, optionals) is
+    absent."""
+
+    elem_types: dict[str, int] = field(default_factory=dict)
+    """ONNX element type."""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    largest: dict[str, float] = field(default_factory=dict)
+    """Largest absolute value of floating-point tensors, over all feeds."""
+    constants: dict[str, Array] = field(default_factory=dict)
+    """Values of computed tensors that depend on shapes and initializers alone."""
+
+
+def independent_of_data(graph: onnx.GraphProto) -> set[str]:
+    """Tensors of the main graph that have the same value for any feed of the compiled shapes."""
+    known = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in _RANDOM or any(a.HasField("g") or a.graphs for a in node.attribute):
+            continue
+        if node.op_type in _OF_SHAPE or all(not name or name in known for name in node.input):
+            known.update(name for name in node.output if name)
+    return known
+
+
+def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Array]]) -> Observed:
+    """Run ``model`` on each of ``feeds`` and look at every tensor of its main graph.
+
+    ``folder``: where its external data lie. Raises what onnxruntime raises where the model does not run.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.path.abspath(folder))
+    names = [name for node in model.graph.node for name in node.output if name]
+    seen = onnx.ModelProto()
+    seen.CopyFrom(model)
+    given = {value.name for value in seen.graph.output}
+    seen.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
+    session = onnxruntime.InferenceSession(seen.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    del seen
+    fixed = independent_of_data(model.graph)
+    found = Observed()
+    for feed in feeds:
+        for name, value in feed.items():
+            _look(found, name, value, set())
+        for start in range(0, len(names), _AT_ONCE):
+            chunk = names[start : start + _AT_ONCE]
+            for name, value in zip(chunk, session.run(chunk, dict(feed))):
+                if isinstance(value, np.ndarray):
+                    _look(found, name, value, fixed)
+    return found
+
+
+def _look(found: Observed, name: str, value: Array, fixed: set[str]) -> None:
+    if value.dtype.kind not in "biuf":
+        return
+    found.elem_types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
+    found.shapes[name] = value.shape
+    if value.dtype.kind == "f" and value.size:
+        largest = float(np.abs(value[np.isfinite(value)]).max(initial=0))
+        found.largest[name] = max(largest, found.largest.get(name, 0.0))
+    if name in fixed and value.nbytes <= _LARGEST_CONSTANT:
+        found.constants[name] = value
+
+
+def random_feeds(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> dict[str, Array]:
+    """One feed of the compiled shapes: floats of a normal distribution, 0 and 1 for integers and bool."""
+    random = np.random.default_rng(seed)
+    feeds: dict[str, Array] = {}
+    for value in model.graph.input:
+        if value.name in shapes:
+            dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            shape = shapes[value.name]
+            drawn = random.standard_normal(shape) if dtype.kind == "f" else random.integers(0, 2, shape)
+            feeds[value.name] = np.asarray(drawn).astype(dtype)
+    return feeds

@@ -1,0 +1,151 @@
+"""Converting in parts: divide the graph, build each part, divide anew where the toolkit refuses one."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from .converter import BuildSpec, Built, ConversionError, Converter
+from .extract import extract
+from .fate import Trials, refused_by_table
+from .observe import Observed, observe, random_feeds
+from .opset import lower_opset
+from .partition import GraphPart, Partition, partition
+from .prepare import NEWEST_IR, NEWEST_OPSET, link
+
+#: How often the graph is divided anew.
+_ROUNDS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltPart:
+    """A part that the toolkit compiled."""
+
+    part: GraphPart
+    built: Built
+
+
+@dataclass(frozen=True, slots=True)
+class InParts:
+    """A model in parts."""
+
+    model: onnx.ModelProto
+    observed: Observed
+    partition: Partition
+    built: tuple[BuiltPart, ...]
+
+
+def build_in_parts(
+    converter: Converter,
+    path: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    target: str,
+    *,
+    first: ConversionError | None = None,
+    spec: Callable[[str, GraphPart], BuildSpec],
+    progress: Callable[[str], None] = lambda text: None,
+) -> InParts:
+    """Divide the ONNX at ``path`` and build every part. ``first``: why the whole was refused.
+
+    ``spec`` makes the build of a part from the path of its ONNX. Raises ConversionError where no part is left, naming
+    what keeps the nodes on the CPU.
+    """
+    folder = os.path.dirname(path)
+    model = onnx.load(path, load_external_data=False)
+    progress("running the ONNX once to learn the shapes between its nodes")
+    observed = observe(model, folder, [random_feeds(model, shapes)])
+    refused = refused_by_table(model)
+    trials = Trials(converter, target)
+    blame(model, range(len(model.graph.node)), first, refused)
+    finished: dict[tuple[int, ...], BuiltPart] = {}
+    for _ in range(_ROUNDS):
+        made = partition(model, observed, refused)
+        if not made.parts:
+            raise ConversionError(_nothing_left(path, model, made, first), log=converter.log)
+        for number, part in enumerate(made.parts):
+            key = tuple(part.nodes)
+            if key in finished:
+                continue
+            progress(f"compiling part {number + 1} of {len(made.parts)}: {len(part.nodes)} nodes")
+            try:
+                finished[key] = _build_one(converter, model, part, observed, folder, spec)
+            except ConversionError as error:
+                _divide(model, part, error, refused, trials, observed)
+                break
+        else:
+            return InParts(model, observed, made, tuple(finished[tuple(p.nodes)] for p in made.parts))
+    raise ConversionError(
+        f"{os.path.basename(path)}: divided {_ROUNDS} times, and the toolkit still refuses a part", log=converter.log
+    )
+
+
+def _build_one(
+    converter: Converter,
+    model: onnx.ModelProto,
+    part: GraphPart,
+    observed: Observed,
+    folder: str,
+    spec: Callable[[str, GraphPart], BuildSpec],
+) -> BuiltPart:
+    cut = extract(model, part.inputs, part.outputs, observed)
+    lower_opset(cut, NEWEST_OPSET)
+    cut.ir_version = min(cut.ir_version, NEWEST_IR)
+    place = Path(tempfile.mkdtemp(prefix="part-", dir=converter.folder)) / "part.onnx"
+    onnx.save(cut, place)
+    for tensor in cut.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and not (place.parent / entry.value).exists():
+                link(Path(folder) / entry.value, place.parent / entry.value)
+    return BuiltPart(part, converter.build(spec(str(place), part)))
+
+
+def blame(
+    model: onnx.ModelProto, nodes: range | list[int], error: ConversionError | None, refused: dict[int, str]
+) -> bool:
+    """Refuse the nodes that the toolkit named. Returns whether there was any that was not refused before."""
+    if error is None:
+        return False
+    named = {name for name, _ in error.operators}
+    words = set(re.findall(r"[A-Za-z][A-Za-z0-9]+", str(error)))
+    found = False
+    for index in nodes:
+        node = model.graph.node[index]
+        by_name = node.name in named or any(o in named for o in node.output)
+        by_kind = not error.operators and f"{node.op_type}" in words and len(node.op_type) > 3
+        if index not in refused and (by_name or by_kind):
+            reason = "no board's runtime has it" if by_name else str(error).partition(": ")[2][:200]
+            refused[index] = f"{node.op_type}: {reason}"
+            found = True
+    return found
+
+
+def _divide(
+    model: onnx.ModelProto,
+    part: GraphPart,
+    error: ConversionError,
+    refused: dict[int, str],
+    trials: Trials,
+    observed: Observed,
+) -> None:
+    """Take nodes off a part that the toolkit refused: those that it named, else those that it refuses by themselves,
+    else the one in the middle, which makes two smaller parts."""
+    if blame(model, part.nodes, error, refused):
+        return
+    alone = {index: reason for index in part.nodes if (reason := trials.refuses(model, index, observed)) is not None}
+    if alone:
+        refused.update(alone)
+        return
+    middle = part.nodes[len(part.nodes) // 2]
+    refused[middle] = f"the toolkit refuses the nodes around it together: {str(error)[:200]}"
+
+
+def _nothing_left(path: str, model: onnx.ModelProto, made: Partition, first: ConversionError | None) -> str:
+    reasons = list(dict.fromkeys(made.on_cpu.values()))[:5]
+    whole = f" As a whole: {first}" if first is not None else ""
+    return f"{os.path.basename(path)}: nothing of it runs on the NPU: {'; '.join(reasons)}.{whole}"

@@ -1,0 +1,119 @@
+"""Writes a model in parts: the ONNX with an EPContext node in the place of each part, in onnxruntime's own form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from .extract import reads_of, value_of
+from .freeze import drop_unused
+from .observe import Observed
+from .partition import GraphPart
+
+SOURCE = "RKNNExecutionProvider"
+_DOMAIN = "com.microsoft"
+#: Loads in every onnxruntime that ort_rknn works with.
+_IR_VERSION = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPart:
+    """A part and where its compiled model lies."""
+
+    part: GraphPart
+    name: str
+    """"part0" ...: the node's name, and the partition's."""
+    path: str
+    """Of the compiled model, relative to the folder of the model in parts, with "/"."""
+
+
+def context_model(
+    model: onnx.ModelProto,
+    parts: Sequence[CompiledPart],
+    observed: Observed,
+    *,
+    onnx_name: str,
+    soc: str,
+    toolkit: str,
+    free: bool,
+) -> onnx.ModelProto:
+    """``model`` with its parts compiled. ``free``: its inputs have free axes, so inner shapes are only examples.
+
+    Initializers that only parts read are gone. External data of those that stay are not touched.
+    """
+    graph = model.graph
+    inside = {index for part in parts for index in part.part.nodes}
+    nodes = [node for index, node in enumerate(graph.node) if index not in inside]
+    nodes += [_node(part, onnx_name, soc, toolkit) for part in parts]
+    out = onnx.ModelProto()
+    out.CopyFrom(_head(model))
+    out.graph.name = graph.name
+    out.graph.doc_string = graph.doc_string
+    out.graph.input.extend(graph.input)
+    out.graph.output.extend(graph.output)
+    out.graph.node.extend(_sorted(nodes, graph))
+    out.graph.initializer.extend(graph.initializer)
+    leaving = [name for part in parts for name in part.part.outputs]
+    outputs = {value.name for value in graph.output}
+    dims = {name: [f"{name}_{axis}" for axis in range(len(observed.shapes[name]))] for name in leaving} if free else {}
+    out.graph.value_info.extend(value_of(name, observed, dims) for name in leaving if name not in outputs)
+    drop_unused(out.graph)
+    return out
+
+
+def _head(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Everything of a model but its graph."""
+    head = onnx.ModelProto(
+        ir_version=_IR_VERSION,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        doc_string=model.doc_string,
+    )
+    if model.HasField("model_version"):
+        head.model_version = model.model_version
+    head.opset_import.extend(model.opset_import)
+    if not any(entry.domain == _DOMAIN for entry in model.opset_import):
+        head.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+    head.metadata_props.extend(model.metadata_props)
+    head.functions.extend(model.functions)
+    return head
+
+
+def _node(part: CompiledPart, onnx_name: str, soc: str, toolkit: str) -> onnx.NodeProto:
+    attributes: dict[str, Any] = {
+        "main_context": 1,
+        "embed_mode": 0,
+        "ep_cache_context": part.path,
+        "source": SOURCE,
+        "partition_name": part.name,
+        "ep_sdk_version": toolkit,
+        "hardware_architecture": soc,
+        "onnx_model_filename": onnx_name,
+    }
+    return helper.make_node(
+        "EPContext", part.part.inputs, part.part.outputs, name=part.name, domain=_DOMAIN, **attributes
+    )
+
+
+def _sorted(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """In topological order, which the parts' nodes do not come in."""
+    producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    done: list[onnx.NodeProto] = []
+    state: dict[int, bool] = {}
+    for first in range(len(nodes)):
+        stack = [(first, False)]
+        while stack:
+            index, behind_done = stack.pop()
+            if behind_done:
+                done.append(nodes[index])
+                state[index] = True
+            elif index not in state:
+                state[index] = False
+                stack.append((index, True))
+                stack += [(producer[n], False) for n in sorted(reads_of(nodes[index])) if n in producer]
+    return done
