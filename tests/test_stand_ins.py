@@ -288,6 +288,20 @@ def test_the_session_options_of_the_user_hold_for_what_computes(npu, tmp_path, m
     assert so.enable_profiling and so.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
 
 
+@pytest.mark.parametrize("make", [batched, centered, compared])
+def test_free_dimension_overrides_fix_a_stand_in(npu, tmp_path, make):
+    path = make(tmp_path)
+    so = strict()
+    so.add_free_dimension_override_by_name("n", 3)
+    feed = feeds(path, np.random.default_rng(0), n=3)
+    with ort.InferenceSession(path, so, provider_options=VIRTUAL) as session:
+        assert session.get_inputs()[0].shape == [3, 4]
+        (got,) = session.run(None, feed)
+        np.testing.assert_allclose(got, onnxruntime.InferenceSession(path).run(None, feed)[0], atol=2e-2)
+        with pytest.raises(Exception, match="invalid dimensions"):
+            session.run(None, feeds(path, np.random.default_rng(0), n=4))
+
+
 def test_files_may_go_once_the_session_is_made(npu, tmp_path):
     path = positive(tmp_path)
     feed = feeds(path, np.random.default_rng(0))

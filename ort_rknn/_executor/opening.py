@@ -148,13 +148,15 @@ def open_executor(
             )
         except AdapterError as error:
             raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error
+        whole = stand_in and not signature.fixes_shapes and getattr(model, "run_whole", None) is not None
         if overridden:
             before = {value.name: value.dims or () for value in inputs}
             asked = options.on_missing_shape if "on_missing_shape" in options.given else "error"
+            if whole:
+                asked = "cpu"  # the ONNX takes every shape
             signature = override(signature, before, overridden, asked)
         undo.pop_all()  # an executor closes what it is given, also when it cannot be made
     try:
-        whole = stand_in and not signature.fixes_shapes and getattr(model, "run_whole", None) is not None
         return Executor(
             model, dispatch, signature, label, options, onnx=twin, cpu_session=cpu_session, held=held, whole=whole
         )
