@@ -47,7 +47,7 @@ class Drawn:
         for number in range(1 if self.chance(0.7) else 2):
             name = f"x{number}"
             rest = [self.length() for _ in range(self.rng.integers(1, 4))]
-            self.inputs[name] = ["N", *[dim if self.chance(0.8) else f"s{number}{at}" for at, dim in enumerate(rest)]]
+            self.inputs[name] = ["N", *[dim if self.chance(0.6) else f"s{number}{at}" for at, dim in enumerate(rest)]]
             self.known[name] = self.numbers([self.count, *rest])
         made = 0
         for _ in range(60):
@@ -307,6 +307,29 @@ class Drawn:
         (shape,) = self.add("Shape", [self.tensor()])
         fill = helper.make_tensor("fill", FLOAT, [1], [0.5])
         self.add("ConstantOfShape", [shape], value=fill)
+
+    def op_same_for_all(self):
+        """A tensor that no sample has a part in, with lengths that are computed, beside the samples."""
+        first = self.tensor()
+        (shape,) = self.add("Shape", [first])
+        axes = [int(self.rng.integers(self.known[first].ndim)) for _ in range(int(self.rng.integers(1, 3)))]
+        (part,) = self.add("Gather", [shape, self.constant(np.array(axes, np.int64))])
+        (made,) = self.add("ConstantOfShape", [part], value=helper.make_tensor("fill", FLOAT, [1], [1.0]))
+        (counted,) = self.add("CumSum", [made, self.constant(np.array(0, np.int64))])
+        use = self.pick(["add", "einsum", "matmul", "softmax", "concat", "unsqueeze"])
+        if use == "einsum":
+            letters = "ab"[: len(axes)]
+            factor = self.constant(self.numbers([self.pick([1, dim]) for dim in self.known[counted].shape]))
+            (counted,) = self.add("Einsum", [counted, factor], equation=f"{letters},{letters}->{letters[::-1]}")
+        elif use == "matmul":
+            (counted,) = self.add("MatMul", [counted, self.constant(self.numbers([self.known[counted].shape[-1], 1]))])
+        elif use == "softmax":
+            (counted,) = self.add("Softmax", [counted])
+        elif use == "concat":
+            (counted,) = self.add("Concat", [counted, counted], axis=-1)
+        elif use == "unsqueeze":
+            (counted,) = self.add("Unsqueeze", [counted, self.constant(np.array([-1], np.int64))])
+        self.add(self.pick(["Add", "Mul"]), [self.tensor(), counted])
 
     def op_token(self):
         """A learned row for every sample, in front of the others."""
@@ -574,4 +597,4 @@ class Drawn:
 
 
 #: Computed shapes come more often: most of what can go wrong is there.
-KINDS = [name for name in dir(Drawn) if name.startswith("op_")] + ["op_computed"] * 3
+KINDS = [name for name in dir(Drawn) if name.startswith("op_")] + ["op_computed", "op_same_for_all"] * 3
