@@ -179,7 +179,7 @@ def test_a_batch_of_any_size(made, name, way):
             assert sum(npu.counters().runs) - before == runs
             before += runs
         assert with_run(session, samples(case, 0)).shape[0] == 0
-        assert "cut into runs of 4 over the cores in parallel, because the ONNX's graph proves" in session.explain()
+        assert "cut into runs of 4, over the cores in parallel, because the ONNX's graph proves" in session.explain()
 
 
 @pytest.mark.parametrize("name", [*DEPENDENT, *INDEPENDENT])

@@ -93,4 +93,4 @@ def _of_batches(executor: Executor, split: Splitting) -> str:
     how = "over the cores in parallel" if len(dispatch.lanes) > 1 else f"by {dispatch.contexts} contexts in turn"
     if dispatch.contexts == 1:
         how = "one after the other"
-    return f"batch:     any number of samples, cut into runs of {lengths} {how}, because {split.reason}"
+    return f"batch:     any number of samples, cut into runs of {lengths}, {how}, because {split.reason}"

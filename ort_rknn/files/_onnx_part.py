@@ -13,7 +13,8 @@ _FIELD_LIMIT = 8_000_000
 _ITEM_LIMIT = 1 << 18
 _DEPTH_LIMIT = 32
 
-_IR_VERSION, _GRAPH, _OPSET_IMPORT = 1, 7, 8
+_IR_VERSION, _GRAPH, _OPSET_IMPORT, _FUNCTIONS = 1, 7, 8, 25
+_FUNCTION_DOMAIN = 10
 _GRAPH_NODE, _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 2, 5, 11, 12, 15
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
 _ATTRIBUTE_G, _ATTRIBUTE_GRAPHS = 6, 11
@@ -57,6 +58,8 @@ class Nodes:
     outputs: dict[str, Span] = field(default_factory=dict)
     ir_version: int = 0
     opsets: list[Span] = field(default_factory=list)
+    replaces_operators: bool = False
+    """Whether a function of the model has the standard domain."""
 
     def cut(self, nodes: Sequence[Node], outputs: Sequence[str]) -> bytes:
         """The ONNX model that has these nodes (in the file's order), what they read, and ``outputs``."""
@@ -90,6 +93,12 @@ def read_nodes(data: Data) -> Nodes:
             found.ir_version = first
         elif kind == BYTES and number == _OPSET_IMPORT:
             found.opsets.append((first, last))
+        elif kind == BYTES and number == _FUNCTIONS:
+            parts = reader.fields(first, last)
+            domains = [
+                reader.text(start, end) for part, k, start, end in parts if part == _FUNCTION_DOMAIN and k == BYTES
+            ]
+            found.replaces_operators |= (domains or [""])[-1] in ("", "ai.onnx")
         elif kind == BYTES and number == _GRAPH:
             _read_graph(reader, first, last, found, fed)
     found.inputs = {value.name: (value, span) for value, span in fed if value.name not in found.initializers}

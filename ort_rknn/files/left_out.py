@@ -61,6 +61,11 @@ def _compare(graph: Nodes, inputs: Sequence[str], outputs: Sequence[str]) -> Lef
                 f"the compiled model has the {what}s {list(have)}, the ONNX has {list(declared)}; "
                 "it was compiled from another model: convert it again"
             )
+    if graph.replaces_operators:
+        raise Disagreement(
+            f"the compiled model has the inputs {list(inputs)} and outputs {list(outputs)}, the ONNX has more, and it "
+            "replaces standard operators by functions of its own, so what depends on what is not known"
+        )
     flow = _Flow(graph)
     fixed = all(value.dims is not None and all(isinstance(d, int) for d in value.dims) for value, _ in _values(graph))
     constants, copies = [], {}
