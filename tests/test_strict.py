@@ -201,6 +201,18 @@ def test_keywords_that_belong_elsewhere(keywords, text):
             ort.InferenceSession(MODEL, providers=providers, **keywords)
 
 
+@pytest.mark.parametrize("keywords", [{"nonsense": 3}, {"device_id": 0}, {"schedule": [0]}])
+def test_keywords_of_a_program_that_is_not_changed(keywords, caplog):
+    """onnxruntime ignores them."""
+    with ort.swapped("prefer"):
+        import onnxruntime as swapped
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FallbackWarning)
+            assert swapped.InferenceSession(MODEL, providers=[CPU], **keywords).get_providers() == [CPU]
+    assert f"takes no argument {next(iter(keywords))!r}; it is ignored" in caplog.text
+
+
 @pytest.mark.parametrize(
     "keywords",
     [

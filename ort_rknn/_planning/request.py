@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,8 @@ from typing import Any, Literal
 
 from .._errors import OptionError, did_you_mean
 from .._options import ALIASES, PROVIDER, Options, is_option, option_names, read_options, switched_on
+
+log = logging.getLogger("ort_rknn")
 
 OUR_NAMES = frozenset((PROVIDER, *ALIASES))
 _CPU = "CPUExecutionProvider"
@@ -107,10 +110,14 @@ def _over_defaults(given: Mapping[str, object] | None) -> Mapping[str, object] |
 def check_keywords(kwargs: Mapping[str, Any], known: Collection[object]) -> None:
     """Raise OptionError for a keyword argument of the session that is not among ``known``, saying where it belongs.
 
-    onnxruntime ignores keywords that it does not know.
+    onnxruntime ignores keywords that it does not know. Under the import swap they are logged and ignored too: a program
+    that knows onnxruntime only must not fail because of us.
     """
     for name, value in kwargs.items():
         if name in known:
+            continue
+        if _defaults.unchanged:
+            log.warning("InferenceSession() takes no argument %r; it is ignored, as onnxruntime does", name)
             continue
         if is_option(name):
             raise OptionError(
