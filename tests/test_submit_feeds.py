@@ -188,7 +188,7 @@ def test_results_share_nothing_with_buffers(tmp_path, way):
 
 
 def test_inputs_of_other_kinds(tmp_path):
-    """Strings, and what is no feed at all: run() says so, not the copy."""
+    """Strings, and values that are none: run() says so, not the copy. What is no feed at all is a TypeError at once."""
     s, t = (helper.make_tensor_value_info(n, TensorProto.STRING, [2]) for n in "st")
     graph = helper.make_graph([helper.make_node("Identity", ["s"], ["t"])], "g", [s], [t])
     onnx.save(
@@ -199,7 +199,10 @@ def test_inputs_of_other_kinds(tmp_path):
         future = made.submit(None, {"s": words})
         words[:] = "x"
         assert future.result(10)[0].tolist() == ["a", "b"]
-        for wrong in ({}, {"s": object()}, {"s": None}, [1], None, np.zeros(2)):
+        for wrong in ([1], None, np.zeros(2)):
+            with pytest.raises(TypeError, match="input_feed is a dict"):
+                made.submit(None, wrong)
+        for wrong in ({}, {"s": object()}, {"s": None}):
             with pytest.raises(Exception) as directly:
                 made.run(None, wrong)
             assert isinstance(made.submit(None, wrong).exception(10), directly.type)

@@ -5,7 +5,6 @@ import io
 import pytest
 from ez_async_models import CONV, DEVICE, MODELS, X, fresh_npu, make, runs
 
-import ort_rknn
 import ort_rknn_ez_async as ez
 
 npu = pytest.fixture(fresh_npu, autouse=True)
@@ -176,5 +175,5 @@ def test_the_runtime_library_of_the_environment(npu, monkeypatch):
         session.run(None, X)
     assert len(runs(npu)) == 1
     monkeypatch.setenv("ZTU_RKNPU2_RUNTIME_LIBRARY", "/nope/librknnrt.so")
-    with pytest.warns(ort_rknn.FallbackWarning, match="/nope/librknnrt.so"):
-        assert ez.InferenceSession(CONV).get_providers() == ["CPUExecutionProvider"]
+    with pytest.raises(RuntimeError, match=r"runtime_library='/nope/librknnrt\.so': there is no such file"):
+        ez.InferenceSession(CONV)
