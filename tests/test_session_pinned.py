@@ -98,6 +98,21 @@ def test_a_shape_that_was_not_compiled(folder, external, after):
     assert open_models(folder) == 0
 
 
+@pytest.mark.parametrize("after", [gone, replaced])
+def test_external_data_of_a_model_in_memory(folder, after):
+    """It lies in a folder that the SessionOptions name."""
+    path = put(folder, external=True)
+    shutil.copy(folder / "m.rknn", folder.parent / "m.rknn")
+    so = ort.SessionOptions()
+    so.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    options = {**VIRTUAL, "on_missing_shape": "cpu", "rknn_model": str(folder.parent / "m.rknn")}
+    with ort.InferenceSession(path.read_bytes(), so, provider_options=options) as session:
+        after(folder)
+        for shape in ((1, 3, 20, 12), (1, 3, 32, 32)):
+            data = feed(*shape)
+            assert np.abs(session.run(None, data)[0] - on_cpu(data)).max() < 1e-2
+
+
 @pytest.mark.parametrize("name", ["m.onnx", "m.bin"])
 def test_a_model_that_is_rewritten_in_place_is_an_error(folder, name):
     """Never another model's numbers."""
@@ -124,12 +139,14 @@ def test_other_providers_later(folder, external, after):
     data = feed(1, 3, 32, 32)
     with ort.InferenceSession("m.onnx", provider_options=VIRTUAL) as session:
         after(folder)
+        assert np.abs(session.run(None, data)[0] - on_cpu(data)).max() < 1e-2
         for _ in range(2):
             session.set_providers([CPU])
             assert session.get_providers() == [CPU]
             assert np.array_equal(session.run(None, data)[0], on_cpu(data))
             session.set_providers([NPU], [{**VIRTUAL, "on_missing_shape": "cpu"}])
             assert session.get_providers()[0] == NPU
+            assert np.abs(session.run(None, data)[0] - on_cpu(data)).max() < 1e-2
             other = feed(1, 3, 20, 12)
             assert np.array_equal(session.run(None, other)[0], on_cpu(other))
         assert session._model_path == "m.onnx"

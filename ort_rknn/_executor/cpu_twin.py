@@ -25,7 +25,9 @@ class CpuTwin:
     """A plain onnxruntime session on the ONNX, made at the first call that needs it. Thread safe.
 
     The ONNX and its external data are held open until then: most sessions never meet a shape that was not compiled, so
-    their weights are not loaded twice, and one that does computes with the model that it was made from.
+    their weights are not loaded twice, and one that does computes with the model that it was made from. The external
+    data of an ONNX in memory lies where the SessionOptions say, which only onnxruntime knows: then the session is made
+    at once.
     ``cpu_session`` makes the session. Raises Fail where the ONNX cannot be opened.
     """
 
@@ -39,6 +41,8 @@ class CpuTwin:
         self._session: Any = None
         self._making = threading.Lock()
         self.runs = 0
+        if isinstance(onnx, bytes) and read_onnx(onnx).external_data:
+            self._session = self._load()
 
     def run(self, signature: Signature, shapes: Sequence[Shape], inputs: Sequence[int]) -> list[NDArray[np.generic]]:
         """Run on the buffers at ``inputs`` (addresses, signature's order, dtypes and layouts).
