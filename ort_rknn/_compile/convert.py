@@ -1,4 +1,4 @@
-"""Converting a whole model: prepare it, build it for each SoC, read back what came out, put it beside the ONNX."""
+"""From an ONNX to compiled models beside it: prepare it, build it for each SoC, whole or in parts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ..files import Origin, read_onnx, read_rknn
-from .converter import BuildSpec, Built, ConversionError, Converter
+from .converter import BuildSpec, ConversionError, Converter
+from .observe import Observed
+from .opset import OpsetError
+from .partition import GraphPart
+from .parts import build_in_parts
+from .place import place_parts, place_whole
 from .prepare import Prepared, prepare
-from .report import Part, Report
+from .report import Compiled, Part, Report, fates_of
 from .shapes import CompiledShapes, compiled_shapes
 from .toolkit import Toolkit, find_toolkit
 
@@ -45,11 +50,12 @@ def convert(
     toolkit: Toolkit | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Compile ``model`` for each target. Returns what was made; nothing half-written is left when it raises.
+    """Compile ``model`` for each target: whole where the toolkit takes it, else in parts.
 
-    ``progress`` is told each step, a line each. Raises ToolkitError where there is no toolkit, ShapeError for shapes
-    that are missing or wrong, PrepareError for an ONNX that the toolkit cannot be given, ConversionError where it
-    refuses, OnnxFileError and OSError for a file that cannot be read or written.
+    Returns what was made; nothing half-written is left when it raises. ``progress`` is told each step, a line each.
+    Raises ToolkitError where there is no toolkit, ShapeError for shapes that are missing or wrong, PrepareError for
+    options that do not fit the ONNX, ConversionError where nothing of it can be compiled, OnnxFileError and OSError for
+    a file that cannot be read or written.
     """
     path = os.path.abspath(os.fspath(model))
     toolkit = toolkit or find_toolkit()
@@ -57,40 +63,120 @@ def convert(
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{Path(path).stem}.convert.log"
     log.unlink(missing_ok=True)
-    parts: list[Part] = []
     with tempfile.TemporaryDirectory(prefix="ort_rknn-prepare-") as scratch:
         progress("reading the ONNX")
-        prepared = prepare(path, scratch, freeze=options.freeze)
-        shapes = compiled_shapes(prepared.signature, options.shapes)
+        source, refusal = _prepare(path, scratch, options)
+        shapes = compiled_shapes(source.signature, options.shapes)
         progress("starting the toolkit")
         with Converter(toolkit, log) as converter:
-            for target in options.targets:
-                progress(f"compiling for {target}")
-                started = time.monotonic()
-                built = converter.build(_spec(path, prepared, shapes, target, options, toolkit))
-                seconds = time.monotonic() - started
-                placed = _place(built, folder, Path(path).stem, target)
-                parts.append(Part(str(placed), target, built.file.size, seconds, built.log.layers, read_rknn(placed)))
+            job = _Job(path, folder, options, source, shapes, refusal, converter, progress)
+            compiled = tuple(job.compile(target) for target in options.targets)
     if options.out is not None:
         _copy_onnx(path, folder)
-    return Report(path, tuple(parts), (*prepared.notes, *shapes.notes), str(log), toolkit.version)
+    return Report(path, compiled, (*source.notes, *shapes.notes), str(log), toolkit.version)
 
 
-def _spec(
-    path: str, prepared: Prepared, shapes: CompiledShapes, target: str, options: ConvertOptions, toolkit: Toolkit
-) -> BuildSpec:
-    first = shapes.sets[0]
-    inputs = len(first)
-    return BuildSpec(
-        model=prepared.path,
-        target=target,
-        inputs=first,
-        shape_sets=tuple(tuple(group.values()) for group in shapes.sets) if len(shapes.sets) > 1 else (),
-        mean=_per_input(options.mean, inputs, "mean"),
-        std=_per_input(options.std, inputs, "std"),
-        batch=options.batch,
-        custom_string=Origin.of(path, toolkit=toolkit.version).to_custom_string(),
-    )
+def _prepare(path: str, scratch: str, options: ConvertOptions) -> tuple[Prepared, ConversionError | None]:
+    """What the toolkit gets as a whole, and why it cannot have that: parts of the user's own graph may do."""
+    try:
+        return prepare(path, scratch, freeze=options.freeze), None
+    except OpsetError as error:
+        frozen = prepare(path, scratch, freeze=options.freeze, lower=False)
+        return frozen, ConversionError(f"{os.path.basename(path)}: {error}", operators=[(error.node, error.operator)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One conversion: what is the same for every target."""
+
+    path: str
+    folder: Path
+    options: ConvertOptions
+    source: Prepared
+    shapes: CompiledShapes
+    refusal: ConversionError | None
+    converter: Converter
+    progress: Callable[[str], None]
+
+    @property
+    def stem(self) -> str:
+        return Path(self.path).stem
+
+    def compile(self, target: str) -> Compiled:
+        """Whole, else in parts."""
+        started = time.monotonic()
+        refusal = self.refusal
+        if refusal is None:
+            try:
+                self.progress(f"compiling for {target}")
+                return self._whole(target, started)
+            except ConversionError as error:
+                if not error.log:  # not the toolkit's refusal, but an option that does not fit
+                    raise
+                refusal = error
+        if len(self.shapes.sets) > 1 or self.options.batch is not None:
+            what = "several shape sets" if len(self.shapes.sets) > 1 else "a batch"
+            raise ConversionError(f"{refusal} In parts, which might do, {what} cannot be compiled.", log=refusal.log)
+        self.progress(f"not as a whole: {refusal}")
+        return self._in_parts(target, refusal, started)
+
+    def _whole(self, target: str, started: float) -> Compiled:
+        first = self.shapes.sets[0]
+        sets = self.shapes.sets
+        built = self.converter.build(
+            BuildSpec(
+                model=self.source.path,
+                target=target,
+                inputs=first,
+                shape_sets=tuple(tuple(group.values()) for group in sets) if len(sets) > 1 else (),
+                mean=_per_input(self.options.mean, len(first), "mean"),
+                std=_per_input(self.options.std, len(first), "std"),
+                batch=self.options.batch,
+                custom_string=self._origin(),
+            )
+        )
+        placed = place_whole(built.path, self.folder, self.stem, target)
+        part = Part(str(placed), built.file.size, built.log.layers, read_rknn(placed))
+        return Compiled(target, str(placed), (part,), time.monotonic() - started)
+
+    def _in_parts(self, target: str, refusal: ConversionError, started: float) -> Compiled:
+        made = build_in_parts(
+            self.converter,
+            self.source.path,
+            self.shapes.sets[0],
+            target,
+            first=refusal,
+            spec=lambda path, part, observed: self._part_spec(path, part, observed, target),
+            progress=self.progress,
+        )
+        placed, paths = place_parts(
+            made, self.folder, self.path, target, self.converter.toolkit.version, free=self._has_free_axes()
+        )
+        parts = tuple(
+            Part(str(path), each.built.file.size, each.built.log.layers, read_rknn(path))
+            for path, each in zip(paths, made.built)
+        )
+        return Compiled(target, str(placed), parts, time.monotonic() - started, fates_of(made), str(refusal))
+
+    def _part_spec(self, path: str, part: GraphPart, observed: Observed, target: str) -> BuildSpec:
+        inputs = {name: observed.shapes[name] for name in part.inputs}
+        named = list(self.shapes.sets[0])
+        sides = []
+        for values, name, neutral in ((self.options.mean, "mean", 0.0), (self.options.std, "std", 1.0)):
+            given = _per_input(values, len(named), name)
+            channels = [shape[1] if len(shape) == 4 else 1 for shape in inputs.values()]
+            side = [
+                given[named.index(tensor)] if given and tensor in named else (neutral,) * n
+                for tensor, n in zip(inputs, channels)
+            ]
+            sides.append(side if given else None)
+        return BuildSpec(path, target, inputs, mean=sides[0], std=sides[1], custom_string=self._origin())
+
+    def _origin(self) -> str:
+        return Origin.of(self.path, toolkit=self.converter.toolkit.version).to_custom_string()
+
+    def _has_free_axes(self) -> bool:
+        return any(not isinstance(dim, int) for value in self.source.signature.inputs for dim in (value.dims or ("?",)))
 
 
 def _per_input(values: Sequence[tuple[float, ...]], inputs: int, name: str) -> list[tuple[float, ...]] | None:
@@ -101,23 +187,6 @@ def _per_input(values: Sequence[tuple[float, ...]], inputs: int, name: str) -> l
     if len(values) != inputs:
         raise ConversionError(f"{name}: expected one for all inputs or one for each of the {inputs}; got {len(values)}")
     return list(values)
-
-
-def _place(built: Built, folder: Path, stem: str, target: str) -> Path:
-    """Move the compiled model to its name in one step, so that no session ever sees half of it."""
-    place = folder / f"{stem}.{target}.rknn"
-    descriptor, fresh = tempfile.mkstemp(prefix=f".{place.name}.", dir=folder)
-    try:
-        with open(built.path, "rb") as source, os.fdopen(descriptor, "wb") as target_file:
-            shutil.copyfileobj(source, target_file, 1 << 20)
-            target_file.flush()
-            os.fsync(target_file.fileno())
-        os.chmod(fresh, 0o644)
-        os.replace(fresh, place)
-    except BaseException:
-        Path(fresh).unlink(missing_ok=True)
-        raise
-    return place
 
 
 def _copy_onnx(path: str, folder: Path) -> None:

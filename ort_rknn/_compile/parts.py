@@ -48,7 +48,7 @@ def build_in_parts(
     target: str,
     *,
     first: ConversionError | None = None,
-    spec: Callable[[str, GraphPart], BuildSpec],
+    spec: Callable[[str, GraphPart, Observed], BuildSpec],
     progress: Callable[[str], None] = lambda text: None,
 ) -> InParts:
     """Divide the ONNX at ``path`` and build every part. ``first``: why the whole was refused.
@@ -91,7 +91,7 @@ def _build_one(
     part: GraphPart,
     observed: Observed,
     folder: str,
-    spec: Callable[[str, GraphPart], BuildSpec],
+    spec: Callable[[str, GraphPart, Observed], BuildSpec],
 ) -> BuiltPart:
     cut = extract(model, part.inputs, part.outputs, observed)
     lower_opset(cut, NEWEST_OPSET)
@@ -102,7 +102,7 @@ def _build_one(
         for entry in tensor.external_data:
             if entry.key == "location" and not (place.parent / entry.value).exists():
                 link(Path(folder) / entry.value, place.parent / entry.value)
-    return BuiltPart(part, converter.build(spec(str(place), part)))
+    return BuiltPart(part, converter.build(spec(str(place), part, observed)))
 
 
 def blame(

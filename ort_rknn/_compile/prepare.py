@@ -36,12 +36,12 @@ class Prepared:
     notes: tuple[str, ...] = field(default=())
 
 
-def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None) -> Prepared:
+def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, lower: bool = True) -> Prepared:
     """The model at ``path`` in a form that the toolkit reads; a copy, where one is needed, goes to ``folder``.
 
-    ``freeze``: inputs that become constants, with their values. Raises PrepareError for a node that cannot be brought
-    to the toolkit's opset or a value that does not fit its input, and where the package ``onnx`` is needed and is not
-    installed.
+    ``freeze``: inputs that become constants, with their values. ``lower``: bring the opset down. Raises OpsetError for
+    a node that has no form in the toolkit's opset, PrepareError for a value that does not fit its input, and where the
+    package ``onnx`` is needed and is not installed.
     """
     freeze = freeze or {}
     signature = read_onnx(path)
@@ -50,7 +50,7 @@ def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None) 
     if unknown:
         raise PrepareError(f"the model has no input {unknown[0]!r} to freeze; its inputs are {', '.join(names)}")
     opset = signature.opsets.get("", 0)
-    if not freeze and signature.ir_version <= NEWEST_IR and opset <= NEWEST_OPSET:
+    if not freeze and (not lower or (signature.ir_version <= NEWEST_IR and opset <= NEWEST_OPSET)):
         return Prepared(path, signature)
     try:
         import onnx
@@ -60,7 +60,7 @@ def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None) 
             "pip install 'ort-rknn[convert]'"
         ) from error
     model = onnx.load(path, load_external_data=False)
-    notes = _rewrite(model, freeze)
+    notes = _rewrite(model, freeze, lower)
     place = Path(folder) / os.path.basename(path)
     onnx.save(model, place)
     for name in signature.external_data:
@@ -68,9 +68,9 @@ def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None) 
     return Prepared(str(place), read_onnx(place), tuple(notes))
 
 
-def _rewrite(model: Any, freeze: Mapping[str, Any]) -> list[str]:
+def _rewrite(model: Any, freeze: Mapping[str, Any], lower: bool) -> list[str]:
     from .freeze import freeze_inputs
-    from .opset import OpsetError, lower_opset
+    from .opset import lower_opset
 
     notes = []
     if model.functions:
@@ -83,9 +83,9 @@ def _rewrite(model: Any, freeze: Mapping[str, Any]) -> list[str]:
             freeze_inputs(model, freeze)
             notes += [f"input {name!r} is the constant {value!r}" for name, value in freeze.items()]
         before = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
-        if lower_opset(model, NEWEST_OPSET):
+        if lower and lower_opset(model, NEWEST_OPSET):
             notes.append(f"opset {before} was brought down to {NEWEST_OPSET}; every node means the same in both")
-    except (OpsetError, ValueError) as error:
+    except ValueError as error:
         raise PrepareError(str(error)) from error
     model.ir_version = min(model.ir_version, NEWEST_IR)
     return notes

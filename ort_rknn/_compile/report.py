@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..files import RknnFile
 from .layers import Layer
+from .parts import InParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +18,8 @@ class Part:
     """One compiled model."""
 
     path: str
-    target: str
     size: int
     """In bytes."""
-    seconds: float
-    """How long the toolkit took."""
     layers: tuple[Layer, ...]
     """What it consists of; empty where the toolkit's log did not tell."""
     file: RknnFile
@@ -33,11 +31,79 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Fate:
+    """Where a node of the ONNX runs in a model in parts."""
+
+    node: str
+    """Its name, else that of its first output."""
+    operator: str
+    where: str
+    """"part0" ..., "CPU", or "constant": no data decide it at the compiled shapes."""
+    reason: str = ""
+    """Why it is on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What was made for one target."""
+
+    target: str
+    path: str
+    """What a session finds: the compiled model, or the model in parts."""
+    parts: tuple[Part, ...]
+    seconds: float
+    fates: tuple[Fate, ...] = ()
+    """For a model in parts: every node. () for a whole one, which is all on the NPU's runtime."""
+    refusal: str = ""
+    """For a model in parts: why the toolkit refused the whole."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model is one compiled model."""
+        return not self.fates
+
+    def lines(self) -> Iterator[str]:
+        """As text."""
+        size = sum(part.size for part in self.parts)
+        yield f"{os.path.basename(self.path)}: for {self.target}, {size:,} bytes, {self.seconds:.1f} s"
+        if not self.whole:
+            on_npu = sum(fate.where.startswith("part") for fate in self.fates)
+            yield f"  {len(self.fates)} nodes, {on_npu} on the NPU, in {len(self.parts)} parts"
+            yield f"  not as a whole: {self.refusal}"
+        for part in self.parts:
+            kinds = Counter(layer.op_type for layer in part.layers)
+            listed = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(6))
+            name = "" if self.whole else f"{os.path.basename(part.path)}: {part.size:,} bytes, "
+            yield f"  {name}{len(part.layers)} layers, {len(part.layers) - len(part.on_cpu)} on the NPU: {listed}"
+            for layer in part.on_cpu:
+                yield f"  inside the runtime, on the CPU: {layer.name}"
+        for fate in self.fates:
+            if fate.where == "CPU":
+                yield f"  on the CPU: {fate.operator} {fate.node!r}: {fate.reason}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        parts = [
+            {"path": part.path, "size": part.size, "layers": [asdict(layer) for layer in part.layers]}
+            for part in self.parts
+        ]
+        return {
+            "target": self.target,
+            "path": self.path,
+            "whole": self.whole,
+            "seconds": round(self.seconds, 3),
+            "parts": parts,
+            "nodes": [asdict(fate) for fate in self.fates],
+            "refusal": self.refusal,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a conversion made."""
 
     model: str
-    parts: tuple[Part, ...]
+    compiled: tuple[Compiled, ...]
     notes: tuple[str, ...]
     log: str
     """Path of the toolkit's own output."""
@@ -46,15 +112,8 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
-        for part in self.parts:
-            kinds = Counter(layer.op_type for layer in part.layers)
-            yield f"{os.path.basename(part.path)}: for {part.target}, {part.size:,} bytes, {part.seconds:.1f} s"
-            if part.layers:
-                on_npu = len(part.layers) - len(part.on_cpu)
-                listed = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(6))
-                yield f"  {len(part.layers)} layers, {on_npu} on the NPU: {listed}"
-            for layer in part.on_cpu:
-                yield f"  inside the runtime, on the CPU: {layer.name}"
+        for one in self.compiled:
+            yield from one.lines()
         for note in self.notes:
             yield f"note: {note}"
         yield f"the toolkit's output: {self.log}"
@@ -66,17 +125,16 @@ class Report:
             "toolkit": self.toolkit,
             "log": self.log,
             "notes": list(self.notes),
-            "parts": [
-                {
-                    "path": part.path,
-                    "target": part.target,
-                    "size": part.size,
-                    "seconds": round(part.seconds, 3),
-                    "layers": [
-                        {"type": x.op_type, "dtype": x.dtype, "target": x.target, "name": x.name, "cycles": x.cycles}
-                        for x in part.layers
-                    ],
-                }
-                for part in self.parts
-            ],
+            "compiled": [one.as_json() for one in self.compiled],
         }
+
+
+def fates_of(made: InParts) -> tuple[Fate, ...]:
+    """Where each node of a model in parts runs."""
+    where = {index: f"part{number}" for number, each in enumerate(made.built) for index in each.part.nodes}
+    fates = []
+    for index, node in enumerate(made.model.graph.node):
+        name = node.name or next(filter(None, node.output), "")
+        place = where.get(index) or ("CPU" if index in made.partition.on_cpu else "constant")
+        fates.append(Fate(name, node.op_type, place, made.partition.on_cpu.get(index, "")))
+    return tuple(fates)

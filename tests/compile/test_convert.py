@@ -39,7 +39,7 @@ def test_to_a_folder_of_its_own_with_the_onnx(cli, toolkit, conv, tmp_path):
     folder = tmp_path / "board"
     code, out, _ = cli("convert", conv, "--target", "rk3588", "-o", folder, "--json", "--toolkit", toolkit.python)
     report = json.loads(out)
-    assert (code, report["toolkit"], report["parts"][0]["target"]) == (0, "2.5.0", "rk3588")
+    assert (code, report["toolkit"], report["compiled"][0]["target"]) == (0, "2.5.0", "rk3588")
     assert sorted(os.listdir(folder)) == ["conv.convert.log", "conv.onnx", "conv.rk3588.rknn"]
 
 

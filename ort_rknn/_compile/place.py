@@ -1,0 +1,123 @@
+"""Puts what was compiled beside its ONNX: a session sees the older result or the new one, never half of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import onnx
+from onnx import external_data_helper
+
+from .parts import InParts
+from .write import CompiledPart, context_model
+
+#: What stays on the CPU keeps its weights inside the model up to this size in bytes.
+_INLINE = 64 << 20
+
+
+def place_whole(built: str, folder: Path, stem: str, target: str) -> Path:
+    """The compiled model ``built`` as ``<stem>.<target>.rknn``. A result in parts that lies there goes."""
+    place = folder / f"{stem}.{target}.rknn"
+    _put(place, lambda file: _copy(built, file))
+    _remove(folder / f"{stem}.{target}_ctx.onnx")
+    shutil.rmtree(folder / f"{stem}.{target}_parts", ignore_errors=True)
+    return place
+
+
+def place_parts(
+    made: InParts, folder: Path, original: str, target: str, toolkit: str, *, free: bool
+) -> tuple[Path, list[Path]]:
+    """The model in parts as ``<stem>.<target>_ctx.onnx``, its parts in ``<stem>.<target>_parts/``.
+
+    A part's file is named by its contents, so that an older model in parts keeps working until it is replaced. A whole
+    result that lies there goes. Returns the model's path and those of the parts.
+    """
+    stem = Path(original).stem
+    parts_folder = folder / f"{stem}.{target}_parts"
+    parts_folder.mkdir(exist_ok=True)
+    paths: list[Path] = []
+    compiled: list[CompiledPart] = []
+    for number, each in enumerate(made.built):
+        name = f"part{number}"
+        place = parts_folder / f"{name}-{_digest(each.built.path)[:12]}.rknn"
+        if not place.exists():
+            _put(place, lambda file, source=each.built.path: _copy(source, file))  # type: ignore[misc]
+        paths.append(place)
+        compiled.append(CompiledPart(each.part, name, f"{parts_folder.name}/{place.name}"))
+    model = context_model(
+        made.model, compiled, made.observed, onnx_name=Path(original).name, soc=target, toolkit=toolkit, free=free
+    )
+    weights = _own_weights(model, os.path.dirname(original), parts_folder)
+    place = folder / f"{stem}.{target}_ctx.onnx"
+    _put(place, lambda file: _write(file, model.SerializeToString()))
+    _remove(folder / f"{stem}.{target}.rknn")
+    for path in parts_folder.iterdir():
+        if path not in paths and path != weights:
+            _remove(path)
+    return place, paths
+
+
+def _own_weights(model: onnx.ModelProto, folder: str, parts_folder: Path) -> Path | None:
+    """Take the weights that stay on the CPU into the model or, where they are large, into a data file of their own, so
+    that the original's data files are not needed. Returns that file."""
+    for tensor in model.graph.initializer:
+        if external_data_helper.uses_external_data(tensor):
+            external_data_helper.load_external_data_for_tensor(tensor, folder)
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    raw = [t for t in model.graph.initializer if t.HasField("raw_data") and len(t.raw_data) > 1024]
+    if sum(len(t.raw_data) for t in raw) <= _INLINE:
+        return None
+    digest = hashlib.sha256()
+    for tensor in raw:
+        digest.update(tensor.raw_data)
+    place = parts_folder / f"weights-{digest.hexdigest()[:12]}.bin"
+    _put(place, lambda file: [file.write(t.raw_data) for t in raw])
+    offset = 0
+    for tensor in raw:
+        length = len(tensor.raw_data)
+        external_data_helper.set_external_data(tensor, f"{parts_folder.name}/{place.name}", offset, length)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        offset += length
+    return place
+
+
+def _put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    descriptor, fresh = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(fresh, 0o644)
+        os.replace(fresh, place)
+    except BaseException:
+        _remove(Path(fresh))
+        raise
+
+
+def _copy(source: str, file: IO[bytes]) -> None:
+    with open(source, "rb") as opened:
+        shutil.copyfileobj(opened, file, 1 << 20)
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    file.write(data)
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
