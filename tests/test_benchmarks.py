@@ -15,7 +15,16 @@ SCRIPTS = sorted(
 
 
 def test_every_benchmark_is_known():
-    assert SCRIPTS == ["callers", "cpu_overhead", "idle_sessions", "import_time", "latency", "memory", "scaling"]
+    assert SCRIPTS == [
+        "callers",
+        "cpu_overhead",
+        "idle_sessions",
+        "import_time",
+        "keeping_busy",
+        "latency",
+        "memory",
+        "scaling",
+    ]
 
 
 @pytest.mark.wall_clock

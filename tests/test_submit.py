@@ -133,7 +133,7 @@ def test_a_stream_goes_on_over_set_providers_and_is_told_of_close(npu, monkeypat
     assert all(np.allclose(next(results)[0], first, atol=0.05) for _ in range(10))
     made.close()
     with pytest.raises(RuntimeException, match="the session was closed"):
-        list(itertools.islice(results, 10))
+        list(itertools.islice(results, 100))
 
 
 def test_set_providers_disturbs_nobody(npu):
@@ -236,7 +236,9 @@ def test_awaiting_takes_no_thread_of_the_loop_and_keeps_the_order(npu):
             assert threading.active_count() <= threads + 4
 
         asyncio.run(main())
-        assert order == [k for k in range(12) if k != 5]
+        assert sorted(order) == [k for k in range(12) if k != 5]
+        # One runs and one waits for the core, on threads of their own: these two may change places.
+        assert all(abs(order[k] - (k + (k >= 5))) <= 1 for k in range(11)), order
         assert made.submit(None, FEEDS[0]).result(10)
 
 
@@ -321,16 +323,19 @@ def test_map_without_a_depth_takes_no_more_than_it_needs(npu):
         results = made.map(camera())
         next(results)
         assert len(taken) <= 12
-        list(itertools.islice(results, 20))
+        for k in range(20):
+            next(results)
+            time.sleep(0.003)  # a slow consumer: nothing is taken for stock
+            assert len(taken) <= k + 2 + 12
         results.close()
-        # Where one core stands still, 64 calls a core at most.
+        # Where one core stands still, 64 calls at most.
         npu.core_factor(0, 2_000)
         taken.clear()
         results = made.map(camera())
-        beginner = threading.Thread(target=lambda: next(results, None))
+        beginner = threading.Thread(target=lambda: list(itertools.islice(results, 3)))
         beginner.start()
         time.sleep(1)
-        assert 20 < len(taken) <= 3 * 64
+        assert 20 < len(taken) <= 3 + 64
         npu.core_factor(0, 1)
         beginner.join()
         results.close()

@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
+from .places import Place
 from .submitter import Ended, Started, Submitter, Task
 
 Item = TypeVar("Item")
@@ -26,20 +27,27 @@ class Prepared(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """What it holds in memory of its own."""
+        """Bytes of memory that it holds."""
         ...
 
 
-class _Entry(Generic[T]):
-    """An item that was taken: it waits, runs, or has its result."""
+class _Call(Started[T]):
+    """A call for an item that was taken: it waits, runs, or has its result."""
 
-    __slots__ = ("call", "feed", "held", "lane")
+    __slots__ = ("begun", "held", "known")
 
-    def __init__(self, feed: Prepared) -> None:
-        self.feed: Prepared | None = feed
-        self.call: Started[T] | None = None
+    def __init__(
+        self, function: Callable[[Any], T], feed: Prepared, task: Task, over: Callable[[Started[T]], None]
+    ) -> None:
+        super().__init__(function, (feed,), _NOWHERE, task, over)
         self.held = feed.nbytes
-        self.lane = 0
+        self.begun = False
+        self.known = True
+        """Counted among the calls of its lane."""
+
+
+#: No place: of calls that were not started.
+_NOWHERE: Place = []
 
 
 def in_order(
@@ -77,12 +85,12 @@ class _Stream(Generic[Item, T]):
         self._prepare = prepare
         self._items: Iterator[Item] | None = items
         self._depth = depth
-        self._entries: deque[_Entry[T]] = deque()  # oldest first
-        self._flying: dict[Started[T], _Entry[T]] = {}
-        self._news: SimpleQueue[Started[T]] = SimpleQueue()
+        self._calls: deque[_Call[T]] = deque()  # oldest first
+        self._news: SimpleQueue[Any] = SimpleQueue()  # calls that have ended
         self._held = 0
+        self._flying = 0
         self._submitter: Submitter | None = None
-        self._waiting: list[deque[tuple[_Entry[T], Task]]] = []  # for a place, by lane
+        self._waiting: list[deque[_Call[T]]] = []  # for a place, by lane
         self._busy: list[int] = []  # calls in flight, by lane
         self._most: list[int] = []
         self._enough = 0
@@ -94,24 +102,24 @@ class _Stream(Generic[Item, T]):
         submitter = self._submitters()
         if submitter is not self._submitter:  # the first one, or the session has got others
             self._adopt(submitter)
-        while self._start_next() or (self._hungry() and self._take()):
+        while self._start_waiting() or (self._hungry() and self._take()):
             pass
-        return bool(self._entries)
+        return bool(self._calls)
 
     def oldest(self) -> T:
         """Wait for the oldest call; its result, or raise its error."""
-        entry = self._entries[0]
-        while entry.call is None or not entry.call.ended:
+        call = self._calls[0]
+        while not call.ended:
             self._note(self._news.get())
-            self.fill()
-        self._entries.popleft()
-        self._held -= entry.held
-        return entry.call.result()
+            if not call.ended:
+                self.fill()
+        self._calls.popleft()
+        self._held -= call.held
+        return call.result()
 
     def stop(self) -> None:
         """Drop what has not begun and wait for what runs."""
-        calls = [entry.call for entry in self._entries if entry.call is not None]
-        running = [call for call in calls if not call.cancel()]
+        running = [call for call in self._calls if call.begun and not call.cancel()]
         for call in running:
             try:
                 call.exception()
@@ -119,47 +127,51 @@ class _Stream(Generic[Item, T]):
                 pass
 
     def _adopt(self, submitter: Submitter) -> None:
-        before = sorted((w for lane in self._waiting for w in lane), key=lambda w: self._entries.index(w[0]))
+        """The first submitter, or the next one, where the session has got other providers."""
         self._submitter = submitter
         self._busy = [0] * len(submitter.workers)
         self._most = [self._depth or count + 1 for count in submitter.workers]
         self._enough = sum(self._most)
         self._waiting = [deque() for _ in submitter.workers]
-        for entry in self._flying.values():
-            entry.lane = -1  # runs elsewhere
-        for entry, _ in before:
-            self._wait(entry, submitter.task())
-
-    def _wait(self, entry: _Entry[T], task: Task) -> None:
-        entry.lane = task.lane
-        self._waiting[task.lane].append((entry, task))
+        for call in self._calls:
+            if call.begun:
+                call.known = False  # runs elsewhere
+            else:
+                call.assign(submitter.task())
+                self._waiting[call.lane].append(call)
 
     def _hungry(self) -> bool:
         """Whether a lane lacks calls, and another item may be taken."""
         if self._items is None:
             return False
-        ahead = len(self._entries)
+        ahead = len(self._calls)
         if self._depth is not None:
             return ahead < self._depth
-        if ahead >= self._enough and (ahead >= _WINDOW * len(self._most) or self._held >= _HELD_BYTES):
+        if ahead >= self._enough and (
+            # Only an older call that takes its time is a reason to go further ahead; a slow consumer is none.
+            self._calls[0].ended or ahead >= _WINDOW or self._held >= _HELD_BYTES
+        ):
             return False
-        return any(busy < most and not waiting for waiting, busy, most in zip(self._waiting, self._busy, self._most))
+        for lane, busy in enumerate(self._busy):  # noqa: SIM110 - on every call's way
+            if busy < self._most[lane] and not self._waiting[lane]:
+                return True
+        return False
 
     def _take(self) -> bool:
-        """Take an item. False where there is none."""
+        """Take an item and start its call where its lane has nothing to do. False where there is none."""
         assert self._items is not None and self._submitter is not None
         try:
             item = next(self._items)
         except StopIteration:
             self._items = None
             return False
-        entry: _Entry[T] = _Entry(self._prepare(item))
-        self._held += entry.held
-        self._entries.append(entry)
-        self._wait(entry, self._submitter.task())
+        call = _Call(self._function, self._prepare(item), self._submitter.task(), self._news.put)
+        self._held += call.held
+        self._calls.append(call)
+        self._waiting[call.lane].append(call)
         return True
 
-    def _start_next(self) -> bool:
+    def _start_waiting(self) -> bool:
         """Start a call, in the lane that has least to do of those that have one waiting. False where none waits, or
         there is no place for it now, but calls of ours are under way or a result is there already."""
         lane, least = -1, 0
@@ -170,37 +182,33 @@ class _Stream(Generic[Item, T]):
             return False
         submitter = self._submitter
         assert submitter is not None
-        first = self._entries[0].call
-        if self._flying or (first is not None and first.ended):
+        if self._flying or self._calls[0].ended:
             place = submitter.places.take(0)
             if place is None:
                 return False
         else:
             place = submitter.take_place()
+        call = self._waiting[lane][0]
         try:
-            entry, task = self._waiting[lane][0]
-            call = submitter.start(self._function, entry.feed, place=place, task=task, over=self._news.put)
+            submitter.start_call(call, place)
         except Ended:
             self._adopt(self._submitters())
             return True
-        except BaseException:
-            place.clear()
-            raise
         self._waiting[lane].popleft()
-        self._flying[call] = entry
+        call.begun = True
+        self._flying += 1
         self._busy[lane] += 1
-        entry.call, entry.feed = call, None
         return True
 
-    def _note(self, call: Started[T]) -> None:
+    def _note(self, call: _Call[T]) -> None:
         """It has ended."""
-        entry = self._flying.pop(call)
-        if entry.lane >= 0:
-            self._busy[entry.lane] -= 1
-        result = call.value
-        held = 0
-        if isinstance(result, list):
-            for array in result:
-                held += getattr(array, "nbytes", 0)
-        self._held += held - entry.held
-        entry.held = held
+        self._flying -= 1
+        if call.known:
+            self._busy[call.lane] -= 1
+        if self._depth is None:
+            held, results = 0, call.value
+            if isinstance(results, list):
+                for array in results:
+                    held += getattr(array, "nbytes", 0)
+            self._held += held - call.held
+            call.held = held

@@ -68,9 +68,9 @@ class _Lane:
 class Submitter:
     """Runs functions on ``workers[lane]`` threads for each lane, with at most ``places`` accepted at a time.
 
-    Calls of one lane begin in their order, and hold up no other lane. The threads are made as calls come and wait for
-    more. They end with :meth:`close`, when it is collected, or when the interpreter ends, and in each case after what
-    was submitted. Thread safe, and no exception of a signal's handler costs a place or a thread.
+    Calls of one lane are taken up in their order, and hold up no other lane. The threads are made as calls come and
+    wait for more. They end with :meth:`close`, when it is collected, or when the interpreter ends, and in each case
+    after what was submitted. Thread safe, and no exception of a signal's handler costs a place or a thread.
 
     ``sequential_callbacks``: callbacks come in the order of submission, else as calls finish. They are those of
     :meth:`submit_with_callback`, and those of the futures of :meth:`submit_in_order`. ``task`` gives the next call's
@@ -172,11 +172,20 @@ class Submitter:
             place = self.take_place()
         try:
             started = Started(function, args, place, self.task() if task is None else task, over)
+        except BaseException:
+            place.clear()
+            raise
+        self.start_call(started, place)
+        return started
+
+    def start_call(self, started: Started[Any], place: Place) -> None:
+        """Start a call that was made before. It gives back the place."""
+        try:
+            started.place = place
             self._start(started.run, started.lane)
         except BaseException:
             place.clear()
             raise
-        return started
 
     def submit_in_order(self, function: Callable[..., T], *args: Any) -> Future[T]:
         """As :meth:`submit`; with ``sequential_callbacks`` the callbacks that are added to the futures wait for their
@@ -312,7 +321,7 @@ class Started(Awaited, Generic[T]):
     It ends on the thread that runs it, also where it was cancelled: that thread sees no signals.
     """
 
-    __slots__ = ("_args", "_function", "_over_call", "_place", "_task", "lane", "value")
+    __slots__ = ("_args", "_function", "_task", "_told", "lane", "place", "value")
 
     def __init__(
         self,
@@ -325,10 +334,10 @@ class Started(Awaited, Generic[T]):
         super().__init__()
         self._function: Callable[..., T] | None = function
         self._args = args
-        self._place = place
+        self.place = place
         self._task = task
         self.lane = task.lane
-        self._over_call = over
+        self._told = over
         self.value: T | None = None
         """What it gave, once it has ended; given away by :meth:`result`."""
 
@@ -336,17 +345,25 @@ class Started(Awaited, Generic[T]):
         """Do it, unless it was cancelled."""
         if self.claim():
             assert self._function is not None
+            self._task.begin()
             try:
-                self.value = _done(self._task, self._function, self._args)
+                self.value = self._function(*self._args)
             except BaseException as error:
                 self.error = error
+            finally:
+                self._task.end()
         else:
             self.error = CancelledError()
         self._function, self._args = None, ()
-        self._place.clear()
+        self.place.clear()
         self.finish()
-        if self._over_call is not None:
-            self._over_call(self)
+        if self._told is not None:
+            self._told(self)
+
+    def assign(self, task: Task) -> None:
+        """Another task, before it is started."""
+        self._task = task
+        self.lane = task.lane
 
     def cancel(self) -> bool:
         """Whether it will never run: false where it has begun."""

@@ -12,18 +12,22 @@ from .executor import Executor
 class Numbered(Task):
     """A call's number, in every executor of the session. It tells the cores of all runs that the call makes."""
 
-    __slots__ = ("_numbers",)
+    __slots__ = ("_first", "_number", "_others")
 
     def __init__(self, executors: Sequence[Executor]) -> None:
-        self._numbers = [(executor.numbers, executor.take_number()) for executor in executors]
-        super().__init__(executors[0].dispatch.lane_of(self._numbers[0][1]))
+        self._first = executors[0].numbers
+        self._number = executors[0].take_number()
+        self._others = [(e.numbers, e.take_number()) for e in executors[1:]] if len(executors) > 1 else ()
+        self.lane = executors[0].dispatch.lane_of(self._number)
 
     def begin(self) -> None:
         thread = threading.get_ident()
-        for numbers, number in self._numbers:
+        self._first[thread] = self._number
+        for numbers, number in self._others:
             numbers[thread] = number
 
     def end(self) -> None:
         thread = threading.get_ident()
-        for numbers, _ in self._numbers:
-            numbers.pop(thread, None)
+        del self._first[thread]
+        for numbers, _ in self._others:
+            del numbers[thread]

@@ -92,8 +92,8 @@ class AsynchronousCalls:
         """Results of a stream of feeds, in their order, several in flight: all cores work for one caller.
 
         The stream may be endless: feeds are taken as results are asked for, and as many as keep every core busy. So
-        results that are done may have to wait for an older one: 64 calls for each core of the schedule at most, or 64
-        MiB of results and copied feeds. ``depth``: how many calls at most, done or not. When the consumer stops early,
+        results that are done may have to wait for an older one: 64 calls at most, or 64 MiB of results and copied
+        feeds. ``depth``: how many calls at most, done or not. When the consumer stops early,
         or ``feeds`` raises, what has not begun is dropped and what runs is waited for. Raises ValueError for a depth
         below 1, TypeError for one that is no whole number, QueueFull where others hold all places for too long.
         """

@@ -25,7 +25,7 @@ _BYTES = "?bBhHiIlLqQfd"
 class Feed:
     """A feed that belongs to one call. :meth:`give_back` returns its buffers once the call has ended."""
 
-    __slots__ = ("_buffers", "_pool", "values")
+    __slots__ = ("_buffers", "_pool", "nbytes", "values")
 
     def __init__(
         self, values: Any, pool: Buffers | None = None, buffers: list[np.ndarray[Any, Any]] | None = None
@@ -33,11 +33,10 @@ class Feed:
         self.values = values
         self._pool = pool
         self._buffers = buffers
-
-    @property
-    def nbytes(self) -> int:
+        self.nbytes = 0
         """Of its buffers."""
-        return sum(buffer.nbytes for buffer in self._buffers or ())
+        for buffer in buffers or ():
+            self.nbytes += buffer.nbytes
 
     def give_back(self) -> None:
         """The call has ended. A buffer that anybody still refers to is left to them: a result of a model whose output
