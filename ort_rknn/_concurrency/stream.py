@@ -188,12 +188,16 @@ class _Stream(Generic[Item, T]):
                 return False
         else:
             place = submitter.take_place()
-        call = self._waiting[lane][0]
         try:
-            submitter.start_call(call, place)
+            call = self._waiting[lane][0]
+            call.place = place
+            submitter.start_call(call)
         except Ended:
             self._adopt(self._submitters())
             return True
+        except BaseException:
+            place.clear()
+            raise
         self._waiting[lane].popleft()
         call.begun = True
         self._flying += 1

@@ -172,20 +172,15 @@ class Submitter:
             place = self.take_place()
         try:
             started = Started(function, args, place, self.task() if task is None else task, over)
+            self.start_call(started)
         except BaseException:
             place.clear()
             raise
-        self.start_call(started, place)
         return started
 
-    def start_call(self, started: Started[Any], place: Place) -> None:
-        """Start a call that was made before. It gives back the place."""
-        try:
-            started.place = place
-            self._start(started.run, started.lane)
-        except BaseException:
-            place.clear()
-            raise
+    def start_call(self, started: Started[Any]) -> None:
+        """Start a call that was made before, and that has its place."""
+        self._start(started.run, started.lane)
 
     def submit_in_order(self, function: Callable[..., T], *args: Any) -> Future[T]:
         """As :meth:`submit`; with ``sequential_callbacks`` the callbacks that are added to the futures wait for their
