@@ -54,6 +54,7 @@ class RknnProviderOptions(TypedDict, total=False):
     output_dtype: str
     run_timeout_ms: int | str
     disable_dup_context: bool | str
+    after_fork: str
     on_missing_shape: str
     pad_axes: str | Sequence[int] | Mapping[str, Sequence[int]]
     split_batch: bool | str
@@ -118,6 +119,9 @@ class Options:
     """Layout of device-side tensors; only "nhwc"."""
     disable_dup_context: bool = False
     """Every context loads the model for itself instead of sharing the weights."""
+    after_fork: Literal["reopen", "refuse"] = "reopen"
+    """What an inherited session does in a forked child: its first use opens model and contexts anew; or runs are an
+    error."""
     given: tuple[str, ...] = ()
     """The keys that the user gave, in order."""
 
@@ -377,6 +381,7 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "zero_copy_layout": _zero_copy_layout,
     "run_timeout_ms": lambda v: _integer("run_timeout_ms", v, "milliseconds from 0 are wanted (0: no bound)", 0),
     "disable_dup_context": lambda v: _boolean("disable_dup_context", v),
+    "after_fork": lambda v: _word("after_fork", v, ("reopen", "refuse")),
 }
 assert set(_READERS) == {f.name for f in fields(Options)} - {"given"}
 
@@ -466,6 +471,7 @@ def make_provider_options(
     sequential_callbacks: bool | None = None,
     enable_pacing: bool | None = None,
     disable_dup_context: bool | None = None,
+    after_fork: str | None = None,
     custom_op_paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     custom_op_default_path: bool | None = None,
     zero_copy_layout: str | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import os
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -86,12 +87,16 @@ class Binding:
 
 
 class Handle:
-    """One ``rknn_context``, and the shape set that it is at: None until one was set, or where setting one failed."""
+    """One ``rknn_context``, and the shape set that it is at: None until one was set, or where setting one failed.
 
-    __slots__ = ("shape_set", "value")
+    It belongs to the process that made it: a forked child shares the driver's file handle, and would end its parent's.
+    """
+
+    __slots__ = ("process", "shape_set", "value")
 
     def __init__(self, value: int) -> None:
         self.value = value
+        self.process = os.getpid()
         self.shape_set: int | None = None
 
 
@@ -102,7 +107,9 @@ def destroy(binding: Binding, handles: list[Handle]) -> None:
 
 
 def destroy_one(binding: Binding, handle: Handle) -> None:
-    """Destroy one context. A failure can only be reported, so it goes to the log."""
+    """Destroy one context, in the process that made it. A failure can only be reported, so it goes to the log."""
+    if handle.process != os.getpid():
+        return
     code = binding.destroy(handle.value)
     if code:
         log.warning("rknn_destroy failed with %d: the context's memory may stay in use until the process ends", code)

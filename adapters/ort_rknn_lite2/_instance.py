@@ -72,6 +72,7 @@ class Instance:
     def __init__(self, device: Device, source: ModelSource) -> None:
         self.device = device
         self.calls = Calls()
+        self._process = os.getpid()
         self._garbage_runs = self._garbage_bytes = 0
         self._rknn: Any = _new_object()
         try:
@@ -166,7 +167,10 @@ class Instance:
             gc.collect(0)
 
     def release(self) -> None:
-        """Destroy the context. Idempotent. A failure can only be logged."""
+        """Destroy the context. Idempotent. A failure can only be logged. In a forked child nothing is done: the context
+        is the parent's."""
+        if self._process != os.getpid():
+            return
         rknn, self._rknn = self._rknn, None
         if rknn is None:
             return

@@ -168,7 +168,7 @@ class _Call:
                 return raised_after(error, -1)
             compute._here.met = error.with_traceback(None)
             return -1
-        return ticket
+        return ticket or 0  # 0 where none was asked for
 
 
 def _compiled(array: Array) -> Array:

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .._concurrency.forks import renewed_in_child
+
 if TYPE_CHECKING:
     from .._executor.executor import Executor
 
 PREFIX = b"ort_rknn-handoff:"
 
-_lock = threading.Lock()
+_lock = renewed_in_child(threading.Lock())
 _waiting: dict[bytes, Executor] = {}
 
 

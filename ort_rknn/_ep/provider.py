@@ -12,6 +12,7 @@ import threading
 from ctypes import CFUNCTYPE, c_size_t, c_uint32, c_void_p
 from typing import Any
 
+from .._concurrency.forks import renewed_in_child
 from .._errors import OptionError
 from .._options import PROVIDER
 from .._planning.request import NO_CPU
@@ -52,7 +53,7 @@ class _Factory:
 
 
 _factory: _Factory | None = None
-_lock = threading.Lock()
+_lock = renewed_in_child(threading.Lock())
 #: Live structures by address; onnxruntime holds the addresses.
 _eps: dict[int, tuple[ctypes.Structure, Claims]] = {}
 _infos: dict[int, ctypes.Structure] = {}

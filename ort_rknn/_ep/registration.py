@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnxruntime
 
+from .._concurrency.forks import renewed_in_child
 from .._errors import FAIL, ort_error
 from .._options import PROVIDER, Options, read_options
 from .._planning.discovery import query_for, survey
@@ -21,11 +23,20 @@ OLDEST = (1, 23, 1)
 #: From this release on ``providers=["RKNNExecutionProvider"]`` finds a plugin by name; before, only by device.
 BY_NAME = (1, 25, 1)
 
-_lock = threading.RLock()
+_lock = renewed_in_child(threading.RLock())
 _registered_as: str | None = None
 _being_made = 0  # sessions between registration and onnxruntime's constructor's end
 _query: Query | None = None
 _advertised: tuple[Device, ...] = ()
+
+
+def _in_child() -> None:
+    global _being_made
+    _being_made = 0  # by threads that are not there
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 @functools.cache

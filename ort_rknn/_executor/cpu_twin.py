@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from .._concurrency.forks import keep
 from .._errors import FAIL, RUNTIME_EXCEPTION, ort_error
 from ..adapter.contract import Shape
 from ..files import read_onnx
@@ -94,6 +95,12 @@ class CpuTwin:
             raise ort_error(FAIL, f"the ONNX twin cannot be loaded on the CPU: {error}") from error
         self._onnx.close()
         return session
+
+    def after_fork(self) -> None:
+        """In a forked child: the session works without its threads, but is never destroyed there."""
+        self._making = threading.Lock()
+        if self._session is not None:
+            keep(self._session)
 
     def close(self) -> None:
         """Let go of the files and of the session; a run that has it already ends well. Idempotent."""

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from .._concurrency.forks import keep
 from .._concurrency.pacer import Pacer
-from .._errors import INVALID_ARGUMENT, RUNTIME_EXCEPTION, OptionError, ort_error
+from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, OptionError, ort_error
 from .._options import Options
 from ..adapter.contract import AdapterError, Model, RknnError, RunsWhole
 from .calls import Call, Calls, Shapes
@@ -41,9 +42,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ort_rknn")
 
+_INHERITED = (
+    "the process was forked after the session was made, and after_fork='refuse' forbids to open it anew; "
+    "make the session in the child instead"
+)
+
 
 class Executor:
     """A loaded model, its contexts, and who runs where.
+
+    In a forked child it is opened anew at its first use there, by ``load_again``, and with contexts of its own; without
+    ``load_again`` its runs are refused there. What the parent opened stays untouched.
 
     Takes over ``model``, and ``held``, the open file that it is loaded from: they are closed by :meth:`close`, and also
     when building the contexts fails.
@@ -62,11 +71,14 @@ class Executor:
         cpu_session: Callable[[str | bytes], Any] | None = None,
         held: Pinned | None = None,
         whole: bool = False,
+        load_again: Callable[[], Model] | None = None,
     ) -> None:
         """``onnx``: what calls of shapes that were not compiled run on, where ``options`` say so, in a session that
         ``cpu_session`` makes. ``whole``: every call runs the ONNX whole, which ``model`` offers
         (:class:`ort_rknn.adapter.RunsWhole`)."""
         self._held = held
+        self._load_again = load_again
+        self._inherited = False  # by a fork, and not opened here yet
         self.model = model
         self.dispatch = dispatch
         self.signature = signature
@@ -87,7 +99,7 @@ class Executor:
         self.numbers: dict[int, int] = {}
         self._cpu_twin: CpuTwin | None = None
         self._missing_told = threading.Lock()
-        self._pacer = Pacer(len(dispatch.lanes), self.options.submit_timeout_ms) if self.options.enable_pacing else None
+        self._pacer = self._new_pacer()
         try:
             self._cpu_twin = _cpu_twin(self.options, onnx, cpu_session)
             # Asked now: a runtime tells the shapes of a set by switching a context to it, which no run survives.
@@ -137,6 +149,8 @@ class Executor:
 
     def execute_on(self, lane: int, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """As :meth:`execute` for one sample, on ``dispatch.lanes[lane]``: for callers that order runs themselves."""
+        if self._end is not None:
+            self.open_here()
         self._run_one(call, inputs, outputs, self._lanes[lane])
 
     def start_on(
@@ -155,17 +169,17 @@ class Executor:
         if self._pacer is not None:
             self._pacer.wait()
         if self._end is not None:
-            raise self._ended()
+            self.open_here()
         return self._lanes[lane].start(work, over)
 
     def _run_one(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lane: Lane | None = None) -> None:
         if self._pacer is not None:
             self._pacer.wait()
+        if self._end is not None:
+            self.open_here()
         if lane is None:
             number = self.numbers.get(threading.get_ident()) if self.numbers else None
             lane = self._lane(self.take_number() if number is None else number)
-        if self._end is not None:
-            raise self._ended()
         lease = lane.take(call.form.shape_set)
         if lease is None:
             lane.wait_and_run(partial(self._work.do, call, inputs, outputs))
@@ -319,7 +333,7 @@ class Executor:
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self._end is not None
+        return self._end is not None and not self._inherited
 
     def retire(self) -> None:
         """As :meth:`close`, for a session that goes on with another executor: who waits still gets a context."""
@@ -338,6 +352,10 @@ class Executor:
             threading.Thread(target=self.close, args=(why,), name="ort_rknn close").start()
             return
         with self._closing:
+            if self._inherited:
+                self._inherited, self._end = False, why
+                self._close_files()
+                return
             if self._end is None:
                 self._end = why
             elif self._over or self._closes:
@@ -357,15 +375,62 @@ class Executor:
         self._over = True
         if self._pool is not None:
             self._pool.shutdown(wait=False)
-        closers = [*(lease.context.close for lease in reversed(self._leases)), self.model.close]
-        closers += [opened.close for opened in (self._cpu_twin, self._held) if opened is not None]
-        _close_all(closers)
+        _close_all([*(lease.context.close for lease in reversed(self._leases)), self.model.close, self._close_files])
 
-    def _abandon(self) -> None:
-        """In a forked child: the runtime's threads and the driver's file handle did not come along."""
-        self._end = "the process was forked after the session was made; make the session in the child instead"
+    def _close_files(self) -> None:
+        _close_all([opened.close for opened in (self._cpu_twin, self._held) if opened is not None])
+
+    # In a forked child ----------------------------------------------------------------------------------------
+
+    def _leave_to_parent(self) -> None:
+        """In the child, right after the fork, where no other thread is."""
+        for thing in (self.model, self._leases, self._lanes, self._pool):
+            keep(thing)
+        if self._cpu_twin is not None:
+            self._cpu_twin.after_fork()
+        self._closing, self._pool_lock, self._missing_told = threading.RLock(), threading.Lock(), threading.Lock()
+        self._pool, self._leases, self._lanes = None, [], ()
+        self._closes = False
+        self.numbers.clear()
+        self._pacer = self._new_pacer()
         self._over = True
-        self._lanes = ()
+        if self._end is None:
+            self._inherited = True
+            self._end = _INHERITED
+
+    def open_here(self) -> None:
+        """See that it can run in this process, if it was inherited by a fork: load the model and open contexts.
+
+        Raises RuntimeException where it was closed, or must not be opened again; Fail where that fails, and the next
+        call tries again.
+        """
+        with self._closing:
+            if self._end is None:
+                return  # another thread was faster
+            if not self._inherited or self._load_again is None:
+                raise self._ended()
+            model: Model | None = None
+            try:
+                model = self.model = self._load_again()
+                self._lanes = self._open_contexts()
+            except BaseException as error:
+                closers = [*(lease.context.close for lease in reversed(self._leases))]
+                self._leases, self._lanes = [], ()
+                _close_all([*closers, model.close] if model is not None else closers)
+                if isinstance(error, AdapterError):
+                    raise ort_error(FAIL, f"{self.label} cannot be opened in the forked process: {error}") from error
+                raise
+            self._order = tuple(self._lanes[i] for i in self.dispatch.order)
+            self._work = _Work(self.signature, self.label, self._pacer)
+            self._tasks = itertools.count()
+            self._over = self._inherited = False
+            _alive.add(self)
+            self._end = None  # last: other threads look at it without a lock
+        log.info("%s: opened anew in the forked process %d", self.label, os.getpid())
+
+    def _new_pacer(self) -> Pacer | None:
+        options = self.options
+        return Pacer(len(self.dispatch.lanes), options.submit_timeout_ms) if options.enable_pacing else None
 
 
 class _Work:
@@ -481,7 +546,7 @@ _alive: weakref.WeakSet[Executor] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for executor in list(_alive):
-        executor._abandon()
+        executor._leave_to_parent()
 
 
 if hasattr(os, "register_at_fork"):

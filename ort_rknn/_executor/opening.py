@@ -157,8 +157,21 @@ def open_executor(
             signature = override(signature, before, overridden, asked)
         undo.pop_all()  # an executor closes what it is given, also when it cannot be made
     try:
+        again = None
+        if options.after_fork == "reopen":
+            # Not with the weights of another model: that one was the parent's.
+            again = partial(found.adapter.load, found.device, source, replace(settings, share_with=None))
         return Executor(
-            model, dispatch, signature, label, options, onnx=twin, cpu_session=cpu_session, held=held, whole=whole
+            model,
+            dispatch,
+            signature,
+            label,
+            options,
+            onnx=twin,
+            cpu_session=cpu_session,
+            held=held,
+            whole=whole,
+            load_again=again,
         )
     except AdapterError as error:
         raise ort_error(FAIL, f"{label}: no context on {found.device.name}: {error}") from error

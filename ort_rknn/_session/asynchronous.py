@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .._concurrency.forks import renewed_in_child
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from .start import State
 
 #: Held for moments, while a session's parts are exchanged.
-making = threading.Lock()
+making = renewed_in_child(threading.Lock())
 T = TypeVar("T")
 R = TypeVar("R")
 

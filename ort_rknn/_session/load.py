@@ -37,7 +37,11 @@ def lender_of(kwargs: Mapping[str, Any]) -> Model | None:
     executor = state.executor if state is not None else None
     if executor is not None and executor.closed:
         raise OptionError("use_weight_from: that session was closed")
-    return executor.model if executor is not None else None
+    if executor is None:
+        return None
+    executor.open_here()  # in a forked child it may not be open yet
+    lender: Model = executor.model
+    return lender
 
 
 def load_planned(

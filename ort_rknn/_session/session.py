@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
+from .._concurrency import forks
 from .._concurrency.interrupts import C_CALLS_COUNT, need_stack, raise_what_ended
 from .asynchronous import AsynchronousCalls, making
 
@@ -99,6 +100,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
             from .start import make
 
             self._npu = make(self, parent, model, so, providers, options, kwargs, again=again)
+        forks.watch(self._sess)
         if _watch is not None and not again:
             _watch(self)
 

@@ -18,6 +18,15 @@ enum { MAX_CONTEXTS = 1024, SLOT_BITS = 12 };
 static context slots[MAX_CONTEXTS];
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
 
+/* A forked child has none of the parent's contexts. Their memory stays: a thread of the parent may have been inside. */
+static void after_fork(void) {
+    machine_after_fork();
+    pthread_mutex_init(&slots_lock, NULL);
+    for (uint32_t i = 0; i < MAX_CONTEXTS; i++) atomic_store(&slots[i].state, 0);
+}
+
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, after_fork); }
+
 /* ---- in and out of a call ---- */
 
 int enter(call *k, int function, rknn_context handle) {

@@ -315,10 +315,11 @@ static rknn_virtual_event ring[RING];
 static uint64_t written;
 static pthread_mutex_t ring_lock = PTHREAD_MUTEX_INITIALIZER;
 
+static _Thread_local uint32_t this_thread;
+
 void journal(rknn_virtual_event *e) {
-    static _Thread_local uint32_t thread;
-    if (!thread) thread = (uint32_t)syscall(SYS_gettid);
-    e->thread = thread;
+    if (!this_thread) this_thread = (uint32_t)syscall(SYS_gettid);
+    e->thread = this_thread;
     pthread_mutex_lock(&ring_lock);
     e->sequence = ++written;
     ring[(written - 1) % RING] = *e;
@@ -358,6 +359,24 @@ int because(int code, const char *format, ...) {
 }
 
 const char *rknn_virtual_message(void) { return message; }
+
+/* ---- a forked child ---- */
+
+/* The child's machine is a fresh one: the contexts, the callers that wait and the events are the parent's. The child's one
+ * thread may be in the middle of nothing here, but the locks may be those of the parent's other threads. */
+void machine_after_fork(void) {
+    pthread_mutex_init(&cores_lock, NULL);
+    pthread_mutex_init(&faults_lock, NULL);
+    pthread_mutex_init(&ring_lock, NULL);
+    queue_head = NULL;
+    queue_tail = &queue_head;
+    busy = 0;
+    for (int i = 0; i < MAX_CORES; i++) free_since[i] = 0;
+    written = 0;
+    this_thread = 0;
+    sums.contexts = sums.models = sums.weight_bytes = sums.mems = sums.outputs = sums.input_bytes = sums.misuses = 0;
+    for (int i = 0; i < 8; i++) sums.runs[i] = 0;
+}
 
 /* ---- sums ---- */
 

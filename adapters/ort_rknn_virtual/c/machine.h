@@ -43,6 +43,9 @@ void cores_give(uint32_t taken, uint64_t end, bool ran);
 /* The SoC that a name means: variants of the RK3588 count as one. */
 const char *soc_family(const char *name);
 
+/* In a forked child: nothing of the parent's is left of it but its settings and faults. */
+void machine_after_fork(void);
+
 /* 0, or the code of a fault that this call meets. */
 int fault_of(int function, uint32_t mask, rknn_context context);
 

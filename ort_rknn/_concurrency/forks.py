@@ -1,0 +1,62 @@
+"""What a forked child does with what it inherited.
+
+The threads of the parent are missing in a child: those of onnxruntime's sessions, of the NPU's runtime and of this
+package. And the driver's file handle is the parent's. So nothing that was inherited is ever destroyed in a child:
+onnxruntime would wait for its threads for ever, and the runtime would end the parent's contexts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from typing import Any
+
+_natives: weakref.WeakSet[Any] = weakref.WeakSet()
+_exit_is_short = False
+
+
+def watch(native: Any) -> None:
+    """onnxruntime's native session: a forked child keeps it."""
+    _natives.add(native)
+
+
+def renewed_in_child(lock: Any) -> Any:
+    """``lock``, which is free in a forked child, whoever had it in the parent: that thread is not there."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lock._at_fork_reinit)
+    return lock
+
+
+def keep(thing: Any) -> None:
+    """A reference that nobody gives back."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _in_child() -> None:
+    global _exit_is_short
+    inherited = list(_natives)
+    for native in inherited:
+        keep(native)
+    if inherited and not _exit_is_short:
+        _exit_is_short = True
+        _leave_out_exit_handlers()
+
+
+def _leave_out_exit_handlers() -> None:
+    """End this process without the exit handlers in C that were there before the fork.
+
+    When Python has ended, they destroy what belongs to threads that are not there: with onnxruntime 1.32 alone a forked
+    child never ends. What is written by C is flushed first. Handlers that are registered from now on come before.
+    """
+    libc = ctypes.CDLL(None)
+    address = ctypes.c_void_p
+    try:
+        libc.on_exit(ctypes.cast(libc._exit, address), None)
+        libc.__cxa_atexit(ctypes.cast(libc.fflush, address), None, None)
+    except AttributeError:  # no glibc, and so no NPU
+        pass
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
