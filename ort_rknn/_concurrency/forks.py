@@ -34,21 +34,23 @@ def keep(thing: Any) -> None:
 
 
 def _in_child() -> None:
-    global _exit_is_short
     inherited = list(_natives)
     for native in inherited:
         keep(native)
-    if inherited and not _exit_is_short:
-        _exit_is_short = True
-        _leave_out_exit_handlers()
+    if inherited:
+        leave_out_exit_handlers()
 
 
-def _leave_out_exit_handlers() -> None:
+def leave_out_exit_handlers() -> None:
     """End this process without the exit handlers in C that were there before the fork.
 
     When Python has ended, they destroy what belongs to threads that are not there: with onnxruntime 1.32 alone a forked
     child never ends. What is written by C is flushed first. Handlers that are registered from now on come before.
     """
+    global _exit_is_short
+    if _exit_is_short:
+        return
+    _exit_is_short = True
     libc = ctypes.CDLL(None)
     address = ctypes.c_void_p
     try:

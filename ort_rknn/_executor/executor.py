@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .._concurrency.forks import keep
+from .._concurrency.forks import keep, leave_out_exit_handlers
 from .._concurrency.pacer import Pacer
 from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, OptionError, ort_error
 from .._options import Options
@@ -217,10 +217,10 @@ class Executor:
     def _run_whole(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
         if self._pacer is not None:
             self._pacer.wait()
+        if self._end is not None:
+            self.open_here()
         number = self.numbers.get(threading.get_ident()) if self.numbers else None
         lane = self._lane(self.take_number() if number is None else number)
-        if self._end is not None:
-            raise self._ended()
         results: list[NDArray[np.generic]] = []
         lane.wait_and_run(partial(self._work.do_whole, self.model, shapes, inputs, results))
         return results
@@ -386,6 +386,7 @@ class Executor:
         """In the child, right after the fork, where no other thread is."""
         for thing in (self.model, self._leases, self._lanes, self._pool):
             keep(thing)
+        leave_out_exit_handlers()
         if self._cpu_twin is not None:
             self._cpu_twin.after_fork()
         self._closing, self._pool_lock, self._missing_told = threading.RLock(), threading.Lock(), threading.Lock()
