@@ -139,7 +139,11 @@ class RuntimeContext:
         if code:
             raise self._error("rknn_run", code)
         over = perf_counter_ns()
-        code = call.get(*call.get_arguments)
+        try:
+            code = call.get(*call.get_arguments)
+        except BaseException:  # a signal's handler raised it, after the outputs were taken
+            call.release(*call.release_arguments)
+            raise
         if code:
             raise self._error("rknn_outputs_get", code)
         code = call.release(*call.release_arguments)
