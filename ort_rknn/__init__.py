@@ -18,7 +18,18 @@ from types import ModuleType as _ModuleType
 import typing as _typing
 from typing import Any as _Any
 
-import onnxruntime as _onnxruntime
+import ctypes as _ctypes
+
+_ctypes.pythonapi.PyInterpreterState_Get.restype = _ctypes.c_void_p
+_ctypes.pythonapi.PyInterpreterState_GetID.restype = _ctypes.c_int64
+_ctypes.pythonapi.PyInterpreterState_GetID.argtypes = (_ctypes.c_void_p,)
+if _ctypes.pythonapi.PyInterpreterState_GetID(_ctypes.pythonapi.PyInterpreterState_Get()) != 0:
+    raise ImportError(
+        "ort_rknn cannot be used in a subinterpreter: calls from C reach Python's main interpreter only, and a session "
+        "would wait for ever; import it in the main interpreter, or in a process of its own"
+    )
+
+import onnxruntime as _onnxruntime  # noqa: E402
 
 # Taken one by one: what is there depends on the installed release.
 for _name in dir(_onnxruntime):

@@ -1,6 +1,7 @@
 """Sessions and forks: a child works with what it inherited, and destroys nothing of the parent's."""
 
 import os
+import sys
 
 import pytest
 
@@ -333,3 +334,22 @@ def work():
 assert child(work) == 0
 untouched(2)
 """)
+
+
+def test_a_subinterpreter_is_refused_with_a_message(python):
+    """Callbacks from C would reach the main interpreter, and wait for ever."""
+    code = """
+try:
+    import ort_rknn
+except ImportError as error:
+    print("subinterpreter" in str(error))
+"""
+    module = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+    how = "'legacy'" if sys.version_info >= (3, 13) else "isolated=False"
+    out = python(
+        f"import {module} as i, os; i.run_string(i.create({how}), {code!r}); os._exit(0)",
+        args=("-u", "-W", "ignore"),
+        quiet=False,
+        timeout=30,
+    )
+    assert out.strip() == "True"
