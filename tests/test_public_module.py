@@ -196,6 +196,9 @@ print(*sorted(set(sys.modules) - before))
     assert {m for m in new if m.startswith("ort_rknn")} <= {
         "ort_rknn",
         "ort_rknn._session",
+        "ort_rknn._concurrency",
+        "ort_rknn._concurrency.forks",
+        "ort_rknn._concurrency.interrupts",
         "ort_rknn._session.session",
         "ort_rknn._session.asynchronous",
     }
