@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import _thread
 import ctypes
-import logging
-import signal
 import sys
 import threading
 import time
@@ -24,8 +22,6 @@ from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Any
-
-log = logging.getLogger("ort_rknn")
 
 _pending: deque[BaseException] = deque()
 _number: int | None = None
@@ -78,6 +74,8 @@ class _Word:
 
 def is_from_a_handler(error: BaseException) -> bool:
     """Whether the handler of a signal raised it, on this thread. Others than the main thread run no handlers."""
+    import signal
+
     if threading.get_ident() != threading.main_thread().ident:
         return False
     if isinstance(error, KeyboardInterrupt):
@@ -114,7 +112,11 @@ def raised_after(error: BaseException, result: int) -> int:
         if isinstance(error, KeyboardInterrupt):
             _thread.interrupt_main()
         else:
-            log.error("no signal is free to raise again what a signal's handler raised", exc_info=error)
+            import logging
+
+            logging.getLogger("ort_rknn").error(
+                "no signal is free to raise again what a signal's handler raised", exc_info=error
+            )
         return result
     _pending.append(error)
     with suppress(RuntimeError):  # no more threads can be had
@@ -136,6 +138,8 @@ def _deliver(number: int, frame: FrameType | None) -> None:
 
 
 def _wake(thread: int, number: int) -> None:
+    import signal
+
     for pause in _PAUSES:
         time.sleep(pause)
         if not _pending:
@@ -146,6 +150,8 @@ def _wake(thread: int, number: int) -> None:
 
 def _claimed() -> int | None:
     """A real-time signal that nobody handles, ignores or blocks in this process; it is ours from now on."""
+    import signal
+
     global _number, _raise
     if _number is not None and signal.getsignal(_number) is _deliver:
         return _number
