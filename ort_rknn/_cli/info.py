@@ -137,7 +137,31 @@ def _twins(path: str) -> list[str]:
             told.append(f"{name}, for {', '.join(fit)}")
         else:
             told.append(f"{name} is not usable: {'; '.join(verdicts[socs[0]].reasons)}")
-    return told or ["no compiled model lies beside it"]
+    return told + _in_parts(path) or ["no compiled model lies beside it"]
+
+
+def _in_parts(path: str) -> list[str]:
+    """The models in parts beside an ONNX, and the SoCs that would take each."""
+    from .._planning.in_parts import judge_parts
+    from .._socs import SOC_CORES
+    from ..files import read_onnx
+    from ..files.compiled_places import find_context_models
+
+    onnx = read_onnx(path)
+    fit: dict[str, list[str]] = {}
+    problems: dict[str, str] = {}
+    for soc in SOC_CORES:
+        for place in map(os.fspath, find_context_models(path, soc)):
+            candidate = judge_parts(place, soc, path, onnx)
+            if candidate is not None:
+                fit.setdefault(place, []).extend([soc] if candidate.fit else [])
+                problems.setdefault(place, "; ".join(candidate.reasons))
+    return [
+        f"{os.path.basename(place)}, in parts, for {', '.join(socs)}"
+        if socs
+        else f"{os.path.basename(place)} is not usable: {problems[place]}"
+        for place, socs in fit.items()
+    ]
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

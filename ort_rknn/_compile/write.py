@@ -53,7 +53,9 @@ def context_model(
     out.CopyFrom(_head(model))
     out.graph.name = graph.name
     out.graph.doc_string = graph.doc_string
-    out.graph.input.extend(graph.input)
+    # An initializer that can be fed, too: parts have it inside, so feeding it is not offered.
+    constants = {tensor.name for tensor in graph.initializer}
+    out.graph.input.extend(value for value in graph.input if value.name not in constants)
     out.graph.output.extend(graph.output)
     out.graph.node.extend(_sorted(nodes, graph))
     out.graph.initializer.extend(graph.initializer)

@@ -27,10 +27,11 @@ from .._executor.signature import DTYPE_OF_ELEMENT, Declared
 from .._options import PROVIDER, SIGNATURE_OPTIONS, Options, read_options
 from .._planning.discovery import Found, query_for, survey
 from .._planning.facts import Facts, gather
-from .._planning.plan import Plan, plan, plan_after
+from .._planning.plan import Plan, fall_back, plan, plan_after
 from .._planning.request import OUR_NAMES, Request, read_request
 from ..adapter.contract import ModelSource, Query
 from ..files import RknnFileError, judge_twin, read_rknn
+from ..files.compiled_places import OutsideError, confined_path
 from . import handoff
 from .abi import ATTR_INT, ATTR_STRING, Api
 from .kernel import Kernel
@@ -153,8 +154,24 @@ class Claims:
             )
             facts = replace(facts, onnx_problem=problem)
         planned = _Planned(path, request, facts, plan(request, facts))
+        while planned.plan.where == "as it is":
+            planned = self._without_parts(planned)
         self._tell_fallback(planned.path, planned.plan)
         return planned
+
+    def _without_parts(self, planned: _Planned) -> _Planned:
+        """What is planned without the model in parts: onnxruntime has loaded the ONNX, whose nodes stay as they are."""
+        made = planned.plan.candidate
+        assert made is not None and made.source.path is not None
+        reason = (
+            f"its compiled model is in parts, in a model of its own that onnxruntime can load: load {made.source.path} "
+            "instead, or use ort_rknn.InferenceSession, which does so itself"
+        )
+        others = [replace(c, fit=False, reasons=(reason,)) if c is made else c for c in planned.facts.candidates]
+        facts = replace(planned.facts, candidates=tuple(others))
+        if any(c.fit for c in others):
+            return replace(planned, facts=facts, plan=plan(planned.request, facts))
+        return replace(planned, facts=facts, plan=fall_back(planned.request, facts, reason, "", planned.plan.story))
 
     def _open(self, planned: _Planned) -> Executor | None:
         """The first compiled model that loads; None, and told, where none does."""
@@ -306,25 +323,16 @@ def _tell(text: str) -> None:
 
 
 def _confined(model_path: str, relative: str, node: str) -> str:
-    """The file that an EPContext node names, if it lies in the model's folder.
-
-    Absolute paths, ``..`` and links out of the folder are refused: a model is input from strangers. In a hub's cache,
-    where model and file are both links, it is the folder that both lead to.
-    """
+    """The file that an EPContext node names, if it lies in the model's folder: see :func:`confined_path`."""
     if not model_path:
         raise ort_error(
             INVALID_ARGUMENT,
             f"{node}: it names the file {relative!r}, but the model was loaded from memory: load it from its path, or "
             "embed the compiled model (embed_mode=1)",
         )
-    folder = os.path.realpath(os.path.dirname(os.path.abspath(model_path)))
-    bad = not relative or "\0" in relative or os.path.isabs(relative) or ".." in relative.replace("\\", "/").split("/")
-    path = "" if bad else os.path.realpath(os.path.join(folder, relative))
-    beside = os.path.dirname(os.path.realpath(model_path))
-    if bad or (os.path.commonpath([folder, path]) != folder and os.path.dirname(path) != beside):
-        raise ort_error(
-            INVALID_ARGUMENT, f"{node}: ep_cache_context {relative!r} leads out of the model's folder; that is refused"
-        )
-    if not os.path.isfile(path):
-        raise ort_error(NO_SUCHFILE, f"{node}: its compiled model {relative!r} is not in {folder}")
-    return path
+    try:
+        return confined_path(model_path, relative)
+    except OutsideError as error:
+        raise ort_error(INVALID_ARGUMENT, f"{node}: ep_cache_context {error}") from None
+    except FileNotFoundError as error:
+        raise ort_error(NO_SUCHFILE, f"{node}: its compiled model {error}") from None

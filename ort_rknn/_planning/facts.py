@@ -32,6 +32,8 @@ from ..files import (
     twin_names,
     why_unreadable,
 )
+from ..files.compiled_places import context_model_names, find_context_models, pick_in_folder
+from ..files.twins import for_other_socs
 from .discovery import Found, query_for, survey
 from .request import OUR_NAMES, Request
 
@@ -48,6 +50,8 @@ class Candidate:
     fit: bool
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    context_model: OnnxModel | None = None
+    """Where it is a model in parts: an ONNX with EPContext nodes of ours, which onnxruntime loads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ class Facts:
     """Compiled models, best first; for a given ``.rknn`` that one."""
     looked_for: tuple[str, ...] = ()
     """Names of twins that were looked for."""
+    for_others: tuple[str, ...] = ()
+    """Names of compiled models of the ONNX for other SoCs, where there is none for this one."""
     also: tuple[str, ...] = ()
     """Other adapters that see a device."""
 
@@ -124,9 +130,12 @@ def gather(model: Any, request: Request, why_unavailable: str | None, query: Que
 
 
 def _gather(model: Any, request: Request, why_unavailable: str | None, query: Query | None) -> Facts:
-    kind = kind_of(model)
     if isinstance(model, os.PathLike):
         model = os.fspath(model)
+    folder = isinstance(model, str) and os.path.isdir(model)
+    if folder:
+        model = os.fspath(pick_in_folder(model, None) or model)
+    kind = kind_of(model)
     if kind == "other":
         return Facts(kind, model, onnx_problem=_foreign(model))
     if not request.wants_npu:
@@ -137,6 +146,8 @@ def _gather(model: Any, request: Request, why_unavailable: str | None, query: Qu
     if not report.found:
         return _look(kind, model, request, None, report.why_none())
     found, *others = report.found
+    if folder:
+        model = os.fspath(pick_in_folder(os.path.dirname(model), found.device.soc) or model)
     facts = _look(kind, model, request, found, None)
     return replace(facts, also=tuple(o.adapter.name for o in others)) if others else facts
 
@@ -171,15 +182,35 @@ def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence
     _refuse("onnx_model", request, model, "is the ONNX itself")
     candidates: list[Candidate] = []
     looked_for: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     if found is not None:
         soc = found.device.soc
         if request.options.rknn_model is not None:
             looked_for = (request.options.rknn_model,)
             candidates.append(_judge(request.options.rknn_model, soc, model if isinstance(model, str) else None))
         elif isinstance(model, str):
-            looked_for = tuple(os.path.basename(n) for n in twin_names(model, soc))
-            candidates = [_judge(os.fspath(path), soc, model) for path in find_twins(model, soc)]
-    return Facts("onnx", model, found, absence, has_npu, onnx, model, onnx_problem(onnx), tuple(candidates), looked_for)
+            looked_for = tuple(os.path.basename(n) for n in (*twin_names(model, soc), *context_model_names(model, soc)))
+            candidates = _beside(model, soc, onnx)
+            if not candidates:
+                folder = os.path.dirname(model)
+                others = tuple(os.path.relpath(path, folder or ".") for path in for_other_socs(model, soc))
+    problem = onnx_problem(onnx)
+    return Facts("onnx", model, found, absence, has_npu, onnx, model, problem, tuple(candidates), looked_for, others)
+
+
+def _beside(model: str, soc: str, onnx: OnnxModel) -> list[Candidate]:
+    """The compiled models that lie beside an ONNX, those that are named after the SoC first, whole or in parts."""
+    from .in_parts import judge_parts
+
+    whole, in_parts = find_twins(model, soc), find_context_models(model, soc)
+    plain = [path for path in whole if path == twin_names(model, soc)[-1]]
+    default = [path for path in in_parts if path == context_model_names(model, soc)[-1]]
+    named = [path for path in (*whole, *in_parts) if path not in plain and path not in default]
+    judged = [
+        judge_parts(os.fspath(path), soc, model, onnx) if path in in_parts else _judge(os.fspath(path), soc, model)
+        for path in (*named, *plain, *default)
+    ]
+    return [candidate for candidate in judged if candidate is not None]
 
 
 def _refuse(key: Literal["rknn_model", "onnx_model"], request: Request, model: Any, why: str) -> None:

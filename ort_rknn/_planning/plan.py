@@ -3,6 +3,7 @@
 | given           | NPU usable        | virtual device asked for      | neither                            |
 |-----------------|-------------------|-------------------------------|------------------------------------|
 | ``model.onnx``  | the compiled twin | the twin, else a stand-in     | the CPU on ``model.onnx``          |
+|                 | (whole, in parts) |                               |                                    |
 | ``model.rknn``  | itself            | itself                        | the ONNX twin on the CPU, or error |
 | EPContext nodes | as it is          | as it is                      | the original ONNX, or error        |
 
@@ -51,7 +52,8 @@ class Plan:
     """For "cpu" and "as it is": what onnxruntime loads."""
     found: Found | None = None
     candidate: Candidate | None = None
-    """For "npu": the compiled model; None: a stand-in is to be made."""
+    """For "npu": the compiled model; None: a stand-in is to be made. For "as it is": the model in parts that runs in
+    place of the ONNX; None where the user gave one."""
     use_onnx: bool = False
     """For "npu": signature, metadata (and a virtual NPU's numbers) come from the ONNX."""
     fallback: Fallback | None = None
@@ -75,7 +77,7 @@ def plan(request: Request, facts: Facts) -> Plan:
     """Raises NpuUnavailable where the request is strict, or nothing could stand in for the NPU."""
     if facts.kind == "other":
         if request.wants_npu and facts.onnx_problem is not None:
-            return _fall_back(request, facts, f"{facts.label}: {facts.onnx_problem}", "", ())
+            return fall_back(request, facts, f"{facts.label}: {facts.onnx_problem}", "", ())
         return Plan("cpu", facts.model, story=("onnxruntime itself judges this model",))
     if not request.wants_npu:
         return _on_cpu(request, facts, None, ("the providers that were named do not include the NPU",))
@@ -83,14 +85,14 @@ def plan(request: Request, facts: Facts) -> Plan:
         absence = facts.absence
         assert absence is not None
         story = tuple(f"looked at {tried}" for tried in absence.tried)
-        return _fall_back(request, facts, f"no NPU: {absence.reason}", absence.remedy, story)
+        return fall_back(request, facts, f"no NPU: {absence.reason}", absence.remedy, story)
     device = facts.found.device
     story = (
         f"device {device.name} ({device.cores} cores) through adapter {device.adapter}",
         *(f"adapter {name} sees a device too; the provider option adapter='{name}' selects it" for name in facts.also),
     )
     if request.must_stay:
-        return _fall_back(request, facts, request.must_stay, "", story)
+        return fall_back(request, facts, request.must_stay, "", story)
     if facts.kind == "ep_context":
         return Plan("as it is", facts.model, facts.found, story=(*story, "the model holds EPContext nodes of ours"))
     if facts.kind == "rknn":
@@ -101,12 +103,20 @@ def plan(request: Request, facts: Facts) -> Plan:
 def _given_onnx(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
     assert facts.found is not None and facts.onnx is not None
     device = facts.found.device
-    if facts.onnx_problem is not None:
-        return _fall_back(request, facts, f"{facts.label}: {facts.onnx_problem}", "", story)
+    in_parts = any(candidate.context_model is not None for candidate in facts.candidates)
+    if facts.onnx_problem is not None and not in_parts:
+        return fall_back(request, facts, f"{facts.label}: {facts.onnx_problem}", "", story)
     if request.after_cpu:
         reason = "CPUExecutionProvider was named before the NPU's provider and takes every node, as in onnxruntime"
-        return _fall_back(request, facts, reason, "Name the NPU's provider first", story)
+        return fall_back(request, facts, reason, "Name the NPU's provider first", story)
     for candidate in facts.candidates:
+        if candidate.fit and candidate.context_model is not None:
+            story = (*story, f"compiled model {candidate.name}, in parts", *candidate.notes)
+            path = candidate.source.path
+            return Plan("as it is", path, facts.found, candidate=candidate, story=story)
+        if facts.onnx_problem is not None and candidate.context_model is None:
+            story = (*story, f"{candidate.name} is not used: {facts.onnx_problem}")
+            continue
         if candidate.fit:
             story = (*story, f"compiled model {candidate.name}", *candidate.notes)
             return Plan("npu", found=facts.found, candidate=candidate, use_onnx=True, story=story)
@@ -115,7 +125,7 @@ def _given_onnx(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
         free = _free_dims(facts)
         if not free:
             return Plan("npu", found=facts.found, use_onnx=True, story=(*story, _STAND_IN))
-        return _fall_back(
+        return fall_back(
             request,
             facts,
             f"{facts.label}: {free}, but an NPU runs shapes that were compiled",
@@ -128,11 +138,15 @@ def _given_onnx(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
         reasons = [
             f"no compiled twin of {facts.label} (looked for {names})" if names else "a model in memory has no twin"
         ]
+        if facts.for_others:
+            reasons[0] += f"; there are those for other SoCs: {', '.join(facts.for_others)}"
+    if facts.onnx_problem is not None:
+        reasons.append(f"{facts.label}: {facts.onnx_problem}")
     remedy = (
         f"Convert it for {device.soc} with rknn-toolkit2 and put the .rknn beside it, or name it with the provider "
         "option rknn_model"
     )
-    return _fall_back(request, facts, reasons[0], remedy, story)
+    return fall_back(request, facts, reasons[0], remedy, story)
 
 
 def _free_dims(facts: Facts) -> str:
@@ -153,7 +167,7 @@ def _given_rknn(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
     assert facts.found is not None
     candidate = facts.candidates[0]
     if not candidate.fit:
-        return _fall_back(request, facts, f"{candidate.name} does not fit: {'; '.join(candidate.reasons)}", "", story)
+        return fall_back(request, facts, f"{candidate.name} does not fit: {'; '.join(candidate.reasons)}", "", story)
     use_onnx = facts.onnx is not None and facts.onnx_problem is None and _same_names(candidate, facts)
     if use_onnx:
         story = (*story, f"signature and metadata from its ONNX twin {facts.onnx_source!r}")
@@ -188,12 +202,13 @@ def plan_after(request: Request, facts: Facts, made: Plan, error: Exception) -> 
             log.warning("another compiled model is tried: %s", reason)
             facts = replace(facts, candidates=others)
             return facts, plan(request, facts)
-        return facts, _fall_back(request, facts, reason, "", made.story)
+        return facts, fall_back(request, facts, reason, "", made.story)
     except Exception as refusal:
         raise refusal from error
 
 
-def _fall_back(request: Request, facts: Facts, reason: str, remedy: str, story: tuple[str, ...]) -> Plan:
+def fall_back(request: Request, facts: Facts, reason: str, remedy: str, story: tuple[str, ...]) -> Plan:
+    """The CPU's plan, with its reason. Raises NpuUnavailable as :func:`plan` does."""
     text = f"{reason}. {remedy}" if remedy else reason
     if request.strict:
         raise NpuUnavailable(f"{text} (no fallback to the CPU: {request.strict_by})")

@@ -127,11 +127,12 @@ def make(
     request = read_request(providers, provider_options, no_cpu=no_cpu, must_stay=must_stay)
     facts = gather(model, request, registration.why_unavailable() if request.wants_npu else None)
     made = plan(request, facts)
-    if so and made.where == "npu" and facts.kind == "onnx":
+    if so and made.where != "cpu" and facts.kind == "onnx":
         assert facts.onnx is not None
         weights = replaced_weights(so, facts.onnx)
         if weights is not None:
-            facts = replace(facts, onnx_problem=f"{weights}, but a compiled model has its weights inside")
+            problem = f"{weights}, but a compiled model has its weights inside"
+            facts = replace(facts, onnx_problem=problem, candidates=())
             made = plan(request, facts)
     state = State(kwargs, again, request, facts, made, notes=[*request.notes], path=absolute(model))
     with ExitStack() as held, state.released_on_error():
@@ -221,9 +222,14 @@ def _pin(state: State) -> PinnedModel | None:
             parts.append(node.cache_context.decode(errors="replace"))
     folder = os.path.dirname(state.path)
     used = [facts.onnx_source, *(candidate.source.path for candidate in facts.candidates if candidate.fit)]
-    paths = [os.path.abspath(path) for path in used if isinstance(path, str)]
+    beside = [os.path.relpath(path, folder) for path in used if isinstance(path, str)]
+    made = state.plan
+    if made is not None and made.candidate is not None and (model := made.candidate.context_model) is not None:
+        # Copies where the originals are gone: a node may not name a file behind a link out of the folder.
+        parts += [os.path.basename(made.candidate.source.path or ""), *model.external_data]
+        parts += [n.cache_context.decode(errors="replace") for n in model.ep_context_nodes if n.cache_context]
     try:
-        return PinnedModel(state.path, parts, [os.path.basename(p) for p in paths if os.path.dirname(p) == folder])
+        return PinnedModel(state.path, parts, beside)
     except (OSError, ValueError):
         return None  # deleted this very moment: whoever loads it says so
 
@@ -261,7 +267,9 @@ def _may_fall_back(made: Plan, facts: Facts, error: Exception) -> bool:
     have their original to fall back on, or their own error."""
     if isinstance(error, OptionError):
         return False
-    return made.where == "npu" or (facts.onnx_source is not None and status_code(error) != INVALID_ARGUMENT)
+    if made.where == "npu" or made.candidate is not None:
+        return True
+    return facts.onnx_source is not None and status_code(error) != INVALID_ARGUMENT
 
 
 def _start_on_cpu(session: Any, parent: Callable[..., None], state: State, so: Any) -> None:
@@ -315,18 +323,24 @@ def _start_on_npu(session: Any, parent: Callable[..., None], state: State, so: A
 def _start_on_nodes(session: Any, parent: Callable[..., None], state: State, so: Any) -> None:
     """onnxruntime's session on a model that holds EPContext nodes of ours, and nodes for the CPU perhaps."""
     assert state.plan is not None and state.plan.found is not None
-    assert state.request is not None and state.facts is not None and state.facts.onnx is not None
-    content, device, onnx = state.plan.parent_model, state.plan.found.device, state.facts.onnx
+    assert state.request is not None and state.facts is not None
+    content, device, candidate = state.plan.parent_model, state.plan.found.device, state.plan.candidate
+    onnx = candidate.context_model if candidate is not None else state.facts.onnx
+    label = candidate.name if candidate is not None else state.facts.label
+    assert onnx is not None
     given = state.request.options.given
     # What is wrong with the options is found here, where it can be told from what is wrong with a model.
     dispatch = resolve(state.request.options, device.soc, device.cores)
     asked = [key for key in SIGNATURE_OPTIONS if key in given]
     if asked:
         raise OptionError(
-            f"provider option {asked[0]!r} changes a session's signature, but {state.facts.label} declares the "
+            f"provider option {asked[0]!r} changes a session's signature, but {label} declares the "
             "signature of its EPContext nodes itself; leave it out, or give the compiled model instead"
         )
     options = copy_options(so, content if isinstance(content, bytes) else EMPTY_MODEL)
+    if not so or so.log_severity_level < 0:
+        # onnxruntime warns, in yellow and twice, that nodes are on the CPU: that is what a model in parts is.
+        options.log_severity_level = _ERRORS
     if onnx.node_count == len(onnx.ep_context_nodes):
         _set_threads(options, so, dispatch.contexts)
     if onnx.node_count == 1:
@@ -401,6 +415,7 @@ _OPTIMIZED = (
     "nodes cannot be saved"
 )
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+_ERRORS = 3
 _SPINNING = "session.intra_op.allow_spinning"
 
 

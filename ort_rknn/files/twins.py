@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._socs import SOC_CORES, SOC_VARIANTS, soc_family, variants_of
+from .._socs import SOC_CORES, SOC_VARIANTS, soc_family
+from .compiled_places import find_context_models, is_there, names_of, onnx_of_place, other_places
 from .origin import Origin, is_stale
 from .rknn import RknnFile
 
@@ -20,6 +20,7 @@ __all__ = [
     "NO_RECORD",
     "Verdict",
     "find_twins",
+    "for_other_socs",
     "is_there",
     "judge_twin",
     "onnx_twin_names",
@@ -57,28 +58,21 @@ def twin_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
 
 
 def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
-    """Those of :func:`twin_names` that are there: regular files, links to them, and what this user may not look at,
-    which whoever reads it then says. Files named after a variant
-    of the SoC (``model.rk3588s.rknn``) come after those with its own name. A link to nothing counts, because somebody
-    meant a twin to be there: git-annex keeps files that were not fetched as such links. One that has an ONNX of its own
-    full name beside it belongs to that: ``net_rk3588.rknn`` to ``net_rk3588.onnx``, not to ``net.onnx``."""
-    family = soc_family(soc)
-    names = dict.fromkeys((_checked(soc), family, *variants_of(family)))
+    """The compiled models of an ONNX that are there: those of :func:`twin_names` that are named after the SoC, then the
+    places that other programs use (:func:`~ort_rknn.files.compiled_places.other_places`), ``model.rknn`` last.
+
+    They are regular files, links to them, and what this user may not look at, which whoever reads it then says. Files
+    named after a variant of the SoC (``model.rk3588s.rknn``) come after those with its own name. A link to nothing
+    counts, because somebody meant a twin to be there: git-annex keeps files that were not fetched as such links. One
+    that has an ONNX of its own full name beside it belongs to that: ``net_rk3588.rknn`` to ``net_rk3588.onnx``, not to
+    ``net.onnx``."""
+    names = names_of(_checked(soc))
     named = [path for name in names for path in twin_names(onnx_path, name)[:-1]]
+    named += [path for name in names for path in other_places(onnx_path, name)]
     paths = (*named, twin_names(onnx_path, soc)[-1])
     there = [p for p in paths if is_there(p) or (p.is_symlink() and not p.exists())]
     stem = Path(onnx_path).stem
     return [p for p in there if p.stem == stem or not os.path.isfile(p.with_suffix(".onnx"))]
-
-
-def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether a regular file is at ``path``, or something that this user may not look at."""
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except PermissionError:
-        return True
-    except (OSError, ValueError):
-        return False
 
 
 def why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
@@ -107,8 +101,19 @@ def onnx_twin_names(rknn_path: str | os.PathLike[str], soc: str | None = None) -
         short = stem[: -len(name) - 1]
         if short and stem.lower().endswith((f".{name}", f"-{name}", f"_{name}")):
             own, shared = path.with_name(f"{stem}.onnx"), path.with_name(f"{short}.onnx")
-            return (own, shared) if os.path.isfile(own) else (shared, own)
-    return (path.with_name(f"{stem}.onnx"),)
+            first = (own, shared) if os.path.isfile(own) else (shared, own)
+            return (*first, *onnx_of_place(path))
+    return (path.with_name(f"{stem}.onnx"), *onnx_of_place(path))
+
+
+def for_other_socs(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
+    """Compiled models of an ONNX that are named after other SoCs than this one."""
+    here = soc_family(_checked(soc))
+    others = [other for other in SOC_CORES if other != here]
+    found = [path for other in others for path in find_twins(onnx_path, other)]
+    found += [path for other in others for path in find_context_models(onnx_path, other)]
+    mine = {*find_twins(onnx_path, soc), *find_context_models(onnx_path, soc)}
+    return [path for path in dict.fromkeys(found) if path not in mine]
 
 
 def judge_twin(

@@ -1,0 +1,129 @@
+"""Where other programs, and the converter for models in parts, put what they compiled from an ONNX."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+from .._socs import SOC_CORES, SOC_VARIANTS, soc_family, variants_of
+
+__all__ = [
+    "confined_path",
+    "context_model_names",
+    "find_context_models",
+    "is_there",
+    "onnx_of_place",
+    "other_places",
+    "pick_in_folder",
+    "socs_in_name",
+]
+
+#: The end of the folder that Ultralytics exports to: ``<stem>_rknn_model/<stem>-<soc>.rknn`` (utils/export/rknn.py).
+EXPORT_FOLDER = "_rknn_model"
+#: The folder that Immich keeps compiled models in: ``rknpu/<soc>/model.rknn`` (immich_ml/models/base.py).
+_IMMICH = "rknpu"
+_WORD = re.compile(r"[a-z0-9]+", re.ASCII)
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether a regular file is at ``path``, or something that this user may not look at."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def names_of(soc: str) -> tuple[str, ...]:
+    """The SoC's name as given, that of its family, and those of the family's variants."""
+    family = soc_family(soc)
+    return tuple(dict.fromkeys((soc.lower(), family, *variants_of(family))))
+
+
+def other_places(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
+    """Where other programs put the compiled model of an ONNX: Ultralytics ``<stem>_rknn_model/<stem>-<soc>.rknn``,
+    Immich ``rknpu/<soc>/<stem>.rknn`` and ``rknpu/<soc>/model.rknn``.
+
+    The last one does not tell whose it is: it counts only where the folder holds no other ONNX.
+    """
+    path = Path(onnx_path)
+    stem, folder = path.stem, path.parent
+    paths = [folder / f"{stem}{EXPORT_FOLDER}" / f"{stem}-{soc}.rknn", folder / _IMMICH / soc / f"{stem}.rknn"]
+    shared = folder / _IMMICH / soc / "model.rknn"
+    if stem != "model" and is_there(shared) and _is_only_onnx(path):
+        paths.append(shared)
+    return tuple(paths)
+
+
+def _is_only_onnx(path: Path) -> bool:
+    try:
+        others = [name for name in os.listdir(path.parent) if name.lower().endswith(".onnx")]
+    except OSError:
+        return False
+    return all(name == path.name or name.lower().endswith("_ctx.onnx") for name in others)
+
+
+def context_model_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
+    """Where the model with EPContext nodes of an ONNX is looked for: ``<stem>.<soc>_ctx.onnx``, then
+    ``<stem>_ctx.onnx``, which is onnxruntime's default name."""
+    path = Path(onnx_path)
+    return (path.with_name(f"{path.stem}.{soc}_ctx.onnx"), path.with_name(f"{path.stem}_ctx.onnx"))
+
+
+def find_context_models(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
+    """Those of :func:`context_model_names` that are there, for the SoC's other names, too."""
+    named = [context_model_names(onnx_path, name)[0] for name in names_of(soc)]
+    return [path for path in (*named, context_model_names(onnx_path, soc)[-1]) if is_there(path)]
+
+
+def onnx_of_place(rknn_path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Where the ONNX is looked for of a compiled model that lies at one of :func:`other_places`; () for others."""
+    path = Path(os.path.abspath(rknn_path))
+    if path.parent.name.endswith(EXPORT_FOLDER):
+        stem = path.parent.name[: -len(EXPORT_FOLDER)]
+        return (path.parent.parent / f"{stem}.onnx",) if stem else ()
+    if path.parent.parent.name == _IMMICH:
+        return (path.parent.parent.parent / f"{path.stem}.onnx",)
+    return ()
+
+
+def pick_in_folder(folder: str | os.PathLike[str], soc: str | None) -> Path | None:
+    """The compiled model in a folder that Ultralytics exported, given the folder: that for ``soc`` where there is one,
+    else any, which is judged like every other. None where it is no such folder, or holds none."""
+    path = Path(folder)
+    if not path.absolute().name.endswith(EXPORT_FOLDER) or not path.is_dir():
+        return None
+    found = sorted(p for p in path.glob("*.rknn") if is_there(p))
+    mine = set(names_of(soc)) if soc else set()
+    return next((p for p in found if mine & set(socs_in_name(p.name))), found[0] if found else None)
+
+
+def socs_in_name(name: str) -> tuple[str, ...]:
+    """The names of SoCs and variants that are words of a file's name."""
+    known = {*SOC_CORES, *SOC_VARIANTS}
+    return tuple(word for word in _WORD.findall(name.lower()) if word in known)
+
+
+class OutsideError(ValueError):
+    """A path in a model leads out of the model's folder."""
+
+
+def confined_path(model_path: str, relative: str) -> str:
+    """The real path of a file that a model names, if it lies in the model's folder.
+
+    Absolute paths, ``..`` and links out of the folder are refused: a model is input from strangers. In a hub's cache,
+    where model and file are both links, it is the folder that both lead to. Raises OutsideError, and FileNotFoundError
+    where nothing is there.
+    """
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(model_path)))
+    bad = not relative or "\0" in relative or os.path.isabs(relative) or ".." in relative.replace("\\", "/").split("/")
+    path = "" if bad else os.path.realpath(os.path.join(folder, relative))
+    beside = os.path.dirname(os.path.realpath(model_path))
+    if bad or (os.path.commonpath([folder, path]) != folder and os.path.dirname(path) != beside):
+        raise OutsideError(f"{relative!r} leads out of the model's folder; that is refused")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{relative!r} is not in {folder}")
+    return path
