@@ -8,8 +8,6 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .._concurrency.forks import renewed_in_child
-
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
@@ -18,7 +16,10 @@ if TYPE_CHECKING:
     from .start import State
 
 #: Held for moments, while a session's parts are exchanged.
-making = renewed_in_child(threading.Lock())
+making = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # forks.renewed_in_child, written out: importing ort_rknn imports nothing that only sessions need.
+    os.register_at_fork(after_in_child=making._at_fork_reinit)  # type: ignore[attr-defined]
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from .._concurrency import forks
-from .._concurrency.interrupts import C_CALLS_COUNT, need_stack, raise_what_ended
 from .asynchronous import AsynchronousCalls, making
 
 # Importing ort_rknn should cost what importing onnxruntime costs: whatever only a session needs is imported when the
@@ -60,6 +58,25 @@ def _closed() -> Exception:
     return ort_error(RUNTIME_EXCEPTION, "the session was closed")
 
 
+class _Native:
+    """``session._sess`` of a session on the NPU, for Pythons that count calls of C functions towards the recursion
+    limit: onnxruntime's methods read it before they go into C, so a stack that has no room for a callback is found too
+    short here. At the entry of the callback nothing can be done about it.
+
+    No data descriptor: sessions on the CPU have ``_sess`` in their ``__dict__``, and never come here.
+    """
+
+    def __get__(self, session: InferenceSession | None, owner: type[InferenceSession]) -> Any:
+        if session is None or (native := session.__dict__.get("_native")) is None:
+            raise AttributeError(f"{owner.__name__!r} object has no attribute '_sess'")
+        self._need(6)
+        return native
+
+    def _need(self, frames: int) -> None:
+        if frames:
+            self._need(frames - 1)
+
+
 class InferenceSession(_Parent, AsynchronousCalls):
     """onnxruntime's InferenceSession, on the NPU where there is one and a compiled model for it, else on the CPU.
 
@@ -73,6 +90,10 @@ class InferenceSession(_Parent, AsynchronousCalls):
     """
 
     _npu: State | None = None
+    _native: Any = None
+    """onnxruntime's session, where it is not :attr:`_sess` itself."""
+    if sys.version_info < (3, 12):
+        _sess = _Native()
 
     def __init__(
         self,
@@ -100,7 +121,12 @@ class InferenceSession(_Parent, AsynchronousCalls):
             from .start import make
 
             self._npu = make(self, parent, model, so, providers, options, kwargs, again=again)
-        forks.watch(self._sess)
+        from .._concurrency.forks import watch
+
+        watch(self._sess)
+        self._native = None
+        if sys.version_info < (3, 12) and self._npu is not None and self._npu.executors:
+            self._native = self.__dict__.pop("_sess")
         if _watch is not None and not again:
             _watch(self)
 
@@ -110,19 +136,14 @@ class InferenceSession(_Parent, AsynchronousCalls):
         ours uses that where the exception that ended it has to be raised by ``run`` itself."""
         error = sys.exc_info()[1]
         if error is not None:
+            from .._concurrency.interrupts import raise_what_ended
+
             raise_what_ended(error)
         return self.__dict__.get("_enable_fallback", True)
 
     @_enable_fallback.setter
     def _enable_fallback(self, value: Any) -> None:
         self.__dict__["_enable_fallback"] = value
-
-    if C_CALLS_COUNT:
-
-        def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
-            """onnxruntime's own, once the stack is known to have room for a callback."""
-            need_stack(6)
-            super().run_with_iobinding(iobinding, run_options)
 
     # Beyond onnxruntime's -------------------------------------------------------------------------------------
 
@@ -174,9 +195,11 @@ class InferenceSession(_Parent, AsynchronousCalls):
         other._enable_fallback = self._enable_fallback
         before = dict(self.__dict__)  # what goes with it goes after the lock
         with making:
-            closed = isinstance(self._sess, _Closed)
+            closed = isinstance(self.__dict__.get("_sess"), _Closed)
             if not closed:
                 self.__dict__.update(other.__dict__)
+                if self._native is not None:
+                    self.__dict__.pop("_sess", None)
         if closed:
             other.close()
             raise _closed()
@@ -198,14 +221,14 @@ class InferenceSession(_Parent, AsynchronousCalls):
         """
         self._end_submissions()
         while not isinstance(self.__dict__.get("_sess"), _Closed):
-            npu, native = self._npu, self.__dict__.get("_sess")
+            npu, native = self._npu, self._native or self.__dict__.get("_sess")
             for executor in npu.executors if npu is not None else ():
                 executor.close()
             if npu is not None:
                 npu.unpin()
             with making:
                 if self._npu is npu:  # else set_providers() was faster
-                    self._sess = _Closed()
+                    self._sess, self._native = _Closed(), None
             del native
 
     def __enter__(self) -> InferenceSession:

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnxruntime
 
-from .._concurrency.interrupts import C_CALLS_COUNT, is_from_a_handler, need_stack
+from .._concurrency.interrupts import is_from_a_handler
 from .._ep import handoff, registration
 from .._errors import (
     FAIL,
@@ -388,12 +388,12 @@ def _start_with_provider(
                 f"{others} are not used: onnxruntime {onnxruntime.__version__} takes us by device, alone"
             )
         parent(content, options, **kwargs)
+    # What the user chose is what the session tells, though one node has nothing to run in parallel.
+    session._sess_options.execution_mode = (so or options).execution_mode
     # onnxruntime before 1.26 does not repeat a plugin's options.
     session._provider_options = {**session._provider_options, PROVIDER: given}
     session._sess_options_initial = so
     session._enable_fallback = _wants_fallback(state.kwargs)
-    if C_CALLS_COUNT:
-        session._inputs_meta = Inputs(session._inputs_meta)
 
 
 def _tell(made: Plan) -> None:
@@ -445,12 +445,3 @@ def _set_threads(options: Any, so: Any, contexts: int) -> None:
         # onnxruntime counts a caller of run() as one of them. Calls of run_async that wait for a core ready to be run:
         # else it stands still while the thread that ended the last call tells its callback and fetches the next one.
         options.intra_op_num_threads = 1 + contexts + min(contexts, MOST_READY)
-
-
-class Inputs(list[Any]):
-    """onnxruntime's ``run`` reads them before it goes into C: the stack is found too short here, and not at the entry
-    of a callback, where nothing can be done about it."""
-
-    def __iter__(self) -> Iterator[Any]:
-        need_stack(4)
-        return super().__iter__()
