@@ -48,6 +48,7 @@ if _typing.TYPE_CHECKING:
     from ._errors import OptionError as OptionError, QueueFull as QueueFull
     from ._onnxruntime import *
     from ._options import RknnProviderOptions as RknnProviderOptions, make_provider_options as make_provider_options
+    from ._session.arrays import empty as empty, from_dmabuf as from_dmabuf
     from .adapter.contract import Device as Device
 
 _PROVIDER = "RKNNExecutionProvider"
@@ -92,6 +93,8 @@ _OURS = {
     "QueueFull": "ort_rknn._errors",
     "RknnProviderOptions": "ort_rknn._options",
     "make_provider_options": "ort_rknn._options",
+    "empty": "ort_rknn._session.arrays",
+    "from_dmabuf": "ort_rknn._session.arrays",
     "get_ep_names": "ort_rknn._ep",
     "get_library_path": "ort_rknn._ep",
     "register": "ort_rknn._ep",

@@ -58,6 +58,12 @@ class LibrknnrtAdapter:
         device = Device(ADAPTER, soc.name, soc.name, SOC_CORES[soc.name], runtime=library.path, details=details)
         return Survey(devices=(device,))
 
+    def allocate(self, device: Device, nbytes: int, *, cached: bool) -> int:
+        """A dma-buf from the kernel's heaps. See :class:`ort_rknn.adapter.AllocatesBuffers`."""
+        from ._dma_heap import allocate
+
+        return allocate(nbytes, cached=cached)
+
     def load(self, device: Device, source: ModelSource, settings: LoadSettings) -> Model:
         """Open the library and load the model. Raises RknnError or AdapterError, with nothing left open."""
         from .runtime import load_model  # so that looking for a device never needs ctypes structures

@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ort_rknn.adapter import AdapterError
 
@@ -26,11 +26,34 @@ _CHECKED: Final[dict[str, tuple[Any, ...]]] = {
     "rknn_set_core_mask": (_U64, ctypes.c_int32),
     "rknn_set_input_shapes": (_U64, _U32, _POINTER),
     "rknn_register_custom_ops": (_U64, _POINTER, _U32),
+    "rknn_create_mem": (_U64, _U32),
+    "rknn_create_mem_from_fd": (_U64, ctypes.c_int32, _POINTER, _U32, ctypes.c_int32),
+    "rknn_destroy_mem": (_U64, _POINTER),
+    "rknn_mem_sync": (_U64, _POINTER, ctypes.c_int32),
+    "rknn_set_io_mem": (_U64, _POINTER, _POINTER),
 }
 
 #: The four functions of a run. They have no ``argtypes``: passing ready-made ctypes objects then costs half as much as
 #: converting integers (0.27 us against 0.6 us a call on an x86_64 machine), so the caller must pass exactly those.
 _UNCHECKED: Final = ("rknn_inputs_set", "rknn_run", "rknn_outputs_get", "rknn_outputs_release")
+
+
+_MEMORY: Final = (
+    *("rknn_create_mem", "rknn_create_mem_from_fd"),
+    *("rknn_destroy_mem", "rknn_mem_sync", "rknn_set_io_mem"),
+)
+#: Those that return a ``rknn_tensor_mem*``, NULL where they fail.
+_MAKERS: Final = _MEMORY[:2]
+
+
+class MemoryFunctions(NamedTuple):
+    """The functions of memory that the NPU shares. The first two return an address, or None."""
+
+    create: Callable[..., int | None]
+    from_fd: Callable[..., int | None]
+    destroy: Callable[..., int]
+    sync: Callable[..., int]
+    set_io: Callable[..., int]
 
 
 class Binding:
@@ -63,6 +86,11 @@ class Binding:
         return self._function("rknn_register_custom_ops")
 
     @functools.cached_property
+    def memory(self) -> MemoryFunctions:
+        """The functions of memory that the NPU shares, which old runtimes lack; only bound runs need them."""
+        return MemoryFunctions(*map(self._function, _MEMORY))
+
+    @functools.cached_property
     def keeping_gil(self) -> tuple[Callable[..., int], Callable[..., int], Callable[..., int]]:
         """``rknn_inputs_set``, ``rknn_outputs_get`` and ``rknn_outputs_release`` without releasing the GIL: for buffers
         so small that releasing it costs more than the call. The runtime calls no Python from them, so that they can
@@ -78,7 +106,7 @@ class Binding:
             function = (library or self.library)[name]
         except AttributeError as error:
             raise AdapterError(f"{self.path} is not a usable RKNN runtime: it has no function {name}") from error
-        function.restype = ctypes.c_int
+        function.restype = ctypes.c_void_p if name in _MAKERS else ctypes.c_int
         if name in _CHECKED:
             function.argtypes = _CHECKED[name]
         else:

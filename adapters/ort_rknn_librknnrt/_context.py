@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from ort_rknn.adapter import AdapterError, CallForm, PortForm, RknnError, TensorInfo
+from ort_rknn.adapter import AdapterError, CallForm, PortForm, Region, RknnError, TensorInfo
 
 from . import _structs as abi
 from ._binding import Binding, Handle
 from ._hints import run_hint
 
 if TYPE_CHECKING:
+    from ._bound import BoundRuns
     from .runtime import LoadedModel
 
 _UINT32_MAX = 2**32 - 1
@@ -83,6 +84,7 @@ class RuntimeContext:
 
     __slots__ = (
         "__weakref__",
+        "_bound",
         "_call",
         "_calls",
         "_core_mask",
@@ -99,6 +101,7 @@ class RuntimeContext:
         self._core_mask = core_mask
         self._calls: dict[CallForm, PreparedCall] = {}
         self._call: PreparedCall | None = None  # the last one: most callers have one form
+        self._bound: BoundRuns | None = None
         self._run = model.binding.run
         self._timeout_ms = model.settings.run_timeout_ms
         extend = ctypes.byref(abi.RunExtend(timeout_ms=self._timeout_ms)) if self._timeout_ms else None
@@ -152,8 +155,21 @@ class RuntimeContext:
         if call.keeps_gil:
             call.took(ready - start, perf_counter_ns() - over)
 
+    def run_bound(self, form: CallForm, inputs: Sequence[int | Region], outputs: Sequence[int | Region]) -> int:
+        """Run on shared buffers; see :meth:`ort_rknn.adapter.BindsBuffers.run_bound`."""
+        if self._handle is None:
+            raise AdapterError("the context is closed")
+        if self._bound is None:
+            from ._bound import BoundRuns
+
+            self._bound = BoundRuns(self._model, self._core_mask)
+        return self._bound.run(form, inputs, outputs)
+
     def close(self) -> None:
         """Give the handle back to the model, which destroys it. Idempotent."""
+        if self._bound is not None:
+            self._bound.close()
+            self._bound = None
         handle, self._handle = self._handle, None
         self._call = None
         self._calls.clear()

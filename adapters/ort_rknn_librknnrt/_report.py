@@ -41,8 +41,8 @@ def read_report(binding: Binding, handle: Handle) -> Report:
     for count, what in ((number.n_input, "inputs"), (number.n_output, "outputs")):
         if not 0 < count <= _MAX_TENSORS:
             raise AdapterError(f"the runtime reports {count} {what}, which cannot be: the model is damaged")
-    inputs = [_attribute(binding, handle, abi.QUERY_INPUT_ATTR, index) for index in range(number.n_input)]
-    outputs = [_attribute(binding, handle, abi.QUERY_OUTPUT_ATTR, index) for index in range(number.n_output)]
+    inputs = [read_attribute(binding, handle, abi.QUERY_INPUT_ATTR, index) for index in range(number.n_input)]
+    outputs = [read_attribute(binding, handle, abi.QUERY_OUTPUT_ATTR, index) for index in range(number.n_output)]
     sets, attributes = _shape_sets(binding, handle, inputs)
     return Report(
         inputs=tuple(map(_info, inputs)),
@@ -57,7 +57,7 @@ def read_report(binding: Binding, handle: Handle) -> Report:
 
 def read_shapes(binding: Binding, handle: Handle, count: int) -> tuple[Shape, ...]:
     """The output shapes under the shape set that a dynamic model is at."""
-    attributes = (_attribute(binding, handle, abi.QUERY_CURRENT_OUTPUT_ATTR, index) for index in range(count))
+    attributes = (read_attribute(binding, handle, abi.QUERY_CURRENT_OUTPUT_ATTR, index) for index in range(count))
     return tuple(_shape(attribute.dims, attribute.n_dims) for attribute in attributes)
 
 
@@ -67,7 +67,8 @@ def _query(binding: Binding, handle: Handle, command: int, answer: ctypes.Struct
         raise RknnError("rknn_query", code, f"The runtime does not tell {what} of the loaded model.")
 
 
-def _attribute(binding: Binding, handle: Handle, command: int, index: int) -> abi.TensorAttr:
+def read_attribute(binding: Binding, handle: Handle, command: int, index: int) -> abi.TensorAttr:
+    """One ``rknn_tensor_attr``. Raises RknnError."""
     attribute = abi.TensorAttr(index=index)
     side = "input" if command == abi.QUERY_INPUT_ATTR else "output"
     _query(binding, handle, command, attribute, f"{side} {index}")

@@ -25,6 +25,9 @@ QUERY_CUSTOM_STRING: Final = 7
 QUERY_INPUT_DYNAMIC_RANGE: Final = 13
 QUERY_CURRENT_OUTPUT_ATTR: Final = 15
 
+SYNC_TO_DEVICE: Final = 1
+SYNC_FROM_DEVICE: Final = 2
+
 QUANTISED_DFP: Final = 1
 """Dynamic fixed point: ``real = stored * 2 ** -fl``."""
 QUANTISED_AFFINE: Final = 2
@@ -157,6 +160,21 @@ class Output(ctypes.Structure):
     index: int
     buf: int | None
     size: int
+
+
+class TensorMem(ctypes.Structure):
+    """``rknn_tensor_mem``."""
+
+    _fields_ = (
+        ("virt_addr", ctypes.c_void_p),
+        ("phys_addr", ctypes.c_uint64),
+        ("fd", ctypes.c_int32),
+        ("offset", ctypes.c_int32),
+        ("size", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("priv_data", ctypes.c_void_p),
+    )
+    virt_addr: int | None
 
 
 class InitExtend(ctypes.Structure):

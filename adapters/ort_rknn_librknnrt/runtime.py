@@ -159,13 +159,7 @@ class LoadedModel:
                 handle = self._first
                 self._first_is_free = False
             else:
-                handle = self._another()
-                try:
-                    self._set_core_mask(handle, core_mask)
-                except RknnError:
-                    destroy_one(self.binding, handle)
-                    raise
-                self._handles.append(handle)
+                handle = self.another_handle(core_mask)
             context = RuntimeContext(self, handle, core_mask)
             self._contexts.add(context)
             return context
@@ -216,6 +210,19 @@ class LoadedModel:
             elif handle in self._handles:
                 self._handles.remove(handle)
                 destroy_one(self.binding, handle)
+
+    def another_handle(self, core_mask: int) -> Handle:
+        """One more context of the runtime, for who gives it to :meth:`give_back`."""
+        with self._lock:
+            self._check_open()
+            handle = self._another()
+            try:
+                self._set_core_mask(handle, core_mask)
+            except RknnError:
+                destroy_one(self.binding, handle)
+                raise
+            self._handles.append(handle)
+            return handle
 
     def _another(self) -> Handle:
         if not self._duplicates:

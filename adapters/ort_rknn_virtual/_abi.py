@@ -74,6 +74,7 @@ _FUNCTIONS = {
     "rknn_virtual_set_core_factor": (ctypes.c_int, (_U32, ctypes.c_double)),
     "rknn_virtual_set_tp_efficiency": (ctypes.c_int, (ctypes.c_double,)),
     "rknn_virtual_set_attr_follows": (ctypes.c_int, (ctypes.c_int,)),
+    "rknn_virtual_dmabuf": (_I32, (_U64,)),
     "rknn_virtual_fault": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_int, _U32, _U32, ctypes.c_int64, _U64)),
     "rknn_virtual_clear_faults": (None, ()),
     "rknn_virtual_events": (_U32, (_U64, ctypes.POINTER(RawEvent), _U32)),

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ort_rknn.adapter import (
     SOC_CORES,
     Absence,
     AdapterError,
+    BindsBuffers,
     CallForm,
     Context,
     Device,
@@ -26,6 +27,7 @@ from ort_rknn.adapter import (
     ModelSource,
     PortForm,
     Query,
+    Region,
     RknnError,
     Shape,
     Survey,
@@ -119,6 +121,13 @@ class VirtualAdapter:
                 raise
         return _VirtualModel(model, compute)
 
+    def allocate(self, device: Device, nbytes: int, *, cached: bool) -> int:
+        """A memfd that stands for a dma-buf. See :class:`ort_rknn.adapter.AllocatesBuffers`."""
+        fd: int = open_library(_library_of(device)).rknn_virtual_dmabuf(nbytes)
+        if fd < 0:
+            raise RknnError("rknn_virtual_dmabuf", fd)
+        return fd
+
     def stand_in(
         self, device: Device, inputs: Sequence[tuple[str, str, Shape]], outputs: Sequence[tuple[str, str, Shape]]
     ) -> bytes:
@@ -199,6 +208,13 @@ class _VirtualContext:
             self._inner.run(form, inputs, outputs)
         except RknnError as error:
             raise self._compute.cause(error)  # noqa: B904  # it has a cause of its own, or is this one
+
+    def run_bound(self, form: CallForm, inputs: Sequence[int | Region], outputs: Sequence[int | Region]) -> int:
+        need_stack(_FRAMES_OF_A_TWIN)
+        try:
+            return cast(BindsBuffers, self._inner).run_bound(form, inputs, outputs)
+        except RknnError as error:
+            raise self._compute.cause(error)  # noqa: B904  # as in run()
 
     def run_whole(self, inputs: Sequence[Any]) -> list[Any]:
         """The runtime is fed zeros of the compiled shapes, and what it gives is not looked at."""

@@ -26,6 +26,8 @@ from .._concurrency.pacer import Pacer
 from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, OptionError, ort_error
 from .._options import Options
 from ..adapter.contract import AdapterError, Model, RknnError, RunsWhole
+from .bound_runs import BufferRuns, serve
+from .buffers import table
 from .calls import Call, Calls, Shapes
 from .conversion import Scratch, view
 from .cpu_twin import CpuTwin
@@ -330,6 +332,16 @@ class Executor:
         on_cpu = self._cpu_twin.runs if self._cpu_twin is not None else 0
         return {"padded": sum(lease.padded for lease in self._leases), "cpu": on_cpu}
 
+    def buffer_runs(self) -> BufferRuns:
+        """What runs did with arrays in memory that the NPU shares, all contexts together."""
+        total = BufferRuns()
+        for one in [lease.buffer_runs for lease in self._leases]:
+            total.bound += one.bound
+            total.copied += one.copied
+            for reason, number in one.usual.copy().items():
+                total.usual[reason] = total.usual.get(reason, 0) + number
+        return total
+
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
@@ -447,7 +459,9 @@ class _Work:
     def do(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lease: Lease) -> None:
         started = time.perf_counter() if self._pacer is not None else 0.0
         try:
-            if call.direct:
+            if table:
+                serve(self._signature, lease, call, inputs, outputs, self._usual)
+            elif call.direct:
                 lease.context.run(call.form, inputs, outputs)
             else:
                 self._converted(lease, call, inputs, outputs)
@@ -459,6 +473,12 @@ class _Work:
         lease.shape_set = call.form.shape_set
         if self._pacer is not None:
             self._pacer.record(time.perf_counter() - started)
+
+    def _usual(self, lease: Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        if call.direct:
+            lease.context.run(call.form, inputs, outputs)
+        else:
+            self._converted(lease, call, inputs, outputs)
 
     def do_whole(
         self, model: Model, shapes: Shapes, inputs: Sequence[int], results: list[NDArray[np.generic]], lease: Lease

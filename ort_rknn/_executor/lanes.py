@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from .._concurrency.one_shot import Awaited
+from .bound_runs import BufferRuns
 
 if TYPE_CHECKING:
     from ..adapter.contract import CallForm, Context
@@ -31,7 +32,7 @@ _popleft: Callable[[deque[Lease]], Lease] = deque.popleft
 class Lease:
     """A context and what belongs to it. Has one user at a time: whoever took it from its lane."""
 
-    __slots__ = ("context", "errors", "label", "padded", "runs", "scratch", "shape_set")
+    __slots__ = ("buffer_runs", "context", "errors", "label", "padded", "runs", "scratch", "shape_set")
 
     def __init__(self, context: Context, label: str) -> None:
         self.context = context
@@ -42,6 +43,7 @@ class Lease:
         self.shape_set: int | None = None
         """The shape set that the context stands at, where the model has several."""
         self.scratch: dict[CallForm, Scratch] = {}
+        self.buffer_runs = BufferRuns()
 
 
 class Turn(Awaited):

@@ -70,6 +70,13 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
         lines.append(_of_batches(executor, signature.split))
     for label, counts in executor.counters().items():
         lines.append(f"counter:   {label}: {counts['runs']} runs, {counts['errors']} errors")
+    buffers = executor.buffer_runs()
+    if buffers.bound:
+        lines.append(
+            f"memory:    {buffers.bound} runs bound NPU memory, and copied {buffers.copied} bytes of other memory"
+        )
+    for reason, number in buffers.usual.items():
+        lines.append(f"memory:    {number} runs had NPU memory and copied it: {reason}")
     missing = executor.missing_shapes()
     if executor.options.on_missing_shape == "cpu":
         lines.append(

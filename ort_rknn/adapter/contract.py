@@ -178,6 +178,35 @@ class CallForm:
     shape_set: int | None = None
 
 
+@dataclass(slots=True, eq=False)
+class SharedBuffer:
+    """A dma-buf that is mapped into this process. Compared and hashed by identity."""
+
+    fd: int
+    """Its file descriptor; open until :attr:`freed`."""
+    address: int
+    """Where it is mapped."""
+    nbytes: int
+    """Bytes that are mapped, from the dma-buf's first."""
+    freed: bool = False
+    """Nobody can reach the mapping any more. What an adapter made of the buffer should go at its next opportunity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A tensor inside of a :class:`SharedBuffer`."""
+
+    buffer: SharedBuffer
+    offset: int
+    """Bytes from the buffer's start to the tensor."""
+    row_pitch: int = 0
+    """Of a 4-D NHWC tensor: bytes from one row of pixels to the next. 0: nothing lies between the rows."""
+
+
+class NotBindable(AdapterError):
+    """A :meth:`BindsBuffers.run_bound` that did not begin: the text is the reason. The call can be run as usual."""
+
+
 class HeldFile(Protocol):
     """An open file. See :class:`ort_rknn.files.pinned.Pinned`."""
 
@@ -324,6 +353,29 @@ class RunsWhole(Protocol):
         ``inputs`` are numpy arrays in the order of :attr:`Model.inputs`, in the ONNX's dtypes and order of axes, of any
         shape that the ONNX takes. Returns new arrays in the order of :attr:`Model.outputs`, of the shapes that the ONNX
         gives. Floats have the resolution of the compiled types. Raises as :meth:`Context.run`.
+        """
+
+
+class AllocatesBuffers(Protocol):
+    """What an adapter may offer besides: memory that the NPU reads and writes itself."""
+
+    def allocate(self, device: Device, nbytes: int, *, cached: bool) -> int:
+        """A new dma-buf of ``nbytes`` (from 1 on): its file descriptor, which the caller closes.
+
+        ``cached``: whether the CPU may keep it in its caches, which :meth:`BindsBuffers.run_bound` then keeps in step.
+        Raises AdapterError where the system refuses.
+        """
+
+
+class BindsBuffers(Protocol):
+    """What a context may offer besides: runs that read and write dma-bufs without a copy."""
+
+    def run_bound(self, form: CallForm, inputs: Sequence[int | Region], outputs: Sequence[int | Region]) -> int:
+        """As :meth:`Context.run`; regions are bound to the NPU, and caches are kept in step. Returns how many bytes
+        were copied for the sake of those that are ordinary addresses.
+
+        What was bound is remembered, and given up when its buffer was freed. Raises NotBindable before anything ran
+        where the runtime cannot use a region in this form.
         """
 
 

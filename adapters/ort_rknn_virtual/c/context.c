@@ -13,7 +13,6 @@
 #include <string.h>
 
 enum { MAX_CONTEXTS = 1024, SLOT_BITS = 12 };
-#define BUSY (UINT64_C(1) << 63)
 
 static context slots[MAX_CONTEXTS];
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -92,9 +91,7 @@ static void empty_context(context *c) {
     }
     for (memory *b = c->memories, *next; b; b = next) {
         next = b->next;
-        sums.mems--;
-        free(b->own);
-        free(b);
+        free_memory(b);
     }
     release_weights(c->weights);
     release_model(c->model);

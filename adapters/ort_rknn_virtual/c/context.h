@@ -27,6 +27,9 @@ typedef struct memory {
     uint8_t *at;
     uint64_t size;
     void *own;
+    void *map; /* of an imported dma-buf: the NPU's own mapping */
+    uint64_t mapped;
+    bool writable, synced; /* synced: rknn_mem_sync to the device since the last run */
 } memory;
 
 /* A buffer lent out by rknn_outputs_get; kept when it comes back, for the next run. */
@@ -44,6 +47,8 @@ typedef struct {
     bool set;
     memory *bound;
     buffer_form form; /* of `bound` */
+    bool dangling;    /* what it was bound to was destroyed */
+    bool unseen;      /* of an output: the NPU has written, and no rknn_mem_sync has fetched it yet */
 } port_state;
 
 typedef struct {
@@ -62,6 +67,9 @@ typedef struct {
     memory *memories;
 } context;
 
+/* In a context's `state`: a call is inside. */
+#define BUSY (UINT64_C(1) << 63)
+
 /* A call from enter() to leave(). */
 typedef struct {
     rknn_virtual_event e;
@@ -73,6 +81,10 @@ typedef struct {
  * leave() writes, and no two threads are inside of one context. 0, or the code that the call has to return. */
 int enter(call *k, int function, rknn_context handle);
 int leave(call *k, int code); /* returns `code` */
+
+void free_memory(memory *b);
+/* What the NPU wrote to imported memory is seen by the program after rknn_mem_sync from the device. */
+void fetch_outputs(context *c, memory *b);
 
 /* A context in a free slot, still BUSY; takes one reference of model and weights, also when it fails. */
 int make_context(shared_model *s, weights *w, call *k);

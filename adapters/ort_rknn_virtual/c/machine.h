@@ -12,7 +12,7 @@
     X(none) X(init) X(dup_context) X(destroy) X(query) X(set_core_mask) X(set_batch_core_num) X(set_input_shapes)    \
     X(inputs_set) X(run) X(wait) X(outputs_get) X(outputs_release) X(create_mem) X(create_mem2)                      \
     X(create_mem_from_fd) X(create_mem_from_phys) X(destroy_mem) X(mem_sync) X(set_io_mem) X(set_weight_mem)         \
-    X(set_internal_mem) X(register_custom_ops) X(set_compute) X(misuse)
+    X(set_internal_mem) X(register_custom_ops) X(set_compute) X(virtual_dmabuf) X(misuse)
 #define ONE(name) F_##name,
 enum { FUNCTIONS(ONE) F_COUNT };
 #undef ONE

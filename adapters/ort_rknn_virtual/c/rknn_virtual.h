@@ -40,7 +40,13 @@
  * MISUSE. A context that does not exist (any more) is -7; a context that another thread is using at the moment is -1.
  * Both are an event of kind "misuse". A context's outputs and memory that were not given back are freed with it.
  * Not modelled: asynchronous runs (rknn_run always blocks), performance details, device memory information (-1),
- * custom operators (-1), 4-bit tensors (-6), file descriptors of memory (fd is -1).
+ * custom operators (-1), 4-bit tensors (-6), file descriptors of rknn_create_mem (fd is -1).
+ *
+ * MEMORY. rknn_create_mem_from_fd maps the buffer once more, as an NPU does: the program may unmap it and close its
+ * descriptor. A descriptor that is not open, or a buffer that is too small, is NULL. Caches are modelled for such memory
+ * only: an input that was not synchronized to the device since the last run is read as it was before and is a misuse; an
+ * output appears in the buffer with the rknn_mem_sync from the device that follows the run. A run of which an input or
+ * output is bound to memory that was destroyed is a misuse and fails (-1).
  */
 #ifndef RKNN_VIRTUAL_H
 #define RKNN_VIRTUAL_H
@@ -86,6 +92,10 @@ RKNN_API int rknn_virtual_set_tp_efficiency(double efficiency);
 /* Whether plain input/output attributes follow the current shape set (default 0: they do not). */
 RKNN_API int rknn_virtual_set_attr_follows(int follows);
 
+/* A buffer of this many bytes that stands for a dma-buf (a memfd); its descriptor, which the caller closes, or a negative
+ * code. Faults of it are set with the function name "rknn_virtual_dmabuf". */
+RKNN_API int32_t rknn_virtual_dmabuf(uint64_t size);
+
 /* Faults: calls of `function` ("rknn_run") answer `code` (pointer functions: NULL) and do nothing else. The first `after`
  * matching calls pass, the next `times` fail (0: all). `core_mask` -1: any, else the mask that the context was set to;
  * `context` 0: any. Returns 0, -5 for an unknown function or a code >= 0, -4 when 64 faults are set. */
@@ -99,12 +109,13 @@ typedef struct {
     uint64_t sequence; /* from 1 */
     uint64_t called, start, end;
     uint64_t context;
-    uint64_t address;   /* rknn_inputs_set: the caller's buffer */
-    uint64_t nbytes;    /* rknn_inputs_set: its size as given; rknn_init: the model's */
+    uint64_t address;   /* rknn_inputs_set: the caller's buffer; functions of memory: its virt_addr */
+    uint64_t nbytes;    /* rknn_inputs_set, memory: its size as given; rknn_init: the model's */
     int32_t kind;       /* see rknn_virtual_kind */
     int32_t code;       /* what the call returned */
     uint32_t core_mask; /* run: the cores really used; else what the context is set to */
-    uint32_t index;     /* inputs_set: the input; query: the command; misuse: the kind of the call */
+    uint32_t index;     /* inputs_set, set_io_mem: the port; query: the command; mem_sync: the mode; misuse: the
+                         * kind of the call */
     uint32_t thread;
     uint32_t reserved;
 } rknn_virtual_event;

@@ -9,7 +9,7 @@
 
 static bool room(uint8_t **buffer, uint64_t *have, uint64_t need) {
     if (*have >= need) return true;
-    uint8_t *more = malloc(need);
+    uint8_t *more = calloc(1, need);
     if (!more) return false;
     free(*buffer);
     *buffer = more;
@@ -36,6 +36,7 @@ static int input_set(context *c, const rknn_input *in, uint64_t *converted) {
     form_read(m, p, c->set, f, in->buf, s->stored);
     s->set = true;
     s->bound = NULL;
+    s->dangling = false;
     *converted = need;
     return RKNN_OK;
 }
@@ -110,12 +111,33 @@ static void pattern(context *c) {
         pattern_fill(seed, i, m->out[i].type, c->out[i].stored, port_elements(m, &m->out[i], c->set));
 }
 
+/* Something that a real NPU would not notice: an event of its own. Returns a code. */
+static int misused(context *c, const char *format, uint32_t port) {
+    rknn_virtual_event e = {.kind = F_misuse, .code = RKNN_FAIL, .index = F_run, .core_mask = c->mask};
+    e.called = e.start = e.end = now_ns();
+    e.context = atomic_load(&c->state) & ~BUSY;
+    sums.misuses++;
+    int code = because(RKNN_FAIL, format, port);
+    journal(&e);
+    return code;
+}
+
+void fetch_outputs(context *c, memory *b) {
+    model *m = c->model->m;
+    for (uint32_t i = 0; i < m->n_out; i++) {
+        port_state *s = &c->out[i];
+        if (s->bound == b && s->unseen) form_write(m, &m->out[i], c->set, s->form, s->stored, b->at);
+        if (s->bound == b) s->unseen = false;
+    }
+}
+
 /* Inputs that lie in memory of the program are read, room for all outputs is made. */
 static int prepare(context *c) {
     model *m = c->model->m;
     if (c->flags & FLAG_INFO_ONLY) return because(RKNN_FAIL, "the context was made for questions only (flag 0x100)");
     for (uint32_t i = 0; i < m->n_in; i++) {
         port_state *s = &c->in[i];
+        if (s->dangling) return misused(c, "input %u is bound to memory that was destroyed", i);
         if (!s->bound) {
             if (!s->set) return because(RKNN_BAD_INPUT, "input %u has not been set", i);
             continue;
@@ -123,10 +145,15 @@ static int prepare(context *c) {
         uint64_t need = form_bytes(m, &m->in[i], c->set, true, s->form);
         if (!need || need > s->bound->size) return because(RKNN_BAD_INPUT, "the memory of input %u is too small", i);
         if (!room(&s->stored, &s->stored_room, stored_bytes(c, &m->in[i]))) return because(RKNN_NO_MEMORY, "no memory for input %u", i);
+        if (s->bound->map && !s->bound->synced) {
+            misused(c, "the memory of input %u was not synchronized to the device since the last run", i);
+            continue; /* the NPU reads what was there before */
+        }
         form_read(m, &m->in[i], c->set, s->form, s->bound->at, s->stored);
     }
     for (uint32_t i = 0; i < m->n_out; i++) {
         port_state *s = &c->out[i];
+        if (s->dangling) return misused(c, "output %u is bound to memory that was destroyed", i);
         if (s->bound) {
             uint64_t need = form_bytes(m, &m->out[i], c->set, false, s->form);
             if (!need || need > s->bound->size) return because(RKNN_BAD_OUTPUT, "the memory of output %u is too small", i);
@@ -161,8 +188,14 @@ static int run(call *k, rknn_run_extend *extend) {
     c->run_ns = k->e.end - k->e.start;
     c->ran = true;
     c->frame++;
-    for (uint32_t i = 0; i < m->n_out; i++)
-        if (c->out[i].bound) form_write(m, &m->out[i], c->set, c->out[i].form, c->out[i].stored, c->out[i].bound->at);
+    for (uint32_t i = 0; i < m->n_in; i++)
+        if (c->in[i].bound) c->in[i].bound->synced = false;
+    for (uint32_t i = 0; i < m->n_out; i++) {
+        port_state *s = &c->out[i];
+        if (!s->bound) continue;
+        s->unseen = s->bound->map != NULL;
+        if (!s->unseen) form_write(m, &m->out[i], c->set, s->form, s->stored, s->bound->at);
+    }
     if (extend) extend->frame_id = c->frame;
     return RKNN_OK;
 }

@@ -1,0 +1,212 @@
+"""Runs on memory that the NPU shares: dma-bufs are bound as inputs and outputs, and nothing is converted or copied.
+
+The vendor has two ways of feeding a model, ``rknn_inputs_set`` / ``rknn_outputs_get`` and ``rknn_set_io_mem``, and says
+nothing of mixing them on one context. So bound runs have a context of the runtime of their own, which shares the
+weights; every input and output of it is bound in every run, to a region or to memory that stands in for an ordinary
+address.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from ort_rknn.adapter import CallForm, NotBindable, PortForm, Region, RknnError, SharedBuffer, TensorInfo
+
+from . import _structs as abi
+from ._binding import Handle
+from ._hints import run_hint
+from ._report import read_attribute
+
+if TYPE_CHECKING:
+    from .runtime import LoadedModel
+
+#: Imported regions that a context remembers; what was not used for longest goes first.
+_KEPT: Final = 64
+
+
+class _Memory:
+    """A ``rknn_tensor_mem``; ``buffer`` None: the runtime's own."""
+
+    __slots__ = ("address", "buffer", "pointer")
+
+    def __init__(self, pointer: int, buffer: SharedBuffer | None) -> None:
+        self.pointer = pointer
+        self.buffer = buffer
+        self.address = abi.TensorMem.from_address(pointer).virt_addr or 0
+
+
+class _Port:
+    """An input or output in one form."""
+
+    __slots__ = ("attribute", "nbytes", "own", "pitch", "reference", "room", "rows")
+
+    def __init__(self, form: PortForm, attribute: abi.TensorAttr, *, is_input: bool) -> None:
+        attribute.type, attribute.fmt = abi.DTYPE_CODES[form.dtype], abi.LAYOUT_CODES[form.layout]
+        attribute.pass_through = int(form.pass_through)
+        self.attribute = attribute
+        self.reference = ctypes.byref(attribute)
+        self.nbytes = form.nbytes
+        self.pitch = 0
+        """Bytes from row to row that the runtime insists on; 0: rows follow each other."""
+        self.rows = 1
+        if is_input and form.layout == "NHWC" and len(form.shape) == 4:
+            n, h, w, _ = form.shape
+            self.rows = n * h
+            row = form.nbytes // self.rows
+            stride = attribute.w_stride or w
+            if stride != w:
+                self.pitch = row // w * stride
+        self.room = max(attribute.size_with_stride, self.pitch * self.rows, form.nbytes)
+        self.own: _Memory | None = None
+
+
+class BoundRuns:
+    """The bound runs of one :class:`~._context.RuntimeContext`. The runtime's context is made at the first one."""
+
+    def __init__(self, model: LoadedModel, core_mask: int) -> None:
+        self._model = model
+        self._core_mask = core_mask
+        self._functions = model.binding.memory
+        self._handle: Handle | None = None
+        self._forms: dict[CallForm, tuple[list[_Port], list[_Port]]] = {}
+        self._imported: dict[tuple[SharedBuffer, int, int], _Memory] = {}
+        self._bound: dict[tuple[bool, int], tuple[_Port, _Memory]] = {}
+        extend = abi.RunExtend(timeout_ms=model.settings.run_timeout_ms)
+        self._extend = ctypes.byref(extend) if model.settings.run_timeout_ms else None
+
+    def run(self, form: CallForm, inputs: Sequence[int | Region], outputs: Sequence[int | Region]) -> int:
+        """See :meth:`ort_rknn.adapter.BindsBuffers.run_bound`."""
+        handle, (sources, targets) = self._prepared(form)
+        for port, place, info in zip(sources, inputs, self._model.inputs, strict=True):
+            _check_rows(port, place, info)
+        try:
+            read = [self._bind(handle, True, k, port, at) for k, (port, at) in enumerate(zip(sources, inputs))]
+            written = [self._bind(handle, False, k, port, at) for k, (port, at) in enumerate(zip(targets, outputs))]
+            self._forget(handle, [*read, *written])
+            copied = 0
+            for port, place, memory in zip(sources, inputs, read):
+                if isinstance(place, int):
+                    ctypes.memmove(memory.address, place, port.nbytes)
+                    copied += port.nbytes
+                self._sync(handle, memory, abi.SYNC_TO_DEVICE)
+            code = self._model.binding.run(ctypes.c_uint64(handle.value), self._extend)
+            if code:
+                raise RknnError("rknn_run", code, run_hint("rknn_run", code, self._model.settings.run_timeout_ms))
+            for port, place, memory in zip(targets, outputs, written):
+                self._sync(handle, memory, abi.SYNC_FROM_DEVICE)
+                if isinstance(place, int):
+                    ctypes.memmove(place, memory.address, port.nbytes)
+                    copied += port.nbytes
+            return copied
+        except BaseException:
+            self._bound.clear()  # what a failed call leaves behind is not known
+            raise
+
+    def close(self) -> None:
+        """Give back all memory and the runtime's context. Idempotent."""
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        ports = [port for sides in self._forms.values() for side in sides for port in side]
+        for memory in (*self._imported.values(), *(port.own for port in ports if port.own is not None)):
+            self._functions.destroy(handle.value, memory.pointer)
+        self._forms.clear()
+        self._imported.clear()
+        self._bound.clear()
+        self._model.give_back(handle)
+
+    def _prepared(self, form: CallForm) -> tuple[Handle, tuple[list[_Port], list[_Port]]]:
+        known = self._forms.get(form)
+        if known is not None and self._handle is not None:
+            return self._handle, known
+        model = self._model
+        reason = _why_not(form, model.inputs, model.outputs)
+        if reason:
+            raise NotBindable(reason)
+        if self._handle is None:
+            self._handle = model.another_handle(self._core_mask)
+        made = tuple(
+            [
+                _Port(port, read_attribute(model.binding, self._handle, query, index), is_input=side is form.inputs)
+                for index, port in enumerate(side)
+            ]
+            for side, query in ((form.inputs, abi.QUERY_INPUT_ATTR), (form.outputs, abi.QUERY_OUTPUT_ATTR))
+        )
+        known = self._forms[form] = (made[0], made[1])
+        return self._handle, known
+
+    def _bind(self, handle: Handle, is_input: bool, index: int, port: _Port, place: int | Region) -> _Memory:
+        memory = self._own(handle, port) if isinstance(place, int) else self._import(handle, port, place)
+        bound = self._bound.get((is_input, index))
+        if bound is None or bound[0] is not port or bound[1] is not memory:
+            code = self._functions.set_io(handle.value, memory.pointer, port.reference)
+            if code:
+                raise NotBindable(f"rknn_set_io_mem refuses it ({code})")
+            self._bound[is_input, index] = (port, memory)
+        return memory
+
+    def _own(self, handle: Handle, port: _Port) -> _Memory:
+        if port.own is None:
+            pointer = self._functions.create(handle.value, port.room)
+            if not pointer:
+                raise NotBindable(f"rknn_create_mem gives no {port.room} bytes")
+            port.own = _Memory(pointer, None)
+        return port.own
+
+    def _import(self, handle: Handle, port: _Port, region: Region) -> _Memory:
+        buffer = region.buffer
+        size = min(port.room, buffer.nbytes - region.offset)
+        key = (buffer, region.offset, size)
+        memory = self._imported.pop(key, None)
+        if memory is None:
+            address = buffer.address + region.offset
+            pointer = self._functions.from_fd(handle.value, buffer.fd, address, size, region.offset)
+            if not pointer:
+                raise NotBindable("rknn_create_mem_from_fd refuses the buffer")
+            memory = _Memory(pointer, buffer)
+        self._imported[key] = memory  # the last one was used last
+        return memory
+
+    def _forget(self, handle: Handle, used: list[_Memory]) -> None:
+        """Give up the imports of buffers that were freed, and those beyond the limit. None of them is bound by now."""
+        for key in [key for key in self._imported if key[0].freed]:
+            self._functions.destroy(handle.value, self._imported.pop(key).pointer)
+        for key in list(self._imported)[: max(0, len(self._imported) - _KEPT)]:
+            if self._imported[key] not in used:
+                self._functions.destroy(handle.value, self._imported.pop(key).pointer)
+
+    def _sync(self, handle: Handle, memory: _Memory, mode: int) -> None:
+        code = self._functions.sync(handle.value, memory.pointer, mode)
+        if code:
+            raise RknnError("rknn_mem_sync", code)
+
+
+def _check_rows(port: _Port, place: int | Region, info: TensorInfo) -> None:
+    pitch = 0 if isinstance(place, int) else place.row_pitch
+    if port.pitch and pitch != port.pitch:
+        raise NotBindable(f"input {info.name!r}: the NPU reads rows that are {port.pitch} bytes apart")
+    if pitch and pitch != (port.pitch or port.nbytes // port.rows):
+        raise NotBindable(f"input {info.name!r}: rows are {pitch} bytes apart, and the NPU reads them without gaps")
+
+
+def _why_not(form: CallForm, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> str:
+    """Why calls of this form cannot be bound; "" where they can."""
+    if form.shape_set is not None:
+        return "the model has several shapes"
+    for port, info in zip(form.inputs, inputs, strict=True):
+        as_stored = port.dtype == info.dtype and (port.pass_through or info.quantisation is None)
+        if len(info.shape) == 4:
+            if port.layout != "NHWC" or not (as_stored or port.dtype == "uint8"):
+                return (
+                    f"input {info.name!r} is {port.dtype} {port.layout}; the NPU reads uint8 or {info.dtype} NHWC "
+                    "from memory (provider options layout='NHWC', input_dtype='uint8')"
+                )
+        elif not as_stored:
+            return f"input {info.name!r} is {port.dtype}; the NPU reads {info.dtype} from memory"
+    for port, info in zip(form.outputs, outputs, strict=True):
+        if port.dtype not in ("float32", info.dtype) or math.prod(port.shape) != math.prod(info.shape):
+            return f"output {info.name!r} is {port.dtype}; the NPU writes float32 or {info.dtype} to memory"
+    return ""

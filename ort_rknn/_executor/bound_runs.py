@@ -1,0 +1,156 @@
+"""Runs of which an input or output lies in memory that the NPU shares.
+
+What fits is bound, and nothing is copied for it. What does not goes the usual way, which is counted by its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from .._errors import RUNTIME_EXCEPTION, ort_error
+from ..adapter.contract import BindsBuffers, NotBindable, Region
+from .buffers import Entry, Strided, table
+from .signature import DTYPES, Port, Signature
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..adapter.contract import Shape
+    from .calls import Call
+    from .lanes import Lease
+
+_Uses = list[tuple[Entry, int, int, bool]]
+Usual = Callable[["Lease", "Call", Sequence[int], Sequence[int]], None]
+#: More reasons than this are not told apart.
+_REASONS = 32
+
+
+class BufferRuns:
+    """Counts of one context. ``usual``: by reason, runs that had such memory and could not bind it."""
+
+    __slots__ = ("bound", "copied", "usual")
+
+    def __init__(self) -> None:
+        self.bound = 0
+        self.copied = 0
+        """Bytes that bound runs copied, for those of their inputs and outputs that are ordinary memory."""
+        self.usual: dict[str, int] = {}
+
+    def count_usual(self, reason: str) -> None:
+        if reason not in self.usual and len(self.usual) >= _REASONS:
+            reason = "other reasons"
+        self.usual[reason] = self.usual.get(reason, 0) + 1
+
+
+def serve(
+    signature: Signature, lease: Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int], usual: Usual
+) -> None:
+    """Run ``call`` on ``lease``, as ``usual`` would.
+
+    Raises RuntimeException where another run is writing what this one uses, or reading what this one writes.
+    """
+    uses: _Uses = []
+    odd: list[str] = []
+    sources = _places(signature.inputs, call.inputs, inputs, uses, odd, writes=False)
+    targets = _places(signature.outputs, call.outputs, outputs, uses, odd, writes=True)
+    if not uses:
+        usual(lease, call, inputs, outputs)
+        return
+    if not table.begin(uses):
+        raise ort_error(
+            RUNTIME_EXCEPTION,
+            "an input or output lies in NPU memory that another run is using at the moment: wait for its result, or "
+            "use another buffer",
+        )
+    try:
+        reason = odd[0] if odd else _why_not(signature, lease, call)
+        if not reason:
+            try:
+                binds = cast(BindsBuffers, lease.context)
+                lease.buffer_runs.copied += binds.run_bound(call.form, sources, targets)
+                lease.buffer_runs.bound += 1
+                return
+            except NotBindable as error:
+                reason = str(error)
+        lease.buffer_runs.count_usual(reason)
+        gathered = [_gathered(port, shape, at) for port, shape, at in zip(signature.inputs, call.inputs, inputs)]
+        addresses = [at if array is None else array.ctypes.data for array, at in zip(gathered, inputs)]
+        usual(lease, call, addresses, outputs)
+    finally:
+        table.end(uses)
+
+
+def _places(
+    ports: Sequence[Port],
+    shapes: Sequence[Shape],
+    addresses: Sequence[int],
+    uses: _Uses,
+    odd: list[str],
+    *,
+    writes: bool,
+) -> list[int | Region]:
+    places: list[int | Region] = []
+    for port, shape, address in zip(ports, shapes, addresses):
+        size = math.prod(shape) * DTYPES[port.dtype][1]
+        entry = table.find(address, size)
+        if entry is None or not size:
+            places.append(address)
+            continue
+        offset = address - entry.buffer.address
+        pitch = 0
+        if _is_strided(entry, port, shape, offset):
+            assert entry.strided is not None
+            pitch = _row_pitch(entry.strided)
+            if not pitch or writes:
+                odd.append(f"{'output' if writes else 'input'} {port.name!r} has strides {entry.strided.strides}")
+            size = entry.buffer.nbytes - offset
+        uses.append((entry, offset, offset + size, writes))
+        places.append(Region(entry.buffer, offset, pitch))
+    return places
+
+
+def _is_strided(entry: Entry, port: Port, shape: Shape, offset: int) -> bool:
+    """Whether this is the tensor that ``from_dmabuf`` was given strides for."""
+    lies = entry.strided
+    return lies is not None and (lies.offset, lies.shape, lies.dtype) == (offset, shape, port.dtype)
+
+
+def _row_pitch(lies: Strided) -> int:
+    """Bytes from row to row where nothing else has gaps, or where only one image is there; 0 otherwise."""
+    if len(lies.shape) != 4:
+        return 0
+    (n, h, w, c), (image, row, pixel, value) = lies.shape, lies.strides
+    itemsize = DTYPES[lies.dtype][1]
+    packed = value == itemsize and pixel == c * itemsize and row >= w * pixel
+    return row if packed and (n == 1 or image == h * row) else 0
+
+
+def _why_not(signature: Signature, lease: Lease, call: Call) -> str:
+    if not hasattr(lease.context, "run_bound"):
+        return "the adapter does not bind memory"
+    if call.direct:
+        return ""
+    for what, ports in (("input", signature.inputs), ("output", signature.outputs)):
+        for port in ports:
+            if not port.on_npu:
+                return f"{what} {port.name!r} is not in the compiled model"
+            if port.converts:
+                return f"{what} {port.name!r} is converted above the runtime"
+    return "the shape is not the compiled one, or inputs and outputs have another order in the compiled model"
+
+
+def _gathered(port: Port, shape: Shape, address: int) -> NDArray[np.generic] | None:
+    """A contiguous copy of an input with strides of its own, which the usual way does not know; None for others."""
+    entry = table.find(address, 1)
+    if entry is None or not _is_strided(entry, port, shape, address - entry.buffer.address):
+        return None
+    from .conversion import view
+
+    assert entry.strided is not None
+    whole = view(entry.buffer.address, (entry.buffer.nbytes,), "uint8")
+    array: NDArray[np.generic] = np.ndarray(shape, port.dtype, whole.data, entry.strided.offset, entry.strided.strides)
+    return np.ascontiguousarray(array)

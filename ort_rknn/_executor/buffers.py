@@ -1,0 +1,180 @@
+"""Arrays in memory that the NPU shares: dma-bufs under ordinary numpy arrays, and a table to know them by.
+
+onnxruntime hands a numpy array's address to the kernel as it is, so an address range is all that is needed to know such
+an array again, whatever way it came: ``run``, IOBinding, an OrtValue over it, ``submit``, ``map``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import stat
+import threading
+import weakref
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._concurrency.forks import renewed_in_child
+from ..adapter.contract import Shape, SharedBuffer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_MAP_SHARED, _PROT_READ, _PROT_WRITE = 1, 1, 2
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+@dataclass(slots=True, eq=False)
+class Strided:
+    """How a tensor lies in a buffer where it is not contiguous."""
+
+    offset: int
+    shape: Shape
+    dtype: str
+    strides: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A mapped buffer, and who uses it now."""
+
+    buffer: SharedBuffer
+    strided: Strided | None = None
+    uses: list[tuple[int, int, bool]] = field(default_factory=list)
+    """Of runs under way: first byte, one past the last, whether it is written."""
+
+
+class Table:
+    """Mapped buffers by address. Thread safe; a look-up takes no lock.
+
+    False while it is empty. A finalizer may come in the middle of everything, also of a change on the same thread.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, Entry] = {}
+        self._lock = renewed_in_child(threading.RLock())
+        self._changes = itertools.count(1)
+        self._last = 0
+        self._index: tuple[list[int], list[Entry]] = ([], [])
+        self._using = renewed_in_child(threading.Lock())
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def add(self, entry: Entry) -> None:
+        """Know a buffer by its addresses from now on."""
+        self._entries[entry.buffer.address] = entry
+        self._renew()
+
+    def remove(self, entry: Entry) -> None:
+        """Forget it: it is about to be unmapped."""
+        entry.buffer.freed = True
+        self._entries.pop(entry.buffer.address, None)
+        self._renew()
+
+    def _renew(self) -> None:
+        self._last = next(self._changes)
+        with self._lock:
+            while True:
+                last = self._last
+                entries = sorted(self._entries.copy().values(), key=lambda entry: entry.buffer.address)
+                self._index = ([entry.buffer.address for entry in entries], entries)
+                if self._last == last:  # else a finalizer came in between
+                    return
+
+    def find(self, address: int, nbytes: int) -> Entry | None:
+        """The buffer that holds these bytes."""
+        starts, entries = self._index
+        place = bisect_right(starts, address) - 1
+        if place < 0:
+            return None
+        entry = entries[place]
+        return entry if address + nbytes <= entry.buffer.address + entry.buffer.nbytes else None
+
+    def begin(self, uses: Sequence[tuple[Entry, int, int, bool]]) -> bool:
+        """Note what a run reads and writes; False, and nothing noted, where another run writes it, or reads what this
+        one would write."""
+        with self._using:
+            for entry, first, end, writes in uses:
+                if any(first < e and f < end and (writes or w) for f, e, w in entry.uses):
+                    return False
+            for entry, first, end, writes in uses:
+                entry.uses.append((first, end, writes))
+            return True
+
+    def end(self, uses: Sequence[tuple[Entry, int, int, bool]]) -> None:
+        """The run is over."""
+        with self._using:
+            for entry, first, end, writes in uses:
+                entry.uses.remove((first, end, writes))
+
+
+#: All mapped buffers of this process.
+table = Table()
+
+
+class _Mapping:
+    """What numpy keeps as the owner of the memory; it is unmapped when the last array over it has gone."""
+
+    __slots__ = ("__array_interface__", "__weakref__")
+
+    def __init__(self, entry: Entry, writable: bool) -> None:
+        buffer = entry.buffer
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (buffer.nbytes,),
+            "data": (buffer.address, not writable),
+        }
+        weakref.finalize(self, _release, entry).atexit = False  # the process's end unmaps it
+
+
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return libc
+
+
+def _release(entry: Entry) -> None:
+    table.remove(entry)  # first: the addresses may be somebody else's as soon as it is unmapped
+    buffer = entry.buffer
+    _libc().munmap(buffer.address, buffer.nbytes)
+    os.close(buffer.fd)
+
+
+def size_of(fd: int) -> int:
+    """Bytes of a dma-buf or memfd. Raises OSError for what is neither, and for a descriptor that is closed."""
+    status = os.fstat(fd)
+    return status.st_size if stat.S_ISREG(status.st_mode) else os.lseek(fd, 0, os.SEEK_END)
+
+
+def map_buffer(fd: int, nbytes: int, strided: Strided | None = None) -> NDArray[np.uint8]:
+    """The first ``nbytes`` of a dma-buf as an array, which is known to runs from now on. Takes over ``fd``.
+
+    Read-only where the descriptor is. Raises OSError where it cannot be mapped.
+    """
+    try:
+        libc = _libc()
+        address, writable = None, True
+        for protection in (_PROT_READ | _PROT_WRITE, _PROT_READ):
+            address = libc.mmap(None, nbytes, protection, _MAP_SHARED, fd, 0)
+            if address != _MAP_FAILED:
+                break
+            writable = False
+        if address is None or address == _MAP_FAILED:
+            error = ctypes.get_errno()
+            raise OSError(error, f"the buffer cannot be mapped: {os.strerror(error)}")
+    except BaseException:
+        os.close(fd)
+        raise
+    entry = Entry(SharedBuffer(fd, address, nbytes), strided)
+    array = np.asarray(_Mapping(entry, writable))
+    table.add(entry)
+    return array

@@ -1,0 +1,135 @@
+"""Arrays in memory that the NPU reads and writes itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from .._errors import FAIL, NpuUnavailable, ort_error
+from .._executor.buffers import Strided, map_buffer, size_of
+from ..adapter.contract import AdapterError, AllocatesBuffers
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+    from .._planning.discovery import Found
+
+_PAGE = 4096
+
+
+def empty(
+    shape: int | Sequence[int], dtype: DTypeLike = np.float32, *, device: str | None = None, cached: bool = True
+) -> NDArray[Any]:
+    """A new array in memory that the NPU reads and writes itself. An ordinary numpy array otherwise, zeros at first.
+
+    ``device`` is as the provider option ``device``; None: the device that a session would take. ``cached``: the CPU
+    keeps the memory in its caches, and runs keep them in step; without, every access of the CPU goes to memory, which
+    suits buffers that only other hardware touches. Feed it, or bind it as an output, like any array; views of it too.
+    The memory lives as long as the array or a view of it.
+
+    Raises NpuUnavailable where there is no such device, Fail where it gives no memory (the text names what was tried),
+    ValueError for a shape without elements or a negative one.
+    """
+    kind = np.dtype(dtype)
+    dims = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    size = _bytes(dims, kind)
+    array: NDArray[Any] = _allocate(_device(device), size, cached)[:size].view(kind).reshape(dims)
+    return array
+
+
+def from_dmabuf(
+    fd: int,
+    shape: int | Sequence[int],
+    dtype: DTypeLike,
+    offset: int = 0,
+    strides: Sequence[int] | None = None,
+) -> NDArray[Any]:
+    """An array over a dma-buf that somebody else made: a camera, a decoder, RGA.
+
+    ``offset``: bytes from the buffer's start. ``strides``: bytes per axis as numpy's, where rows or planes have gaps
+    (pitch, vertical stride); None: contiguous. ``fd`` is duplicated: the caller may close it at once. The array is
+    read-only where the descriptor is. The mapping lives as long as the array or a view of it.
+
+    onnxruntime copies an array with gaps before a run. ``io_binding.bind_input(name, "cpu", 0, array.dtype,
+    array.shape, array.ctypes.data)`` hands over its address, and the gaps are taken into account.
+
+    Raises OSError for a descriptor that is closed or cannot be mapped, ValueError for a tensor that does not lie inside
+    of the buffer, for negative strides, and for a shape without elements.
+    """
+    kind = np.dtype(dtype)
+    dims = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    size = _bytes(dims, kind)
+    steps = None if strides is None else tuple(int(step) for step in strides)
+    if steps is not None:
+        if len(steps) != len(dims) or any(step < 0 for step in steps):
+            raise ValueError(f"strides must be one number of bytes >= 0 for each of {len(dims)} axes; got {steps}")
+        size = sum((n - 1) * step for n, step in zip(dims, steps)) + kind.itemsize
+    if offset < 0:
+        raise ValueError(f"offset must be >= 0; got {offset}")
+    there = size_of(fd)
+    if offset + size > there:
+        raise ValueError(
+            f"the buffer has {there} bytes, but shape {list(dims)} of {kind.name} at offset {offset}"
+            f"{'' if steps is None else f' with strides {steps}'} ends at byte {offset + size}"
+        )
+    lies = None
+    if steps is not None and steps != _packed(dims, kind.itemsize):
+        lies = Strided(offset, dims, kind.name, steps)
+    whole = map_buffer(os.dup(fd), there, lies)
+    return np.ndarray(dims, kind, cast(Any, whole), offset, steps)
+
+
+def allocate_like(found: Found, shape: Sequence[int], dtype: str, room: int) -> NDArray[Any]:
+    """As :func:`empty` on a device that is known, with at least ``room`` bytes behind the array's start."""
+    kind = np.dtype(dtype)
+    size = _bytes(tuple(shape), kind)
+    array: NDArray[Any] = _allocate(found, max(size, room), True)[:size].view(kind).reshape(tuple(shape))
+    return array
+
+
+def _allocate(found: Found, size: int, cached: bool) -> NDArray[np.uint8]:
+    adapter = found.adapter
+    if not hasattr(adapter, "allocate"):
+        raise ort_error(FAIL, f"the adapter {adapter.name} of device {found.device.name} gives no NPU memory")
+    room = -(-size // _PAGE) * _PAGE
+    try:
+        fd = cast(AllocatesBuffers, adapter).allocate(found.device, room, cached=cached)
+    except AdapterError as error:
+        raise ort_error(FAIL, f"no NPU memory of {size} bytes on device {found.device.name}: {error}") from error
+    return map_buffer(fd, room)
+
+
+def _device(name: str | None) -> Found:
+    from .._options import Options
+    from .._planning.discovery import query_for, survey
+
+    report = survey(query_for(Options(device=name)))
+    if not report.found:
+        absence = report.why_none()
+        raise NpuUnavailable(
+            f"no NPU memory, because there is no NPU: {absence.reason}. {absence.remedy}".rstrip(". ") + "."
+        )
+    return report.found[0]
+
+
+def _bytes(dims: Sequence[int], kind: np.dtype[Any]) -> int:
+    if any(n < 0 for n in dims) or kind.hasobject:
+        raise ValueError(f"NPU memory holds numbers, in a shape of lengths >= 1; got {list(dims)} of {kind}")
+    size = kind.itemsize
+    for n in dims:
+        size *= n
+    if not size:
+        raise ValueError(f"shape {list(dims)} of {kind} has no elements")
+    return size
+
+
+def _packed(dims: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    steps: list[int] = []
+    step = itemsize
+    for n in reversed(dims):
+        steps.insert(0, step)
+        step *= n
+    return tuple(steps)
