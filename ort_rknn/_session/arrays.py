@@ -79,7 +79,8 @@ def from_dmabuf(
     if steps is not None and steps != _packed(dims, kind.itemsize):
         lies = Strided(offset, dims, kind.name, steps)
     whole = map_buffer(os.dup(fd), there, lies)
-    return np.ndarray(dims, kind, cast(Any, whole), offset, steps)
+    array: NDArray[Any] = np.ndarray(dims, kind, cast(Any, whole), offset, steps)
+    return array
 
 
 def allocate_like(found: Found, shape: Sequence[int], dtype: str, room: int) -> NDArray[Any]:
