@@ -112,12 +112,12 @@ static void pattern(context *c) {
 }
 
 /* Something that a real NPU would not notice: an event of its own. Returns a code. */
-static int misused(context *c, const char *format, uint32_t port) {
+static int misused(context *c, const char *format, uint32_t index) {
     rknn_virtual_event e = {.kind = F_misuse, .code = RKNN_FAIL, .index = F_run, .core_mask = c->mask};
     e.called = e.start = e.end = now_ns();
     e.context = atomic_load(&c->state) & ~BUSY;
     sums.misuses++;
-    int code = because(RKNN_FAIL, format, port);
+    int code = because(RKNN_FAIL, format, index);
     journal(&e);
     return code;
 }
