@@ -90,7 +90,7 @@ class Options:
     layout: PerInput = field(default_factory=dict)
     """"NCHW", "NHWC" or "NCHW software" (transposed above the runtime) by input name, "*" for all 4-D inputs."""
     input_dtype: PerInput = field(default_factory=dict)
-    """Declared dtype by input name, "*" for all inputs."""
+    """Declared dtype by input name, "*" for all inputs; "native": the compiled one, taken as it is stored."""
     output_dtype: Literal["onnx", "float32", "native"] = "onnx"
     """Declared dtype of the outputs: the ONNX's, float32, or the compiled one (raw int8 / float16)."""
     on_missing_shape: Literal["error", "cpu", "pad"] = "error"
@@ -367,7 +367,7 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "rknn_model": lambda v: _path("rknn_model", v),
     "onnx_model": lambda v: _path("onnx_model", v),
     "layout": lambda v: _per_input("layout", v, _layout),
-    "input_dtype": lambda v: _per_input("input_dtype", v, lambda k, x: _word(k, x, INPUT_DTYPES)),
+    "input_dtype": lambda v: _per_input("input_dtype", v, lambda k, x: _word(k, x, (*INPUT_DTYPES, "native"))),
     "output_dtype": lambda v: _word("output_dtype", v, OUTPUT_DTYPES),
     "on_missing_shape": lambda v: _word("on_missing_shape", v, MISSING_SHAPE),
     "pad_axes": _axes,

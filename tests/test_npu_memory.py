@@ -376,3 +376,79 @@ def test_a_new_buffer_for_every_frame_does_not_grow(npu):
 def test_no_device_is_an_error_that_says_why():
     with pytest.raises(ort.NpuUnavailable, match="no NPU memory, because there is no NPU"):
         ort.empty((4,))
+
+
+# Raw inputs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("model", ["conv_i8", "conv_f16"])
+def test_an_input_that_is_fed_as_it_is_stored(npu, model, layout):
+    x = np.random.default_rng(1).standard_normal((1, 3, 32, 32), np.float32)
+    with ort.InferenceSession(MODELS / f"{model}.onnx", provider_options=VIRTUAL) as plain:
+        (expected,) = plain.run(None, {"x": x})
+    raw = {**VIRTUAL, "layout": layout, "input_dtype": "native"}
+    with ort.InferenceSession(MODELS / f"{model}.onnx", provider_options=raw) as s:
+        stored = x
+        if model == "conv_i8":
+            how = s.quantisation["x"]
+            stored = np.clip(np.round(x / how.scale) + how.zero_point, -128, 127).astype(np.int8)
+        else:
+            stored = x.astype(np.float16)
+        assert s.get_inputs()[0].type == ("tensor(int8)" if model == "conv_i8" else "tensor(float16)")
+        stored = np.ascontiguousarray(stored.transpose(0, 2, 3, 1)) if layout == "NHWC" else stored
+        np.testing.assert_array_equal(s.run(None, {"x": stored})[0], expected)
+        array = frame(stored)
+        np.testing.assert_array_equal(s.run(None, {"x": array})[0], expected)
+        assert of(s).bound == (layout == "NHWC")
+    cpu = {**raw, "device": "npu"}
+    with pytest.warns(ort.FallbackWarning), ort.InferenceSession(MODELS / f"{model}.onnx", provider_options=cpu) as s:
+        np.testing.assert_allclose(s.run(None, {"x": stored})[0], expected, atol=0.2)
+        assert s.get_inputs()[0].type == ("tensor(int8)" if model == "conv_i8" else "tensor(float16)")
+        assert ("x" in s.quantisation) == (model == "conv_i8")
+
+
+# Sets of buffers ------------------------------------------------------------------------------------------------------
+
+
+def test_sets_of_buffers_keep_three_cores_busy_without_a_copy(npu):
+    npu.run_time_us = 1000
+    with session(schedule="0,1,2") as s:
+        images = [np.full_like(IMAGE, k) for k in range(40)]
+        expected = [s.run(None, {"x": image})[0] for image in images]
+        sets = s.buffers(4)
+        assert [(one["x"].shape, one["x"].dtype) for one in sets] == [(IMAGE.shape, np.uint8)] * 4
+
+        def feeds():
+            for k, image in enumerate(images):
+                one = sets[k % 4]
+                assert not any(entry.uses for entry in _entries() if entry.buffer.address == one["x"].ctypes.data)
+                one["x"][...] = image
+                yield one
+
+        since = last(npu)
+        results = [y.copy() for (y,) in s.map(feeds(), copy=False, depth=4)]
+        np.testing.assert_array_equal(results, expected)
+        events = npu.events(since)
+        assert "inputs_set" not in {e.kind for e in events}
+        assert len({e.core_mask for e in events if e.kind == "run"}) == 3
+        assert len([e for e in events if e.kind == "create_mem_from_fd"]) <= 4 * 3
+        assert of(s).usual == {}
+
+
+@pytest.mark.parametrize("model", ["two_io", "tokens_i64", "free_batch", "dynamic", "bool_mask"])
+def test_sets_of_buffers_fit_every_model(npu, model):
+    with ort.InferenceSession(MODELS / f"{model}.onnx", provider_options=VIRTUAL) as s:
+        (one,) = s.buffers(1)
+        expected = s.run(None, {name: np.array(array) for name, array in one.items()})
+        for got, want in zip(s.run(None, one), expected):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_sets_of_buffers_on_the_cpu_are_numpys():
+    s = ort.InferenceSession(MODELS / "conv_f16.onnx", providers=["CPUExecutionProvider"])
+    (one,) = s.buffers(1)
+    assert one["x"].shape == (1, 3, 32, 32)
+    s.run(None, one)
+    with pytest.raises(ValueError, match="at least 1"):
+        s.buffers(0)

@@ -239,7 +239,8 @@ class Calls:
             wire = shape
             if port.layout == "NCHW" and port.wire_layout == "NHWC":
                 wire = (shape[0], shape[2], shape[3], shape[1])
-            in_forms[port.index] = PortForm(port.wire_dtype, port.wire_layout, wire, nbytes(wire, port.wire_dtype))
+            size = nbytes(wire, port.wire_dtype)
+            in_forms[port.index] = PortForm(port.wire_dtype, port.wire_layout, wire, size, port.raw)
         out_forms: dict[int, PortForm] = {}
         for port in self._signature.outputs:
             if not port.on_npu:

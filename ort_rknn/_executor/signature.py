@@ -84,6 +84,8 @@ class Port:
     """Of an output that the model lacks because it never changes: its value."""
     copy_of: int | None = None
     """Of an output that is a second name: the number of the output (in the signature's order) that it repeats."""
+    raw: bool = False
+    """Of an input: the caller feeds it as it is stored, normalized and quantized."""
 
     def takes(self, shape: Shape) -> bool:
         """Whether a tensor of this shape is one that the dims allow."""
@@ -286,20 +288,26 @@ def negotiate(
             )
         layouts.append(layout)
         dtype = pick(options.input_dtype, value.name, "input_dtype", names) or value.dtype
+        raw = dtype == "native"
+        if raw:
+            dtype = _native_input(value.name, info)
+            wire_layout = "NHWC" if layout == "NCHW" else wire_layout  # as it is stored, axes included
         wire = dtype if dtype in INPUT_DTYPES else "float32"
         if dtype != wire and dtype != "float64":
             raise ort_error(FAIL, f"{label}: input {value.name!r} has dtype {dtype}, which the NPU cannot be fed")
-        norm = (normalisation or {}).get(value.name)
+        norm = (normalisation or {}).get(value.name) if not raw else None
         if norm is not None and dtype.startswith("float"):
             wire = "float32"
             notes.append(
                 f"input {value.name!r}: the compiled model normalises its input itself, while the ONNX is fed "
                 f"normalised {dtype}; feeds are denormalised first (input_dtype='uint8' feeds pixels straight in)"
             )
-        if stand_in and value.dtype.startswith("float") and not dtype.startswith("float"):
+        if stand_in and not raw and value.dtype.startswith("float") and not dtype.startswith("float"):
             notes.append(f"input {value.name!r}: taken as it is, while a compiled model may have a mean and std for it")
         dims = _caller_order(compiled, layout)
-        in_ports.append(Port(value.name, dtype, dims, layout, wire, info, index, wire_layout, value.dtype, norm))
+        in_ports.append(
+            Port(value.name, dtype, dims, layout, wire, info, index, wire_layout, value.dtype, norm, raw=raw)
+        )
 
     caller_sets = [
         [_caller_shape(s[index], layout, port) for index, layout, port in zip(in_order, layouts, in_ports)]
@@ -348,6 +356,16 @@ def negotiate(
     )
 
 
+def _native_input(name: str, info: TensorInfo) -> str:
+    """The dtype of an input that is fed as it is stored."""
+    if info.dtype not in INPUT_DTYPES:
+        raise OptionError(
+            f"provider option input_dtype='native': input {name!r} is stored as {info.dtype}, which numpy lacks. "
+            "Leave the option out"
+        )
+    return info.dtype
+
+
 def _unread(value: Declared, options: Options, names: Sequence[str]) -> Port:
     """An input that the compiled model lacks because nothing reads it."""
     dims = value.dims or ()
@@ -355,6 +373,7 @@ def _unread(value: Declared, options: Options, names: Sequence[str]) -> Port:
     if len(dims) == 4:
         layout = "NHWC" if pick(options.layout, value.name, "layout", names) == "NHWC" else "NCHW"
     dtype = pick(options.input_dtype, value.name, "input_dtype", names) or value.dtype
+    dtype = value.dtype if dtype == "native" else dtype  # it is not stored at all
     shape = tuple(d if isinstance(d, int) else 1 for d in dims)
     info = TensorInfo(value.name, shape, dtype, "UNDEFINED")
     return Port(value.name, dtype, _caller_order(dims, layout), layout, dtype, info, -1, layout, value.dtype)

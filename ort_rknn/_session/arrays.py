@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -10,12 +11,15 @@ import numpy as np
 
 from .._errors import FAIL, NpuUnavailable, ort_error
 from .._executor.buffers import Strided, map_buffer, size_of
+from .._executor.signature import DTYPES
 from ..adapter.contract import AdapterError, AllocatesBuffers
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
+    from .._executor.signature import Signature
     from .._planning.discovery import Found
+    from .session import InferenceSession
 
 _PAGE = 4096
 
@@ -36,7 +40,7 @@ def empty(
     kind = np.dtype(dtype)
     dims = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
     size = _bytes(dims, kind)
-    array: NDArray[Any] = _allocate(_device(device), size, cached)[:size].view(kind).reshape(dims)
+    array: NDArray[Any] = _allocate(_device(device), size, cached=cached)[:size].view(kind).reshape(dims)
     return array
 
 
@@ -83,15 +87,45 @@ def from_dmabuf(
     return array
 
 
-def allocate_like(found: Found, shape: Sequence[int], dtype: str, room: int) -> NDArray[Any]:
-    """As :func:`empty` on a device that is known, with at least ``room`` bytes behind the array's start."""
-    kind = np.dtype(dtype)
-    size = _bytes(tuple(shape), kind)
-    array: NDArray[Any] = _allocate(found, max(size, room), True)[:size].view(kind).reshape(tuple(shape))
-    return array
+def session_buffers(session: InferenceSession, n: int) -> list[dict[str, NDArray[Any]]]:
+    """See :meth:`ort_rknn.InferenceSession.buffers`."""
+    if n < 1:
+        raise ValueError(f"the number of sets must be at least 1; got {n}")
+    state = session._npu
+    executor = state.executor if state is not None else None
+    found = state.plan.found if state is not None and state.plan is not None and state.executors else None
+    compiled = {} if executor is None else dict(zip(_names(executor.signature), executor.signature.sets[0]))
+    stored = {} if executor is None else {port.name: port.info for port in executor.signature.inputs}
+    sets: list[dict[str, NDArray[Any]]] = []
+    for _ in range(n):
+        one: dict[str, NDArray[Any]] = {}
+        for value in session.get_inputs():
+            kind = _DTYPES.get(value.type)
+            if kind is None:
+                raise ValueError(f"input {value.name!r} is {value.type}: buffers hold tensors of numbers")
+            shape = compiled.get(value.name) or tuple(d if isinstance(d, int) else 1 for d in value.shape)
+            if found is None:
+                one[value.name] = np.zeros(shape, kind)
+                continue
+            size = _bytes(shape, np.dtype(kind))
+            info = stored.get(value.name)
+            # A runtime may ask for as much as the compiled type takes.
+            room = max(size, math.prod(info.shape) * DTYPES.get(info.dtype, (0, 4))[1]) if info is not None else size
+            one[value.name] = _allocate(found, room, cached=True)[:size].view(kind).reshape(shape)
+        sets.append(one)
+    return sets
 
 
-def _allocate(found: Found, size: int, cached: bool) -> NDArray[np.uint8]:
+def _names(signature: Signature) -> list[str]:
+    return [port.name for port in signature.inputs]
+
+
+#: numpy's dtypes by onnxruntime's type texts.
+_DTYPES = {f"tensor({name.removesuffix('32') if name == 'float32' else name})": name for name in DTYPES}
+_DTYPES["tensor(double)"] = _DTYPES.pop("tensor(float64)")
+
+
+def _allocate(found: Found, size: int, *, cached: bool) -> NDArray[np.uint8]:
     adapter = found.adapter
     if not hasattr(adapter, "allocate"):
         raise ort_error(FAIL, f"the adapter {adapter.name} of device {found.device.name} gives no NPU memory")

@@ -9,7 +9,7 @@ integers is then done here too, by its own record.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from .._errors import OptionError
 from .._executor.conversion import per_channel
 from .._executor.opening import normalisation_of
 from .._executor.signature import DTYPES, pick
-from .._options import SIGNATURE_OPTIONS, Options
+from .._options import INPUT_DTYPES, SIGNATURE_OPTIONS, Options
 from .._planning.facts import Facts
 from ..adapter import SOC_CORES, Quantisation
 from ..files import (
@@ -51,7 +51,7 @@ class CpuForm:
     notes: tuple[str, ...]
     """What was added, for ``explain()``."""
     quantisation: Mapping[str, Quantisation]
-    """Of the outputs that are given raw, by name."""
+    """Of the inputs and outputs that are raw, by name."""
 
 
 def cpu_form(facts: Facts, options: Options, source: str | bytes) -> CpuForm | None:
@@ -137,7 +137,12 @@ def _input(value: OnnxValue, names: Sequence[str], options: Options, compiled: _
     to_nhwc = _is_nhwc(value, pick(options.layout, value.name, "layout", names), options, compiled)
     steps = [Step("Transpose", {"perm": _TO_NCHW})] if to_nhwc else []
     elem_type = value.elem_type
-    if dtype is not None and dtype != value.dtype:
+    if dtype == "native":
+        own = _own_dtype("input", value, f"input_dtype={dtype!r}")
+        stored, more = _raw_input(value, own, compiled)
+        elem_type = DTYPES[stored][0]
+        steps += more
+    elif dtype is not None and dtype != value.dtype:
         own = _own_dtype("input", value, f"input_dtype={dtype!r}")
         elem_type = DTYPES[dtype][0]
         norm = _norm(value, dtype, compiled) if own.startswith("float") and not dtype.startswith("float") else []
@@ -146,6 +151,23 @@ def _input(value: OnnxValue, names: Sequence[str], options: Options, compiled: _
         return None
     assert elem_type is not None
     return Edge(value.name, elem_type, steps, _TO_NHWC if to_nhwc else None)
+
+
+def _raw_input(value: OnnxValue, own: str, compiled: _Compiled) -> tuple[str, list[Step]]:
+    """The dtype of an input as the compiled model stores it, and the way from there to the ONNX's: what is stored is
+    normalized already."""
+    tensor = compiled.stored_input(value.name)
+    if tensor is None:
+        return own, []
+    dtype, how = tensor.runtime_dtype or "", tensor.quantisation
+    if dtype not in INPUT_DTYPES:
+        raise OptionError(f"provider option input_dtype='native': input {value.name!r} is {dtype}")
+    if how is None:
+        return dtype, [_cast(own)] if dtype != own else []
+    compiled.raw[value.name] = how
+    numbers = {"Sub": how.zero_point, "Mul": how.scale}
+    steps = [_cast("float32"), *(Step(op, constant=np.asarray(n, np.float32)) for op, n in numbers.items())]
+    return dtype, [*steps, *([_cast(own)] if own != "float32" else [])]
 
 
 def _cast(dtype: str) -> Step:
@@ -284,10 +306,22 @@ class _Compiled:
 
         Raises OptionError where they tell no type, or differ.
         """
+        return self._stored("output", name, self._output)
+
+    def stored_input(self, name: str) -> RknnTensor | None:
+        """What the compiled models say of an input's type; None where they have dropped it, because nothing reads it.
+
+        Raises OptionError where they tell no type, or differ.
+        """
+        return self._stored("input", name, self._input)
+
+    def _stored(
+        self, what: str, name: str, tensor_of: Callable[[RknnFile, str], RknnTensor | None]
+    ) -> RknnTensor | None:
         said: dict[Any, tuple[str, RknnTensor | None]] = {}
         for label, file in self._known():
             try:
-                tensor = self._output(file, name)
+                tensor = tensor_of(file, name)
             except (Disagreement, OnnxFileError, OSError) as error:
                 self._unread.append(f"{label}: {error}")
                 continue
@@ -300,9 +334,9 @@ class _Compiled:
             how = tensor.quantisation if tensor is not None else None
             if how is not None:
                 told = f"scale {how.scale:g} and zero point {how.zero_point}"
-                self.notes.append(f"output {name!r}: {told} as {label} says")
+                self.notes.append(f"{what} {name!r}: {told} as {label} says")
             return tensor
-        asked = f"provider option output_dtype='native': this session runs on the CPU, and of output {name!r} "
+        asked = f"provider option {what}_dtype='native': this session runs on the CPU, and of {what} {name!r} "
         if said:
             others = " and ".join(label for label, _ in said.values())
             raise OptionError(f"{asked}{others} tell different types; name one with rknn_model")
@@ -310,6 +344,11 @@ class _Compiled:
             f"{asked}no compiled model tells the type ({self._looked()}); put the .rknn beside the ONNX, name it with "
             "rknn_model, or leave the option out"
         )
+
+    def _input(self, file: RknnFile, name: str) -> RknnTensor | None:
+        if file.encrypted or not file.inputs:
+            raise OnnxFileError("it tells nothing of its inputs")
+        return _tensor(file.inputs, self._names[0], name)
 
     def _output(self, file: RknnFile, name: str) -> RknnTensor | None:
         tensor = _tensor(file.outputs, self._names[1], name)

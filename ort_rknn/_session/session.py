@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import TypeAlias
 
+    from numpy.typing import NDArray
+
     from .._onnxruntime import InferenceSession as _Parent
     from .._onnxruntime import SessionOptions
     from ..adapter.contract import Quantisation, Shape
@@ -171,6 +173,19 @@ class InferenceSession(_Parent, AsynchronousCalls):
         ports = [port for signature in signatures for port in (*signature.inputs, *signature.outputs)]
         raw = self._npu.raw if self._npu is not None else {}
         return {**raw, **{p.name: p.info.quantisation for p in ports if p.info.quantisation is not None}}
+
+    def buffers(self, n: int) -> list[dict[str, NDArray[Any]]]:
+        """``n`` sets of input arrays that fit the model, each a feed by input name, to be filled again and again.
+
+        On the NPU they lie in memory that it reads itself (:func:`ort_rknn.empty`); on the CPU they are numpy's. For a
+        stream, ``map(feeds, copy=False, depth=n)`` over sets that take turns never gets one that is still being read.
+        A free axis has its compiled length, or 1.
+
+        Raises ValueError for an ``n`` below 1 or an input that is no tensor of numbers, Fail where no memory is given.
+        """
+        from .arrays import session_buffers
+
+        return session_buffers(self, n)
 
     def set_providers(self, providers: Providers = None, provider_options: ProviderOptions = None) -> None:
         """Plan again from the model that was given at first, as onnxruntime's does for its own providers.
