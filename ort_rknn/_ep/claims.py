@@ -35,6 +35,7 @@ from ..files.compiled_places import OutsideError, confined_path
 from . import handoff
 from .abi import ATTR_INT, ATTR_STRING, Api
 from .kernel import Kernel
+from .originals import Originals
 
 log = logging.getLogger("ort_rknn")
 
@@ -62,9 +63,11 @@ class Claims:
         self._has_contexts = False
         self._opened: Executor | None = None
         self._refusal: Exception | None = None
+        self._originals = Originals()
 
     def close(self) -> None:
         """Give back what was opened and never compiled."""
+        self._originals.close()
         executor, self._opened = self._opened, None
         if executor is not None:
             executor.close()
@@ -195,6 +198,10 @@ class Claims:
 
     # The kernels ----------------------------------------------------------------------------------------------
 
+    def compiled(self) -> None:
+        """All nodes were compiled, or it failed: what was read for that is closed."""
+        self._originals.close()
+
     def compile(self, graph: int, fused: int) -> Kernel:
         """The kernel of one fused node. Raises what the caller should see; leaves nothing open then."""
         if self._refusal is not None:
@@ -279,12 +286,13 @@ class Claims:
         if api.attribute(node, "main_context", ATTR_INT) == 0:
             raise ort_error(INVALID_ARGUMENT, f"{name}: main_context=0 is not supported: the node must hold its model")
         options = self._options()
+        model_path = api.path(graph)
         embedded = api.attribute(node, "embed_mode", ATTR_INT)
         if embedded is None or embedded == 1:
             source, label = ModelSource(data=cache), f"{name} (embedded)"
             content: str | bytes = cache
         elif embedded == 0:
-            path = _confined(api.path(graph), cache.decode(errors="replace"), name)
+            path = _confined(model_path, cache.decode(errors="replace"), name)
             source, label = ModelSource(path=path), f"{name} ({os.path.basename(path)})"
             content = path
         else:
@@ -299,7 +307,24 @@ class Claims:
             raise ort_error(FAIL, f"{label}: {'; '.join(verdict.reasons)}")
         inputs = self._declared(node, "Node_GetNumInputs", "Node_GetInputs", name)
         outputs = self._declared(node, "Node_GetNumOutputs", "Node_GetOutputs", name)
-        return open_executor(found, source, options, inputs=inputs, outputs=outputs, file=file, twin=None, label=label)
+        part = self._originals.part_of(self._original_name(node), file, model_path, inputs, outputs, label)
+        return open_executor(
+            found,
+            source,
+            options,
+            inputs=inputs,
+            outputs=outputs,
+            file=file,
+            twin=part.twin,
+            label=label,
+            cpu_session=part.cpu_session,
+            folder=part.folder,
+            part=part.folder is not None,
+        )
+
+    def _original_name(self, node: int) -> str:
+        name = self._api.attribute(node, "onnx_model_filename", ATTR_STRING)
+        return name.decode(errors="replace") if isinstance(name, bytes) else ""
 
     def _declared(self, node: int, count: str, get: str, label: str) -> list[Declared]:
         types = self._api.tensor_types(count, get, node)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from .._concurrency.forks import renewed_in_child
 
@@ -43,33 +44,45 @@ def withdraw(token: bytes) -> None:
         _waiting.pop(token, None)
 
 
+@dataclass(slots=True)
+class Making:
+    """What a session of ours tells the provider of the model with EPContext nodes that it makes just now."""
+
+    executors: list[Executor]
+    """Gets those that the provider opens."""
+    original: str | None = None
+    """The ONNX that the model was compiled from, where the session knows it: the nodes' own word is a stranger's."""
+    cpu_session: Callable[..., Any] | None = None
+    """Makes onnxruntime's CPU session on an ONNX, as the user's SessionOptions say."""
+
+
 class _Here(threading.local):
-    into: list[Executor] | None = None
+    making: Making | None = None
 
 
 _here = _Here()
 
 
 @contextmanager
-def collected(into: list[Executor]) -> Iterator[None]:
-    """Executors that the provider opens on this thread meanwhile are added to ``into``; onnxruntime compiles on the
+def collected(making: Making) -> Iterator[None]:
+    """Executors that the provider opens on this thread meanwhile are added to ``making``; onnxruntime compiles on the
     thread that makes the session. None is added where that fails."""
-    _here.into = into
+    _here.making = making
     try:
         yield
     except BaseException:
-        into.clear()
+        making.executors.clear()
         raise
     finally:
-        _here.into = None
+        _here.making = None
 
 
-def are_collected() -> bool:
-    """Whether this thread is in :func:`collected`: it makes a session of ours."""
-    return _here.into is not None
+def making() -> Making | None:
+    """What this thread makes inside :func:`collected`: a session of ours, else None."""
+    return _here.making
 
 
 def opened(executor: Executor) -> None:
     """The provider opened an executor."""
-    if _here.into is not None:
-        _here.into.append(executor)
+    if _here.making is not None:
+        _here.making.executors.append(executor)

@@ -39,7 +39,7 @@ class Kernel:
     ) -> None:
         self.executor = executor
         #: Whether the session is one of ours.
-        self.ours = not checked or handoff.are_collected()
+        self.ours = not checked or handoff.making() is not None
         self._api = api
         self._get_input = api.KernelContext_GetInput
         self._get_output = api.KernelContext_GetOutput

@@ -202,6 +202,8 @@ def _compile(this: int, graphs: int, fused: int, count: int, infos: int, context
         for address in made:
             _release_info(address)
         raise
+    finally:
+        claims.compiled()
     for i, address in enumerate(made):
         out[i] = address
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ class OnnxEvidence:
     """The ONNX of a compiled model: see :class:`~ort_rknn._executor.matching.Evidence`.
 
     ``inputs``: what the ONNX declares. ``origin``: the compiled model's record, if it has one. ``cpu_session``
-    makes a session as the user's SessionOptions say, for an ONNX that needs them.
+    makes a session as the user's SessionOptions say, for an ONNX that needs them. ``folder``: of the weights of an ONNX
+    in memory.
     """
 
     def __init__(
@@ -30,8 +32,10 @@ class OnnxEvidence:
         inputs: Sequence[Declared],
         origin: Origin | None,
         cpu_session: Callable[[str | bytes], Any] | None = None,
+        folder: str | None = None,
     ) -> None:
         self._onnx = onnx
+        self._folder = os.path.dirname(os.path.abspath(onnx)) if isinstance(onnx, str) else folder
         self._cpu_session = cpu_session
         self._inputs = inputs
         self._origin = origin
@@ -46,7 +50,7 @@ class OnnxEvidence:
         if left.constants:
             try:
                 feed = {value.name: _zeros(value) for value in left.part_inputs}
-                results = _session(left.part, _folder(self._onnx)).run(list(left.constants), feed)
+                results = _session(left.part, self._folder).run(list(left.constants), feed)
             except Exception as error:
                 raise Disagreement(
                     f"the compiled model lacks the outputs {list(left.constants)}, which never change, and the CPU "
@@ -62,7 +66,7 @@ class OnnxEvidence:
             shape = inputs.get(value.name, tuple(d if isinstance(d, int) else 1 for d in value.dims or ()))
             feed[value.name] = np.zeros(shape, value.dtype)
         try:
-            session = _session(self._onnx)
+            session = _session(self._onnx, self._folder if isinstance(self._onnx, bytes) else None)
         except Exception:
             if self._cpu_session is None:
                 raise
@@ -78,12 +82,6 @@ def _session(onnx: str | bytes, folder: str | None = None) -> Any:
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     return onnxruntime.InferenceSession(onnx, options, ["CPUExecutionProvider"])
-
-
-def _folder(onnx: str | bytes) -> str | None:
-    import os
-
-    return os.path.dirname(os.path.abspath(onnx)) if isinstance(onnx, str) else None
 
 
 def _zeros(value: OnnxValue) -> np.ndarray[Any, Any]:

@@ -92,17 +92,21 @@ def open_executor(
     overridden: Mapping[str, tuple[Dim, ...]] | None = None,
     cpu_session: Callable[..., Any] | None = None,
     stand_in: bool = False,
+    folder: str | None = None,
+    part: bool = False,
 ) -> Executor:
     """Load a compiled model and open its contexts.
 
     ``inputs`` / ``outputs`` None: what the runtime reports is the signature. ``share_with``: a model that lends its
     weights. ``overridden``: the declared inputs' dims with free dimensions fixed, by name. ``cpu_session`` makes
     onnxruntime's CPU session on an ONNX, as the user's SessionOptions say, with so many ``threads`` where these say
-    nothing of it. ``stand_in``: it was made from the ONNX's signature: a call whose shapes
-    that does not fix runs the ONNX whole. Raises OptionError for
-    options that the device or the model cannot serve, Fail (naming the model and what the runtime said) where loading
-    fails. Leaves nothing open when it raises. Where there is no ``twin``, on_missing_shape="cpu" is an error only if it
-    was asked for by this session.
+    nothing of it. ``stand_in``: it was made from the ONNX's signature: a call whose shapes that does not fix runs the
+    ONNX whole. ``folder``: of the weights, where ``twin`` is in memory. ``part``: the model is a part of the ONNX that
+    its record is about, so what that says of the samples is not said of it.
+
+    Raises OptionError for options that the device or the model cannot serve, Fail (naming the model and what the
+    runtime said) where loading fails. Leaves nothing open when it raises. Where there is no ``twin``,
+    on_missing_shape="cpu" is an error only if it was asked for by this session.
     """
     if twin is None and options.on_missing_shape == "cpu" and "on_missing_shape" not in options.given:
         options = replace(options, on_missing_shape="error")
@@ -141,8 +145,8 @@ def open_executor(
                 outputs,
                 options,
                 normalisation=normalisations(file),
-                splitting=partial(judge_splitting, options.split_batch, origin, twin),
-                evidence=OnnxEvidence(twin, inputs, origin, cpu_session) if twin is not None else None,
+                splitting=partial(judge_splitting, options.split_batch, None if part else origin, twin),
+                evidence=OnnxEvidence(twin, inputs, origin, cpu_session, folder) if twin is not None else None,
                 stand_in=stand_in,
                 label=label,
             )

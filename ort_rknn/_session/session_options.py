@@ -13,6 +13,8 @@ from onnxruntime.capi import _pybind_state as C
 from .._planning.request import NO_CPU
 from ..files import Dimension, OnnxModel, OnnxValue, identity_model
 
+#: onnxruntime's session config entry: where the weights of a model in memory lie.
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 #: onnxruntime's session config entry: write an EPContext model.
 SAVE_CONTEXT = "ep.context_enable"
 
@@ -49,23 +51,34 @@ def copy_options(so: Any, content: bytes) -> Any:
 EMPTY_MODEL = b"\x08\x08:\x03\x12\x01gB\x02\x10\x11"
 
 
-def cpu_session(so: Any, onnx: str | bytes, *, threads: int = 0, as_it_was: Any = None, any_shape: bool = False) -> Any:
+def cpu_session(
+    so: Any,
+    onnx: str | bytes,
+    *,
+    threads: int = 0,
+    as_it_was: Any = None,
+    any_shape: bool = False,
+    folder: str | None = None,
+) -> Any:
     """onnxruntime's CPU session on ``onnx``, with what the user's SessionOptions ``so`` say (None: the defaults).
 
     It computes in place of an NPU: it writes no files of its own, its threads do not spin and are ``threads`` (0: as
     many as onnxruntime likes) unless the user set a number, and it may be on the CPU. ``as_it_was``: a copy of ``so``
     from when the NPU's session was made, for one that is made later. ``any_shape``: without free dimension overrides,
-    because it is fed the compiled shapes. Raises what onnxruntime raises.
+    because it is fed the compiled shapes. ``folder``: of the weights of an ONNX in memory. Raises what
+    onnxruntime raises.
     """
     given = as_it_was or so
     made = _chosen_settings(given) if any_shape else copy_options(given, EMPTY_MODEL)
     _prepare(made, given, threads)
+    if folder is not None:
+        made.add_session_config_entry(WEIGHTS_FOLDER, folder)
     try:
         return onnxruntime.InferenceSession(onnx, made, ["CPUExecutionProvider"], enable_fallback=0)
     except Exception:
         # Libraries of custom operators do not come along into a copy: then the user's own options will do, unless
         # something in them is not for this session.
-        not_its = any_shape or any(config_entry(so, key) == "1" for key in _NOT_ITS)
+        not_its = any_shape or folder is not None or any(config_entry(so, key) == "1" for key in _NOT_ITS)
         if not so or not_its or so.enable_profiling or so.optimized_model_filepath:
             raise
     return onnxruntime.InferenceSession(onnx, so, ["CPUExecutionProvider"], enable_fallback=0)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import onnxruntime
@@ -35,8 +36,10 @@ from .load import lender_of, load_planned, version_notes, wrapper_of
 from .session_options import (
     EMPTY_MODEL,
     SAVE_CONTEXT,
+    WEIGHTS_FOLDER,
     config_entry,
     copy_options,
+    cpu_session,
     has_providers,
     overridden_dims,
     replaced_weights,
@@ -294,7 +297,7 @@ def _start_on_cpu(session: Any, parent: Callable[..., None], state: State, so: A
         state.notes += form.notes
         if form.folder is not None:
             options = copy_options(so, EMPTY_MODEL)
-            options.add_session_config_entry(_WEIGHTS_FOLDER, form.folder)
+            options.add_session_config_entry(WEIGHTS_FOLDER, form.folder)
     parent(model, options, others, request.other_options, **state.kwargs)
     if options is not so:
         session._sess_options_initial = so
@@ -339,8 +342,9 @@ def _start_on_nodes(session: Any, parent: Callable[..., None], state: State, so:
         )
     options = copy_options(so, content if isinstance(content, bytes) else EMPTY_MODEL)
     if not so or so.log_severity_level < 0:
-        # onnxruntime warns, in yellow and twice, that nodes are on the CPU: that is what a model in parts is.
-        options.log_severity_level = _ERRORS
+        # onnxruntime warns, in yellow and twice, that nodes are on the CPU: a model in parts is just that. Its errors
+        # are raised, too. The default logger's own severity, which has no getter, may be as high already.
+        options.log_severity_level = _FATAL
     if onnx.node_count == len(onnx.ep_context_nodes):
         _set_threads(options, so, dispatch.contexts)
     if onnx.node_count == 1:
@@ -351,7 +355,13 @@ def _start_on_nodes(session: Any, parent: Callable[..., None], state: State, so:
             "execution_mode=ORT_PARALLEL: nodes run on onnxruntime's threads, so calls of submit, map ... take their "
             "cores in the order in which their nodes begin, not in the order of the calls"
         )
-    with handoff.collected(state.of_nodes):
+    original = state.facts.onnx_source
+    making = handoff.Making(
+        state.of_nodes,
+        original if isinstance(original, str) else None,
+        partial(cpu_session, so, as_it_was=copy_options(so, EMPTY_MODEL) if so else None, any_shape=True),
+    )
+    with handoff.collected(making):
         _start_with_provider(session, parent, state, so, options, content)
 
 
@@ -414,8 +424,7 @@ _OPTIMIZED = (
     "SessionOptions.optimized_model_filepath asks for onnxruntime's optimized graph, and a session with compiled "
     "nodes cannot be saved"
 )
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_ERRORS = 3
+_FATAL = 4
 _SPINNING = "session.intra_op.allow_spinning"
 
 

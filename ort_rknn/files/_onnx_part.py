@@ -58,6 +58,7 @@ class Nodes:
     outputs: dict[str, Span] = field(default_factory=dict)
     ir_version: int = 0
     opsets: list[Span] = field(default_factory=list)
+    functions: list[Span] = field(default_factory=list)
     replaces_operators: bool = False
     """Whether a function of the model has the standard domain."""
 
@@ -94,6 +95,7 @@ def read_nodes(data: Data) -> Nodes:
         elif kind == BYTES and number == _OPSET_IMPORT:
             found.opsets.append((first, last))
         elif kind == BYTES and number == _FUNCTIONS:
+            found.functions.append((first, last))
             parts = reader.fields(first, last)
             domains = [
                 reader.text(start, end) for part, k, start, end in parts if part == _FUNCTION_DOMAIN and k == BYTES

@@ -8,7 +8,7 @@ from typing import Protocol
 from ._wire import bytes_field, int_field, text_field
 from .onnx_model import Dimension, OnnxValue
 
-__all__ = ["ModelFields", "ValueFields", "ep_context_model", "identity_model"]
+__all__ = ["ModelFields", "ValueFields", "ep_context_model", "identity_model", "value_info"]
 
 _IR_VERSION = 8
 _OPSETS = (("", 17), ("com.microsoft", 1))
@@ -103,8 +103,8 @@ def ep_context_model(
             bytes_field(1, node),
             _text(2, model.graph_name),
             _text(10, model.graph_doc_string),
-            *(bytes_field(11, _value_info(value)) for value in inputs),
-            *(bytes_field(12, _value_info(value)) for value in outputs),
+            *(bytes_field(11, value_info(value)) for value in inputs),
+            *(bytes_field(12, value_info(value)) for value in outputs),
         )
     )
     return b"".join(
@@ -152,7 +152,7 @@ def _string_attribute(name: str, value: bytes) -> bytes:
     return bytes_field(5, text_field(1, name) + bytes_field(4, value) + int_field(20, _TYPE_STRING))
 
 
-def _value_info(value: ValueFields) -> bytes:
+def value_info(value: ValueFields) -> bytes:
     """A ValueInfoProto: its name, and a tensor type with a shape unless the rank is unknown."""
     if not value.elem_type:
         raise ValueError(f"{value.name!r} is not a tensor: an EPContext node takes and gives tensors only")

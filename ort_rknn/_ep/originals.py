@@ -1,0 +1,114 @@
+"""What the nodes of a model in parts were compiled from: for each the part of the original ONNX between its tensors.
+
+A virtual NPU computes with it, and it is the evidence for what a compiled model does not say itself: whether samples
+are independent, what a converter left out, what calls of other shapes run on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from .._executor.signature import DTYPES, Declared
+from ..files import Origin, RknnFile, is_stale
+from ..files.between import Original
+from ..files.compiled_places import confined_path
+from . import handoff
+
+log = logging.getLogger("ort_rknn")
+
+
+@dataclass(frozen=True, slots=True)
+class PartOfOriginal:
+    """The ONNX of one node's compiled model."""
+
+    twin: str | bytes | None = None
+    """The whole original's path where the node stands for all of it, else a small model; None where it is not known."""
+    folder: str | None = None
+    """Of the weights, where it is a small model."""
+    cpu_session: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A tensor for the writer."""
+
+    name: str
+    elem_type: int | None
+    dims: Sequence[int | str | None] | None
+
+
+class Originals:
+    """The originals of a session's nodes, each read once. :meth:`close` closes their files."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Original] = {}
+
+    def close(self) -> None:
+        """Close the files. Idempotent."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def part_of(
+        self,
+        name: str,
+        file: RknnFile,
+        model_path: str,
+        inputs: Sequence[Declared],
+        outputs: Sequence[Declared],
+        label: str,
+    ) -> PartOfOriginal:
+        """The part of the ONNX ``name`` beside the model at ``model_path``, or of the one that the session names, that
+        a node with these tensors stands for. Where it cannot be used, a log record says why."""
+        making = handoff.making()
+        try:
+            path = making.original if making is not None and making.original else _beside(model_path, name)
+            if path is None:
+                return PartOfOriginal()
+            origin = Origin.parse(file.custom_string)
+            stale = is_stale(origin, path) if origin is not None else None
+            if stale is not None:
+                raise ValueError(f"it has changed: {stale}")
+            original = self._open.get(path)
+            if original is None:
+                original = self._open[path] = Original(path)
+            make = making.cpu_session if making is not None else None
+            if original.is_whole([v.name for v in inputs], [v.name for v in outputs]):
+                return PartOfOriginal(original.path, None, make)
+            if make is None:
+                from .._session.session_options import cpu_session
+
+                make = partial(cpu_session, None)
+            twin = original.between(*([_value(v) for v in side] for side in (inputs, outputs)))
+            return PartOfOriginal(twin, original.folder, partial(make, folder=original.folder))
+        except (OSError, ValueError) as error:
+            log.warning("%s: the ONNX that it was compiled from is not used: %s", label, error)
+            return PartOfOriginal()
+
+
+def _beside(model_path: str, name: str) -> str | None:
+    """The ONNX that a node names; None where it names none, or the model came from memory.
+
+    Raises ValueError for a name that is not one of a file beside the model: it is input from strangers.
+    """
+    if not name or not model_path:
+        return None
+    if os.path.basename(name) != name:
+        raise ValueError(f"onnx_model_filename {name!r} is not the name of a file beside the model")
+    try:
+        path = confined_path(model_path, name)
+    except FileNotFoundError:
+        return None
+    if os.path.samefile(path, model_path):
+        return None
+    # Under its own name: a hub's cache has links.
+    return os.path.join(os.path.dirname(os.path.abspath(model_path)), name)
+
+
+def _value(value: Declared) -> _Value:
+    dims = None if value.dims is None else [d if isinstance(d, int) else None for d in value.dims]
+    return _Value(value.name, DTYPES[value.dtype][0], dims)

@@ -1,0 +1,193 @@
+"""The part of an ONNX model between given tensors, as a small model whose weights stay in the original's file.
+
+What a compiled part of a model computes is known from its tensors' names: the nodes that make its outputs from its
+inputs. Their weights are not copied: the small model names the original's file, and the place of each tensor in it, as
+external data, which onnxruntime maps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from ._onnx_part import Nodes, read_nodes
+from ._source import FileData
+from ._wire import BYTES, WireError, WireReader, bytes_field, int_field, text_field
+from .left_out import Disagreement
+from .onnx_model import OnnxFileError
+from .pinned import Pinned
+from .wrapper import ValueFields, value_info
+
+__all__ = ["Original"]
+
+_IR_VERSION, _GRAPH, _OPSET_IMPORT, _FUNCTIONS = 1, 7, 8, 25
+_GRAPH_NODE, _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 2, 5, 11, 12
+_FLOAT_DATA, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 4, 9, 13, 14
+_EXTERNAL = 1
+#: Smaller tensors are copied, in bytes.
+_INLINE = 1024
+_FIELD_LIMIT = 8_000_000
+_SHAPES_OF = frozenset(("Shape", "Size"))
+#: From here on initializers need not be inputs.
+_OLDEST_IR = 4
+
+
+class Original:
+    """An ONNX model that parts were compiled from, held open until :meth:`close`.
+
+    Raises OSError or ValueError where the file cannot be opened, OnnxFileError where it is no ONNX or damaged.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self._file = Pinned(path)
+        try:
+            self._data = FileData(self._file)
+            self._nodes = read_nodes(self._data)
+        except WireError as problem:
+            self._file.close()
+            raise OnnxFileError(f"{path}: a damaged ONNX model; {problem}") from None
+        except BaseException:
+            self._file.close()
+            raise
+        # A hub's cache has links to files of other names. External data must not lie behind a link out of the folder.
+        real = os.path.realpath(self.path)
+        #: That external data of the parts is relative to.
+        self.folder, self._name = os.path.split(real)
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        self._file.close()
+
+    def is_whole(self, inputs: Sequence[str], outputs: Sequence[str]) -> bool:
+        """Whether these are all inputs and outputs of the model."""
+        return set(inputs) == set(self._nodes.inputs) and set(outputs) == set(self._nodes.outputs)
+
+    def between(self, inputs: Sequence[ValueFields], outputs: Sequence[ValueFields]) -> bytes:
+        """The model that makes ``outputs`` from ``inputs``, tensors of the main graph with their types.
+
+        A graph input of which the part needs the shape only is zeros of that shape, with 1 for a free first axis.
+        Raises Disagreement where something else is needed that is not behind ``inputs``, OnnxFileError for a damaged
+        model or one that was changed.
+        """
+        try:
+            made = self._between(inputs, outputs)
+        except WireError as problem:
+            raise OnnxFileError(f"{self.path}: a damaged ONNX model; {problem}") from None
+        if (change := self._file.change()) is not None:
+            raise OnnxFileError(change)
+        return made
+
+    def _between(self, inputs: Sequence[ValueFields], outputs: Sequence[ValueFields]) -> bytes:
+        graph = self._nodes
+        needed, constants, shapes_of = _behind(graph, {v.name for v in inputs}, [v.name for v in outputs])
+        parts = [_zeros(graph, name) for name in shapes_of]
+        parts += [bytes_field(_GRAPH_NODE, self._data[slice(*graph.nodes[index].span)]) for index in sorted(needed)]
+        parts.append(text_field(_GRAPH_NAME, "part"))
+        parts += [self._initializer(*graph.initializers[name]) for name in constants]
+        parts += [bytes_field(_GRAPH_INPUT, value_info(value)) for value in inputs]
+        parts += [bytes_field(_GRAPH_OUTPUT, value_info(value)) for value in outputs]
+        return b"".join(
+            (
+                int_field(_IR_VERSION, max(graph.ir_version, _OLDEST_IR)),
+                bytes_field(_GRAPH, b"".join(parts)),
+                *(bytes_field(_OPSET_IMPORT, self._data[slice(*span)]) for span in graph.opsets),
+                *(bytes_field(_FUNCTIONS, self._data[slice(*span)]) for span in graph.functions),
+            )
+        )
+
+    def _initializer(self, field: int, span: tuple[int, int]) -> bytes:
+        """The graph's field for an initializer: its own, or one that names its place in the file."""
+        if field != _GRAPH_INITIALIZER:
+            return bytes_field(field, self._data[slice(*span)])
+        kept: list[bytes] = []
+        places: list[tuple[int, int]] = []
+        external: dict[str, str] = {}
+        reader = WireReader(self._data, _FIELD_LIMIT)
+        before = span[0]
+        for number, kind, first, last in reader.fields(*span):
+            # Packed floats are their bytes, as raw data are.
+            if number in (_RAW_DATA, _FLOAT_DATA) and kind == BYTES and last - first > _INLINE:
+                places.append((first, last))
+            elif number == _EXTERNAL_DATA and kind == BYTES:
+                external.update([_pair(reader, first, last)])
+            else:
+                kept.append(self._data[before:last])
+            before = last
+        if external:
+            external["location"] = self._location(external.get("location", ""))
+        elif len(places) != 1:
+            return bytes_field(field, self._data[slice(*span)])
+        else:
+            place = places[0]
+            external = {"location": self._name, "offset": str(place[0]), "length": str(place[1] - place[0])}
+            kept.append(int_field(_DATA_LOCATION, _EXTERNAL))
+        kept += [bytes_field(_EXTERNAL_DATA, text_field(1, k) + text_field(2, v)) for k, v in external.items()]
+        return bytes_field(field, b"".join(kept))
+
+    def _location(self, name: str) -> str:
+        path = os.path.realpath(os.path.join(os.path.dirname(self.path), name))
+        if not path.startswith(os.path.join(self.folder, "")):
+            raise Disagreement(f"its weights in {name!r} lie outside {self.folder}")
+        return os.path.relpath(path, self.folder)
+
+
+def _pair(reader: WireReader, start: int, end: int) -> tuple[str, str]:
+    texts = {n: reader.text(first, last) for n, kind, first, last in reader.fields(start, end) if kind == BYTES}
+    return texts.get(1, ""), texts.get(2, "")
+
+
+def _behind(graph: Nodes, given: set[str], outputs: Sequence[str]) -> tuple[set[int], list[str], list[str]]:
+    """The nodes that make ``outputs`` from ``given`` (by index), the initializers that they read, and the graph inputs
+    of which they need the shape."""
+    maker = {name: index for index, node in enumerate(graph.nodes) for name in node.outputs if name}
+    needed: set[int] = set()
+    constants: dict[str, None] = {}
+    shapes_of: dict[str, None] = {}
+    seen: dict[str, bool] = {}
+    left = [(name, True, True) for name in outputs]  # its name, is its value needed, is it surely a tensor of the graph
+    while left:
+        name, by_value, sure = left.pop()
+        if not name or name in given or seen.get(name, False) or (name in seen and not by_value):
+            continue
+        seen[name] = by_value
+        if name in graph.initializers:
+            constants[name] = None
+        elif name in graph.inputs:
+            if by_value:
+                raise Disagreement(f"it needs the model's input {name!r}, which is not among its own inputs")
+            shapes_of[name] = None
+        elif name in maker:
+            node = graph.nodes[maker[name]]
+            needed.add(maker[name])
+            inner = by_value and not (node.op_type in _SHAPES_OF and not node.domain)
+            left += [(read, inner, True) for read in node.inputs]
+            left += [(read, inner, False) for read in node.captured]
+        elif sure:
+            raise Disagreement(f"the ONNX has no tensor {name!r}")
+    return needed, list(constants), list(shapes_of)
+
+
+def _zeros(graph: Nodes, name: str) -> bytes:
+    """Nodes that make zeros of a graph input's shape."""
+    value, _ = graph.inputs[name]
+    dims = value.dims
+    if dims is None or not value.elem_type or not all(isinstance(d, int) for d in dims[1:]):
+        raise Disagreement(f"it needs the shape of the model's input {name!r}, which is not fixed")
+    lengths = [d if isinstance(d, int) else 1 for d in dims]
+    shape = f"ort_rknn shape of {name}"
+    tensor = int_field(1, len(lengths)) + int_field(2, 7) + b"".join(int_field(7, n) for n in lengths)
+    width = _WIDTH.get(value.elem_type, 4)
+    zero = int_field(1, 1) + int_field(2, value.elem_type) + bytes_field(_RAW_DATA, bytes(width))
+    constant = text_field(2, shape) + text_field(4, "Constant") + bytes_field(5, _attribute(tensor))
+    fill = text_field(1, shape) + text_field(2, name) + text_field(4, "ConstantOfShape")
+    fill += bytes_field(5, _attribute(zero))
+    return bytes_field(_GRAPH_NODE, constant) + bytes_field(_GRAPH_NODE, fill)
+
+
+def _attribute(tensor: bytes) -> bytes:
+    return text_field(1, "value") + bytes_field(5, tensor) + int_field(20, 4)
+
+
+#: Bytes of an element, by TensorProto.DataType.
+_WIDTH: Mapping[int, int] = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
