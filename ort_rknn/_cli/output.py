@@ -1,13 +1,28 @@
-"""What every command shares: exit codes, mistakes told in one line, and text that is safe to print."""
+"""What every command shares: exit codes, mistakes told in one line, text that is safe to print, tables, and JSON.
+
+Tables and colors come from ``rich`` (extra ``cli``) where it is installed and stdout is a terminal. Elsewhere a table
+is plain text in columns, never cut, so that it can be piped.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: Exit codes: good; a finding, or a failure; wrong use.
 FINE, FAILED, USAGE = 0, 1, 2
+
+Style = Literal["", "good", "warn", "bad", "dim", "bold"]
+_STYLES: Mapping[str, str] = {"good": "green", "warn": "yellow", "bad": "bold red", "dim": "dim", "bold": "bold"}
 
 
 class Mistake(Exception):
@@ -25,9 +40,13 @@ def printable(text: str, stream: Any) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def say(line: str = "") -> None:
-    """Print a line to stdout."""
-    print(printable(line, sys.stdout))
+def say(line: str = "", style: Style = "") -> None:
+    """Print a line to stdout, in a color where stdout is a terminal that shows one."""
+    console = rich_console() if style else None
+    if console is None:
+        print(printable(line, sys.stdout))
+    else:
+        console.print(printable(line, sys.stdout), style=_STYLES[style], markup=False, highlight=False, soft_wrap=True)
 
 
 def one_line(text: str) -> str:
@@ -46,3 +65,146 @@ def check_file(path: str) -> None:
             pass
     except (OSError, ValueError) as error:
         raise Mistake(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+# Tables -----------------------------------------------------------------------------------------------------------
+
+
+def rich_console() -> Console | None:
+    """A rich console on stdout; None where rich is not installed, or stdout is not a terminal.
+
+    ``NO_COLOR``, ``FORCE_COLOR``, ``TERM=dumb`` and ``COLUMNS`` mean what they mean to rich.
+    """
+    if not (sys.stdout.isatty() or os.environ.get("FORCE_COLOR")):
+        return None
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    return Console(file=sys.stdout)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a :class:`Table`."""
+
+    title: str
+    right: bool = False
+    """Numbers stand at the right."""
+    keep: bool = False
+    """Not wrapped by a narrow terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell that has a color. A plain ``str`` is a cell without one."""
+
+    text: str
+    style: Style = ""
+
+
+Row = Sequence["str | Cell"]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows in columns. :func:`show` prints it, :func:`renderable` gives rich's form for a live display."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    title: str = ""
+
+    def plain(self) -> list[str]:
+        """The lines of the table as text: columns padded with spaces, nothing cut, no trailing spaces."""
+        body = [[_safe(cell) for cell in row] for row in self.rows]
+        heads = [column.title for column in self.columns]
+        widths = [max(len(row[i]) for row in [heads, *body]) for i in range(len(heads))]
+        lines = [self.title] if self.title else []
+        for row in [heads, *body] if any(heads) else body:
+            cells = (
+                text.rjust(width) if column.right else text.ljust(width)
+                for text, width, column in zip(row, widths, self.columns)
+            )
+            lines.append("  ".join(cells).rstrip())
+        return lines
+
+
+def _safe(cell: str | Cell) -> str:
+    text = cell.text if isinstance(cell, Cell) else cell
+    return printable(one_line(text), sys.stdout)
+
+
+def renderable(table: Table) -> Any:
+    """``table`` as a ``rich.table.Table``. Needs rich."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    made = RichTable(box=box.SIMPLE, title=table.title or None, title_justify="left", show_header=True, pad_edge=False)
+    made.show_header = any(column.title for column in table.columns)
+    for column in table.columns:
+        made.add_column(column.title, justify="right" if column.right else "left", no_wrap=column.keep, overflow="fold")
+    for row in table.rows:
+        made.add_row(*(Text(_safe(c), _STYLES.get(c.style, "") if isinstance(c, Cell) else "") for c in row))
+    return made
+
+
+def show(table: Table) -> None:
+    """Print a table to stdout."""
+    console = rich_console()
+    if console is not None:
+        console.print(renderable(table))
+        return
+    for line in table.plain():
+        print(line)
+
+
+@contextmanager
+def live(first: Table) -> Iterator[Callable[[Table], None]]:
+    """Show a table that changes in place: call what this gives with each new one. The last one stays.
+
+    Where stdout is no terminal, or rich is not installed, nothing is shown until the end, and then the last one.
+    """
+    console = rich_console()
+    last = first
+    if console is None:
+
+        def keep(table: Table) -> None:
+            nonlocal last
+            last = table
+
+        yield keep
+        show(last)
+        return
+    from rich.live import Live
+
+    with Live(renderable(first), console=console, auto_refresh=False) as display:
+        yield lambda table: display.update(renderable(table), refresh=True)
+
+
+# JSON -------------------------------------------------------------------------------------------------------------
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--json``, as every command has it."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def say_json(command: str, data: Mapping[str, Any], version: int = 1) -> None:
+    """Print the one JSON object of ``--json``.
+
+    Its first member is ``schema``: "ort-rknn/COMMAND/VERSION". The version grows where a member goes away or changes
+    its meaning; new members may come at any time. Numbers that are not finite become null.
+    """
+    whole = {"schema": f"ort-rknn/{command}/{version}", **data}
+    print(json.dumps(_finite(whole), indent=1, ensure_ascii=True, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and value not in (float("inf"), float("-inf")) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return value

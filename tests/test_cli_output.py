@@ -1,0 +1,98 @@
+"""Tables and JSON of the command line: with and without rich, on a terminal and in a pipe."""
+
+import contextlib
+import io
+import json
+import re
+import sys
+
+import pytest
+
+from ort_rknn._cli import output
+from ort_rknn._cli.output import Cell, Column, Table, live, rich_console, say, say_json, show
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def on_terminal(monkeypatch):
+    """Calls a function whose stdout is a terminal of 60 columns; gives what it printed."""
+    pytest.importorskip("rich")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def call(function, *args):
+        stream = Terminal()
+        with contextlib.redirect_stdout(stream):
+            function(*args)
+        return stream.getvalue()
+
+    return call
+
+
+TABLE = Table(
+    (Column("name"), Column("runs/s", right=True)),
+    [("a", "7"), (Cell("bb\x1b[2J", "bad"), "1,200")],
+    title="speed",
+)
+
+
+def test_plain_columns_line_up_and_hold_no_escape(capsys):
+    show(TABLE)
+    assert capsys.readouterr().out == ("speed\nname       runs/s\na               7\nbb\\x1b[2J   1,200\n")
+
+
+def test_a_long_cell_is_not_cut_in_a_pipe(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    show(Table((Column(""), Column("")), [("x" * 300, "end")]))
+    assert capsys.readouterr().out == "x" * 300 + "  end\n"
+
+
+def test_a_terminal_gets_color_and_its_width(on_terminal):
+    text = on_terminal(show, Table((Column("name"), Column("what")), [("n", Cell("word " * 40, "bad"))]))
+    assert "\x1b[1;31m" in text
+    assert max(len(line) for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()) <= 60
+
+
+def test_a_cells_own_escapes_stay_escaped_on_a_terminal(on_terminal):
+    text = on_terminal(show, TABLE)
+    assert "\x1b[2J" not in text
+    assert "\\x1b[2J" in text
+
+
+def test_no_color(on_terminal, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = on_terminal(say, "failed [bold]", "bad") + on_terminal(show, TABLE)
+    assert "\x1b[1;31m" not in text
+    assert "failed [bold]" in text
+
+
+def test_without_rich_a_terminal_gets_plain_text(on_terminal, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert on_terminal(rich_console) == "" and "\x1b" not in on_terminal(say, "x", "bad") + on_terminal(show, TABLE)
+
+
+def test_live_shows_the_last_table_once_in_a_pipe(capsys):
+    with live(TABLE) as update:
+        update(Table((Column("n"),), [("1",)]))
+        update(Table((Column("n"),), [("2",)]))
+    assert capsys.readouterr().out == "n\n2\n"
+
+
+def test_json_has_its_schema_first_and_only_what_json_can_hold(capsys):
+    say_json("bench", {"a": float("nan"), "b": [float("inf"), (1, 2)], "c": {"d": "é\n"}})
+    text = capsys.readouterr().out
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name)) == {
+        "schema": "ort-rknn/bench/1",
+        "a": None,
+        "b": [None, [1, 2]],
+        "c": {"d": "é\n"},
+    }
+    assert next(iter(json.loads(text))) == "schema"
+    assert output.printable(text, sys.stdout) == text
