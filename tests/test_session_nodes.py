@@ -110,8 +110,8 @@ def test_who_wants_no_fallback_gets_the_error(device, write, monkeypatch, how):
     "options, text",
     [
         ({"schedule": "5"}, "names core 5, but rk3588 has cores 0, 1, 2 only"),
-        ({"layout": "nhwc"}, r"conv_f16_ctx\.onnx declares the signature of its EPContext nodes itself"),
-        ({"output_dtype": "native"}, "'output_dtype' changes a session's signature"),
+        ({"layout": {"none": "nhwc"}}, "layout names an input 'none'; the model has x"),
+        ({"input_dtype": {"none": "uint8"}}, "input_dtype names an input 'none'; the model has x"),
         ({"rknn_model": "x.rknn"}, "rknn_model='x.rknn' has no use here"),
         ({"onnx_model": "gone.onnx"}, r"onnx_model='gone\.onnx' cannot be read: .*No such file"),
     ],

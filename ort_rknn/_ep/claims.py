@@ -285,8 +285,10 @@ class Claims:
             )
         if api.attribute(node, "main_context", ATTR_INT) == 0:
             raise ort_error(INVALID_ARGUMENT, f"{name}: main_context=0 is not supported: the node must hold its model")
-        options = self._options()
-        model_path = api.path(graph)
+        making = handoff.making()
+        form = making.form if making is not None else None
+        options = form.options if form is not None else self._options()
+        model_path = api.path(graph) or (making.model_path if making is not None else "")
         embedded = api.attribute(node, "embed_mode", ATTR_INT)
         if embedded is None or embedded == 1:
             source, label = ModelSource(data=cache), f"{name} (embedded)"
@@ -307,6 +309,9 @@ class Claims:
             raise ort_error(FAIL, f"{label}: {'; '.join(verdict.reasons)}")
         inputs = self._declared(node, "Node_GetNumInputs", "Node_GetInputs", name)
         outputs = self._declared(node, "Node_GetNumOutputs", "Node_GetOutputs", name)
+        kept: set[str] = set()
+        if form is not None:
+            options, (inputs, outputs), kept = form.of_node(inputs, outputs)
         part = self._originals.part_of(self._original_name(node), file, model_path, inputs, outputs, label)
         return open_executor(
             found,
@@ -320,13 +325,14 @@ class Claims:
             cpu_session=part.cpu_session,
             folder=part.folder,
             part=part.folder is not None,
+            kept=kept,
         )
 
     def _original_name(self, node: int) -> str:
         name = self._api.attribute(node, "onnx_model_filename", ATTR_STRING)
         return name.decode(errors="replace") if isinstance(name, bytes) else ""
 
-    def _declared(self, node: int, count: str, get: str, label: str) -> list[Declared]:
+    def _declared(self, node: int, count: str, get: str, label: str) -> Sequence[Declared]:
         types = self._api.tensor_types(count, get, node)
         out = []
         for slot, value in enumerate(self._api.value_names(count, get, node)):

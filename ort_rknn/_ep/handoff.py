@@ -17,6 +17,7 @@ from .._concurrency.forks import renewed_in_child
 
 if TYPE_CHECKING:
     from .._executor.executor import Executor
+    from .._session.parts_form import PartsForm
 
 PREFIX = b"ort_rknn-handoff:"
 
@@ -54,6 +55,10 @@ class Making:
     """The ONNX that the model was compiled from, where the session knows it: the nodes' own word is a stranger's."""
     cpu_session: Callable[..., Any] | None = None
     """Makes onnxruntime's CPU session on an ONNX, as the user's SessionOptions say."""
+    form: PartsForm | None = None
+    """The form that the options ask for, which the graph declares."""
+    model_path: str = ""
+    """The file of the model, where onnxruntime loads it from memory."""
 
 
 class _Here(threading.local):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -94,6 +94,7 @@ def open_executor(
     stand_in: bool = False,
     folder: str | None = None,
     part: bool = False,
+    kept: Collection[str] = (),
 ) -> Executor:
     """Load a compiled model and open its contexts.
 
@@ -102,7 +103,8 @@ def open_executor(
     onnxruntime's CPU session on an ONNX, as the user's SessionOptions say, with so many ``threads`` where these say
     nothing of it. ``stand_in``: it was made from the ONNX's signature: a call whose shapes that does not fix runs the
     ONNX whole. ``folder``: of the weights, where ``twin`` is in memory. ``part``: the model is a part of the ONNX that
-    its record is about, so what that says of the samples is not said of it.
+    its record is about, so what that says of the samples is not said of it. ``kept``: outputs that stay as declared,
+    whatever ``output_dtype`` says.
 
     Raises OptionError for options that the device or the model cannot serve, Fail (naming the model and what the
     runtime said) where loading fails. Leaves nothing open when it raises. Where there is no ``twin``,
@@ -149,6 +151,7 @@ def open_executor(
                 evidence=OnnxEvidence(twin, inputs, origin, cpu_session, folder) if twin is not None else None,
                 stand_in=stand_in,
                 label=label,
+                kept=kept,
             )
         except AdapterError as error:
             raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error

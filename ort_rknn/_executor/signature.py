@@ -242,12 +242,13 @@ def negotiate(
     evidence: Evidence | None = None,
     stand_in: bool = False,
     label: str = "model",
+    kept: Collection[str] = (),
 ) -> Signature:
     """Match the declared signature with the loaded model. That of a stand-in says nothing about free dimensions.
 
     ``splitting`` judges whether samples are independent (without some inputs and outputs), ``evidence`` is what the
     ONNX itself says of what the model lacks and of its outputs' shapes; both are asked only where the declarations do
-    not settle it.
+    not settle it. ``kept`` names outputs that stay as declared, whatever ``output_dtype`` says.
 
     Raises Fail where the compiled model is not one of this ONNX (names, shapes), OptionError where ``layout``,
     ``input_dtype``, ``output_dtype``, ``pad_axes`` or ``split_batch`` ask for what is not there. All is found here and
@@ -335,7 +336,8 @@ def negotiate(
         if value in stale and evidence is not None:
             declared = replace(value, dims=(None,) * len(out_sets[0][index]))
         dims = _merge_dims(declared, [s[index] for s in out_sets], split is not None, keep_free, "output", label)
-        dtype, wire = _output_dtypes(value, info, options.output_dtype, label)
+        asked_out = "onnx" if value.name in kept else options.output_dtype
+        dtype, wire = _output_dtypes(value, info, asked_out, label)
         out_ports.append(Port(value.name, dtype, dims, "UNDEFINED", wire, info, index, "UNDEFINED", value.dtype))
     for place, value in enumerate(outputs):
         if value.name in served.constants:

@@ -62,8 +62,8 @@ def judge_parts(path: str, soc: str, onnx_path: str, onnx: OnnxModel) -> Candida
     return Candidate(source, name, None, not reasons, tuple(dict.fromkeys(reasons)), tuple(notes), model)
 
 
-def part_of(model_path: str, node: EpContextNode) -> RknnFile:
-    """What the compiled model of an EPContext node says of itself.
+def part_of(source: str | bytes, node: EpContextNode) -> RknnFile:
+    """What the compiled model of an EPContext node of the model at ``source`` (a path, or its bytes) says of itself.
 
     Raises ValueError for a node that holds none or names one outside the model's folder, RknnFileError or OSError where
     it cannot be read.
@@ -71,12 +71,16 @@ def part_of(model_path: str, node: EpContextNode) -> RknnFile:
     if not node.main_context:
         raise ValueError("main_context=0 is not supported: the node must hold its model")
     if node.embed_mode == 0:
+        if isinstance(source, bytes):
+            raise ValueError("it names a file, but the model was loaded from memory")
         relative = (node.cache_context or b"").decode(errors="replace")
         try:
-            return read_rknn(confined_path(model_path, relative))
+            return read_rknn(confined_path(source, relative))
         except (OutsideError, FileNotFoundError) as error:
             raise ValueError(f"its compiled model {error}") from None
-    with open(model_path, "rb") as file:
+    if isinstance(source, bytes):
+        return read_rknn(source[node.cache_offset : node.cache_offset + node.cache_size])
+    with open(source, "rb") as file:
         return read_rknn(os.pread(file.fileno(), node.cache_size, node.cache_offset))
 
 

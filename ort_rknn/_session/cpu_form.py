@@ -60,11 +60,6 @@ def cpu_form(facts: Facts, options: Options, source: str | bytes) -> CpuForm | N
     Raises OptionError for options that cannot be kept: an input is not there, has no layout, or is fed integers while
     no compiled model tells what these mean. Raises OnnxFileError or OSError for an ONNX that cannot be read.
     """
-    if facts.kind == "ep_context":
-        raise OptionError(
-            f"provider option {_first(options)!r} changes a session's signature, but {facts.label} declares the "
-            "signature of its EPContext nodes itself; leave it out"
-        )
     onnx = read_onnx(source)
     names = [value.name for value in onnx.inputs]
     compiled = _Compiled(facts, options, source, names, [value.name for value in onnx.outputs])
@@ -375,7 +370,8 @@ class _Compiled:
         """No device was there to look for a twin for: those of any SoC tell the same."""
         if self._options.rknn_model is not None:
             return [self._options.rknn_model]
-        return compiled_beside(self._facts.model) if isinstance(self._facts.model, str) else []
+        onnx = self._source if self._facts.kind == "ep_context" else self._facts.model
+        return compiled_beside(onnx) if isinstance(onnx, str) else []
 
     def _looked(self) -> str:
         told = "; ".join((*(f"{label} does not" for label, _ in self._known()), *self._unread))

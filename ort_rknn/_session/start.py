@@ -33,6 +33,7 @@ from ..adapter.contract import Model, Quantisation
 from ..files import OnnxFileError
 from ..files.pinned import FileChangedError, PinnedModel
 from .load import lender_of, load_planned, version_notes, wrapper_of
+from .parts_form import parts_form
 from .session_options import (
     EMPTY_MODEL,
     SAVE_CONTEXT,
@@ -331,15 +332,10 @@ def _start_on_nodes(session: Any, parent: Callable[..., None], state: State, so:
     onnx = candidate.context_model if candidate is not None else state.facts.onnx
     label = candidate.name if candidate is not None else state.facts.label
     assert onnx is not None
-    given = state.request.options.given
     # What is wrong with the options is found here, where it can be told from what is wrong with a model.
     dispatch = resolve(state.request.options, device.soc, device.cores)
-    asked = [key for key in SIGNATURE_OPTIONS if key in given]
-    if asked:
-        raise OptionError(
-            f"provider option {asked[0]!r} changes a session's signature, but {label} declares the "
-            "signature of its EPContext nodes itself; leave it out, or give the compiled model instead"
-        )
+    chosen = replace(state.request.options, device=state.request.options.device or device.name)
+    form = parts_form(content, onnx, chosen, label)
     options = copy_options(so, content if isinstance(content, bytes) else EMPTY_MODEL)
     if not so or so.log_severity_level < 0:
         # onnxruntime warns, in yellow and twice, that nodes are on the CPU: a model in parts is just that. Its errors
@@ -355,11 +351,19 @@ def _start_on_nodes(session: Any, parent: Callable[..., None], state: State, so:
             "execution_mode=ORT_PARALLEL: nodes run on onnxruntime's threads, so calls of submit, map ... take their "
             "cores in the order in which their nodes begin, not in the order of the calls"
         )
+    model_path = ""
+    if form.content is not None and isinstance(content, str):
+        model_path, content = content, form.content
+        options.add_session_config_entry(WEIGHTS_FOLDER, os.path.dirname(os.path.abspath(model_path)))
+    elif form.content is not None:
+        content = form.content
     original = state.facts.onnx_source
     making = handoff.Making(
         state.of_nodes,
         original if isinstance(original, str) else None,
         partial(cpu_session, so, as_it_was=copy_options(so, EMPTY_MODEL) if so else None, any_shape=True),
+        form,
+        model_path,
     )
     with handoff.collected(making):
         _start_with_provider(session, parent, state, so, options, content)

@@ -16,7 +16,7 @@ _DEPTH_LIMIT = 32
 _IR_VERSION, _GRAPH, _OPSET_IMPORT, _FUNCTIONS = 1, 7, 8, 25
 _FUNCTION_DOMAIN = 10
 _GRAPH_NODE, _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 2, 5, 11, 12, 15
-_NODE_INPUT, _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 _ATTRIBUTE_G, _ATTRIBUTE_GRAPHS = 6, 11
 _TENSOR_NAME = 8
 _SPARSE_VALUES = 1
@@ -38,6 +38,7 @@ class Node:
     """Names that the graphs inside it may read."""
     has_graph: bool
     span: Span
+    name: str = ""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -128,7 +129,7 @@ def _read_graph(reader: WireReader, start: int, end: int, found: Nodes, fed: lis
 
 
 def _read_node(reader: WireReader, start: int, end: int) -> Node:
-    op_type = domain = ""
+    op_type = domain = own_name = ""
     inputs: list[str] = []
     outputs: list[str] = []
     captured: list[str] = []
@@ -140,6 +141,8 @@ def _read_node(reader: WireReader, start: int, end: int) -> Node:
             inputs.append(reader.text(first, last))
         elif number == _NODE_OUTPUT:
             outputs.append(reader.text(first, last))
+        elif number == _NODE_NAME:
+            own_name = reader.text(first, last)
         elif number == _NODE_OP_TYPE:
             op_type = reader.text(first, last)
         elif number == _NODE_DOMAIN:
@@ -147,7 +150,7 @@ def _read_node(reader: WireReader, start: int, end: int) -> Node:
         elif number == _NODE_ATTRIBUTE:
             has_graph |= _read_captured(reader, first, last, captured, 0)
     domain = "" if domain == "ai.onnx" else domain
-    return Node(op_type, domain, tuple(inputs), tuple(outputs), tuple(captured), has_graph, (start, end))
+    return Node(op_type, domain, tuple(inputs), tuple(outputs), tuple(captured), has_graph, (start, end), own_name)
 
 
 def _read_captured(reader: WireReader, start: int, end: int, names: list[str], depth: int) -> bool:

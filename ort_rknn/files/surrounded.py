@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Edge", "Step", "surrounded"]
+__all__ = ["Edge", "Step", "redeclared", "surrounded"]
 
 #: As in onnx_model: far above any model.
 _FIELD_LIMIT = 8_000_000
@@ -56,7 +56,7 @@ class Edge:
     elem_type: int
     """TensorProto.DataType that is declared in place of the graph's own."""
     steps: Sequence[Step]
-    """At least one: from the caller's tensor to the graph's for an input, and the other way for an output."""
+    """From the caller's tensor to the graph's for an input, and the other way for an output."""
     order: Sequence[int] | None = None
     """The graph's own dimensions in their new order; None: as they are."""
 
@@ -76,6 +76,24 @@ def surrounded(
         return _model(_Rewriter(data, locations or {}), {n: prefix + n for n in names}, inputs, outputs, prefix)
     except WireError as problem:
         raise OnnxFileError(f"a damaged ONNX model; {problem}") from None
+
+
+def redeclared(
+    data: bytes, inputs: Mapping[str, Edge], outputs: Mapping[str, Edge], locations: Mapping[str, str] | None = None
+) -> bytes:
+    """The ONNX model ``data`` with other declarations of some inputs and outputs, and no other nodes. For edges without
+    steps; paths of external data as in :func:`surrounded`. Raises OnnxFileError for a damaged model."""
+    rewriter = _Rewriter(data, locations or {})
+    chunks: list[_Chunk] = []
+    try:
+        for number, kind, raw, start, end in rewriter.fields(0, len(data)):
+            if number == _MODEL_GRAPH and kind == BYTES:
+                chunks += _message(number, rewriter.graph(start, end, {}, inputs, outputs))
+            else:
+                chunks.append(raw)
+    except WireError as problem:
+        raise OnnxFileError(f"a damaged ONNX model; {problem}") from None
+    return b"".join(chunks)
 
 
 def _model(
