@@ -66,6 +66,7 @@ OrtEp = _table(
     "CreateSyncStreamForDevice",
     "GetCompiledModelCompatibilityInfo",
 )
+OrtAllocator = _table("Alloc", "Free", "Info", "Reserve", "GetStats", "AllocOnStream", "Shrink")
 OrtNodeComputeInfo = _table("CreateState", "Compute", "ReleaseState")
 
 
@@ -89,6 +90,7 @@ _API = {
     "GetErrorMessage": (2, _keep(c_char_p, P)),
     "GetErrorCode": (1, _keep(c_int32, P)),
     "GetTensorMutableData": (51, _keep(P, P, P)),
+    "MemoryInfoGetId": (72, _keep(P, P, P)),
     "CastTypeInfoToTensorInfo": (55, _keep(P, P, P)),
     "GetTensorElementType": (60, _keep(P, P, P)),
     "GetDimensionsCount": (61, _keep(P, P, P)),
@@ -108,6 +110,7 @@ _API = {
     "HardwareDevice_Type": (307, _keep(c_int32, P)),
     "GetEpApi": (317, _keep(P)),
     "GetTensorSizeInBytes": (318, _keep(P, P, P)),
+    "CreateMemoryInfo_V2": (320, _keep(P, c_char_p, c_int32, c_uint32, c_int32, c_int32, c_size_t, c_int32, P)),
     "Graph_GetModelPath": (334, _keep(P, P, P)),
     "Graph_GetNumInputs": (338, _keep(P, P, P)),
     "Graph_GetNumNodes": (344, _keep(P, P, P)),
@@ -125,6 +128,7 @@ _API = {
 }
 _EP_API = {
     "CreateEpDevice": (0, _keep(P, P, P, P, P, P)),
+    "EpDevice_AddAllocatorInfo": (5, _keep(P, P, P)),
     "EpGraphSupportInfo_AddNodesToFuse": (2, _keep(P, P, P, c_size_t, P)),
 }
 _CREATE_HARDWARE_DEVICE = (16, _keep(P, c_int32, c_uint32, c_uint32, c_char_p, P, P))

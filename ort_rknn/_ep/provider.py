@@ -16,7 +16,7 @@ from .._concurrency.forks import renewed_in_child
 from .._errors import OptionError
 from .._options import PROVIDER
 from .._planning.request import NO_CPU
-from . import abi
+from . import abi, host_memory
 from .abi import Api
 from .callbacks import (
     always,
@@ -108,12 +108,19 @@ def _get_supported_devices(this: int, hardware: int, count: int, out: int, room:
         metadata = api.key_values(details)
         options = api.key_values({})
         try:
-            target[made] = api.pointer("CreateEpDevice", this, hw, metadata, options)
+            ep_device = target[made] = api.pointer("CreateEpDevice", this, hw, metadata, options)
         finally:
             api.ReleaseKeyValuePairs(metadata)
             api.ReleaseKeyValuePairs(options)
         made += 1
+        if ep_device:
+            host_memory.offer(api, ep_device, device, VENDOR_ID)
     c_size_t.from_address(number).value = made
+
+
+def _create_allocator(this: int, info: int, options: int, out: int) -> None:
+    assert _factory is not None
+    host_memory.create_allocator(_factory.api, info, out)
 
 
 def _hardware(api: Api, name: str, details: dict[str, str]) -> int | None:
@@ -268,6 +275,8 @@ _factory_callbacks: dict[str, Any] = {
     "GetVersion": _get_version,
     # onnxruntime calls this one without a test for NULL.
     "CreateDataTransfer": CFUNCTYPE(P, P, P)(guarded(lambda this, out: _set_null(out))),
+    "CreateAllocator": CFUNCTYPE(P, P, P, P, P)(guarded(_create_allocator)),
+    "ReleaseAllocator": host_memory.release_allocator,
     "IsStreamAware": CFUNCTYPE(ctypes.c_bool, P)(always(False)),
 }
 _ep_callbacks: dict[str, Any] = {

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .._errors import FAIL, NpuUnavailable, ort_error
+from .._errors import NpuUnavailable
+from .._executor.allocation import allocate
 from .._executor.buffers import Strided, map_buffer, size_of
 from .._executor.signature import DTYPES
-from ..adapter.contract import AdapterError, AllocatesBuffers
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from .._executor.signature import Signature
     from .._planning.discovery import Found
     from .session import InferenceSession
-
-_PAGE = 4096
 
 
 def empty(
@@ -40,7 +38,7 @@ def empty(
     kind = np.dtype(dtype)
     dims = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
     size = _bytes(dims, kind)
-    array: NDArray[Any] = _allocate(_device(device), size, cached=cached)[:size].view(kind).reshape(dims)
+    array: NDArray[Any] = allocate(_device(device), size, cached=cached)[:size].view(kind).reshape(dims)
     return array
 
 
@@ -111,7 +109,7 @@ def session_buffers(session: InferenceSession, n: int) -> list[dict[str, NDArray
             info = stored.get(value.name)
             # A runtime may ask for as much as the compiled type takes.
             room = max(size, math.prod(info.shape) * DTYPES.get(info.dtype, (0, 4))[1]) if info is not None else size
-            one[value.name] = _allocate(found, room, cached=True)[:size].view(kind).reshape(shape)
+            one[value.name] = allocate(found, room, cached=True)[:size].view(kind).reshape(shape)
         sets.append(one)
     return sets
 
@@ -123,18 +121,6 @@ def _names(signature: Signature) -> list[str]:
 #: numpy's dtypes by onnxruntime's type texts.
 _DTYPES = {f"tensor({name.removesuffix('32') if name == 'float32' else name})": name for name in DTYPES}
 _DTYPES["tensor(double)"] = _DTYPES.pop("tensor(float64)")
-
-
-def _allocate(found: Found, size: int, *, cached: bool) -> NDArray[np.uint8]:
-    adapter = found.adapter
-    if not hasattr(adapter, "allocate"):
-        raise ort_error(FAIL, f"the adapter {adapter.name} of device {found.device.name} gives no NPU memory")
-    room = -(-size // _PAGE) * _PAGE
-    try:
-        fd = cast(AllocatesBuffers, adapter).allocate(found.device, room, cached=cached)
-    except AdapterError as error:
-        raise ort_error(FAIL, f"no NPU memory of {size} bytes on device {found.device.name}: {error}") from error
-    return map_buffer(fd, room)
 
 
 def _device(name: str | None) -> Found:

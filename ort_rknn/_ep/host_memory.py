@@ -1,0 +1,123 @@
+"""onnxruntime's own spelling of NPU memory: an allocator of host-accessible memory for OrtValues.
+
+    ep_device.memory_info(onnxruntime.OrtDeviceMemoryType.HOST_ACCESSIBLE)
+
+It is declared as memory of the CPU with our vendor id: then ``numpy()`` is a view, and ``update_inplace`` and DLPack
+work. A DEFAULT allocator is not offered, because onnxruntime would copy every plain input into it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from ctypes import CFUNCTYPE, c_int32, c_size_t, c_void_p
+from typing import Any
+
+import numpy as np
+
+from .._concurrency.interrupts import is_from_a_handler, raised_after
+from .._executor.allocation import allocate_on
+from ..adapter.contract import Device
+from . import abi
+from .abi import Api
+from .callbacks import covered, keep_for_ever, quiet
+
+log = logging.getLogger("ort_rknn")
+
+P = c_void_p
+_NAME = b"RknnHostAccessible"
+_CPU, _HOST_ACCESSIBLE, _DEVICE_ALLOCATOR = 0, 5, 0
+_ALIGNMENT = 4096
+#: Python's onnxruntime makes OrtValues in such memory from here on.
+SINCE = (1, 28)
+
+
+class _Allocator:
+    """The allocator of one device. Never freed, as its memory info: onnxruntime refers to them until it ends."""
+
+    def __init__(self, device: Device, info: int) -> None:
+        self.device = device
+        self.info = info
+        self.table = abi.OrtAllocator()
+        self.table.ort_version_supported = abi.ABI
+        for slot, callback in _callbacks.items():
+            setattr(self.table, slot, ctypes.cast(callback, c_void_p).value)
+
+
+#: By device number and, the same, by the table's address.
+_by_number: dict[int, _Allocator] = {}
+_by_address: dict[int, _Allocator] = {}
+#: What is in use, by address.
+_arrays: dict[int, np.ndarray[Any, Any]] = {}
+
+
+def offer(api: Api, ep_device: int, device: Device, vendor: int) -> None:
+    """Tell onnxruntime that the OrtEpDevice has such memory, where its release can use it and the adapter has it."""
+    from .._planning.discovery import adapters
+
+    adapter = adapters().get(device.adapter)
+    if api.minor() < SINCE or adapter is None or not hasattr(adapter, "allocate"):
+        return
+    number = next((k for k, known in _by_number.items() if known.device == device), len(_by_number))
+    known = _by_number.get(number)
+    if known is None:
+        info = api.pointer(
+            "CreateMemoryInfo_V2", _NAME, _CPU, vendor, number, _HOST_ACCESSIBLE, _ALIGNMENT, _DEVICE_ALLOCATOR
+        )
+        assert info
+        known = _by_number[number] = _Allocator(device, info)
+        keep_for_ever(known)
+        _by_address[ctypes.addressof(known.table)] = known
+    api.check(api.EpDevice_AddAllocatorInfo(ep_device, known.info))
+
+
+def create_allocator(api: Api, info: int, out: int) -> None:
+    """The factory's CreateAllocator."""
+    number = c_int32()
+    api.check(api.MemoryInfoGetId(info, ctypes.byref(number)))
+    c_void_p.from_address(out).value = ctypes.addressof(_by_number[number.value].table)
+
+
+def _array(this: int, size: int) -> np.ndarray[Any, Any]:
+    """NPU memory; where none is given ordinary memory, since onnxruntime does not look whether it got any."""
+    try:
+        return allocate_on(_by_address[this].device, max(size, 1))
+    except Exception as error:
+        log.error("an OrtValue is made in ordinary memory, which every run copies: %s", error)
+        return np.zeros(max(size, 1), np.uint8)
+
+
+def _kept(array: np.ndarray[Any, Any]) -> int:
+    address = array.ctypes.data
+    _arrays[address] = array
+    return address
+
+
+@covered
+def _alloc(this: int, size: int) -> int:
+    try:
+        return _kept(_array(this, size))
+    except BaseException as error:
+        address = _kept(np.zeros(max(size, 1), np.uint8))
+        return raised_after(error, address) if is_from_a_handler(error) else address
+
+
+def _free(this: int, address: int | None) -> None:
+    _arrays.pop(address or 0, None)
+
+
+@covered
+def _info(this: int) -> int:
+    return _by_address[this].info
+
+
+_callbacks: dict[str, Any] = {
+    "Alloc": CFUNCTYPE(P, P, c_size_t)(_alloc),
+    "Free": CFUNCTYPE(None, P, P)(quiet(_free)),
+    "Info": CFUNCTYPE(P, P)(_info),
+}
+#: Allocators stay: there is nothing to release.
+release_allocator = CFUNCTYPE(None, P, P)(quiet(lambda this, allocator: None))
+
+for _thing in (_callbacks, release_allocator, _by_number, _by_address, _arrays):
+    keep_for_ever(_thing)

@@ -1,0 +1,37 @@
+"""Memory that the NPU shares, from the adapter of a device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from .._errors import FAIL, ort_error
+from ..adapter.contract import AdapterError, AllocatesBuffers, Device
+from .buffers import map_buffer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .._planning.discovery import Found
+
+_PAGE = 4096
+
+
+def allocate(found: Found, size: int, *, cached: bool = True) -> NDArray[np.uint8]:
+    """At least ``size`` bytes of a device's memory, known to runs. Raises Fail where there are none."""
+    adapter = found.adapter
+    if not hasattr(adapter, "allocate"):
+        raise ort_error(FAIL, f"the adapter {adapter.name} of device {found.device.name} gives no NPU memory")
+    room = -(-size // _PAGE) * _PAGE
+    try:
+        fd = cast(AllocatesBuffers, adapter).allocate(found.device, room, cached=cached)
+    except AdapterError as error:
+        raise ort_error(FAIL, f"no NPU memory of {size} bytes on device {found.device.name}: {error}") from error
+    return map_buffer(fd, room)
+
+
+def allocate_on(device: Device, size: int) -> NDArray[np.uint8]:
+    """As :func:`allocate`, where the device is known but its adapter is not at hand."""
+    from .._planning.discovery import Found, adapters
+
+    return allocate(Found(device, adapters()[device.adapter]), size)
