@@ -40,7 +40,8 @@ del _name
 from ._session.session import InferenceSession as InferenceSession  # noqa: E402
 
 if _typing.TYPE_CHECKING:
-    from ort_rknn_swap import install as install, swapped as swapped, uninstall as uninstall
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from ._ep import get_ep_names as get_ep_names, get_library_path as get_library_path
     from ._ep import register as register, unregister as unregister
@@ -50,6 +51,27 @@ if _typing.TYPE_CHECKING:
     from ._options import RknnProviderOptions as RknnProviderOptions, make_provider_options as make_provider_options
     from ._session.arrays import empty as empty, from_dmabuf as from_dmabuf
     from .adapter.contract import Device as Device
+
+    _Policy = _typing.Literal["respect", "prefer", "only"]
+
+    def install(
+        policy: _Policy | None = None,
+        *,
+        device: str | None = None,
+        options: Mapping[str, object] | None = None,
+        report: bool = False,
+    ) -> None: ...
+
+    def swapped(
+        policy: _Policy | None = None,
+        *,
+        device: str | None = None,
+        options: Mapping[str, object] | None = None,
+        report: bool = False,
+    ) -> AbstractContextManager[None]: ...
+
+    def uninstall() -> None: ...
+
 
 _PROVIDER = "RKNNExecutionProvider"
 
@@ -61,7 +83,8 @@ def get_available_providers() -> list[str]:
     """onnxruntime's available providers, with ``RKNNExecutionProvider`` in front where an NPU is usable now (or
     ``ORT_RKNN_DEVICE`` asks for a virtual one), and without it where none is."""
     others = [name for name in _onnxruntime.get_available_providers() if name != _PROVIDER]
-    from ._ep.registration import may_open_a_library, why_unavailable
+    from ._ep.registration import may_open_a_library
+    from ._ep.support import why_unavailable
 
     usable = why_unavailable() is None and bool(devices()) and may_open_a_library()
     return [_PROVIDER, *others] if usable else others
@@ -84,9 +107,6 @@ def devices() -> list[Device]:
 
 #: Where our other names are: imported at first use, because importing ort_rknn should cost what onnxruntime's costs.
 _OURS = {
-    "install": "ort_rknn_swap",
-    "swapped": "ort_rknn_swap",
-    "uninstall": "ort_rknn_swap",
     "FallbackWarning": "ort_rknn._errors",
     "NpuUnavailable": "ort_rknn._errors",
     "OptionError": "ort_rknn._errors",
@@ -102,6 +122,9 @@ _OURS = {
 }
 
 
+#: The import swap, which stands on this package: found through its plugin.
+_BROUGHT = ("install", "swapped", "uninstall")
+
 if not _typing.TYPE_CHECKING:  # a checker would take any name for one of ours
 
     def __getattr__(name: str) -> _Any:
@@ -111,11 +134,16 @@ if not _typing.TYPE_CHECKING:  # a checker would take any name for one of ours
             value = getattr(importlib.import_module(_OURS[name]), name)
             globals()[name] = value
             return value
+        if name in _BROUGHT:
+            from .adapter.plugins import name_brought
+
+            globals()[name] = value = name_brought(name)
+            return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_OURS})
+    return sorted({*globals(), *_OURS, *_BROUGHT})
 
 
 class _Submodules:
@@ -157,4 +185,5 @@ _sys.meta_path.insert(0, _Submodules())
 __all__ = [
     *(name for name in globals() if not name.startswith("_") and name != "annotations"),
     *_OURS,
+    *_BROUGHT,
 ]

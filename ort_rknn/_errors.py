@@ -117,10 +117,12 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 def warn_of_fallback(text: str, *packages: str) -> None:
-    """One FallbackWarning, at the line of the first caller outside ort_rknn and ``packages`` (constructors of
-    subclasses are the user's)."""
-    ours = {"ort_rknn", *packages}
+    """One FallbackWarning, at the line of the first caller outside ort_rknn, its adapters and faces (``ort_rknn_...``)
+    and ``packages``. Constructors of subclasses are the user's."""
     level, frame = 1, sys._getframe(0)
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in ours:
+    while frame.f_back is not None:
+        root = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if root != "ort_rknn" and not root.startswith("ort_rknn_") and root not in packages:
+            break
         level, frame = level + 1, frame.f_back
     warnings.warn(text, FallbackWarning, stacklevel=level)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Literal, NoReturn, TypedDict
 
+from ._environment import FALSE, TRUE
 from ._errors import OptionError, did_you_mean
 
 #: The provider's name, and the names that are taken for it.
@@ -220,9 +221,9 @@ def _boolean(key: str, value: object) -> bool:
         return bool(value)
     if isinstance(value, str):
         text = value.strip().lower()
-        if text in ("1", "true", "on", "yes"):
+        if text in TRUE:
             return True
-        if text in ("0", "false", "off", "no"):
+        if text in FALSE:
             return False
     raise _bad(key, value, "a boolean is wanted: True, False, 1, 0, 'true', 'false', 'on', 'off', 'yes' or 'no'")
 
@@ -234,18 +235,6 @@ def _split_batch(value: object) -> Literal["auto"] | bool:
         return _boolean("split_batch", value)
     except OptionError:
         raise _bad("split_batch", value, "'auto' or a boolean is expected") from None
-
-
-def switched_on(variable: str) -> bool:
-    """Whether an environment variable is set to a true word: 1, true, on, yes. Not set, empty, 0, false, off and no are
-    false. Raises OptionError for another word: a switch that is misspelt must not stay off unnoticed."""
-    text = os.environ.get(variable, "").strip()
-    if not text:
-        return False
-    try:
-        return _boolean(variable, text)
-    except OptionError:
-        raise OptionError(f"environment variable {variable}={text!r}: 1 or 0 is expected") from None
 
 
 def _path(key: str, value: object) -> str:

@@ -220,8 +220,10 @@ def _numpy_type(text):
 def install(npu, set_attribute=setattr):
     """Make ``npu`` the only adapter of this process; returns it."""
     import ort_rknn._planning.discovery as devices
+    import ort_rknn.adapter.plugins as plugins
 
     set_attribute(devices, "adapters", lambda: {npu.name: npu})
+    set_attribute(plugins, "adapters", lambda: {npu.name: npu})
     return npu
 
 

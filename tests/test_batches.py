@@ -235,7 +235,7 @@ def test_nobody_asks_where_no_batch_can_be_cut(made, monkeypatch):
     model = onnx.load(path)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(model, path)
-    monkeypatch.setattr("ort_rknn._planning.independence.independence_of", asked)
+    monkeypatch.setattr("ort_rknn._independence.independence_of", asked)
     with ort.InferenceSession(path, provider_options=VIRTUAL) as session:
         session.run(None, {"x": np.zeros((2, 4), np.float32)})
         assert "batch:" not in session.explain()

@@ -12,9 +12,10 @@ import pytest
 from fake_npu import AdapterError, FakeContext, FakeNpu, RknnError, image, info
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from ort_rknn._executor.declared import Declared, Normalisation
 from ort_rknn._executor.dispatch import resolve
 from ort_rknn._executor.executor import Executor
-from ort_rknn._executor.signature import Declared, Normalisation, negotiate
+from ort_rknn._executor.signature import negotiate
 from ort_rknn._options import read_options
 from ort_rknn.adapter import LoadSettings, ModelSource, Quantisation
 

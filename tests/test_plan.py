@@ -9,11 +9,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from ort_rknn._errors import NpuUnavailable
 from ort_rknn._options import Options
 from ort_rknn._planning import discovery
-from ort_rknn._planning.discovery import Found
-from ort_rknn._planning.facts import Candidate, Facts, gather
+from ort_rknn._planning.candidate import Candidate
+from ort_rknn._planning.facts import Facts, gather
 from ort_rknn._planning.plan import plan, plan_after
 from ort_rknn._planning.request import Request
 from ort_rknn.adapter import Absence, Device, ModelSource
+from ort_rknn.adapter.plugins import Found
 from ort_rknn.files import OnnxModel, OnnxValue, RknnFile, RknnTensor, read_onnx, read_rknn
 
 REAL = Found(Device("librknnrt", "rk3588", "rk3588", 3, runtime="/usr/lib/librknnrt.so"), adapter=None)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ort_rknn._planning import discovery
+from ort_rknn.adapter import plugins
 
 GOOD = """
 from ort_rknn.adapter import Survey, hookimpl
@@ -51,13 +51,13 @@ def installed(tmp_path, monkeypatch, caplog):
         lines = "".join(f"p{i} = {point}\n" for i, point in enumerate(points))
         (info / "entry_points.txt").write_text(f"[ort_rknn]\n{lines}")
         monkeypatch.syspath_prepend(tmp_path)
-        discovery.adapters.cache_clear()
+        plugins.installed_adapters.cache_clear()
         with caplog.at_level(logging.ERROR, "ort_rknn"):
-            found = set(discovery.adapters()) - {"librknnrt", "lite2", "virtual"}
+            found = set(plugins.adapters()) - {"librknnrt", "lite2", "virtual"}
         return found, caplog.text
 
     yield installed
-    discovery.adapters.cache_clear()
+    plugins.installed_adapters.cache_clear()
     for name in [name for name in sys.modules if name.startswith("stranger_")]:
         del sys.modules[name]
 

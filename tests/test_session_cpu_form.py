@@ -245,9 +245,9 @@ def test_a_compiled_model_whose_onnx_takes_its_place(image):
 
 def test_where_no_provider_can_be_registered(image, monkeypatch):
     """As on macOS and Windows."""
-    from ort_rknn._ep import registration
+    from ort_rknn._ep import support
 
-    monkeypatch.setattr(registration, "why_unavailable", lambda: "Linux only")
+    monkeypatch.setattr(support, "why_unavailable", lambda: "Linux only")
     session = made(image, **AS_PIXELS)
     assert np.array_equal(session.run(None, {"image": PIXELS})[0], plain(image, {"image": as_floats(PIXELS)})[0])
 

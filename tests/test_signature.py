@@ -6,8 +6,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ort_rknn._errors import OptionError
 from ort_rknn._executor.batches import Splitting
-from ort_rknn._executor.signature import Declared, Normalisation, negotiate, onnx_order
+from ort_rknn._executor.declared import Declared, Normalisation
+from ort_rknn._executor.signature import negotiate
 from ort_rknn._options import read_options
+from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import LoadSettings, ModelSource, Quantisation
 
 INT8 = Quantisation(0.5, 3)

@@ -267,7 +267,7 @@ def test_the_session_options_of_the_user_hold_for_what_computes(npu, tmp_path, m
         made.append(options)
         return real(model, options, *given, **named)
 
-    from ort_rknn._session import session_options
+    from ort_rknn._planning import session_options
 
     monkeypatch.setattr(session_options.onnxruntime, "InferenceSession", watched)
     so = strict()

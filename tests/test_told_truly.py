@@ -12,7 +12,7 @@ from virtual_sessions import MODELS, VIRTUAL, X, session, virtual_rk3588
 
 import ort_rknn as ort
 from ort_rknn._cli.main import main
-from ort_rknn._ep import registration
+from ort_rknn._ep import registration, support
 from ort_rknn_virtual._standin import stand_in
 
 virtual = pytest.fixture(virtual_rk3588)
@@ -135,7 +135,7 @@ def test_a_lora_adapter_is_refused_on_the_npu(adapted, virtual):
             made.run(None, {**ONE, "lora_w": np.eye(4, dtype=np.float32)})
 
 
-@pytest.mark.skipif(not registration.by_name(), reason="by device it is the same code")
+@pytest.mark.skipif(not support.by_name(), reason="by device it is the same code")
 @pytest.mark.parametrize("strict", [False, True])
 def test_the_unmodified_onnxruntime_never_passes_over_an_adapter(strict, adapted, python):
     """It does not refuse what its graph has, and a claimed graph would not heed it."""

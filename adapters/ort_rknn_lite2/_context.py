@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ort_rknn._executor.conversion import view
-from ort_rknn._executor.signature import onnx_order
+from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import AdapterError, CallForm, PortForm, Shape, TensorInfo
 
 from . import _structs as abi

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from ort_rknn._executor.signature import onnx_order
+from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import (
     CORE_MASK_ALL,
     CORE_MASK_AUTO,

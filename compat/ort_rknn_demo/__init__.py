@@ -19,7 +19,7 @@ def run(*, part: Literal["ocr", "npu"] | None = None, save: str | None = None) -
     Returns 0 where everything that ran went well and something ran, else 1. A part one whose packages are missing is
     left out, which is a failure only where it was asked for by name. A part two without a C compiler is a failure.
     """
-    from ort_rknn._options import switched_on
+    from ort_rknn._environment import switched_on
 
     if switched_on("ORT_RKNN_DISABLE"):
         print("ORT_RKNN_DISABLE=1 is set, so sessions are plain onnxruntime's: there is nothing to show. Unset it.")

@@ -10,7 +10,7 @@ import onnxruntime
 
 from ort_rknn._concurrency.submitter import Pending, Submitter
 from ort_rknn._executor.conversion import normalized
-from ort_rknn._executor.opening import normalisations
+from ort_rknn._executor.declared import normalisations
 from ort_rknn._options import Options
 from ort_rknn.adapter import Layout
 from ort_rknn.files import RknnFile

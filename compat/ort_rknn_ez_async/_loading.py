@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ort_rknn._errors import bare_message, warn_of_fallback
-from ort_rknn._executor.opening import declared_by_file, open_executor
+from ort_rknn._executor.declared import declared_by_file
+from ort_rknn._executor.opening import open_executor
 from ort_rknn._planning.discovery import survey
 from ort_rknn._planning.facts import Facts, gather
 from ort_rknn._planning.plan import Fallback, plan

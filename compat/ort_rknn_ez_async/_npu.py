@@ -20,8 +20,8 @@ from ort_rknn._executor.calls import Call, nbytes
 from ort_rknn._executor.dispatch import Dispatch
 from ort_rknn._executor.executor import Executor
 from ort_rknn._executor.lanes import Turn
-from ort_rknn._executor.signature import onnx_order
 from ort_rknn._options import Options
+from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import CallForm, Layout, PortForm, Shape
 from ort_rknn.files import RknnFile
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ort_rknn._executor.signature import DTYPE_OF_ELEMENT
+from ort_rknn._tensors import DTYPE_OF_ELEMENT
 from ort_rknn.adapter import Quantisation
 
 from ._nodes import NUMPY_DTYPES, Tensor, type_text

@@ -11,8 +11,8 @@ import onnxruntime
 
 from ort_rknn._errors import FAIL, ort_error
 from ort_rknn._executor.conversion import normalized
-from ort_rknn._executor.opening import normalisations
-from ort_rknn._executor.signature import DTYPE_OF_ELEMENT, DTYPES
+from ort_rknn._executor.declared import normalisations
+from ort_rknn._tensors import DTYPE_OF_ELEMENT, DTYPES
 from ort_rknn.adapter import TensorInfo
 from ort_rknn.files import RknnFile, RknnTensor
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ort_rknn._executor.calls import Call
-from ort_rknn._executor.opening import declared_by_file, open_executor
-from ort_rknn._executor.signature import onnx_order
+from ort_rknn._executor.declared import declared_by_file
+from ort_rknn._executor.opening import open_executor
 from ort_rknn._options import Options
-from ort_rknn._planning.discovery import Found
+from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import CallForm, ModelSource, PortForm, Shape
+from ort_rknn.adapter.plugins import Found
 from ort_rknn.files import RknnFile
 
 from ._arguments import Fed, Input

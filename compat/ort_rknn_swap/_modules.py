@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import sys
 from types import FrameType, ModuleType
 from typing import Any
@@ -52,13 +51,9 @@ def _root(frame: FrameType) -> str:
 def _own_roots() -> frozenset[str]:
     """Top-level packages of ours and of adapters, whose onnxruntime stays onnxruntime's."""
     roots = {"ort_rknn", "ort_rknn_swap", *(n.partition(".")[0] for n in sys.modules if n.startswith("ort_rknn_"))}
-    from ort_rknn._options import switched_on
-    from ort_rknn._planning.discovery import BUILT_IN
+    from ort_rknn.adapter.plugins import ADAPTERS, plugins
 
-    roots.update(BUILT_IN)
-    if not switched_on("ORT_RKNN_NO_PLUGINS"):
-        points = importlib.metadata.entry_points(group="ort_rknn")
-        roots.update(p.value.partition(":")[0].partition(".")[0] for p in points)
+    roots.update(value.partition(":")[0].partition(".")[0] for value in plugins(ADAPTERS))
     return frozenset(roots)
 
 

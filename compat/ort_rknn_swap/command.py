@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ort_rknn.adapter import Command, hookimpl
 
@@ -116,3 +117,10 @@ def ort_rknn_commands() -> Iterable[Command]:
             usage=_USAGE,
         )
     ]
+
+
+@hookimpl
+def ort_rknn_names() -> Iterable[tuple[str, Any]]:
+    from . import install, swapped, uninstall
+
+    return [("install", install), ("swapped", swapped), ("uninstall", uninstall)]

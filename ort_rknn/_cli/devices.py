@@ -21,10 +21,13 @@ def device_options(given: argparse.Namespace) -> dict[str, object]:
 
 
 def run(given: argparse.Namespace) -> int:
-    from .._ep.registration import may_open_a_library, why_unavailable
+    from .._environment import switched_on
+    from .._ep.registration import may_open_a_library
+    from .._ep.support import why_unavailable
     from .._errors import OptionError, bare_message
-    from .._options import read_options, switched_on
-    from .._planning.discovery import adapters, query_for, survey
+    from .._options import read_options
+    from .._planning.discovery import query_for, survey
+    from ..adapter.plugins import adapters
 
     if switched_on("ORT_RKNN_DISABLE"):
         raise Mistake("ORT_RKNN_DISABLE=1 is set, so sessions are plain onnxruntime's and no NPU is looked for")

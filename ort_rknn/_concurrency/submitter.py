@@ -24,10 +24,21 @@ from .one_shot import Awaited
 from .places import Place, Places
 
 if TYPE_CHECKING:
-    from .._executor.dispatch import Dispatch
     from .._options import Options
 
 T = TypeVar("T")
+
+
+class Contexts(Protocol):
+    """What calls run on: see :class:`ort_rknn._executor.dispatch.Dispatch`."""
+
+    @property
+    def contexts(self) -> int:
+        """How many runs may be under way at once."""
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """How many threads start calls, for each group of cores that calls wait for."""
 
 
 class Ended(RuntimeError):
@@ -101,7 +112,7 @@ class Submitter:
 
     @classmethod
     def for_dispatch(
-        cls, dispatch: Dispatch | None, options: Options, task: Callable[[], Task] | None = None
+        cls, dispatch: Contexts | None, options: Options, task: Callable[[], Task] | None = None
     ) -> Submitter:
         """For calls that run on these contexts; None: on the CPU. ``options.max_queue_size`` may wait besides.
 

@@ -21,18 +21,21 @@ from .._errors import (
     ort_error,
     warn_of_fallback,
 )
+from .._executor.declared import Declared
 from .._executor.executor import Executor
 from .._executor.opening import open_executor
-from .._executor.signature import DTYPE_OF_ELEMENT, Declared
 from .._options import PROVIDER, SIGNATURE_OPTIONS, Options, read_options
-from .._planning.discovery import Found, query_for, survey
+from .._planning.discovery import query_for, survey
 from .._planning.facts import Facts, gather
+from .._planning.load import load_planned
 from .._planning.plan import Plan, fall_back, plan, plan_after
 from .._planning.request import OUR_NAMES, Request, read_request
+from .._tensors import DTYPE_OF_ELEMENT
 from ..adapter.contract import ModelSource, Query
+from ..adapter.plugins import Found
 from ..files import RknnFileError, judge_twin, read_rknn
 from ..files.compiled_places import OutsideError, confined_path
-from . import handoff
+from . import advertised, handoff
 from .abi import ATTR_INT, ATTR_STRING, Api
 from .kernel import Kernel
 from .originals import Originals
@@ -178,8 +181,6 @@ class Claims:
 
     def _open(self, planned: _Planned) -> Executor | None:
         """The first compiled model that loads; None, and told, where none does."""
-        from .._session.load import load_planned
-
         facts, made = planned.facts, planned.plan
         while made.where == "npu":
             try:
@@ -258,11 +259,9 @@ class Claims:
 
     def _query(self, options: Options) -> Query:
         """What is asked of the adapters: what the session says, else what was said at registration."""
-        from .registration import query
-
         asked = query_for(options)
         if asked.device is None and options.runtime_library is None:
-            asked = query() or asked
+            asked = advertised.query() or asked
             if self._device is not None:
                 # A session may have advertised it that came after the registration, which says nothing of it then.
                 asked = replace(asked, device=self._device)

@@ -17,7 +17,7 @@ from .._concurrency.forks import renewed_in_child
 
 if TYPE_CHECKING:
     from .._executor.executor import Executor
-    from .._session.parts_form import PartsForm
+    from .._planning.parts_form import PartsForm
 
 PREFIX = b"ort_rknn-handoff:"
 

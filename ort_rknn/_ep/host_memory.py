@@ -53,7 +53,7 @@ _arrays: dict[int, np.ndarray[Any, Any]] = {}
 
 def offer(api: Api, ep_device: int, device: Device, vendor: int) -> None:
     """Tell onnxruntime that the OrtEpDevice has such memory, where its release can use it and the adapter has it."""
-    from .._planning.discovery import adapters
+    from ..adapter.plugins import adapters
 
     adapter = adapters().get(device.adapter)
     if api.minor() < SINCE or adapter is None or not hasattr(adapter, "allocate"):

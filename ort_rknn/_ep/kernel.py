@@ -10,7 +10,7 @@ import numpy as np
 from .._errors import FAIL, INVALID_ARGUMENT, ort_error
 from .._executor.calls import Call
 from .._executor.executor import Executor
-from ..adapter.contract import Shape
+from .._tensors import Shape
 from . import handoff
 from .abi import Api, OrtCallFailed
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .._executor.signature import DTYPES, Declared
+from .._executor.declared import Declared
+from .._tensors import DTYPES
 from ..files import Origin, RknnFile, is_stale
 from ..files.between import Original
 from ..files.compiled_places import confined_path
@@ -80,7 +81,7 @@ class Originals:
             if original.is_whole([v.name for v in inputs], [v.name for v in outputs]):
                 return PartOfOriginal(original.path, None, make)
             if make is None:
-                from .._session.session_options import cpu_session
+                from .._planning.session_options import cpu_session
 
                 make = partial(cpu_session, None)
             twin = original.between(*([_value(v) for v in side] for side in (inputs, outputs)))

@@ -16,7 +16,7 @@ from .._concurrency.forks import renewed_in_child
 from .._errors import OptionError
 from .._options import PROVIDER
 from .._planning.request import NO_CPU
-from . import abi, host_memory
+from . import abi, advertised, host_memory
 from .abi import Api
 from .callbacks import (
     always,
@@ -85,15 +85,13 @@ def live_providers() -> int:
 
 
 def _get_supported_devices(this: int, hardware: int, count: int, out: int, room: int, number: int) -> None:
-    from .registration import advertised
-
     assert _factory is not None
     api = _factory.api
     given = list((c_void_p * count).from_address(hardware)) if count else []
     cpu = next((h for h in given if h and api.HardwareDevice_Type(h) == _CPU), None)
     target = (c_void_p * room).from_address(out)
     made = 0
-    for device in advertised()[:room]:
+    for device in advertised.devices()[:room]:
         details = {
             "device": device.name,
             "soc": device.soc,

@@ -14,20 +14,14 @@ from .._concurrency.forks import renewed_in_child
 from .._errors import FAIL, ort_error
 from .._options import PROVIDER, Options, read_options
 from .._planning.discovery import query_for, survey
-from ..adapter.contract import Device, Query
+from ..adapter.contract import Device
+from . import advertised
 from .stub import StubFile, StubUnavailable, stub_image, this_machine
-
-#: From this release on onnxruntime runs plugin providers that work in CPU memory; 1.23.0 inserts copies that no kernel
-#: can do ("Kernel not found").
-OLDEST = (1, 23, 1)
-#: From this release on ``providers=["RKNNExecutionProvider"]`` finds a plugin by name; before, only by device.
-BY_NAME = (1, 25, 1)
+from .support import why_unavailable
 
 _lock = renewed_in_child(threading.RLock())
 _registered_as: str | None = None
 _being_made = 0  # sessions between registration and onnxruntime's constructor's end
-_query: Query | None = None
-_advertised: tuple[Device, ...] = ()
 
 
 def _in_child() -> None:
@@ -39,34 +33,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-@functools.cache
-def onnxruntime_version() -> tuple[int, ...]:
-    """(major, minor, patch) of the installed onnxruntime; missing numbers count as 0."""
-    parts = onnxruntime.__version__.split("+")[0].split(".")[:3]
-    digits = ["".join(c for c in part if c.isdigit()) or "0" for part in parts]
-    return tuple(int(d) for d in digits) + (0,) * (3 - len(digits))
-
-
-def by_name() -> bool:
-    """Whether the installed onnxruntime takes the provider by name."""
-    return onnxruntime_version() >= BY_NAME
-
-
-@functools.cache
-def why_unavailable() -> str | None:
-    """Why the provider cannot exist in this process; None where it can. Nothing is registered."""
-    if onnxruntime_version() < OLDEST or not hasattr(onnxruntime, "register_execution_provider_library"):
-        return (
-            f"onnxruntime {onnxruntime.__version__} does not run plugin execution providers in CPU memory; "
-            "install onnxruntime 1.23.1 or later"
-        )
-    try:
-        this_machine()
-    except StubUnavailable as error:
-        return str(error)
-    return None
-
-
 def may_open_a_library() -> bool:
     """Whether this host lets the image be put where ``dlopen`` finds it: told by trying."""
     if _registered_as is not None:
@@ -76,16 +42,6 @@ def may_open_a_library() -> bool:
     except StubUnavailable:
         return False
     return True
-
-
-def query() -> Query | None:
-    """What was said about devices at registration."""
-    return _query
-
-
-def advertised() -> tuple[Device, ...]:
-    """The devices that onnxruntime is told of, one OrtEpDevice each."""
-    return _advertised
 
 
 def is_registered() -> bool:
@@ -130,7 +86,7 @@ def register(
     Raises Fail where no device is found (onnxruntime does not know a provider without one) or the provider cannot exist
     in this process, with the reason.
     """
-    global _registered_as, _query, _advertised
+    global _registered_as
     with _lock:
         if is_registered():
             return
@@ -146,7 +102,7 @@ def register(
         if not found:
             why = report.why_none()
             raise ort_error(FAIL, f"no NPU to register: {why.reason}. {why.remedy}".rstrip(" ."))
-        _query, _advertised = wish, tuple(found)
+        advertised.put(wish, found)
         try:
             stub = _stub_file()
         except StubUnavailable as error:
@@ -196,14 +152,13 @@ def get_library_path() -> str:
     It leads to an image that is made for this process and good in this process only. Devices are those that
     ``ORT_RKNN_DEVICE`` and the machine offer at this call. Raises Fail where the provider cannot exist here.
     """
-    global _query, _advertised
     reason = why_unavailable()
     if reason is not None:
         raise ort_error(FAIL, f"the RKNN execution provider is not available: {reason}")
     with _lock:
         if _registered_as is None:
-            _query = query_for(Options())
-            _advertised = tuple(f.device for f in survey(_query).found)
+            wish = query_for(Options())
+            advertised.put(wish, [f.device for f in survey(wish).found])
         try:
             return _kept_stub().path
         except StubUnavailable as error:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .._planning.discovery import Found
+    from ..adapter.plugins import Found
 
 _PAGE = 4096
 
@@ -32,6 +32,6 @@ def allocate(found: Found, size: int, *, cached: bool = True) -> NDArray[np.uint
 
 def allocate_on(device: Device, size: int) -> NDArray[np.uint8]:
     """As :func:`allocate`, where the device is known but its adapter is not at hand."""
-    from .._planning.discovery import Found, adapters
+    from ..adapter.plugins import Found, adapters
 
     return allocate(Found(device, adapters()[device.adapter]), size)

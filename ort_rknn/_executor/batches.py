@@ -14,10 +14,10 @@ from .._errors import OptionError
 
 if TYPE_CHECKING:
     from .._options import Options
-    from ..adapter.contract import Shape
+    from .._tensors import Shape
     from ..files import Origin
     from ..files._source import Source
-    from .signature import Declared
+    from .declared import Declared
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def judge_splitting(
         return Splitting(recorded, f"the compiled model's record says that its samples are {what}")
     if onnx is None:
         return Splitting(False, "no ONNX is known that could prove it, and the compiled model has no record of it")
-    from .._planning.independence import independence_of
+    from .._independence import independence_of
 
     found = independence_of(onnx, without)
     if found.proved:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from .._errors import RUNTIME_EXCEPTION, ort_error
+from .._tensors import DTYPES
 from ..adapter.contract import BindsBuffers, NotBindable, Region
 from .buffers import Entry, Strided, table
-from .signature import DTYPES, Port, Signature
+from .signature import Port, Signature
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..adapter.contract import Shape
+    from .._tensors import Shape
     from .calls import Call
     from .lanes import Lease
 

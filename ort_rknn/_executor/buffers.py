@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._concurrency.forks import renewed_in_child
-from ..adapter.contract import Shape, SharedBuffer
+from .._tensors import Shape
+from ..adapter.contract import SharedBuffer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

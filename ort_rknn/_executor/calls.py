@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 
 from .._errors import INVALID_ARGUMENT, ort_error
 from .._options import Options
-from ..adapter.contract import CallForm, PortForm, Shape
+from .._tensors import DTYPES, Shape
+from ..adapter.contract import CallForm, PortForm
 from .padded_outputs import PaddedOutputs
-from .signature import DTYPES, Signature
+from .signature import Signature
 
 Shapes = tuple[Shape, ...]
 

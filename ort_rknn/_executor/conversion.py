@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..adapter.contract import CallForm, Shape
-from .signature import Normalisation, Port, Signature
+from .._tensors import Shape
+from ..adapter.contract import CallForm
+from .declared import Normalisation
+from .signature import Port, Signature
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

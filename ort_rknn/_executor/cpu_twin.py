@@ -12,7 +12,7 @@ import onnxruntime
 
 from .._concurrency.forks import keep
 from .._errors import FAIL, RUNTIME_EXCEPTION, ort_error
-from ..adapter.contract import Shape
+from .._tensors import Shape
 from ..files import read_onnx
 from ..files.pinned import PinnedModel
 from .conversion import normalized, view

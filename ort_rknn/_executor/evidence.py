@@ -13,9 +13,9 @@ from ..files import Disagreement, Origin, is_stale, left_out
 from .matching import Served
 
 if TYPE_CHECKING:
-    from ..adapter.contract import Shape
+    from .._tensors import Shape
     from ..files import OnnxValue
-    from .signature import Declared
+    from .declared import Declared
 
 
 class OnnxEvidence:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..adapter.contract import Model, Shape, TensorInfo
-    from .signature import Declared, Dim
+    from .._tensors import Dim, Shape
+    from ..adapter.contract import Model, TensorInfo
+    from .declared import Declared
 
 
 @dataclass(frozen=True, slots=True)

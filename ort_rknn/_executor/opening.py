@@ -11,71 +11,17 @@ from typing import Any
 
 from .._errors import FAIL, OptionError, ort_error
 from .._options import Options
-from .._planning.discovery import Found
+from .._tensors import Dim, onnx_order
 from ..adapter.contract import AdapterError, LoadSettings, Model, ModelSource, SettingError
+from ..adapter.plugins import Found
 from ..files import Origin, RknnFile
 from ..files.pinned import Pinned
 from .batches import judge_splitting
+from .declared import Declared, normalisations
 from .dispatch import resolve
 from .evidence import OnnxEvidence
 from .executor import Executor
-from .signature import DTYPE_OF_ELEMENT, Declared, Dim, Normalisation, negotiate, override
-
-if False:  # for type checkers only, without the import
-    from ..files import OnnxValue, RknnTensor
-
-
-def declared_by_onnx(values: Sequence[OnnxValue]) -> tuple[Declared, ...]:
-    """The tensors of an ONNX signature. Raises Fail for a value that an NPU cannot hold, naming it and its type."""
-    out = []
-    for value in values:
-        dtype = DTYPE_OF_ELEMENT.get(value.elem_type or 0) if value.kind == "tensor" else None
-        if dtype is None:
-            raise ort_error(FAIL, f"{value.name!r} is {value.type_text}, which an NPU cannot hold")
-        out.append(Declared(value.name, dtype, value.dims))
-    return tuple(out)
-
-
-def declared_by_file(file: RknnFile) -> tuple[tuple[Declared, ...], tuple[Declared, ...]] | None:
-    """The ONNX's signature as the compiled file remembers it; None where something of it is unknown."""
-    sides = []
-    for tensors in (file.inputs, file.outputs):
-        side = []
-        for tensor in tensors:
-            if tensor.dtype is None or tensor.shape is None:
-                return None
-            side.append(Declared(tensor.name, tensor.dtype, tensor.shape))
-        sides.append(tuple(side))
-    if not sides[0] or not sides[1]:
-        return None
-    inputs, outputs = sides
-    if file.shape_sets:
-        inputs = tuple(
-            Declared(v.name, v.dtype, _free_where_sets_differ([s[i] for s in file.shape_sets], v.name))
-            for i, v in enumerate(inputs)
-        )
-        outputs = tuple(
-            Declared(v.name, v.dtype, tuple(f"{v.name}_{axis}" for axis in range(len(v.dims or ())))) for v in outputs
-        )
-    return inputs, outputs
-
-
-def _free_where_sets_differ(shapes: Sequence[tuple[int, ...]], name: str) -> tuple[int | str, ...]:
-    return tuple(
-        lengths[0] if len(set(lengths)) == 1 else f"{name}_{axis}" for axis, lengths in enumerate(zip(*shapes))
-    )
-
-
-def normalisations(file: RknnFile | None) -> dict[str, Normalisation]:
-    """What the compiled model does to its inputs before the network, by input name; plain ones left out."""
-    made = {tensor.name: normalisation_of(tensor) for tensor in (file.inputs if file is not None else ())}
-    return {name: norm for name, norm in made.items() if norm is not None}
-
-
-def normalisation_of(tensor: RknnTensor) -> Normalisation | None:
-    """What the compiled model does to this input before the network; None where that is nothing."""
-    mean, std = tensor.mean, tensor.std
-    return Normalisation(mean, std) if mean and std and (any(mean) or any(s != 1 for s in std)) else None
+from .signature import negotiate, override
 
 
 def open_executor(
@@ -195,6 +141,4 @@ def _held(source: ModelSource, failure: str) -> Pinned | None:
 
 
 def _reported(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    from .signature import onnx_order
-
     return onnx_order(shape, "NHWC" if layout == "NHWC" else "UNDEFINED")

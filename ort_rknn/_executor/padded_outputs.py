@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from .._errors import INVALID_ARGUMENT, ort_error
-from ..adapter.contract import Shape
+from .._tensors import Shape
 from .signature import Port, Signature
 
 log = logging.getLogger("ort_rknn")

@@ -16,48 +16,14 @@ import numpy as np
 
 from .._errors import FAIL, OptionError, ort_error
 from .._options import INPUT_DTYPES, Options
-from ..adapter.contract import Layout, Model, Shape, TensorInfo
+from .._tensors import DTYPES, Dim, Layout, Shape, onnx_order
+from ..adapter.contract import Model, TensorInfo
 from .batches import Splitting, leads_free, may_split
+from .declared import Declared, Normalisation
 from .matching import Evidence, confirm, fits, in_models_order, serve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-Dim = int | str | None
-
-#: numpy dtype name -> (ONNX element type, bytes per element). The dtypes that can be a session's on the NPU.
-DTYPES: Mapping[str, tuple[int, int]] = {
-    "float32": (1, 4),
-    "uint8": (2, 1),
-    "int8": (3, 1),
-    "uint16": (4, 2),
-    "int16": (5, 2),
-    "int32": (6, 4),
-    "int64": (7, 8),
-    "bool": (9, 1),
-    "float16": (10, 2),
-    "float64": (11, 8),
-    "uint32": (12, 4),
-    "uint64": (13, 8),
-}
-DTYPE_OF_ELEMENT: Mapping[int, str] = {element: name for name, (element, _) in DTYPES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Declared:
-    """An input or output as the ONNX (or, without one, the compiled file) declares it. ``dims`` None: unknown rank."""
-
-    name: str
-    dtype: str
-    dims: tuple[Dim, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Normalisation:
-    """``(pixel - mean) / std`` per channel, compiled into a model and applied by the runtime to what it is fed."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +152,6 @@ def _agrees(dims: Sequence[Dim], shape: Shape, splits: bool) -> bool:
     return len(dims) != len(shape) or all(
         not isinstance(d, int) or d == n or (splits and axis == 0) for axis, (d, n) in enumerate(zip(dims, shape))
     )
-
-
-def onnx_order(shape: Shape, layout: Layout) -> Shape:
-    """A runtime's shape in the ONNX's order of axes."""
-    if layout == "NHWC" and len(shape) == 4:
-        n, h, w, c = shape
-        return (n, c, h, w)
-    return shape
 
 
 def _caller_order(shape: Sequence[Dim], layout: Layout) -> tuple[Dim, ...]:

@@ -1,32 +1,16 @@
-"""Which NPUs there are: asks the adapters, which are found through pluggy."""
+"""Which NPUs there are: asks the adapters."""
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .._environment import switched_on
 from .._errors import OptionError, did_you_mean
-from .._options import Options, switched_on
+from .._options import Options
 from .._socs import SOC_CORES, is_soc
-from ..adapter.contract import Absence, Adapter, Device, Query
-
-log = logging.getLogger("ort_rknn")
-
-#: Distributions' modules that are loaded even with ``ORT_RKNN_NO_PLUGINS=1``.
-BUILT_IN = ("ort_rknn_librknnrt", "ort_rknn_lite2", "ort_rknn_virtual")
-#: What their adapters are called; "" is nobody's absence.
-_BUILT_IN_NAMES = ("librknnrt", "lite2", "virtual", "")
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A device and the adapter that serves it."""
-
-    device: Device
-    adapter: Adapter
+from ..adapter.contract import Absence, Device, Query
+from ..adapter.plugins import Found, adapters, is_built_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,43 +25,6 @@ class DeviceReport:
         if self.absences:
             return self.absences[0]
         return Absence("", "no adapter is installed", "reinstall ort-rknn")
-
-
-@functools.cache
-def adapters() -> Mapping[str, Adapter]:
-    """The installed adapters by name, highest priority first.
-
-    Found through the entry points of the group ``ort_rknn``; with ``ORT_RKNN_NO_PLUGINS=1`` only the built-in ones. A
-    plugin that fails to load is logged as an error and left out; two adapters of one name: the built-in one, else the
-    first, is kept and the other logged.
-    """
-    import importlib.metadata
-
-    import pluggy
-
-    from ..adapter import hookspecs
-    from ..adapter.plugins import load_plugin
-
-    manager = pluggy.PluginManager("ort_rknn")
-    manager.add_hookspecs(hookspecs)
-    names = list(BUILT_IN)
-    if not switched_on("ORT_RKNN_NO_PLUGINS"):
-        points = importlib.metadata.entry_points(group="ort_rknn")
-        names += [p.value for p in points if p.value not in names]
-    found: list[Adapter] = []
-    for name in names:
-        try:
-            brought = load_plugin(manager, name, "ort_rknn_adapters")
-        except Exception as error:
-            log.error("plugin %s of ort_rknn does not load and is left out: %s: %s", name, type(error).__name__, error)
-            continue
-        for adapter in brought:
-            if any(a.name == adapter.name for a in found):
-                log.error("plugin %s brings another adapter named %r; it is left out", name, adapter.name)
-            else:
-                found.append(adapter)
-    found.sort(key=lambda a: -a.priority)
-    return {a.name: a for a in found}
 
 
 def survey(query: Query, adapter: str | None = None) -> DeviceReport:
@@ -104,7 +51,7 @@ def survey(query: Query, adapter: str | None = None) -> DeviceReport:
         else:
             reason, remedy = f"has no device {query.device!r}", "Leave one of the two options out."
         absences.append(Absence(adapter, f"the adapter {adapter!r} {reason}", remedy))
-    if not found and query.device is not None and all(a.adapter in _BUILT_IN_NAMES for a in absences):
+    if not found and query.device is not None and all(not a.adapter or is_built_in(a.adapter) for a in absences):
         _check_device(query.device, "ORT_RKNN_DEVICE" if query.device_by_environment else None)
     return DeviceReport(tuple(found), tuple(absences))
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .._errors import INVALID_PROTOBUF, OptionError, bare_message, ort_error
-from .._executor.opening import declared_by_onnx
+from .._executor.declared import declared_by_onnx
 from ..adapter.contract import Absence, ModelSource, Query
+from ..adapter.plugins import Found
 from ..files import (
     Disagreement,
     OnnxFileError,
@@ -34,24 +35,12 @@ from ..files import (
 )
 from ..files.compiled_places import context_model_names, find_context_models, pick_in_folder
 from ..files.twins import for_other_socs
-from .discovery import Found, query_for, survey
+from .candidate import Candidate
+from .discovery import query_for, survey
+from .in_parts import judge_parts
 from .request import OUR_NAMES, Request
 
 Kind = Literal["onnx", "rknn", "ep_context", "other"]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A compiled model that might be used, and what speaks against it."""
-
-    source: ModelSource
-    name: str
-    file: RknnFile | None
-    fit: bool
-    reasons: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    context_model: OnnxModel | None = None
-    """Where it is a model in parts: an ONNX with EPContext nodes of ours, which onnxruntime loads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +189,6 @@ def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence
 
 def _beside(model: str, soc: str, onnx: OnnxModel) -> list[Candidate]:
     """The compiled models that lie beside an ONNX, those that are named after the SoC first, whole or in parts."""
-    from .in_parts import judge_parts
-
     whole, in_parts = find_twins(model, soc), find_context_models(model, soc)
     plain = [path for path in whole if path == twin_names(model, soc)[-1]]
     default = [path for path in in_parts if path == context_model_names(model, soc)[-1]]

@@ -20,7 +20,7 @@ from ..files import (
     why_unreadable,
 )
 from ..files.compiled_places import OutsideError, confined_path
-from .facts import Candidate
+from .candidate import Candidate
 from .request import OUR_NAMES
 
 

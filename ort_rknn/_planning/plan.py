@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .._errors import NpuUnavailable, bare_message
-from .discovery import Found
-from .facts import Candidate, Facts
+from ..adapter.plugins import Found
+from .candidate import Candidate
+from .facts import Facts
 from .request import Request
 
 log = logging.getLogger("ort_rknn")

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal
 
+from .._environment import switched_on
 from .._errors import OptionError, did_you_mean
-from .._options import ALIASES, PROVIDER, Options, is_option, option_names, read_options, switched_on
+from .._options import ALIASES, PROVIDER, Options, is_option, option_names, read_options
 
 log = logging.getLogger("ort_rknn")
 

@@ -12,13 +12,13 @@ import numpy as np
 from .._errors import NpuUnavailable
 from .._executor.allocation import allocate
 from .._executor.buffers import Strided, map_buffer, size_of
-from .._executor.signature import DTYPES
+from .._tensors import DTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from .._executor.signature import Signature
-    from .._planning.discovery import Found
+    from ..adapter.plugins import Found
     from .session import InferenceSession
 
 

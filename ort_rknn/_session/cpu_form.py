@@ -17,10 +17,11 @@ import numpy as np
 
 from .._errors import OptionError
 from .._executor.conversion import per_channel
-from .._executor.opening import normalisation_of
-from .._executor.signature import DTYPES, pick
+from .._executor.declared import normalisation_of
+from .._executor.signature import pick
 from .._options import INPUT_DTYPES, SIGNATURE_OPTIONS, Options
 from .._planning.facts import Facts
+from .._tensors import DTYPES
 from ..adapter import SOC_CORES, Quantisation
 from ..files import (
     Disagreement,

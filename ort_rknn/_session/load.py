@@ -6,20 +6,15 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from .._errors import FAIL, OptionError, ort_error
+from .._errors import OptionError
 from .._executor.executor import Executor
-from .._executor.opening import declared_by_file, declared_by_onnx, open_executor
-from .._options import PROVIDER, Options
-from .._planning.discovery import Found
+from .._options import PROVIDER
 from .._planning.facts import Facts
 from .._planning.plan import Plan
-from ..adapter.contract import AdapterError, Model, ModelSource
-from ..files import Dimension, ModelFields, ep_context_model, judge_twin
-from ..files.twins import NO_RECORD
-from .session_options import EMPTY_MODEL, copy_options, cpu_session
+from ..adapter.contract import Model
+from ..files import ModelFields, ep_context_model, judge_twin
 
 log = logging.getLogger("ort_rknn")
 
@@ -42,70 +37,6 @@ def lender_of(kwargs: Mapping[str, Any]) -> Model | None:
     executor.open_here()  # in a forked child it may not be open yet
     lender: Model = executor.model
     return lender
-
-
-def load_planned(
-    facts: Facts,
-    made: Plan,
-    options: Options,
-    lender: Model | None,
-    overridden: Mapping[str, tuple[Dimension, ...]],
-    so: Any = None,
-) -> Executor:
-    """The executor of a plan for the NPU. ``overridden``: dims of inputs that the user's SessionOptions ``so`` fix.
-
-    Raises OptionError for options that do not fit the model or the device, Fail where the model does not load.
-    """
-    found, candidate = made.found, made.candidate
-    assert found is not None
-    twin = facts.onnx_source if made.use_onnx else None
-    if candidate is None:
-        source, file = _stand_in(facts, found), None
-        label = f"stand-in for {facts.label}"
-    else:
-        source, file, label = candidate.source, candidate.file, candidate.name
-    if made.use_onnx:
-        assert facts.onnx is not None
-        inputs: Any = declared_by_onnx(facts.onnx.inputs)
-        outputs: Any = declared_by_onnx(facts.onnx.outputs)
-    else:
-        declared = declared_by_file(file) if file is not None else None
-        inputs, outputs = declared or (None, None)
-    # The session for missing shapes is made at the first of them, and the user's options may be another session's then.
-    as_it_was = copy_options(so, EMPTY_MODEL) if so and options.on_missing_shape == "cpu" else None
-    executor = open_executor(
-        found,
-        source,
-        options,
-        inputs=inputs,
-        outputs=outputs,
-        file=file,
-        twin=twin,
-        label=label,
-        share_with=lender,
-        overridden=overridden,
-        cpu_session=partial(cpu_session, so, as_it_was=as_it_was, any_shape=bool(overridden)),
-        stand_in=candidate is None,
-    )
-    for note in candidate.notes if candidate is not None else ():
-        if note.startswith(NO_RECORD):
-            log.info("%s: %s", label, note)
-    return executor
-
-
-def _stand_in(facts: Facts, found: Found) -> ModelSource:
-    assert facts.onnx is not None
-    make = getattr(found.adapter, "stand_in", None)
-    if make is None:
-        raise ort_error(FAIL, f"adapter {found.adapter.name} makes no stand-ins; compile a twin of {facts.label}")
-    sides = [
-        [(v.name, v.dtype, tuple(d if isinstance(d, int) else 1 for d in v.dims or ())) for v in side]
-        for side in (declared_by_onnx(facts.onnx.inputs), declared_by_onnx(facts.onnx.outputs))
-    ]
-    try:
-        return ModelSource(data=make(found.device, *sides))
-    except AdapterError as error:
-        raise ort_error(FAIL, f"no stand-in for {facts.label}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

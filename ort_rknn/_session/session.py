@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .._onnxruntime import InferenceSession as _Parent
     from .._onnxruntime import SessionOptions
-    from ..adapter.contract import Quantisation, Shape
+    from .._tensors import Quantisation, Shape
     from .start import State
 
     #: Providers as onnxruntime takes them, or one name.
@@ -49,7 +49,7 @@ class _Closed:
 def _disabled() -> bool:
     if not os.environ.get("ORT_RKNN_DISABLE"):
         return False
-    from .._options import switched_on
+    from .._environment import switched_on
 
     return switched_on("ORT_RKNN_DISABLE")
 
@@ -58,25 +58,6 @@ def _closed() -> Exception:
     from .._errors import RUNTIME_EXCEPTION, ort_error
 
     return ort_error(RUNTIME_EXCEPTION, "the session was closed")
-
-
-class _Native:
-    """``session._sess`` of a session on the NPU, for Pythons that count calls of C functions towards the recursion
-    limit: onnxruntime's methods read it before they go into C, so a stack that has no room for a callback is found too
-    short here. At the entry of the callback nothing can be done about it.
-
-    No data descriptor: sessions on the CPU have ``_sess`` in their ``__dict__``, and never come here.
-    """
-
-    def __get__(self, session: InferenceSession | None, owner: type[InferenceSession]) -> Any:
-        if session is None or (native := session.__dict__.get("_native")) is None:
-            raise AttributeError(f"{owner.__name__!r} object has no attribute '_sess'")
-        self._need(6)
-        return native
-
-    def _need(self, frames: int) -> None:
-        if frames:
-            self._need(frames - 1)
 
 
 class InferenceSession(_Parent, AsynchronousCalls):
@@ -92,10 +73,6 @@ class InferenceSession(_Parent, AsynchronousCalls):
     """
 
     _npu: State | None = None
-    _native: Any = None
-    """onnxruntime's session, where it is not :attr:`_sess` itself."""
-    if sys.version_info < (3, 12):
-        _sess = _Native()
 
     def __init__(
         self,
@@ -122,13 +99,11 @@ class InferenceSession(_Parent, AsynchronousCalls):
         else:
             from .start import make
 
+            self.__dict__.pop("run_with_iobinding", None)
             self._npu = make(self, parent, model, so, providers, options, kwargs, again=again)
         from .._concurrency.forks import watch
 
         watch(self._sess)
-        self._native = None
-        if sys.version_info < (3, 12) and self._npu is not None and self._npu.executors:
-            self._native = self.__dict__.pop("_sess")
         if _watch is not None and not again:
             _watch(self)
 
@@ -213,8 +188,10 @@ class InferenceSession(_Parent, AsynchronousCalls):
             closed = isinstance(self.__dict__.get("_sess"), _Closed)
             if not closed:
                 self.__dict__.update(other.__dict__)
-                if self._native is not None:
-                    self.__dict__.pop("_sess", None)
+                if self.__dict__.pop("run_with_iobinding", None) is not None:
+                    from .stack import check_the_stack
+
+                    check_the_stack(self)
         if closed:
             other.close()
             raise _closed()
@@ -236,14 +213,14 @@ class InferenceSession(_Parent, AsynchronousCalls):
         """
         self._end_submissions()
         while not isinstance(self.__dict__.get("_sess"), _Closed):
-            npu, native = self._npu, self._native or self.__dict__.get("_sess")
+            npu, native = self._npu, self.__dict__.get("_sess")
             for executor in npu.executors if npu is not None else ():
                 executor.close()
             if npu is not None:
                 npu.unpin()
             with making:
                 if self._npu is npu:  # else set_providers() was faster
-                    self._sess, self._native = _Closed(), None
+                    self._sess = _Closed()
             del native
 
     def __enter__(self) -> InferenceSession:

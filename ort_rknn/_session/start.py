@@ -13,7 +13,7 @@ from typing import Any
 import onnxruntime
 
 from .._concurrency.interrupts import is_from_a_handler
-from .._ep import handoff, registration
+from .._ep import handoff, registration, support
 from .._errors import (
     FAIL,
     INVALID_ARGUMENT,
@@ -27,14 +27,11 @@ from .._executor.dispatch import MOST_READY, resolve
 from .._executor.executor import Executor
 from .._options import PROVIDER, SIGNATURE_OPTIONS
 from .._planning.facts import Facts, gather
+from .._planning.load import load_planned
+from .._planning.parts_form import parts_form
 from .._planning.plan import Plan, plan, plan_after
 from .._planning.request import NO_CPU, Request, check_keywords, names_ours, policy, read_request, strict_policy
-from ..adapter.contract import Model, Quantisation
-from ..files import OnnxFileError
-from ..files.pinned import FileChangedError, PinnedModel
-from .load import lender_of, load_planned, version_notes, wrapper_of
-from .parts_form import parts_form
-from .session_options import (
+from .._planning.session_options import (
     EMPTY_MODEL,
     SAVE_CONTEXT,
     WEIGHTS_FOLDER,
@@ -45,6 +42,12 @@ from .session_options import (
     overridden_dims,
     replaced_weights,
 )
+from .._tensors import Quantisation
+from ..adapter.contract import Model
+from ..files import OnnxFileError
+from ..files.pinned import FileChangedError, PinnedModel
+from .load import lender_of, version_notes, wrapper_of
+from .stack import check_the_stack
 
 log = logging.getLogger("ort_rknn")
 log.addHandler(logging.NullHandler())
@@ -129,7 +132,7 @@ def make(
     must_stay = _OPTIMIZED if so and getattr(so, "optimized_model_filepath", "") else ""
     no_cpu = config_entry(so, NO_CPU) == "1"
     request = read_request(providers, provider_options, no_cpu=no_cpu, must_stay=must_stay)
-    facts = gather(model, request, registration.why_unavailable() if request.wants_npu else None)
+    facts = gather(model, request, support.why_unavailable() if request.wants_npu else None)
     made = plan(request, facts)
     if so and made.where != "cpu" and facts.kind == "onnx":
         assert facts.onnx is not None
@@ -383,7 +386,7 @@ def _start_with_provider(
     if request.overtaken:
         state.notes.append(f"{PROVIDER} comes first, though {', '.join(request.overtaken)} was named before it")
     kwargs = {**state.kwargs, "enable_fallback": 0}
-    if registration.by_name():
+    if support.by_name():
         ours, others = (PROVIDER, given), _with_options(request.other_providers, request.other_options)
         try:
             parent(content, options, [ours, *others], **kwargs)
@@ -408,6 +411,7 @@ def _start_with_provider(
     session._provider_options = {**session._provider_options, PROVIDER: given}
     session._sess_options_initial = so
     session._enable_fallback = _wants_fallback(state.kwargs)
+    check_the_stack(session)
 
 
 def _tell(made: Plan) -> None:
@@ -417,7 +421,7 @@ def _tell(made: Plan) -> None:
     text = f"this session runs on the CPU: {made.fallback}"
     if made.fallback.loud:
         log.warning(text)
-        warn_of_fallback(text, "ort_rknn_swap")
+        warn_of_fallback(text)
     else:
         log.info(text)
 

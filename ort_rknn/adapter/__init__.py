@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._socs import SOC_CORES, find_soc_name, is_soc, soc_family, soc_note
+from .._tensors import Layout, Quantisation, Shape
 from .contract import (
     CORE_MASK_ALL,
     CORE_MASK_AUTO,
@@ -26,20 +27,17 @@ from .contract import (
     ChecksDevices,
     Context,
     Device,
-    Layout,
     LoadSettings,
     MakesStandIns,
     Model,
     ModelSource,
     NotBindable,
     PortForm,
-    Quantisation,
     Query,
     Region,
     RknnError,
     RunsWhole,
     SettingError,
-    Shape,
     SharedBuffer,
     Survey,
     TensorInfo,

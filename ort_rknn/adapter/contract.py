@@ -17,10 +17,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-Shape = tuple[int, ...]
-Layout = Literal["NCHW", "NHWC", "NC1HWC2", "UNDEFINED"]
+from .._tensors import Layout, Quantisation, Shape
 
 CORE_MASK_AUTO = 0
 CORE_MASK_ALL = 0xFFFF
@@ -121,14 +120,6 @@ class Survey:
 
     devices: tuple[Device, ...] = ()
     absences: tuple[Absence, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Quantisation:
-    """Affine quantisation of a tensor: ``real = (stored - zero_point) * scale``."""
-
-    scale: float
-    zero_point: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 functions, marked with :data:`hookimpl`.
 
 The entry point's group is ``ort_rknn`` for adapters and ``ort_rknn_commands`` for commands, so that a session imports
-no command. The built-in ones come through the same door: see ``ort_rknn_librknnrt`` and ``docs/adapters.md``.
+no command. The built-in ones come through the same door: see ``docs/adapters.md``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pluggy
 
@@ -21,6 +22,12 @@ hookimpl = pluggy.HookimplMarker("ort_rknn")
 @hookspec
 def ort_rknn_adapters() -> Iterable[Adapter]:  # type: ignore[empty-body]
     """The adapters that this plugin brings. Called once per process; must be cheap and must not touch the NPU."""
+
+
+@hookspec
+def ort_rknn_names() -> Iterable[tuple[str, Any]]:  # type: ignore[empty-body]
+    """Names that ``ort_rknn`` itself offers, of a package that is not imported before one of them is used. For the
+    packages of this distribution."""
 
 
 @hookspec

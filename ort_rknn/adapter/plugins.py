@@ -1,12 +1,116 @@
-"""Loading one plugin: the object that an entry point names, and what its hook gives."""
+"""Plugins: which are installed, and what they bring. The adapters among them, and who serves a device."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import logging
 import operator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import pluggy
+from .._environment import switched_on
+from .contract import Adapter, Device
+
+if TYPE_CHECKING:
+    import pluggy
+
+log = logging.getLogger("ort_rknn")
+
+#: The groups of entry points.
+ADAPTERS, COMMANDS = "ort_rknn", "ort_rknn_commands"
+#: The plugins of this distribution are built in: they are loaded even with ``ORT_RKNN_NO_PLUGINS=1``.
+_DISTRIBUTION = "ort-rknn"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A device and the adapter that serves it."""
+
+    device: Device
+    adapter: Adapter
+
+
+def adapters() -> Mapping[str, Adapter]:
+    """The installed adapters by name, highest priority first.
+
+    Found through the entry points of the group ``ort_rknn``; with ``ORT_RKNN_NO_PLUGINS=1`` only the built-in ones. A
+    plugin that fails to load is logged as an error and left out; two adapters of one name: the built-in one, else the
+    first, is kept and the other logged.
+    """
+    return {adapter.name: adapter for adapter, _ in installed_adapters()}
+
+
+def is_built_in(name: str) -> bool:
+    """Whether the adapter of this name is one of this distribution's own."""
+    return any(built_in and adapter.name == name for adapter, built_in in installed_adapters())
+
+
+@functools.cache
+def installed_adapters() -> tuple[tuple[Adapter, bool], ...]:
+    """As :func:`adapters`, each with whether it is built in. Looked for once."""
+
+    def complain(plugin: str, error: Exception) -> None:
+        log.error("plugin %s of ort_rknn does not load and is left out: %s: %s", plugin, type(error).__name__, error)
+
+    found: dict[str, tuple[Adapter, bool]] = {}
+    for plugin, built_in, adapter in brought(ADAPTERS, "ort_rknn_adapters", complain):
+        if adapter.name in found:
+            log.error("plugin %s brings another adapter named %r; it is left out", plugin, adapter.name)
+        else:
+            found[adapter.name] = adapter, built_in
+    return tuple(sorted(found.values(), key=lambda pair: -pair[0].priority))
+
+
+def brought(
+    group: str, hook: str, complain: Callable[[str, Exception], None], *, built_in_only: bool = False
+) -> Iterator[tuple[str, bool, Any]]:
+    """What the installed plugins of a group of entry points bring: (plugin, whether it is built in, what it brought).
+
+    The built-in plugins come first. One that does not load is told to ``complain`` and left out.
+    """
+    import pluggy
+
+    from . import hookspecs
+
+    manager = pluggy.PluginManager("ort_rknn")
+    manager.add_hookspecs(hookspecs)
+    for value, built_in in plugins(group).items():
+        if built_in_only and not built_in:
+            continue
+        try:
+            things = load_plugin(manager, value, hook)
+        except Exception as error:
+            complain(value, error)
+            continue
+        yield from ((value, built_in, thing) for thing in things)
+
+
+def name_brought(name: str) -> Any:
+    """What the built-in plugins offer as a name of ``ort_rknn``. Raises AttributeError where none does."""
+    names = brought(COMMANDS, "ort_rknn_names", lambda plugin, error: None, built_in_only=True)
+    for _, _, (known, value) in names:
+        if known == name:
+            return value
+    raise AttributeError(f"no package of ort-rknn brings {name!r}")
+
+
+def plugins(group: str) -> dict[str, bool]:
+    """The values of the entry points of the group, the built-in ones first: value -> whether it is built in. Those of
+    other distributions are left out with ``ORT_RKNN_NO_PLUGINS=1``."""
+    import importlib.metadata
+
+    theirs: list[str] = []
+    ours: dict[str, bool] = {}
+    for point in importlib.metadata.entry_points(group=group):
+        if point.dist is not None and point.dist.name == _DISTRIBUTION:
+            ours[point.value] = True
+        else:
+            theirs.append(point.value)
+    if switched_on("ORT_RKNN_NO_PLUGINS"):
+        return ours
+    return ours | {value: False for value in theirs if value not in ours}
 
 
 def load_plugin(manager: pluggy.PluginManager, value: str, hook: str) -> list[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 
-from ..adapter.contract import Quantisation, Shape
+from .._tensors import Quantisation, Shape
 from ._flatbuffer import Budget, FlatbufferError, Table
 from ._repr import parse_repr
 from ._source import Data

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..adapter.contract import Layout, Quantisation, Shape
+from .._tensors import Layout, Quantisation, Shape
 from ._rknn_parts import Parts, Port, as_floats, as_shape, as_shapes, read_parts
 from ._source import Data, Source, describe_source, looks_like, open_source
 

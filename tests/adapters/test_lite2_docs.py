@@ -44,7 +44,7 @@ def test_the_example_works_as_an_installed_plugin(tmp_path, python):
 
 
 def test_the_table_has_every_built_in_adapter():
-    from ort_rknn._planning.discovery import adapters
+    from ort_rknn.adapter.plugins import adapters
 
     (header,) = re.findall(r"^\| \| (.*) \|$", PAGE, re.M)
     assert [cell.strip(" `") for cell in header.split("|")] == list(adapters())

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from lite2_board import MODELS, REAL, Board, port, random, run
 
-from ort_rknn._executor.signature import onnx_order
+from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import (
     AdapterError,
     CallForm,

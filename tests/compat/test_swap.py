@@ -366,7 +366,7 @@ def test_mistakes_about_other_providers_are_forgiven_as_onnxruntime_does(models,
             assert made.get_providers() == [OURS, CPU]
             if "NoSuchExecutionProvider" in named:
                 assert "NoSuchExecutionProvider'] are not used: " in made.explain()
-                if ort_rknn._ep.registration.by_name():
+                if ort_rknn._ep.support.by_name():
                     with pytest.raises(RuntimeError, match="Unknown Provider Type"):
                         made.set_providers(named)
                     with pytest.raises(RuntimeError, match="Unknown Provider Type"):

@@ -4,7 +4,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from ort_rknn._ep.registration import by_name, register
+from ort_rknn._ep.registration import register
+from ort_rknn._ep.support import by_name
 
 OURS = "RKNNExecutionProvider"
 FLOAT = TensorProto.FLOAT

@@ -14,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 import ort_rknn
 from ort_rknn import FallbackWarning
 from ort_rknn._ep import abi, provider
-from ort_rknn._ep.registration import onnxruntime_version
+from ort_rknn._ep.support import onnxruntime_version
 from ort_rknn.adapter import RknnError
 
 X = np.zeros((1, 3, 32, 32), np.float32)

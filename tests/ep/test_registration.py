@@ -11,7 +11,7 @@ from fake_npu import FakeNpu, install
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 import ort_rknn
-from ort_rknn._ep import registration
+from ort_rknn._ep import registration, support
 from ort_rknn._options import PROVIDER
 from ort_rknn.adapter import Device
 
@@ -254,14 +254,14 @@ def test_our_session_when_the_user_registered_by_path(npu, models):
     ],
 )
 def test_versions(monkeypatch, version, number):
-    registration.onnxruntime_version.cache_clear()
+    support.onnxruntime_version.cache_clear()
     monkeypatch.setattr(onnxruntime, "__version__", version)
     try:
-        found = registration.onnxruntime_version()
+        found = support.onnxruntime_version()
         assert found[:2] == number[:2]
-        assert registration.by_name() == (found >= (1, 25, 1))
+        assert support.by_name() == (found >= (1, 25, 1))
     finally:
-        registration.onnxruntime_version.cache_clear()
+        support.onnxruntime_version.cache_clear()
 
 
 def test_available_providers(npu):

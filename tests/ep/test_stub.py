@@ -14,7 +14,7 @@ from fake_npu import FakeNpu, install
 
 import ort_rknn
 from ort_rknn import FallbackWarning
-from ort_rknn._ep import registration, stub
+from ort_rknn._ep import stub, support
 from ort_rknn._ep.stub import StubFile, StubUnavailable, stub_image, this_machine
 
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
@@ -179,11 +179,11 @@ def test_nothing_stays_open_when_proc_is_not_mounted(image, monkeypatch, tmp_pat
 def forget():
     gc.collect()
     ort_rknn.unregister()  # another test may have left it registered
-    registration.why_unavailable.cache_clear()
-    registration.onnxruntime_version.cache_clear()
+    support.why_unavailable.cache_clear()
+    support.onnxruntime_version.cache_clear()
     yield
-    registration.why_unavailable.cache_clear()
-    registration.onnxruntime_version.cache_clear()
+    support.why_unavailable.cache_clear()
+    support.onnxruntime_version.cache_clear()
 
 
 MACHINES = {
@@ -205,7 +205,7 @@ def test_where_the_provider_cannot_be_sessions_run_on_the_cpu(case, monkeypatch,
     (owner, name, value), text = MACHINES[case]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, value)
-        assert text in registration.why_unavailable()
+        assert text in support.why_unavailable()
     with pytest.warns(FallbackWarning) as caught:
         session = ort_rknn.InferenceSession(models / "conv_f16.onnx", providers=["RKNNExecutionProvider"])
     assert text in str(caught[0].message)

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from ort_rknn._planning.independence import Independence, independence_of
+from ort_rknn._independence import Independence, independence_of
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 

@@ -7,7 +7,7 @@ import pytest
 from independence_models import judged, model, node, value
 from onnx import helper
 
-from ort_rknn._planning.independence import Independence, independence_of
+from ort_rknn._independence import Independence, independence_of
 from ort_rknn.files import OnnxFileError
 
 W = np.ones((4, 3, 3, 3), np.float32)

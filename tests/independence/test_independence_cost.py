@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from independence_models import model, node
 
-from ort_rknn._planning.independence import independence_of
+from ort_rknn._independence import independence_of
 
 
 def network(blocks: int, channels: int = 8) -> bytes:
@@ -63,7 +63,7 @@ def test_it_takes_no_onnx(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(network(1))
     code = (
-        "import sys; from ort_rknn._planning.independence import independence_of; "
+        "import sys; from ort_rknn._independence import independence_of; "
         f"assert independence_of({str(path)!r}).proved; assert 'onnx' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ import pytest
 from independence_models import INT64, model, node, value
 from random_graphs import Drawn
 
-from ort_rknn._planning.independence import Independence, independence_of
+from ort_rknn._independence import Independence, independence_of
 from ort_rknn.files import OnnxFileError
 
 

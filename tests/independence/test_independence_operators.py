@@ -8,7 +8,7 @@ import pytest
 from independence_models import FLOAT, INT64, Judged, node
 from onnx import helper
 
-from ort_rknn._planning.independence import independence_of
+from ort_rknn._independence import independence_of
 
 ROWS = {"x": ["N", 6]}
 TOKENS = {"x": ["N", 5, 8]}

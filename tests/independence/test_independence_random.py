@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from random_graphs import Drawn, options
 
-from ort_rknn._planning.independence import independence_of
+from ort_rknn._independence import independence_of
 
 BLOCK = 15
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import _pybind_state as C
 
-from .._planning.request import NO_CPU
 from ..files import Dimension, OnnxModel, OnnxValue, identity_model
+from .request import NO_CPU
 
 #: onnxruntime's session config entry: where the weights of a model in memory lie.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ...files._source import Source, describe_source, open_source
-from ...files._wire import WireError
-from ...files.onnx_model import OnnxFileError
+from ..files._source import Source, describe_source, open_source
+from ..files._wire import WireError
+from ..files.onnx_model import OnnxFileError
 
 __all__ = ["Independence", "independence_of"]
 

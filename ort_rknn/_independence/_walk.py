@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from ...files._wire import WireError
+from ..files._wire import WireError
 from ._call import Call
 from ._graph import Node, NodeGraph
 from ._lengths import N, Symbols

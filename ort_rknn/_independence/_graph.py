@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ...files._onnx_graph import OnnxValue, read_value
-from ...files._source import Data
-from ...files._wire import BYTES, FIXED32, VARINT, WireError, WireReader, signed
+from ..files._onnx_graph import OnnxValue, read_value
+from ..files._source import Data
+from ..files._wire import BYTES, FIXED32, VARINT, WireError, WireReader, signed
 from ._values import ENTRY_LIMIT
 
 #: Fields in one file; the largest models seen have some 200,000.

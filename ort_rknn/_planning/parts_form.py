@@ -11,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .._errors import OptionError
-from .._executor.signature import DTYPES, Declared, pick
+from .._executor.declared import Declared
+from .._executor.signature import pick
 from .._options import SIGNATURE_OPTIONS, Options
-from .._planning.in_parts import part_of
-from .._planning.request import OUR_NAMES
+from .._tensors import DTYPES
 from ..files import EpContextNode, OnnxModel, OnnxValue, RknnFile, RknnTensor
 from ..files._onnx_part import Node, read_nodes
 from ..files._source import open_source
 from ..files._wire import WireError
 from ..files.onnx_model import OnnxFileError
 from ..files.surrounded import Edge, redeclared
+from .in_parts import part_of
+from .request import OUR_NAMES
 
 _TO_NHWC = (0, 2, 3, 1)
 Original = tuple[Sequence[Declared], Sequence[Declared]]

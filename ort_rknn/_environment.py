@@ -1,0 +1,21 @@
+"""Switches in the environment."""
+
+from __future__ import annotations
+
+import os
+
+from ._errors import OptionError
+
+TRUE, FALSE = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
+
+
+def switched_on(variable: str) -> bool:
+    """Whether an environment variable is set to a true word: 1, true, on, yes. Not set, empty, 0, false, off and no are
+    false. Raises OptionError for another word: a switch that is misspelled must not stay off unnoticed."""
+    text = os.environ.get(variable, "").strip()
+    word = text.lower()
+    if not word or word in FALSE:
+        return False
+    if word in TRUE:
+        return True
+    raise OptionError(f"environment variable {variable}={text!r}: 1 or 0 is expected")

@@ -1,0 +1,43 @@
+"""What the installed onnxruntime and this machine can do with a plugin provider."""
+
+from __future__ import annotations
+
+import functools
+
+import onnxruntime
+
+from .stub import StubUnavailable, this_machine
+
+#: From this release on onnxruntime runs plugin providers that work in CPU memory; 1.23.0 inserts copies that no kernel
+#: can do ("Kernel not found").
+OLDEST = (1, 23, 1)
+#: From this release on ``providers=["RKNNExecutionProvider"]`` finds a plugin by name; before, only by device.
+BY_NAME = (1, 25, 1)
+
+
+@functools.cache
+def onnxruntime_version() -> tuple[int, ...]:
+    """(major, minor, patch) of the installed onnxruntime; missing numbers count as 0."""
+    parts = onnxruntime.__version__.split("+")[0].split(".")[:3]
+    digits = ["".join(c for c in part if c.isdigit()) or "0" for part in parts]
+    return tuple(int(d) for d in digits) + (0,) * (3 - len(digits))
+
+
+def by_name() -> bool:
+    """Whether the installed onnxruntime takes the provider by name."""
+    return onnxruntime_version() >= BY_NAME
+
+
+@functools.cache
+def why_unavailable() -> str | None:
+    """Why the provider cannot exist in this process; None where it can. Nothing is registered."""
+    if onnxruntime_version() < OLDEST or not hasattr(onnxruntime, "register_execution_provider_library"):
+        return (
+            f"onnxruntime {onnxruntime.__version__} does not run plugin execution providers in CPU memory; "
+            "install onnxruntime 1.23.1 or later"
+        )
+    try:
+        this_machine()
+    except StubUnavailable as error:
+        return str(error)
+    return None

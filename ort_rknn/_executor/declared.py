@@ -1,0 +1,83 @@
+"""What an ONNX, or a compiled file that remembers one, declares of its inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .._errors import FAIL, ort_error
+from .._tensors import DTYPE_OF_ELEMENT, Dim
+
+if TYPE_CHECKING:
+    from ..files import OnnxValue, RknnFile, RknnTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """An input or output as the ONNX (or, without one, the compiled file) declares it. ``dims`` None: unknown rank."""
+
+    name: str
+    dtype: str
+    dims: tuple[Dim, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """``(pixel - mean) / std`` per channel, compiled into a model and applied by the runtime to what it is fed."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def declared_by_onnx(values: Sequence[OnnxValue]) -> tuple[Declared, ...]:
+    """The tensors of an ONNX signature. Raises Fail for a value that an NPU cannot hold, naming it and its type."""
+    out = []
+    for value in values:
+        dtype = DTYPE_OF_ELEMENT.get(value.elem_type or 0) if value.kind == "tensor" else None
+        if dtype is None:
+            raise ort_error(FAIL, f"{value.name!r} is {value.type_text}, which an NPU cannot hold")
+        out.append(Declared(value.name, dtype, value.dims))
+    return tuple(out)
+
+
+def declared_by_file(file: RknnFile) -> tuple[tuple[Declared, ...], tuple[Declared, ...]] | None:
+    """The ONNX's signature as the compiled file remembers it; None where something of it is unknown."""
+    sides = []
+    for tensors in (file.inputs, file.outputs):
+        side = []
+        for tensor in tensors:
+            if tensor.dtype is None or tensor.shape is None:
+                return None
+            side.append(Declared(tensor.name, tensor.dtype, tensor.shape))
+        sides.append(tuple(side))
+    if not sides[0] or not sides[1]:
+        return None
+    inputs, outputs = sides
+    if file.shape_sets:
+        inputs = tuple(
+            Declared(v.name, v.dtype, _free_where_sets_differ([s[i] for s in file.shape_sets], v.name))
+            for i, v in enumerate(inputs)
+        )
+        outputs = tuple(
+            Declared(v.name, v.dtype, tuple(f"{v.name}_{axis}" for axis in range(len(v.dims or ())))) for v in outputs
+        )
+    return inputs, outputs
+
+
+def _free_where_sets_differ(shapes: Sequence[tuple[int, ...]], name: str) -> tuple[int | str, ...]:
+    return tuple(
+        lengths[0] if len(set(lengths)) == 1 else f"{name}_{axis}" for axis, lengths in enumerate(zip(*shapes))
+    )
+
+
+def normalisations(file: RknnFile | None) -> dict[str, Normalisation]:
+    """What the compiled model does to its inputs before the network, by input name; plain ones left out."""
+    made = {tensor.name: normalisation_of(tensor) for tensor in (file.inputs if file is not None else ())}
+    return {name: norm for name, norm in made.items() if norm is not None}
+
+
+def normalisation_of(tensor: RknnTensor) -> Normalisation | None:
+    """What the compiled model does to this input before the network; None where that is nothing."""
+    mean, std = tensor.mean, tensor.std
+    return Normalisation(mean, std) if mean and std and (any(mean) or any(s != 1 for s in std)) else None

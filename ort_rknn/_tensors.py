@@ -1,0 +1,48 @@
+"""Tensors: shapes, orders of axes, quantization, and the one table of dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+#: A shape without free dimensions.
+Shape = tuple[int, ...]
+#: Order of axes. UNDEFINED: not a 4-D tensor, or unknown.
+Layout = Literal["NCHW", "NHWC", "NC1HWC2", "UNDEFINED"]
+#: A dimension: its length, the name of a free one, or None.
+Dim = int | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """Affine quantisation of a tensor: ``real = (stored - zero_point) * scale``."""
+
+    scale: float
+    zero_point: int
+
+
+#: numpy dtype name -> (ONNX element type, bytes per element). The dtypes that can be a session's on the NPU.
+DTYPES: Mapping[str, tuple[int, int]] = {
+    "float32": (1, 4),
+    "uint8": (2, 1),
+    "int8": (3, 1),
+    "uint16": (4, 2),
+    "int16": (5, 2),
+    "int32": (6, 4),
+    "int64": (7, 8),
+    "bool": (9, 1),
+    "float16": (10, 2),
+    "float64": (11, 8),
+    "uint32": (12, 4),
+    "uint64": (13, 8),
+}
+DTYPE_OF_ELEMENT: Mapping[int, str] = {element: name for name, (element, _) in DTYPES.items()}
+
+
+def onnx_order(shape: Shape, layout: Layout) -> Shape:
+    """A runtime's shape in the ONNX's order of axes."""
+    if layout == "NHWC" and len(shape) == 4:
+        n, h, w, c = shape
+        return (n, c, h, w)
+    return shape
