@@ -20,7 +20,7 @@ COMPILED = MODELS / f"conv_f16.{SOC}.rknn"
 
 
 def write_onnx(path, megabytes):
-    """An ONNX with the signature of conv_f16, and an initialiser of so many MB."""
+    """An ONNX with the signature of conv_f16, and an initializer of so many MB."""
     import numpy as np
 
     from ort_rknn.files._wire import BYTES, bytes_field, int_field, text_field, varint

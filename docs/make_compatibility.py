@@ -72,7 +72,7 @@ SESSION_ADDED = {
     "run_awaitable": "a run for `await`",
     "run_pipeline": "a stream of feeds with some runs under way",
     "submit": "a run as a `concurrent.futures.Future`",
-    "quantisation": "scale and zero point of quantised inputs and outputs",
+    "quantization": "scale and zero point of quantized inputs and outputs",
     "shape_sets": "the compiled shapes of a dynamic-shape model",
 }
 #: Methods that are onnxruntime's own and give something else on the NPU.
@@ -82,7 +82,7 @@ NPU = {
         "a dimension is a number where only one length was compiled; `layout` and `input_dtype` change it",
     ),
     "get_outputs": ("more", "likewise; `output_dtype` changes the type"),
-    "get_overridable_initializers": ("different", "empty: initialisers were compiled in"),
+    "get_overridable_initializers": ("different", "empty: initializers were compiled in"),
     "get_session_options": ("more", "threads are few and do not spin, unless the user set them"),
     "get_provider_graph_assignment_info": ("more", "one `EPContext` node stands for the graph"),
     "end_profiling": ("more", "one kernel event a run stands for the graph"),

@@ -15,8 +15,8 @@ Dim = int | str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Quantisation:
-    """Affine quantisation of a tensor: ``real = (stored - zero_point) * scale``."""
+class Quantization:
+    """Affine quantization of a tensor: ``real = (stored - zero_point) * scale``."""
 
     scale: float
     zero_point: int

@@ -19,15 +19,15 @@ from ort_rknn.files import read_rknn
 NOT_HERE = Absence("fake", "the fake NPU is switched off", "switch it on", ("/dev/fake",))
 
 
-def info(name, shape, dtype="float32", quantisation=None):
+def info(name, shape, dtype="float32", quantization=None):
     """A tensor as a runtime reports an input or output that has no layout."""
-    return TensorInfo(name, tuple(shape), dtype, "UNDEFINED", quantisation)
+    return TensorInfo(name, tuple(shape), dtype, "UNDEFINED", quantization)
 
 
-def image(name, shape, dtype="float16", quantisation=None):
+def image(name, shape, dtype="float16", quantization=None):
     """A 4-D input as a runtime reports it (NHWC), from its shape in the ONNX's order."""
     n, c, h, w = shape
-    return TensorInfo(name, (n, h, w, c), dtype, "NHWC", quantisation)
+    return TensorInfo(name, (n, h, w, c), dtype, "NHWC", quantization)
 
 
 def array_at(address, form):
@@ -129,12 +129,12 @@ class FakeModel:
 
     def _from_file(self, file):
         self.inputs = tuple(
-            image(t.name, t.shape, t.runtime_dtype or "float16", t.quantisation)
+            image(t.name, t.shape, t.runtime_dtype or "float16", t.quantization)
             if len(t.shape) == 4
-            else info(t.name, t.shape, t.runtime_dtype or "float16", t.quantisation)
+            else info(t.name, t.shape, t.runtime_dtype or "float16", t.quantization)
             for t in file.inputs
         )
-        self.outputs = tuple(info(t.name, t.shape, t.runtime_dtype or "float16", t.quantisation) for t in file.outputs)
+        self.outputs = tuple(info(t.name, t.shape, t.runtime_dtype or "float16", t.quantization) for t in file.outputs)
         self.shape_sets = file.shape_sets
 
     def output_shapes(self, shape_set):

@@ -12,12 +12,12 @@ import pytest
 from fake_npu import AdapterError, FakeContext, FakeNpu, RknnError, image, info
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from ort_rknn._executor.declared import Declared, Normalisation
+from ort_rknn._executor.declared import Declared, Normalization
 from ort_rknn._executor.dispatch import resolve
 from ort_rknn._executor.executor import Executor
 from ort_rknn._executor.signature import negotiate
 from ort_rknn._options import read_options
-from ort_rknn.adapter import LoadSettings, ModelSource, Quantisation
+from ort_rknn.adapter import LoadSettings, ModelSource, Quantization
 
 
 def declared(value):
@@ -28,7 +28,7 @@ def declared(value):
     return Declared(value.name, "float32", shape)
 
 
-def make(npu, *, inputs=None, outputs=None, normalisation=None, **given):
+def make(npu, *, inputs=None, outputs=None, normalization=None, **given):
     """An executor of ``npu``'s model; ``inputs`` / ``outputs`` are what the ONNX declares."""
     options = read_options(given)
     model = npu.load(npu.device, ModelSource(data=b""), LoadSettings())
@@ -37,7 +37,7 @@ def make(npu, *, inputs=None, outputs=None, normalisation=None, **given):
         inputs or [declared(i) for i in npu.inputs],
         outputs or [declared(o) for o in npu.outputs],
         options,
-        normalisation=normalisation,
+        normalization=normalization,
         label="m.rknn",
     )
     return Executor(model, resolve(options, npu.device.soc, npu.device.cores), signature, "m.rknn", options)
@@ -284,35 +284,35 @@ def test_large_integers_never_travel_through_float(npu, execute):
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_denormalisation(npu, execute, layout):
-    """The compiled model normalises what it is fed; a float caller has done that already."""
+def test_denormalization(npu, execute, layout):
+    """The compiled model normalizes what it is fed; a float caller has done that already."""
     npu.inputs = (image("in", (1, 3, 2, 2), "uint8"),)
     npu.outputs = (info("out", (1, 3, 2, 2)),)
-    npu.compute = lambda arrays: [arrays[0]]  # what the runtime was fed, before it normalises
-    norm = {"in": Normalisation((10.0, 20.0, 30.0), (2.0, 4.0, 8.0))}
-    executor = execute(normalisation=norm, layout=layout)
+    npu.compute = lambda arrays: [arrays[0]]  # what the runtime was fed, before it normalizes
+    norm = {"in": Normalization((10.0, 20.0, 30.0), (2.0, 4.0, 8.0))}
+    executor = execute(normalization=norm, layout=layout)
     pixels = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)
     mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (norm["in"].mean, norm["in"].std))
-    normalised = (pixels - mean) / std
-    fed = normalised if layout == "nchw" else np.ascontiguousarray(normalised.transpose(0, 2, 3, 1))
+    normalized = (pixels - mean) / std
+    fed = normalized if layout == "nchw" else np.ascontiguousarray(normalized.transpose(0, 2, 3, 1))
     kept = fed.copy()
     np.testing.assert_allclose(executor.run([fed])[0], pixels, atol=1e-5)
     np.testing.assert_array_equal(fed, kept)
-    assert "denormalised" in " ".join(executor.signature.notes)
+    assert "denormalized" in " ".join(executor.signature.notes)
 
 
-def test_pixels_need_no_denormalisation(npu, execute):
+def test_pixels_need_no_denormalization(npu, execute):
     npu.inputs, npu.outputs = (image("in", (1, 3, 2, 2), "uint8"),), (info("out", (1, 3, 2, 2)),)
     npu.compute = lambda arrays: [arrays[0]]
-    norm = {"in": Normalisation((10.0,) * 3, (2.0,) * 3)}
-    executor = execute(normalisation=norm, input_dtype="uint8", layout="nhwc")
+    norm = {"in": Normalization((10.0,) * 3, (2.0,) * 3)}
+    executor = execute(normalization=norm, input_dtype="uint8", layout="nhwc")
     assert executor.static_call.direct
     pixels = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
     np.testing.assert_array_equal(executor.run([pixels])[0], pixels.transpose(0, 3, 1, 2))
 
 
 def test_raw_outputs(npu, execute):
-    npu.outputs = (info("out", (1, 4), "int8", Quantisation(0.5, 3)),)
+    npu.outputs = (info("out", (1, 4), "int8", Quantization(0.5, 3)),)
     npu.compute = lambda arrays: [np.array([[-128, 0, 3, 127]])]
     (out,) = execute(output_dtype="native").run([X])
     assert out.dtype == np.int8

@@ -393,7 +393,7 @@ def test_an_input_that_is_fed_as_it_is_stored(npu, model, layout):
     with ort.InferenceSession(MODELS / f"{model}.onnx", provider_options=raw) as s:
         stored = x
         if model == "conv_i8":
-            how = s.quantisation["x"]
+            how = s.quantization["x"]
             stored = np.clip(np.round(x / how.scale) + how.zero_point, -128, 127).astype(np.int8)
         else:
             stored = x.astype(np.float16)
@@ -407,7 +407,7 @@ def test_an_input_that_is_fed_as_it_is_stored(npu, model, layout):
     with pytest.warns(ort.FallbackWarning), ort.InferenceSession(MODELS / f"{model}.onnx", provider_options=cpu) as s:
         np.testing.assert_allclose(s.run(None, {"x": stored})[0], expected, atol=0.2)
         assert s.get_inputs()[0].type == ("tensor(int8)" if model == "conv_i8" else "tensor(float16)")
-        assert ("x" in s.quantisation) == (model == "conv_i8")
+        assert ("x" in s.quantization) == (model == "conv_i8")
 
 
 # Sets of buffers ------------------------------------------------------------------------------------------------------

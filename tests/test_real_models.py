@@ -15,15 +15,15 @@ GOLDEN = [(name, golden["file"]) for name, entry in MANIFEST.items() for golden 
 
 
 def _feed(golden):
-    # A model that normalises its input has both: pixels for the vendor's tools, normalised floats as its ONNX declares.
+    # A model that normalizes its input has both: pixels for the vendor's tools, normalized floats as its ONNX declares.
     prefix = "onnx_input/" if any(key.startswith("onnx_input/") for key in golden) else "input/"
     return {key[len(prefix) :]: golden[key] for key in golden if key.startswith(prefix)}
 
 
 def _tolerance(session, output, expected):
-    """Two steps of the quantisation; for float16 the rounding of a few layers."""
-    quantised = session.quantisation.get(output.name)
-    return 2.5 * quantised.scale if quantised else 2e-3 * max(1.0, float(np.abs(expected).max()))
+    """Two steps of the quantization; for float16 the rounding of a few layers."""
+    quantized = session.quantization.get(output.name)
+    return 2.5 * quantized.scale if quantized else 2e-3 * max(1.0, float(np.abs(expected).max()))
 
 
 @pytest.mark.parametrize(("name", "golden"), GOLDEN)
@@ -83,7 +83,7 @@ def test_the_custom_string_is_in_the_metadata(tmp_path):
 
 
 def test_a_camera_frame_goes_straight_in():
-    """uint8 NHWC pixels, as the vendor's own examples feed them; the compiled model normalises."""
+    """uint8 NHWC pixels, as the vendor's own examples feed them; the compiled model normalizes."""
     values = np.load(MODELS / "image_u8.rk3588.golden.npz")
     pixels = values["input/image"]
     options = {"device": "virtual:rk3588", "input_dtype": "uint8", "layout": "nhwc"}
@@ -91,11 +91,11 @@ def test_a_camera_frame_goes_straight_in():
         (declared,) = session.get_inputs()
         assert (declared.type, declared.shape) == ("tensor(uint8)", [1, 24, 24, 3])
         (logits,) = session.run(None, {"image": pixels})
-        assert np.abs(logits - values["simulator/logits"]).max() <= 2.5 * session.quantisation["logits"].scale
+        assert np.abs(logits - values["simulator/logits"]).max() <= 2.5 * session.quantization["logits"].scale
         assert session.get_provider_options()["RKNNExecutionProvider"]["input_dtype"] == "uint8"
 
 
-def test_every_image_is_normalised_as_the_converter_was_told():
+def test_every_image_is_normalized_as_the_converter_was_told():
     """Five inputs, each with a mean and std of its own; the simulator's answers are the vendor's."""
     values = np.load(MODELS / "mean_std.rk3562.golden.npz")
     images = ("rgb", "rgba", "gray", "six")
@@ -118,7 +118,7 @@ def test_native_outputs_are_raw_with_scale_and_zero_point():
         assert raw.get_outputs()[0].type == "tensor(int8)"
         (stored,) = raw.run(None, {"x": values["input/x"]})
         (real,) = widened.run(None, {"x": values["input/x"]})
-        how = raw.quantisation["y"]
+        how = raw.quantization["y"]
         assert stored.dtype == np.int8
         assert np.allclose((stored.astype(np.float32) - how.zero_point) * how.scale, real, atol=1e-5)
 

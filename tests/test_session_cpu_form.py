@@ -144,7 +144,7 @@ def test_raw_outputs(models):
     x = random.standard_normal((1, 3, 32, 32), np.float32)
     session = made(models / "conv_i8.onnx", output_dtype="native")
     assert session.get_outputs()[0].type == "tensor(int8)"
-    how = session.quantisation["y"]
+    how = session.quantization["y"]
     (got,), (want,) = session.run(None, {"x": x}), plain(models / "conv_i8.onnx", {"x": x})
     assert got.dtype == np.int8
     assert np.array_equal(got, np.clip(np.rint(want / np.float32(how.scale)) + how.zero_point, -128, 127))
@@ -153,7 +153,7 @@ def test_raw_outputs(models):
     assert np.array_equal(got, plain(models / "conv_f16.onnx", {"x": x})[0].astype(np.float16))
     assert session.get_inputs()[0].type == "tensor(float)"
     session.set_providers([CPU])
-    assert not session.quantisation
+    assert not session.quantization
     _, label = made(models / "tokens_i64.onnx", output_dtype="native").run(None, {"ids": np.zeros((1, 16), np.int64)})
     assert label.dtype == np.int64
 
@@ -176,7 +176,7 @@ def test_raw_outputs_that_the_compiled_model_lacks(models, tmp_path):
     assert y.dtype == second.dtype == np.int8
     assert np.array_equal(y, second)
     assert (constant.tolist(), constant.dtype) == ([1.5, 300], np.float32)
-    assert session.quantisation["y"] == session.quantisation["again"]
+    assert session.quantization["y"] == session.quantization["again"]
     other = model.graph.output.add()
     other.CopyFrom(value("more", [1, 3, 32, 32]))
     model.graph.node.append(helper.make_node("Relu", ["x"], ["more"]))

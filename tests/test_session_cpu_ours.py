@@ -84,7 +84,7 @@ def test_explain_before_init(path):
 def test_properties_on_the_cpu(path):
     session = ort_rknn.InferenceSession(path)
     assert session.shape_sets == ()
-    assert session.quantisation == {}
+    assert session.quantization == {}
 
 
 def test_signature_of_the_constructor():

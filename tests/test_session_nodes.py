@@ -155,16 +155,16 @@ def test_threads_where_all_nodes_are_on_the_npu(device, write):
         assert made.get_session_options().intra_op_num_threads == 2
 
 
-def test_quantisation_of_the_nodes(device, models, tmp_path):
+def test_quantization_of_the_nodes(device, models, tmp_path):
     onnx = read_onnx(models / "conv_i8.onnx")
     content = (models / "conv_i8.rk3588.rknn").read_bytes()
     made = ep_context_model(
         model=onnx, inputs=onnx.inputs, outputs=onnx.outputs, source=NPU, cache_context=content, node_name="n"
     )
     with ort.InferenceSession(made, provider_options=VIRTUAL) as session:
-        of_node = dict(session.quantisation)
+        of_node = dict(session.quantization)
     with ort.InferenceSession(models / "conv_i8.onnx", provider_options=VIRTUAL) as session:
-        assert of_node == dict(session.quantisation)
+        assert of_node == dict(session.quantization)
         assert of_node
 
 

@@ -6,13 +6,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ort_rknn._errors import OptionError
 from ort_rknn._executor.batches import Splitting
-from ort_rknn._executor.declared import Declared, Normalisation
+from ort_rknn._executor.declared import Declared, Normalization
 from ort_rknn._executor.signature import negotiate
 from ort_rknn._options import read_options
 from ort_rknn._tensors import onnx_order
-from ort_rknn.adapter import LoadSettings, ModelSource, Quantisation
+from ort_rknn.adapter import LoadSettings, ModelSource, Quantization
 
-INT8 = Quantisation(0.5, 3)
+INT8 = Quantization(0.5, 3)
 
 
 def match(
@@ -23,7 +23,7 @@ def match(
     *,
     sets=(),
     shapes=None,
-    normalisation=None,
+    normalization=None,
     splitting=None,
     evidence=None,
     **given,
@@ -36,7 +36,7 @@ def match(
         declared_in,
         declared_out,
         options,
-        normalisation=normalisation,
+        normalization=normalization,
         splitting=splitting,
         evidence=evidence,
         label="m.rknn",
@@ -255,13 +255,13 @@ def test_native_of_a_type_that_numpy_lacks():
         match(IMAGE, [info("y", (1, 5), "bfloat16")], [d("x", 1, 3, 8, 6)], [d("y", 1, 5)], output_dtype="native")
 
 
-def test_normalisation_is_undone_for_floats_only():
-    norm = {"x": Normalisation((1.0,) * 3, (2.0,) * 3)}
-    signature = match(IMAGE, OUT, [d("x", 1, 3, 8, 6)], [d("y", 1, 5)], normalisation=norm)
-    assert signature.inputs[0].denormalises
+def test_normalization_is_undone_for_floats_only():
+    norm = {"x": Normalization((1.0,) * 3, (2.0,) * 3)}
+    signature = match(IMAGE, OUT, [d("x", 1, 3, 8, 6)], [d("y", 1, 5)], normalization=norm)
+    assert signature.inputs[0].denormalizes
     assert any("input_dtype='uint8'" in note for note in signature.notes)
-    signature = match(IMAGE, OUT, [d("x", 1, 3, 8, 6)], [d("y", 1, 5)], normalisation=norm, input_dtype="uint8")
-    assert not signature.inputs[0].denormalises
+    signature = match(IMAGE, OUT, [d("x", 1, 3, 8, 6)], [d("y", 1, 5)], normalization=norm, input_dtype="uint8")
+    assert not signature.inputs[0].denormalizes
 
 
 def test_onnx_order():

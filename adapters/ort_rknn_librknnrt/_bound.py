@@ -197,7 +197,7 @@ def _why_not(form: CallForm, inputs: Sequence[TensorInfo], outputs: Sequence[Ten
     if form.shape_set is not None:
         return "the model has several shapes"
     for port, info in zip(form.inputs, inputs, strict=True):
-        as_stored = port.dtype == info.dtype and (port.pass_through or info.quantisation is None)
+        as_stored = port.dtype == info.dtype and (port.pass_through or info.quantization is None)
         if len(info.shape) == 4:
             if port.layout != "NHWC" or not (as_stored or port.dtype == "uint8"):
                 return (

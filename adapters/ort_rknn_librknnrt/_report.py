@@ -6,7 +6,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ort_rknn.adapter import AdapterError, Layout, Quantisation, RknnError, Shape, TensorInfo
+from ort_rknn.adapter import AdapterError, Layout, Quantization, RknnError, Shape, TensorInfo
 
 from . import _structs as abi
 from ._binding import Binding, Handle, log
@@ -85,18 +85,18 @@ def _info(attribute: abi.TensorAttr) -> TensorInfo:
         shape=_shape(attribute.dims, attribute.n_dims),
         dtype=dtype,
         layout=_LAYOUTS.get(attribute.fmt, "UNDEFINED"),
-        quantisation=_quantisation(attribute, dtype),
+        quantization=_quantization(attribute, dtype),
     )
 
 
-def _quantisation(attribute: abi.TensorAttr, dtype: str) -> Quantisation | None:
+def _quantization(attribute: abi.TensorAttr, dtype: str) -> Quantization | None:
     if attribute.qnt_type == abi.QUANTISED_DFP and dtype in _QUANTISABLE:
-        return Quantisation(2.0**-attribute.fl, 0)
+        return Quantization(2.0**-attribute.fl, 0)
     if attribute.qnt_type != abi.QUANTISED_AFFINE:
         return None
     if dtype not in _QUANTISABLE and attribute.zp == 0 and attribute.scale == 1.0:
         return None
-    return Quantisation(attribute.scale, attribute.zp)
+    return Quantization(attribute.scale, attribute.zp)
 
 
 def _shape(dims: Any, n_dims: int) -> Shape:

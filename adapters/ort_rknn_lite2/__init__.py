@@ -5,7 +5,7 @@ the library is the board's. It is imported when a model is loaded, so importing 
 leave it alone.
 
 What it cannot do that the librknnrt adapter can, seen with 2.3.2 and 2.5.0: contexts that share weights, a bound for a
-run's time, quantised outputs as they are stored, a library elsewhere than ``/usr/lib/librknnrt.so``, and a SoC that
+run's time, quantized outputs as they are stored, a library elsewhere than ``/usr/lib/librknnrt.so``, and a SoC that
 ``ORT_RKNN_SOC`` names. See ``docs/adapters.md``.
 """
 

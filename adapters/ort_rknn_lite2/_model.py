@@ -19,7 +19,7 @@ from ort_rknn.adapter import (
     Device,
     Layout,
     ModelSource,
-    Quantisation,
+    Quantization,
     RknnError,
     Shape,
     TensorInfo,
@@ -181,7 +181,7 @@ def _tensors(instance: Instance) -> tuple[tuple[TensorInfo, ...], tuple[TensorIn
 
 def _as_given(output: TensorInfo) -> TensorInfo:
     """The package gives float32, which can be turned back only into what it was made from without a scale."""
-    return replace(output, raw=output.quantisation is None and output.dtype not in ("int4", "bfloat16"))
+    return replace(output, raw=output.quantization is None and output.dtype not in ("int4", "bfloat16"))
 
 
 def _info(attribute: abi.TensorAttr) -> TensorInfo:
@@ -189,12 +189,12 @@ def _info(attribute: abi.TensorAttr) -> TensorInfo:
     if not 0 <= attribute.type < len(abi.DTYPES):
         raise AdapterError(f"tensor {name!r} has type {attribute.type}, which this adapter does not know")
     dtype = abi.DTYPES[attribute.type]
-    quantisation = None
+    quantization = None
     if attribute.qnt_type == _DFP and dtype in _QUANTISABLE:
-        quantisation = Quantisation(2.0**-attribute.fl, 0)
+        quantization = Quantization(2.0**-attribute.fl, 0)
     elif attribute.qnt_type == _AFFINE and (dtype in _QUANTISABLE or (attribute.zp, attribute.scale) != (0, 1.0)):
-        quantisation = Quantisation(attribute.scale, attribute.zp)
-    return TensorInfo(name, attribute.shape, dtype, _layout(attribute.fmt), quantisation)
+        quantization = Quantization(attribute.scale, attribute.zp)
+    return TensorInfo(name, attribute.shape, dtype, _layout(attribute.fmt), quantization)
 
 
 def _layout(fmt: int) -> Layout:

@@ -37,7 +37,7 @@ class _Output:
 class SessionIOBinding:
     """Inputs and outputs of one session, bound by name; binding a name again replaces it. Keeps its session alive.
 
-    Values have the compiled dtypes, of quantised tensors the stored integers. Not thread safe.
+    Values have the compiled dtypes, of quantized tensors the stored integers. Not thread safe.
     """
 
     def __init__(self, session: InferenceSession) -> None:
@@ -52,7 +52,7 @@ class SessionIOBinding:
     # Inputs ---------------------------------------------------------------------------------------------------
 
     def bind_cpu_input(self, name: str, arr_on_cpu: Any) -> None:
-        """Bind a copy of an array. Raises RuntimeError for another shape or dtype than the compiled one (a quantised
+        """Bind a copy of an array. Raises RuntimeError for another shape or dtype than the compiled one (a quantized
         input takes uint8 pixels too)."""
         tensor = tensor_of(self.session, name, "input")
         array = np.asarray(arr_on_cpu)
@@ -76,7 +76,7 @@ class SessionIOBinding:
                 for what, a, b in (
                     ("dims", theirs.native_shape, tensor.native_shape),
                     ("layout", theirs.native_layout, tensor.native_layout),
-                    ("quantisation", theirs.quantisation, tensor.quantisation),
+                    ("quantization", theirs.quantization, tensor.quantization),
                 )
                 if a != b
             ]
@@ -170,8 +170,8 @@ class SessionIOBinding:
         for tensor in calls.inputs:
             value, in_native_layout = self._inputs[tensor.name]
             array = value._array
-            if tensor.quantisation is not None and array.dtype.name == tensor.native_dtype:
-                array = real(array, tensor.quantisation)
+            if tensor.quantization is not None and array.dtype.name == tensor.native_dtype:
+                array = real(array, tensor.quantization)
             arrays.append(array)
             native.append(in_native_layout and tensor.native_layout == "NHWC")
         results = calls.run_raw(arrays, native)

@@ -10,27 +10,27 @@ import onnxruntime
 
 from ort_rknn._concurrency.submitter import Pending, Submitter
 from ort_rknn._executor.conversion import normalized
-from ort_rknn._executor.declared import normalisations
+from ort_rknn._executor.declared import normalizations
 from ort_rknn._options import Options
 from ort_rknn.adapter import Layout
 from ort_rknn.files import RknnFile
 
 from ._feeds import Array, cast, runtime_dtype
 from ._nodes import NUMPY_DTYPES, Tensor
-from ._values import quantised
+from ._values import quantized
 
 _NUMPY = {"float": "float32", "double": "float64"}
 
 
 class CpuCalls:
-    """The ONNX, behaving as the compiled model would: its layout, its normalisation, its order of outputs, float32."""
+    """The ONNX, behaving as the compiled model would: its layout, its normalization, its order of outputs, float32."""
 
     dispatch = None
 
     def __init__(self, onnx: str | bytes, sess_options: Any, file: RknnFile | None, options: Options) -> None:
         self._session = onnxruntime.InferenceSession(onnx, sess_options, ["CPUExecutionProvider"])
         self._later = Submitter((1,), 0, submit_timeout_ms=1)  # its calls have places elsewhere
-        self._norms = normalisations(file)
+        self._norms = normalizations(file)
         self._onnx_types = {v.name: _dtype(v.type) for v in self._session.get_inputs()}
         compiled = {t.name: t for t in (*file.inputs, *file.outputs)} if file is not None else {}
         layout = options.layout
@@ -68,7 +68,7 @@ class CpuCalls:
             native_dtype=native,
             native_shape=native_shape,
             native_layout=native_layout,
-            quantisation=compiled.quantisation if compiled is not None else None,
+            quantization=compiled.quantization if compiled is not None else None,
         )
 
     def check(self, arrays: Sequence[Array], *, batch: bool = False) -> None:
@@ -123,7 +123,7 @@ class CpuCalls:
         return self._later.start(self.run, arrays, place=[], over=lambda started: over())
 
     def _fed(self, array: Array, tensor: Tensor) -> Array:
-        """As the ONNX takes it: where the compiled model normalises its input, that is done here."""
+        """As the ONNX takes it: where the compiled model normalizes its input, that is done here."""
         norm = self._norms.get(tensor.name)
         wanted = self._onnx_types[tensor.name]
         if norm is not None:
@@ -146,9 +146,9 @@ class CpuCalls:
             given.append(np.ascontiguousarray(array.transpose(0, 3, 1, 2)) if turn else array)
         out: list[Array] = []
         for result, tensor in zip(self.run(given), self.outputs):
-            how = tensor.quantisation
+            how = tensor.quantization
             if how is not None:
-                out.append(quantised(result, how, tensor.native_dtype))
+                out.append(quantized(result, how, tensor.native_dtype))
             else:
                 out.append(result.astype(tensor.native_dtype if tensor.native_dtype in NUMPY_DTYPES else "float32"))
         return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ort_rknn.adapter import Layout, Quantisation, Shape
+from ort_rknn.adapter import Layout, Quantization, Shape
 
 #: numpy's name -> what stands in ``tensor(...)``.
 _IN_ONNX: Mapping[str, str] = {"float32": "float", "float64": "double"}
@@ -69,7 +69,7 @@ class Tensor:
     native_shape: tuple[int | str | None, ...]
     """As device values hold it: NHWC where it has four axes and a layout."""
     native_layout: Layout
-    quantisation: Quantisation | None
+    quantization: Quantization | None
 
     def node(self) -> NodeArg:
         """For ``get_inputs()``."""
@@ -80,9 +80,9 @@ class Tensor:
         return NodeArg(self.name, list(self.native_shape), type_text(self.native_dtype), self.native_layout)
 
 
-def plain_dtype(native: str, quantisation: Quantisation | None) -> str:
-    """What is fed without loss where only the compiled type is known: never a quantised or a short float type."""
-    if quantisation is not None or native.startswith(("float", "bfloat")) or native not in NUMPY_DTYPES:
+def plain_dtype(native: str, quantization: Quantization | None) -> str:
+    """What is fed without loss where only the compiled type is known: never a quantized or a short float type."""
+    if quantization is not None or native.startswith(("float", "bfloat")) or native not in NUMPY_DTYPES:
         return "float32"
     return native
 

@@ -132,11 +132,11 @@ class NpuCalls:
                     name=info.name or f"input_{k}",
                     shape=self._shape_in(in_order, layout),
                     layout=layout,
-                    dtype=dtype if dtype in NUMPY_DTYPES else plain_dtype(info.dtype, info.quantisation),
+                    dtype=dtype if dtype in NUMPY_DTYPES else plain_dtype(info.dtype, info.quantization),
                     native_dtype=info.dtype,
                     native_shape=self._shape_in(in_order, native),
                     native_layout=native,
-                    quantisation=info.quantisation,
+                    quantization=info.quantization,
                 )
             )
         return tuple(tensors)
@@ -155,7 +155,7 @@ class NpuCalls:
                     native_dtype=info.dtype,
                     native_shape=exchanged(shape) if four else shape,
                     native_layout="NHWC" if four else info.layout,
-                    quantisation=info.quantisation,
+                    quantization=info.quantization,
                 )
             )
         return tuple(tensors)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ort_rknn._tensors import DTYPE_OF_ELEMENT
-from ort_rknn.adapter import Quantisation
+from ort_rknn.adapter import Quantization
 
 from ._nodes import NUMPY_DTYPES, Tensor, type_text
 
@@ -67,7 +67,7 @@ class OrtValue:
         """A value with the array's content. "cpu" shares its memory; "rknpu2" copies and needs name, session and
         io_kind ("input", "output").
 
-        Real numbers for a quantised tensor are quantised with its scale and zero point. Raises RuntimeError for another
+        Real numbers for a quantized tensor are quantized with its scale and zero point. Raises RuntimeError for another
         shape, and for a dtype that cannot become the tensor's without loss of its integers.
         """
         array = np.asarray(arr)
@@ -97,7 +97,7 @@ class OrtValue:
         """A value of zeros. ``element_type``: whatever ``np.dtype()`` takes, or ONNX's number for it.
 
         With a session, ``shape`` and ``element_type`` must be the tensor's own (``get_inputs()[i].shape``,
-        ``get_native_inputs()[i].type``; uint8 is taken for a quantised image input too).
+        ``get_native_inputs()[i].type``; uint8 is taken for a quantized image input too).
         """
         dtype = _element_type(element_type)
         dims = tuple(int(d) for d in shape)
@@ -223,9 +223,9 @@ def tensor_of(session: InferenceSession, name: str, io_kind: str) -> Tensor:
 
 
 def check_bound(tensor: Tensor, io_kind: str, shape: tuple[int, ...], dtype: str) -> None:
-    """Raise RuntimeError where a value does not fit a tensor. A quantised input takes uint8 pixels too."""
+    """Raise RuntimeError where a value does not fit a tensor. A quantized input takes uint8 pixels too."""
     _check_shape(tensor, io_kind, shape)
-    pixels = io_kind == "input" and tensor.quantisation is not None and dtype == "uint8"
+    pixels = io_kind == "input" and tensor.quantization is not None and dtype == "uint8"
     if dtype != tensor.native_dtype and not pixels:
         raise RuntimeError(
             f"OrtValue for {io_kind} '{tensor.name}' element type mismatch: expected {tensor.native_dtype}, got {dtype}"
@@ -240,17 +240,17 @@ def _check_shape(tensor: Tensor, io_kind: str, shape: tuple[int, ...]) -> None:
 
 
 def to_native_dtype(array: Array, tensor: Tensor) -> Array:
-    """As the compiled tensor holds it: real numbers are quantised, uint8 pixels for a quantised input stay."""
+    """As the compiled tensor holds it: real numbers are quantized, uint8 pixels for a quantized input stay."""
     native = tensor.native_dtype
     if array.dtype.name == native:
         return array
     if native not in NUMPY_DTYPES:
         raise RuntimeError(f"{tensor.name!r} is compiled as {native}, which numpy lacks; feed run() with float32")
-    if tensor.quantisation is not None:
+    if tensor.quantization is not None:
         if array.dtype == np.uint8:
             return array
         if array.dtype.kind == "f":
-            return quantised(array, tensor.quantisation, native)
+            return quantized(array, tensor.quantization, native)
     if array.dtype.kind not in "biuf" or not np.can_cast(array.dtype, native, "same_kind"):
         raise RuntimeError(
             f"{tensor.name!r} holds {native}; an array of {array.dtype.name} would lose its values. Convert it yourself"
@@ -258,7 +258,7 @@ def to_native_dtype(array: Array, tensor: Tensor) -> Array:
     return array.astype(native)
 
 
-def quantised(array: Array, how: Quantisation, native: str) -> Array:
+def quantized(array: Array, how: Quantization, native: str) -> Array:
     """Real numbers as stored integers, rounded and held within the type's range."""
     limits = np.iinfo(native)
     stored = np.rint(array.astype(np.float32) / np.float32(how.scale)) + how.zero_point
@@ -266,8 +266,8 @@ def quantised(array: Array, how: Quantisation, native: str) -> Array:
     return held
 
 
-def real(array: Array, how: Quantisation) -> Array:
-    """Stored integers as real numbers. The runtime quantises them to the same integers again."""
+def real(array: Array, how: Quantization) -> Array:
+    """Stored integers as real numbers. The runtime quantizes them to the same integers again."""
     result: Array = (array.astype(np.float32) - np.float32(how.zero_point)) * np.float32(how.scale)
     return result
 

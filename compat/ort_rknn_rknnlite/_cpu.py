@@ -11,7 +11,7 @@ import onnxruntime
 
 from ort_rknn._errors import FAIL, ort_error
 from ort_rknn._executor.conversion import normalized
-from ort_rknn._executor.declared import normalisations
+from ort_rknn._executor.declared import normalizations
 from ort_rknn._tensors import DTYPE_OF_ELEMENT, DTYPES
 from ort_rknn.adapter import TensorInfo
 from ort_rknn.files import RknnFile, RknnTensor
@@ -37,7 +37,7 @@ class OnCpu:
         self._twin = twin
         self._session: Any = onnxruntime.InferenceSession(str(twin), providers=["CPUExecutionProvider"])
         self._tensors = file.inputs
-        self._normalisations = normalisations(file)
+        self._normalizations = normalizations(file)
         self._wanted = {value.name: value for value in self._session.get_inputs()}
         names = [tensor.name for tensor in file.inputs]
         if set(names) != set(self._wanted):
@@ -79,17 +79,17 @@ class OnCpu:
         self._session = None
 
     def _value(self, tensor: RknnTensor, fed: Fed) -> NDArray[Any]:
-        """An input in the ONNX's dtype and order of axes, and normalised as the compiled model would."""
+        """An input in the ONNX's dtype and order of axes, and normalized as the compiled model would."""
         array = fed.array
         if fed.pass_through:
             if array.dtype.name != tensor.runtime_dtype:
                 raise Refused(f"input {tensor.name!r} passed through must be {tensor.runtime_dtype}, not {array.dtype}")
-            if tensor.quantisation is not None:
-                real = array.astype(np.float32) - np.float32(tensor.quantisation.zero_point)
-                array = real * np.float32(tensor.quantisation.scale)
+            if tensor.quantization is not None:
+                real = array.astype(np.float32) - np.float32(tensor.quantization.zero_point)
+                array = real * np.float32(tensor.quantization.scale)
         if fed.layout == "NHWC":
             array = array.transpose(0, 3, 1, 2)
-        norm = self._normalisations.get(tensor.name)
+        norm = self._normalizations.get(tensor.name)
         if norm is not None and not fed.pass_through:
             array = normalized(array, norm, "NCHW")
         dtype = _DTYPES[self._wanted[tensor.name].type]
@@ -102,4 +102,4 @@ def _as_reported(tensor: RknnTensor) -> TensorInfo:
     shape, layout = tensor.shape or (), tensor.layout or "UNDEFINED"
     if layout == "NHWC" and len(shape) == 4:
         shape = (shape[0], shape[2], shape[3], shape[1])
-    return TensorInfo(tensor.name, shape, tensor.runtime_dtype or "float16", layout, tensor.quantisation)
+    return TensorInfo(tensor.name, shape, tensor.runtime_dtype or "float16", layout, tensor.quantization)

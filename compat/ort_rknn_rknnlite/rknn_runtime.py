@@ -161,15 +161,15 @@ def _attr_of(index: int, tensor: TensorInfo) -> RKNNTensorAttr:
         stride_with_stride=size,
         fmt=_FORMATS.get(tensor.layout, 3),
         type=_DTYPES.index(tensor.dtype) if tensor.dtype in _DTYPES else 1,
-        qnt_type=_AFFINE,  # the runtime says so of every tensor; one that is not quantised has scale 1 and zero point 0
+        qnt_type=_AFFINE,  # the runtime says so of every tensor; one that is not quantized has scale 1 and zero point 0
         scale=1.0,
     )
     for axis, length in enumerate(tensor.shape[:16]):
         attr.dims[axis] = length
     if len(tensor.shape) == 4 and tensor.layout == "NHWC":
         attr.h_stride, attr.w_stride = tensor.shape[1], tensor.shape[2]
-    if tensor.quantisation is not None:
-        attr.scale, attr.zp = tensor.quantisation.scale, tensor.quantisation.zero_point
+    if tensor.quantization is not None:
+        attr.scale, attr.zp = tensor.quantization.scale, tensor.quantization.zero_point
     return attr
 
 

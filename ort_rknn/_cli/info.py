@@ -78,8 +78,8 @@ def _rknn_tensor(tensor: RknnTensor) -> str:
     text = f"{tensor.name} {tensor.dtype or 'of unknown type'} {shape}, compiled {compiled}"
     if tensor.layout == "NHWC":
         text += " NHWC"
-    if tensor.quantisation is not None:
-        text += f" scale {tensor.quantisation.scale:g} zero point {tensor.quantisation.zero_point}"
+    if tensor.quantization is not None:
+        text += f" scale {tensor.quantization.scale:g} zero point {tensor.quantization.zero_point}"
     if any(tensor.mean or ()) or any(x != 1 for x in tensor.std or ()):
         text += f", mean {list(tensor.mean or ())}, std {list(tensor.std or ())}"
     return text
@@ -95,7 +95,7 @@ def _onnx_lines(path: str, model: OnnxModel) -> list[str]:
             ("graph", model.graph_name),
             ("about", model.doc_string),
             ("opsets", ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in model.opsets.items())),
-            ("holds", f"{model.node_count:,} nodes, {len(model.initializers):,} initialisers"),
+            ("holds", f"{model.node_count:,} nodes, {len(model.initializers):,} initializers"),
         )
     )
     rows += _list("weights in", model.external_data)

@@ -1,5 +1,5 @@
 """Conversions that the runtime does not do: dtypes that it cannot be fed or cannot give, axes, padding, and undoing a
-normalisation.
+normalization.
 
 Only calls that need one pay for it; all others hand the caller's buffers to the runtime.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from .._tensors import Shape
 from ..adapter.contract import CallForm
-from .declared import Normalisation
+from .declared import Normalization
 from .signature import Port, Signature
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _to_wire(port: Port, given: NDArray[np.generic], wire: NDArray[np.generic]) 
     # The wire buffer in the caller's order of axes.
     target = wire.transpose(0, 3, 1, 2) if port.layout == "NCHW" and port.wire_layout == "NHWC" else wire
     region = target[_region(given.shape)] if target.ndim == given.ndim else target.reshape(given.shape)
-    norm = port.normalisation if port.denormalises else None
+    norm = port.normalization if port.denormalizes else None
     if norm is None:
         if region.shape != target.shape:
             target[...] = 0
@@ -120,14 +120,14 @@ def _to_wire(port: Port, given: NDArray[np.generic], wire: NDArray[np.generic]) 
     np.add(region, mean, out=region)
 
 
-def per_channel(norm: Normalisation, layout: str, ndim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def per_channel(norm: Normalization, layout: str, ndim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(std, mean), shaped so that they broadcast along the channel axis."""
     shape = [1] * ndim
     shape[1 if ndim == 4 and layout != "NHWC" else -1] = -1
     return (np.asarray(norm.std, np.float32).reshape(shape), np.asarray(norm.mean, np.float32).reshape(shape))
 
 
-def normalized(given: NDArray[np.generic], norm: Normalisation, layout: str) -> NDArray[np.float32]:
+def normalized(given: NDArray[np.generic], norm: Normalization, layout: str) -> NDArray[np.float32]:
     """What a compiled model makes of integers before the network, for an ONNX that takes it so: float32, in the
     caller's order of axes."""
     std, mean = per_channel(norm, layout, given.ndim)

@@ -68,8 +68,8 @@ class CpuTwin:
         feed: dict[str, NDArray[np.generic]] = {}
         for port, shape, address in zip(signature.inputs, shapes, inputs):
             array: Any = view(address, shape, port.dtype)
-            if port.normalisation is not None and not port.denormalises and port.onnx_dtype.startswith("float"):
-                array = normalized(array, port.normalisation, port.layout)
+            if port.normalization is not None and not port.denormalizes and port.onnx_dtype.startswith("float"):
+                array = normalized(array, port.normalization, port.layout)
             if port.layout == "NHWC":
                 array = array.transpose(0, 3, 1, 2)
             feed[port.name] = np.ascontiguousarray(array, port.onnx_dtype).reshape(array.shape)

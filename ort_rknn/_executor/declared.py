@@ -23,7 +23,7 @@ class Declared:
 
 
 @dataclass(frozen=True, slots=True)
-class Normalisation:
+class Normalization:
     """``(pixel - mean) / std`` per channel, compiled into a model and applied by the runtime to what it is fed."""
 
     mean: tuple[float, ...]
@@ -71,13 +71,13 @@ def _free_where_sets_differ(shapes: Sequence[tuple[int, ...]], name: str) -> tup
     )
 
 
-def normalisations(file: RknnFile | None) -> dict[str, Normalisation]:
+def normalizations(file: RknnFile | None) -> dict[str, Normalization]:
     """What the compiled model does to its inputs before the network, by input name; plain ones left out."""
-    made = {tensor.name: normalisation_of(tensor) for tensor in (file.inputs if file is not None else ())}
+    made = {tensor.name: normalization_of(tensor) for tensor in (file.inputs if file is not None else ())}
     return {name: norm for name, norm in made.items() if norm is not None}
 
 
-def normalisation_of(tensor: RknnTensor) -> Normalisation | None:
+def normalization_of(tensor: RknnTensor) -> Normalization | None:
     """What the compiled model does to this input before the network; None where that is nothing."""
     mean, std = tensor.mean, tensor.std
-    return Normalisation(mean, std) if mean and std and (any(mean) or any(s != 1 for s in std)) else None
+    return Normalization(mean, std) if mean and std and (any(mean) or any(s != 1 for s in std)) else None

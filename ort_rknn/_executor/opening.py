@@ -17,7 +17,7 @@ from ..adapter.plugins import Found
 from ..files import Origin, RknnFile
 from ..files.pinned import Pinned
 from .batches import judge_splitting
-from .declared import Declared, normalisations
+from .declared import Declared, normalizations
 from .dispatch import resolve
 from .evidence import OnnxEvidence
 from .executor import Executor
@@ -92,7 +92,7 @@ def open_executor(
                 inputs,
                 outputs,
                 options,
-                normalisation=normalisations(file),
+                normalization=normalizations(file),
                 splitting=partial(judge_splitting, options.split_batch, None if part else origin, twin),
                 evidence=OnnxEvidence(twin, inputs, origin, cpu_session, folder) if twin is not None else None,
                 stand_in=stand_in,

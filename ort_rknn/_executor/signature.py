@@ -19,7 +19,7 @@ from .._options import INPUT_DTYPES, Options
 from .._tensors import DTYPES, Dim, Layout, Shape, onnx_order
 from ..adapter.contract import Model, TensorInfo
 from .batches import Splitting, leads_free, may_split
-from .declared import Declared, Normalisation
+from .declared import Declared, Normalization
 from .matching import Evidence, confirm, fits, in_models_order, serve
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Port:
     """What the runtime is given or gives: differs from ``layout`` where axes are exchanged above the seam."""
     onnx_dtype: str
     """The dtype that the ONNX declares."""
-    normalisation: Normalisation | None = None
+    normalization: Normalization | None = None
     """What the runtime does to what it is fed."""
     constant: NDArray[np.generic] | None = None
     """Of an output that the model lacks because it never changes: its value."""
@@ -63,14 +63,14 @@ class Port:
         return self.index >= 0 and self.copy_of is None
 
     @property
-    def denormalises(self) -> bool:
-        """The runtime will normalise, but the caller's floats are normalised already: undone first."""
-        return self.normalisation is not None and self.dtype.startswith("float")
+    def denormalizes(self) -> bool:
+        """The runtime will normalize, but the caller's floats are normalized already: undone first."""
+        return self.normalization is not None and self.dtype.startswith("float")
 
     @property
     def converts(self) -> bool:
         """Something is to be done above the seam; else the runtime reads and writes the caller's buffer itself."""
-        return self.dtype != self.wire_dtype or self.layout != self.wire_layout or self.denormalises
+        return self.dtype != self.wire_dtype or self.layout != self.wire_layout or self.denormalizes
 
     @property
     def elem_type(self) -> int:
@@ -195,7 +195,7 @@ def negotiate(
     outputs: Sequence[Declared],
     options: Options,
     *,
-    normalisation: Mapping[str, Normalisation] | None = None,
+    normalization: Mapping[str, Normalization] | None = None,
     splitting: Callable[[Collection[str]], Splitting] | None = None,
     evidence: Evidence | None = None,
     stand_in: bool = False,
@@ -254,12 +254,12 @@ def negotiate(
         wire = dtype if dtype in INPUT_DTYPES else "float32"
         if dtype != wire and dtype != "float64":
             raise ort_error(FAIL, f"{label}: input {value.name!r} has dtype {dtype}, which the NPU cannot be fed")
-        norm = (normalisation or {}).get(value.name) if not raw else None
+        norm = (normalization or {}).get(value.name) if not raw else None
         if norm is not None and dtype.startswith("float"):
             wire = "float32"
             notes.append(
-                f"input {value.name!r}: the compiled model normalises its input itself, while the ONNX is fed "
-                f"normalised {dtype}; feeds are denormalised first (input_dtype='uint8' feeds pixels straight in)"
+                f"input {value.name!r}: the compiled model normalizes its input itself, while the ONNX is fed "
+                f"normalized {dtype}; feeds are denormalized first (input_dtype='uint8' feeds pixels straight in)"
             )
         if stand_in and not raw and value.dtype.startswith("float") and not dtype.startswith("float"):
             notes.append(f"input {value.name!r}: taken as it is, while a compiled model may have a mean and std for it")
@@ -406,15 +406,15 @@ def _output_dtypes(
             )
         return info.dtype, info.dtype
     dtype = "float32" if asked == "float32" else value.dtype
-    if dtype == info.dtype and info.quantisation is None:
+    if dtype == info.dtype and info.quantization is None:
         return dtype, dtype
     if dtype in ("float32", "float64", "float16"):
         return dtype, "float32"
-    if info.quantisation is None and info.dtype in DTYPES and not info.dtype.startswith("float"):
+    if info.quantization is None and info.dtype in DTYPES and not info.dtype.startswith("float"):
         return dtype, info.dtype  # an integer of another width: a plain cast above the seam
     raise ort_error(
         FAIL,
         f"{label}: output {value.name!r} is {dtype} in the ONNX, but the compiled model gives "
-        f"{'quantised ' if info.quantisation else ''}{info.dtype}, which would lose its integers; "
+        f"{'quantized ' if info.quantization else ''}{info.dtype}, which would lose its integers; "
         + ("output_dtype='native' gives the raw values" if info.raw else "another adapter can give the raw values"),
     )

@@ -37,7 +37,7 @@ def config_entry(so: Any, key: str) -> str | None:
 
 def copy_options(so: Any, content: bytes) -> Any:
     """An independent copy of the user's SessionOptions, which Python cannot copy: a native session makes one of its
-    own when it is created, long before it is initialised."""
+    own when it is created, long before it is initialized."""
     if not so:
         return onnxruntime.SessionOptions()
     native = C.InferenceSession(so, content, False, False)

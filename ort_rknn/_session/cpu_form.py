@@ -17,12 +17,12 @@ import numpy as np
 
 from .._errors import OptionError
 from .._executor.conversion import per_channel
-from .._executor.declared import normalisation_of
+from .._executor.declared import normalization_of
 from .._executor.signature import pick
 from .._options import INPUT_DTYPES, SIGNATURE_OPTIONS, Options
 from .._planning.facts import Facts
 from .._tensors import DTYPES
-from ..adapter import SOC_CORES, Quantisation
+from ..adapter import SOC_CORES, Quantization
 from ..files import (
     Disagreement,
     OnnxFileError,
@@ -51,7 +51,7 @@ class CpuForm:
     """Of the files that hold the weights, where there are any: the model itself is in memory."""
     notes: tuple[str, ...]
     """What was added, for ``explain()``."""
-    quantisation: Mapping[str, Quantisation]
+    quantization: Mapping[str, Quantization]
     """Of the inputs and outputs that are raw, by name."""
 
 
@@ -155,7 +155,7 @@ def _raw_input(value: OnnxValue, own: str, compiled: _Compiled) -> tuple[str, li
     tensor = compiled.stored_input(value.name)
     if tensor is None:
         return own, []
-    dtype, how = tensor.runtime_dtype or "", tensor.quantisation
+    dtype, how = tensor.runtime_dtype or "", tensor.quantization
     if dtype not in INPUT_DTYPES:
         raise OptionError(f"provider option input_dtype='native': input {value.name!r} is {dtype}")
     if how is None:
@@ -206,7 +206,7 @@ def _norm(value: OnnxValue, dtype: str, compiled: _Compiled) -> list[Step]:
     """What a compiled model does to integers, in float32 and the ONNX's order of axes: ``(x - mean) / std``, or
     nothing."""
     tensor = compiled.input_of(value.name, dtype)
-    norm = normalisation_of(tensor) if tensor is not None else None
+    norm = normalization_of(tensor) if tensor is not None else None
     if norm is None:
         return []
     std, mean = per_channel(norm, "NCHW", 4)  # files tell it of inputs with four axes only
@@ -228,7 +228,7 @@ def _raw(value: OnnxValue, own: str, compiled: _Compiled) -> Edge | None:
     tensor = compiled.output_of(value.name)
     if tensor is None:
         return None
-    dtype, how = tensor.runtime_dtype or "", tensor.quantisation
+    dtype, how = tensor.runtime_dtype or "", tensor.quantization
     if dtype not in DTYPES:
         raise OptionError(f"provider option output_dtype='native': output {value.name!r} is {dtype}")
     if how is None:
@@ -257,7 +257,7 @@ class _Compiled:
         self._files: list[tuple[str, RknnFile]] | None = None
         self._unread: list[str] = []
         self.notes: list[str] = []
-        self.raw: dict[str, Quantisation] = {}
+        self.raw: dict[str, Quantization] = {}
 
     def shape_of(self, name: str) -> Sequence[int] | None:
         """An input's compiled shape in the ONNX's order of axes; None where nothing tells it."""
@@ -279,11 +279,11 @@ class _Compiled:
                 continue
             if tensor is not None and tensor.mean is None and tensor.std is None:
                 continue
-            norm = normalisation_of(tensor) if tensor is not None else None
+            norm = normalization_of(tensor) if tensor is not None else None
             said.setdefault((norm.mean, norm.std) if norm is not None else None, (label, tensor))
         if len(said) == 1:
             ((label, tensor),) = said.values()
-            norm = normalisation_of(tensor) if tensor is not None else None
+            norm = normalization_of(tensor) if tensor is not None else None
             if norm is not None:
                 mean, std = list(norm.mean), list(norm.std)
                 self.notes.append(f"input {name!r}: mean {mean} and std {std} as {label} says")
@@ -324,10 +324,10 @@ class _Compiled:
             if tensor is None:
                 said.setdefault(None, (label, None))
             elif tensor.runtime_dtype is not None:
-                said.setdefault((tensor.runtime_dtype, tensor.quantisation), (label, tensor))
+                said.setdefault((tensor.runtime_dtype, tensor.quantization), (label, tensor))
         if len(said) == 1:
             ((label, tensor),) = said.values()
-            how = tensor.quantisation if tensor is not None else None
+            how = tensor.quantization if tensor is not None else None
             if how is not None:
                 told = f"scale {how.scale:g} and zero point {how.zero_point}"
                 self.notes.append(f"{what} {name!r}: {told} as {label} says")

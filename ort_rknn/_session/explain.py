@@ -60,9 +60,9 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
                 lines.append(f"{what + ':':<11}{port.name} {port.dtype} {list(port.dims)}, not in the compiled model")
                 continue
             compiled = f"{port.info.dtype} {list(port.info.shape)}"
-            quantised = port.info.quantisation
-            if quantised is not None:
-                compiled += f" scale {quantised.scale:g} zero point {quantised.zero_point}"
+            quantized = port.info.quantization
+            if quantized is not None:
+                compiled += f" scale {quantized.scale:g} zero point {quantized.zero_point}"
             lines.append(f"{what + ':':<11}{port.name} {port.dtype} {list(port.dims)}, compiled {compiled}")
     for group in signature.sets if signature.dynamic else ():
         lines.append("shape set: " + ", ".join(f"{p.name} {list(s)}" for p, s in zip(signature.inputs, group)))

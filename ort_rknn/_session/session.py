@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .._onnxruntime import InferenceSession as _Parent
     from .._onnxruntime import SessionOptions
-    from .._tensors import Quantisation, Shape
+    from .._tensors import Quantization, Shape
     from .start import State
 
     #: Providers as onnxruntime takes them, or one name.
@@ -138,8 +138,8 @@ class InferenceSession(_Parent, AsynchronousCalls):
         return executor.signature.sets if executor is not None and executor.signature.dynamic else ()
 
     @property
-    def quantisation(self) -> Mapping[str, Quantisation]:
-        """Scale and zero point by input and output name, of the tensors that are quantised on the NPU.
+    def quantization(self) -> Mapping[str, Quantization]:
+        """Scale and zero point by input and output name, of the tensors that are quantized on the NPU.
 
         They tell how to read raw outputs (``output_dtype="native"``). Those of EPContext nodes by the names in the
         graph. On the CPU: of raw outputs only.
@@ -147,7 +147,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
         signatures = [executor.signature for executor in (self._npu.executors if self._npu is not None else ())]
         ports = [port for signature in signatures for port in (*signature.inputs, *signature.outputs)]
         raw = self._npu.raw if self._npu is not None else {}
-        return {**raw, **{p.name: p.info.quantisation for p in ports if p.info.quantisation is not None}}
+        return {**raw, **{p.name: p.info.quantization for p in ports if p.info.quantization is not None}}
 
     def buffers(self, n: int) -> list[dict[str, NDArray[Any]]]:
         """``n`` sets of input arrays that fit the model, each a feed by input name, to be filled again and again.

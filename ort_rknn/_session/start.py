@@ -42,7 +42,7 @@ from .._planning.session_options import (
     overridden_dims,
     replaced_weights,
 )
-from .._tensors import Quantisation
+from .._tensors import Quantization
 from ..adapter.contract import Model
 from ..files import OnnxFileError
 from ..files.pinned import FileChangedError, PinnedModel
@@ -68,7 +68,7 @@ class State:
     of_nodes: list[Executor] = field(default_factory=list)
     """Where the model has EPContext nodes: one executor each."""
     notes: list[str] = field(default_factory=list)
-    raw: Mapping[str, Quantisation] = field(default_factory=dict)
+    raw: Mapping[str, Quantization] = field(default_factory=dict)
     """Outputs that the CPU gives as a compiled model would hold them."""
     parallel: bool = False
     """Nodes run on onnxruntime's own threads (ORT_PARALLEL), so a run is not told by its thread."""
@@ -297,7 +297,7 @@ def _start_on_cpu(session: Any, parent: Callable[..., None], state: State, so: A
             unread = str(error)
     options = so
     if form is not None:
-        model, state.raw = form.model, form.quantisation
+        model, state.raw = form.model, form.quantization
         state.notes += form.notes
         if form.folder is not None:
             options = copy_options(so, EMPTY_MODEL)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._socs import SOC_CORES, find_soc_name, is_soc, soc_family, soc_note
-from .._tensors import Layout, Quantisation, Shape
+from .._tensors import Layout, Quantization, Shape
 from .contract import (
     CORE_MASK_ALL,
     CORE_MASK_AUTO,
@@ -69,7 +69,7 @@ __all__ = [
     "ModelSource",
     "NotBindable",
     "PortForm",
-    "Quantisation",
+    "Quantization",
     "Query",
     "Region",
     "RknnError",

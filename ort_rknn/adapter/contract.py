@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .._tensors import Layout, Quantisation, Shape
+from .._tensors import Layout, Quantization, Shape
 
 CORE_MASK_AUTO = 0
 CORE_MASK_ALL = 0xFFFF
@@ -127,15 +127,15 @@ class TensorInfo:
     """An input or output as the runtime reports it after loading.
 
     ``shape`` and ``layout`` are the runtime's: a 4-D input is NHWC whatever the ONNX said, an output is as in the ONNX.
-    ``dtype`` is the compiled type (float16, int8 ...), ``quantisation`` is None for types that are not quantised
-    (float16 with scale 1 and zero point 0 counts as not quantised).
+    ``dtype`` is the compiled type (float16, int8 ...), ``quantization`` is None for types that are not quantized
+    (float16 with scale 1 and zero point 0 counts as not quantized).
     """
 
     name: str
     shape: Shape
     dtype: str
     layout: Layout
-    quantisation: Quantisation | None = None
+    quantization: Quantization | None = None
     raw: bool = True
     """Of an output: whether it can be had as it is stored. False: as float32 only."""
 
@@ -146,7 +146,7 @@ class PortForm:
 
     ``shape`` is the buffer's own, in ``layout`` (UNDEFINED for tensors that are not 4-D). For an input the runtime
     converts ``dtype`` and ``layout`` to the model's own unless ``pass_through`` is set. For an output ``dtype`` is
-    either "float32" (the runtime widens and dequantises) or the compiled dtype (raw).
+    either "float32" (the runtime widens and dequantizes) or the compiled dtype (raw).
     """
 
     dtype: str

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 
-from .._tensors import Quantisation, Shape
+from .._tensors import Quantization, Shape
 from ._flatbuffer import Budget, FlatbufferError, Table
 from ._repr import parse_repr
 from ._source import Data
@@ -42,7 +42,7 @@ class Port:
     name: str
     shape: Shape | None = None
     dtype: str | None = None
-    quantisation: Quantisation | None = None
+    quantization: Quantization | None = None
 
 
 @dataclass(slots=True)
@@ -147,12 +147,12 @@ def _read_tensor(tensor: Table) -> Port:
         raise ValueError("an input or output has no name")
     scales = tensor.floats(_TENSOR_SCALE, _TABLE_LIMIT) or ()
     zero_points = tensor.ints(_TENSOR_ZERO_POINT, _TABLE_LIMIT) or ()
-    quantisation = None
+    quantization = None
     if len(scales) == 1 and len(zero_points) == 1 and isfinite(scales[0]) and scales[0] > 0:
-        quantisation = Quantisation(scales[0], zero_points[0])
+        quantization = Quantization(scales[0], zero_points[0])
     code = tensor.byte(_TENSOR_TYPE)
     dims = tensor.ints(_TENSOR_DIMS, _RANK_LIMIT)
-    return Port(name.decode(), as_shape(dims), _TYPE_CODES.get(code or 0), quantisation)
+    return Port(name.decode(), as_shape(dims), _TYPE_CODES.get(code or 0), quantization)
 
 
 def _read_trailer(data: Data, trailer: tuple[int, int], parts: Parts, budget: Budget) -> None:
@@ -180,8 +180,8 @@ def _read_trailer(data: Data, trailer: tuple[int, int], parts: Parts, budget: Bu
     for entry in map(_mapping, _sequence(value.get("norm_tensor"))):
         identifier, name = entry.get("tensor_id"), entry.get("url")
         if isinstance(identifier, int) and isinstance(name, str) and 0 < len(name) <= _NAME_LIMIT:
-            quantised = _mapping(entry.get("dtype")).get("vx_type")
-            dtype = quantised if isinstance(quantised, str) and quantised in ("int8", "int16") else None
+            quantized = _mapping(entry.get("dtype")).get("vx_type")
+            dtype = quantized if isinstance(quantized, str) and quantized in ("int8", "int16") else None
             tensors[identifier] = Port(name, as_shape(entry.get("size")), dtype)
     for edge in map(_mapping, _sequence(value.get("graph"))):
         identifier = edge.get("right_tensor_id")

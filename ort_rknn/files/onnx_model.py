@@ -48,12 +48,12 @@ class OnnxModel:
     graph_name: str
     graph_doc_string: str
     inputs: tuple[OnnxValue, ...]
-    """The graph's inputs in its order, without those that are initialisers."""
+    """The graph's inputs in its order, without those that are initializers."""
     outputs: tuple[OnnxValue, ...]
     overridable: tuple[OnnxValue, ...]
-    """Initialisers that a caller may feed: those that are graph inputs too, from IR version 4 on."""
+    """Initializers that a caller may feed: those that are graph inputs too, from IR version 4 on."""
     initializers: tuple[str, ...]
-    """Names of the main graph's initialisers, sparse ones included."""
+    """Names of the main graph's initializers, sparse ones included."""
     ep_context_nodes: tuple[EpContextNode, ...]
     """In the main graph and in the graphs inside its nodes."""
     node_count: int

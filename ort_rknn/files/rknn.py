@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .._tensors import Layout, Quantisation, Shape
+from .._tensors import Layout, Quantization, Shape
 from ._rknn_parts import Parts, Port, as_floats, as_shape, as_shapes, read_parts
 from ._source import Data, Source, describe_source, looks_like, open_source
 
@@ -53,7 +53,7 @@ class RknnTensor:
     """As the runtime reports it: inputs NHWC and outputs NCHW where they have four axes, else UNDEFINED."""
     runtime_dtype: str | None
     """The compiled type: "float16", "int8" ..."""
-    quantisation: Quantisation | None
+    quantization: Quantization | None
     """Of int8 and int16 tensors. (An int16 one, "w16a16i_dfp", has a scale of about 2**-k.) None for other types."""
     mean: tuple[float, ...] | None
     """Of an input: the runtime subtracts it per channel, then divides by ``std``. As long as ``std``: one number, or
@@ -229,10 +229,10 @@ def _tensor(port: Port, parts: Parts, batch: int, *, is_input: bool) -> RknnTens
     if shape is not None:
         # Outputs are written as NCHW whatever their rank; the runtime says UNDEFINED of all that are not 4-D.
         layout = "UNDEFINED" if len(shape) != 4 else "NHWC" if is_input and reported.get("layout") != "NCHW" else "NCHW"
-    quantisation = port.quantisation if runtime_dtype in _QUANTISED else None
-    if runtime_dtype in _QUANTISED and quantisation is None and dtype != runtime_dtype:
-        unknown.append(f"the quantisation of {port.name!r}")
-    mean, std = _normalisation(attributes, shape)
+    quantization = port.quantization if runtime_dtype in _QUANTISED else None
+    if runtime_dtype in _QUANTISED and quantization is None and dtype != runtime_dtype:
+        unknown.append(f"the quantization of {port.name!r}")
+    mean, std = _normalization(attributes, shape)
     if is_input and attributes and mean is None:
         unknown.append(f"the mean and std of {port.name!r}")
     return RknnTensor(
@@ -241,13 +241,13 @@ def _tensor(port: Port, parts: Parts, batch: int, *, is_input: bool) -> RknnTens
         dtype=dtype,
         layout=layout,
         runtime_dtype=runtime_dtype,
-        quantisation=quantisation,
+        quantization=quantization,
         mean=mean,
         std=std,
     )
 
 
-def _normalisation(
+def _normalization(
     attributes: Mapping[str, object], shape: Shape | None
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Mean and std, equally long; (None, None) where the file does not tell them or tells what cannot be.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from librknnrt_virtual import MODELS, Npu, pattern, run
 
-from ort_rknn.adapter import AdapterError, Device, LoadSettings, ModelSource, Quantisation, Query, RknnError, TensorInfo
+from ort_rknn.adapter import AdapterError, Device, LoadSettings, ModelSource, Quantization, Query, RknnError, TensorInfo
 from ort_rknn_librknnrt import LibrknnrtAdapter
 from ort_rknn_librknnrt.runtime import load_model
 
@@ -43,13 +43,13 @@ def test_report(npu):
     model.close()
 
 
-def test_report_of_quantised_tensors(npu):
+def test_report_of_quantized_tensors(npu):
     model = npu.load("conv_i8")
-    assert model.inputs == (TensorInfo("x", (1, 32, 32, 3), "int8", "NHWC", Quantisation(0.03125, -6)),)
+    assert model.inputs == (TensorInfo("x", (1, 32, 32, 3), "int8", "NHWC", Quantization(0.03125, -6)),)
     (output,) = model.outputs
     assert (output.shape, output.dtype) == ((1, 20, 8, 8), "int8")
-    assert output.quantisation.scale == pytest.approx(0.0381174237)
-    assert output.quantisation.zero_point == -4
+    assert output.quantization.scale == pytest.approx(0.0381174237)
+    assert output.quantization.zero_point == -4
     model.close()
 
 
@@ -66,7 +66,7 @@ def test_report_of_quantised_tensors(npu):
 def test_report_of_other_ranks_and_types(npu, name, inputs, outputs):
     model = npu.load(name, data=True)
     assert [(info.name, info.dtype, info.shape) for info in model.inputs] == inputs
-    assert all(info.quantisation is None for info in model.inputs)
+    assert all(info.quantization is None for info in model.inputs)
     assert [info.shape for info in model.outputs] == outputs
     assert model.output_shapes(None) == tuple(outputs)
     model.close()

@@ -49,14 +49,14 @@ class TestConversions:
         model = npu.load("conv_i8")
         context = model.context(1)
         stored = np.random.default_rng(1).integers(-128, 128, (1, 3, 32, 32), np.int8)
-        quantisation = model.inputs[0].quantisation
-        real = (stored.astype(np.float32) - quantisation.zero_point) * np.float32(quantisation.scale)
+        quantization = model.inputs[0].quantization
+        real = (stored.astype(np.float32) - quantization.zero_point) * np.float32(quantization.scale)
         raw, wide = np.empty((1, 20, 8, 8), np.int8), np.empty((1, 20, 8, 8), np.float32)
         run(context, [real], [raw])
         np.testing.assert_array_equal(raw, pattern([stored], 0, "int8", raw.shape))
         run(context, [real], [wide])
-        quantisation = model.outputs[0].quantisation
-        np.testing.assert_allclose(wide, (raw.astype(np.float64) - quantisation.zero_point) * quantisation.scale, 1e-6)
+        quantization = model.outputs[0].quantization
+        np.testing.assert_allclose(wide, (raw.astype(np.float64) - quantization.zero_point) * quantization.scale, 1e-6)
         model.close()
 
     def test_pass_through(self, npu):

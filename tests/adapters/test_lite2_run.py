@@ -74,7 +74,7 @@ class TestNumbers:
         other = load_model(device.runtime, device, source, LoadSettings())
         assert (model.inputs, model.shape_sets) == (other.inputs, other.shape_sets)
         assert tuple(dataclasses.replace(output, raw=True) for output in model.outputs) == other.outputs
-        assert [output.raw for output in model.outputs] == [output.quantisation is None for output in other.outputs]
+        assert [output.raw for output in model.outputs] == [output.quantization is None for output in other.outputs]
         for shape_set in range(len(model.shape_sets)) if model.shape_sets else (None,):
             assert model.output_shapes(shape_set) == other.output_shapes(shape_set)
             ours, theirs = (
@@ -120,9 +120,9 @@ class TestNumbers:
 
     def test_pass_through(self, board):
         model = board.load("conv_i8")
-        quantisation = model.inputs[0].quantisation
+        quantization = model.inputs[0].quantization
         stored = np.random.default_rng(2).integers(-128, 128, (1, 32, 32, 3), np.int8)
-        real = (stored.astype(np.float32) - quantisation.zero_point) * np.float32(quantisation.scale)
+        real = (stored.astype(np.float32) - quantization.zero_point) * np.float32(quantization.scale)
         context = model.context(0)
         (want,) = run(context, [real], buffers(model), layout="NHWC")
         (got,) = run(context, [stored], buffers(model), layout="NHWC", pass_through=True)

@@ -69,7 +69,7 @@ def test_session_and_plain_rknnlite_give_the_same_numbers(board, name, golden):
         theirs = plain.rknn.inference(inputs=arrays) if pixels else plain.run(arrays)
         for output, a, b in zip(ours.get_outputs(), got, theirs, strict=True):
             np.testing.assert_array_equal(a.astype(np.float32), b.reshape(a.shape))
-            how = ours.quantisation.get(output.name)
+            how = ours.quantization.get(output.name)
             want = values[f"onnxruntime/{output.name}"]
             limit = 2.5 * how.scale if how else 2e-3 * max(1.0, float(np.abs(want).max()))
             assert np.abs(a - want).max() <= limit
@@ -161,7 +161,7 @@ def test_an_error_at_a_run(board, call):
         np.testing.assert_array_equal(made.run(None, {"x": X})[0], want)
 
 
-def test_native_quantised_outputs_are_refused_when_the_session_is_made(board):
+def test_native_quantized_outputs_are_refused_when_the_session_is_made(board):
     said = "output_dtype='native': the adapter gives output 'y', stored as int8, as float32 only"
     with pytest.raises(ort.OptionError, match=said):
         session("conv_i8.onnx", output_dtype="native")

@@ -100,7 +100,7 @@ def test_numbers_are_those_of_the_vendors_simulator(npu, name):
     results = _run(context, model, [golden[f"input/{info.name}"] for info in model.inputs])
     for info, result in zip(model.outputs, results, strict=True):
         wanted = golden[f"simulator/{info.name}"].reshape(result.shape)
-        scale = info.quantisation.scale * 3 if info.quantisation else 1e-3 * max(1, np.abs(wanted).max())
+        scale = info.quantization.scale * 3 if info.quantization else 1e-3 * max(1, np.abs(wanted).max())
         assert np.abs(result - wanted).max() <= scale
     context.close()
     model.close()

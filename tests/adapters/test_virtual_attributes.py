@@ -52,7 +52,7 @@ def test_signature_is_the_onnx_with_4d_inputs_as_nhwc(rt, name):
     rt.destroy(context)
 
 
-def test_types_and_quantisation(rt):
+def test_types_and_quantization(rt):
     context = rt.open("conv_i8")
     x, y = rt.attr(context, 1), rt.attr(context, 2)
     assert (x.type, x.qnt_type, x.zp, x.scale) == (2, 2, -6, 0.03125)

@@ -1,4 +1,4 @@
-"""What goes into a run and what comes out: element types, orders of axes, quantisation, the pattern."""
+"""What goes into a run and what comes out: element types, orders of axes, quantization, the pattern."""
 
 import ctypes as c
 
@@ -16,7 +16,7 @@ from virtual_runtime import (
     Runtime,
     Tap,
     pattern,
-    quantise,
+    quantize,
 )
 
 from ort_rknn_virtual._abi import COMPUTE
@@ -70,7 +70,7 @@ def test_orders_of_axes(rt, rng, dtype, fmt, shape):
     rt.destroy(context)
 
 
-def test_quantised_input_and_output(rt, rng):
+def test_quantized_input_and_output(rt, rng):
     context = rt.open("conv_i8")
     x, y = rt.attr(context, 1), rt.attr(context, 2)
     value = rng.normal(size=(1, 3, 32, 32)).astype(np.float32) * 3
@@ -79,9 +79,9 @@ def test_quantised_input_and_output(rt, rng):
     tap = Tap(rt, context, [answer])
     (wide,) = rt.infer(context, [value])
     (raw,) = rt.outputs(context, want_float=False)
-    stored = quantise(np.nan_to_num(value, nan=-1e9), x.scale, x.zp)
+    stored = quantize(np.nan_to_num(value, nan=-1e9), x.scale, x.zp)
     np.testing.assert_array_equal(tap.inputs[0], (stored.astype(np.float32) - x.zp) * np.float32(x.scale))
-    np.testing.assert_array_equal(raw, quantise(answer, y.scale, y.zp))
+    np.testing.assert_array_equal(raw, quantize(answer, y.scale, y.zp))
     np.testing.assert_array_equal(wide, (raw.astype(np.float32) - y.zp) * np.float32(y.scale))
     assert raw.dtype == np.int8
     tap.inputs.clear()
@@ -99,7 +99,7 @@ def test_image_with_mean_and_std(rt, rng, fmt):
     tap = Tap(rt, context)
     rt.infer(context, [image if fmt == NHWC else image.transpose(0, 3, 1, 2)], fmt)
     mean, std = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
-    stored = quantise((image.astype(np.float32) - mean) / std, x.scale, x.zp).transpose(0, 3, 1, 2)
+    stored = quantize((image.astype(np.float32) - mean) / std, x.scale, x.zp).transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(tap.inputs[0], (stored.astype(np.float32) - x.zp) * np.float32(x.scale))
     rt.destroy(context)
 
@@ -193,11 +193,11 @@ def test_pattern_as_documented(rt, rng):
     rt.destroy(context)
 
 
-def test_pattern_of_a_quantised_model(rt, rng):
+def test_pattern_of_a_quantized_model(rt, rng):
     context = rt.open("conv_i8")
     x, y = rt.attr(context, 1), rt.attr(context, 2)
     value = rng.normal(size=(1, 3, 32, 32)).astype(np.float32)
-    (wanted,) = pattern([quantise(value, x.scale, x.zp)], [("int8", (1, 20, 8, 8))])
+    (wanted,) = pattern([quantize(value, x.scale, x.zp)], [("int8", (1, 20, 8, 8))])
     (wide,) = rt.infer(context, [value])
     np.testing.assert_array_equal(wide, (wanted.astype(np.float32) - y.zp) * np.float32(y.scale))
     rt.destroy(context)

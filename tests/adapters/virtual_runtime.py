@@ -170,7 +170,7 @@ class Tap:
         return np.frombuffer(memory, DTYPES[tensor.type]).reshape(tensor.dims[: tensor.n_dims])
 
 
-def quantise(values, scale, zero_point, dtype="int8"):
+def quantize(values, scale, zero_point, dtype="int8"):
     """As the page of the pattern says: ties to even, clamped."""
     info = np.iinfo(dtype)
     whole = np.round(values.astype(np.float32) / np.float32(scale)) + zero_point

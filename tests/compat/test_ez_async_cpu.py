@@ -58,7 +58,7 @@ def test_without_an_npu_the_onnx_runs_on_the_cpu_and_a_warning_says_so(beside):
 
 @pytest.mark.filterwarnings("ignore::ort_rknn.FallbackWarning")
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_pixels_on_the_cpu_are_normalised_as_the_compiled_model_does(beside, layout):
+def test_pixels_on_the_cpu_are_normalized_as_the_compiled_model_does(beside, layout):
     pixels = np.load(MODELS / "image_u8.rk3588.golden.npz")["input/image"]  # NHWC
     pixels = pixels if layout == "nhwc" else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
     path = beside / "image_u8.rk3588.rknn"

@@ -330,7 +330,7 @@ def test_w3_dma_buf_is_refused_with_any_offset():
         ez.OrtValue.ortvalue_from_dmabuf(0, [4], "float32", size=16, offset=4096)
 
 
-def test_w4_real_numbers_are_quantised(npu):
+def test_w4_real_numbers_are_quantized(npu):
     with make(model("conv_i8")) as session:
         x = np.full((1, 3, 32, 32), 0.7, np.float32)
         value = ez.OrtValue.ortvalue_from_numpy(x, "rknpu2", name="x", session=session, io_kind="input")

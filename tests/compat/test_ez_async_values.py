@@ -167,7 +167,7 @@ def test_what_a_value_holds_at_the_run_counts(session):
     assert np.array_equal(binding.copy_outputs_to_cpu()[0].astype(np.float32), session.run(None, HALF * 2)[0])
 
 
-def test_quantised_tensors_are_stored_integers():
+def test_quantized_tensors_are_stored_integers():
     with make(model("conv_i8")) as session:
         expected = session.run(None, X)[0]
         value = on_device(session, X)
@@ -195,13 +195,13 @@ def test_chaining_needs_tensors_that_are_alike(session):
         binding.bind_ortvalue_input("x", value)
         binding.bind_output("y")
         session.run_with_iobinding(binding)
-    with make(model("conv_i8")) as quantised, make(model("conv_i8"), layout="nhwc") as nhwc:
-        value = on_device(quantised, X)
-        value._tensor = __import__("dataclasses").replace(value._tensor, quantisation=None)
-        with pytest.raises(RuntimeError, match="native zero-copy layout mismatch: quantisation"):
-            quantised.io_binding().bind_ortvalue_input("x", value)
+    with make(model("conv_i8")) as quantized, make(model("conv_i8"), layout="nhwc") as nhwc:
+        value = on_device(quantized, X)
+        value._tensor = __import__("dataclasses").replace(value._tensor, quantization=None)
+        with pytest.raises(RuntimeError, match="native zero-copy layout mismatch: quantization"):
+            quantized.io_binding().bind_ortvalue_input("x", value)
         with pytest.raises(RuntimeError, match="shape mismatch"):
-            nhwc.io_binding().bind_ortvalue_input("x", on_device(quantised, X))
+            nhwc.io_binding().bind_ortvalue_input("x", on_device(quantized, X))
 
 
 def test_what_is_not_bound_or_not_ours_is_an_error(session):

@@ -74,7 +74,7 @@ def test_forms_of_input(where, request):
 
 
 @pytest.mark.parametrize("where", ["npu", "no_npu"])
-def test_quantised_values_pass_through(where, request):
+def test_quantized_values_pass_through(where, request):
     request.getfixturevalue(where)
     made = started(MODELS / "conv_i8.rk3588.rknn") if where == "npu" else on_cpu(MODELS / "conv_i8.rk3588.rknn")
     tensor = MANIFEST["conv_i8.rk3588.rknn"]["declared"]["inputs"][0]
@@ -101,7 +101,7 @@ def test_a_scalar_has_an_axis(where, request):
 
 
 def test_camera_frames(npu, monkeypatch):
-    """uint8 NHWC into a model that normalises; the CPU does as the NPU does."""
+    """uint8 NHWC into a model that normalizes; the CPU does as the NPU does."""
     values = np.load(MODELS / "image_u8.rk3588.golden.npz")
     made = started(MODELS / "image_u8.rk3588.rknn")
     (by_npu,) = made.inference([values["input/image"]])

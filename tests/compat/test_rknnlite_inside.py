@@ -93,7 +93,7 @@ def test_every_model_as_the_runtime_tells_it(npu, name):
     made.release()
 
 
-def test_quantised(start):
+def test_quantized(start):
     made = start(MODELS / "conv_i8.rk3588.rknn")
     tensor = MANIFEST["conv_i8.rk3588.rknn"]["declared"]["inputs"][0]
     attr = made.rknn_runtime.get_tensor_attr(0)

@@ -3,7 +3,7 @@
     python make_twin.py '{"onnx": "model.onnx", "out": "model.rk3588.rknn", "target": "rk3588",
                           "inputs": ["x"], "shape_sets": [[[1, 3, 32, 32]]]}'
 
-Several shape sets make a dynamic-shape model. float16, nothing is quantised.
+Several shape sets make a dynamic-shape model. float16, nothing is quantized.
 """
 
 import json

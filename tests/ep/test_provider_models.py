@@ -128,7 +128,7 @@ def test_a_camera_frame_goes_straight_in(npu, models):
     (x,), (y,) = session.get_inputs(), session.get_outputs()
     assert (x.type, x.shape) == ("tensor(uint8)", [1, 32, 32, 3])
     assert y.type == "tensor(int8)"
-    assert session.quantisation["y"].scale > 0
+    assert session.quantization["y"].scale > 0
     seen = []
     npu.compute = lambda arrays: (seen.append(arrays[0]), [np.full((1, 20, 8, 8), -7)])[1]
     frame = np.arange(32 * 32 * 3, dtype=np.uint32).astype(np.uint8).reshape(1, 32, 32, 3)

@@ -39,7 +39,7 @@ def check_rknn(data: bytes) -> RknnFile | None:
     for tensor in file.inputs + file.outputs:
         assert isinstance(tensor.name, str) and tensor.name
         assert tensor.shape is None or all(type(size) is int and size >= 0 for size in tensor.shape)
-        assert tensor.quantisation is None or tensor.quantisation.scale > 0
+        assert tensor.quantization is None or tensor.quantization.scale > 0
         assert tensor.mean is None or all(type(value) is float for value in tensor.mean)
     for shapes in file.shape_sets:
         assert len(shapes) == len(file.inputs)

@@ -150,7 +150,7 @@ def test_kinds_that_onnxruntime_does_not_take():
 
 
 @pytest.mark.parametrize("ir_version", [3, 4, 8, 10])
-def test_inputs_that_are_initialisers(ir_version):
+def test_inputs_that_are_initializers(ir_version):
     weight = numpy_helper.from_array(np.ones(2, np.float32), "w")
     made = model(
         [value("w", (2,)), value("x", (2,))],
@@ -165,7 +165,7 @@ def test_inputs_that_are_initialisers(ir_version):
     assert ours.initializers == ("w",)
 
 
-def test_sparse_initialisers_are_initialisers():
+def test_sparse_initializers_are_initializers():
     values = numpy_helper.from_array(np.ones(1, np.float32), "sparse")
     indices = numpy_helper.from_array(np.array([2], np.int64), "sparse_indices")
     made = model(
@@ -379,7 +379,7 @@ def resident() -> int:
 
 @pytest.mark.wall_clock
 def test_weights_are_not_read(tmp_path):
-    """200 MB in one initialiser, one constant and one EPContext blob: little memory, little time, nothing left open."""
+    """200 MB in one initializer, one constant and one EPContext blob: little memory, little time, nothing left open."""
     path = tmp_path / "large.onnx"
     raw = b"\x08\x01\x10\x01\x42\x01w" + b"\x4a\x80\x80\x80\x20"  # dims 1, float, "w", raw_data of 64 MB
     tensor_size = len(raw) + (64 << 20)
@@ -418,7 +418,7 @@ def test_weights_are_not_read(tmp_path):
 
 @pytest.mark.wall_clock
 def test_a_thousand_nodes_are_quick():
-    """Aim: 10 ms (with 2,000 initialisers 9 ms on a two-core x86_64). The bound leaves room for a busy machine."""
+    """Aim: 10 ms (with 2,000 initializers 9 ms on a two-core x86_64). The bound leaves room for a busy machine."""
     nodes, weights, last = [], [], "x"
     for i in range(1000):
         nodes.append(helper.make_node("Conv", [last, f"layer.{i}.weight"], [f"/layer.{i}/out"], name=f"/layer.{i}/Conv",

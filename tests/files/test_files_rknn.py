@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ort_rknn.adapter import Quantisation
+from ort_rknn.adapter import Quantization
 from ort_rknn.files import RknnFileError, is_rknn, is_rknpu3, read_rknn
 from ort_rknn.files._repr import parse_repr
 
@@ -54,13 +54,13 @@ def test_real_files_agree_with_the_manifest(name):
             rank4 = "NHWC" if side == "inputs" else "NCHW"
             assert tensor.layout == (rank4 if len(tensor.shape) == 4 else "UNDEFINED")
             if "scale" in compiled and compiled["dtype"] != "bool":  # a bool is written with scale 1, zero point 0
-                assert tensor.quantisation.scale == pytest.approx(compiled["scale"])
-                assert tensor.quantisation.zero_point == compiled["zero_point"]
+                assert tensor.quantization.scale == pytest.approx(compiled["scale"])
+                assert tensor.quantization.zero_point == compiled["zero_point"]
             else:
-                assert tensor.quantisation is None
+                assert tensor.quantization is None
 
 
-def test_every_kind_of_quantised_file_is_in_the_manifest():
+def test_every_kind_of_quantized_file_is_in_the_manifest():
     """The test above says nothing about scales if no entry has one."""
     inputs = [port for entry in FILES.values() for port in entry["declared"]["inputs"]]
     assert sum("scale" in port and port["dtype"] == "int8" for port in inputs) >= 2
@@ -72,7 +72,7 @@ def test_bytes_and_path_read_the_same(name):
     assert read_rknn((MODELS / name).read_bytes()) == read_rknn(str(MODELS / name))
 
 
-def test_normalisation_is_told():
+def test_normalization_is_told():
     (image,) = read_rknn(MODELS / "image_u8.rk3588.rknn").inputs
     assert image.mean == pytest.approx((123.675, 116.28, 103.53))
     assert image.std == pytest.approx((58.395, 57.12, 57.375))
@@ -125,8 +125,8 @@ def test_the_trailer_answers_where_the_model_table_does_not():
     (image,), (logits,) = file.inputs, file.outputs
     assert (image.name, image.shape, image.runtime_dtype) == ("image", (1, 3, 24, 24), "int8")
     assert (logits.name, logits.shape) == ("logits", (1, 10))
-    assert image.dtype is None and image.quantisation is None and image.mean is None
-    assert "the quantisation of 'image'" in file.unknown
+    assert image.dtype is None and image.quantization is None and image.mean is None
+    assert "the quantization of 'image'" in file.unknown
 
 
 def test_the_graph_answers_where_the_attributes_are_damaged():
@@ -340,5 +340,5 @@ def test_hostile_repr_text_is_bounded():
         tracemalloc.stop()
 
 
-def test_quantisation_is_the_seams_own():
-    assert isinstance(read_rknn(MODELS / "conv_i8.rk3588.rknn").inputs[0].quantisation, Quantisation)
+def test_quantization_is_the_seams_own():
+    assert isinstance(read_rknn(MODELS / "conv_i8.rk3588.rknn").inputs[0].quantization, Quantization)

@@ -125,8 +125,8 @@ def test_the_particular_files_are_particular():
     assert [n for n, d in declared.items() if d["custom_string"]] == ["conv_f16.rk3588.rknn"]
     assert [n for n, d in declared.items() if d["shape_sets"] > 1] == ["dynamic.rk3588.rknn"]
     assert [n for n, d in declared.items() if d["rknn_batch_size"] != "0"] == ["batch4.rk3588.rknn"]
-    quantised = [n for n, d in declared.items() if d["outputs"][0]["dtype"] == "int8"]
-    assert quantised == ["conv_i8.rk3588.rknn", "image_u8.rk3588.rknn"]
+    quantized = [n for n, d in declared.items() if d["outputs"][0]["dtype"] == "int8"]
+    assert quantized == ["conv_i8.rk3588.rknn", "image_u8.rk3588.rknn"]
 
 
 @pytest.mark.parametrize("file", GOLDEN)

@@ -14,7 +14,7 @@ CPU = ["CPUExecutionProvider"]
 
 @pytest.fixture
 def described(tmp_path):
-    """A model that says all it can of itself, with an overridable initialiser and an initialiser of its own."""
+    """A model that says all it can of itself, with an overridable initializer and an initializer of its own."""
     scale = numpy_helper.from_array(np.full((1, 4), 2, np.float32), "scale")
     bias = numpy_helper.from_array(np.full((1, 4), 1, np.float32), "bias")
     return save(
@@ -82,14 +82,14 @@ def test_the_getters_give_the_same_objects_and_outlive_the_session(target, descr
     assert meta.graph_name == "the graph"
 
 
-def test_overridable_initialisers_are_no_inputs(target, described):
+def test_overridable_initializers_are_no_inputs(target, described):
     session = target.session(described)
     assert [i.name for i in session.get_inputs()] == ["x"]
     x = np.arange(4, dtype=np.float32)[None]
     assert target.same(session.run(None, {"x": x})[0], 2 * x + 1)
 
 
-def test_overridable_initialisers(on_cpu, described):
+def test_overridable_initializers(on_cpu, described):
     session = on_cpu.session(described)
     (scale,) = session.get_overridable_initializers()
     assert (scale.name, scale.shape, scale.type) == ("scale", [1, 4], "tensor(float)")
@@ -99,7 +99,7 @@ def test_overridable_initialisers(on_cpu, described):
         session.run(None, {"x": x, "bias": x})
 
 
-def test_overridable_initialisers_are_compiled_in_on_the_npu(described):
+def test_overridable_initializers_are_compiled_in_on_the_npu(described):
     """An NPU runs the model as it was compiled: none is listed, and feeding one is onnxruntime's own error."""
     from targets import TARGETS
 

@@ -1,4 +1,4 @@
-"""SessionOptions: config entries, overrides, profiling, saving, assignment, initialisers."""
+"""SessionOptions: config entries, overrides, profiling, saving, assignment, initializers."""
 
 import json
 from pathlib import Path
@@ -255,7 +255,7 @@ def test_disabled_optimisers(target, feed, wanted, optimiser):
     assert target.same(session.run(["map"], feed)[0], wanted["map"])
 
 
-# Initialisers -----------------------------------------------------------------------------------------------------
+# Initializers -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ def weighted(tmp_path):
     return save(tmp_path / "w.onnx", nodes, {"x": [1, 4]}, {"y": [1, 4]}, initializers=[weight])
 
 
-def test_an_initialiser_of_the_users(on_cpu, weighted):
+def test_an_initializer_of_the_users(on_cpu, weighted):
     options = on_cpu.ort.SessionOptions()
     weight = on_cpu.ort.OrtValue.ortvalue_from_numpy(np.full((1, 4), 5, np.float32))
     options.add_initializer("w", weight)
@@ -307,7 +307,7 @@ def test_weights_of_the_users_are_not_dropped_on_the_npu(weighted, tmp_path):
         ort_rknn.InferenceSession(weighted, options, provider_options=VIRTUAL)
 
 
-def test_an_initialiser_for_a_name_that_the_model_lacks(target, weighted):
+def test_an_initializer_for_a_name_that_the_model_lacks(target, weighted):
     options = target.ort.SessionOptions()
     value = target.ort.OrtValue.ortvalue_from_numpy(np.zeros((1, 4), np.float32))
     options.add_initializer("another models", value)

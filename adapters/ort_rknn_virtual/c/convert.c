@@ -163,7 +163,7 @@ static void store_float(int32_t type, const float *restrict from, size_t count, 
     case TYPE_FLOAT16: STORE(uint16_t, from, float_to_half(x)); break;
     case TYPE_BFLOAT16: STORE(uint16_t, from, float_to_bfloat(x)); break;
     case TYPE_FLOAT64: STORE(double, from, (double)x); break;
-    /* Integers come here quantised: whole numbers within their range. */
+    /* Integers come here quantized: whole numbers within their range. */
     case TYPE_INT8: STORE(int8_t, from, (int8_t)(int32_t)x); break;
     case TYPE_UINT8: STORE(uint8_t, from, (uint8_t)(int32_t)x); break;
     case TYPE_INT16: STORE(int16_t, from, (int16_t)(int32_t)x); break;
@@ -210,7 +210,7 @@ static bool is_integer(int32_t type) {
     return type != TYPE_FLOAT32 && type != TYPE_FLOAT16 && type != TYPE_BFLOAT16 && type != TYPE_FLOAT64;
 }
 
-static void quantise(float *restrict v, size_t count, float scale, int32_t zp, int32_t type) {
+static void quantize(float *restrict v, size_t count, float scale, int32_t zp, int32_t type) {
     float lo = type == TYPE_INT8 ? -128.0f : type == TYPE_INT16 ? -32768.0f : 0.0f;
     float hi = type == TYPE_INT8 ? 127.0f : type == TYPE_INT16 ? 32767.0f : type == TYPE_UINT8 ? 255.0f : 65535.0f;
     const float z = (float)zp, magic = 12582912.0f; /* 1.5 x 2^23: adding and taking it away rounds, ties to even */
@@ -270,7 +270,7 @@ static void convert_run(int32_t src_type, const uint8_t *src, size_t from, int32
             const float mean = t->mean[m], std = t->std[m];
             for (size_t i = 0; i < k; i++) buffer[i] = (buffer[i] - mean) / std;
         }
-        if (t->dst_scale != 0) quantise(buffer, k, t->dst_scale, t->dst_zp, dst_type);
+        if (t->dst_scale != 0) quantize(buffer, k, t->dst_scale, t->dst_zp, dst_type);
         store_float(dst_type, buffer, k, dst + done * to * ds, to);
     }
 }

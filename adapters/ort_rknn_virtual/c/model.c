@@ -176,7 +176,7 @@ static int read_port(const table_t *t, model *m, port *p, char why[160]) {
     if (vector(t, 6, 1, &v) && v.count && vector(t, 10, 4, &v) && v.count) {
         memcpy(&p->scale, v.data, 4);
         if (vector(t, 11, 4, &w) && w.count) p->zp = (int32_t)u32(w.data);
-        p->quantised = true;
+        p->quantized = true;
     }
     return RKNN_OK;
 }
@@ -323,11 +323,11 @@ static int check_port(const model *m, port *p, bool is_input, char why[160]) {
     if (width == 0 || p->type == TYPE_FLOAT64 || p->type == TYPE_UINT64)
         return bad(why, "tensor %.60s has a type that the virtual NPU does not know", p->name);
     bool narrow = p->type == TYPE_INT8 || p->type == TYPE_UINT8 || p->type == TYPE_INT16 || p->type == TYPE_UINT16;
-    p->quantised = p->quantised && narrow;
-    if (p->quantised && (!isfinite(p->scale) || p->scale <= 0 || p->zp < -32768 || p->zp > 65535))
-        return bad(why, "tensor %.60s has an impossible quantisation", p->name);
-    if (!p->quantised) p->scale = 1, p->zp = 0;
-    if (p->onnx_type < 0) p->onnx_type = p->quantised || p->type == TYPE_FLOAT16 ? TYPE_FLOAT32 : p->type;
+    p->quantized = p->quantized && narrow;
+    if (p->quantized && (!isfinite(p->scale) || p->scale <= 0 || p->zp < -32768 || p->zp > 65535))
+        return bad(why, "tensor %.60s has an impossible quantization", p->name);
+    if (!p->quantized) p->scale = 1, p->zp = 0;
+    if (p->onnx_type < 0) p->onnx_type = p->quantized || p->type == TYPE_FLOAT16 ? TYPE_FLOAT32 : p->type;
     if (is_input) return check_mean(m, p, why);
     p->n_mean = p->n_std = 0;
     return RKNN_OK;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A .rknn file, read: signature, quantisation, shape sets, target. See model.c. */
+ * A .rknn file, read: signature, quantization, shape sets, target. See model.c. */
 #ifndef VIRTUAL_MODEL_H
 #define VIRTUAL_MODEL_H
 
@@ -19,7 +19,7 @@ typedef struct {
     uint32_t name_length;
     int32_t type;      /* compiled */
     int32_t onnx_type; /* of the ONNX */
-    bool quantised;
+    bool quantized;
     float scale;
     int32_t zp;
     uint32_t n_dims;

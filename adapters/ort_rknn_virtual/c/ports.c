@@ -112,7 +112,7 @@ void form_read(const model *m, const port *p, uint32_t set, buffer_form f, const
         t.mean = p->mean;
         t.std = p->std;
         t.n_mean = p->n_mean;
-        t.dst_scale = p->quantised ? p->scale : 0;
+        t.dst_scale = p->quantized ? p->scale : 0;
         t.dst_zp = p->zp;
     }
     convert(e, f.raw ? p->type : f.type, buffer, l, p->type, stored, layout_nchw(e), &t);
@@ -123,7 +123,7 @@ void form_write(const model *m, const port *p, uint32_t set, buffer_form f, cons
     transform t = {0};
     layout l;
     if (!form_layout(m, p, set, false, f, &l)) return;
-    if (!f.raw && p->quantised) {
+    if (!f.raw && p->quantized) {
         t.src_scale = p->scale;
         t.src_zp = p->zp;
     }
@@ -132,13 +132,13 @@ void form_write(const model *m, const port *p, uint32_t set, buffer_form f, cons
 
 void port_to_onnx(const model *m, const port *p, uint32_t set, const void *stored, void *onnx) {
     extents e = port_extents(m, p, set);
-    transform t = {.src_scale = p->quantised ? p->scale : 0, .src_zp = p->zp};
+    transform t = {.src_scale = p->quantized ? p->scale : 0, .src_zp = p->zp};
     convert(e, p->type, stored, layout_nchw(e), p->onnx_type, onnx, layout_nchw(e), &t);
 }
 
 void port_from_onnx(const model *m, const port *p, uint32_t set, const void *onnx, void *stored) {
     extents e = port_extents(m, p, set);
-    transform t = {.dst_scale = p->quantised ? p->scale : 0, .dst_zp = p->zp};
+    transform t = {.dst_scale = p->quantized ? p->scale : 0, .dst_zp = p->zp};
     convert(e, p->onnx_type, onnx, layout_nchw(e), p->type, stored, layout_nchw(e), &t);
 }
 

@@ -22,7 +22,7 @@
  * and on a one-core SoC every rknn_set_core_mask is -13, as on the board.
  *
  * INPUTS are converted in rknn_inputs_set to the compiled type: (x - mean) / std by channel, then rounded to float16
- * (to nearest, ties to even; overflow gives infinity) or quantised: round(x / scale) + zero point, ties to even,
+ * (to nearest, ties to even; overflow gives infinity) or quantized: round(x / scale) + zero point, ties to even,
  * clamped. With pass_through they are taken as the compiled type in the reported order of axes. All inputs of a run
  * must have been set (-8). After a failed run there are no outputs to get (-1). A dynamic model begins with its first
  * (largest) set; plain attributes stay at that set and "current" ones follow, unless rknn_virtual_set_attr_follows(1).
@@ -35,7 +35,7 @@
  *            seed = sum over k of mix(sum(k) + (k + 1) * G + number of bytes)
  *   output j, element i:  t = mix(seed + (j + 1) * G) + i * G;  u = t >> 53  (0 ... 2047)
  *            stored value: float types (u - 1024) / 1024; 8-bit integers: the low 8 bits of u; bool: u & 1;
- *            other integers: u. Quantised outputs are dequantised from that stored value.
+ *            other integers: u. Quantized outputs are dequantized from that stored value.
  *
  * MISUSE. A context that does not exist (any more) is -7; a context that another thread is using at the moment is -1.
  * Both are an event of kind "misuse". A context's outputs and memory that were not given back are freed with it.
