@@ -1,0 +1,112 @@
+"""Several boards with Ray: what two, three and four do together, and what the engine costs per call.
+
+    python benchmarks/cluster.py [--boards 1,2,4] [--seconds 6]      (extra "ray")
+
+Every board is a Ray node on 127.0.0.1 with a virtual RK3588 whose runs take 20 ms, so one board can do 150 runs/s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from itertools import count, islice
+from pathlib import Path
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # 127.0.0.1 is this machine's address
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["ORT_RKNN_DEVICE"] = "virtual:rk3588"
+os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+
+import numpy as np
+import onnx
+import ray
+from onnx import TensorProto, helper
+from ray.cluster_utils import Cluster
+
+from ort_rknn_ray import Boards, NpuModel
+
+RUN_MS, CORES = 20, 3
+IDEAL = CORES * 1000 / RUN_MS
+#: Least share of the boards' sum, for inputs up to 64 kB.
+BAR = 0.9
+
+
+class Timed(NpuModel):
+    """An actor whose runs take 20 ms."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        from ort_rknn_virtual.control import virtual_npu
+
+        virtual_npu("rk3588").run_time_us = RUN_MS * 1000
+        super().__init__(*args, **kwargs)
+
+
+def model(folder: str, shape: tuple[int, ...], dtype: int) -> str:
+    """A small model with a large input: a mean over every pixel."""
+    nodes = [helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT)] if dtype != TensorProto.FLOAT else []
+    nodes.append(helper.make_node("GlobalAveragePool", ["f" if nodes else "x"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", dtype, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, shape[1], 1, 1))],
+    )
+    path = os.path.join(folder, f"m{shape[2]}_{dtype}.onnx")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def rate(boards: Boards, feed: dict[str, np.ndarray], seconds: float) -> float:
+    """Runs per second of one stream, after a warm-up."""
+    list(boards.map(feed for _ in range(int(IDEAL) // 3)))
+    started, done = time.perf_counter(), 0
+    for _ in boards.map(feed for _ in islice(count(), int(2 * len(boards) * IDEAL * seconds))):
+        done += 1
+        if time.perf_counter() - started > seconds:
+            break
+    return done / (time.perf_counter() - started)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--boards", default="1,2,3,4")
+    parser.add_argument("--seconds", type=float, default=6)
+    given = parser.parse_args()
+    head = {"num_cpus": 2, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    missed = []
+    try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        with tempfile.TemporaryDirectory() as folder:
+            inputs = {
+                "12 kB float32": ((1, 3, 32, 32), TensorProto.FLOAT),
+                "64 kB float32": ((1, 1, 128, 128), TensorProto.FLOAT),
+                "1.2 MB uint8": ((1, 3, 640, 640), TensorProto.UINT8),
+                "4.9 MB float32": ((1, 3, 640, 640), TensorProto.FLOAT),
+            }
+            print(f"{'input':<16}{'boards':>7}{'runs/s':>9}{'of their sum':>14}")
+            for number in map(int, given.boards.split(",")):
+                while len(cluster.list_all_nodes()) < number + 1:
+                    cluster.add_node(num_cpus=1, resources={"rknpu": 1}, node_ip_address="127.0.0.1")
+                cluster.wait_for_nodes()
+                for name, (shape, dtype) in inputs.items():
+                    feed = {"x": np.zeros(shape, helper.tensor_dtype_to_np_dtype(dtype))}
+                    with Boards(model(folder, shape, dtype), actor_class=Timed, boards=number) as boards:
+                        got = rate(boards, feed, given.seconds)
+                    share = got / (number * IDEAL)
+                    print(f"{name:<16}{number:>7}{got:>9.0f}{share:>14.2f}", flush=True)
+                    if share < BAR and " kB" in name:
+                        missed.append(f"{number} boards, {name}: {share:.2f}")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    for text in missed:
+        print(f"below {BAR}: {text}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

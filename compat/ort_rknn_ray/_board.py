@@ -1,0 +1,48 @@
+"""What a board offers to Ray: resources and labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ort_rknn
+
+#: One per board: who takes it has the whole NPU. Logical, as every resource of Ray's: it admits, it does not isolate.
+RESOURCE = "rknpu"
+#: The number of cores, for those who count them.
+CORES = "rknpu_cores"
+#: Labels of a node that has an NPU.
+LABELS = ("rknpu-soc", "rknpu-adapter", "rknpu-virtual")
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """One NPU as Ray should see it."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+
+    def start_arguments(self) -> str:
+        """For ``ray start ... $(ort-rknn ray-resources)``: without spaces and quotes, which a shell would not take off
+        there."""
+        labels = ",".join(f"{key}={value}" for key, value in self.labels.items())
+        words = [f"--resources={json.dumps(dict(self.resources), separators=(',', ':'))}", f"--labels={labels}"]
+        return " ".join(words)
+
+
+def this_board() -> Board | None:
+    """What this machine offers; None where no NPU is usable (a virtual one counts where ``ORT_RKNN_DEVICE`` asks for
+    it)."""
+    devices = ort_rknn.devices()
+    if not devices:
+        return None
+    device = devices[0]
+    return Board(
+        {RESOURCE: 1, CORES: device.cores},
+        {
+            "rknpu-soc": device.soc,
+            "rknpu-adapter": device.adapter,
+            "rknpu-virtual": "true" if device.virtual else "false",
+        },
+    )

@@ -1,0 +1,74 @@
+"""The actor: one session with all cores of its board."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import ort_rknn
+
+from ._store import StoredModel, on_this_node
+
+OnCpu = Literal["refuse", "serve"]
+
+
+class NpuModel:
+    """One session on the NPU of the machine that it is made on. A plain class: make it a Ray actor with
+    ``ray.remote(resources={"rknpu": 1})(NpuModel)``, or let :class:`~ort_rknn_ray.Boards` do so.
+
+    ``model``: a path on that machine, or a :class:`StoredModel`. ``provider_options``: of the session; without
+    ``schedule`` and ``tp_mode``, ``schedule="auto"`` uses every core. ``on_cpu``: what a machine without a usable NPU
+    does: "refuse" raises NpuUnavailable, "serve" runs on the CPU with the usual warning.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | StoredModel,
+        *,
+        provider_options: Mapping[str, Any] | None = None,
+        on_cpu: OnCpu = "refuse",
+    ) -> None:
+        if on_cpu not in ("refuse", "serve"):
+            raise ValueError(f"on_cpu: expected 'refuse' or 'serve', got {on_cpu!r}")
+        options = {"max_queue_size": 64, "submit_timeout_ms": 60_000, **(provider_options or {})}
+        if "schedule" not in options and "tp_mode" not in options:
+            options["schedule"] = "auto"
+        settings = ort_rknn.SessionOptions()
+        if on_cpu == "refuse":
+            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        with warnings.catch_warnings():
+            if on_cpu == "serve":
+                warnings.simplefilter("always", ort_rknn.FallbackWarning)
+            self.session = ort_rknn.InferenceSession(on_this_node(model), settings, provider_options=[options])
+
+    async def run(self, feed: Mapping[str, Any], output_names: Sequence[str] | None = None) -> list[Any]:
+        """Run once. Calls under way together use all cores. Raises what ``InferenceSession.run`` raises."""
+        # Ray owns the arrays of a call, and nobody else writes to them.
+        return await self.session.run_awaitable(output_names, feed, copy=False)
+
+    async def describe(self) -> dict[str, Any]:
+        """Where it runs: "providers", "on_npu", "calls_at_once" (worth having under way), "explain"."""
+        providers = self.session.get_providers()
+        return {
+            "providers": providers,
+            "on_npu": providers[0] == "RKNNExecutionProvider",
+            "calls_at_once": 2 * self._contexts(),
+            "pid": os.getpid(),
+            "explain": self.session.explain(),
+        }
+
+    def _contexts(self) -> int:
+        """Runs that the session has going at once."""
+        options = self.session.get_provider_options().get("RKNNExecutionProvider", {})
+        schedule = options.get("schedule", "")
+        cores = len(set(schedule.split(","))) if schedule else 1
+        if schedule == "auto":
+            device = next(iter(ort_rknn.devices()), None)
+            cores = device.cores if device is not None else 1
+        return cores * int(options.get("threads_per_core", 1))
+
+    async def ping(self) -> bool:
+        """True as soon as the actor answers."""
+        return True

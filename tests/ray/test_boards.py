@@ -1,0 +1,138 @@
+"""Calls over several boards: right, in order, and none lost where a board dies, hangs or falls back."""
+
+import time
+
+import numpy as np
+import onnxruntime
+import pytest
+import ray
+from timed_model import Hanging, Timed
+
+import ort_rknn
+from ort_rknn_ray import Boards, CallFailed, NpuBatches, NpuModel, put_model
+from ort_rknn_ray._store import StoredModel, on_this_node
+
+
+def frame(k):
+    return {"x": np.full((1, 3, 32, 32), k / 1000, np.float32)}
+
+
+@pytest.fixture
+def want(models):
+    session = onnxruntime.InferenceSession(models / "conv_f16.onnx", providers=["CPUExecutionProvider"])
+    return lambda k: session.run(None, frame(k))[0]
+
+
+def right(results, want, numbers=None):
+    for k, (result,) in zip(numbers or range(len(results)), results, strict=False):
+        np.testing.assert_allclose(result, want(k), atol=0.01)
+
+
+def test_two_boards_in_order_and_as_they_come(cluster, models, want):
+    cluster.add(2)
+    cluster.connect()
+    with Boards(models / "conv_f16.onnx", actor_class=Timed) as boards:
+        assert len(boards) == 2
+        assert all(told["on_npu"] for told in boards.describe())
+        right(list(boards.map(frame(k) for k in range(60))), want)
+        assert len(list(boards.map((frame(k) for k in range(60)), ordered=False))) == 60
+        right([boards.run(frame(7))], want, [7])
+        with pytest.raises(Exception, match="x"):  # a call that is wrong in itself is not tried elsewhere
+            list(boards.map([{"x": np.zeros((1, 3, 5, 5), np.float32)}]))
+        right(list(boards.map(frame(k) for k in range(5))), want)
+
+
+def test_a_thousand_runs_with_a_board_killed_in_the_middle_and_back(cluster, models, want):
+    cluster.add(2)
+    cluster.connect()
+    with Boards(models / "conv_f16.onnx", actor_class=Timed) as boards:
+        results = []
+        for k, result in enumerate(boards.map(frame(k) for k in range(1000))):
+            results.append(result)
+            if k == 300:
+                cluster.kill()
+            if k == 600:
+                cluster.add()
+        assert len(results) == 1000
+        right(results, want)
+        end = time.monotonic() + 40
+        while sum("error" not in told for told in boards.describe()) < 2:
+            assert time.monotonic() < end, "the board that came back is not used"
+            time.sleep(0.5)
+        right(list(boards.map(frame(k) for k in range(40))), want)
+
+
+def test_a_board_that_hangs_loses_its_calls_to_the_others(cluster, models, want):
+    cluster.add(2)
+    cluster.connect()
+    with Boards(models / "conv_f16.onnx", actor_class=Hanging, timeout=2) as boards:
+        right(list(boards.map(frame(k) for k in range(60))), want)
+
+
+def test_no_board_and_no_npu(cluster, models, monkeypatch):
+    cluster.connect()
+    with pytest.raises(RuntimeError, match="ray-resources"):
+        Boards(models / "conv_f16.onnx")
+    with Boards(models / "conv_f16.onnx", boards=1, resources={}, actor_class=OnCpu, on_cpu="serve") as boards:
+        assert not boards.describe()[0]["on_npu"]
+    with pytest.raises(Exception, match="NpuUnavailable|no NPU"):
+        Boards(models / "conv_f16.onnx", boards=1, resources={}, actor_class=OnCpu)
+
+
+class OnCpu(NpuModel):
+    def __init__(self, *args, **kwargs):
+        import os
+
+        os.environ.pop("ORT_RKNN_DEVICE", None)
+        super().__init__(*args, **kwargs)
+
+
+def test_calls_that_no_board_can_serve_say_so(cluster, models):
+    cluster.add(1)
+    cluster.connect()
+    with (
+        Boards(models / "conv_f16.onnx", actor_class=Broken, tries=3) as boards,
+        pytest.raises(CallFailed, match="3 times"),
+    ):
+        list(boards.map([frame(0)]))
+
+
+class Broken(NpuModel):
+    async def run(self, feed, output_names=None):
+        raise ort_rknn.capi.onnxruntime_pybind11_state.RuntimeException("rknn_run failed")
+
+
+def test_a_stored_model_is_written_once_and_stays_in_its_folder(cluster, models, tmp_path, monkeypatch):
+    cluster.connect()
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    stored = put_model(models / "conv_f16.onnx")
+    assert {"conv_f16.onnx", "conv_f16.rk3588.rknn", "conv_f16.rk3576.rknn"} <= set(stored.references)
+    path = on_this_node(stored)
+    assert on_this_node(stored) == path
+    assert (
+        ort_rknn.InferenceSession(path, provider_options={"device": "virtual:rk3576"})
+        .get_providers()[0]
+        .startswith("RKNN")
+    )
+    bad = StoredModel("m.onnx", "0" * 64, {"../m.onnx": ray.put(b"")})
+    with pytest.raises(ValueError, match="outside"):
+        on_this_node(bad)
+
+
+def test_ray_data(cluster, models, want):
+    cluster.add(1)
+    cluster.connect()
+    data = ray.data.from_numpy(np.stack([frame(k)["x"][0] for k in range(20)])).rename_columns({"data": "x"})
+    made = data.map_batches(
+        NpuBatches,
+        fn_constructor_args=(str(models / "conv_f16.onnx"),),
+        batch_size=8,
+        batch_format="numpy",
+        num_cpus=0,
+        resources={"rknpu": 1},
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+    rows = sorted(made.take_all(), key=lambda row: row["x"].flat[0])
+    name = next(key for key in rows[0] if key != "x")
+    for k, row in enumerate(rows):
+        np.testing.assert_allclose(row[name], want(k)[0], atol=0.01)
