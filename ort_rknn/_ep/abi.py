@@ -281,15 +281,6 @@ class Api:
             self.check(self.GetDimensions(tensor_info, dims, n.value))
         return tuple(dims)
 
-    def shape_of(self, value: int) -> tuple[int, ...]:
-        """The shape of a tensor value."""
-        info = self.pointer("GetTensorTypeAndShape", value)
-        assert info
-        try:
-            return self.dims(info)
-        finally:
-            self.ReleaseTensorTypeAndShapeInfo(info)
-
     def attribute(self, node: int, name: str, kind: int) -> bytes | int | None:
         """A node's attribute: ATTR_STRING as bytes (its exact size, NULs kept) or ATTR_INT; None where it is absent."""
         out = c_void_p()

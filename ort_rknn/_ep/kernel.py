@@ -53,6 +53,9 @@ class Kernel:
             if index is None
         }
         self._plans: dict[Call, _Plan] = {}
+        # What was found right once: looking again costs more than the run's own calls.
+        self._found: dict[tuple[Shape, ...], Call] = {}
+        self._sizes: list[dict[Shape, int]] = [{} for _ in inputs]
 
     def compute(self, context: int) -> None:
         """One run. Input views are onnxruntime's memory: their addresses are not kept beyond it."""
@@ -114,16 +117,28 @@ class Kernel:
     def _shape(self, value: c_void_p, place: int) -> Shape:
         if not value.value:
             raise self._missing(place)
+        api = self._api
+        info, count = c_void_p(), c_size_t()
         try:
-            return self._api.shape_of(value.value)
+            api.check(api.GetTensorTypeAndShape(value, byref(info)))
+            try:
+                api.check(api.GetDimensionsCount(info, byref(count)))
+                dims = (c_int64 * count.value)()
+                api.check(api.GetDimensions(info, dims, count.value))
+            finally:
+                api.ReleaseTensorTypeAndShapeInfo(info)
         except OrtCallFailed:
             raise self._missing(place) from None
+        return tuple(dims)
 
     def _missing(self, place: int) -> Exception:
         """Where inputs are bound, onnxruntime leaves it to the kernels to find that one is not there."""
         return ort_error(FAIL, f"Missing Input: {self.executor.signature.inputs[place].name}")
 
     def _call(self, shapes: tuple[Shape, ...]) -> Call | None:
+        found = self._found.get(shapes)
+        if found is not None:
+            return found
         executor = self.executor
         for port, shape in zip(executor.signature.inputs, shapes):
             if not port.takes(shape):
@@ -131,15 +146,27 @@ class Kernel:
                     INVALID_ARGUMENT,
                     f"{executor.label}: input {port.name!r} has shape {list(port.dims)}, got {list(shape)}",
                 )
-        return executor.call_for(shapes)
+        call = executor.call_for(shapes)
+        if call is not None:
+            if len(self._found) >= _KEPT:
+                self._found.clear()
+            self._found[shapes] = call
+        return call
 
     def _check_size(self, value: c_void_p, shape: Shape, index: int) -> None:
         """The address and the size are all that the runtime gets: they must agree."""
         size = c_size_t()
         self._api.check(self._api.GetTensorSizeInBytes(value, byref(size)))
+        sizes = self._sizes[index]
+        if size.value == sizes.get(shape):
+            return
         port = self.executor.signature.inputs[index]
         wanted = int(np.prod(shape, dtype=np.int64)) * np.dtype(port.dtype).itemsize
-        if size.value != wanted:
+        if size.value == wanted:
+            if len(sizes) >= _KEPT:
+                sizes.clear()
+            sizes[shape] = wanted
+        else:
             raise ort_error(
                 INVALID_ARGUMENT,
                 f"{self.executor.label}: input {port.name!r} should be {port.dtype} and {wanted} bytes, "

@@ -14,6 +14,7 @@ from typing import Any
 
 from .._concurrency.forks import renewed_in_child
 from .._errors import OptionError
+from .._executor.call_order import run_in_one_order
 from .._options import PROVIDER
 from .._planning.request import NO_CPU
 from . import abi, advertised, host_memory
@@ -209,6 +210,7 @@ def _compile(this: int, graphs: int, fused: int, count: int, infos: int, context
         raise
     finally:
         claims.compiled()
+    run_in_one_order([_kernels[address].executor for address in made])
     for i, address in enumerate(made):
         out[i] = address
 

@@ -28,8 +28,10 @@ from .._options import Options
 from ..adapter.contract import AdapterError, Model, RknnError, RunsWhole
 from .bound_runs import BufferRuns, serve
 from .buffers import table
+from .call_order import CallOrder
 from .calls import Call, Calls, Shapes
 from .conversion import Scratch, view
+from .core_use import users_of
 from .cpu_twin import CpuTwin
 from .dispatch import Dispatch
 from .lanes import Lane, Lease, Turn
@@ -74,11 +76,13 @@ class Executor:
         held: Pinned | None = None,
         whole: bool = False,
         load_again: Callable[[], Model] | None = None,
+        device: str = "",
     ) -> None:
         """``onnx``: what calls of shapes that were not compiled run on, where ``options`` say so, in a session that
         ``cpu_session`` makes. ``whole``: every call runs the ONNX whole, which ``model`` offers
-        (:class:`ort_rknn.adapter.RunsWhole`)."""
+        (:class:`ort_rknn.adapter.RunsWhole`). ``device``: its name, for what sessions know of each other's cores."""
         self._held = held
+        self._device = device
         self._load_again = load_again
         self._inherited = False  # by a fork, and not opened here yet
         self.model = model
@@ -96,6 +100,8 @@ class Executor:
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = threading.Lock()
         self._tasks = itertools.count()
+        self._order_of_calls: CallOrder | None = None
+        self._bit = 0
         #: By thread: the number of the call that it runs, where the call got one when it was accepted. All runs of such
         #: a call go to its core.
         self.numbers: dict[int, int] = {}
@@ -122,11 +128,13 @@ class Executor:
         by_lane: list[list[Lease]] = [[] for _ in self.dispatch.lanes]
         for _ in range(self.dispatch.contexts_per_lane):
             for plan, leases in zip(self.dispatch.lanes, by_lane):
-                leases.append(Lease(self.model.context(plan.core_mask), plan.label))
+                leases.append(
+                    Lease(self.model.context(plan.core_mask), plan.label, users_of(self._device, plan.core_mask))
+                )
                 self._leases.append(leases[-1])
         by_shape = self.signature.dynamic
         if self.dispatch.first_idle:
-            return (Lane(self._leases, by_shape=by_shape),) * len(by_lane)
+            return (Lane(self._leases, by_shape=by_shape, by_use=True),) * len(by_lane)
         return tuple(Lane(leases, by_shape=by_shape) for leases in by_lane)
 
     def call_for(self, shapes: Shapes) -> Call | None:
@@ -181,7 +189,7 @@ class Executor:
             self.open_here()
         if lane is None:
             number = self.numbers.get(threading.get_ident()) if self.numbers else None
-            lane = self._lane(self.take_number() if number is None else number)
+            lane = self._lane(self._own_number() if number is None else number)
         lease = lane.take(call.form.shape_set)
         if lease is None:
             lane.wait_and_run(partial(self._work.do, call, inputs, outputs))
@@ -195,8 +203,16 @@ class Executor:
                 lane.call_who_waits()
 
     def take_number(self) -> int:
-        """The next run's number. Calls that start later take theirs when they are accepted."""
-        return next(self._tasks)
+        """The next call's number. Calls that start later take theirs when they are accepted."""
+        return next(self._tasks) if self._order_of_calls is None else self._order_of_calls.take()
+
+    def join(self, order: CallOrder, bit: int) -> None:
+        """Take the numbers of calls from ``order``, together with the session's other executors; ``bit`` is its own."""
+        self._order_of_calls, self._bit = order, bit
+
+    def _own_number(self) -> int:
+        order = self._order_of_calls
+        return next(self._tasks) if order is None else order.number(self._bit)
 
     def _lane(self, number: int) -> Lane:
         return self._order[number % len(self._order)]
@@ -222,7 +238,7 @@ class Executor:
         if self._end is not None:
             self.open_here()
         number = self.numbers.get(threading.get_ident()) if self.numbers else None
-        lane = self._lane(self.take_number() if number is None else number)
+        lane = self._lane(self._own_number() if number is None else number)
         results: list[NDArray[np.generic]] = []
         lane.wait_and_run(partial(self._work.do_whole, self.model, shapes, inputs, results))
         return results
@@ -233,6 +249,8 @@ class Executor:
         runs = call.samples if last is None else call.samples + 1
 
         number = self.numbers.get(threading.get_ident())
+        if number is None and self._order_of_calls is not None:
+            number = self._order_of_calls.number(self._bit)
 
         def one(k: int) -> None:
             self._run_one(
@@ -458,7 +476,10 @@ class _Work:
 
     def do(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lease: Lease) -> None:
         started = time.perf_counter() if self._pacer is not None else 0.0
+        users = lease.users
         try:
+            if users is not None:
+                users.add(lease)
             if table:
                 serve(self._signature, lease, call, inputs, outputs, self._usual)
             elif call.direct:
@@ -469,6 +490,9 @@ class _Work:
             lease.errors += 1
             lease.shape_set = None  # what a failed call leaves behind is not known
             raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
+        finally:
+            if users is not None:
+                users.discard(lease)
         lease.runs += 1
         lease.shape_set = call.form.shape_set
         if self._pacer is not None:
@@ -492,11 +516,17 @@ class _Work:
             if port.layout == "NHWC":
                 array = array.transpose(0, 3, 1, 2)
             feed[port.index] = np.ascontiguousarray(array, port.onnx_dtype).reshape(array.shape)
+        users = lease.users
         try:
+            if users is not None:
+                users.add(lease)
             given = cast(RunsWhole, model).run_whole(lease.context, feed)
         except AdapterError as error:
             lease.errors += 1
             raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
+        finally:
+            if users is not None:
+                users.discard(lease)
         lease.runs += 1
         for port in self._signature.outputs:
             result = given[port.index]

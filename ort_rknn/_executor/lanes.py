@@ -32,9 +32,9 @@ _popleft: Callable[[deque[Lease]], Lease] = deque.popleft
 class Lease:
     """A context and what belongs to it. Has one user at a time: whoever took it from its lane."""
 
-    __slots__ = ("buffer_runs", "context", "errors", "label", "padded", "runs", "scratch", "shape_set")
+    __slots__ = ("buffer_runs", "context", "errors", "label", "padded", "runs", "scratch", "shape_set", "users")
 
-    def __init__(self, context: Context, label: str) -> None:
+    def __init__(self, context: Context, label: str, users: set[Lease] | None = None) -> None:
         self.context = context
         self.label = label
         self.runs = 0
@@ -44,6 +44,8 @@ class Lease:
         """The shape set that the context stands at, where the model has several."""
         self.scratch: dict[CallForm, Scratch] = {}
         self.buffer_runs = BufferRuns()
+        self.users = users
+        """Contexts of all sessions that run on its core now; None where it has no core of its own."""
 
 
 class Turn(Awaited):
@@ -96,17 +98,19 @@ class Lane:
     """Contexts of which any may take the next run. Thread safe.
 
     ``by_shape``: an idle context that stands at the wanted shape set is preferred, since switching costs the runtime
-    time. Holds no reference to whoever uses it. :meth:`close` must be called: it ends the workers.
+    time. ``by_use``: before that, one whose core the fewest contexts use, those of other sessions among them.
+    Holds no reference to whoever uses it. :meth:`close` must be called: it ends the workers.
     """
 
-    def __init__(self, leases: Iterable[Lease], *, by_shape: bool = False) -> None:
+    def __init__(self, leases: Iterable[Lease], *, by_shape: bool = False, by_use: bool = False) -> None:
         self._idle = deque(leases)
         self._source = (self._idle,)
         #: The first half of :meth:`give_back`, for who may be interrupted by a signal: no Python function, so that
         #: nothing is raised before it is done. Then comes :meth:`call_who_waits`.
         self.put_back: Callable[[Lease], None] = self._idle.append
         self._contexts = len(self._idle)
-        self._by_shape = by_shape and self._contexts > 1
+        self._by_use = by_use and self._contexts > 1
+        self._by_shape = (by_shape or self._by_use) and self._contexts > 1
         self._waiting: deque[Turn] = deque()
         self._workers: list[threading.Thread] = []
         self._starting = threading.Lock()
@@ -120,15 +124,16 @@ class Lane:
         if self._waiting:
             return None
         if self._by_shape:
-            for lease in tuple(self._idle):
-                if lease.shape_set == shape_set:
-                    try:
-                        self._idle.remove(lease)
-                    except ValueError:
-                        break  # another thread was faster
-                    except BaseException:
-                        self.give_back(lease)  # a signal's, after it was taken
-                        raise
+            lease = self._preferred(shape_set)
+            if lease is not None:
+                try:
+                    self._idle.remove(lease)
+                except ValueError:
+                    pass  # another thread was faster
+                except BaseException:
+                    self.give_back(lease)  # a signal's, after it was taken
+                    raise
+                else:
                     return lease
         taken: list[Lease] = []
         try:
@@ -142,6 +147,13 @@ class Lane:
                 self.give_back(lease)
             raise
         return taken[0]
+
+    def _preferred(self, shape_set: int | None) -> Lease | None:
+        """The idle context that is best for a run; None where any will do."""
+        idle = tuple(self._idle)
+        if self._by_use:
+            return min(idle, key=lambda lease: (len(lease.users or ()), lease.shape_set != shape_set), default=None)
+        return next((lease for lease in idle if lease.shape_set == shape_set), None)
 
     def give_back(self, lease: Lease) -> None:
         """The context is free for the next."""
@@ -261,11 +273,20 @@ class Lane:
             worker.start()
             self._workers.append(worker)
 
+    def _next_idle(self) -> Lease:
+        """Raises IndexError where none is idle. On a worker, which no signal interrupts."""
+        lease = self._preferred(None) if self._by_use else None
+        if lease is not None:
+            with suppress(ValueError):
+                self._idle.remove(lease)
+                return lease
+        return self._idle.popleft()
+
     def serve(self) -> None:
         """Execute those who wait, in their order, on one context after the other, while one is idle."""
         while self._waiting:
             try:
-                lease = self._idle.popleft()
+                lease = self._next_idle()
             except IndexError:
                 return  # whoever has them will see who waits
             while True:

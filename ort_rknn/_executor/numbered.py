@@ -10,24 +10,24 @@ from .executor import Executor
 
 
 class Numbered(Task):
-    """A call's number, in every executor of the session. It tells the cores of all runs that the call makes."""
+    """A call's number, the same in every executor of the session. It tells the cores of all its runs."""
 
     __slots__ = ("_first", "_number", "_others")
 
     def __init__(self, executors: Sequence[Executor]) -> None:
         self._first = executors[0].numbers
         self._number = executors[0].take_number()
-        self._others = [(e.numbers, e.take_number()) for e in executors[1:]] if len(executors) > 1 else ()
+        self._others = [e.numbers for e in executors[1:]]
         self.lane = executors[0].dispatch.lane_of(self._number)
 
     def begin(self) -> None:
         thread = threading.get_ident()
         self._first[thread] = self._number
-        for numbers, number in self._others:
-            numbers[thread] = number
+        for numbers in self._others:
+            numbers[thread] = self._number
 
     def end(self) -> None:
         thread = threading.get_ident()
         del self._first[thread]
-        for numbers, _ in self._others:
+        for numbers in self._others:
             del numbers[thread]

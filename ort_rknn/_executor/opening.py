@@ -125,6 +125,7 @@ def open_executor(
             held=held,
             whole=whole,
             load_again=again,
+            device=f"{found.device.adapter} {found.device.name}",
         )
     except AdapterError as error:
         raise ort_error(FAIL, f"{label}: no context on {found.device.name}: {error}") from error

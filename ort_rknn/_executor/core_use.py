@@ -1,0 +1,25 @@
+"""Which cores the sessions of this process use just now: what ``schedule="auto"`` looks at besides its own contexts."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+_users: dict[tuple[str, int], set[Any]] = {}
+
+
+def users_of(device: str, core_mask: int) -> set[Any] | None:
+    """The contexts that run on a device's core now: who runs adds its own, and discards it. None for a mask that is not
+    one core's. Adding and discarding are atomic and idempotent, so nothing is miscounted where a signal interrupts."""
+    if core_mask <= 0 or core_mask & (core_mask - 1):
+        return None
+    return _users.setdefault((device, core_mask), set())
+
+
+def _in_child() -> None:
+    for users in _users.values():
+        users.clear()  # the parent's
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
