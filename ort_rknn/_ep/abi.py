@@ -100,9 +100,12 @@ _API = {
     "KernelContext_GetOutput": (91, _release(P, P, c_size_t, P, c_size_t, P)),
     "ReleaseStatus": (93, _keep(None, P)),
     "ReleaseTensorTypeAndShapeInfo": (99, _keep(None, P)),
+    "CreateOpAttr": (211, _keep(P, c_char_p, P, c_int32, c_int32, P)),
+    "ReleaseOpAttr": (212, _keep(None, P)),
     "ReadOpAttr": (272, _keep(P, P, c_int32, P, c_size_t, P)),
     "GetValueInfoName": (289, _keep(P, P, P)),
     "GetValueInfoTypeInfo": (290, _keep(P, P, P)),
+    "GetModelEditorApi": (291, _keep(P)),
     "CreateKeyValuePairs": (295, _keep(None, P)),
     "AddKeyValuePair": (296, _keep(None, P, c_char_p, c_char_p)),
     "GetKeyValuePairs": (298, _keep(None, P, P, P, P)),
@@ -131,6 +134,7 @@ _EP_API = {
     "EpDevice_AddAllocatorInfo": (5, _keep(P, P, P)),
     "EpGraphSupportInfo_AddNodesToFuse": (2, _keep(P, P, P, c_size_t, P)),
 }
+_EDITOR_API = {"CreateNode": (6, _keep(P, c_char_p, c_char_p, c_char_p, P, c_size_t, P, c_size_t, P, c_size_t, P))}
 _CREATE_HARDWARE_DEVICE = (16, _keep(P, c_int32, c_uint32, c_uint32, c_char_p, P, P))
 _NO_STATUS = {
     "CreateStatus",
@@ -144,6 +148,8 @@ _NO_STATUS = {
     "ReleaseKeyValuePairs",
     "HardwareDevice_Type",
     "GetEpApi",
+    "GetModelEditorApi",
+    "ReleaseOpAttr",
 }
 
 #: OrtOpAttrType
@@ -170,6 +176,9 @@ class Api:
         ep_table = self.GetEpApi()
         for name, (slot, prototype) in _EP_API.items():
             self._add(name, ep_table, slot, prototype)
+        editor_table = self.GetModelEditorApi()
+        for name, (slot, prototype) in _EDITOR_API.items():
+            self._add(name, editor_table, slot, prototype)
         if self.minor() >= (1, 24):
             self._add("CreateHardwareDevice", ep_table, *_CREATE_HARDWARE_DEVICE)
 

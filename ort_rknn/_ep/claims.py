@@ -29,7 +29,7 @@ from .._planning.discovery import query_for, survey
 from .._planning.facts import Facts, gather
 from .._planning.load import load_planned
 from .._planning.plan import Plan, fall_back, plan, plan_after
-from .._planning.request import OUR_NAMES, Request, read_request
+from .._planning.request import NO_CPU, OUR_NAMES, Request, read_request
 from .._tensors import DTYPE_OF_ELEMENT
 from ..adapter.contract import ModelSource, Query
 from ..adapter.plugins import Found
@@ -37,10 +37,14 @@ from ..files import RknnFileError, judge_twin, read_rknn
 from ..files.compiled_places import OutsideError, confined_path
 from . import advertised, handoff
 from .abi import ATTR_INT, ATTR_STRING, Api
+from .context_nodes import ENABLE, context_node, target_of
 from .kernel import Kernel
 from .originals import Originals
 
 log = logging.getLogger("ort_rknn")
+
+#: Attributes of an EPContext node that its copy has, too.
+_COPIED = ("partition_name", "ep_sdk_version", "hardware_architecture", "onnx_model_filename", "notes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +60,12 @@ class _Planned:
 class Claims:
     """What one onnxruntime session lets the provider do."""
 
-    def __init__(self, api: Api, given: Mapping[str, str], device: str | None, *, no_cpu: bool = False) -> None:
+    def __init__(self, api: Api, given: Mapping[str, str], device: str | None, entries: Mapping[str, str]) -> None:
         self._api = api
         self._given = given
         self._device = device
-        self._no_cpu = no_cpu
+        self._entries = entries
+        self._no_cpu = entries.get(NO_CPU) == "1"
         self._planned: _Planned | None = None
         self._looked = False
         self._has_contexts = False
@@ -232,6 +237,40 @@ class Claims:
             raise
         handoff.opened(executor)
         return kernel
+
+    @property
+    def exports(self) -> bool:
+        """onnxruntime writes a model with compiled nodes, and wants them of :meth:`context_node`."""
+        return self._entries.get(ENABLE) == "1" and handoff.making() is None
+
+    def context_node(self, graph: int, fused: int, kernel: Kernel) -> int:
+        """The node that stands for a fused node in the model that onnxruntime writes. Raises what the caller should
+        see."""
+        api, executor = self._api, kernel.executor
+        nodes = api.nodes(graph)
+        context = nodes[0] if len(nodes) == 1 and self._is_ours(nodes[0]) else None
+        path = api.path(graph)
+        attributes = {"source": PROVIDER}
+        if context is not None:
+            inputs, outputs = api.input_names(context), api.output_names(context)
+            for key in _COPIED:
+                text = api.attribute(context, key, ATTR_STRING)
+                attributes[key] = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else ""
+        else:
+            ports = {port.name for port in executor.signature.inputs}
+            inputs = [name for name in api.input_names(fused) if name in ports]
+            outputs = api.output_names(fused)
+            file = read_rknn(executor.compiled())
+            attributes |= {
+                "partition_name": "whole",
+                "ep_sdk_version": file.toolkit_version or "",
+                "hardware_architecture": file.targets[0] if file.targets else "",
+            }
+            target = target_of(self._entries, path)
+            if path and target and os.path.dirname(os.path.abspath(path)) == os.path.dirname(target):
+                attributes["onnx_model_filename"] = os.path.basename(path)
+        name = api.text("Node_GetName", fused)
+        return context_node(api, executor, name, inputs, outputs, attributes, self._entries, path)
 
     def _kernel(
         self, executor: Executor, fused: int, slots_in: Sequence[str], slots_out: Sequence[str], checked: bool

@@ -16,7 +16,6 @@ from .._concurrency.forks import renewed_in_child
 from .._errors import OptionError
 from .._executor.call_order import run_in_one_order
 from .._options import PROVIDER
-from .._planning.request import NO_CPU
 from . import abi, advertised, host_memory
 from .abi import Api
 from .callbacks import (
@@ -148,7 +147,7 @@ def _create_ep(this: int, devices: int, metadata: int, count: int, options: int,
     prefix = f"ep.{PROVIDER.lower()}."
     entries = api.config_entries(options)
     given = {key[len(prefix) :]: value for key, value in entries.items() if key.startswith(prefix)}
-    claims = Claims(api, given, device, no_cpu=entries.get(NO_CPU) == "1")
+    claims = Claims(api, given, device, entries)
     table = abi.OrtEp()
     table.ort_version_supported = abi.ABI
     for name, callback in _ep_callbacks.items():
@@ -191,6 +190,7 @@ def _compile(this: int, graphs: int, fused: int, count: int, infos: int, context
     fused_array = (c_void_p * count).from_address(fused)
     out = (c_void_p * count).from_address(infos)
     made: list[int] = []
+    nodes: list[int] = []
     try:
         for i in range(count):
             kernel = claims.compile(graph_array[i] or 0, fused_array[i] or 0)
@@ -204,6 +204,8 @@ def _compile(this: int, graphs: int, fused: int, count: int, infos: int, context
             if kernel.ours:
                 _ours.add(address)
             made.append(address)
+            if claims.exports:
+                nodes.append(claims.context_node(graph_array[i] or 0, fused_array[i] or 0, kernel))
     except BaseException:
         for address in made:
             _release_info(address)
@@ -213,6 +215,8 @@ def _compile(this: int, graphs: int, fused: int, count: int, infos: int, context
     run_in_one_order([_kernels[address].executor for address in made])
     for i, address in enumerate(made):
         out[i] = address
+    for i, node in enumerate(nodes):
+        (c_void_p * count).from_address(contexts)[i] = node
 
 
 def _release_info(address: int) -> None:

@@ -25,7 +25,7 @@ from .._concurrency.forks import keep, leave_out_exit_handlers
 from .._concurrency.pacer import Pacer
 from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, OptionError, ort_error
 from .._options import Options
-from ..adapter.contract import AdapterError, Model, RknnError, RunsWhole
+from ..adapter.contract import AdapterError, Model, ModelSource, RknnError, RunsWhole
 from .bound_runs import BufferRuns, serve
 from .buffers import table
 from .call_order import CallOrder
@@ -77,12 +77,15 @@ class Executor:
         whole: bool = False,
         load_again: Callable[[], Model] | None = None,
         device: str = "",
+        source: ModelSource | None = None,
     ) -> None:
         """``onnx``: what calls of shapes that were not compiled run on, where ``options`` say so, in a session that
         ``cpu_session`` makes. ``whole``: every call runs the ONNX whole, which ``model`` offers
-        (:class:`ort_rknn.adapter.RunsWhole`). ``device``: its name, for what sessions know of each other's cores."""
+        (:class:`ort_rknn.adapter.RunsWhole`). ``device``: its name, for what sessions know of each other's cores.
+        ``source``: where the compiled model was loaded from."""
         self._held = held
         self._device = device
+        self.source = source if source is not None else ModelSource(data=b"")
         self._load_again = load_again
         self._inherited = False  # by a fork, and not opened here yet
         self.model = model
@@ -201,6 +204,15 @@ class Executor:
                 lane.put_back(lease)
             finally:
                 lane.call_who_waits()
+
+    def compiled(self) -> bytes:
+        """The compiled model itself. Raises OSError where its file cannot be read, ValueError where it was changed."""
+        if self._held is None:
+            return self.source.data or b""
+        content = self._held.read(0, self._held.size)
+        if (change := self._held.change()) is not None:
+            raise ValueError(change)
+        return content
 
     def take_number(self) -> int:
         """The next call's number. Calls that start later take theirs when they are accepted."""

@@ -126,6 +126,7 @@ def open_executor(
             whole=whole,
             load_again=again,
             device=f"{found.device.adapter} {found.device.name}",
+            source=source,
         )
     except AdapterError as error:
         raise ort_error(FAIL, f"{label}: no context on {found.device.name}: {error}") from error

@@ -53,20 +53,22 @@ class _FileFields:
     graph_doc_string: str = ""
 
 
+def fields_of(facts: Facts, made: Plan) -> ModelFields:
+    """A model's metadata: the ONNX's, else the compiled model's."""
+    if made.use_onnx:
+        assert facts.onnx is not None
+        return facts.onnx
+    file = made.candidate.file if made.candidate is not None else None
+    custom = file.custom_string if file is not None else None
+    metadata = {"rknn_custom_string": custom} if custom else {}
+    return _FileFields(os.path.splitext(facts.label)[0], metadata)
+
+
 def wrapper_of(facts: Facts, made: Plan, executor: Executor, token: bytes) -> bytes:
     """The ONNX that onnxruntime loads in place of the compiled model: one EPContext node that holds ``token``, with the
     signature of ``executor`` and the metadata of the ONNX."""
-    fields: ModelFields
-    if made.use_onnx:
-        assert facts.onnx is not None
-        fields = facts.onnx
-    else:
-        file = made.candidate.file if made.candidate is not None else None
-        custom = file.custom_string if file is not None else None
-        metadata = {"rknn_custom_string": custom} if custom else {}
-        fields = _FileFields(os.path.splitext(facts.label)[0], metadata)
     return ep_context_model(
-        model=fields,
+        model=fields_of(facts, made),
         inputs=executor.signature.inputs,
         outputs=executor.signature.outputs,
         source=PROVIDER,

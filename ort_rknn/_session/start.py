@@ -162,6 +162,8 @@ def make(
         elif made.where == "cpu":
             _start_on_cpu(session, parent, state, so)
             _tell(made)
+        if config_entry(so, SAVE_CONTEXT) == "1":
+            _save(session, state, so)
     if made.where == "cpu":
         state.unpin()
     if made.where != "cpu" or facts.kind in ("rknn", "ep_context") or session._model_bytes is not None:
@@ -279,6 +281,22 @@ def _may_fall_back(made: Plan, facts: Facts, error: Exception) -> bool:
     return facts.onnx_source is not None and status_code(error) != INVALID_ARGUMENT
 
 
+def _save(session: Any, state: State, so: Any) -> None:
+    """Write the model with its compiled nodes; where that fails, the session is not made."""
+    if not state.executors:
+        state.notes.append(f"{SAVE_CONTEXT}: nothing is written, because the session runs on the CPU")
+        return
+    from .save_context import save_context
+
+    try:
+        save_context(state, so)
+    except BaseException:
+        session._sess = None
+        for executor in state.executors:
+            executor.close()
+        raise
+
+
 def _start_on_cpu(session: Any, parent: Callable[..., None], state: State, so: Any) -> None:
     """onnxruntime's own session, on the user's ONNX: with nodes around its graph where options ask for another form."""
     assert state.request is not None and state.facts is not None and state.plan is not None
@@ -381,7 +399,6 @@ def _start_with_provider(
     given = request.options.as_strings()
     given.setdefault("device", made.found.device.name)
     if config_entry(options, SAVE_CONTEXT) == "1":
-        state.notes.append(f"{SAVE_CONTEXT} is not heeded: a .rknn, which rknn-toolkit2 makes, is such a context")
         options.add_session_config_entry(SAVE_CONTEXT, "0")
     if request.overtaken:
         state.notes.append(f"{PROVIDER} comes first, though {', '.join(request.overtaken)} was named before it")

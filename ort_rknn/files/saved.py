@@ -1,0 +1,127 @@
+"""Saving models with EPContext nodes: where their compiled models lie, and what the nodes of a model in parts hold."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ._wire import BYTES, WireError, WireReader, bytes_field, int_field, text_field
+from .onnx_model import OnnxFileError
+
+__all__ = ["Content", "compiled_file", "put", "with_contents"]
+
+_FIELD_LIMIT = 8_000_000
+_MODEL_GRAPH, _GRAPH_NODE = 7, 1
+_NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
+_REPLACED = frozenset(("embed_mode", "ep_cache_context"))
+
+
+class _HasPath(Protocol):
+    @property
+    def path(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What an EPContext node holds."""
+
+    embed: bool
+    context: bytes
+    """The compiled model, or its path relative to the model."""
+
+
+def compiled_file(target: str, source: _HasPath, content: Callable[[], bytes], name: str) -> bytes:
+    """The path of a compiled model relative to the model ``target`` that names it: its own where it lies in that
+    folder, else that of a copy ``<target's stem>.<name>.rknn``. Raises OSError where it cannot be written."""
+    folder = os.path.dirname(target)
+    if source.path is not None:
+        relative = os.path.relpath(os.path.realpath(source.path), os.path.realpath(folder))
+        if not relative.startswith(os.pardir):
+            return relative.replace(os.sep, "/").encode("utf-8", "surrogateescape")
+    word = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[-60:]
+    place = f"{os.path.splitext(os.path.basename(target))[0]}.{word}.rknn"
+    put(os.path.join(folder, place), content(), replace=True)
+    return place.encode("utf-8", "surrogateescape")
+
+
+def put(place: str, content: bytes, *, replace: bool) -> None:
+    """Write a file as a whole or not at all. Raises FileExistsError where it is there and not to be replaced."""
+    descriptor, fresh = tempfile.mkstemp(prefix=f".{os.path.basename(place)}.", dir=os.path.dirname(place))
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(fresh, 0o644)
+        if replace:
+            os.replace(fresh, place)
+        else:
+            os.link(fresh, place)
+    finally:
+        if os.path.exists(fresh):
+            os.unlink(fresh)
+
+
+def with_contents(data: bytes, contents: Sequence[Content]) -> bytes:
+    """The model ``data`` whose EPContext nodes of the main graph hold ``contents``, in the file's order.
+
+    Raises OnnxFileError for a damaged model, ValueError where it has another number of such nodes.
+    """
+    left = list(contents)
+    reader = WireReader(data, _FIELD_LIMIT)
+    out: list[bytes] = []
+    try:
+        before = 0
+        for number, kind, first, last in reader.fields(0, len(data)):
+            if number == _MODEL_GRAPH and kind == BYTES:
+                out.append(bytes_field(number, _graph(reader, data, first, last, left)))
+            else:
+                out.append(data[before:last])
+            before = last
+    except WireError as problem:
+        raise OnnxFileError(f"a damaged ONNX model; {problem}") from None
+    if left:
+        raise ValueError(f"{len(left)} EPContext nodes are not in the main graph, which cannot be saved anew")
+    return b"".join(out)
+
+
+def _graph(reader: WireReader, data: bytes, start: int, end: int, left: list[Content]) -> bytes:
+    out: list[bytes] = []
+    before = start
+    for number, kind, first, last in reader.fields(start, end):
+        if number == _GRAPH_NODE and kind == BYTES and _is_context(reader, first, last):
+            if not left:
+                raise ValueError("it has more EPContext nodes than were loaded")
+            out.append(bytes_field(number, _node(reader, data, first, last, left.pop(0))))
+        else:
+            out.append(data[before:last])
+        before = last
+    return b"".join(out)
+
+
+def _is_context(reader: WireReader, start: int, end: int) -> bool:
+    found = {
+        number: reader.take(first, min(last, first + 64))
+        for number, kind, first, last in reader.fields(start, end)
+        if kind == BYTES and number in (_NODE_OP_TYPE, _NODE_DOMAIN)
+    }
+    return found.get(_NODE_OP_TYPE) == b"EPContext" and found.get(_NODE_DOMAIN) == b"com.microsoft"
+
+
+def _node(reader: WireReader, data: bytes, start: int, end: int, content: Content) -> bytes:
+    out: list[bytes] = []
+    before = start
+    for number, kind, first, last in reader.fields(start, end):
+        name = ""
+        if number == _NODE_ATTRIBUTE and kind == BYTES:
+            parts = reader.fields(first, last)
+            name = next((reader.text(a, b) for n, k, a, b in parts if n == 1 and k == BYTES), "")
+        if name not in _REPLACED:
+            out.append(data[before:last])
+        before = last
+    mode = text_field(1, "embed_mode") + int_field(3, int(content.embed)) + int_field(20, 2)
+    context = text_field(1, "ep_cache_context") + bytes_field(4, content.context) + int_field(20, 3)
+    return b"".join((*out, bytes_field(_NODE_ATTRIBUTE, mode), bytes_field(_NODE_ATTRIBUTE, context)))
