@@ -27,6 +27,8 @@ import types
 from pathlib import Path
 from typing import IO, Any
 
+import tomllib
+
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 PYTHON = "3.11"
@@ -106,6 +108,7 @@ def build(folder: Path) -> IO[str]:
         write_python(folder)
         stamp.write_text(made_by)
     step("the virtual NPU for aarch64", compile_npu, folder)
+    write_metadata(folder)
     step("a first run", check, folder)
     return lock
 
@@ -193,6 +196,18 @@ def write_python(folder: Path) -> None:
     )
     script.chmod(0o755)
     (folder / "site/sitecustomize.py").write_text(ACCESS.format(root=str(folder / "root")))
+
+
+def write_metadata(folder: Path) -> None:
+    """What an installation would tell of the checkout: its plugins are found through its entry points."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    info = folder / "site" / "ort_rknn-0.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0\n")
+    lines: list[str] = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
 
 def compile_npu(folder: Path) -> None:
