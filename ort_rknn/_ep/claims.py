@@ -6,6 +6,7 @@ Three kinds: the wrapper of one of our sessions (a token in an EPContext node), 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from .._tensors import DTYPE_OF_ELEMENT
 from ..adapter.contract import ModelSource, Query
 from ..adapter.plugins import Found
 from ..files import RknnFileError, judge_twin, read_rknn
+from ..files.compatibility import FAIL_ON_SUBOPTIMAL, info_text
 from ..files.compiled_places import OutsideError, confined_path
 from . import advertised, handoff
 from .abi import ATTR_INT, ATTR_STRING, Api
@@ -66,12 +68,15 @@ class Claims:
         self._device = device
         self._entries = entries
         self._no_cpu = entries.get(NO_CPU) == "1"
+        self._optimal_only = entries.get(FAIL_ON_SUBOPTIMAL) == "1"
         self._planned: _Planned | None = None
         self._looked = False
         self._has_contexts = False
         self._opened: Executor | None = None
         self._refusal: Exception | None = None
         self._originals = Originals()
+        self._infos: list[str] = []
+        self._text = ctypes.create_string_buffer(1)
 
     def close(self) -> None:
         """Give back what was opened and never compiled."""
@@ -189,8 +194,9 @@ class Claims:
         facts, made = planned.facts, planned.plan
         while made.where == "npu":
             try:
-                return load_planned(facts, made, planned.request.options, None, {})
-            except OptionError:
+                options = planned.request.options
+                return load_planned(facts, made, options, None, {}, optimal_only=self._optimal_only)
+            except (OptionError, NpuUnavailable):
                 raise
             except Exception as error:
                 facts, made = plan_after(planned.request, facts, made, error)
@@ -243,6 +249,15 @@ class Claims:
         """onnxruntime writes a model with compiled nodes, and wants them of :meth:`context_node`."""
         return self._entries.get(ENABLE) == "1" and handoff.making() is None
 
+    def compatibility_info(self) -> str:
+        """What the written model says of its compiled ones, that of the oldest toolkit; "" where there are none."""
+        return min(self._infos, default="")
+
+    def kept_text(self, text: str) -> ctypes.Array[ctypes.c_char]:
+        """``text`` for C, as long as this lives."""
+        self._text = ctypes.create_string_buffer(text.encode())
+        return self._text
+
     def context_node(self, graph: int, fused: int, kernel: Kernel) -> int:
         """The node that stands for a fused node in the model that onnxruntime writes. Raises what the caller should
         see."""
@@ -251,6 +266,8 @@ class Claims:
         context = nodes[0] if len(nodes) == 1 and self._is_ours(nodes[0]) else None
         path = api.path(graph)
         attributes = {"source": PROVIDER}
+        file = read_rknn(executor.compiled())
+        self._infos.append(info_text(file))
         if context is not None:
             inputs, outputs = api.input_names(context), api.output_names(context)
             for key in _COPIED:
@@ -260,7 +277,6 @@ class Claims:
             ports = {port.name for port in executor.signature.inputs}
             inputs = [name for name in api.input_names(fused) if name in ports]
             outputs = api.output_names(fused)
-            file = read_rknn(executor.compiled())
             attributes |= {
                 "partition_name": "whole",
                 "ep_sdk_version": file.toolkit_version or "",
@@ -364,6 +380,7 @@ class Claims:
             folder=part.folder,
             part=part.folder is not None,
             kept=kept,
+            optimal_only=making.optimal_only if making is not None else self._optimal_only,
         )
 
     def _original_name(self, node: int) -> str:

@@ -59,6 +59,8 @@ class Making:
     """The form that the options ask for, which the graph declares."""
     model_path: str = ""
     """The file of the model, where onnxruntime loads it from memory."""
+    optimal_only: bool = False
+    """A compiled model that had better be compiled again is an error."""
 
 
 class _Here(threading.local):

@@ -15,7 +15,11 @@ from typing import Any
 from .._concurrency.forks import renewed_in_child
 from .._errors import OptionError
 from .._executor.call_order import run_in_one_order
+from .._executor.opening import seen_versions
 from .._options import PROVIDER
+from ..adapter.contract import Device
+from ..files import RknnFile
+from ..files.compatibility import NOT_APPLICABLE, UNSUPPORTED, compatibility, parse_info
 from . import abi, advertised, host_memory
 from .abi import Api
 from .callbacks import (
@@ -257,6 +261,41 @@ def _compute(this: int, state: int, context: int) -> int:
             raise
 
 
+# Is a compiled model still good? ------------------------------------------------------------------------------------
+
+
+def _validate(this: int, hardware: int, count: int, info: int, out: int) -> None:
+    """``info``: what :func:`_compatibility_info` wrote when the model was compiled. onnxruntime's numbers."""
+    text = (ctypes.c_char_p(info).value or b"").decode(errors="replace") if info else ""
+    file = parse_info(text)
+    level = NOT_APPLICABLE
+    if file is not None:
+        assert _factory is not None
+        given = set((c_void_p * count).from_address(hardware)) if count and hardware else set()
+        names = {name for name, handle in _factory.hardware.items() if handle in given}
+        devices = [d for d in advertised.devices() if not names or d.name in names]
+        verdicts = [_level(file, d) for d in devices]
+        level = min(verdicts, default=UNSUPPORTED)
+    ctypes.c_int32.from_address(out).value = level
+
+
+def _level(file: RknnFile, device: Device) -> int:
+    seen = seen_versions.get(device.name, {})
+    return compatibility(file, soc=device.soc, runtime=seen.get("runtime"), driver=seen.get("driver")).level
+
+
+@covered
+def _compatibility_info(this: int, graph: int) -> int:
+    """The text for a model that is being written. It lives as long as the provider."""
+    try:
+        row = _eps.get(this)
+        text = row[1].compatibility_info() if row is not None else ""
+        return ctypes.addressof(row[1].kept_text(text)) if row is not None and text else 0
+    except BaseException:
+        log.exception("a compiled model's compatibility cannot be told")
+        return 0
+
+
 # Callbacks: made once, never freed --------------------------------------------------------------------------------
 
 _text = CFUNCTYPE(P, P)
@@ -281,6 +320,7 @@ _factory_callbacks: dict[str, Any] = {
     "CreateDataTransfer": CFUNCTYPE(P, P, P)(guarded(lambda this, out: _set_null(out))),
     "CreateAllocator": CFUNCTYPE(P, P, P, P, P)(guarded(_create_allocator)),
     "ReleaseAllocator": host_memory.release_allocator,
+    "ValidateCompiledModelCompatibilityInfo": CFUNCTYPE(P, P, P, c_size_t, P, P)(guarded(_validate)),
     "IsStreamAware": CFUNCTYPE(ctypes.c_bool, P)(always(False)),
 }
 _ep_callbacks: dict[str, Any] = {
@@ -288,6 +328,7 @@ _ep_callbacks: dict[str, Any] = {
     "GetCapability": CFUNCTYPE(P, P, P, P)(guarded(_get_capability)),
     "Compile": CFUNCTYPE(P, P, P, P, c_size_t, P, P)(guarded(_compile)),
     "SetDynamicOptions": CFUNCTYPE(P, P, P, P, c_size_t)(guarded(_set_dynamic_options)),
+    "GetCompiledModelCompatibilityInfo": CFUNCTYPE(P, P, P)(_compatibility_info),
     "ReleaseNodeComputeInfos": CFUNCTYPE(None, P, P, c_size_t)(quiet(_release_infos)),
 }
 #: A compiled model has its weights inside: onnxruntime may let go of the graph's.

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..files.compatibility import Compatibility
     from ..files.pinned import Pinned
 
 log = logging.getLogger("ort_rknn")
@@ -78,6 +79,7 @@ class Executor:
         load_again: Callable[[], Model] | None = None,
         device: str = "",
         source: ModelSource | None = None,
+        compatibility: Compatibility | None = None,
     ) -> None:
         """``onnx``: what calls of shapes that were not compiled run on, where ``options`` say so, in a session that
         ``cpu_session`` makes. ``whole``: every call runs the ONNX whole, which ``model`` offers
@@ -85,6 +87,8 @@ class Executor:
         ``source``: where the compiled model was loaded from."""
         self._held = held
         self._device = device
+        self.compatibility = compatibility
+        """The verdict on the compiled model; None where nothing of it is known."""
         self.source = source if source is not None else ModelSource(data=b"")
         self._load_again = load_again
         self._inherited = False  # by a fork, and not opened here yet

@@ -9,12 +9,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from .._errors import FAIL, OptionError, ort_error
+from .._errors import FAIL, NpuUnavailable, OptionError, ort_error
 from .._options import Options
 from .._tensors import Dim, onnx_order
 from ..adapter.contract import AdapterError, LoadSettings, Model, ModelSource, SettingError
 from ..adapter.plugins import Found
 from ..files import Origin, RknnFile
+from ..files.compatibility import FAIL_ON_SUBOPTIMAL, OPTIMAL, Compatibility, compatibility
 from ..files.pinned import Pinned
 from .batches import judge_splitting
 from .declared import Declared, normalizations
@@ -41,6 +42,7 @@ def open_executor(
     folder: str | None = None,
     part: bool = False,
     kept: Collection[str] = (),
+    optimal_only: bool = False,
 ) -> Executor:
     """Load a compiled model and open its contexts.
 
@@ -51,6 +53,8 @@ def open_executor(
     ONNX whole. ``folder``: of the weights, where ``twin`` is in memory. ``part``: the model is a part of the ONNX that
     its record is about, so what that says of the samples is not said of it. ``kept``: outputs that stay as declared,
     whatever ``output_dtype`` says.
+
+    ``optimal_only``: a model that had better be compiled again is an error, NpuUnavailable.
 
     Raises OptionError for options that the device or the model cannot serve, Fail (naming the model and what the
     runtime said) where loading fails. Leaves nothing open when it raises. Where there is no ``twin``,
@@ -82,6 +86,9 @@ def open_executor(
         except AdapterError as error:
             raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error
         undo.callback(model.close)
+        judged = _judge(model, file, found) if file is not None else None
+        if optimal_only and judged is not None and judged.level != OPTIMAL:
+            raise NpuUnavailable(f"{label}: {judged} (an error, because of {FAIL_ON_SUBOPTIMAL}=1)")
         try:
             if inputs is None or outputs is None:
                 inputs = [Declared(i.name, i.dtype, _reported(i.shape, i.layout)) for i in model.inputs]
@@ -127,9 +134,23 @@ def open_executor(
             load_again=again,
             device=f"{found.device.adapter} {found.device.name}",
             source=source,
+            compatibility=judged,
         )
     except AdapterError as error:
         raise ort_error(FAIL, f"{label}: no context on {found.device.name}: {error}") from error
+
+
+def _judge(model: Model, file: RknnFile, found: Found) -> Compatibility:
+    """The verdict on a model that is loaded. The versions are remembered for models that are not."""
+    versions = model.versions
+    seen_versions[found.device.name] = versions
+    device = found.device
+    driver = versions.get("driver")
+    return compatibility(file, soc=device.soc, runtime=versions.get("runtime"), driver=driver, loaded=True)
+
+
+#: What the runtimes of this process said of their versions, by device.
+seen_versions: dict[str, Mapping[str, str]] = {}
 
 
 def _held(source: ModelSource, failure: str) -> Pinned | None:

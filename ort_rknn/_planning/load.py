@@ -30,8 +30,11 @@ def load_planned(
     lender: Model | None,
     overridden: Mapping[str, tuple[Dimension, ...]],
     so: Any = None,
+    *,
+    optimal_only: bool = False,
 ) -> Executor:
     """The executor of a plan for the NPU. ``overridden``: dims of inputs that the user's SessionOptions ``so`` fix.
+    ``optimal_only``: see :func:`open_executor`.
 
     Raises OptionError for options that do not fit the model or the device, Fail where the model does not load.
     """
@@ -65,6 +68,7 @@ def load_planned(
         overridden=overridden,
         cpu_session=partial(cpu_session, so, as_it_was=as_it_was, any_shape=bool(overridden)),
         stand_in=candidate is None,
+        optimal_only=optimal_only,
     )
     for note in candidate.notes if candidate is not None else ():
         if note.startswith(NO_RECORD):

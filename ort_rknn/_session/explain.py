@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import onnxruntime
 
 from .._options import PROVIDER
+from ..files.compatibility import UNSUPPORTED, Compatibility
 
 if TYPE_CHECKING:
     from .._executor.batches import Splitting
@@ -35,6 +36,9 @@ def explain(state: State | None) -> str:
             lines.append(f"runtime:   {device.runtime}")
     for executor in state.executors:
         lines += _of_executor(executor, state)
+    for candidate in facts.candidates:
+        if not candidate.fit:
+            lines.append(f"verdict:   {candidate.name}: {Compatibility(UNSUPPORTED, candidate.reasons)}")
     for line in plan.story:
         lines.append(f"because:   {line}")
     for note in state.notes:
@@ -46,6 +50,8 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
     lines = [f"model:     {executor.label}"]
     for name, text in executor.model.versions.items():
         lines.append(f"version:   {name} {text}")
+    if executor.compatibility is not None:
+        lines.append(f"verdict:   {executor.compatibility}")
     lines.append(f"dispatch:  {executor.dispatch.describe()}")
     options = state.request.options if state.request is not None else None
     cores = state.plan.found.device.cores if state.plan is not None and state.plan.found is not None else 1

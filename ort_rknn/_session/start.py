@@ -45,6 +45,7 @@ from .._planning.session_options import (
 from .._tensors import Quantization
 from ..adapter.contract import Model
 from ..files import OnnxFileError
+from ..files.compatibility import FAIL_ON_SUBOPTIMAL
 from ..files.pinned import FileChangedError, PinnedModel
 from .load import lender_of, version_notes, wrapper_of
 from .stack import check_the_stack
@@ -257,7 +258,9 @@ def _load(
             held.enter_context(registration.held(made.found.device))
             if made.where == "npu":
                 fixed = overridden_dims(so, facts.onnx.inputs) if so and made.use_onnx and facts.onnx else {}
-                state.executor = load_planned(facts, made, request.options, lender, fixed, so)
+                state.executor = load_planned(
+                    facts, made, request.options, lender, fixed, so, optimal_only=_optimal_only(so)
+                )
             else:
                 _start_on_nodes(session, parent, state, so)
             return made
@@ -271,10 +274,16 @@ def _load(
     return made
 
 
+def _optimal_only(so: Any) -> bool:
+    return config_entry(so, FAIL_ON_SUBOPTIMAL) == "1"
+
+
 def _may_fall_back(made: Plan, facts: Facts, error: Exception) -> bool:
     """Whether a failure to load is a reason to run on the CPU: what the user got wrong is none. Nodes of the user's own
     have their original to fall back on, or their own error."""
-    if isinstance(error, OptionError):
+    if isinstance(error, (OptionError, NpuUnavailable)):
+        return False
+    if f"{FAIL_ON_SUBOPTIMAL}=1" in str(error):  # a node's, which comes through onnxruntime as its text
         return False
     if made.where == "npu" or made.candidate is not None:
         return True
@@ -385,6 +394,7 @@ def _start_on_nodes(session: Any, parent: Callable[..., None], state: State, so:
         partial(cpu_session, so, as_it_was=copy_options(so, EMPTY_MODEL) if so else None, any_shape=True),
         form,
         model_path,
+        _optimal_only(so),
     )
     with handoff.collected(making):
         _start_with_provider(session, parent, state, so, options, content)

@@ -165,8 +165,8 @@ def _word(path: str | os.PathLike[str]) -> str:
 
 
 def _judge_version(file: RknnFile, runtime_version: str | None, reasons: list[str], notes: list[str]) -> None:
-    made_with = _version(file.toolkit_version)
-    runs_with = _version(runtime_version)
+    made_with = version_of(file.toolkit_version)
+    runs_with = version_of(runtime_version)
     if runs_with is None:
         if runtime_version is not None:
             notes.append(f"the runtime's version is not understood: {runtime_version!r}")
@@ -175,25 +175,27 @@ def _judge_version(file: RknnFile, runtime_version: str | None, reasons: list[st
         notes.append("the file does not tell the version of its toolkit")
     elif made_with[:2] > runs_with[:2]:
         reasons.append(
-            f"it was made with rknn-toolkit2 {_dotted(made_with)}, newer than the runtime's {_dotted(runs_with)}: "
-            f"install librknnrt.so {_dotted(made_with)} or newer, or convert the ONNX with rknn-toolkit2 "
-            f"{_dotted(runs_with)}"
+            f"it was made with rknn-toolkit2 {dotted(made_with)}, newer than the runtime's {dotted(runs_with)}: "
+            f"install librknnrt.so {dotted(made_with)} or newer, or convert the ONNX with rknn-toolkit2 "
+            f"{dotted(runs_with)}"
         )
         return
     # Container version 6 came with 1.5.2; 1.5.0 refuses it (rockchip-linux/rknn-toolkit2 issue 316).
     if file.format_version == 6 and runs_with < (1, 5, 2):
         reasons.append(
-            f"its container version is 6, which the runtime {_dotted(runs_with)} refuses: "
+            f"its container version is 6, which the runtime {dotted(runs_with)} refuses: "
             "install librknnrt.so 1.5.2 or newer"
         )
 
 
-def _version(text: str | None) -> tuple[int, ...] | None:
+def version_of(text: str | None) -> tuple[int, ...] | None:
+    """The first version in a text, as numbers; None where there is none."""
     match = _VERSION.search(text[:256]) if text else None
     return tuple(map(int, match.group().split("."))) if match else None
 
 
-def _dotted(version: tuple[int, ...]) -> str:
+def dotted(version: tuple[int, ...]) -> str:
+    """A version as text."""
     return ".".join(map(str, version))
 
 
