@@ -26,6 +26,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--freeze", metavar="NAME=VALUE", action="append", default=[], help="make an input a constant")
     parser.add_argument("--mean", metavar="M[,M,M]", action="append", default=[], help="subtracted from every pixel")
     parser.add_argument("--std", metavar="S[,S,S]", action="append", default=[], help="every pixel is divided by it")
+    parser.add_argument("--int8", metavar="DATA", help="quantize with samples: a folder of pictures or .npy, or a .npz")
+    parser.add_argument(
+        "--fit", choices=("stretch", "letterbox"), default="stretch", help="how pictures get their size"
+    )
+    parser.add_argument("--accuracy", metavar="A", type=float, default=0.99, help="what int8 must hold (default 0.99)")
+    parser.add_argument("--budget", metavar="MINUTES", type=float, default=10.0, help="time for int8 (default 10)")
     parser.add_argument("-o", "--out", metavar="DIR", help="a folder that gets the models and the ONNX")
     parser.add_argument("--toolkit", metavar="PYTHON", help="an interpreter that has rknn-toolkit2")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -33,6 +39,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Convert and print the report."""
+    from .._compile.calibration import DataError
     from .._compile.convert import ConvertOptions, convert
     from .._compile.converter import ConversionError
     from .._compile.prepare import PrepareError
@@ -49,11 +56,15 @@ def run(given: argparse.Namespace) -> int:
             freeze=dict(_frozen(text) for text in given.freeze),
             mean=tuple(_numbers("--mean", text) for text in given.mean),
             std=tuple(_numbers("--std", text) for text in given.std),
+            int8=given.int8,
+            fit=given.fit,
+            accuracy=_accuracy(given.accuracy),
+            budget=given.budget,
             out=given.out,
         )
         toolkit = find_toolkit(given.toolkit)
         report = convert(given.model, options, toolkit=toolkit, progress=lambda text: print(text, file=sys.stderr))
-    except (ShapeError, ToolkitError) as error:
+    except (DataError, ShapeError, ToolkitError) as error:
         raise Mistake(str(error), USAGE) from None
     except (ConversionError, PrepareError, OnnxFileError, OSError) as error:
         raise Mistake(str(error), FAILED) from None
@@ -89,6 +100,12 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(word) for word in text.split(","))
     except ValueError:
         raise Mistake(f"{option} {text}: expected numbers separated by commas", USAGE) from None
+
+
+def _accuracy(value: float) -> float:
+    if not 0 < value < 1:
+        raise Mistake(f"--accuracy {value:g}: expected a number between 0 and 1", USAGE)
+    return value
 
 
 def _frozen(text: str) -> tuple[str, Any]:

@@ -7,16 +7,21 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+
 from ..files import Origin, read_onnx, read_rknn
+from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import BuildSpec, ConversionError, Converter
+from .int8 import best_of, search
 from .observe import Observed
 from .opset import OpsetError
 from .partition import GraphPart
-from .parts import build_in_parts
+from .parts import InParts, build_in_parts
 from .place import place_parts, place_whole
 from .prepare import Prepared, prepare
 from .report import Compiled, Part, Report, fates_of
@@ -39,6 +44,14 @@ class ConvertOptions:
     mean: tuple[tuple[float, ...], ...] = ()
     """Per input, per channel; one for all inputs."""
     std: tuple[tuple[float, ...], ...] = ()
+    int8: Data | None = None
+    """Samples to quantize with: see :func:`.calibration.read_samples`. None: float16."""
+    fit: Fit = "stretch"
+    """How a picture gets the input's size: "stretch" or "letterbox"."""
+    accuracy: float = 0.99
+    """What int8 must hold: the cosine of every output, and with it the largest error of bounded and mixed ones."""
+    budget: float = 10.0
+    """Minutes that the search for it may take, per target."""
     out: str | None = None
     """A folder that gets the compiled models and the ONNX; None: the ONNX's own folder, which keeps its ONNX."""
 
@@ -67,13 +80,14 @@ def convert(
         progress("reading the ONNX")
         source, refusal = _prepare(path, scratch, options)
         shapes = compiled_shapes(source.signature, options.shapes)
+        samples, notes = _samples(path, source, shapes, options, os.path.join(scratch, "samples"), progress)
         progress("starting the toolkit")
         with Converter(toolkit, log) as converter:
-            job = _Job(path, folder, options, source, shapes, refusal, converter, progress)
+            job = _Job(path, folder, options, source, shapes, refusal, converter, progress, samples)
             compiled = tuple(job.compile(target) for target in options.targets)
     if options.out is not None:
         _copy_onnx(path, folder)
-    return Report(path, compiled, (*source.notes, *shapes.notes), str(log), toolkit.version)
+    return Report(path, compiled, (*source.notes, *shapes.notes, *notes), str(log), toolkit.version)
 
 
 def _prepare(path: str, scratch: str, options: ConvertOptions) -> tuple[Prepared, ConversionError | None]:
@@ -83,6 +97,34 @@ def _prepare(path: str, scratch: str, options: ConvertOptions) -> tuple[Prepared
     except OpsetError as error:
         frozen = prepare(path, scratch, freeze=options.freeze, lower=False)
         return frozen, ConversionError(f"{os.path.basename(path)}: {error}", operators=[(error.node, error.operator)])
+
+
+def _samples(
+    path: str,
+    source: Prepared,
+    shapes: CompiledShapes,
+    options: ConvertOptions,
+    folder: str,
+    progress: Callable[[str], None],
+) -> tuple[Samples | None, list[str]]:
+    """What int8 is made with, None where it is not: with notes for the report."""
+    if options.int8 is None:
+        return None, []
+    if len(shapes.sets) > 1 or options.batch is not None:
+        what = "several shape sets" if len(shapes.sets) > 1 else "a batch"
+        raise ConversionError(f"int8 with {what}: not offered; convert to int8 with one set of shapes")
+    model = onnx.load(source.path, load_external_data=False)
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+        return None, [
+            f"{os.path.basename(path)} has its own scales (QuantizeLinear nodes), which are kept: no samples used"
+        ]
+    first = shapes.sets[0]
+    types = {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
+    dtypes = {name: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(types[name])) for name in first}
+    mean, std = (_per_input(v, len(first), n) for v, n in ((options.mean, "mean"), (options.std, "std")))
+    progress("reading the samples")
+    samples = read_samples(options.int8, forms_of(first, dtypes, mean, std), folder, fit=options.fit)
+    return samples, samples.notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +139,7 @@ class _Job:
     refusal: ConversionError | None
     converter: Converter
     progress: Callable[[str], None]
+    samples: Samples | None
 
     @property
     def stem(self) -> str:
@@ -106,6 +149,8 @@ class _Job:
         """Whole, else in parts."""
         started = time.monotonic()
         refusal = self.refusal
+        if self.samples is not None:
+            return self._int8(target, self.samples, started)
         if refusal is None:
             try:
                 self.progress(f"compiling for {target}")
@@ -149,6 +194,36 @@ class _Job:
             spec=lambda path, part, observed: self._part_spec(path, part, observed, target),
             progress=self.progress,
         )
+        return self._placed(made, target, str(refusal), started)
+
+    def _int8(self, target: str, samples: Samples, started: float) -> Compiled:
+        attempts = search(
+            self.converter,
+            self.source.path,
+            self.shapes.sets[0],
+            target,
+            samples,
+            spec=lambda path, part, observed: self._part_spec(path, part, observed, target),
+            refusal=self.refusal,
+            accuracy=self.options.accuracy,
+            budget=self.options.budget,
+            progress=self.progress,
+        )
+        best = best_of(attempts)
+        lines = tuple(f"int8, {one.line()}{' <- taken' if one is best else ''}" for one in attempts)
+        if best.problems:
+            lines += (f"int8: NO way held --accuracy {self.options.accuracy:g}; this is the best that was found",)
+        if best.whole:
+            (built,) = best.made.built
+            placed = place_whole(built.built.path, self.folder, self.stem, target)
+            part = Part(str(placed), built.built.file.size, built.built.log.layers, read_rknn(placed))
+            return Compiled(
+                target, str(placed), (part,), time.monotonic() - started, int8=lines, quantized=best.quantized
+            )
+        made = self._placed(best.made, target, "int8 would cost its outputs their accuracy", started)
+        return replace(made, int8=lines, quantized=best.quantized)
+
+    def _placed(self, made: InParts, target: str, refusal: str, started: float) -> Compiled:
         placed, paths = place_parts(
             made, self.folder, self.path, target, self.converter.toolkit.version, free=self._has_free_axes()
         )
@@ -156,7 +231,7 @@ class _Job:
             Part(str(path), each.built.file.size, each.built.log.layers, read_rknn(path))
             for path, each in zip(paths, made.built)
         )
-        return Compiled(target, str(placed), parts, time.monotonic() - started, fates_of(made), str(refusal))
+        return Compiled(target, str(placed), parts, time.monotonic() - started, fates_of(made), refusal)
 
     def _part_spec(self, path: str, part: GraphPart, observed: Observed, target: str) -> BuildSpec:
         inputs = {name: observed.shapes[name] for name in part.inputs}

@@ -119,6 +119,8 @@ class Converter:
         self.toolkit = toolkit
         self.log = os.path.abspath(os.fspath(log))
         self._builds = 0
+        self.last: BuildSpec | None = None
+        """What was built last, which the simulator answers for."""
         with ExitStack() as opened:
             self.folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="ort_rknn-convert-"))
             try:
@@ -141,6 +143,7 @@ class Converter:
         """Convert. Raises ConversionError where the toolkit refuses, makes nothing, makes what cannot be read, or
         accepts operators that no runtime can run."""
         self._builds += 1
+        self.last = None
         out = os.path.join(self.folder, f"{self._builds}.rknn")
         before = os.path.getsize(self.log) if os.path.exists(self.log) else 0
         answer = self._ask(spec.request(out))
@@ -161,6 +164,7 @@ class Converter:
             raise ConversionError(
                 f"{name}: the toolkit said that all went well, but made no model: {error}", log=self.log
             ) from error
+        self.last = spec
         return Built(out, file, log)
 
     def simulate(self, feeds: Sequence[NDArray[Any]], layouts: Sequence[str]) -> list[NDArray[np.generic]]:

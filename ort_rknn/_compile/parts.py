@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import onnx
 from .converter import BuildSpec, Built, ConversionError, Converter
 from .extract import extract
 from .fate import Trials, refused_by_table
-from .observe import Observed, observe, random_feeds
+from .observe import Array, Observed, observe, random_feeds
 from .opset import lower_opset
 from .partition import GraphPart, Partition, partition
 from .prepare import NEWEST_IR, NEWEST_OPSET, link
@@ -29,6 +29,7 @@ class BuiltPart:
 
     part: GraphPart
     built: Built
+    spec: BuildSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,11 @@ def build_in_parts(
     first: ConversionError | None = None,
     spec: Callable[[str, GraphPart, Observed], BuildSpec],
     progress: Callable[[str], None] = lambda text: None,
+    keep: Mapping[int, str] | None = None,
+    feeds: Sequence[Mapping[str, Array]] = (),
 ) -> InParts:
-    """Divide the ONNX at ``path`` and build every part. ``first``: why the whole was refused.
+    """Divide the ONNX at ``path`` and build every part. ``first``: why the whole was refused. ``keep``: nodes that stay
+    on the CPU, with the reason. ``feeds``: what the shapes and ranges are learned from; () is random.
 
     ``spec`` makes the build of a part from the path of its ONNX. Raises ConversionError where no part is left, naming
     what keeps the nodes on the CPU.
@@ -59,8 +63,8 @@ def build_in_parts(
     folder = os.path.dirname(path)
     model = onnx.load(path, load_external_data=False)
     progress("running the ONNX once to learn the shapes between its nodes")
-    observed = observe(model, folder, [random_feeds(model, shapes)])
-    refused = refused_by_table(model)
+    observed = observe(model, folder, feeds or [random_feeds(model, shapes)])
+    refused = {**refused_by_table(model), **(keep or {})}
     trials = Trials(converter, target)
     blame(model, range(len(model.graph.node)), first, refused)
     finished: dict[tuple[int, ...], BuiltPart] = {}
@@ -102,7 +106,8 @@ def _build_one(
         for entry in tensor.external_data:
             if entry.key == "location" and not (place.parent / entry.value).exists():
                 link(Path(folder) / entry.value, place.parent / entry.value)
-    return BuiltPart(part, converter.build(spec(str(place), part, observed)))
+    how = spec(str(place), part, observed)
+    return BuiltPart(part, converter.build(how), how)
 
 
 def blame(

@@ -57,6 +57,11 @@ class Compiled:
     refusal: str = ""
     """For a model in parts: why the toolkit refused the whole."""
 
+    int8: tuple[str, ...] = ()
+    """For int8: what was tried, and what it came to on the toolkit's simulator."""
+    quantized: float | None = None
+    """For int8: the share of the multiplications of Conv, MatMul and Gemm that run in int8."""
+
     @property
     def whole(self) -> bool:
         """Whether the model is one compiled model."""
@@ -70,6 +75,10 @@ class Compiled:
             on_npu = sum(fate.where.startswith("part") for fate in self.fates)
             yield f"  {len(self.fates)} nodes, {on_npu} on the NPU, in {len(self.parts)} parts"
             yield f"  not as a whole: {self.refusal}"
+        if self.quantized is not None:
+            yield f"  int8: {self.quantized:.0%} of the multiplications of Conv, MatMul and Gemm; on the simulator:"
+        for line in self.int8:
+            yield f"  {line}"
         for part in self.parts:
             kinds = Counter(layer.op_type for layer in part.layers)
             listed = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(6))
@@ -95,6 +104,7 @@ class Compiled:
             "parts": parts,
             "nodes": [asdict(fate) for fate in self.fates],
             "refusal": self.refusal,
+            "int8": {"attempts": list(self.int8), "quantized": self.quantized} if self.quantized is not None else None,
         }
 
 

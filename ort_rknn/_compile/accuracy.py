@@ -1,0 +1,182 @@
+"""How far outputs are from the ONNX's, and whether that is near enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+#: Slices of an output whose sizes differ by this factor, with none between, are judged apart.
+_GAP = 8.0
+#: An output is cut into slices along axes up to this long.
+_MOST_SLICES = 4096
+#: Of the range of a bounded or mixed output: the largest error allowed, in units of (1 - accuracy).
+_LARGEST = 3.0
+
+
+@dataclass(slots=True)
+class _Group:
+    """Slices of one size."""
+
+    slices: NDArray[np.intp] | None
+    dot: float = 0.0
+    want: float = 0.0
+    got: float = 0.0
+    largest: float = 0.0
+    low: float = np.inf
+    high: float = -np.inf
+
+    def add(self, want: Array, got: Array) -> None:
+        self.dot += float(np.vdot(want, got))
+        self.want += float(np.vdot(want, want))
+        self.got += float(np.vdot(got, got))
+        if want.size:
+            self.largest = max(self.largest, float(np.abs(want - got).max()))
+            self.low, self.high = min(self.low, float(want.min())), max(self.high, float(want.max()))
+
+    @property
+    def cosine(self) -> float:
+        if self.want == 0.0 or self.got == 0.0:
+            return 1.0 if self.want == self.got else 0.0
+        return self.dot / float(np.sqrt(self.want) * np.sqrt(self.got))
+
+
+@dataclass(slots=True)
+class OutputAccuracy:
+    """One output over all samples."""
+
+    name: str
+    largest: float = 0.0
+    """Largest absolute error."""
+    place: tuple[int, ...] = ()
+    """Where that is: the sample, then the index in the output."""
+    relative: float = 0.0
+    """Largest error relative to the ONNX's value, where that is at least a thousandth of the output's largest."""
+    unlike: str = ""
+    """Why the two cannot be compared: shapes that differ, values that are not finite."""
+    samples: int = 0
+    _same_top: int = 0
+    _tops: int = 0
+    _axis: int = 0
+    _groups: list[_Group] = field(default_factory=list)
+
+    def add(self, want: Array, got: Array) -> None:
+        """Take a sample's output of the ONNX and of what was compiled."""
+        want, got = np.asarray(want), np.asarray(got)
+        if want.shape != got.shape:
+            self.unlike = f"the ONNX gives {list(want.shape)}, the compiled model {list(got.shape)}"
+            return
+        if want.ndim == 2 and want.shape[1] > 1:
+            self._same_top += int((want.argmax(1) == got.argmax(1)).sum())
+            self._tops += want.shape[0]
+        want, got = want.astype(np.float64), got.astype(np.float64)
+        if not np.array_equal(np.isfinite(want), np.isfinite(got)):
+            self.unlike = "values are infinite or not a number in one of the two only"
+            return
+        want, got = (np.where(np.isfinite(a), a, 0.0) for a in (want, got))
+        if not self._groups:
+            self._axis, groups = _groups_of(want)
+            self._groups = [_Group(g) for g in groups]
+        self._errors(want, got)
+        for group in self._groups:
+            if group.slices is None:
+                group.add(want, got)
+            else:
+                group.add(np.take(want, group.slices, self._axis), np.take(got, group.slices, self._axis))
+        self.samples += 1
+
+    def _errors(self, want: Array, got: Array) -> None:
+        if not want.size:
+            return
+        error = np.abs(want - got)
+        at = np.unravel_index(int(error.argmax()), error.shape)
+        if error[at] >= self.largest:
+            self.largest, self.place = float(error[at]), (self.samples, *(int(i) for i in at))
+        counted = np.abs(want) >= max(np.abs(want).max() / 1000, 1e-30)
+        if counted.any():
+            self.relative = max(self.relative, float((error[counted] / np.abs(want[counted])).max()))
+
+    @property
+    def cosine(self) -> float:
+        """Cosine between the two; of an output that mixes ranges, the lowest of its groups."""
+        return min((group.cosine for group in self._groups), default=0.0 if self.unlike else 1.0)
+
+    @property
+    def same_top(self) -> float | None:
+        """Share of rows whose largest value is at the same place, for outputs [N, classes]; else None."""
+        return self._same_top / self._tops if self._tops else None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the output holds slices of very different size, as boxes and scores are."""
+        return len(self._groups) > 1
+
+    def problem(self, accuracy: float) -> str | None:
+        """What breaks the bound; None where it holds."""
+        if self.unlike:
+            return self.unlike
+        if self.cosine < accuracy:
+            return f"cosine {self.cosine:.4f} < {accuracy:g}"
+        for group in self._groups:
+            bounded = group.low >= 0.0 and group.high <= 1.0
+            if not bounded and not self.mixed:
+                continue
+            span = 1.0 if bounded else max(abs(group.low), abs(group.high))
+            allowed = _LARGEST * (1 - accuracy) * span
+            if group.largest > allowed:
+                return f"largest error {group.largest:.3g} > {allowed:.3g} among values up to {group.high:.4g}"
+        return None
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "name": self.name,
+            "cosine": self.cosine,
+            "largest": self.largest,
+            "place": list(self.place),
+            "relative": self.relative,
+            "same_top": self.same_top,
+            "unlike": self.unlike,
+        }
+
+
+def _groups_of(value: Array) -> tuple[int, list[NDArray[np.intp] | None]]:
+    """The axis along which slices differ most in size, and the groups of slices with a gap between them."""
+    best: tuple[int, list[NDArray[np.intp] | None]] = (0, [None])
+    widest = _GAP
+    for axis, length in enumerate(value.shape):
+        if not 2 <= length <= _MOST_SLICES or value.size // length < 8:
+            continue
+        others = tuple(i for i in range(value.ndim) if i != axis)
+        size = np.sqrt(np.square(value).mean(axis=others))
+        order = np.argsort(size)
+        ordered = size[order]
+        order, ordered = order[ordered > 0], ordered[ordered > 0]
+        steps = ordered[1:] / ordered[:-1]
+        if steps.size and steps.max() >= widest:
+            widest = float(steps.max())
+            zero = np.flatnonzero(size == 0)
+            cuts = np.flatnonzero(steps >= _GAP) + 1
+            groups: list[NDArray[np.intp] | None] = [np.sort(part) for part in np.split(order, cuts)]
+            if zero.size:
+                groups.append(zero)
+            best = (axis, groups)
+    return best
+
+
+def lines_of(outputs: Sequence[OutputAccuracy], accuracy: float) -> list[str]:
+    """A line per output."""
+    lines = []
+    for one in outputs:
+        problem = one.problem(accuracy)
+        top = f", same top-1 {one.same_top:.1%}" if one.same_top is not None else ""
+        at = f" at {list(one.place)}" if one.place else ""
+        verdict = f"NOT within the bound: {problem}" if problem else "within the bound"
+        errors = f"largest error {one.largest:.4g}{at}, relative {one.relative:.3g}"
+        lines.append(f"{one.name}: cosine {one.cosine:.5f}, {errors}{top}: {verdict}")
+    return lines

@@ -1,0 +1,138 @@
+"""What a model's parts compute on the toolkit's simulator, with the ONNX on the CPU between them and beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from .accuracy import OutputAccuracy
+from .calibration import Samples
+from .converter import BuildSpec, ConversionError, Converter
+from .extract import extract
+from .observe import Observed
+from .partition import GraphPart
+
+Array = NDArray[Any]
+
+
+class Reference:
+    """The ONNX on the CPU: any tensors of it from any others."""
+
+    def __init__(self, model: onnx.ModelProto, folder: str, observed: Observed) -> None:
+        self.model = model
+        self.folder = folder
+        self.observed = observed
+        self.outputs = [value.name for value in model.graph.output]
+        self._whole = self._session(model)
+
+    def run(self, feed: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Any]:
+        """The model's own outputs, or inner tensors ``outputs``."""
+        if outputs is None:
+            return list(self._whole.run(None, dict(feed)))
+        return list(self.between(list(feed), outputs)(feed))
+
+    def between(self, known: Sequence[str], wanted: Sequence[str]) -> Callable[[Mapping[str, Array]], list[Array]]:
+        """A function from the tensors ``known`` to the tensors ``wanted``."""
+        missing = [name for name in wanted if name not in known]
+        if not missing:
+            return lambda values: [values[name] for name in wanted]
+        session = self._session(extract(self.model, known, missing, self.observed))
+        inputs = {value.name for value in session.get_inputs()}
+
+        def run(values: Mapping[str, Array]) -> list[Array]:
+            made = dict(zip(missing, session.run(missing, {n: values[n] for n in inputs})))
+            return [made[name] if name in made else values[name] for name in wanted]
+
+        return run
+
+    def _session(self, model: onnx.ModelProto) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", os.path.abspath(self.folder)
+        )
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def calibration_list(reference: Reference, samples: Samples, inputs: Sequence[str], folder: str) -> str:
+    """Write the toolkit's list of samples for a part that reads ``inputs``; returns its path.
+
+    Inner tensors are what the ONNX computes on the CPU, written one sample at a time.
+    """
+    os.makedirs(folder, exist_ok=True)
+    inner = [name for name in inputs if name not in samples.forms]
+    compute = reference.between(list(samples.forms), inner) if inner else None
+    place = os.path.join(folder, "samples.txt")
+    with open(place, "w") as file:
+        for index in range(samples.count):
+            paths = {name: str(samples.path(index, name)) for name in inputs if name in samples.forms}
+            if compute is not None:
+                for number, (name, value) in enumerate(zip(inner, compute(samples.feed(index)))):
+                    paths[name] = os.path.join(folder, f"{index}-{number}.npy")
+                    np.save(paths[name], value, allow_pickle=False)
+            file.write(" ".join(paths[name] for name in inputs) + "\n")
+    return place
+
+
+def simulate_parts(
+    converter: Converter,
+    parts: Sequence[tuple[GraphPart, BuildSpec]],
+    reference: Reference,
+    samples: Samples,
+    indices: Sequence[int],
+) -> list[list[Array]]:
+    """The model's outputs for the samples ``indices``: parts on the simulator, what is between them on the CPU.
+
+    The simulator answers only for the model that was built last, so every part is built again unless it is that one.
+    """
+    known = list(samples.forms)
+    values = [samples.feed(index) for index in indices]
+    for part, spec in parts:
+        behind = reference.between(known, part.inputs)
+        if converter.last is not spec:
+            converter.build(spec)
+        for index, held in zip(indices, values):
+            feeds = dict(zip(part.inputs, behind(held)))
+            raw = samples.raw(index)
+            ready = [raw.get(n, v) for n, v in feeds.items()]
+            outputs = converter.simulate(ready, ["nchw"] * len(ready))
+            if len(outputs) != len(part.outputs):
+                raise ConversionError(f"the simulator gave {len(outputs)} outputs of {len(part.outputs)}")
+            for name, value in zip(part.outputs, outputs):
+                held[name] = np.asarray(value, _dtype(reference.observed, name)).reshape(
+                    reference.observed.shapes[name]
+                )
+        known += [name for name in part.outputs if name not in known]
+    finish = reference.between(known, reference.outputs)
+    return [list(finish(held)) for held in values]
+
+
+def compare(
+    reference: Reference, samples: Samples, indices: Sequence[int], outputs: Sequence[Sequence[Array]]
+) -> list[OutputAccuracy]:
+    """How far ``outputs`` (per sample) are from the ONNX's."""
+    found = [OutputAccuracy(name) for name in reference.outputs]
+    for index, got in zip(indices, outputs):
+        for one, want, value in zip(found, reference.run(samples.feed(index)), got):
+            one.add(want, value)
+    return found
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` indices, evenly spread."""
+    if count <= most:
+        return list(range(count))
+    return sorted({int(i) for i in np.linspace(0, count - 1, most)})
+
+
+def _dtype(observed: Observed, name: str) -> np.dtype[Any]:
+    from onnx import helper
+
+    return np.dtype(helper.tensor_dtype_to_np_dtype(observed.elem_types[name]))
