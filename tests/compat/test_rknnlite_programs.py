@@ -1,5 +1,6 @@
 """Whole programs that import ``rknnlite.api``, unchanged, in processes of their own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,7 @@ def test_another_interpreter_gets_the_vendor_s_package(tmp_path):
     path = [ort_rknn_rknnlite._SHADOW, str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {path!r}; {code}"],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
         timeout=100,
