@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from ort_rknn._ep.support import by_name
 from ort_rknn.files import Origin
 from ort_rknn_virtual._standin import stand_in
 
@@ -122,3 +125,17 @@ def _sorted(nodes: Sequence[onnx.NodeProto], known: set[str]) -> list[onnx.NodeP
         done.append(ready)
         known = known | set(ready.output)
     return done
+
+
+def their_session(
+    model: str | os.PathLike[str] | bytes,
+    so: onnxruntime.SessionOptions | None = None,
+    options: Mapping[str, str] | None = None,
+) -> onnxruntime.InferenceSession:
+    """A session of the unmodified onnxruntime with our provider, by name or (before 1.25.1) by device."""
+    so = so or onnxruntime.SessionOptions()
+    if by_name():
+        return onnxruntime.InferenceSession(model, so, [(OURS, dict(options or {})), "CPUExecutionProvider"])
+    devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == OURS]
+    so.add_provider_for_devices(devices[:1], dict(options or {}))
+    return onnxruntime.InferenceSession(model, so)

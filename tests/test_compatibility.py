@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
-from models_in_parts import three_steps, write_in_parts
+from models_in_parts import their_session, three_steps, write_in_parts
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 import ort_rknn as ort
@@ -108,9 +108,9 @@ def test_nor_does_the_unmodified_onnxruntime(tmp_path, models):
     ort.register(device=VIRTUAL["device"])
     for name in ("conv_f16.onnx", "conv_f16.rk3588.rknn"):
         shutil.copy(models / name, tmp_path)
-    onnxruntime.InferenceSession(tmp_path / "conv_f16.onnx", only_optimal(), [NPU, CPU]).run(None, {"x": X})
+    their_session(tmp_path / "conv_f16.onnx", only_optimal()).run(None, {"x": X})
     with pytest.raises(Exception, match=PREFER):
-        onnxruntime.InferenceSession(older(tmp_path, models), only_optimal(), [NPU, CPU])
+        their_session(older(tmp_path, models), only_optimal())
 
 
 def test_parts_are_judged_each(tmp_path):
@@ -146,7 +146,7 @@ def test_onnxruntimes_functions(models, tmp_path):
     so = onnxruntime.SessionOptions()
     so.log_severity_level = 3
     so.add_session_config_entry("ep.context_enable", "1")
-    onnxruntime.InferenceSession(tmp_path / "conv_f16.onnx", so, [NPU, CPU])
+    their_session(tmp_path / "conv_f16.onnx", so)
     if read is not None:
         text = read(str(tmp_path / "conv_f16_ctx.onnx"), NPU)
         assert text == "rknn;target=rk3588;toolkit=2.5.0;container=6"

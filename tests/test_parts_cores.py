@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 import pytest
-from models_in_parts import three_steps, write_in_parts
+from models_in_parts import their_session, three_steps, write_in_parts
 
 import ort_rknn as ort
 from ort_rknn._executor import core_use
@@ -61,7 +61,7 @@ def test_parts_of_a_call_share_a_core(path, runs, how):
         quiet = onnxruntime.SessionOptions()
         quiet.log_severity_level = 3
         context = path.with_name("m.rk3588_ctx.onnx")
-        made = onnxruntime.InferenceSession(context, quiet, [(NPU, {"schedule": "0,2,1"}), CPU])
+        made = their_session(context, quiet, {"schedule": "0,2,1"})
     for _ in range(4):
         made.run(None, {"x": X})
     cores = [core for _, core in runs]

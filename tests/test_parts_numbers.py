@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from models_in_parts import TWO_PARTS, three_steps, value, weights, write_in_parts
+from models_in_parts import TWO_PARTS, their_session, three_steps, value, weights, write_in_parts
 from onnx import TensorProto, helper, numpy_helper
 
 import ort_rknn as ort
@@ -202,7 +202,7 @@ def test_the_unmodified_onnxruntime_gets_the_numbers_too(tmp_path):
     ort.register(device=VIRTUAL["device"])
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 3
-    made = onnxruntime.InferenceSession(tmp_path / "m.rk3588_ctx.onnx", quiet, [NPU, CPU])
+    made = their_session(tmp_path / "m.rk3588_ctx.onnx", quiet)
     expected = onnxruntime.InferenceSession(path, providers=[CPU]).run(None, {"x": X})
     for got, want in zip(made.run(None, {"x": X}), expected, strict=True):
         np.testing.assert_allclose(got, want, **NEAR)

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from models_in_parts import three_steps, write_in_parts
+from models_in_parts import their_session, three_steps, write_in_parts
 
 import ort_rknn as ort
 from ort_rknn.files import read_onnx
@@ -162,7 +162,7 @@ def test_on_the_cpu_nothing_is_written_and_that_is_told(whole, tmp_path):
 def test_the_unmodified_onnxruntime_writes_it_too(whole, embed):
     ort.register(device=VIRTUAL["device"])
     target = whole.with_name("theirs.onnx")
-    made = onnxruntime.InferenceSession(whole, saving(target, embed), [NPU, CPU])
+    made = their_session(whole, saving(target, embed))
     wanted = made.run(None, {"x": X})
     del made
     (node,) = read_onnx(target).ep_context_nodes
@@ -171,7 +171,7 @@ def test_the_unmodified_onnxruntime_writes_it_too(whole, embed):
         assert node.cache_context == b"conv_f16.rk3588.rknn"
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 3
-    for again in (onnxruntime.InferenceSession(target, quiet, [NPU, CPU]), session(target)):
+    for again in (their_session(target, quiet), session(target)):
         np.testing.assert_array_equal(again.run(None, {"x": X})[0], wanted[0])
     again.close()
 
@@ -180,9 +180,7 @@ def test_the_unmodified_onnxruntime_writes_it_too(whole, embed):
 def test_onnxruntime_writes_a_model_in_parts_anew(tmp_path, embed):
     path = write_in_parts(tmp_path, three_steps())
     ort.register(device=VIRTUAL["device"])
-    made = onnxruntime.InferenceSession(
-        tmp_path / "m.rk3588_ctx.onnx", saving(tmp_path / "anew.onnx", embed), [NPU, CPU]
-    )
+    made = their_session(tmp_path / "m.rk3588_ctx.onnx", saving(tmp_path / "anew.onnx", embed))
     wanted = made.run(None, {"x": PX})
     del made
     nodes = read_onnx(tmp_path / "anew.onnx").ep_context_nodes

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from models_in_parts import TWO_PARTS, three_steps, write_in_parts
+from models_in_parts import TWO_PARTS, their_session, three_steps, write_in_parts
 from onnx import TensorProto, helper
 
 import ort_rknn as ort
@@ -154,19 +154,24 @@ def test_nothing_is_printed(device, tmp_path):
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
-def test_the_unmodified_onnxruntime_is_told_what_it_can_load(device, tmp_path):
+def test_the_unmodified_onnxruntime_is_told_what_it_can_load(device, tmp_path, monkeypatch):
     path = write_in_parts(tmp_path, three_steps())
     ort.register(device=VIRTUAL["device"])
-    quiet = onnxruntime.SessionOptions()
-    quiet.log_severity_level = 3
+    quiet = silent()
     with pytest.warns(ort.FallbackWarning, match=r"in parts.*load .*m\.rk3588_ctx\.onnx instead"):
-        made = onnxruntime.InferenceSession(path, quiet, [NPU, CPU])
+        made = their_session(path, quiet)
     assert not any(e.kind == "run" for e in device.events())
     del made
-    made = onnxruntime.InferenceSession(tmp_path / "m.rk3588_ctx.onnx", quiet, [NPU, CPU])
+    made = their_session(tmp_path / "m.rk3588_ctx.onnx", silent())
     made.run(None, {"x": X})
     assert sum(e.kind == "run" for e in device.events()) == len(TWO_PARTS)
     del made
-    quiet.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    monkeypatch.setenv("ORT_RKNN_STRICT", "1")
     with pytest.raises(Exception, match=r"in parts.*no fallback to the CPU"):
-        onnxruntime.InferenceSession(path, quiet, [NPU])
+        their_session(path, silent())
+
+
+def silent():
+    so = onnxruntime.SessionOptions()
+    so.log_severity_level = 4
+    return so
