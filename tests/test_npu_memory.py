@@ -380,6 +380,28 @@ def test_no_device_is_an_error_that_says_why():
         ort.empty((4,))
 
 
+@pytest.mark.parametrize("pitch", [32 * 3, 24 * 3])
+def test_a_width_that_the_npu_pads(npu, pitch):
+    """The compiled width is 24, and the NPU reads rows of 32 pixels."""
+    image = np.random.default_rng(3).integers(0, 256, (1, 24, 24, 3), np.uint8)
+    whole = np.full((24, pitch), 99, np.uint8)
+    whole[:, :72] = image.reshape(24, 72)
+    fd = os.memfd_create("camera")
+    os.write(fd, whole.tobytes())
+    with ort.InferenceSession(MODELS / "image_u8.onnx", provider_options={**VIRTUAL, **RAW}) as s:
+        name = s.get_inputs()[0].name
+        expected = s.run(None, {name: image})[0]
+        x = ort.from_dmabuf(fd, image.shape, np.uint8, strides=(24 * pitch, pitch, 3, 1))
+        os.close(fd)
+        binding = s.io_binding()
+        binding.bind_input(name, "cpu", 0, np.uint8, x.shape, x.ctypes.data)
+        binding.bind_output(s.get_outputs()[0].name)
+        s.run_with_iobinding(binding)
+        np.testing.assert_array_equal(binding.copy_outputs_to_cpu()[0], expected)
+        assert of(s).bound == (pitch == 96)
+        assert pitch == 96 or "rows that are 96 bytes apart" in str(of(s).usual)
+
+
 # Raw inputs -----------------------------------------------------------------------------------------------------------
 
 

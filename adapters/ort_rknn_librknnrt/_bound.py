@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -72,6 +73,7 @@ class BoundRuns:
         self._functions = model.binding.memory
         self._handle: Handle | None = None
         self._forms: dict[CallForm, tuple[list[_Port], list[_Port]]] = {}
+        self._refused: dict[CallForm, str] = {}
         self._imported: dict[tuple[SharedBuffer, int, int], _Memory] = {}
         self._bound: dict[tuple[bool, int], tuple[_Port, _Memory]] = {}
         extend = abi.RunExtend(timeout_ms=model.settings.run_timeout_ms)
@@ -110,6 +112,8 @@ class BoundRuns:
         handle, self._handle = self._handle, None
         if handle is None:
             return
+        if handle.process != os.getpid():
+            return  # inherited by a fork: all of it is the parent's
         ports = [port for sides in self._forms.values() for side in sides for port in side]
         for memory in (*self._imported.values(), *(port.own for port in ports if port.own is not None)):
             self._functions.destroy(handle.value, memory.pointer)
@@ -123,7 +127,9 @@ class BoundRuns:
         if known is not None and self._handle is not None:
             return self._handle, known
         model = self._model
-        reason = _why_not(form, model.inputs, model.outputs)
+        reason = self._refused.get(form)
+        if reason is None:
+            reason = self._refused[form] = _why_not(form, model.inputs, model.outputs)
         if reason:
             raise NotBindable(reason)
         if self._handle is None:
