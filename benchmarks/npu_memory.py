@@ -1,14 +1,12 @@
-"""What NPU memory saves: the CPU's part of a call, against the copying path, on the virtual NPU.
-
-    python benchmarks/npu_memory.py [calls] [frames]
+"""A frame in NPU memory costs the CPU less than one in an ordinary array, and a stream of them does not grow.
 
 One input of 1x640x640x3 uint8, which the model normalizes itself, is fed as an ordinary array, as an array in NPU
-memory, and as such an array with the output in NPU memory too. Then ``frames`` runs (100,000 by default) show that
-nothing grows.
+memory, and as such an array with the output in NPU memory too. The virtual NPU does in software what the NPU does to a
+bound frame, inside ``rknn_run``; so that is measured apart (in the runtime's own events) and taken off: what is left is
+what a program's CPU pays. What ``rknn_inputs_set`` costs on a board is not known here.
 
-The virtual NPU does in software what the NPU does to a bound frame, inside ``rknn_run``; so that is measured apart (in
-the runtime's own events) and taken off: what is left is what a program's CPU pays. What ``rknn_inputs_set`` costs on a
-board is not known here. Exits with 1 where the bound path takes more of the CPU than the copying one, or memory grows.
+Then frames are streamed over three cores, half of them in a ring of buffers, half in a new buffer each: 20,000, or
+``ORT_RKNN_FRAMES``. Needs onnx.
 """
 
 from __future__ import annotations
@@ -18,33 +16,34 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from measure import DEVICE, MODELS, SOC, Verdict, arguments
 
 import ort_rknn as ort
-from ort_rknn_virtual.control import VirtualNpu, virtual_npu
+from ort_rknn_virtual.control import virtual_npu
 
-SHAPE = (1, 3, 640, 640)
+BAR = 0.5
+RAW = {"device": DEVICE, "layout": "NHWC", "input_dtype": "uint8"}
 
 
-def make_model(folder: Path) -> str:
+def make_model(folder):
     """An ONNX with a mean over a picture. It has no compiled twin: a stand-in takes its place."""
     from onnx import TensorProto, helper, save
 
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 640, 640))
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 3, 1, 1))
     node = helper.make_node("GlobalAveragePool", ["x"], ["y"])
-    model = helper.make_model(
-        helper.make_graph([node], "mean", [x], [y]), opset_imports=[helper.make_opsetid("", 13)], ir_version=8
-    )
-    save(model, folder / "mean.onnx")
-    return str(folder / "mean.onnx")
+    graph = helper.make_graph([node], "mean", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path = Path(folder) / "mean.onnx"
+    save(model, path)
+    return path
 
 
-def cost(npu: VirtualNpu, calls: int, run: Callable[[], object]) -> tuple[float, float, float]:
-    """Medians in milliseconds a call: latency; what is left of it without the run itself; time in rknn_inputs_set."""
+def cost(npu, run, calls):
+    """Medians in milliseconds per call: without the run itself, and in rknn_inputs_set."""
     rows = []
     for _ in range(calls + 3):
         since = npu.events()[-1].sequence
@@ -55,77 +54,67 @@ def cost(npu: VirtualNpu, calls: int, run: Callable[[], object]) -> tuple[float,
         for event in npu.events(since):
             if event.kind in spent:
                 spent[event.kind] += event.end_ns - event.called_ns
-        rows.append((took, took - spent["run"], spent["inputs_set"]))
-    latency, rest, fed = (statistics.median(column) / 1e6 for column in zip(*rows[3:]))
-    return latency, rest, fed
+        rows.append((took - spent["run"], spent["inputs_set"]))
+    return tuple(statistics.median(column) / 1e6 for column in zip(*rows[3:]))
 
 
-def resident() -> int:
-    """KiB of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
-
-
-def compare(npu: VirtualNpu, model: str, calls: int) -> bool:
-    options = {"device": "virtual:rk3588", "layout": "NHWC", "input_dtype": "uint8"}
-    with ort.InferenceSession(model, provider_options=options) as session:
+def compare(npu, verdict, calls, bar):
+    with tempfile.TemporaryDirectory() as folder, ort.InferenceSession(make_model(folder), provider_options=RAW) as s:
         plain = np.zeros((1, 640, 640, 3), np.uint8)
-        (one,) = session.buffers(1)
-        (result,) = session.run(None, one)
-        target = ort.empty(result.shape, result.dtype, device="virtual:rk3588")
-        binding = session.io_binding()
+        (one,) = s.buffers(1)
+        (result,) = s.run(None, one)
+        target = ort.empty(result.shape, result.dtype, device=DEVICE)
+        binding = s.io_binding()
         binding.bind_ortvalue_input("x", ort.OrtValue.ortvalue_from_numpy(one["x"]))
         binding.bind_ortvalue_output("y", ort.OrtValue.ortvalue_from_numpy(target))
-        ways: dict[str, Callable[[], object]] = {
-            "ordinary array": lambda: session.run(None, {"x": plain}),
-            "NPU memory in": lambda: session.run(None, one),
-            "NPU memory in and out": lambda: session.run_with_iobinding(binding),
-        }
-        print(f"{'ms per call':<24}{'latency':>9}{'without run':>13}{'inputs_set':>12}")
-        costs = {}
-        for name, run in ways.items():
-            costs[name] = cost(npu, calls, run)
-            print(f"{name:<24}" + "".join(f"{n:>{w}.3f}" for n, w in zip(costs[name], (9, 13, 12))))
-    return costs["NPU memory in"][1] <= costs["ordinary array"][1]
-
-
-def grows(npu: VirtualNpu, frames: int) -> bool:
-    """Half of the frames in a ring of buffers, half in a new buffer each."""
-    model = Path(__file__).parents[1] / "tests" / "models" / "conv_f16.onnx"
-    options = {"device": "virtual:rk3588", "layout": "NHWC", "input_dtype": "uint8", "schedule": "0,1,2"}
-    with ort.InferenceSession(model, provider_options=options) as session:
-        ring = session.buffers(6)
-
-        def feeds(number: int) -> object:
-            for k in range(number // 2):
-                yield ring[k % 6]
-                yield {"x": ort.empty(ring[0]["x"].shape, np.uint8, device="virtual:rk3588")}
-
-        def stream(number: int) -> tuple[int, int, int]:
-            for _ in session.map(feeds(number), copy=False, depth=6):  # type: ignore[arg-type]
-                pass
-            return resident(), len(os.listdir("/proc/self/fd")), npu.counters().mems
-
-        before = stream(2000)
-        begun = time.perf_counter()
-        after = stream(frames)
-        rate = frames / (time.perf_counter() - begun)
-    print(
-        f"{frames} frames at {rate:.0f} a second: {before[0]} to {after[0]} KiB, "
-        f"{after[1]} descriptors, {after[2]} mems"
+        ordinary, fed = cost(npu, lambda: s.run(None, {"x": plain}), calls)
+        inward, none = cost(npu, lambda: s.run(None, one), calls)
+        both, _ = cost(npu, lambda: s.run_with_iobinding(binding), calls)
+    verdict.hold(
+        f"ordinary array {ordinary:.3f} ms, {fed:.3f} of them in rknn_inputs_set; NPU memory {inward:.3f} ms; with the "
+        f"output too {both:.3f} ms: {inward / ordinary:.2f}",
+        inward < bar * ordinary and none == 0,
+        f"ratio {bar}, and no rknn_inputs_set",
     )
-    return after[0] > before[0] * 1.05 + 2048 or after[1] > before[1] + 12 or after[2] > before[2] + 12
 
 
-def main() -> int:
-    calls = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    frames = int(sys.argv[2]) if len(sys.argv) > 2 else 100_000
-    npu = virtual_npu("rk3588")
-    with tempfile.TemporaryDirectory() as folder:
-        good = compare(npu, make_model(Path(folder)), calls)
-    if frames and grows(npu, frames):
-        print("memory grows")
-        good = False
-    return 0 if good else 1
+def stream(npu, session, ring, frames):
+    def feeds():
+        for k in range(frames // 2):
+            yield ring[k % len(ring)]
+            yield {"x": ort.empty(ring[0]["x"].shape, np.uint8, device=DEVICE)}
+
+    for _ in session.map(feeds(), copy=False, depth=len(ring)):
+        pass
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd")), npu.counters().mems
+
+
+def growth(npu, verdict, frames):
+    model = MODELS / "conv_f16.onnx"
+    with ort.InferenceSession(model, provider_options={**RAW, "schedule": "0,1,2"}) as session:
+        ring = session.buffers(6)
+        before = stream(npu, session, ring, min(2000, frames))
+        begun = time.perf_counter()
+        after = stream(npu, session, ring, frames)
+        rate = frames / (time.perf_counter() - begun)
+        counts = session._npu.executor.buffer_runs()
+    grown = [b - a for a, b in zip(before, after)]
+    verdict.hold(
+        f"{frames} frames at {rate:.0f} a second: {grown[0]:+.1f} MiB, {grown[1]:+d} descriptors, "
+        f"{grown[2]:+d} imports",
+        grown[0] < 4 and max(grown[1:]) <= 12 and not counts.usual and npu.counters().misuses == 0,
+        "4 MiB, 12 descriptors and imports, every frame bound",
+    )
+
+
+def main():
+    given = arguments(__doc__)
+    os.environ["ORT_RKNN_VIRTUAL_COMPUTE"] = "pattern"
+    npu, verdict = virtual_npu(SOC), Verdict()
+    compare(npu, verdict, *((10, 2.0) if given.quick else (100, BAR)))
+    growth(npu, verdict, 600 if given.quick else int(os.environ.get("ORT_RKNN_FRAMES", "20000")))
+    return verdict.end()
 
 
 if __name__ == "__main__":

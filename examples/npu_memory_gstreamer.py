@@ -45,7 +45,9 @@ def main(model: str, pipeline: str) -> int:
             gi.require_version(name, version)
         from gi.repository import Gst, GstAllocators, GstVideo
     except (ImportError, ValueError) as error:
-        raise SystemExit(f"GStreamer for Python is not here ({error}): install PyGObject and GStreamer's typelibs") from None
+        raise SystemExit(
+            f"GStreamer for Python is not here ({error}): install PyGObject and GStreamer's typelibs"
+        ) from None
     Gst.init(None)
     bin_ = Gst.parse_launch(f"{pipeline} ! appsink name=sink max-buffers=2 sync=false")
     sink = bin_.get_by_name("sink")

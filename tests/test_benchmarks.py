@@ -23,6 +23,7 @@ def test_every_benchmark_is_known():
         "keeping_busy",
         "latency",
         "memory",
+        "npu_memory",
         "parts",
         "scaling",
     ]
