@@ -17,6 +17,7 @@ SCRIPTS = sorted(
 def test_every_benchmark_is_known():
     assert SCRIPTS == [
         "callers",
+        "cluster",
         "cpu_overhead",
         "idle_sessions",
         "import_time",
