@@ -54,8 +54,8 @@ def run(given: argparse.Namespace) -> int:
             shapes=tuple(group_shapes([parse_shape(text) for text in given.shape])),
             batch=given.batch,
             freeze=dict(_frozen(text) for text in given.freeze),
-            mean=tuple(_numbers("--mean", text) for text in given.mean),
-            std=tuple(_numbers("--std", text) for text in given.std),
+            mean=tuple(numbers("--mean", text) for text in given.mean),
+            std=tuple(numbers("--std", text) for text in given.std),
             int8=given.int8,
             fit=given.fit,
             accuracy=_accuracy(given.accuracy),
@@ -95,7 +95,8 @@ def _targets(text: str | None) -> tuple[str, ...]:
     return targets
 
 
-def _numbers(option: str, text: str) -> tuple[float, ...]:
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Numbers separated by commas."""
     try:
         return tuple(float(word) for word in text.split(","))
     except ValueError:

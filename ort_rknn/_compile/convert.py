@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from .partition import GraphPart
 from .parts import InParts, build_in_parts
 from .place import place_parts, place_whole
 from .prepare import Prepared, prepare
+from .record import BuildRecord, record_path, sha256_of
 from .report import Compiled, Part, Report, fates_of
 from .shapes import CompiledShapes, compiled_shapes
+from .spec import part_spec, per_input
 from .toolkit import Toolkit, find_toolkit
 
 
@@ -121,7 +123,7 @@ def _samples(
     first = shapes.sets[0]
     types = {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
     dtypes = {name: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(types[name])) for name in first}
-    mean, std = (_per_input(v, len(first), n) for v, n in ((options.mean, "mean"), (options.std, "std")))
+    mean, std = (per_input(v, len(first), n) for v, n in ((options.mean, "mean"), (options.std, "std")))
     progress("reading the samples")
     samples = read_samples(options.int8, forms_of(first, dtypes, mean, std), folder, fit=options.fit)
     return samples, samples.notes
@@ -174,12 +176,13 @@ class _Job:
                 target=target,
                 inputs=first,
                 shape_sets=tuple(tuple(group.values()) for group in sets) if len(sets) > 1 else (),
-                mean=_per_input(self.options.mean, len(first), "mean"),
-                std=_per_input(self.options.std, len(first), "std"),
+                mean=per_input(self.options.mean, len(first), "mean"),
+                std=per_input(self.options.std, len(first), "std"),
                 batch=self.options.batch,
                 custom_string=self._origin(),
             )
         )
+        self._keep_record(target, whole=True)
         placed = place_whole(built.path, self.folder, self.stem, target)
         part = Part(str(placed), built.file.size, built.log.layers, read_rknn(placed))
         return Compiled(target, str(placed), (part,), time.monotonic() - started)
@@ -194,6 +197,7 @@ class _Job:
             spec=lambda path, part, observed: self._part_spec(path, part, observed, target),
             progress=self.progress,
         )
+        self._keep_record(target, whole=False, on_cpu=made.partition.on_cpu)
         return self._placed(made, target, str(refusal), started)
 
     def _int8(self, target: str, samples: Samples, started: float) -> Compiled:
@@ -213,6 +217,8 @@ class _Job:
         lines = tuple(f"int8, {one.line()}{' <- taken' if one is best else ''}" for one in attempts)
         if best.problems:
             lines += (f"int8: NO way held --accuracy {self.options.accuracy:g}; this is the best that was found",)
+        kept = best.made.partition.on_cpu
+        self._keep_record(target, whole=best.whole, on_cpu=kept, hybrid=best.plan.hybrid)
         if best.whole:
             (built,) = best.made.built
             placed = place_whole(built.built.path, self.folder, self.stem, target)
@@ -234,34 +240,38 @@ class _Job:
         return Compiled(target, str(placed), parts, time.monotonic() - started, fates_of(made), refusal)
 
     def _part_spec(self, path: str, part: GraphPart, observed: Observed, target: str) -> BuildSpec:
-        inputs = {name: observed.shapes[name] for name in part.inputs}
-        named = list(self.shapes.sets[0])
-        sides = []
-        for values, name, neutral in ((self.options.mean, "mean", 0.0), (self.options.std, "std", 1.0)):
-            given = _per_input(values, len(named), name)
-            channels = [shape[1] if len(shape) == 4 else 1 for shape in inputs.values()]
-            side = [
-                given[named.index(tensor)] if given and tensor in named else (neutral,) * n
-                for tensor, n in zip(inputs, channels)
-            ]
-            sides.append(side if given else None)
-        return BuildSpec(path, target, inputs, mean=sides[0], std=sides[1], custom_string=self._origin())
+        sides = (self.options.mean, self.options.std)
+        return part_spec(path, part, observed, target, self.shapes.sets[0], *sides, custom_string=self._origin())
+
+    def _keep_record(
+        self, target: str, *, whole: bool, on_cpu: Mapping[int, str] | None = None, hybrid: bool = False
+    ) -> None:
+        if len(self.shapes.sets) > 1 or self.options.batch is not None:
+            return
+        data = self.options.int8
+        record = BuildRecord(
+            sha256=sha256_of(self.path),
+            target=target,
+            toolkit=self.converter.toolkit.version,
+            shapes=dict(self.shapes.sets[0]),
+            mean=self.options.mean,
+            std=self.options.std,
+            freeze=dict(self.options.freeze),
+            fit=self.options.fit,
+            data=os.path.abspath(data) if isinstance(data, (str, os.PathLike)) else None,
+            samples=tuple(self.samples.digests) if self.samples is not None else (),
+            whole=whole,
+            lowered=self.refusal is None,
+            hybrid=hybrid,
+            on_cpu=dict(on_cpu or {}),
+        )
+        record.write(record_path(self.folder, self.stem, target))
 
     def _origin(self) -> str:
         return Origin.of(self.path, toolkit=self.converter.toolkit.version).to_custom_string()
 
     def _has_free_axes(self) -> bool:
         return any(not isinstance(dim, int) for value in self.source.signature.inputs for dim in (value.dims or ("?",)))
-
-
-def _per_input(values: Sequence[tuple[float, ...]], inputs: int, name: str) -> list[tuple[float, ...]] | None:
-    if not values:
-        return None
-    if len(values) == 1:
-        return [values[0]] * inputs
-    if len(values) != inputs:
-        raise ConversionError(f"{name}: expected one for all inputs or one for each of the {inputs}; got {len(values)}")
-    return list(values)
 
 
 def _copy_onnx(path: str, folder: Path) -> None:

@@ -179,20 +179,46 @@ def _attempt(
     progress: Callable[[str], None],
 ) -> Attempt:
     started = time.monotonic()
+    feeds = [samples.feed(index) for index in spread(samples.count, 2)]
+    made, reference = build_plan(
+        converter, path, shapes, target, plan, feeds, samples, spec=spec, refusal=refusal, progress=progress
+    )
+    indices = spread(samples.count, _JUDGED)
+    parts = [(each.part, each.spec) for each in made.built]
+    outputs = simulate_parts(converter, parts, reference, samples, indices)
+    found = compare(reference, samples, indices, outputs)
+    return Attempt(plan, tuple(found), quantized_share(made), made, time.monotonic() - started, accuracy)
+
+
+def build_plan(
+    converter: Converter,
+    path: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    target: str,
+    plan: Plan,
+    feeds: list[dict[str, Array]],
+    samples: Samples | None,
+    *,
+    spec: Callable[[str, GraphPart, Observed], BuildSpec],
+    refusal: ConversionError | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> tuple[InParts, Reference]:
+    """Build what ``plan`` says, in int8 with ``samples``, else in float16. ``feeds``: what shapes are learned from."""
     model = onnx.load(path, load_external_data=False)
     references: list[Reference] = []
 
-    def quantized_spec(place: str, part: GraphPart, observed: Observed) -> BuildSpec:
+    def complete(place: str, part: GraphPart, observed: Observed) -> BuildSpec:
         if not references:
             references.append(Reference(model, os.path.dirname(path), observed))
         plain = spec(place, part, observed)
+        if samples is None:
+            return plain
         listed = calibration_list(references[0], samples, part.inputs, os.path.dirname(place))
         build: dict[str, Any] = {**plain.build, "auto_hybrid": True} if plan.hybrid else dict(plain.build)
         return replace(plain, dataset=listed, build=build)
 
-    feeds = [samples.feed(index) for index in spread(samples.count, 2)]
     if plan.whole:
-        made = _build_whole(converter, model, path, feeds, quantized_spec)
+        made = _build_whole(converter, model, path, feeds, complete)
     else:
         made = build_in_parts(
             converter,
@@ -200,16 +226,12 @@ def _attempt(
             shapes,
             target,
             first=refusal,
-            spec=quantized_spec,
+            spec=complete,
             progress=progress,
             keep=plan.on_cpu,
             feeds=feeds,
         )
-    indices = spread(samples.count, _JUDGED)
-    parts = [(each.part, each.spec) for each in made.built]
-    outputs = simulate_parts(converter, parts, references[0], samples, indices)
-    found = compare(references[0], samples, indices, outputs)
-    return Attempt(plan, tuple(found), quantized_share(made), made, time.monotonic() - started, accuracy)
+    return made, references[0]
 
 
 def _build_whole(

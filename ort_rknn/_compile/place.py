@@ -23,7 +23,7 @@ _INLINE = 64 << 20
 def place_whole(built: str, folder: Path, stem: str, target: str) -> Path:
     """The compiled model ``built`` as ``<stem>.<target>.rknn``. A result in parts that lies there goes."""
     place = folder / f"{stem}.{target}.rknn"
-    _put(place, lambda file: _copy(built, file))
+    put(place, lambda file: _copy(built, file))
     _remove(folder / f"{stem}.{target}_ctx.onnx")
     shutil.rmtree(folder / f"{stem}.{target}_parts", ignore_errors=True)
     return place
@@ -46,7 +46,7 @@ def place_parts(
         name = f"part{number}"
         place = parts_folder / f"{name}-{_digest(each.built.path)[:12]}.rknn"
         if not place.exists():
-            _put(place, lambda file, source=each.built.path: _copy(source, file))  # type: ignore[misc]
+            put(place, lambda file, source=each.built.path: _copy(source, file))  # type: ignore[misc]
         paths.append(place)
         compiled.append(CompiledPart(each.part, name, f"{parts_folder.name}/{place.name}"))
     model = context_model(
@@ -54,7 +54,7 @@ def place_parts(
     )
     weights = _own_weights(model, os.path.dirname(original), parts_folder)
     place = folder / f"{stem}.{target}_ctx.onnx"
-    _put(place, lambda file: _write(file, model.SerializeToString()))
+    put(place, lambda file: _write(file, model.SerializeToString()))
     _remove(folder / f"{stem}.{target}.rknn")
     for path in parts_folder.iterdir():
         if path not in paths and path != weights:
@@ -77,7 +77,7 @@ def _own_weights(model: onnx.ModelProto, folder: str, parts_folder: Path) -> Pat
     for tensor in raw:
         digest.update(tensor.raw_data)
     place = parts_folder / f"weights-{digest.hexdigest()[:12]}.bin"
-    _put(place, lambda file: [file.write(t.raw_data) for t in raw])
+    put(place, lambda file: [file.write(t.raw_data) for t in raw])
     offset = 0
     for tensor in raw:
         length = len(tensor.raw_data)
@@ -88,7 +88,8 @@ def _own_weights(model: onnx.ModelProto, folder: str, parts_folder: Path) -> Pat
     return place
 
 
-def _put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
+def put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Write a file that appears at once, complete, or not at all."""
     descriptor, fresh = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

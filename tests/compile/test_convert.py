@@ -29,7 +29,14 @@ def conv(models, tmp_path):
 def test_for_two_targets_beside_the_onnx(cli, toolkit, conv, tmp_path):
     code, out, err = cli("convert", conv, "--target", "RK3588,rk3576", "--toolkit", toolkit.python)
     assert code == 0, err
-    assert sorted(os.listdir(tmp_path)) == ["conv.convert.log", "conv.onnx", "conv.rk3576.rknn", "conv.rk3588.rknn"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "conv.convert.log",
+        "conv.onnx",
+        "conv.rk3576.build.json",
+        "conv.rk3576.rknn",
+        "conv.rk3588.build.json",
+        "conv.rk3588.rknn",
+    ]
     assert "2 layers, 1 on the NPU: 1 ConvRelu, 1 Reshape" in out
     assert "inside the runtime, on the CPU: Reshape:r" in out
     assert f'ort_rknn.InferenceSession("{conv}")' in out
@@ -40,7 +47,7 @@ def test_to_a_folder_of_its_own_with_the_onnx(cli, toolkit, conv, tmp_path):
     code, out, _ = cli("convert", conv, "--target", "rk3588", "-o", folder, "--json", "--toolkit", toolkit.python)
     report = json.loads(out)
     assert (code, report["toolkit"], report["compiled"][0]["target"]) == (0, "2.5.0", "rk3588")
-    assert sorted(os.listdir(folder)) == ["conv.convert.log", "conv.onnx", "conv.rk3588.rknn"]
+    assert sorted(os.listdir(folder)) == ["conv.convert.log", "conv.onnx", "conv.rk3588.build.json", "conv.rk3588.rknn"]
 
 
 def test_a_failure_leaves_the_older_result(cli, toolkit, conv, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 
 import ort_rknn
+from ort_rknn._cli.main import main
 from ort_rknn._compile.convert import ConvertOptions, convert
 
 from .conftest import FLOAT
@@ -52,6 +53,23 @@ def test_a_detector_keeps_its_scores_with_all_its_work_in_int8(maker, tmp_path, 
     )
     assert session.run(None, feed)[0].shape == (1, 9, 64)
     assert onnxruntime.InferenceSession(path).run(None, feed)[0].shape == (1, 9, 64)
+
+
+def test_check_repeats_the_build_on_the_simulator_and_names_whose_numbers(maker, tmp_path, real_toolkit, capsys):
+    path = detector(maker, tmp_path / "d.onnx")
+    of = ("--toolkit", real_toolkit.python)
+    np.savez(tmp_path / "data.npz", x=np.stack(samples()))
+    assert main(["convert", str(path), "--target", "rk3588", "--int8", str(tmp_path / "data.npz"), *of]) == 0
+    capsys.readouterr()
+    assert main(["check", str(path), "--simulator", "rk3588", *of]) == 0
+    out = capsys.readouterr().out
+    assert "the vendor's simulator's" in out and "verdict: accurate" in out and "24 samples" in out
+    assert main(["check", str(path), "--device", "virtual:rk3588"]) == 0
+    out = capsys.readouterr().out
+    assert "plumbing only" in out and "accurate" not in out
+    np.savez(tmp_path / "data.npz", x=np.stack(samples()[:20]))
+    assert main(["check", str(path), "--simulator", "rk3588", *of]) == 1
+    assert "holds other samples" in capsys.readouterr().err
 
 
 def test_a_classifier_needs_no_cut(maker, tmp_path, real_toolkit):

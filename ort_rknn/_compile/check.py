@@ -1,0 +1,128 @@
+"""What was compiled against its ONNX: the feeds, and the toolkit's simulator as the one that computes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from .accuracy import OutputAccuracy
+from .calibration import Data, Fit, Samples, forms_of, read_samples
+from .converter import Converter
+from .int8 import Plan, build_plan
+from .measure import Reference, compare, simulate_parts, spread
+from .observe import Observed, observe, random_feeds
+from .prepare import prepare
+from .record import BuildRecord, RecordError
+from .spec import part_spec, per_input
+from .toolkit import Toolkit
+
+#: Samples that are compared, and random ones that are made where there are no data.
+MOST, RANDOM = 64, 8
+
+
+def feeds_for(
+    model: onnx.ModelProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    data: Data | None,
+    folder: str,
+    *,
+    mean: tuple[tuple[float, ...], ...] = (),
+    std: tuple[tuple[float, ...], ...] = (),
+    fit: Fit = "stretch",
+) -> Samples:
+    """What both are fed: ``data``, else random values by the signature (pixels where there is a mean or std)."""
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    dtypes = {name: np.dtype(helper.tensor_dtype_to_np_dtype(types[name])) for name in shapes}
+    sides = (per_input(mean, len(shapes), "mean"), per_input(std, len(shapes), "std"))
+    forms = forms_of(shapes, dtypes, *sides)
+    if data is not None:
+        return read_samples(data, forms, folder, fit=fit)
+    samples = Samples(Path(folder), forms)
+    samples.folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(RANDOM):
+        feed: dict[str, Any] = random_feeds(model, shapes, seed=seed)
+        pixels = np.random.default_rng(seed)
+        samples.add(
+            {
+                name: pixels.integers(0, 256, form.shape).astype(np.float32) if form.mean or form.std else feed[name]
+                for name, form in forms.items()
+            }
+        )
+    return samples
+
+
+def on_simulator(
+    path: str,
+    record: BuildRecord,
+    data: Data | None,
+    toolkit: Toolkit,
+    log: str,
+    *,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[OutputAccuracy]:
+    """Build again what ``record`` tells of and compare it, on the toolkit's simulator, with the ONNX at ``path``.
+
+    ``data``: None compares on the samples that int8 was made with, else on random values. Raises RecordError where the
+    build cannot be repeated, DataError for samples, ConversionError where the toolkit refuses.
+    """
+    if record.toolkit != toolkit.version:
+        raise RecordError(
+            f"it was converted with toolkit {record.toolkit}, and this is {toolkit.version}: convert again"
+        )
+    with tempfile.TemporaryDirectory(prefix="ort_rknn-check-") as scratch:
+        source = prepare(path, scratch, freeze=record.freeze, lower=record.lowered)
+        model = onnx.load(source.path, load_external_data=False)
+        form: dict[str, Any] = {"mean": record.mean, "std": record.std, "fit": record.fit}
+        learned = _learned_from(model, record, os.path.join(scratch, "int8"), form)
+        if data is None and learned is not None:
+            fed = learned
+        else:
+            fed = feeds_for(model, record.shapes, data, os.path.join(scratch, "feeds"), **form)
+        indices = spread(fed.count, MOST)
+        plan = Plan("as recorded", record.on_cpu, record.hybrid, record.whole)
+        progress("building it again, as recorded")
+        with Converter(toolkit, log) as converter:
+            made, reference = build_plan(
+                converter,
+                source.path,
+                record.shapes,
+                record.target,
+                plan,
+                [fed.feed(index) for index in indices[:2]],
+                learned,
+                spec=lambda place, part, seen: part_spec(
+                    place, part, seen, record.target, record.shapes, record.mean, record.std
+                ),
+                progress=progress,
+            )
+            progress(f"{len(indices)} samples on the simulator")
+            parts = [(each.part, each.spec) for each in made.built]
+            return compare(reference, fed, indices, simulate_parts(converter, parts, reference, fed, indices))
+
+
+def on_cpu(
+    path: str, shapes: Mapping[str, tuple[int, ...]], data: Data | None, folder: str, form: Mapping[str, Any]
+) -> tuple[Samples, Reference]:
+    """The feeds, and the ONNX on the CPU."""
+    model = onnx.load(path, load_external_data=False)
+    samples = feeds_for(model, shapes, data, folder, **form)
+    seen: Observed = observe(model, os.path.dirname(path), [samples.feed(0)])
+    return samples, Reference(model, os.path.dirname(path), seen)
+
+
+def _learned_from(model: onnx.ModelProto, record: BuildRecord, folder: str, form: Mapping[str, Any]) -> Samples | None:
+    if not record.samples:
+        return None
+    if record.data is None:
+        raise RecordError("its samples came from a callable, which cannot be called again: check on the NPU instead")
+    samples = feeds_for(model, record.shapes, record.data, folder, **form)
+    if tuple(samples.digests) != record.samples:
+        raise RecordError(f"{record.data} holds other samples than it was converted with: convert again")
+    return samples

@@ -1,0 +1,46 @@
+"""How a part of a model is built: its share of what the user said about the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .converter import BuildSpec, ConversionError
+from .observe import Observed
+from .partition import GraphPart
+
+
+def part_spec(
+    path: str,
+    part: GraphPart,
+    observed: Observed,
+    target: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    mean: Sequence[tuple[float, ...]],
+    std: Sequence[tuple[float, ...]],
+    *,
+    custom_string: str = "",
+) -> BuildSpec:
+    """The build of ``part``, whose ONNX is at ``path``. ``mean`` and ``std`` go with the part that reads the input."""
+    inputs = {name: observed.shapes[name] for name in part.inputs}
+    named = list(shapes)
+    sides = []
+    for values, name, neutral in ((mean, "mean", 0.0), (std, "std", 1.0)):
+        given = per_input(values, len(named), name)
+        channels = [shape[1] if len(shape) == 4 else 1 for shape in inputs.values()]
+        side = [
+            given[named.index(tensor)] if given and tensor in named else (neutral,) * n
+            for tensor, n in zip(inputs, channels)
+        ]
+        sides.append(side if given else None)
+    return BuildSpec(path, target, inputs, mean=sides[0], std=sides[1], custom_string=custom_string)
+
+
+def per_input(values: Sequence[tuple[float, ...]], inputs: int, name: str) -> list[tuple[float, ...]] | None:
+    """One value per input: ``values`` has one for all, or one for each."""
+    if not values:
+        return None
+    if len(values) == 1:
+        return [values[0]] * inputs
+    if len(values) != inputs:
+        raise ConversionError(f"{name}: expected one for all inputs or one for each of the {inputs}; got {len(values)}")
+    return list(values)
