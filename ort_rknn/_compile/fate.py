@@ -6,9 +6,11 @@ The vendor's operator list is out of date in both directions: only what has no f
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import onnx
 
@@ -16,7 +18,11 @@ from .converter import BuildSpec, ConversionError, Converter
 from .extract import extract
 from .observe import Observed
 from .opset import OpsetError, lower_opset
+from .put import put
+from .toolkit import ToolkitError, toolkit_folder
 
+#: A larger file of remembered trials is not read.
+_LARGEST_CACHE = 16 << 20
 _CONTROL = "its inner graphs run on the CPU"
 _DATA = "the length of its result depends on the data"
 _NONE = "the NPU has no such operator"
@@ -79,6 +85,7 @@ class Trials:
         key = _key(node, observed, self.target)
         if key not in self.known:
             self.known[key] = self._try(model, index, observed)
+            remember(self.converter.toolkit.version, self.known)
         return self.known[key]
 
     def _try(self, model: onnx.ModelProto, index: int, observed: Observed) -> str | None:
@@ -100,6 +107,35 @@ class Trials:
         except ConversionError as error:
             return f"{node.op_type}: {_short(error)}"
         return None
+
+
+def remembered(version: str) -> dict[str, str | None]:
+    """What earlier trials with this toolkit found, from the user's cache. Whatever does not read as that is passed
+    over: a trial costs little."""
+    try:
+        place = _cache(version)
+        status = place.stat()
+        if status.st_uid != os.getuid() or status.st_size > _LARGEST_CACHE:
+            return {}
+        data = json.loads(place.read_bytes())
+        return {str(k): None if v is None else str(v) for k, v in data["trials"].items()}
+    except (OSError, ToolkitError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def remember(version: str, known: Mapping[str, str | None]) -> None:
+    """Keep what trials found. A cache that cannot be written costs the next conversion some trials, nothing else."""
+    try:
+        place = _cache(version)
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        text = json.dumps({"trials": {**remembered(version), **known}})
+        put(place, lambda file: file.write(text.encode()))
+    except (OSError, ToolkitError):
+        pass
+
+
+def _cache(version: str) -> Path:
+    return toolkit_folder().parent / f"trials-{version}.json"
 
 
 def _key(node: onnx.NodeProto, observed: Observed, target: str) -> str:

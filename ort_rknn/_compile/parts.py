@@ -13,7 +13,7 @@ import onnx
 
 from .converter import BuildSpec, Built, ConversionError, Converter
 from .extract import extract
-from .fate import Trials, refused_by_table
+from .fate import Trials, refused_by_table, remembered
 from .observe import Array, Observed, observe, random_feeds
 from .opset import lower_opset
 from .partition import GraphPart, Partition, partition
@@ -65,7 +65,7 @@ def build_in_parts(
     progress("running the ONNX once to learn the shapes between its nodes")
     observed = observe(model, folder, feeds or [random_feeds(model, shapes)])
     refused = {**refused_by_table(model), **(keep or {})}
-    trials = Trials(converter, target)
+    trials = Trials(converter, target, remembered(converter.toolkit.version))
     blame(model, range(len(model.graph.node)), first, refused)
     finished: dict[tuple[int, ...], BuiltPart] = {}
     for _ in range(_ROUNDS):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +12,7 @@ import onnx
 from onnx import external_data_helper
 
 from .parts import InParts
+from .put import put
 from .write import CompiledPart, context_model
 
 #: What stays on the CPU keeps its weights inside the model up to this size in bytes.
@@ -86,21 +85,6 @@ def _own_weights(model: onnx.ModelProto, folder: str, parts_folder: Path) -> Pat
         tensor.data_location = onnx.TensorProto.EXTERNAL
         offset += length
     return place
-
-
-def put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that appears at once, complete, or not at all."""
-    descriptor, fresh = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(fresh, 0o644)
-        os.replace(fresh, place)
-    except BaseException:
-        _remove(Path(fresh))
-        raise
 
 
 def _copy(source: str, file: IO[bytes]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .place import put
+from .put import put
 
 _VERSION = 1
 

@@ -1,0 +1,24 @@
+"""Writes files that appear at once or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+
+def put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Write a file that appears at once, complete, or not at all."""
+    descriptor, fresh = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(fresh, 0o644)
+        os.replace(fresh, place)
+    except BaseException:
+        Path(fresh).unlink(missing_ok=True)
+        raise
