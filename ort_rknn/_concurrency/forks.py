@@ -15,6 +15,21 @@ from typing import Any
 _natives: weakref.WeakSet[Any] = weakref.WeakSet()
 _exit_is_short = False
 
+#: By ``id``: native sessions that this process inherited, and keeps. Empty where it is no forked child.
+inherited: set[int] = set()
+
+#: Modules that calls of a session import when they need them, and opening it anew in a child. See :func:`_before`.
+_USED_LATER = (
+    "concurrent.futures.thread",
+    "logging",
+    "signal",
+    "ort_rknn._concurrency.stream",
+    "ort_rknn._executor.numbered",
+    "ort_rknn._session.explain",
+    "ort_rknn._session.feeds",
+    "ort_rknn._session.start",
+)
+
 
 def watch(native: Any) -> None:
     """onnxruntime's native session: a forked child keeps it."""
@@ -33,11 +48,23 @@ def keep(thing: Any) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
+def _before() -> None:
+    """Load what a session may import later, or wait until another thread has.
+
+    The lock of a module that another thread is importing stays taken in a child for ever, and the child would wait for
+    it at its own first call.
+    """
+    if _natives:
+        for name in _USED_LATER:
+            __import__(name)
+
+
 def _in_child() -> None:
-    inherited = list(_natives)
-    for native in inherited:
+    natives = list(_natives)
+    for native in natives:
         keep(native)
-    if inherited:
+    inherited.update(map(id, natives))
+    if natives:
         leave_out_exit_handlers()
 
 
@@ -61,4 +88,4 @@ def leave_out_exit_handlers() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_child=_in_child)
