@@ -222,8 +222,8 @@ same(s)
 
 
 def test_threads_that_run_meanwhile(forked):
-    """The parent's runs are the executor's own: a lock of onnxruntime's that a thread has at the fork stays taken in the
-    child, with onnxruntime alone too."""
+    """The parent's runs are the executor's own: a lock of onnxruntime's that a thread has at the fork stays taken in
+    the child, with onnxruntime alone too."""
     forked("""
 npu.run_time_us = 300
 parent = os.getpid()
