@@ -6,7 +6,9 @@ import tempfile
 
 import pytest
 
-HAVE_RAY = importlib.util.find_spec("ray") is not None
+_found = importlib.util.find_spec("ray")
+#: A folder of that name without a package in it does not count.
+HAVE_RAY = _found is not None and _found.origin is not None
 #: They need the extra "ray": tox -e cluster.
 collect_ignore_glob = [] if HAVE_RAY else ["test_*.py"]
 #: Read when ray is imported: False makes it take 127.0.0.1 for this machine's address.
