@@ -17,7 +17,7 @@ import onnx
 from ..files import Origin, read_onnx, read_rknn
 from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import BuildSpec, ConversionError, Converter
-from .int8 import best_of, search
+from .int8 import KEPT, best_of, search
 from .observe import Observed
 from .opset import OpsetError
 from .partition import GraphPart
@@ -226,7 +226,8 @@ class _Job:
             return Compiled(
                 target, str(placed), (part,), time.monotonic() - started, int8=lines, quantized=best.quantized
             )
-        made = self._placed(best.made, target, "int8 would cost its outputs their accuracy", started)
+        why = KEPT if best.plan.on_cpu else "the toolkit refused it in int8; the nodes on the CPU say why"
+        made = self._placed(best.made, target, why, started)
         return replace(made, int8=lines, quantized=best.quantized)
 
     def _placed(self, made: InParts, target: str, refusal: str, started: float) -> Compiled:

@@ -105,7 +105,7 @@ class Trials:
         try:
             self.converter.build(BuildSpec(path, self.target, {name: observed.shapes[name] for name in inputs}))
         except ConversionError as error:
-            return f"{node.op_type}: {_short(error)}"
+            return f"{node.op_type}: {short(error)}"
         return None
 
 
@@ -146,6 +146,11 @@ def _key(node: onnx.NodeProto, observed: Observed, target: str) -> str:
     return hashlib.sha256(bare.SerializeToString() + repr((types, target)).encode()).hexdigest()
 
 
-def _short(error: ConversionError) -> str:
+def short(error: ConversionError) -> str:
+    """The toolkit's reason in one line."""
     text = str(error).partition(": ")[2]
-    return text.partition(" Its whole output")[0]
+    text = text.partition(" Its whole output")[0]
+    if "Traceback (most recent call last)" in text:
+        head = text.partition("Traceback (most recent call last)")[0]
+        text = f"{head}{text.strip().splitlines()[-1].strip()}"
+    return " ".join(text.split())

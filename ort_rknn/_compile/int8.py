@@ -31,7 +31,8 @@ _JUDGED = 16
 #: Elements that a tail on the CPU may compute and still cost next to nothing: a million of float32 is about a
 #: millisecond of one core. Then nothing of it is put into int8.
 _SMALL_TAIL = 1 << 20
-_KEPT = "int8 would cost its outputs their accuracy"
+#: Why a node stays on the CPU that the NPU could run.
+KEPT = "int8 would cost its outputs their accuracy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,9 @@ def search(
     model = onnx.load(path, load_external_data=False)
     try:
         observed = observe(model, os.path.dirname(path), [samples.feed(0)])
-        for plan in plans(model, observed, whole=refusal is None):
+        waiting = plans(model, observed, whole=refusal is None)
+        while waiting:
+            plan = waiting.pop(0)
             if attempts and time.monotonic() > deadline:
                 progress(f"{budget:g} minutes are over")
                 break
@@ -111,6 +114,9 @@ def search(
             except ConversionError as refused:
                 progress(f"  {refused}")
                 error = refused
+                if plan.whole and not plan.hybrid:
+                    refusal = refused
+                    waiting = [Plan("in parts"), *(each for each in waiting if not each.whole)]
                 continue
             attempts.append(one)
             progress(f"  {one.line()}")
@@ -139,7 +145,7 @@ def plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[Pl
     found = [Plan("as a whole", whole=True) if whole else Plan("in parts")]
     for name, nodes in (("the last joins on the CPU", joins), ("what follows the last weights on the CPU", tail)):
         if nodes and not any(set(plan.on_cpu) == nodes for plan in found):
-            found.append(Plan(name, {index: f"{model.graph.node[index].op_type}: {_KEPT}" for index in sorted(nodes)}))
+            found.append(Plan(name, {index: f"{model.graph.node[index].op_type}: {KEPT}" for index in sorted(nodes)}))
     return found + [replace(plan, name=f"{plan.name}, weak layers in float16", hybrid=True) for plan in found[::-1]]
 
 

@@ -13,7 +13,7 @@ import onnx
 
 from .converter import BuildSpec, Built, ConversionError, Converter
 from .extract import extract
-from .fate import Trials, refused_by_table, remembered
+from .fate import Trials, refused_by_table, remembered, short
 from .observe import Array, Observed, observe, random_feeds
 from .opset import lower_opset
 from .partition import GraphPart, Partition, partition
@@ -124,7 +124,7 @@ def blame(
         by_name = node.name in named or any(o in named for o in node.output)
         by_kind = not error.operators and f"{node.op_type}" in words and len(node.op_type) > 3
         if index not in refused and (by_name or by_kind):
-            reason = "no board's runtime has it" if by_name else str(error).partition(": ")[2][:200]
+            reason = "no board's runtime has it" if by_name else short(error)[:200]
             refused[index] = f"{node.op_type}: {reason}"
             found = True
     return found
@@ -147,7 +147,7 @@ def _divide(
         refused.update(alone)
         return
     middle = part.nodes[len(part.nodes) // 2]
-    refused[middle] = f"the toolkit refuses the nodes around it together: {str(error)[:200]}"
+    refused[middle] = f"the toolkit refuses the nodes around it together: {short(error)[:200]}"
 
 
 def _nothing_left(path: str, model: onnx.ModelProto, made: Partition, first: ConversionError | None) -> str:

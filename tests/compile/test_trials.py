@@ -2,7 +2,8 @@
 
 import pytest
 
-from ort_rknn._compile.fate import remember, remembered
+from ort_rknn._compile.converter import ConversionError
+from ort_rknn._compile.fate import remember, remembered, short
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +33,14 @@ def test_a_cache_that_cannot_be_written_is_no_failure(cache):
     cache.parent.write_text("a file in the place of the folder")
     remember("2.5.0", {"a": None})
     assert remembered("2.5.0") == {}
+
+
+def test_a_reason_is_one_line_without_the_toolkits_traceback():
+    error = ConversionError(
+        "m.onnx: the toolkit refused it: ValueError: Traceback (most recent call last):\n"
+        '  File "rknn/api/x.py", line 3, in rknn.api.x\nValueError: axes. Its whole output: /tmp/log'
+    )
+    reason = short(error)
+    assert "\n" not in reason
+    assert "Traceback" not in reason
+    assert reason.endswith("ValueError: axes.")
