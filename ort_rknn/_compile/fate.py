@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,5 +153,6 @@ def short(error: ConversionError) -> str:
     text = text.partition(" Its whole output")[0]
     if "Traceback (most recent call last)" in text:
         head = text.partition("Traceback (most recent call last)")[0]
-        text = f"{head}{text.strip().splitlines()[-1].strip()}"
+        said = [line.strip() for line in text.splitlines() if re.match(r"\s*\w*(Error|Exception): .*\w", line)]
+        text = f"{head}{said[-1] if said else 'see its log'}"
     return " ".join(text.split())
