@@ -107,7 +107,7 @@ def conv_i8() -> onnx.ModelProto:
 def image_u8() -> onnx.ModelProto:
     """Takes an image that mean and std have been applied to; the compiled twin takes the bytes and applies them."""
     net = Net("image_u8", 3)
-    x = net.input("image", [1, 3, 24, 24], doc="RGB, normalized, NCHW")
+    x = net.input("image", [1, 3, 24, 24], doc="RGB, normalised, NCHW")
     x = net.conv(x, "c1", (3, 16), stride=2)
     x = net.conv(x, "c2", (16, 32), stride=2)
     x = net.op("GlobalAveragePool", [x], "pooled")
