@@ -50,6 +50,7 @@ if _typing.TYPE_CHECKING:
     from ._onnxruntime import *
     from ._options import RknnProviderOptions as RknnProviderOptions, make_provider_options as make_provider_options
     from ._session.arrays import empty as empty, from_dmabuf as from_dmabuf
+    from ._version import package_version as package_version
     from .adapter.contract import Device as Device
 
     _Policy = _typing.Literal["respect", "prefer", "only"]
@@ -74,9 +75,6 @@ if _typing.TYPE_CHECKING:
 
 
 _PROVIDER = "RKNNExecutionProvider"
-
-#: Version of ort_rknn.
-package_version = "0.1.0"
 
 
 def get_available_providers() -> list[str]:
@@ -107,6 +105,7 @@ def devices() -> list[Device]:
 
 #: Where our other names are: imported at first use, because importing ort_rknn should cost what onnxruntime's costs.
 _OURS = {
+    "package_version": "ort_rknn._version",
     "FallbackWarning": "ort_rknn._errors",
     "NpuUnavailable": "ort_rknn._errors",
     "OptionError": "ort_rknn._errors",

@@ -15,12 +15,13 @@ from typing import Any, Literal, NoReturn, TypedDict
 
 from ._environment import FALSE, TRUE
 from ._errors import OptionError, did_you_mean
+from ._rknpu import TP_MODES
+from ._tensors import INPUT_DTYPES
 
 #: The provider's name, and the names that are taken for it.
 PROVIDER = "RKNNExecutionProvider"
 ALIASES = ("RKNPU2ExecutionProvider", "RknnExecutionProvider")
 
-TP_MODES: Mapping[str, int] = {"auto": 0x0, "all": 0xFFFF, "0": 0x1, "1": 0x2, "2": 0x4, "0,1": 0x3, "0,1,2": 0x7}
 #: Spellings of ``layout`` and the layout of the caller's buffer that each means.
 LAYOUTS: Mapping[str, str] = {
     "nchw": "NCHW",
@@ -31,7 +32,6 @@ LAYOUTS: Mapping[str, str] = {
     "any": "NHWC",
 }
 MISSING_SHAPE = ("error", "cpu", "pad")
-INPUT_DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool")
 OUTPUT_DTYPES = ("onnx", "float32", "native")
 #: Options that change the signature of a session.
 SIGNATURE_OPTIONS = ("layout", "input_dtype", "output_dtype")

@@ -38,6 +38,8 @@ DTYPES: Mapping[str, tuple[int, int]] = {
     "uint64": (13, 8),
 }
 DTYPE_OF_ELEMENT: Mapping[int, str] = {element: name for name, (element, _) in DTYPES.items()}
+#: What ``rknn_inputs_set`` can be fed, in the order of ``rknn_tensor_type``.
+INPUT_DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool")
 
 
 def onnx_order(shape: Shape, layout: Layout) -> Shape:

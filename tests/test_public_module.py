@@ -1,12 +1,12 @@
 """``import ort_rknn as ort`` in place of ``import onnxruntime as ort``: the names, the modules, and what it costs."""
 
 import importlib
+import importlib.metadata
 import inspect
 import pickle
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -48,9 +48,7 @@ def test_unknown_names():
 
 def test_versions():
     assert ort_rknn.__version__ == onnxruntime.__version__
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    declared = next(line for line in text.splitlines() if line.startswith("version = "))
-    assert ort_rknn.package_version == declared.split('"')[1]
+    assert ort_rknn.package_version == importlib.metadata.version("ort-rknn")
 
 
 def methods():

@@ -8,7 +8,7 @@ from virtual_sessions import MODELS, virtual_rk3588
 import ort_rknn as ort
 from ort_rknn._executor.dispatch import resolve
 from ort_rknn._options import OptionError, read_options
-from ort_rknn._socs import SOC_CORES, SOC_VARIANTS, find_soc_name, is_soc, soc_family, soc_note, variants_of
+from ort_rknn._rknpu import SOC_CORES, SOC_VARIANTS, find_soc_name, is_soc, soc_family, soc_note, variants_of
 from ort_rknn.adapter import Query
 from ort_rknn.files import find_twins, onnx_twin_names, read_rknn
 from ort_rknn_virtual._adapter import VirtualAdapter

@@ -7,7 +7,7 @@ import os
 from io import BytesIO
 from typing import BinaryIO, Final
 
-from ort_rknn.adapter import CORE_MASK_ALL, SOC_CORES, Device, ModelSource
+from ort_rknn.adapter import CORE_MASK_ALL, SOC_CORES, Device, ModelSource, core_masks
 
 _MAX_TRAILER: Final = 16 << 20
 _MAX_LIBRARY: Final = 256 << 20
@@ -52,7 +52,7 @@ def init_hint(code: int, device: Device, library: str, source: ModelSource) -> s
 def mask_hint(mask: int, code: int, device: Device) -> str:
     """For ``rknn_set_core_mask``."""
     cores = SOC_CORES.get(device.soc, device.cores)
-    possible = {1: (0, 1), 2: (0, 1, 2, 3), 3: (0, 1, 2, 4, 3, 7)}.get(cores, (0, 1))
+    possible = core_masks(cores)
     has = f"{device.soc} has {cores} core{'s' * (cores > 1)}"
     if mask not in (*possible, CORE_MASK_ALL):
         return f"Core mask {mask:#x} is not possible: {has}, masks {', '.join(map(str, possible))} and 0xffff."

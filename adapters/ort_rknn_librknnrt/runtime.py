@@ -57,9 +57,6 @@ def load_model(
     does not open or the source is not readable, SettingError for a setting that is not possible; nothing is left open
     then.
     """
-    if settings.extra:
-        known = ", ".join(sorted(settings.extra))
-        raise SettingError(f"the adapter {device.adapter} does not know the option(s) {known}")
     if not 0 <= settings.run_timeout_ms < 2**31:
         raise SettingError(f"run_timeout_ms must be from 0 to {2**31 - 1} milliseconds, not {settings.run_timeout_ms}")
     _check(source)

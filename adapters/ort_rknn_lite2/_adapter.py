@@ -63,9 +63,6 @@ class Lite2Adapter:
         all the same, which ``versions`` tells. Raises RknnError where the runtime refuses the model, SettingError for
         a setting that the package has no way for; nothing is left open then.
         """
-        if settings.extra:
-            known = ", ".join(sorted(settings.extra))
-            raise SettingError(f"the adapter {ADAPTER} does not know the option(s) {known}")
         refused = (
             (settings.run_timeout_ms, "run_timeout_ms: rknn-toolkit-lite2 waits as long as the driver does"),
             (settings.share_with is not None, "use_weight_from: rknn-toolkit-lite2 cannot share weights"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ort_rknn.adapter import CORE_MASK_ALL, Device
+from ort_rknn.adapter import CORE_MASK_ALL, Device, core_masks
 
 
 def hint(call: str, code: int, device: Device) -> str:
@@ -31,7 +31,7 @@ def hint(call: str, code: int, device: Device) -> str:
 
 def mask_hint(mask: int, code: int, device: Device) -> str:
     """For ``rknn_set_core_mask``."""
-    possible = {1: (0, 1), 2: (0, 1, 2, 3)}.get(device.cores, (0, 1, 2, 4, 3, 7))
+    possible = core_masks(device.cores)
     has = f"{device.soc} has {device.cores} core{'s' * (device.cores > 1)}"
     if mask not in (*possible, CORE_MASK_ALL):
         return f"Core mask {mask:#x} is not possible: {has}, masks {', '.join(map(str, possible))} and 0xffff."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ort_rknn._options import INPUT_DTYPES
+from ort_rknn._tensors import INPUT_DTYPES
 from ort_rknn.adapter import Layout, Shape
 
 if TYPE_CHECKING:

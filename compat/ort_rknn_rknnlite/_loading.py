@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ort_rknn._environment import switched_on
 from ort_rknn._errors import warn_of_fallback
-from ort_rknn._options import TP_MODES, Options, read_options
+from ort_rknn._options import Options, read_options
 from ort_rknn._planning.discovery import query_for, survey
+from ort_rknn._rknpu import TP_MODES
 from ort_rknn.adapter import CORE_MASK_ALL, ModelSource, TensorInfo, soc_family
 from ort_rknn.adapter.plugins import Found
 from ort_rknn.files import RknnFile, RknnFileError, onnx_twin_names, read_rknn

@@ -103,7 +103,7 @@ def _simulated(given: argparse.Namespace) -> tuple[str, list[OutputAccuracy], st
     from .._compile.check import on_simulator
     from .._compile.record import read_record, record_path
     from .._compile.toolkit import find_toolkit
-    from .._socs import soc_family
+    from .._rknpu import soc_family
 
     path = os.path.abspath(given.model)
     target = soc_family(given.simulator)

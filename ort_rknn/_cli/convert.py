@@ -79,7 +79,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _targets(text: str | None) -> tuple[str, ...]:
-    from .._socs import SOC_CORES, soc_family
+    from .._rknpu import SOC_CORES, soc_family
 
     if text is None:
         from .._planning.discovery import devices

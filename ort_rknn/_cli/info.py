@@ -116,7 +116,7 @@ def _onnx_value(value: OnnxValue) -> str:
 
 def _twins(path: str) -> list[str]:
     """The compiled models beside an ONNX, and the SoCs that would take each."""
-    from .._socs import SOC_CORES
+    from .._rknpu import SOC_CORES
     from ..files import RknnFileError, find_twins, judge_twin, read_rknn
 
     looked_for_by: dict[str, list[str]] = {}
@@ -143,7 +143,7 @@ def _twins(path: str) -> list[str]:
 def _in_parts(path: str) -> list[str]:
     """The models in parts beside an ONNX, and the SoCs that would take each."""
     from .._planning.in_parts import judge_parts
-    from .._socs import SOC_CORES
+    from .._rknpu import SOC_CORES
     from ..files import read_onnx
     from ..files.compiled_places import find_context_models
 

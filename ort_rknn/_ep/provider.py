@@ -17,6 +17,7 @@ from .._errors import OptionError
 from .._executor.call_order import run_in_one_order
 from .._executor.opening import seen_versions
 from .._options import PROVIDER
+from .._version import package_version
 from ..adapter.contract import Device
 from ..files import RknnFile
 from ..files.compatibility import NOT_APPLICABLE, UNSUPPORTED, compatibility, parse_info
@@ -299,7 +300,7 @@ def _compatibility_info(this: int, graph: int) -> int:
 # Callbacks: made once, never freed --------------------------------------------------------------------------------
 
 _text = CFUNCTYPE(P, P)
-_VERSION = b"0.1.0"
+_VERSION = package_version.encode()
 _NAME = PROVIDER.encode()
 _strings = {text: ctypes.create_string_buffer(text) for text in (_NAME, VENDOR, _VERSION)}
 _get_name = _text(always(ctypes.addressof(_strings[_NAME])))

@@ -61,7 +61,7 @@ def held(device: Device | None = None) -> Iterator[None]:
     global _being_made
     with _lock:
         if device is not None:
-            register(advertise=device)
+            _register(PROVIDER, Options(), device)
         _being_made += 1
     try:
         yield
@@ -75,7 +75,6 @@ def register(
     *,
     device: str | None = None,
     runtime_library: str | None = None,
-    advertise: Device | None = None,
 ) -> None:
     """Make the provider known to onnxruntime in this process, under the registration name ``name``.
 
@@ -86,6 +85,12 @@ def register(
     Raises Fail where no device is found (onnxruntime does not know a provider without one) or the provider cannot exist
     in this process, with the reason.
     """
+    given: dict[str, object] = {"device": device, "runtime_library": runtime_library}
+    _register(name, read_options({k: v for k, v in given.items() if v is not None}), None)
+
+
+def _register(name: str, options: Options, advertise: Device | None) -> None:
+    """As :func:`register`; ``advertise``: a device that onnxruntime is told of although it is not found."""
     global _registered_as
     with _lock:
         if is_registered():
@@ -93,8 +98,7 @@ def register(
         reason = why_unavailable()
         if reason is not None:
             raise ort_error(FAIL, f"the RKNN execution provider is not available: {reason}")
-        given: dict[str, object] = {"device": device, "runtime_library": runtime_library}
-        wish = query_for(read_options({k: v for k, v in given.items() if v is not None}))
+        wish = query_for(options)
         report = survey(wish)
         found = [f.device for f in report.found]
         if advertise is not None and all(d.name != advertise.name for d in found):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._errors import OptionError
-from .._options import TP_MODES, Options
-from ..adapter.contract import CORE_MASK_AUTO
+from .._options import Options
+from .._rknpu import CORE_MASK_AUTO, TP_MODES
 
 #: So many calls wait for a core on threads, ready to be run, at most.
 MOST_READY = 3

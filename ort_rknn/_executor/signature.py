@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from .._errors import FAIL, OptionError, ort_error
-from .._options import INPUT_DTYPES, Options
-from .._tensors import DTYPES, Dim, Layout, Shape, onnx_order
+from .._options import Options
+from .._tensors import DTYPES, INPUT_DTYPES, Dim, Layout, Shape, onnx_order
 from ..adapter.contract import Model, TensorInfo
 from .batches import Splitting, leads_free, may_split
 from .declared import Declared, Normalization

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .._environment import switched_on
 from .._errors import OptionError, did_you_mean
 from .._options import Options
-from .._socs import SOC_CORES, is_soc
+from .._rknpu import SOC_CORES, is_soc
 from ..adapter.contract import Absence, Device, Query
 from ..adapter.plugins import Found, adapters, is_built_in
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from .._socs import soc_family
+from .._rknpu import soc_family
 from ..adapter.contract import ModelSource
 from ..files import (
     EpContextNode,

@@ -19,9 +19,9 @@ from .._errors import OptionError
 from .._executor.conversion import per_channel
 from .._executor.declared import normalization_of
 from .._executor.signature import pick
-from .._options import INPUT_DTYPES, SIGNATURE_OPTIONS, Options
+from .._options import SIGNATURE_OPTIONS, Options
 from .._planning.facts import Facts
-from .._tensors import DTYPES
+from .._tensors import DTYPES, INPUT_DTYPES
 from ..adapter import SOC_CORES, Quantization
 from ..files import (
     Disagreement,

@@ -12,12 +12,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .._socs import SOC_CORES, find_soc_name, is_soc, soc_family, soc_note
-from .._tensors import Layout, Quantization, Shape
-from .contract import (
+from .._rknpu import (
     CORE_MASK_ALL,
     CORE_MASK_AUTO,
     RKNN_ERRORS,
+    SOC_CORES,
+    core_masks,
+    find_soc_name,
+    is_soc,
+    soc_family,
+    soc_note,
+)
+from .._tensors import INPUT_DTYPES, Layout, Quantization, Shape
+from .contract import (
     Absence,
     Adapter,
     AdapterError,
@@ -50,6 +57,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CORE_MASK_ALL",
     "CORE_MASK_AUTO",
+    "INPUT_DTYPES",
     "RKNN_ERRORS",
     "SOC_CORES",
     "Absence",
@@ -79,6 +87,7 @@ __all__ = [
     "SharedBuffer",
     "Survey",
     "TensorInfo",
+    "core_masks",
     "find_soc_name",
     "hookimpl",
     "is_soc",

@@ -19,30 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from .._rknpu import RKNN_ERRORS
 from .._tensors import Layout, Quantization, Shape
-
-CORE_MASK_AUTO = 0
-CORE_MASK_ALL = 0xFFFF
-
-#: ``rknn_*`` return codes and the vendor's names for them.
-RKNN_ERRORS: Mapping[int, str] = {
-    -1: "RKNN_ERR_FAIL",
-    -2: "RKNN_ERR_TIMEOUT",
-    -3: "RKNN_ERR_DEVICE_UNAVAILABLE",
-    -4: "RKNN_ERR_MALLOC_FAIL",
-    -5: "RKNN_ERR_PARAM_INVALID",
-    -6: "RKNN_ERR_MODEL_INVALID",
-    -7: "RKNN_ERR_CTX_INVALID",
-    -8: "RKNN_ERR_INPUT_INVALID",
-    -9: "RKNN_ERR_OUTPUT_INVALID",
-    -10: "RKNN_ERR_DEVICE_UNMATCH",
-    -11: "RKNN_ERR_INCOMPATILE_PRE_COMPILE_MODEL",
-    -12: "RKNN_ERR_INCOMPATILE_OPTIMIZATION_LEVEL_VERSION",
-    -13: "RKNN_ERR_TARGET_PLATFORM_UNMATCH",
-    -14: "RKNN_ERR_KEY_INVALID",
-    -15: "RKNN_ERR_DECRYPT_FAILED",
-    -16: "RKNN_ERR_SOC_BIND_FAILED",
-}
 
 
 class AdapterError(Exception):
@@ -256,8 +234,6 @@ class LoadSettings:
     """Libraries of custom operators, to be registered with every context before its first run."""
     custom_op_default_path: bool = False
     """The libraries in the runtime's own folder for them too."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Options that only some adapters know, by provider-option name. An unknown key is a SettingError."""
 
 
 class Context(Protocol):

@@ -7,7 +7,7 @@ import re
 import stat
 from pathlib import Path
 
-from .._socs import SOC_CORES, SOC_VARIANTS, soc_family, variants_of
+from .._rknpu import SOC_CORES, SOC_VARIANTS, soc_family, variants_of
 
 __all__ = [
     "confined_path",

@@ -11,7 +11,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._socs import SOC_CORES, SOC_VARIANTS, soc_family
+from .._rknpu import SOC_CORES, SOC_VARIANTS, soc_family
 from .compiled_places import find_context_models, is_there, names_of, onnx_of_place, other_places
 from .origin import Origin, is_stale
 from .rknn import RknnFile

@@ -272,10 +272,6 @@ class TestRefusals:
     def load(self, npu, source, **settings):
         return load_model(npu.path, npu.device, source, LoadSettings(**settings))
 
-    def test_unknown_options(self, npu):
-        with pytest.raises(AdapterError, match=r"adapter librknnrt does not know the option\(s\) custom_op_paths, x"):
-            npu.load("conv_f16", extra={"x": 1, "custom_op_paths": []})
-
     @pytest.mark.parametrize("timeout", [-1, 2**31])
     def test_timeouts_out_of_range(self, npu, timeout):
         with pytest.raises(AdapterError, match="run_timeout_ms must be from 0 to 2147483647"):

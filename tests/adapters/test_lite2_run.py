@@ -273,7 +273,6 @@ class TestRefusals:
             ({"run_timeout_ms": 5}, "run_timeout_ms: .* Leave it out, or use the adapter 'librknnrt'"),
             ({"custom_op_paths": ("/x.so",)}, "custom_op_paths"),
             ({"custom_op_default_path": True}, "custom_op_default_path"),
-            ({"extra": {"nope": 1}}, "the adapter lite2 does not know the option.s. nope"),
         ],
     )
     def test_settings(self, board, settings, text):

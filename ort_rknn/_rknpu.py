@@ -1,4 +1,4 @@
-"""The SoCs: their names, their variants, and how many NPU cores each has. The one home of these facts."""
+"""Facts of the hardware: SoCs and their names, NPU cores, core masks, and the error codes of the vendor's runtime."""
 
 from __future__ import annotations
 
@@ -55,3 +55,40 @@ def find_soc_name(text: str) -> str | None:
             return str(word)
     # "rk3588s3" of a release to come: a known name with something behind it.
     return next((name for name in (*SOC_VARIANTS, *SOC_CORES) if name in text.lower()), None)
+
+
+#: The runtime chooses a core.
+CORE_MASK_AUTO = 0
+#: All cores that there are.
+CORE_MASK_ALL = 0xFFFF
+
+#: ``rknn_*`` return codes and the vendor's names for them.
+RKNN_ERRORS: Mapping[int, str] = {
+    -1: "RKNN_ERR_FAIL",
+    -2: "RKNN_ERR_TIMEOUT",
+    -3: "RKNN_ERR_DEVICE_UNAVAILABLE",
+    -4: "RKNN_ERR_MALLOC_FAIL",
+    -5: "RKNN_ERR_PARAM_INVALID",
+    -6: "RKNN_ERR_MODEL_INVALID",
+    -7: "RKNN_ERR_CTX_INVALID",
+    -8: "RKNN_ERR_INPUT_INVALID",
+    -9: "RKNN_ERR_OUTPUT_INVALID",
+    -10: "RKNN_ERR_DEVICE_UNMATCH",
+    -11: "RKNN_ERR_INCOMPATILE_PRE_COMPILE_MODEL",
+    -12: "RKNN_ERR_INCOMPATILE_OPTIMIZATION_LEVEL_VERSION",
+    -13: "RKNN_ERR_TARGET_PLATFORM_UNMATCH",
+    -14: "RKNN_ERR_KEY_INVALID",
+    -15: "RKNN_ERR_DECRYPT_FAILED",
+    -16: "RKNN_ERR_SOC_BIND_FAILED",
+}
+
+TP_MODES: Mapping[str, int] = {"auto": 0x0, "all": 0xFFFF, "0": 0x1, "1": 0x2, "2": 0x4, "0,1": 0x3, "0,1,2": 0x7}
+
+#: Core masks that ``rknn_set_core_mask`` takes by number of cores, besides :data:`CORE_MASK_ALL`. Source: the vendor's
+#: enumeration of core masks, which has no mask for cores 0 and 2, or 1 and 2.
+_CORE_MASKS: Mapping[int, tuple[int, ...]] = {1: (0, 1), 2: (0, 1, 2, 3), 3: (0, 1, 2, 4, 3, 7)}
+
+
+def core_masks(cores: int) -> tuple[int, ...]:
+    """The core masks that an NPU with so many cores takes, besides :data:`CORE_MASK_ALL`."""
+    return _CORE_MASKS.get(cores, _CORE_MASKS[3])
