@@ -39,6 +39,8 @@ ADDED = {
     "QueueFull": "a call found no place in the queue in time: the session is busy; a `Fail`",
     "OptionError": "a bad provider option; an `InvalidArgument` and a `ValueError`",
     "RknnProviderOptions": "provider options as a `TypedDict`",
+    "empty": "a numpy array in memory that the NPU reads and writes itself",
+    "from_dmabuf": "a numpy array over a dma-buf that another program or driver made",
     "devices": "the NPUs that a session could use now",
     "get_ep_names": "as plugin packages have it",
     "get_library_path": "as plugin packages have it",

@@ -5,10 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .executor import Executor
+from typing import Protocol
 
 #: Threads that are remembered; more are ended ones.
 _MOST = 1024
@@ -44,7 +41,14 @@ class CallOrder:
         return row[0]
 
 
-def run_in_one_order(executors: Sequence[Executor]) -> None:
+class TakesTurns(Protocol):
+    """An executor, as far as its place in the order goes."""
+
+    def join(self, order: CallOrder, bit: int) -> None:
+        """From now on take the numbers of runs from ``order``, as the part of ``bit``."""
+
+
+def run_in_one_order(executors: Sequence[TakesTurns]) -> None:
     """Let the parts of a model take their cores call by call. For executors of the same dispatch, before their first
     run."""
     if len(executors) > 1:
