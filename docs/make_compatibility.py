@@ -75,6 +75,7 @@ SESSION_ADDED = {
     "run_pipeline": "a stream of feeds with some runs under way",
     "submit": "a run as a `concurrent.futures.Future`",
     "quantization": "scale and zero point of quantized inputs and outputs",
+    "buffers": "sets of input arrays in NPU memory that fit the model, to be filled in turn",
     "shape_sets": "the compiled shapes of a dynamic-shape model",
 }
 #: Methods that are onnxruntime's own and give something else on the NPU.
