@@ -49,6 +49,7 @@ if _typing.TYPE_CHECKING:
     from ._errors import OptionError as OptionError, QueueFull as QueueFull
     from ._onnxruntime import *
     from ._options import RknnProviderOptions as RknnProviderOptions, make_provider_options as make_provider_options
+    from ._measure.stats import stats as stats
     from ._session.arrays import empty as empty, from_dmabuf as from_dmabuf
     from ._version import package_version as package_version
     from .adapter.contract import Device as Device
@@ -117,6 +118,7 @@ _OURS = {
     "get_ep_names": "ort_rknn._ep",
     "get_library_path": "ort_rknn._ep",
     "register": "ort_rknn._ep",
+    "stats": "ort_rknn._measure.stats",
     "unregister": "ort_rknn._ep",
 }
 

@@ -27,6 +27,7 @@ def test_every_benchmark_is_known():
         "npu_memory",
         "parts",
         "scaling",
+        "stats",
     ]
 
 

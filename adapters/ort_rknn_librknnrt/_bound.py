@@ -12,6 +12,7 @@ import ctypes
 import math
 import os
 from collections.abc import Sequence
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final
 
 from ort_rknn.adapter import CallForm, NotBindable, PortForm, Region, RknnError, SharedBuffer, TensorInfo
@@ -70,6 +71,7 @@ class BoundRuns:
     def __init__(self, model: LoadedModel, core_mask: int) -> None:
         self._model = model
         self._core_mask = core_mask
+        self.times = (0, 0, 0, 0)
         self._functions = model.binding.memory
         self._handle: Handle | None = None
         self._forms: dict[CallForm, tuple[list[_Port], list[_Port]]] = {}
@@ -81,6 +83,7 @@ class BoundRuns:
 
     def run(self, form: CallForm, inputs: Sequence[int | Region], outputs: Sequence[int | Region]) -> int:
         """See :meth:`ort_rknn.adapter.BindsBuffers.run_bound`."""
+        start = perf_counter_ns()
         handle, (sources, targets) = self._prepared(form)
         for port, place, info in zip(sources, inputs, self._model.inputs, strict=True):
             _check_rows(port, place, info)
@@ -94,7 +97,9 @@ class BoundRuns:
                     ctypes.memmove(memory.address, place, port.nbytes)
                     copied += port.nbytes
                 self._sync(handle, memory, abi.SYNC_TO_DEVICE)
+            ready = perf_counter_ns()
             code = self._model.binding.run(ctypes.c_uint64(handle.value), self._extend)
+            over = perf_counter_ns()
             if code:
                 raise RknnError("rknn_run", code, run_hint("rknn_run", code, self._model.settings.run_timeout_ms))
             for port, place, memory in zip(targets, outputs, written):
@@ -102,6 +107,7 @@ class BoundRuns:
                 if isinstance(place, int):
                     ctypes.memmove(place, memory.address, port.nbytes)
                     copied += port.nbytes
+            self.times = (start, ready, over, perf_counter_ns())
             return copied
         except BaseException:
             self._bound.clear()  # what a failed call leaves behind is not known

@@ -93,6 +93,7 @@ class RuntimeContext:
         "_run",
         "_run_arguments",
         "_timeout_ms",
+        "times",
     )
 
     def __init__(self, model: LoadedModel, handle: Handle, core_mask: int) -> None:
@@ -103,6 +104,7 @@ class RuntimeContext:
         self._call: PreparedCall | None = None  # the last one: most callers have one form
         self._bound: BoundRuns | None = None
         self._run = model.binding.run
+        self.times = (0, 0, 0, 0)
         self._timeout_ms = model.settings.run_timeout_ms
         extend = ctypes.byref(abi.RunExtend(timeout_ms=self._timeout_ms)) if self._timeout_ms else None
         self._run_arguments = (ctypes.c_uint64(handle.value), extend)
@@ -152,8 +154,10 @@ class RuntimeContext:
         code = call.release(*call.release_arguments)
         if code:
             raise self._error("rknn_outputs_release", code)
+        end = perf_counter_ns()
+        self.times = (start, ready, over, end)
         if call.keeps_gil:
-            call.took(ready - start, perf_counter_ns() - over)
+            call.took(ready - start, end - over)
 
     def run_bound(self, form: CallForm, inputs: Sequence[int | Region], outputs: Sequence[int | Region]) -> int:
         """Run on shared buffers; see :meth:`ort_rknn.adapter.BindsBuffers.run_bound`."""
@@ -163,7 +167,9 @@ class RuntimeContext:
             from ._bound import BoundRuns
 
             self._bound = BoundRuns(self._model, self._core_mask)
-        return self._bound.run(form, inputs, outputs)
+        copied = self._bound.run(form, inputs, outputs)
+        self.times = self._bound.times
+        return copied
 
     def close(self) -> None:
         """Give the handle back to the model, which destroys it. Idempotent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -132,7 +133,7 @@ class Lite2Context:
     and the package's buffers.
     """
 
-    __slots__ = ("_call", "_calls", "_core_mask", "_instance", "_model")
+    __slots__ = ("_call", "_calls", "_core_mask", "_instance", "_model", "times")
 
     def __init__(self, model: Lite2Model, instance: Instance, core_mask: int) -> None:
         self._model = model
@@ -140,6 +141,7 @@ class Lite2Context:
         self._core_mask = core_mask
         self._calls: dict[CallForm, _Prepared] = {}
         self._call: _Prepared | None = None
+        self.times = (0, 0, 0, 0)
 
     @property
     def core_mask(self) -> int:
@@ -158,14 +160,18 @@ class Lite2Context:
                 f"the form has {len(call.feeds)} inputs and {len(call.takes)} outputs, "
                 f"but {len(inputs)} and {len(outputs)} addresses were given"
             )
+        start = perf_counter_ns()
         arrays = [feed.array(address) for feed, address in zip(call.feeds, inputs)]
         # The package rewrites the lists that it is given: these are made for it.
         through = None if call.pass_through is None else list(call.pass_through)
+        ready = perf_counter_ns()
         results = instance.infer(arrays, through, call.nbytes)
+        over = perf_counter_ns()
         if len(results) != len(call.takes):
             raise AdapterError(f"rknn-toolkit-lite2 gives {len(results)} outputs, but the model has {len(call.takes)}")
         for take, result, address in zip(call.takes, results, outputs):
             take.store(result, address)
+        self.times = (start, ready, over, perf_counter_ns())
 
     def close(self) -> None:
         """Release the context's object. Idempotent."""

@@ -32,6 +32,7 @@ from ort_rknn.adapter import (
     Shape,
     Survey,
     TensorInfo,
+    TimesRuns,
     soc_family,
     soc_note,
 )
@@ -201,6 +202,10 @@ class _VirtualContext:
     @property
     def core_mask(self) -> int:
         return self._inner.core_mask
+
+    @property
+    def times(self) -> tuple[int, int, int, int]:
+        return cast(TimesRuns, self._inner).times
 
     def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         need_stack(_FRAMES_OF_A_TWIN)  # found too short here, not in the callback

@@ -29,7 +29,7 @@ class Scratch:
     call is padded.
     """
 
-    __slots__ = ("_reads", "_writes", "caller_inputs", "caller_outputs", "inputs", "outputs")
+    __slots__ = ("_reads", "_writes", "caller_inputs", "caller_outputs", "inputs", "nbytes", "outputs")
 
     def __init__(self, form: CallForm, signature: Signature, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> None:
         self.caller_inputs = tuple(inputs)
@@ -52,6 +52,7 @@ class Scratch:
             wire = form.outputs[port.index].shape
             needed = port.converts or math.prod(wire) != math.prod(shape)
             self.outputs.append(np.empty(wire, port.wire_dtype) if needed else None)
+        self.nbytes = sum(array.nbytes for array in (*self.inputs, *self.outputs) if array is not None)
 
     def fill(self, signature: Signature, inputs: Sequence[int]) -> list[int]:
         """Convert the caller's inputs where they need it; the addresses that the runtime reads, in the model's

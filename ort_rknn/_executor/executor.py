@@ -32,6 +32,7 @@ from .call_order import CallOrder
 from .calls import Call, Calls, Shapes
 from .conversion import Scratch, view
 from .core_use import users_of
+from .counters import ModelStats, forget_closed, gather, remember_closed
 from .cpu_twin import CpuTwin
 from .dispatch import Dispatch
 from .lanes import Lane, Lease, Turn
@@ -179,7 +180,7 @@ class Executor:
 
         def work(lease: Lease) -> None:
             try:
-                self._work.do(call, inputs, outputs, lease)
+                self._work.do_later(accepted, call, inputs, outputs, lease)
             finally:
                 over()
 
@@ -187,6 +188,7 @@ class Executor:
             self._pacer.wait()
         if self._end is not None:
             self.open_here()
+        accepted = time.perf_counter_ns()
         return self._lanes[lane].start(work, over)
 
     def _run_one(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lane: Lane | None = None) -> None:
@@ -199,7 +201,7 @@ class Executor:
             lane = self._lane(self._own_number() if number is None else number)
         lease = lane.take(call.form.shape_set)
         if lease is None:
-            lane.wait_and_run(partial(self._work.do, call, inputs, outputs))
+            lane.wait_and_run(partial(self._work.do_later, time.perf_counter_ns(), call, inputs, outputs))
             return
         try:
             self._work.do(call, inputs, outputs, lease)
@@ -361,6 +363,10 @@ class Executor:
             entry["errors"] += lease.errors
         return out
 
+    def stats(self) -> ModelStats:
+        """What it has done so far, and what it is doing."""
+        return gather(self)
+
     def missing_shapes(self) -> dict[str, int]:
         """How many calls of shapes that were not compiled were "padded", and how many ran on the "cpu"."""
         on_cpu = self._cpu_twin.runs if self._cpu_twin is not None else 0
@@ -419,6 +425,7 @@ class Executor:
         if not all(lane.close(refusal) for lane in self._lanes):
             return
         self._over = True
+        remember_closed(self.stats())
         if self._pool is not None:
             self._pool.shutdown(wait=False)
         _close_all([*(lease.context.close for lease in reversed(self._leases)), self.model.close, self._close_files])
@@ -510,9 +517,20 @@ class _Work:
             if users is not None:
                 users.discard(lease)
         lease.runs += 1
+        if lease.timed:
+            start, ready, over, end = lease.context.times  # type: ignore[attr-defined]  # see TimesRuns
+            lease.convert_ns += ready - start
+            lease.run_ns += over - ready
+            lease.fetch_ns += end - over
         lease.shape_set = call.form.shape_set
         if self._pacer is not None:
             self._pacer.record(time.perf_counter() - started)
+
+    def do_later(self, accepted: int, call: Call, inputs: Sequence[int], outputs: Sequence[int], lease: Lease) -> None:
+        """As :meth:`do`, for a run that waited since ``accepted`` (``time.perf_counter_ns()``)."""
+        lease.waits += 1
+        lease.wait_ns += time.perf_counter_ns() - accepted
+        self.do(call, inputs, outputs, lease)
 
     def _usual(self, lease: Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         if call.direct:
@@ -544,6 +562,7 @@ class _Work:
             if users is not None:
                 users.discard(lease)
         lease.runs += 1
+        lease.run_ns += int((time.perf_counter() - started) * 1e9)
         for port in self._signature.outputs:
             result = given[port.index]
             results.append(np.ascontiguousarray(result, port.dtype).reshape(result.shape))
@@ -559,10 +578,15 @@ class _Work:
             scratch = Scratch(call.form, signature, call.inputs, call.outputs)
             if not call.padded:
                 lease.scratch[call.form] = scratch
+        start = time.perf_counter_ns()
         wire_in = scratch.fill(signature, inputs)
         wire_out = scratch.output_addresses(signature, outputs)
+        lease.convert_ns += time.perf_counter_ns() - start
         lease.context.run(call.form, wire_in, wire_out)
+        over = time.perf_counter_ns()
         scratch.read(signature, outputs)
+        lease.fetch_ns += time.perf_counter_ns() - over
+        lease.converted += scratch.nbytes
 
     def _failure(self, lease: Lease, error: AdapterError) -> str:
         core = lease.label
@@ -611,7 +635,17 @@ def _check_array(array: NDArray[np.generic], port: Port, label: str) -> None:
 _alive: weakref.WeakSet[Executor] = weakref.WeakSet()
 
 
+def alive() -> list[Executor]:
+    """Every executor of this process that was not closed."""
+    while True:
+        try:
+            return list(_alive)
+        except RuntimeError:  # one came or went meanwhile
+            pass
+
+
 def _after_fork() -> None:
+    forget_closed()
     for executor in list(_alive):
         executor._leave_to_parent()
 

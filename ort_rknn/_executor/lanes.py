@@ -32,7 +32,24 @@ _popleft: Callable[[deque[Lease]], Lease] = deque.popleft
 class Lease:
     """A context and what belongs to it. Has one user at a time: whoever took it from its lane."""
 
-    __slots__ = ("buffer_runs", "context", "errors", "label", "padded", "runs", "scratch", "shape_set", "users")
+    __slots__ = (
+        "buffer_runs",
+        "context",
+        "convert_ns",
+        "converted",
+        "errors",
+        "fetch_ns",
+        "label",
+        "padded",
+        "run_ns",
+        "runs",
+        "scratch",
+        "shape_set",
+        "timed",
+        "users",
+        "wait_ns",
+        "waits",
+    )
 
     def __init__(self, context: Context, label: str, users: set[Lease] | None = None) -> None:
         self.context = context
@@ -40,6 +57,12 @@ class Lease:
         self.runs = 0
         self.errors = 0
         self.padded = 0
+        self.waits = 0
+        """Runs that found no idle context; those that are started for later always wait."""
+        self.wait_ns = self.convert_ns = self.run_ns = self.fetch_ns = 0
+        self.converted = 0
+        """Bytes of inputs and outputs that were converted above the runtime."""
+        self.timed = hasattr(context, "times")
         self.shape_set: int | None = None
         """The shape set that the context stands at, where the model has several."""
         self.scratch: dict[CallForm, Scratch] = {}
@@ -184,6 +207,18 @@ class Lane:
         turn = Turn(work, refused)
         self._enqueue(turn)
         return turn
+
+    def queued(self) -> int:
+        """How many wait for a context now."""
+        return len(self._waiting)
+
+    def idle(self) -> tuple[Lease, ...]:
+        """The contexts that nobody uses now."""
+        while True:
+            try:
+                return tuple(self._idle)
+            except RuntimeError:  # another thread took one meanwhile
+                pass
 
     def let_through(self) -> None:
         """Return when everybody who waits now has had a context, or was refused."""

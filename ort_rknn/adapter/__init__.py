@@ -48,6 +48,7 @@ from .contract import (
     SharedBuffer,
     Survey,
     TensorInfo,
+    TimesRuns,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ __all__ = [
     "SharedBuffer",
     "Survey",
     "TensorInfo",
+    "TimesRuns",
     "core_masks",
     "find_soc_name",
     "hookimpl",

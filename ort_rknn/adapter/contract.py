@@ -334,6 +334,15 @@ class AllocatesBuffers(Protocol):
         """
 
 
+class TimesRuns(Protocol):
+    """What a context may offer besides: when the parts of its last run happened."""
+
+    @property
+    def times(self) -> tuple[int, int, int, int]:
+        """Of the last run that succeeded, in nanoseconds of ``time.perf_counter_ns()``: when its inputs were begun to
+        be set, when the NPU was asked to run, when it had run, and when the outputs were written."""
+
+
 class BindsBuffers(Protocol):
     """What a context may offer besides: runs that read and write dma-bufs without a copy."""
 

@@ -1,0 +1,140 @@
+"""Counters of executors: what a model's cores have done, and what they are doing.
+
+Runs count into the context that they have, which nobody else uses meanwhile: no lock, no lost count. Reading sums up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from .._concurrency.forks import renewed_in_child
+
+if TYPE_CHECKING:
+    from .executor import Executor
+
+
+@dataclass(frozen=True, slots=True)
+class CoreStats:
+    """One core, or a group of cores that run together. Seconds and counts are sums since the session was made."""
+
+    contexts: int = 0
+    """Contexts that are open now."""
+    in_use: int = 0
+    """Contexts that run now."""
+    runs: int = 0
+    """Runs that succeeded. A batch that is cut counts for each of its runs."""
+    errors: int = 0
+    """Runs that the runtime refused or that failed."""
+    waits: int = 0
+    """Runs that waited for a context."""
+    wait_seconds: float = 0.0
+    """How long they waited, together."""
+    convert_seconds: float = 0.0
+    """Setting inputs: converting and copying, by us and by the runtime. On the CPU."""
+    run_seconds: float = 0.0
+    """In the runtime's run call: the NPU works, or a run of another context has the core. With one context per core
+    this is the time for which the core was busy."""
+    fetch_seconds: float = 0.0
+    """Getting outputs: widening and copying, by the runtime and by us. On the CPU."""
+    padded: int = 0
+    """Runs that were filled up with zeros because their shape was not compiled."""
+    bytes_converted: int = 0
+    """Bytes that were converted above the runtime (dtypes, layouts and padding that it does not do itself)."""
+    bytes_copied: int = 0
+    """Bytes that runs with NPU memory copied, for those of their inputs and outputs that are ordinary memory."""
+
+    def __add__(self, other: CoreStats) -> CoreStats:
+        return CoreStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(CoreStats)))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """One compiled model of a session; a model in parts has one for each part."""
+
+    model: str
+    """The compiled model's label: its file name."""
+    cores: Mapping[str, CoreStats]
+    """By "core 0", "cores 0,1 together", "one core of the runtime's choice"."""
+    queued: int = 0
+    """Runs that wait for a context now."""
+    cpu_calls: int = 0
+    """Calls that ran on the ONNX on the CPU because their shape was not compiled."""
+
+    @property
+    def total(self) -> CoreStats:
+        """All cores together."""
+        return sum_up(self.cores.values())
+
+
+def sum_up(cores: Iterable[CoreStats]) -> CoreStats:
+    """All of them together."""
+    total = CoreStats()
+    for core in cores:
+        total += core
+    return total
+
+
+def gather(executor: Executor) -> ModelStats:
+    """The counters of an executor now. Runs that end meanwhile may be in one of two sums and not yet in the other."""
+    leases, lanes = list(executor._leases), set(executor._lanes)
+    idle = {id(lease) for lane in lanes for lease in lane.idle()}
+    cores: dict[str, CoreStats] = {}
+    for lease in leases:
+        one = CoreStats(
+            contexts=1,
+            in_use=int(id(lease) not in idle),
+            runs=lease.runs,
+            errors=lease.errors,
+            waits=lease.waits,
+            wait_seconds=lease.wait_ns / 1e9,
+            convert_seconds=lease.convert_ns / 1e9,
+            run_seconds=lease.run_ns / 1e9,
+            fetch_seconds=lease.fetch_ns / 1e9,
+            padded=lease.padded,
+            bytes_converted=lease.converted,
+            bytes_copied=lease.buffer_runs.copied,
+        )
+        cores[lease.label] = cores.get(lease.label, CoreStats()) + one
+    return ModelStats(executor.label, cores, sum(lane.queued() for lane in lanes), executor.missing_shapes()["cpu"])
+
+
+def merged(models: Iterable[ModelStats]) -> list[ModelStats]:
+    """One for each model: sessions of the same model together."""
+    out: dict[str, ModelStats] = {}
+    for one in models:
+        before = out.get(one.model)
+        if before is None:
+            out[one.model] = one
+            continue
+        cores = dict(before.cores)
+        for label, core in one.cores.items():
+            cores[label] = cores.get(label, CoreStats()) + core
+        out[one.model] = ModelStats(one.model, cores, before.queued + one.queued, before.cpu_calls + one.cpu_calls)
+    return list(out.values())
+
+
+_closed: dict[str, ModelStats] = {}
+#: Reentrant: the collector may close an executor anywhere.
+_lock = renewed_in_child(threading.RLock())
+
+
+def remember_closed(stats: ModelStats) -> None:
+    """An executor was closed: what it did stays in the sums of the process, which never go down."""
+    rest = {label: replace(core, contexts=0, in_use=0) for label, core in stats.cores.items()}
+    with _lock:
+        both = [s for s in (_closed.get(stats.model),) if s is not None]
+        _closed[stats.model] = merged([*both, ModelStats(stats.model, rest, 0, stats.cpu_calls)])[0]
+
+
+def closed_models() -> list[ModelStats]:
+    """The sums of all that were closed."""
+    with _lock:
+        return list(_closed.values())
+
+
+def forget_closed() -> None:
+    """In a forked child: those were the parent's."""
+    _closed.clear()

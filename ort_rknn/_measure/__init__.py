@@ -1,0 +1,1 @@
+"""Seeing and tuning: counters, benchmarks, traces."""
