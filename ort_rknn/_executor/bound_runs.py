@@ -26,25 +26,6 @@ if TYPE_CHECKING:
 
 _Uses = list[tuple[Entry, int, int, bool]]
 Usual = Callable[["Lease", "Call", Sequence[int], Sequence[int]], None]
-#: More reasons than this are not told apart.
-_REASONS = 32
-
-
-class BufferRuns:
-    """Counts of one context. ``usual``: by reason, runs that had such memory and could not bind it."""
-
-    __slots__ = ("bound", "copied", "usual")
-
-    def __init__(self) -> None:
-        self.bound = 0
-        self.copied = 0
-        """Bytes that bound runs copied, for those of their inputs and outputs that are ordinary memory."""
-        self.usual: dict[str, int] = {}
-
-    def count_usual(self, reason: str) -> None:
-        if reason not in self.usual and len(self.usual) >= _REASONS:
-            reason = "other reasons"
-        self.usual[reason] = self.usual.get(reason, 0) + 1
 
 
 def serve(

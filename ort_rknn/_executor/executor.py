@@ -26,8 +26,8 @@ from .._concurrency.pacer import Pacer
 from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, OptionError, ort_error
 from .._options import Options
 from ..adapter.contract import AdapterError, Model, ModelSource, RknnError, RunsWhole
-from .bound_runs import BufferRuns, serve
-from .buffers import table
+from .bound_runs import serve
+from .buffers import BufferRuns, table
 from .call_order import CallOrder
 from .calls import Call, Calls, Shapes
 from .conversion import Scratch, view

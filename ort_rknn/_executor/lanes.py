@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from .._concurrency.one_shot import Awaited
-from .bound_runs import BufferRuns
+from .buffers import BufferRuns
 
 if TYPE_CHECKING:
     from ..adapter.contract import CallForm, Context
