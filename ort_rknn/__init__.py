@@ -48,6 +48,7 @@ if _typing.TYPE_CHECKING:
     from ._errors import FallbackWarning as FallbackWarning, NpuUnavailable as NpuUnavailable
     from ._errors import OptionError as OptionError, QueueFull as QueueFull
     from ._onnxruntime import *
+    from ._measure.doctor import doctor as doctor
     from ._options import RknnProviderOptions as RknnProviderOptions, make_provider_options as make_provider_options
     from ._measure.stats import stats as stats
     from ._session.arrays import empty as empty, from_dmabuf as from_dmabuf
@@ -117,6 +118,7 @@ _OURS = {
     "from_dmabuf": "ort_rknn._session.arrays",
     "get_ep_names": "ort_rknn._ep",
     "get_library_path": "ort_rknn._ep",
+    "doctor": "ort_rknn._measure.doctor",
     "register": "ort_rknn._ep",
     "stats": "ort_rknn._measure.stats",
     "unregister": "ort_rknn._ep",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ort_rknn.adapter import SOC_CORES, Absence, Device, LoadSettings, Model, ModelSource, Query, Survey, soc_family
 
 from ._board import driver_version, find_node, find_soc
 from ._library import ADAPTER, find_library
+
+if TYPE_CHECKING:
+    from ort_rknn.adapter import Finding
 
 
 class LibrknnrtAdapter:
@@ -57,6 +62,14 @@ class LibrknnrtAdapter:
             return Survey(absences=(Absence(ADAPTER, reason, remedy),))
         device = Device(ADAPTER, soc.name, soc.name, SOC_CORES[soc.name], runtime=library.path, details=details)
         return Survey(devices=(device,))
+
+    def examine(self, query: Query) -> Iterable[Finding]:
+        """Every check of the board. See :class:`ort_rknn.adapter.Examines`."""
+        if soc_family(query.device or "npu").startswith("virtual"):
+            return ()
+        from ._examine import examine
+
+        return examine(self._root, query)
 
     def allocate(self, device: Device, nbytes: int, *, cached: bool) -> int:
         """A dma-buf from the kernel's heaps. See :class:`ort_rknn.adapter.AllocatesBuffers`."""

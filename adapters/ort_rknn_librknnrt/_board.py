@@ -110,6 +110,30 @@ def driver_version(root: Path) -> str:
         return ""
 
 
+def driver_of(root: Path) -> str:
+    """The driver that the NPU has: "rknpu", "rocket" (the mainline one), "" where there is no sign of either."""
+    nodes = [*(root / "sys/class/drm").glob("renderD*"), *(root / "sys/class/accel").glob("accel*")]
+    names = [_driver(node) for node in nodes]
+    places = (root / "sys/module/rknpu", root / "sys/bus/platform/drivers/RKNPU", root / "dev/rknpu")
+    if "rknpu" in names or any(os.path.exists(place) for place in places):
+        return "rknpu"
+    return "rocket" if "rocket" in names else ""
+
+
+def lacks_login(node: Path) -> str:
+    """The group of a device node where the account is a member but this login is not yet; else ""."""
+    import grp
+    import pwd
+
+    try:
+        group = grp.getgrgid(node.stat().st_gid)
+        name = pwd.getpwuid(os.geteuid()).pw_name
+    except (KeyError, OSError):
+        return ""
+    mine = {os.getegid(), *os.getgroups()}
+    return group.gr_name if name in group.gr_mem and group.gr_gid not in mine else ""
+
+
 def in_container(root: Path) -> bool:
     """Whether this looks like a Docker or Podman container."""
     return os.path.exists(root / ".dockerenv") or os.path.exists(root / "run/.containerenv")

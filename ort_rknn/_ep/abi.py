@@ -31,8 +31,8 @@ _SPARE = 64
 def _table(*names: str) -> type[ctypes.Structure]:
     fields: list[tuple[str, Any]] = [("ort_version_supported", c_uint32)]
     fields += [(name, c_void_p) for name in names]
-    # Later releases of onnxruntime read slots behind those of ABI 23 without asking for the version (1.32 the factory's
-    # slot 13): what is there must be zero, which means "not served".
+    # Later releases of onnxruntime read slots behind those of ABI 23 without asking for the version (1.26 the factory's
+    # slot 13): what is there must be zero, which means "not served", or a function.
     fields.append(("spare", c_void_p * _SPARE))
     return type("Table", (ctypes.Structure,), {"_fields_": fields})
 
@@ -51,6 +51,7 @@ OrtEpFactory = _table(
     "CreateDataTransfer",
     "IsStreamAware",
     "CreateSyncStreamForDevice",
+    "GetHardwareDeviceIncompatibilityDetails",
 )
 OrtEp = _table(
     "GetName",
@@ -136,6 +137,7 @@ _EP_API = {
 }
 _EDITOR_API = {"CreateNode": (6, _keep(P, c_char_p, c_char_p, c_char_p, P, c_size_t, P, c_size_t, P, c_size_t, P))}
 _CREATE_HARDWARE_DEVICE = (16, _keep(P, c_int32, c_uint32, c_uint32, c_char_p, P, P))
+_SET_INCOMPATIBILITY = (44, _keep(P, P, c_uint32, c_int32, c_char_p))
 _NO_STATUS = {
     "CreateStatus",
     "GetErrorMessage",
@@ -181,6 +183,7 @@ class Api:
             self._add(name, editor_table, slot, prototype)
         if self.minor() >= (1, 24):
             self._add("CreateHardwareDevice", ep_table, *_CREATE_HARDWARE_DEVICE)
+            self._add("DeviceEpIncompatibilityDetails_SetDetails", ep_table, *_SET_INCOMPATIBILITY)
 
     def _add(self, name: str, table: int, slot: int, prototype: Any) -> None:
         address = (c_void_p * (slot + 1)).from_address(table)[slot]

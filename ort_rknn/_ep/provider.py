@@ -141,6 +141,19 @@ def _hardware(api: Api, name: str, details: dict[str, str]) -> int | None:
     return _factory.hardware[name]
 
 
+def _incompatibility(this: int, hardware: int, details: int) -> None:
+    """onnxruntime 1.26 and later ask why a device cannot be used. See :mod:`.incompatibility`."""
+    from .advertised import query
+    from .incompatibility import reasons
+
+    assert _factory is not None
+    bits, notes = reasons(query(), is_npu=hardware in _factory.hardware.values())
+    if bits:
+        api = _factory.api
+        text = notes.replace("\0", "?").encode(errors="replace")
+        api.check(api.DeviceEpIncompatibilityDetails_SetDetails(details, bits, 0, text))
+
+
 def _create_ep(this: int, devices: int, metadata: int, count: int, options: int, logger: int, out: int) -> None:
     assert _factory is not None
     api = _factory.api
@@ -323,6 +336,7 @@ _factory_callbacks: dict[str, Any] = {
     "ReleaseAllocator": host_memory.release_allocator,
     "ValidateCompiledModelCompatibilityInfo": CFUNCTYPE(P, P, P, c_size_t, P, P)(guarded(_validate)),
     "IsStreamAware": CFUNCTYPE(ctypes.c_bool, P)(always(False)),
+    "GetHardwareDeviceIncompatibilityDetails": CFUNCTYPE(P, P, P, P)(guarded(_incompatibility)),
 }
 _ep_callbacks: dict[str, Any] = {
     "GetName": _get_name,

@@ -53,6 +53,7 @@ from .contract import (
 
 if TYPE_CHECKING:
     from .command import Command
+    from .findings import Examines, Finding
     from .hookspecs import hookimpl
 
 __all__ = [
@@ -71,6 +72,8 @@ __all__ = [
     "Command",
     "Context",
     "Device",
+    "Examines",
+    "Finding",
     "Layout",
     "LoadSettings",
     "MakesStandIns",
@@ -99,7 +102,7 @@ __all__ = [
 
 
 #: Imported at first use: a session needs neither pluggy's markers nor argparse.
-_LAZY = {"Command": ".command", "hookimpl": ".hookspecs"}
+_LAZY = {"Command": ".command", "Examines": ".findings", "Finding": ".findings", "hookimpl": ".hookspecs"}
 
 
 def __getattr__(name: str) -> Any:

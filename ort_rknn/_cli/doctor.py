@@ -1,0 +1,57 @@
+"""``ort-rknn doctor``: why does it not run on the NPU."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from ..adapter.command import Command
+from .output import FAILED, FINE, Mistake, Style, add_json_option, check_file, say, say_json
+
+_STYLES: dict[str, Style] = {"ok": "good", "warning": "warn", "failure": "bad"}
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="an .onnx or .rknn file to look at too")
+    parser.add_argument("--device", metavar="NAME", help="rk3588, virtual:rk3588 ... (default: ORT_RKNN_DEVICE)")
+    parser.add_argument("--report", metavar="FILE", help="write one text file to send to somebody who helps")
+    add_json_option(parser)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Check everything and print what was found."""
+    from .._measure.doctor import doctor, listed, summary
+
+    if given.model is not None:
+        check_file(given.model)
+    found = doctor(given.model, device=given.device)
+    if given.report is not None:
+        try:
+            with open(given.report, "w", encoding="utf-8") as file:
+                file.write(found.report())
+        except OSError as error:
+            raise Mistake(f"{given.report}: {error.strerror or error}") from None
+    if given.json:
+        say_json("doctor", found.as_json())
+        return FAILED if found.failures else FINE
+    width = max(len(finding.check) for finding in found.findings)
+    for finding, below in listed(found.findings):
+        say(f"{finding.state:<8} {finding.check:<{width}}  {finding.seen}", _STYLES[finding.state])
+        for line in below:
+            say(f"{'':<{9 + width}}  {line}")
+    say()
+    say(summary(found))
+    if given.report is not None:
+        say(f"written: {os.path.abspath(given.report)} (personal paths are replaced; look it over before sending it)")
+    return FAILED if found.failures else FINE
+
+
+COMMAND = Command(
+    name="doctor",
+    summary="why it does not run on the NPU, and what to do",
+    description="Checks the machine, the driver, the runtime, onnxruntime and, with MODEL, what would become of it, in "
+    "the order in which things fail. Every finding that is not good comes with what to do. Exit code 1 where a failure "
+    "was found.",
+    add_arguments=_add_arguments,
+    run=run,
+)
