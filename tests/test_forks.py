@@ -8,7 +8,7 @@ import pytest
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 START = """
-import faulthandler, gc, multiprocessing, os, shutil, signal, sys, tempfile, threading, time, warnings
+import gc, multiprocessing, os, shutil, signal, sys, tempfile, threading, time, warnings
 import numpy as np
 import numpy.testing  # now: a child could inherit its import by a thread, half done
 import ort_rknn
@@ -27,7 +27,6 @@ def child(function, *args):
     sys.stdout.flush()
     pid = os.fork()
     if not pid:
-        faulthandler.dump_traceback_later(20)
         signal.alarm(25)
         function(*args)
         assert npu.counters().misuses == 0, npu.counters()
