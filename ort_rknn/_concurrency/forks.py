@@ -20,8 +20,6 @@ inherited: set[int] = set()
 
 #: Modules that calls of a session import when they need them, and opening it anew in a child. See :func:`_before`.
 _USED_LATER = (
-    "concurrent.futures.thread",
-    "logging",
     "signal",
     "ort_rknn._concurrency.stream",
     "ort_rknn._executor.numbered",
@@ -33,6 +31,10 @@ _USED_LATER = (
 
 def watch(native: Any) -> None:
     """onnxruntime's native session: a forked child keeps it."""
+    # These register handlers of forks themselves, and must not do so during one: the parent's would run without its
+    # counterpart before the fork.
+    import logging  # noqa: F401
+
     _natives.add(native)
 
 

@@ -47,7 +47,7 @@ class Diagnosis:
         import numpy
         import onnxruntime
 
-        from .. import package_version
+        from .._version import package_version
 
         lines = [
             f"ort-rknn {package_version}, onnxruntime {onnxruntime.__version__}, numpy {numpy.__version__}",

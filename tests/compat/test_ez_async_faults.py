@@ -148,6 +148,8 @@ def test_c7_exceptions_on_our_threads(npu):
         def do(self, *given):
             raise MemoryError("no memory left")
 
+        do_later = do
+
     with make() as session:
         session._core.calls.executor._work = Broken()
         got = queue.Queue()
