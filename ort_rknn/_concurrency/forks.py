@@ -33,8 +33,8 @@ def watch(native: Any) -> None:
     """onnxruntime's native session: a forked child keeps it."""
     # These register handlers of forks themselves, and must not do so during one: the parent's would run without its
     # counterpart before the fork.
-    import logging  # noqa: F401
-
+    for name in ("concurrent.futures.thread", "logging"):
+        __import__(name)
     _natives.add(native)
 
 
