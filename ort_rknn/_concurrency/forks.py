@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
+from contextlib import suppress
 from typing import Any
 
 _natives: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -34,7 +35,8 @@ def watch(native: Any) -> None:
     # These register handlers of forks themselves, and must not do so during one: the parent's would run without its
     # counterpart before the fork.
     for name in ("concurrent.futures.thread", "logging"):
-        __import__(name)
+        with suppress(RuntimeError):  # while the interpreter ends, the pool's module cannot be imported any more
+            __import__(name)
     _natives.add(native)
 
 
