@@ -92,3 +92,9 @@ _CORE_MASKS: Mapping[int, tuple[int, ...]] = {1: (0, 1), 2: (0, 1, 2, 3), 3: (0,
 def core_masks(cores: int) -> tuple[int, ...]:
     """The core masks that an NPU with so many cores takes, besides :data:`CORE_MASK_ALL`."""
     return _CORE_MASKS.get(cores, _CORE_MASKS[3])
+
+
+#: Answers of a static model to the query of dynamic ranges (RKNN_QUERY_INPUT_DYNAMIC_RANGE): RKNN_ERR_FAIL, and
+#: RKNN_ERR_PARAM_INVALID of runtimes that do not know the query. The vendor's package goes on after an error there;
+#: which of the codes a board gives is open. Every other code says nothing about the model.
+NOT_DYNAMIC = (-1, -5)

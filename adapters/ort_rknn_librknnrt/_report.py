@@ -6,7 +6,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ort_rknn.adapter import AdapterError, Layout, Quantization, RknnError, Shape, TensorInfo
+from ort_rknn.adapter import NOT_DYNAMIC, AdapterError, Layout, Quantization, RknnError, Shape, TensorInfo
 
 from . import _structs as abi
 from ._binding import Binding, Handle, log
@@ -108,14 +108,18 @@ def _shape(dims: Any, n_dims: int) -> Shape:
 def _shape_sets(
     binding: Binding, handle: Handle, inputs: list[abi.TensorAttr]
 ) -> tuple[tuple[tuple[Shape, ...], ...], tuple[ctypes.Array[abi.TensorAttr], ...]]:
-    """The sets of a dynamic model, () and () for a static one, which answers the query with an error or no shapes."""
+    """The sets of a dynamic model, () and () for a static one, which answers the query with one of
+    :data:`~ort_rknn.adapter.NOT_DYNAMIC` or no shapes. Raises RknnError for every other code: a device that is gone
+    says nothing about the model."""
     ranges = []
     for index in range(len(inputs)):
         answer = abi.InputRange(index=index)
         code = binding.query(handle.value, abi.QUERY_INPUT_DYNAMIC_RANGE, ctypes.byref(answer), ctypes.sizeof(answer))
-        if code:
-            log.debug("the input dynamic range query answers %d: the model counts as static", code)
+        if code in NOT_DYNAMIC:
+            log.debug("the input dynamic range query answers %d: the model is static", code)
             return (), ()
+        if code:
+            raise RknnError("rknn_query", code, "The runtime does not tell the shape sets of the loaded model.")
         ranges.append(answer)
     numbers = {answer.shape_number for answer in ranges if answer.shape_number}
     if not numbers:

@@ -15,6 +15,7 @@ from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import (
     CORE_MASK_ALL,
     CORE_MASK_AUTO,
+    NOT_DYNAMIC,
     AdapterError,
     Device,
     Layout,
@@ -209,12 +210,16 @@ def _runtime_versions(instance: Instance) -> dict[str, str]:
 
 
 def _shape_sets(instance: Instance, inputs: int) -> tuple[tuple[Shape, ...], ...]:
-    """The sets of a dynamic model in the ONNX's order of axes; () for a static one, which answers with an error."""
+    """The sets of a dynamic model in the ONNX's order of axes; () for a static one, which answers with
+    :data:`~ort_rknn.adapter.NOT_DYNAMIC`. Raises RknnError for every other code."""
     ranges = []
     for index in range(inputs):
         answer = abi.InputRange(index=index)
-        if _query(instance, abi.QUERY_INPUT_DYNAMIC_RANGE, answer):
+        code = _query(instance, abi.QUERY_INPUT_DYNAMIC_RANGE, answer)
+        if code in NOT_DYNAMIC:
             return ()
+        if code:
+            raise RknnError("rknn_query", code, "The runtime does not tell the shape sets of the loaded model.")
         ranges.append(answer)
     numbers = {answer.shape_number for answer in ranges}
     if numbers == {0}:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._rknpu import (
     CORE_MASK_ALL,
     CORE_MASK_AUTO,
+    NOT_DYNAMIC,
     RKNN_ERRORS,
     SOC_CORES,
     core_masks,
@@ -60,6 +61,7 @@ __all__ = [
     "CORE_MASK_ALL",
     "CORE_MASK_AUTO",
     "INPUT_DTYPES",
+    "NOT_DYNAMIC",
     "RKNN_ERRORS",
     "SOC_CORES",
     "Absence",
