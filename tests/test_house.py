@@ -35,10 +35,8 @@ DOORS = {"adapter", "files"}
 KNOWN_CYCLES = {
     ("ort_rknn._executor.counters", "ort_rknn._executor.executor"),
     ("ort_rknn._session.save_context", "ort_rknn._session.start"),
-    ("ort_rknn._executor.call_order", "ort_rknn._executor.executor"),
     ("ort_rknn_librknnrt._bound", "ort_rknn_librknnrt.runtime"),
     ("ort_rknn._session.arrays", "ort_rknn._session.session"),
-    ("ort_rknn._executor.bound_runs", "ort_rknn._executor.lanes"),
     ("ort_rknn_librknnrt._context", "ort_rknn_librknnrt.runtime"),
     ("ort_rknn_lite2._context", "ort_rknn_lite2._model"),
     ("ort_rknn_ez_async._binding", "ort_rknn_ez_async._session"),
