@@ -205,9 +205,10 @@ def test_what_the_user_states_goes_first(made, name, given):
                 with_run(session, x)
 
 
-def test_the_unmodified_onnxruntime(made):
+def test_the_unmodified_onnxruntime(made, monkeypatch):
     import gc
 
+    monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
     ort.register()
     try:
         for case, cut in ((DEPENDENT["running sum"], False), (INDEPENDENT["a product with weights"], True)):

@@ -197,7 +197,7 @@ class AsynchronousCalls:
 
     def _run_feed(self, feed: Feed, output_names: Any, run_options: Any) -> list[Any]:
         try:
-            return self.run(output_names, feed.values, run_options)
+            return feed.without(self.run(output_names, feed.values, run_options))
         finally:
             feed.give_back()
 

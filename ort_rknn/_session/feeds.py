@@ -38,6 +38,15 @@ class Feed:
         for buffer in buffers or ():
             self.nbytes += buffer.nbytes
 
+    def without(self, results: list[Any]) -> list[Any]:
+        """``results``, those that lie in a buffer copied: of a model whose output is its input. Releases of onnxruntime
+        before 1.24 give such a result without a reference to the array that it lies in."""
+        if self._buffers and isinstance(results, list):
+            for place, result in enumerate(results):
+                if isinstance(result, np.ndarray) and any(np.may_share_memory(result, b) for b in self._buffers):
+                    results[place] = result.copy()
+        return results
+
     def give_back(self) -> None:
         """The call has ended. A buffer that anybody still refers to is left to them: a result of a model whose output
         is its input, an exception's traceback, a subclass that keeps its feeds."""
