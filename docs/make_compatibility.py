@@ -41,6 +41,8 @@ ADDED = {
     "RknnProviderOptions": "provider options as a `TypedDict`",
     "empty": "a numpy array in memory that the NPU reads and writes itself",
     "from_dmabuf": "a numpy array over a dma-buf that another program or driver made",
+    "doctor": "why it does not run on the NPU: every check, in the order in which things fail",
+    "stats": "counters of all sessions of this process",
     "devices": "the NPUs that a session could use now",
     "get_ep_names": "as plugin packages have it",
     "get_library_path": "as plugin packages have it",
@@ -76,6 +78,7 @@ SESSION_ADDED = {
     "submit": "a run as a `concurrent.futures.Future`",
     "quantization": "scale and zero point of quantized inputs and outputs",
     "buffers": "sets of input arrays in NPU memory that fit the model, to be filled in turn",
+    "stats": "counters: runs, errors, waits, busy time per core, queue, calls on the CPU",
     "shape_sets": "the compiled shapes of a dynamic-shape model",
 }
 #: Methods that are onnxruntime's own and give something else on the NPU.

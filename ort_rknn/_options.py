@@ -161,6 +161,10 @@ def _bad(key: str, value: object, accepted: str) -> OptionError:
     return OptionError(f"provider option {key}={_short(value)}: {accepted}")
 
 
+#: Levels of JSON; the options' values have three at most.
+_MOST_NESTED = 100
+
+
 def _short(value: object) -> str:
     """``repr(value)``, cut off where it is long."""
     try:
@@ -170,11 +174,24 @@ def _short(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"
 
 
+def _bound_nesting(text: str) -> None:
+    """Raise RecursionError where JSON is nested deeper than any option: the parser's own bound differs by release."""
+    depth = 0
+    for character in text:
+        if character in "[{":
+            depth += 1
+            if depth > _MOST_NESTED:
+                raise RecursionError
+        elif character in "]}":
+            depth -= 1
+
+
 def _json(key: str, text: str, wanted: str = "") -> object:
     """``text`` as JSON. Raises OptionError, which ends with ``wanted``."""
     import json
 
     try:
+        _bound_nesting(text)
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -329,7 +329,7 @@ def test_onnxruntime_tells_the_reasons(board):
         pytest.skip("this onnxruntime does not ask")
     ort_rknn.register()
     try:
-        (npu,) = [d.device for d in ort_rknn.get_ep_devices() if d.ep_name == "RKNNExecutionProvider"]
+        npu, *_ = [d.device for d in ort_rknn.get_ep_devices() if d.ep_name == "RKNNExecutionProvider"]
         assert ask("RKNNExecutionProvider", npu)["reasons_bitmask"] == 0
         (cpu, *_) = [d for d in state.get_hardware_devices() if d.type == ort_rknn.OrtHardwareDeviceType.CPU]
         assert ask("RKNNExecutionProvider", cpu)["reasons_bitmask"] == 2
