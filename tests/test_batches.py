@@ -208,6 +208,10 @@ def test_what_the_user_states_goes_first(made, name, given):
 def test_the_unmodified_onnxruntime(made, monkeypatch):
     import gc
 
+    from ort_rknn._ep.support import by_name
+
+    if not by_name():
+        pytest.skip("before onnxruntime 1.25.1 a provider is found by its device: tests/ep has these sessions")
     monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
     ort.register()
     try:

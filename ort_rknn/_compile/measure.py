@@ -135,4 +135,5 @@ def spread(count: int, most: int) -> list[int]:
 def _dtype(observed: Observed, name: str) -> np.dtype[Any]:
     from onnx import helper
 
-    return np.dtype(helper.tensor_dtype_to_np_dtype(observed.elem_types[name]))
+    dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(observed.elem_types[name]))
+    return dtype
