@@ -117,6 +117,7 @@ WAYS = [
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 runs signal handlers between any two instructions")
+@pytest.mark.wall_clock
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("way", WAYS)
 def test_interrupts_cost_nothing(python, way):
