@@ -8,7 +8,7 @@ import pytest
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 START = """
-import gc, multiprocessing, os, shutil, signal, sys, tempfile, threading, time, warnings
+import gc, multiprocessing, os, queue, shutil, signal, sys, tempfile, threading, time, warnings
 import numpy as np
 import numpy.testing  # now: a child could inherit its import by a thread, half done
 import ort_rknn
@@ -61,6 +61,31 @@ ts = [threading.Thread(target=same, args=(s,)) for _ in range(8)]
 """,
     "maps": "assert all(np.array_equal(r[0], want) for r in s.map([X] * 9))",
     "submits": "assert np.array_equal(s.submit(None, X).result(20)[0], want)",
+    "runs asynchronously": """
+got = queue.SimpleQueue()
+for _ in range(9):
+    s.run_async(None, X, lambda *told: got.put(told), "mine")
+for _ in range(9):
+    results, mine, problem = got.get(timeout=20)
+    assert (mine, problem) == ("mine", "") and np.array_equal(results[0], want)
+s.run_async(None, {"x": X["x"][0]}, lambda *told: got.put(told), "mine")
+results, mine, problem = got.get(timeout=20)
+assert (results, mine) == ([], "mine") and problem.startswith("Invalid rank"), problem
+for feed, error in (({}, ValueError), ([X], AttributeError)):
+    try:
+        s.run_async(None, feed, print, None)
+    except error:
+        pass
+    else:
+        raise AssertionError
+""",
+    "runs asynchronously when planned again": """
+s.set_providers(['RKNNExecutionProvider'], [{'device': 'virtual:rk3588'}])
+assert "run_async" not in s.__dict__
+got = queue.SimpleQueue()
+s.run_async(None, X, lambda *told: got.put(told), 1)
+assert np.array_equal(got.get(timeout=20)[0][0], want)
+""",
     "binds": """
 binding = s.io_binding()
 binding.bind_cpu_input("x", X["x"]); binding.bind_output(s.get_outputs()[0].name)
@@ -382,6 +407,76 @@ for work in (run, drop):
     untouched(contexts)
 np.testing.assert_array_equal(lite.inference([nhwc])[0], want)
 """)
+
+
+EZ_IN_THE_CHILD = {
+    "runs": "assert np.array_equal(ez.run(None, X)[0], want)",
+    "runs asynchronously": """
+got = queue.SimpleQueue()
+for _ in range(9):
+    ez.run_async(None, X, lambda *told: got.put(told), "mine")
+for _ in range(9):
+    results, mine, problem = got.get(timeout=20)
+    assert (mine, problem) == ("mine", "") and np.array_equal(results[0], want)
+""",
+    "has a pipeline of its own": """
+try:
+    ez.flush()
+except RuntimeError as error:
+    assert "the parent's" in str(error)
+else:
+    raise AssertionError
+assert ez.run_pipeline(X, 1) is None
+assert np.array_equal(ez.run_pipeline(X, 1)[0], want)
+assert len(ez.flush()) == 1
+""",
+    "closes": """
+ez.close()
+try:
+    ez.run(None, X)
+except RuntimeError as error:
+    assert "closed" in str(error)
+else:
+    raise AssertionError
+""",
+    "runs and closes": "ez.run(None, X); ez.close(); assert npu.counters().contexts == 0",
+    "forks again": """
+def again():
+    assert np.array_equal(ez.run(None, X)[0], want)
+again()
+assert child(again) == 0
+again()
+""",
+}
+
+
+@pytest.mark.parametrize("what", EZ_IN_THE_CHILD)
+@pytest.mark.parametrize("where", ["npu", "cpu"])
+def test_the_ez_face_in_a_child(forked, where, what):
+    body = "\n    ".join(EZ_IN_THE_CHILD[what].strip().splitlines())
+    forked(
+        f"""
+import ort_rknn_ez_async
+if {where == "npu"}:
+    os.environ["ORT_RKNN_DEVICE"] = "virtual:rk3588"
+    path = f"{{models}}/conv_f16.rk3588.rknn"
+    ez = ort_rknn_ez_async.InferenceSession(path, provider_options={{"schedule": [0, 1, 2]}})
+else:
+    one = ort_rknn.SessionOptions()
+    one.intra_op_num_threads = 1
+    ez = ort_rknn_ez_async.InferenceSession(f"{{models}}/conv_f16.onnx", one, ["CPUExecutionProvider"])
+X = X["x"]
+want = ez.run(None, X)[0]
+ez.run_pipeline(X, 2)
+contexts = npu.counters().contexts
+def work():
+    {body}
+assert child(work) == 0
+untouched(contexts)
+assert len(ez.flush()) == 1
+assert np.array_equal(ez.run(None, X)[0], want)
+"""
+    )
 
 
 def test_handles_know_their_process(forked):

@@ -74,6 +74,7 @@ class TwinCompute:
     def close(self) -> None:
         """Let go of the session. Runs fail after this."""
         self._session = None
+        self._inputs = {}  # onnxruntime's descriptions keep its session alive
 
     def bind(self, twin: str | bytes, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """Check that a compiled model with these names is one of the ONNX ``twin``. It may lack what a converter leaves
@@ -87,7 +88,7 @@ class TwinCompute:
 
     def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """Compute ``outputs`` from ``inputs``."""
-        session = self._session
+        ports, session = self._inputs, self._session  # in this order: close() takes the session first
         if session is None:
             raise AdapterError("the model is closed")
         names = [tensor.name.decode() for tensor in outputs]
@@ -96,9 +97,9 @@ class TwinCompute:
             self._here.results = session.run(names, whole)
             return
         feed = {tensor.name.decode(): _array(tensor) for tensor in inputs}
-        wanted = {name: self._inputs[name] for name in feed}
+        wanted = {name: ports[name] for name in feed}
         # The converter drops inputs that nothing reads.
-        unread = {name: _zeros(port) for name, port in self._inputs.items() if name not in feed}
+        unread = {name: _zeros(port) for name, port in ports.items() if name not in feed}
         times = _repeats(wanted, feed)
         pieces = [
             session.run(names, unread | {name: _fitted(wanted[name], value, times, i) for name, value in feed.items()})

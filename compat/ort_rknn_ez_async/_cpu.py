@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from ort_rknn._concurrency.forks import keep, leave_out_exit_handlers
 from ort_rknn._concurrency.submitter import Pending, Submitter
 from ort_rknn._executor.conversion import normalized
 from ort_rknn._executor.declared import normalizations
@@ -22,6 +23,10 @@ from ._values import quantized
 _NUMPY = {"float": "float32", "double": "float64"}
 
 
+def _later() -> Submitter:
+    return Submitter((1,), 0, submit_timeout_ms=1)  # its calls have places elsewhere
+
+
 class CpuCalls:
     """The ONNX, behaving as the compiled model would: its layout, its normalization, its order of outputs, float32."""
 
@@ -29,7 +34,7 @@ class CpuCalls:
 
     def __init__(self, onnx: str | bytes, sess_options: Any, file: RknnFile | None, options: Options) -> None:
         self._session = onnxruntime.InferenceSession(onnx, sess_options, ["CPUExecutionProvider"])
-        self._later = Submitter((1,), 0, submit_timeout_ms=1)  # its calls have places elsewhere
+        self._later = _later()
         self._norms = normalizations(file)
         self._onnx_types = {v.name: _dtype(v.type) for v in self._session.get_inputs()}
         compiled = {t.name: t for t in (*file.inputs, *file.outputs)} if file is not None else {}
@@ -132,6 +137,13 @@ class CpuCalls:
             array = array.transpose(0, 3, 1, 2)
         array = array if array.dtype == np.dtype(wanted) else cast(array, wanted, tensor.name)
         return np.ascontiguousarray(array).reshape(array.shape)
+
+    def after_fork(self) -> None:
+        """In a forked child: the session works without its threads, but is never destroyed there."""
+        for thing in (self._session, self._later):
+            keep(thing)
+        leave_out_exit_handlers()
+        self._later = _later()
 
     def close(self) -> None:
         self.closed = True

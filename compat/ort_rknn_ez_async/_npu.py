@@ -22,7 +22,7 @@ from ort_rknn._executor.executor import Executor
 from ort_rknn._executor.lanes import Turn
 from ort_rknn._options import Options
 from ort_rknn._tensors import onnx_order
-from ort_rknn.adapter import CallForm, Layout, PortForm, Shape
+from ort_rknn.adapter import CallForm, Layout, Model, PortForm, Shape
 from ort_rknn.files import RknnFile
 
 from ._feeds import Array, cast, runtime_dtype
@@ -88,7 +88,6 @@ class NpuCalls:
 
     def __init__(self, executor: Executor, file: RknnFile | None, options: Options, *, print_perf: bool) -> None:
         self.executor = executor
-        self._model = executor.model
         self._print_perf = print_perf
         asked = [options.layout.get(i.name, options.layout.get("*", "NCHW")) for i in self._model.inputs]
         self._exchanged = tuple(
@@ -107,6 +106,10 @@ class NpuCalls:
         self.outputs = self._output_tensors()
         self._ready: dict[object, _Ready] = {}
         self._forms: dict[object, Call] = {}
+
+    @property
+    def _model(self) -> Model:
+        return self.executor.model  # another one in a forked child
 
     @property
     def dispatch(self) -> Dispatch:

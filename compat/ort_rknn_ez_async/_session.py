@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
+from ort_rknn._concurrency.forks import keep
 from ort_rknn._concurrency.places import Place, Places
 from ort_rknn._concurrency.submitter import Ended, Pending, Pipeline, Submitter, Task
 from ort_rknn._options import Options, read_options
 
+from ._cpu import CpuCalls
 from ._feeds import Array, arrays_of, places_of, wants_batch
 from ._loading import Loaded, load
 from ._nodes import ModelMetadata, NodeArg
@@ -41,16 +43,33 @@ class Core:
         self.loaded = loaded
         self.calls = loaded.calls
         self.options = options
-        self.process = os.getpid()
         self.ended = False
         self._over = False
-        contexts = self.calls.dispatch.contexts if self.calls.dispatch is not None else 1
-        self._places = Places(contexts + options.max_queue_size)
-        self._tasks = itertools.count()
         self._timeout = options.submit_timeout_ms / 1000
+        self.pipeline_of_parent = False
+        """Whether the pipeline's results are the parent's, of which this process is a fork."""
+        self._begin()
+        _alive.add(self)
+
+    def _begin(self) -> None:
+        contexts = self.calls.dispatch.contexts if self.calls.dispatch is not None else 1
+        self._places = Places(contexts + self.options.max_queue_size)
+        self._tasks = itertools.count()
         self._submitter: Submitter | None = None
         self._lock = threading.RLock()  # the collector may end the session on a thread that is at it already
-        _alive.add(self)
+        self.pipeline: Pipeline | None = None
+        self.pipeline_lock = threading.Lock()
+
+    def after_fork(self) -> None:
+        """In the child, where no other thread is: what was submitted is the parent's, and so are its threads."""
+        if self._over:
+            return
+        for thing in (self._submitter, self.pipeline):
+            keep(thing)
+        self.pipeline_of_parent = self.pipeline_of_parent or self.pipeline is not None
+        self._begin()
+        if isinstance(self.calls, CpuCalls):
+            self.calls.after_fork()
 
     def run(self, arrays: Sequence[Array], places: list[int] | None, batch: bool) -> list[Array]:
         """Run and wait. While it does, it takes one of ``max_queue_size`` places besides those of the contexts."""
@@ -101,14 +120,7 @@ class Core:
             )
         return place
 
-    def check_process(self) -> None:
-        if self.process != os.getpid():
-            raise RuntimeError(
-                "the process was forked after the session was made; make the session in the child instead"
-            )
-
     def check_open(self) -> None:
-        self.check_process()
         if self.ended:
             raise RuntimeError("the session was closed")
 
@@ -126,11 +138,10 @@ class Core:
         with self._lock:
             if self._over:
                 return
-            if self.process == os.getpid():
-                if self._submitter is not None:
-                    self._submitter.close()
-                self._places.wait_until_free()
-                self.calls.close()
+            if self._submitter is not None:
+                self._submitter.close()
+            self._places.wait_until_free()
+            self.calls.close()
             self._over = True
 
     def end_from_anywhere(self) -> None:
@@ -149,6 +160,15 @@ def _chosen(results: list[Array], places: list[int] | None) -> list[Array]:
 
 
 _alive: weakref.WeakSet[Core] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for core in list(_alive):
+        core.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @atexit.register
@@ -206,8 +226,6 @@ class InferenceSession:
         calls = loaded.calls
         self._inputs = tuple(t.name for t in calls.inputs)
         self._outputs = tuple(t.name for t in calls.outputs)
-        self._pipeline: Pipeline | None = None
-        self._pipeline_lock = threading.Lock()
 
     # Running --------------------------------------------------------------------------------------------------
 
@@ -275,18 +293,21 @@ class InferenceSession:
         core.check_open()
         core.calls.check(arrays)
         call = core.start([a.copy() for a in arrays])
-        with self._pipeline_lock:
-            if self._pipeline is None or reset or self._pipeline.depth != depth:
-                self._pipeline = Pipeline(depth)
-            pipeline = self._pipeline
+        with core.pipeline_lock:
+            if core.pipeline is None or reset or core.pipeline.depth != depth:
+                core.pipeline, core.pipeline_of_parent = Pipeline(depth), False
+            pipeline = core.pipeline
         result: list[Array] | None = pipeline.push(call)
         return result
 
     def flush(self) -> list[list[Array]]:
-        """The results that are still in the pipeline, oldest first. Raises the first error, after all have ended."""
-        self._core.check_process()
-        with self._pipeline_lock:
-            pipeline = self._pipeline
+        """The results that are still in the pipeline, oldest first. Raises the first error, after all have ended, and
+        RuntimeError in a forked child: the results are the parent's."""
+        core = self._core
+        with core.pipeline_lock:
+            pipeline = core.pipeline
+        if core.pipeline_of_parent:
+            raise RuntimeError("the process was forked: what is in the pipeline is the parent's")
         return pipeline.flush() if pipeline is not None else []
 
     # Zero copy ------------------------------------------------------------------------------------------------

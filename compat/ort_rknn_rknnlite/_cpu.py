@@ -76,7 +76,7 @@ class OnCpu:
         return f"{self._twin.name} on the CPU"
 
     def close(self) -> None:
-        self._session = None
+        self._session, self._wanted = None, {}  # onnxruntime's descriptions keep its session alive
 
     def _value(self, tensor: RknnTensor, fed: Fed) -> NDArray[Any]:
         """An input in the ONNX's dtype and order of axes, and normalized as the compiled model would."""

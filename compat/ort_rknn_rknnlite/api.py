@@ -162,11 +162,13 @@ class RKNNLite:
         return outputs
 
     def release(self) -> None:
-        """Give the context back. Idempotent; waits for a run that is under way."""
-        loaded, self._loaded = self._loaded, None
+        """Give the context back. Idempotent; waits for a run that is under way. Where that is interrupted, the next
+        call goes on."""
+        loaded = self._loaded
         self.rknn_runtime = None
         if loaded is not None:
             loaded.close()
+            self._loaded = None
 
     def get_sdk_version(self) -> str | None:
         """The versions of runtime and driver as text, or None before :meth:`init_runtime`."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from .asynchronous import AsynchronousCalls, making
+from .asynchronous import OVERRIDDEN, AsynchronousCalls, making
 
 # Importing ort_rknn should cost what importing onnxruntime costs: whatever only a session needs is imported when the
 # first one is made.
@@ -36,29 +36,12 @@ else:
 _watch: Callable[[InferenceSession], None] | None = None
 
 
-class _Closed:
-    """What a closed session has in place of onnxruntime's: every use says so."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise _closed()
-
-    def __repr__(self) -> str:
-        # Part of onnxruntime's message where this is passed for a native session.
-        return "<the session was closed>"
-
-
 def _disabled() -> bool:
     if not os.environ.get("ORT_RKNN_DISABLE"):
         return False
     from .._environment import switched_on
 
     return switched_on("ORT_RKNN_DISABLE")
-
-
-def _closed() -> Exception:
-    from .._errors import RUNTIME_EXCEPTION, ort_error
-
-    return ort_error(RUNTIME_EXCEPTION, "the session was closed")
 
 
 class InferenceSession(_Parent, AsynchronousCalls):
@@ -100,11 +83,12 @@ class InferenceSession(_Parent, AsynchronousCalls):
         else:
             from .start import make
 
-            self.__dict__.pop("run_with_iobinding", None)
+            for name in OVERRIDDEN:
+                self.__dict__.pop(name, None)
             self._npu = make(self, parent, model, so, providers, options, kwargs, again=again)
         from .._concurrency.forks import watch
 
-        watch(self._sess)
+        watch(self)
         if _watch is not None and not again:
             _watch(self)
 
@@ -178,9 +162,11 @@ class InferenceSession(_Parent, AsynchronousCalls):
         the session goes on as it was. Raises RuntimeException for a session that was closed, Fail where the model was
         changed in place.
         """
-        if isinstance(self.__dict__.get("_sess"), _Closed):
-            raise _closed()
+        from .closed import Closed, closed_error
         from .start import model_again
+
+        if isinstance(self.__dict__.get("_sess"), Closed):
+            raise closed_error()
 
         # Beside this one, which serves other threads meanwhile.
         other = object.__new__(type(self))
@@ -194,16 +180,17 @@ class InferenceSession(_Parent, AsynchronousCalls):
         other._enable_fallback = self._enable_fallback
         before = dict(self.__dict__)  # what goes with it goes after the lock
         with making:
-            closed = isinstance(self.__dict__.get("_sess"), _Closed)
+            closed = isinstance(self.__dict__.get("_sess"), Closed)
             if not closed:
                 self.__dict__.update(other.__dict__)
+                self.__dict__.pop("run_async", None)
                 if self.__dict__.pop("run_with_iobinding", None) is not None:
                     from .stack import check_the_stack
 
                     check_the_stack(self)
         if closed:
             other.close()
-            raise _closed()
+            raise closed_error()
         del other
         if _watch is not None:
             _watch(self)
@@ -215,22 +202,28 @@ class InferenceSession(_Parent, AsynchronousCalls):
             old.unpin()
 
     def close(self) -> None:
-        """End the session for good: waits for what runs on the NPU, then gives back contexts and model.
+        """End the session for good: waits for what runs on the NPU, then gives back contexts, model, and onnxruntime's
+        threads and memory.
 
-        Idempotent, from any thread. A later ``run`` raises RuntimeException. onnxruntime's sessions have no such
-        method; dropping the last reference does the same.
+        Idempotent, from any thread; where it is interrupted, the next one goes on. A later ``run`` raises
+        RuntimeException; ``get_inputs`` and its siblings still answer. What onnxruntime made for the caller from this
+        session keeps these alive: an IOBinding, what ``get_inputs`` gave before. onnxruntime's sessions
+        have no such method; dropping the last reference does the same.
         """
+        from .closed import Closed, let_go
+
         self._end_submissions()
-        while not isinstance(self.__dict__.get("_sess"), _Closed):
+        while not isinstance(self.__dict__.get("_sess"), Closed):
             npu, native = self._npu, self.__dict__.get("_sess")
             for executor in npu.executors if npu is not None else ():
                 executor.close()
             if npu is not None:
                 npu.unpin()
+            before = dict(self.__dict__)  # what goes with it goes after the lock
             with making:
                 if self._npu is npu:  # else set_providers() was faster
-                    self._sess = _Closed()
-            del native
+                    let_go(self)
+            del native, before
 
     def __enter__(self) -> InferenceSession:
         return self
