@@ -35,11 +35,11 @@ def without(function, *lines):
 
 def uncounted(executor):
     """Take the counters out of one executor's runs."""
-    from ort_rknn._executor.executor import _Work
+    from ort_rknn._executor.work import Work
     from ort_rknn_librknnrt._context import RuntimeContext
 
     do = without(
-        _Work.do,
+        Work.do,
         (
             """    if lease.timed:
         start, ready, over, end = lease.context.times  # type: ignore[attr-defined]  # see TimesRuns
@@ -55,7 +55,7 @@ def uncounted(executor):
         ("    end = perf_counter_ns()\n    self.times = (start, ready, over, end)\n", ""),
         ("call.took(ready - start, end - over)", "call.took(ready - start, perf_counter_ns() - over)"),
     )
-    executor._work.__class__ = type("Uncounted", (_Work,), {"do": do, "__slots__": ()})
+    executor._work.__class__ = type("Uncounted", (Work,), {"do": do, "__slots__": ()})
     for lease in executor._leases:
         lease.context.__class__ = type("Uncounted", (RuntimeContext,), {"run": run, "__slots__": ()})
 

@@ -33,7 +33,6 @@ FLOORS = (
 DOORS = {"adapter", "files"}
 #: Imports that are passed over in search of cycles. To be emptied.
 KNOWN_CYCLES = {
-    ("ort_rknn._executor.counters", "ort_rknn._executor.executor"),
     ("ort_rknn._session.save_context", "ort_rknn._session.start"),
     ("ort_rknn_librknnrt._bound", "ort_rknn_librknnrt.runtime"),
     ("ort_rknn._session.arrays", "ort_rknn._session.session"),

@@ -10,7 +10,7 @@ from models_in_parts import their_session, three_steps, write_in_parts
 
 import ort_rknn as ort
 from ort_rknn._executor import core_use
-from ort_rknn._executor.executor import _Work
+from ort_rknn._executor.work import Work
 from ort_rknn_virtual.control import virtual_npu
 
 VIRTUAL = {"device": "virtual:rk3588"}
@@ -38,13 +38,13 @@ def path(tmp_path):
 def runs(monkeypatch):
     """(thread, core) of every run, in their order."""
     seen = []
-    do = _Work.do
+    do = Work.do
 
     def spied(self, call, inputs, outputs, lease, *more):
         seen.append((threading.get_ident(), lease.label))
         return do(self, call, inputs, outputs, lease, *more)
 
-    monkeypatch.setattr(_Work, "do", spied)
+    monkeypatch.setattr(Work, "do", spied)
     return seen
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .._concurrency.forks import renewed_in_child
 
 if TYPE_CHECKING:
-    from .executor import Executor
+    from .lanes import Lane, Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,11 @@ def sum_up(cores: Iterable[CoreStats]) -> CoreStats:
     return total
 
 
-def gather(executor: Executor) -> ModelStats:
-    """The counters of an executor now. Runs that end meanwhile may be in one of two sums and not yet in the other."""
-    leases, lanes = list(executor._leases), set(executor._lanes)
+def gather(label: str, leases: Iterable[Lease], lanes: Iterable[Lane], cpu_calls: int) -> ModelStats:
+    """The counters of an executor's contexts now.
+
+    Runs that end meanwhile may be in one of two sums and not yet in the other.
+    """
     idle = {id(lease) for lane in lanes for lease in lane.idle()}
     cores: dict[str, CoreStats] = {}
     for lease in leases:
@@ -98,7 +100,7 @@ def gather(executor: Executor) -> ModelStats:
             bytes_copied=lease.buffer_runs.copied,
         )
         cores[lease.label] = cores.get(lease.label, CoreStats()) + one
-    return ModelStats(executor.label, cores, sum(lane.queued() for lane in lanes), executor.missing_shapes()["cpu"])
+    return ModelStats(label, cores, sum(lane.queued() for lane in lanes), cpu_calls)
 
 
 def merged(models: Iterable[ModelStats]) -> list[ModelStats]:

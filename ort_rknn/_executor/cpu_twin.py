@@ -3,6 +3,7 @@ long the outputs of padded ones are (``"pad"``)."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ import numpy as np
 import onnxruntime
 
 from .._concurrency.forks import keep
-from .._errors import FAIL, RUNTIME_EXCEPTION, ort_error
+from .._errors import FAIL, RUNTIME_EXCEPTION, OptionError, ort_error
+from .._options import Options
 from .._tensors import Shape
 from ..files import read_onnx
 from ..files.pinned import PinnedModel
@@ -20,6 +22,8 @@ from .signature import Signature
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+log = logging.getLogger("ort_rknn")
 
 
 class CpuTwin:
@@ -41,6 +45,7 @@ class CpuTwin:
         self._closed = False
         self._session: Any = None
         self._making = threading.Lock()
+        self._told = threading.Lock()
         self.runs = 0
         if isinstance(onnx, bytes) and read_onnx(onnx).external_data:
             self._session = self._load()
@@ -55,6 +60,11 @@ class CpuTwin:
         with self._making:
             self.runs += 1
         return results
+
+    def tell_once(self, label: str, spell: Callable[[], str]) -> None:
+        """Log that a call's shapes, which ``spell`` gives, were not compiled: of the first such call only."""
+        if self._told.acquire(blocking=False):  # never released
+            log.info("%s: no shape set was compiled for %s: such calls run on the ONNX, on the CPU", label, spell())
 
     def output_shapes(self, signature: Signature, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
         """The shapes of the outputs for these shapes of the inputs, by a run on zeros that is not counted."""
@@ -98,7 +108,7 @@ class CpuTwin:
 
     def after_fork(self) -> None:
         """In a forked child: the session works without its threads, but is never destroyed there."""
-        self._making = threading.Lock()
+        self._making, self._told = threading.Lock(), threading.Lock()
         if self._session is not None:
             keep(self._session)
 
@@ -109,6 +119,21 @@ class CpuTwin:
             self._session = None
             if not isinstance(self._onnx, bytes):
                 self._onnx.close()
+
+
+def cpu_twin(
+    options: Options, onnx: str | bytes | None, cpu_session: Callable[[str | bytes], Any] | None
+) -> CpuTwin | None:
+    """The CPU twin that ``on_missing_shape`` asks for. Raises OptionError where it cannot be had."""
+    if options.on_missing_shape == "pad" and onnx is not None:
+        return CpuTwin(onnx, cpu_session)
+    if options.on_missing_shape != "cpu":
+        return None
+    if onnx is None:
+        raise OptionError("provider option on_missing_shape='cpu' needs the ONNX twin, and none was found")
+    if options.output_dtype == "native":
+        raise OptionError("provider options on_missing_shape='cpu' and output_dtype='native' exclude each other")
+    return CpuTwin(onnx, cpu_session)
 
 
 def _plain_session(onnx: str | bytes) -> Any:

@@ -17,30 +17,28 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._concurrency.forks import keep, leave_out_exit_handlers
 from .._concurrency.pacer import Pacer
-from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, OptionError, ort_error
+from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, ort_error
 from .._options import Options
-from ..adapter.contract import AdapterError, Model, ModelSource, RknnError, RunsWhole
-from .bound_runs import serve
-from .buffers import BufferRuns, table
+from ..adapter.contract import AdapterError, Model, ModelSource
+from .buffers import BufferRuns
 from .call_order import CallOrder
 from .calls import Call, Calls, Shapes
-from .conversion import Scratch, view
 from .core_use import users_of
 from .counters import ModelStats, forget_closed, gather, remember_closed
-from .cpu_twin import CpuTwin
+from .cpu_twin import CpuTwin, cpu_twin
 from .dispatch import Dispatch
 from .lanes import Lane, Lease, Turn
+from .sample_runs import SampleRuns
 from .signature import Port, Signature
+from .work import Work
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
-
     from numpy.typing import NDArray
 
     from ..files.compatibility import Compatibility
@@ -105,8 +103,7 @@ class Executor:
         self._closes = False  # seen by the thread that closes only
         self._end: str | None = None
         self._over = False  # nothing is left to close
-        self._pool: ThreadPoolExecutor | None = None
-        self._pool_lock = threading.Lock()
+        self._samples = SampleRuns(dispatch.contexts)
         self._tasks = itertools.count()
         self._order_of_calls: CallOrder | None = None
         self._bit = 0
@@ -114,10 +111,9 @@ class Executor:
         #: a call go to its core.
         self.numbers: dict[int, int] = {}
         self._cpu_twin: CpuTwin | None = None
-        self._missing_told = threading.Lock()
         self._pacer = self._new_pacer()
         try:
-            self._cpu_twin = _cpu_twin(self.options, onnx, cpu_session)
+            self._cpu_twin = cpu_twin(self.options, onnx, cpu_session)
             # Asked now: a runtime tells the shapes of a set by switching a context to it, which no run survives.
             sets: Sequence[int | None] = range(len(signature.sets)) if signature.dynamic else (None,)
             output_shapes = {k: model.output_shapes(k) for k in sets}
@@ -125,7 +121,7 @@ class Executor:
             self._calls = Calls(signature, output_shapes, self.options, label, whole=whole, extents=extents)
             self._lanes = self._open_contexts()
             self._order = tuple(self._lanes[i] for i in dispatch.order)
-            self._work = _Work(signature, label, self._pacer)
+            self._work = Work(signature, label, self._pacer)
             self.static_call = self._calls.static()
         except BaseException:
             self.close()
@@ -243,11 +239,7 @@ class Executor:
         if self._runs_whole:
             return self._run_whole(shapes, inputs)
         assert self._cpu_twin is not None
-        if self._missing_told.acquire(blocking=False):  # by the first one, and never released
-            spelled = self._calls.spell(shapes)
-            log.info(
-                "%s: no shape set was compiled for %s: such calls run on the ONNX, on the CPU", self.label, spelled
-            )
+        self._cpu_twin.tell_once(self.label, lambda: self._calls.spell(shapes))
         return self._cpu_twin.run(self.signature, shapes, inputs)
 
     def _run_whole(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
@@ -262,10 +254,8 @@ class Executor:
         return results
 
     def _run_samples(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """The runs of a batch, over all contexts at once; the caller's own thread takes part."""
+        """The runs of a batch, over all contexts at once."""
         last = call.last
-        runs = call.samples if last is None else call.samples + 1
-
         number = self.numbers.get(threading.get_ident())
         if number is None and self._order_of_calls is not None:
             number = self._order_of_calls.number(self._bit)
@@ -278,55 +268,7 @@ class Executor:
                 None if number is None else self._lane(number + k),
             )
 
-        numbers = iter(range(runs))
-        lock = threading.Lock()
-        failed: list[BaseException] = []
-
-        def work() -> None:
-            while not failed:
-                with lock:
-                    k = next(numbers, None)
-                if k is None:
-                    return
-                try:
-                    one(k)
-                except BaseException as error:
-                    failed.append(error)
-                    raise
-
-        others: list[Future[None]] = []
-        try:
-            try:
-                self._let_others_help(work, min(runs, self.dispatch.contexts) - 1, others)
-                work()
-            finally:
-                # Nobody may still write into the caller's buffers when this returns.
-                while others:
-                    others.pop().exception()
-            if failed:
-                raise failed[0]
-        finally:
-            # Its traceback leads here: a list that kept it would keep the session until the collector comes.
-            failed.clear()
-
-    def _let_others_help(self, work: Callable[[], None], number: int, others: list[Future[None]]) -> None:
-        if number < 1:
-            return
-        pool = self._sample_pool()
-        for _ in range(number):
-            try:
-                others.append(pool.submit(work))
-            except RuntimeError:
-                return  # shut down by close(): the caller's own run says so
-
-    def _sample_pool(self) -> ThreadPoolExecutor:
-        with self._pool_lock:
-            if self._pool is None:
-                from concurrent.futures import ThreadPoolExecutor
-
-                # Callers wait for the pool's threads, which wait for contexts: never for each other.
-                self._pool = ThreadPoolExecutor(self.dispatch.contexts, thread_name_prefix="ort_rknn")
-            return self._pool
+        self._samples.run_all(one, call.samples if last is None else call.samples + 1)
 
     def _ended(self) -> Exception:
         return ort_error(RUNTIME_EXCEPTION, f"{self.label}: {self._end}")
@@ -365,7 +307,7 @@ class Executor:
 
     def stats(self) -> ModelStats:
         """What it has done so far, and what it is doing."""
-        return gather(self)
+        return gather(self.label, list(self._leases), set(self._lanes), self.missing_shapes()["cpu"])
 
     def missing_shapes(self) -> dict[str, int]:
         """How many calls of shapes that were not compiled were "padded", and how many ran on the "cpu"."""
@@ -426,8 +368,7 @@ class Executor:
             return
         self._over = True
         remember_closed(self.stats())
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
+        self._samples.close()
         _close_all([*(lease.context.close for lease in reversed(self._leases)), self.model.close, self._close_files])
 
     def _close_files(self) -> None:
@@ -437,13 +378,14 @@ class Executor:
 
     def _leave_to_parent(self) -> None:
         """In the child, right after the fork, where no other thread is."""
-        for thing in (self.model, self._leases, self._lanes, self._pool):
+        for thing in (self.model, self._leases, self._lanes):
             keep(thing)
         leave_out_exit_handlers()
+        self._samples.leave_to_parent()
         if self._cpu_twin is not None:
             self._cpu_twin.after_fork()
-        self._closing, self._pool_lock, self._missing_told = threading.RLock(), threading.Lock(), threading.Lock()
-        self._pool, self._leases, self._lanes = None, [], ()
+        self._closing = threading.RLock()
+        self._leases, self._lanes = [], ()
         self._closes = False
         self.numbers.clear()
         self._pacer = self._new_pacer()
@@ -475,7 +417,7 @@ class Executor:
                     raise ort_error(FAIL, f"{self.label} cannot be opened in the forked process: {error}") from error
                 raise
             self._order = tuple(self._lanes[i] for i in self.dispatch.order)
-            self._work = _Work(self.signature, self.label, self._pacer)
+            self._work = Work(self.signature, self.label, self._pacer)
             self._tasks = itertools.count()
             self._over = self._inherited = False
             _alive.add(self)
@@ -485,114 +427,6 @@ class Executor:
     def _new_pacer(self) -> Pacer | None:
         options = self.options
         return Pacer(len(self.dispatch.lanes), options.submit_timeout_ms) if options.enable_pacing else None
-
-
-class _Work:
-    """What a run does with its context. Apart from the executor, so that a worker keeps no executor alive."""
-
-    __slots__ = ("_label", "_pacer", "_signature")
-
-    def __init__(self, signature: Signature, label: str, pacer: Pacer | None) -> None:
-        self._signature = signature
-        self._label = label
-        self._pacer = pacer
-
-    def do(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lease: Lease) -> None:
-        started = time.perf_counter() if self._pacer is not None else 0.0
-        users = lease.users
-        try:
-            if users is not None:
-                users.add(lease)
-            if table:
-                serve(self._signature, lease, call, inputs, outputs, self._usual)
-            elif call.direct:
-                lease.context.run(call.form, inputs, outputs)
-            else:
-                self._converted(lease, call, inputs, outputs)
-        except AdapterError as error:
-            lease.errors += 1
-            lease.shape_set = None  # what a failed call leaves behind is not known
-            raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
-        finally:
-            if users is not None:
-                users.discard(lease)
-        lease.runs += 1
-        if lease.timed:
-            start, ready, over, end = lease.context.times  # type: ignore[attr-defined]  # see TimesRuns
-            lease.convert_ns += ready - start
-            lease.run_ns += over - ready
-            lease.fetch_ns += end - over
-        lease.shape_set = call.form.shape_set
-        if self._pacer is not None:
-            self._pacer.record(time.perf_counter() - started)
-
-    def do_later(self, accepted: int, call: Call, inputs: Sequence[int], outputs: Sequence[int], lease: Lease) -> None:
-        """As :meth:`do`, for a run that waited since ``accepted`` (``time.perf_counter_ns()``)."""
-        lease.waits += 1
-        lease.wait_ns += time.perf_counter_ns() - accepted
-        self.do(call, inputs, outputs, lease)
-
-    def _usual(self, lease: Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        if call.direct:
-            lease.context.run(call.form, inputs, outputs)
-        else:
-            self._converted(lease, call, inputs, outputs)
-
-    def do_whole(
-        self, model: Model, shapes: Shapes, inputs: Sequence[int], results: list[NDArray[np.generic]], lease: Lease
-    ) -> None:
-        """As :meth:`do`, where the ONNX is run whole: what it gives is appended to ``results``."""
-        started = time.perf_counter()
-        ports = self._signature.inputs
-        feed: list[NDArray[np.generic]] = [np.empty(0)] * len(ports)
-        for port, shape, address in zip(ports, shapes, inputs):
-            array = view(address, shape, port.dtype)
-            if port.layout == "NHWC":
-                array = array.transpose(0, 3, 1, 2)
-            feed[port.index] = np.ascontiguousarray(array, port.onnx_dtype).reshape(array.shape)
-        users = lease.users
-        try:
-            if users is not None:
-                users.add(lease)
-            given = cast(RunsWhole, model).run_whole(lease.context, feed)
-        except AdapterError as error:
-            lease.errors += 1
-            raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
-        finally:
-            if users is not None:
-                users.discard(lease)
-        lease.runs += 1
-        lease.run_ns += int((time.perf_counter() - started) * 1e9)
-        for port in self._signature.outputs:
-            result = given[port.index]
-            results.append(np.ascontiguousarray(result, port.dtype).reshape(result.shape))
-        if self._pacer is not None:
-            self._pacer.record(time.perf_counter() - started)
-
-    def _converted(self, lease: Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        if call.padded and not call.filled:
-            lease.padded += 1
-        signature = self._signature
-        scratch = None if call.padded else lease.scratch.get(call.form)
-        if scratch is None:
-            scratch = Scratch(call.form, signature, call.inputs, call.outputs)
-            if not call.padded:
-                lease.scratch[call.form] = scratch
-        start = time.perf_counter_ns()
-        wire_in = scratch.fill(signature, inputs)
-        wire_out = scratch.output_addresses(signature, outputs)
-        lease.convert_ns += time.perf_counter_ns() - start
-        lease.context.run(call.form, wire_in, wire_out)
-        over = time.perf_counter_ns()
-        scratch.read(signature, outputs)
-        lease.fetch_ns += time.perf_counter_ns() - over
-        lease.converted += scratch.nbytes
-
-    def _failure(self, lease: Lease, error: AdapterError) -> str:
-        core = lease.label
-        if isinstance(error, RknnError):
-            return f"{self._label}: {error} [on {core}, RKNN error code {error.code}]"
-        return f"{self._label}: {error} [on {core}]"
 
 
 def _close_all(closers: Sequence[Callable[[], None]]) -> None:
@@ -605,20 +439,6 @@ def _close_all(closers: Sequence[Callable[[], None]]) -> None:
             first = first or error
     if first is not None:
         raise first
-
-
-def _cpu_twin(
-    options: Options, onnx: str | bytes | None, cpu_session: Callable[[str | bytes], Any] | None
-) -> CpuTwin | None:
-    if options.on_missing_shape == "pad" and onnx is not None:
-        return CpuTwin(onnx, cpu_session)
-    if options.on_missing_shape != "cpu":
-        return None
-    if onnx is None:
-        raise OptionError("provider option on_missing_shape='cpu' needs the ONNX twin, and none was found")
-    if options.output_dtype == "native":
-        raise OptionError("provider options on_missing_shape='cpu' and output_dtype='native' exclude each other")
-    return CpuTwin(onnx, cpu_session)
 
 
 def _check_array(array: NDArray[np.generic], port: Port, label: str) -> None:

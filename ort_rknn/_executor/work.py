@@ -1,0 +1,130 @@
+"""What a run does with its context."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from .._concurrency.pacer import Pacer
+from .._errors import RUNTIME_EXCEPTION, ort_error
+from ..adapter.contract import AdapterError, Model, RknnError, RunsWhole
+from .bound_runs import serve
+from .buffers import table
+from .calls import Call, Shapes
+from .conversion import Scratch, view
+from .lanes import Lease
+from .signature import Signature
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Work:
+    """What a run does with its context. Apart from the executor, so that a worker keeps no executor alive."""
+
+    __slots__ = ("_label", "_pacer", "_signature")
+
+    def __init__(self, signature: Signature, label: str, pacer: Pacer | None) -> None:
+        self._signature = signature
+        self._label = label
+        self._pacer = pacer
+
+    def do(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lease: Lease) -> None:
+        started = time.perf_counter() if self._pacer is not None else 0.0
+        users = lease.users
+        try:
+            if users is not None:
+                users.add(lease)
+            if table:
+                serve(self._signature, lease, call, inputs, outputs, self._usual)
+            elif call.direct:
+                lease.context.run(call.form, inputs, outputs)
+            else:
+                self._converted(lease, call, inputs, outputs)
+        except AdapterError as error:
+            lease.errors += 1
+            lease.shape_set = None  # what a failed call leaves behind is not known
+            raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
+        finally:
+            if users is not None:
+                users.discard(lease)
+        lease.runs += 1
+        if lease.timed:
+            start, ready, over, end = lease.context.times  # type: ignore[attr-defined]  # see TimesRuns
+            lease.convert_ns += ready - start
+            lease.run_ns += over - ready
+            lease.fetch_ns += end - over
+        lease.shape_set = call.form.shape_set
+        if self._pacer is not None:
+            self._pacer.record(time.perf_counter() - started)
+
+    def do_later(self, accepted: int, call: Call, inputs: Sequence[int], outputs: Sequence[int], lease: Lease) -> None:
+        """As :meth:`do`, for a run that waited since ``accepted`` (``time.perf_counter_ns()``)."""
+        lease.waits += 1
+        lease.wait_ns += time.perf_counter_ns() - accepted
+        self.do(call, inputs, outputs, lease)
+
+    def _usual(self, lease: Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        if call.direct:
+            lease.context.run(call.form, inputs, outputs)
+        else:
+            self._converted(lease, call, inputs, outputs)
+
+    def do_whole(
+        self, model: Model, shapes: Shapes, inputs: Sequence[int], results: list[NDArray[np.generic]], lease: Lease
+    ) -> None:
+        """As :meth:`do`, where the ONNX is run whole: what it gives is appended to ``results``."""
+        started = time.perf_counter()
+        ports = self._signature.inputs
+        feed: list[NDArray[np.generic]] = [np.empty(0)] * len(ports)
+        for port, shape, address in zip(ports, shapes, inputs):
+            array = view(address, shape, port.dtype)
+            if port.layout == "NHWC":
+                array = array.transpose(0, 3, 1, 2)
+            feed[port.index] = np.ascontiguousarray(array, port.onnx_dtype).reshape(array.shape)
+        users = lease.users
+        try:
+            if users is not None:
+                users.add(lease)
+            given = cast(RunsWhole, model).run_whole(lease.context, feed)
+        except AdapterError as error:
+            lease.errors += 1
+            raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
+        finally:
+            if users is not None:
+                users.discard(lease)
+        lease.runs += 1
+        lease.run_ns += int((time.perf_counter() - started) * 1e9)
+        for port in self._signature.outputs:
+            result = given[port.index]
+            results.append(np.ascontiguousarray(result, port.dtype).reshape(result.shape))
+        if self._pacer is not None:
+            self._pacer.record(time.perf_counter() - started)
+
+    def _converted(self, lease: Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        if call.padded and not call.filled:
+            lease.padded += 1
+        signature = self._signature
+        scratch = None if call.padded else lease.scratch.get(call.form)
+        if scratch is None:
+            scratch = Scratch(call.form, signature, call.inputs, call.outputs)
+            if not call.padded:
+                lease.scratch[call.form] = scratch
+        start = time.perf_counter_ns()
+        wire_in = scratch.fill(signature, inputs)
+        wire_out = scratch.output_addresses(signature, outputs)
+        lease.convert_ns += time.perf_counter_ns() - start
+        lease.context.run(call.form, wire_in, wire_out)
+        over = time.perf_counter_ns()
+        scratch.read(signature, outputs)
+        lease.fetch_ns += time.perf_counter_ns() - over
+        lease.converted += scratch.nbytes
+
+    def _failure(self, lease: Lease, error: AdapterError) -> str:
+        core = lease.label
+        if isinstance(error, RknnError):
+            return f"{self._label}: {error} [on {core}, RKNN error code {error.code}]"
+        return f"{self._label}: {error} [on {core}]"
