@@ -13,8 +13,14 @@ __all__ = ["run"]
 Outcome = Literal["fine", "failed", "left out"]
 
 
-def run(*, part: Literal["ocr", "npu"] | None = None, save: str | None = None) -> int:
+def run(
+    *,
+    part: Literal["ocr", "npu"] | None = None,
+    save: str | None = None,
+    outcomes: dict[str, Outcome] | None = None,
+) -> int:
     """Run both parts, or the one that is named, and print what happens. ``save``: where to write the picture.
+    ``outcomes`` gets the outcome of each part that was shown.
 
     Returns 0 where everything that ran went well and something ran, else 1. A part one whose packages are missing is
     left out, which is a failure only where it was asked for by name. A part two without a C compiler is a failure.
@@ -24,15 +30,15 @@ def run(*, part: Literal["ocr", "npu"] | None = None, save: str | None = None) -
     if switched_on("ORT_RKNN_DISABLE"):
         print("ORT_RKNN_DISABLE=1 is set, so sessions are plain onnxruntime's: there is nothing to show. Unset it.")
         return 1
-    outcomes: list[Outcome] = []
+    outcomes = {} if outcomes is None else outcomes
     if part != "npu":
         from ort_rknn_demo._ocr import show as show_ocr
 
-        outcomes.append(show_ocr(save))
+        outcomes["ocr"] = show_ocr(save)
     if part != "ocr":
         from ort_rknn_demo._npu import show as show_npu
 
         if outcomes:
             print()
-        outcomes.append(show_npu())
-    return 0 if "failed" not in outcomes and "fine" in outcomes else 1
+        outcomes["npu"] = show_npu()
+    return 0 if "failed" not in outcomes.values() and "fine" in outcomes.values() else 1

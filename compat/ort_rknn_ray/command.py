@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 
+from ort_rknn._cli.output import add_json_option, say_json
 from ort_rknn.adapter import Command, hookimpl
+from ort_rknn.adapter.json_output import number, table, text, truth
+
+_OUTPUT = {
+    "npu": truth("whether an NPU is usable here"),
+    "resources": table(number(), "for `ray start --resources`"),
+    "labels": table(text(), "for `ray start --labels`"),
+}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON instead of arguments for `ray start`")
+    add_json_option(parser)
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -19,8 +26,8 @@ def _run(given: argparse.Namespace) -> int:
 
     board = this_board()
     if given.json:
-        found = {"resources": dict(board.resources), "labels": dict(board.labels)} if board is not None else {}
-        print(json.dumps({"npu": board is not None, **found}))
+        resources, labels = (board.resources, board.labels) if board is not None else ({}, {})
+        say_json("ray-resources", {"npu": board is not None, "resources": dict(resources), "labels": dict(labels)})
     elif board is not None:
         print(board.start_arguments())
     if board is None:
@@ -39,5 +46,6 @@ def ort_rknn_commands() -> Iterable[Command]:
             "Exit code 1 where no NPU is usable.",
             add_arguments=_add_arguments,
             run=_run,
+            json_output=_OUTPUT,
         )
     ]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import os
 import sys
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ort_rknn._options import PROVIDER
 from ort_rknn._session import session
+from ort_rknn.adapter.json_output import Schema, number, rows, table, text, whole
+from ort_rknn.adapter.json_output import record as an_object
 
 if TYPE_CHECKING:
     from ort_rknn._executor.executor import Executor
@@ -49,11 +52,14 @@ _records: list[_Record] = []
 _more = 0
 _lock = threading.Lock()
 _pid = 0
+_json = False
 
 
-def start() -> None:
-    """Record every session that is made from now on, and print the summary at the end of the process."""
-    global _pid
+def start(*, as_json: bool = False) -> None:
+    """Record every session that is made from now on, and print the summary at the end of the process: text, or one
+    JSON object."""
+    global _pid, _json
+    _json = _json or as_json
     if not _pid:
         atexit.register(_print)
     _pid = os.getpid()
@@ -170,4 +176,43 @@ def report() -> str:
 def _print() -> None:
     # Not in a forked child, which has the parent's records.
     if os.getpid() == _pid and sys.stderr is not None:
-        print(report(), file=sys.stderr, flush=True)
+        print(json.dumps(_as_json()) if _json else report(), file=sys.stderr, flush=True)
+
+
+#: What ``ort-rknn run --json`` prints.
+JSON_OUTPUT: Mapping[str, Schema] = {
+    "sessions": rows(
+        an_object(
+            {
+                "model": text("file name"),
+                "provider": text(),
+                "device": text("empty on the CPU"),
+                "reason": text("why it runs there"),
+                "runs": whole(),
+                "errors": whole("runs that raised"),
+                "seconds": number("in runs, as the program saw them"),
+                "counters": table(table(whole()), "by core"),
+            }
+        )
+    ),
+    "more": whole("sessions that are not listed"),
+}
+
+
+def _as_json() -> dict[str, Any]:
+    with _lock:
+        records, more = list(_records), _more
+    sessions = [
+        {
+            "model": one.model,
+            "provider": one.provider,
+            "device": one.device,
+            "reason": one.reason,
+            "runs": one.runs,
+            "errors": one.errors,
+            "seconds": one.seconds,
+            "counters": one.last or one.counters(),
+        }
+        for one in records
+    ]
+    return {"schema": "ort-rknn/run/1", "sessions": sessions, "more": more}

@@ -35,6 +35,7 @@ def _fill(parser: argparse.ArgumentParser) -> None:
         "--options", metavar="KEY=VALUE", action="append", default=[], help="a provider option for every session"
     )
     parser.add_argument("--report", action="store_true", help="at the end, tell on stderr what each session got")
+    parser.add_argument("--json", action="store_true", help="the same as one JSON object, in the last line of stderr")
     parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
     parser.add_argument(
         "program", nargs="?", metavar="APP.py", help="a script, a folder or zip with __main__.py, or - for stdin"
@@ -59,13 +60,15 @@ def run(argv: Sequence[str]) -> int:
     from ort_rknn._errors import OptionError, bare_message
     from ort_rknn_rknnlite import offer
 
-    from . import install
+    from . import _report, install
     from ._program import NoProgram, run_module, run_script
 
     try:
         install(given.policy, device=given.device, options=options, report=given.report)
     except OptionError as error:
         parser.error(bare_message(error))
+    if given.json:
+        _report.start(as_json=True)
     offer()
     if module is not None:
         run_module(module, args)
@@ -105,6 +108,8 @@ def _never(given: argparse.Namespace) -> int:
 
 @hookimpl
 def ort_rknn_commands() -> Iterable[Command]:
+    from ._report import JSON_OUTPUT
+
     return [
         Command(
             name="run",
@@ -112,6 +117,7 @@ def ort_rknn_commands() -> Iterable[Command]:
             description=_DESCRIPTION,
             add_arguments=_fill,
             run=_never,
+            json_output=JSON_OUTPUT,
             takes_over=run,
             epilog=_EPILOG,
             usage=_USAGE,

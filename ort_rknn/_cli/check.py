@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapter.command import Command
+from . import schemas
 from .devices import add_device_options, device_options
 from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, say, say_json
 
@@ -51,7 +52,7 @@ def run(given: argparse.Namespace) -> int:
     from .._compile.record import RecordError
     from .._compile.shapes import ShapeError
     from .._compile.toolkit import ToolkitError
-    from ..files import OnnxFileError
+    from ..files import OnnxFileError, read_onnx
 
     check_file(given.model)
     if not 0 < given.accuracy < 1:
@@ -59,6 +60,7 @@ def run(given: argparse.Namespace) -> int:
     if given.simulator and (given.save or given.against):
         raise Mistake("--simulator runs the ONNX itself: it goes with neither --save nor --against", USAGE)
     try:
+        read_onnx(given.model)  # onnxruntime says less about a damaged file
         if given.save:
             return _save(given)
         whose, outputs, note = _simulated(given) if given.simulator else _in_session(given)
@@ -87,6 +89,7 @@ def _tell(given: argparse.Namespace, whose: str, outputs: list[OutputAccuracy], 
                 "within": within,
                 "verdict": verdict,
                 "note": note,
+                "saved": None,
                 "outputs": listed,
             },
         )
@@ -199,6 +202,16 @@ def _save(given: argparse.Namespace) -> int:
         os.replace(fresh, place)
     finally:
         fresh.unlink(missing_ok=True)
+    if given.json:
+        nothing: dict[str, Any] = {
+            "numbers": None,
+            "within": None,
+            "verdict": "saved",
+            "note": f"{count} samples",
+            "outputs": [],
+        }
+        say_json("check", {"model": given.model, "saved": os.fspath(place), **nothing})
+        return FINE
     say(f"{place}: {count} samples with the ONNX's outputs. On the board: ort-rknn check MODEL --against {place.name}")
     return FINE
 
@@ -233,5 +246,6 @@ COMMAND = Command(
     "outputs are apart and whose numbers they are: the NPU's, the vendor's simulator's, or the virtual NPU's.",
     add_arguments=_add_arguments,
     run=run,
+    json_output=schemas.CHECK,
     epilog="Exit codes: 0 within the bound, 1 not, or nothing could be compared, 2 used wrongly.",
 )

@@ -9,7 +9,8 @@ import sys
 from typing import Any
 
 from ..adapter.command import Command
-from .output import FAILED, FINE, USAGE, Mistake, check_file, say
+from . import schemas
+from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, say, say_json
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", metavar="MINUTES", type=float, default=10.0, help="time for int8 (default 10)")
     parser.add_argument("-o", "--out", metavar="DIR", help="a folder that gets the models and the ONNX")
     parser.add_argument("--toolkit", metavar="PYTHON", help="an interpreter that has rknn-toolkit2")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_json_option(parser)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -69,7 +70,7 @@ def run(given: argparse.Namespace) -> int:
     except (ConversionError, PrepareError, OnnxFileError, OSError) as error:
         raise Mistake(str(error), FAILED) from None
     if given.json:
-        say(json.dumps(report.as_json(), indent=1))
+        say_json("convert", report.as_json())
         return FINE
     for line in report.lines():
         say(line)
@@ -126,4 +127,5 @@ COMMAND = Command(
     "puts the compiled models beside it, where a session finds them.",
     add_arguments=_add_arguments,
     run=run,
+    json_output=schemas.CONVERT,
 )

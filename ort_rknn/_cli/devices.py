@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from ..adapter.command import Command
-from .output import FAILED, FINE, USAGE, Mistake, say
+from . import schemas
+from .output import FAILED, FINE, USAGE, Mistake, add_json_option, say, say_json
+
+if TYPE_CHECKING:
+    from ..adapter.contract import Absence, Device
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +43,6 @@ def run(given: argparse.Namespace) -> int:
         report = survey(query, options.adapter)
     except OptionError as error:
         raise Mistake(bare_message(error), USAGE) from None
-    say(f"adapters: {', '.join(adapters()) or 'none'}")
     absences, usable = list(report.absences), []
     for found in report.found:
         check = getattr(found.adapter, "check", None)
@@ -45,12 +50,43 @@ def run(given: argparse.Namespace) -> int:
         if problem is not None:
             absences.append(problem)
         else:
-            usable.append(found)
-    for found in usable:
-        device = found.device
+            usable.append(found.device)
+    unavailable = why_unavailable()
+    if unavailable is None and usable and not may_open_a_library():
+        unavailable = "this host lets no library be opened (neither memfd_create nor a temporary file)"
+    code = FINE if usable and unavailable is None else FAILED
+    if given.json:
+        told = {
+            "adapters": list(adapters()),
+            "devices": [device_as_json(device) for device in usable],
+            "absences": [asdict(absence) for absence in absences],
+            "unavailable": unavailable,
+        }
+        say_json("devices", told)
+        return code
+    say(f"adapters: {', '.join(adapters()) or 'none'}")
+    _tell(usable, absences)
+    if unavailable is not None:
+        say(f"No session can use an NPU in this process: {unavailable}")
+    if not usable:
+        if query.device is None:
+            say("No NPU here. For trying things there is a virtual one: --device virtual:rk3588")
+        elif not absences:
+            say(f"No adapter knows a device {query.device!r}.")
+    return code
+
+
+def device_as_json(device: Device) -> dict[str, Any]:
+    """A device as the schemas have it."""
+    names = ("name", "virtual", "soc", "cores", "adapter", "runtime")
+    return {name: getattr(device, name) for name in names}
+
+
+def _tell(usable: list[Device], absences: list[Absence]) -> None:
+    for device in usable:
         kind = "virtual NPU" if device.virtual else "NPU"
         cores = f"{device.cores} core{'s' if device.cores > 1 else ''}"
-        say(f"{device.name}: {kind}, {cores}, through adapter {device.adapter}")
+        say(f"{device.name}: {kind}, {cores}, through adapter {device.adapter}", "good")
         if device.runtime:
             say(f"  runtime: {device.runtime}")
         for key, value in device.details.items():
@@ -61,23 +97,18 @@ def run(given: argparse.Namespace) -> int:
             say(f"  remedy: {absence.remedy}")
         for tried in absence.tried:
             say(f"  looked at: {tried}")
-    unavailable = why_unavailable()
-    if unavailable is None and usable and not may_open_a_library():
-        unavailable = "this host lets no library be opened (neither memfd_create nor a temporary file)"
-    if unavailable is not None:
-        say(f"No session can use an NPU in this process: {unavailable}")
-    if not usable:
-        if query.device is None:
-            say("No NPU here. For trying things there is a virtual one: --device virtual:rk3588")
-        elif not absences:
-            say(f"No adapter knows a device {query.device!r}.")
-    return FINE if usable and unavailable is None else FAILED
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_device_options(parser)
+    add_json_option(parser)
 
 
 COMMAND = Command(
     name="devices",
     summary="which NPUs are there, and why none",
     description="Asks every adapter, and compiles a virtual NPU that is asked for. Exit code 1 where there is none.",
-    add_arguments=add_device_options,
+    add_arguments=_add_arguments,
     run=run,
+    json_output=schemas.DEVICES,
 )

@@ -6,6 +6,7 @@ import argparse
 import os
 
 from ..adapter.command import Command
+from . import schemas
 from .output import FAILED, FINE, Mistake, Style, add_json_option, check_file, say, say_json
 
 _STYLES: dict[str, Style] = {"ok": "good", "warning": "warn", "failure": "bad"}
@@ -54,4 +55,5 @@ COMMAND = Command(
     "was found.",
     add_arguments=_add_arguments,
     run=run,
+    json_output=schemas.DOCTOR,
 )

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING, Any
 
 from ..adapter.command import Command
-from .devices import add_device_options, device_options
-from .output import FINE, USAGE, Mistake, check_file, one_line, say
+from . import schemas
+from .devices import add_device_options, device_as_json, device_options
+from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, one_line, say, say_json
+
+if TYPE_CHECKING:
+    from .._session.session import InferenceSession
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +26,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option", metavar="KEY=VALUE", action="append", default=[], help="any other provider option; may be repeated"
     )
+    add_json_option(parser)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -55,15 +61,46 @@ def run(given: argparse.Namespace) -> int:
         told = text.startswith((f"{given.model}: ", f"{os.path.basename(given.model)}: "))
         raise Mistake(text if told else f"{given.model}: {text}") from None
     with session:
-        say(session.explain())
-    return FINE
+        found = _as_json(given.model, session)
+    if given.json:
+        say_json("explain", found)
+    else:
+        say(found["text"])
+    return FINE if found["fell_back"] is None else FAILED
+
+
+def _as_json(model: str, session: InferenceSession) -> dict[str, Any]:
+    state = session._npu
+    plan = state.plan if state is not None else None
+    models = [
+        {
+            "model": executor.label,
+            "versions": dict(executor.model.versions),
+            "compatibility": None if executor.compatibility is None else str(executor.compatibility),
+            "dispatch": executor.dispatch.describe(),
+            "contexts": executor.dispatch.contexts,
+        }
+        for executor in (state.executors if state is not None else ())
+    ]
+    return {
+        "model": model,
+        "runs": "onnxruntime" if plan is None else plan.where,
+        "fell_back": None if plan is None or plan.fallback is None else str(plan.fallback),
+        "device": None if plan is None or plan.found is None else device_as_json(plan.found.device),
+        "models": models,
+        "because": [] if plan is None else list(plan.story),
+        "notes": [] if state is None else list(state.notes),
+        "text": session.explain(),
+    }
 
 
 COMMAND = Command(
     name="explain",
     summary="make a session and tell what runs where, and why",
     description="Makes a session as InferenceSession(MODEL, provider_options=...) would, and prints its explain(). "
-    "The options are the provider options of these names.",
+    "The options are the provider options of these names. Exit code 1 where the NPU was asked for and the session fell "
+    "back to the CPU.",
     add_arguments=_add_arguments,
     run=run,
+    json_output=schemas.EXPLAIN,
 )

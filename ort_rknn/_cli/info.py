@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..adapter.command import Command
-from .output import FINE, Mistake, check_file, one_line, say
+from . import schemas
+from .output import FINE, Mistake, add_json_option, check_file, one_line, say, say_json
 
 if TYPE_CHECKING:
     from ..files import OnnxModel, OnnxValue, RknnFile, RknnTensor
@@ -24,14 +25,25 @@ def run(given: argparse.Namespace) -> int:
     path: str = given.model
     check_file(path)
     lines: Iterable[str]
+    told: dict[str, Any]
     try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-        lines = _rknn_lines(read_rknn(path)) if is_rknn(head) else _onnx_lines(path, read_onnx(path))
+        with open(path, "rb") as opened:
+            head = opened.read(64)
+        if is_rknn(head):
+            file = read_rknn(path)
+            told, lines = {"kind": "rknn", "size": file.size, "rknn": _rknn_json(file), "onnx": None}, _rknn_lines(file)
+        else:
+            model = read_onnx(path)
+            twins = _twins(path)
+            told = {"kind": "onnx", "size": model.size, "rknn": None, "onnx": _onnx_json(model, twins)}
+            lines = _onnx_lines(model, twins)
     except (RknnFileError, OnnxFileError) as error:
         raise Mistake(one_line(str(error))) from None
     except OSError as error:
         raise Mistake(f"{path}: {error.strerror or error}") from None
+    if given.json:
+        say_json("info", {"model": path, **told})
+        return FINE
     for line in lines:
         say(line)
     return FINE
@@ -85,7 +97,61 @@ def _rknn_tensor(tensor: RknnTensor) -> str:
     return text
 
 
-def _onnx_lines(path: str, model: OnnxModel) -> list[str]:
+def _rknn_json(file: RknnFile) -> dict[str, Any]:
+    return {
+        "encrypted": file.encrypted,
+        "targets": list(file.targets),
+        "toolkit": file.toolkit_version,
+        "compiler": file.compiler,
+        "framework": file.framework,
+        "format_version": file.format_version,
+        "custom_string": file.custom_string,
+        "batch": file.batch,
+        "inputs": [_rknn_tensor_json(tensor) for tensor in file.inputs],
+        "outputs": [_rknn_tensor_json(tensor) for tensor in file.outputs],
+        "shape_sets": [[list(shape) for shape in group] for group in file.shape_sets],
+        "unknown": list(file.unknown),
+    }
+
+
+def _rknn_tensor_json(tensor: RknnTensor) -> dict[str, Any]:
+    quantized = tensor.quantization
+    return {
+        "name": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": tensor.shape,
+        "compiled": tensor.runtime_dtype,
+        "layout": tensor.layout,
+        "scale": None if quantized is None else quantized.scale,
+        "zero_point": None if quantized is None else quantized.zero_point,
+        "mean": tensor.mean,
+        "std": tensor.std,
+    }
+
+
+def _onnx_json(model: OnnxModel, twins: Sequence[str]) -> dict[str, Any]:
+    def values(those: Iterable[OnnxValue]) -> list[dict[str, Any]]:
+        return [{"name": v.name, "type": v.dtype or v.type_text, "dims": v.dims} for v in those]
+
+    return {
+        "ir_version": model.ir_version,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "domain": model.domain,
+        "graph": model.graph_name,
+        "opsets": {domain or "ai.onnx": version for domain, version in model.opsets.items()},
+        "nodes": model.node_count,
+        "initializers": len(model.initializers),
+        "external_data": list(model.external_data),
+        "inputs": values(model.inputs),
+        "outputs": values(model.outputs),
+        "overridable": values(model.overridable),
+        "ep_context": [{"node": node.name, "source": node.source or ""} for node in model.ep_context_nodes],
+        "metadata": dict(model.metadata),
+        "twins": list(twins),
+    }
+
+
+def _onnx_lines(model: OnnxModel, twins: Sequence[str]) -> list[str]:
     rows = _rows(
         (
             ("file", f"an ONNX model, {model.size:,} bytes, IR version {model.ir_version}"),
@@ -104,7 +170,7 @@ def _onnx_lines(path: str, model: OnnxModel) -> list[str]:
     nodes = model.ep_context_nodes
     rows += _list("EPContext", [f"{node.name or 'a node'}, made by {node.source or 'nobody'}" for node in nodes])
     rows += _list("metadata", [f"{key} = {value}" for key, value in model.metadata.items()])
-    return rows + _list("twin", _twins(path))
+    return rows + _list("twin", twins or ["no compiled model lies beside it"])
 
 
 def _onnx_value(value: OnnxValue) -> str:
@@ -137,7 +203,7 @@ def _twins(path: str) -> list[str]:
             told.append(f"{name}, for {', '.join(fit)}")
         else:
             told.append(f"{name} is not usable: {'; '.join(verdicts[socs[0]].reasons)}")
-    return told + _in_parts(path) or ["no compiled model lies beside it"]
+    return told + _in_parts(path)
 
 
 def _in_parts(path: str) -> list[str]:
@@ -166,6 +232,7 @@ def _in_parts(path: str) -> list[str]:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="an .onnx or .rknn file")
+    add_json_option(parser)
 
 
 COMMAND = Command(
@@ -174,4 +241,5 @@ COMMAND = Command(
     description="Reads a .rknn or .onnx file (told by its content) without any runtime.",
     add_arguments=_add_arguments,
     run=run,
+    json_output=schemas.INFO,
 )

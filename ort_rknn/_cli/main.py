@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from .._errors import OptionError, bare_message
-from ..adapter.command import Command
 from .output import FAILED, USAGE, Mistake, printable
+from .parser import make_parser
 from .registry import commands
 
 
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen is not None and chosen.takes_over is not None:
         return chosen.takes_over(argv[1:])
     try:
-        given = _parser(known).parse_args(argv)
+        given = make_parser(known).parse_args(argv)
         run: Callable[[argparse.Namespace], int] = given.run_command
         code = run(given)
         sys.stdout.flush()
@@ -51,39 +50,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return code
-
-
-def _parser(known: Mapping[str, Command]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ort-rknn",
-        description="onnxruntime with Rockchip's NPUs, from the command line.",
-        epilog="Exit codes: 0 fine, 1 failed, 2 used wrongly.",
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions that matter, and stop")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in known.values():
-        one = subparsers.add_parser(
-            command.name,
-            help=command.summary,
-            description=command.description,
-            epilog=command.epilog,
-            usage=command.usage,
-        )
-        command.add_arguments(one)
-        one.set_defaults(run_command=command.run)
-    return parser
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        import platform
-
-        import onnxruntime
-
-        from .. import package_version
-
-        print(
-            f"ort-rknn {package_version} (onnxruntime {onnxruntime.__version__}, Python {platform.python_version()}, "
-            f"{platform.machine()})"
-        )
-        parser.exit()

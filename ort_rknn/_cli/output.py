@@ -191,7 +191,7 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def say_json(command: str, data: Mapping[str, Any], version: int = 1) -> None:
-    """Print the one JSON object of ``--json``.
+    """Print the one JSON object of ``--json``, as the command's ``json_output`` declares it.
 
     Its first member is ``schema``: "ort-rknn/COMMAND/VERSION". The version grows where a member goes away or changes
     its meaning; new members may come at any time. Numbers that are not finite become null.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..adapter.command import Command
-from .output import FAILED, FINE, Mistake, check_file, say
+from . import schemas
+from .output import FAILED, FINE, Mistake, add_json_option, check_file, say, say_json
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +17,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="record too that the samples along the first axis are independent, so that a batch may be cut into runs",
     )
+    add_json_option(parser)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -25,13 +27,27 @@ def run(given: argparse.Namespace) -> int:
     check_file(given.onnx)
     for path in given.compiled:
         check_file(path)
+    stamped = []
     for path in given.compiled:
         try:
             record = stamp(given.onnx, path, independent=True if given.independent else None)
         except (StampError, RknnFileError, OnnxFileError, OSError) as error:
             raise Mistake(str(error), FAILED) from None
+        stamped.append(
+            {
+                "path": path,
+                "onnx": record.onnx_name,
+                "size": record.size,
+                "sha256": record.sha256,
+                "independent": record.independent,
+            }
+        )
+        if given.json:
+            continue
         said = "; its samples are independent" if record.independent else ""
         say(f"{path}: made from {record.onnx_name} ({record.size} bytes, sha256 {record.sha256[:12]}...){said}")
+    if given.json:
+        say_json("stamp", {"stamped": stamped})
     return FINE
 
 
@@ -42,4 +58,5 @@ COMMAND = Command(
     "ONNX has changed since. The file is replaced in one step. `ort-rknn convert` does so by itself.",
     add_arguments=_add_arguments,
     run=run,
+    json_output=schemas.STAMP,
 )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
+import sys
+from typing import Any
 
 from ..adapter.command import Command
-from .output import FAILED, FINE, Mistake, say
+from . import schemas
+from .output import FAILED, FINE, Mistake, add_json_option, say, say_json
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("install", "status"), help="make the environment, or show what there is")
     parser.add_argument("--python", metavar="PYTHON", help="install: the interpreter to make the environment of")
-    parser.add_argument("--json", action="store_true", help="status: print JSON")
+    add_json_option(parser)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -21,25 +23,30 @@ def run(given: argparse.Namespace) -> int:
 
     try:
         if given.action == "install":
-            install(python=given.python, say=say)
-            return FINE
-        found = find_toolkit()
+            found = install(python=given.python, say=_progress if given.json else say)
+            if not given.json:
+                return FINE
+        else:
+            found = find_toolkit()
     except ToolkitError as error:
         if given.action == "status" and given.json:
-            say(json.dumps({"found": False, "reason": str(error)}))
+            nothing: dict[str, Any] = {"version": None, "python": None, "chosen_by": None, "packages": {}}
+            told = {"found": False, "reason": str(error), "folder": str(toolkit_folder()), **nothing}
+            say_json("toolkit", told)
             return FAILED
         raise Mistake(str(error)) from None
     if given.json:
-        say(
-            json.dumps(
-                {
-                    "found": True,
-                    "version": found.version,
-                    "python": found.python,
-                    "chosen_by": found.chosen_by,
-                    "packages": dict(found.packages),
-                }
-            )
+        say_json(
+            "toolkit",
+            {
+                "found": True,
+                "reason": "",
+                "folder": str(toolkit_folder()),
+                "version": found.version,
+                "python": found.python,
+                "chosen_by": found.chosen_by,
+                "packages": dict(found.packages),
+            },
         )
         return FINE
     say(f"rknn-toolkit2 {found.version}, {found.chosen_by}: {found.python}")
@@ -49,6 +56,10 @@ def run(given: argparse.Namespace) -> int:
     return FINE
 
 
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 COMMAND = Command(
     name="toolkit",
     summary="install the vendor's converter, or show where it is",
@@ -56,4 +67,5 @@ COMMAND = Command(
     "minutes); 'status' shows the one that would be used.",
     add_arguments=_add_arguments,
     run=run,
+    json_output=schemas.TOOLKIT,
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from .json_output import Schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +30,25 @@ class Command:
     """The last paragraph of ``--help``."""
     usage: str | None = None
     """The usage line, where argparse's own would mislead."""
+    json_output: Mapping[str, Schema] | None = None
+    """The members of the object that ``--json`` prints, besides "schema", as :mod:`ort_rknn.adapter.json_output` makes
+    them. None for a command without ``--json``."""
+    json_version: int = 1
+    """Grows where a member of that object goes away or changes its meaning."""
+
+    def schema_name(self) -> str:
+        """The value of the member "schema": "ort-rknn/COMMAND/VERSION"."""
+        return f"ort-rknn/{self.name}/{self.json_version}"
+
+    def json_schema(self) -> Schema | None:
+        """The JSON Schema (draft 7) of what ``--json`` prints; None for a command without it."""
+        if self.json_output is None:
+            return None
+        first = {"type": "string", "const": self.schema_name()}
+        members = {"schema": first, **self.json_output}
+        return {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "type": "object",
+            "properties": members,
+            "required": list(members),
+        }

@@ -1,10 +1,10 @@
 """``ort-rknn convert`` and ``toolkit``: shapes, names, errors, and files that are whole or absent."""
 
-import json
 import os
 import shutil
 
 import pytest
+from command_json import validate
 
 from ort_rknn._cli.main import main
 from ort_rknn._compile.shapes import ShapeError, compiled_shapes, group_shapes, parse_shape
@@ -45,7 +45,7 @@ def test_for_two_targets_beside_the_onnx(cli, toolkit, conv, tmp_path):
 def test_to_a_folder_of_its_own_with_the_onnx(cli, toolkit, conv, tmp_path):
     folder = tmp_path / "board"
     code, out, _ = cli("convert", conv, "--target", "rk3588", "-o", folder, "--json", "--toolkit", toolkit.python)
-    report = json.loads(out)
+    report = validate("convert", out)
     assert (code, report["toolkit"], report["compiled"][0]["target"]) == (0, "2.5.0", "rk3588")
     assert sorted(os.listdir(folder)) == ["conv.convert.log", "conv.onnx", "conv.rk3588.build.json", "conv.rk3588.rknn"]
 
@@ -81,7 +81,7 @@ def test_wrong_use(cli, toolkit, conv, models, tmp_path, monkeypatch):
 def test_toolkit_status(cli, toolkit, monkeypatch, tmp_path):
     monkeypatch.setenv("ORT_RKNN_TOOLKIT", toolkit.python)
     code, out, _ = cli("toolkit", "status", "--json")
-    assert (code, json.loads(out)["version"]) == (0, "2.5.0")
+    assert (code, validate("toolkit", out)["version"]) == (0, "2.5.0")
     monkeypatch.delenv("ORT_RKNN_TOOLKIT")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cli("toolkit", "status")[0] == 1

@@ -1,0 +1,226 @@
+"""What our commands print under ``--json``: one schema for each. Plugins declare those of their own commands.
+
+``docs/commands/`` shows them, and a test holds what each command prints against its own.
+"""
+
+from __future__ import annotations
+
+from ..adapter.json_output import maybe, number, record, rows, table, text, truth, whole, word
+
+_FINDING = record(
+    {
+        "check": text("what was looked at; the same in every release"),
+        "state": word("ok", "warning", "failure"),
+        "seen": text("what was seen"),
+        "remedy": text("what to do about it; empty where nothing is wrong"),
+        "command": text("one line to paste into a shell; may be empty"),
+    }
+)
+_DEVICE = record(
+    {
+        "name": text('"rk3588", "virtual:rk3588"'),
+        "virtual": truth(),
+        "soc": text(),
+        "cores": whole(),
+        "adapter": text(),
+        "runtime": text("its library and version; may be empty"),
+    }
+)
+_SHAPE = rows({"type": ["integer", "string", "null"]}, "numbers, names of free axes, or null")
+
+DEVICES = {
+    "adapters": rows(text(), "all that are installed"),
+    "devices": rows(_DEVICE, "those that a session could use, best first"),
+    "absences": rows(
+        record(
+            {
+                "adapter": text(),
+                "reason": text("why it sees no device"),
+                "remedy": text("what would help; may be empty"),
+                "tried": rows(text(), "what was looked at"),
+            }
+        )
+    ),
+    "unavailable": maybe(text("why no session can use any NPU in such a process")),
+}
+
+DOCTOR = {
+    "model": maybe(text("the file that was looked at")),
+    "failures": whole(),
+    "warnings": whole(),
+    "findings": rows(_FINDING, "in the order in which things fail"),
+}
+
+EXPLAIN = {
+    "model": text("the file"),
+    "runs": word("npu", "cpu", "as it is", "onnxruntime", about="as it is: NPU and CPU nodes; onnxruntime: not ours"),
+    "fell_back": maybe(text("why it does not run on the NPU, where that was asked for")),
+    "device": maybe(_DEVICE),
+    "models": rows(
+        record(
+            {
+                "model": text("the compiled model's file name"),
+                "versions": table(text()),
+                "compatibility": maybe(text("onnxruntime's word and the reasons")),
+                "dispatch": text("how runs find a core"),
+                "contexts": whole(),
+            }
+        ),
+        "the compiled models; a model in parts has one for each part",
+    ),
+    "because": rows(text(), "the steps of the decision"),
+    "notes": rows(text()),
+    "text": text("what is printed without --json"),
+}
+
+_RKNN_TENSOR = record(
+    {
+        "name": text(),
+        "dtype": maybe(text("in the ONNX")),
+        "shape": maybe(rows(whole())),
+        "compiled": maybe(text("the compiled dtype")),
+        "layout": maybe(text()),
+        "scale": maybe(number()),
+        "zero_point": maybe(whole()),
+        "mean": maybe(rows(number())),
+        "std": maybe(rows(number())),
+    }
+)
+_ONNX_VALUE = record({"name": text(), "type": text("the dtype; of what is no tensor, its type"), "dims": maybe(_SHAPE)})
+INFO = {
+    "model": text("the file"),
+    "kind": word("rknn", "onnx"),
+    "size": whole("bytes"),
+    "rknn": maybe(
+        record(
+            {
+                "encrypted": truth(),
+                "targets": rows(text()),
+                "toolkit": maybe(text()),
+                "compiler": maybe(text()),
+                "framework": maybe(text()),
+                "format_version": maybe(whole()),
+                "custom_string": maybe(text()),
+                "batch": whole(),
+                "inputs": rows(_RKNN_TENSOR),
+                "outputs": rows(_RKNN_TENSOR),
+                "shape_sets": rows(rows(rows(whole())), "per set one shape per input"),
+                "unknown": rows(text(), "what could not be understood"),
+            }
+        )
+    ),
+    "onnx": maybe(
+        record(
+            {
+                "ir_version": whole(),
+                "producer": text(),
+                "domain": text(),
+                "graph": text(),
+                "opsets": table(whole()),
+                "nodes": whole("of the main graph"),
+                "initializers": whole(),
+                "external_data": rows(text(), "files that hold weights"),
+                "inputs": rows(_ONNX_VALUE),
+                "outputs": rows(_ONNX_VALUE),
+                "overridable": rows(_ONNX_VALUE, "initializers that may be fed"),
+                "ep_context": rows(record({"node": text(), "source": text()})),
+                "metadata": table(text()),
+                "twins": rows(text(), "the compiled models beside it, or why each is of no use"),
+            }
+        )
+    ),
+}
+
+STAMP = {
+    "stamped": rows(
+        record(
+            {
+                "path": text("the compiled model"),
+                "onnx": text("the ONNX's file name"),
+                "size": whole("of the ONNX, in bytes"),
+                "sha256": text("of the ONNX"),
+                "independent": maybe(truth("whether its samples are independent; null where not stated")),
+            }
+        )
+    )
+}
+
+TOOLKIT = {
+    "found": truth(),
+    "reason": text("why none was found; else empty"),
+    "folder": text("of the one that `install` makes"),
+    "version": maybe(text()),
+    "python": maybe(text("its interpreter")),
+    "chosen_by": maybe(text()),
+    "packages": table(text(), "version by name"),
+}
+
+CONVERT = {
+    "model": text("the ONNX"),
+    "toolkit": text("its version"),
+    "log": text("path of the toolkit's own output"),
+    "notes": rows(text()),
+    "compiled": rows(
+        record(
+            {
+                "target": text(),
+                "path": text("what a session finds"),
+                "whole": truth("one compiled model, not several parts"),
+                "seconds": number(),
+                "parts": rows(
+                    record(
+                        {
+                            "path": text(),
+                            "size": whole("bytes"),
+                            "layers": rows({"type": "object"}, "what the toolkit's log tells of each"),
+                        }
+                    )
+                ),
+                "nodes": rows(
+                    record(
+                        {
+                            "node": text(),
+                            "operator": text(),
+                            "where": text('"part0" ..., "CPU", or "constant"'),
+                            "reason": text("why it is on the CPU"),
+                        }
+                    ),
+                    "of a model in parts",
+                ),
+                "refusal": text("why the toolkit refused the whole"),
+                "int8": maybe(
+                    record(
+                        {
+                            "attempts": rows(text()),
+                            "quantized": maybe(number("share of the multiplications that run in int8")),
+                        }
+                    )
+                ),
+            }
+        ),
+        "one for each target",
+    ),
+}
+
+CHECK = {
+    "model": text("the ONNX"),
+    "numbers": maybe(word("npu", "simulator", "virtual", about="whose were compared; null under --save")),
+    "within": maybe(truth("whether all outputs are within the bound; null under --save")),
+    "verdict": text(),
+    "note": text("the device, or what was built"),
+    "saved": maybe(text("under --save: the file")),
+    "outputs": rows(
+        record(
+            {
+                "name": text(),
+                "cosine": number("the worst sample's"),
+                "largest": number("difference"),
+                "place": rows(whole(), "index of the largest difference"),
+                "relative": number("the largest difference, relative"),
+                "same_top": maybe(number("share of samples whose largest element is the same one")),
+                "unlike": maybe(text()),
+                "problem": maybe(text("why it is not within the bound")),
+            }
+        )
+    ),
+}

@@ -1,0 +1,64 @@
+"""The schema of what a command prints under ``--json``, in JSON Schema's words.
+
+Every member of an object is always there; what may be unknown is null (:func:`maybe`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+#: A JSON Schema, draft 7.
+Schema: TypeAlias = Mapping[str, Any]
+
+
+def _plain(kind: str, about: str) -> Schema:
+    return {"type": kind, "description": about} if about else {"type": kind}
+
+
+def text(about: str = "") -> Schema:
+    """A string."""
+    return _plain("string", about)
+
+
+def whole(about: str = "") -> Schema:
+    """An integer."""
+    return _plain("integer", about)
+
+
+def number(about: str = "") -> Schema:
+    """A number; null where it is not finite."""
+    return {**_plain("number", about), "type": ["number", "null"]}
+
+
+def truth(about: str = "") -> Schema:
+    """true or false."""
+    return _plain("boolean", about)
+
+
+def word(*words: str, about: str = "") -> Schema:
+    """One of some strings."""
+    return {**_plain("string", about), "enum": list(words)}
+
+
+def rows(item: Schema, about: str = "") -> Schema:
+    """An array."""
+    return {**_plain("array", about), "items": item}
+
+
+def table(value: Schema, about: str = "") -> Schema:
+    """An object whose members have names that are not known beforehand."""
+    return {**_plain("object", about), "additionalProperties": value}
+
+
+def record(members: Mapping[str, Schema], about: str = "") -> Schema:
+    """An object with these members. Later releases may add some."""
+    return {**_plain("object", about), "properties": dict(members), "required": list(members)}
+
+
+def maybe(schema: Schema) -> Schema:
+    """The same, or null."""
+    kind = schema["type"]
+    kinds = [*kind, "null"] if isinstance(kind, list) else [kind, "null"]
+    more = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
+    return {**schema, **more, "type": list(dict.fromkeys(kinds))}
