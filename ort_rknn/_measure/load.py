@@ -1,0 +1,159 @@
+"""A load on a session: how long runs take, how many there are in a second, and what they cost the host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: A run is an outlier where it takes longer than the median and this many times the median deviation from it.
+_OUTLIER = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one setting did under one load. Times in milliseconds."""
+
+    callers: int
+    runs: int
+    seconds: float
+    runs_per_second: float
+    """Samples, where a call has several."""
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    outliers: int
+    """Runs far beyond the others; many of them: something else used the machine."""
+    cpu_seconds_per_run: float
+    """Of the whole process."""
+    wait_ms: float
+    """Per run: waiting for a context."""
+    convert_ms: float
+    """Per run: setting inputs."""
+    run_ms: float
+    """Per run: in the runtime's run call."""
+    fetch_ms: float
+    """Per run: getting outputs."""
+    host_ms: float
+    """Per run: what is left of a call's time, between the caller and the runtime."""
+
+    @property
+    def host_share(self) -> float:
+        """Of a run's own time, without waiting: the part in which the host works and not the NPU."""
+        own = self.convert_ms + self.run_ms + self.fetch_ms
+        return (self.convert_ms + self.fetch_ms) / own if own else 0.0
+
+
+def feed_for(session: Any, samples: int = 1) -> dict[str, NDArray[np.generic]]:
+    """Inputs for a session: random floats, zeros of other types. A free axis has its compiled length, else ``samples``
+    at the front and 1 elsewhere."""
+    rng = np.random.default_rng(0)
+    compiled = session.shape_sets[0] if getattr(session, "shape_sets", ()) else None
+    feed: dict[str, NDArray[np.generic]] = {}
+    for place, port in enumerate(session.get_inputs()):
+        shape = [d if isinstance(d, int) else (samples if k == 0 else 1) for k, d in enumerate(port.shape)]
+        if compiled is not None:
+            shape = list(compiled[place])
+        kind = port.type.removeprefix("tensor(").removesuffix(")")
+        dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
+        if dtype.kind == "f":
+            feed[port.name] = rng.random(shape, np.float32).astype(dtype)
+        else:
+            feed[port.name] = np.zeros(shape, dtype)
+    return feed
+
+
+def put_load(session: Any, feed: Mapping[str, Any], callers: int, seconds: float, samples: int = 1) -> Measured:
+    """``callers`` threads call ``session.run`` one time after the other for about ``seconds``, after a warm-up.
+
+    Every caller makes at least two runs, however long they take. Raises what a run raises.
+    """
+    names = [output.name for output in session.get_outputs()]
+    times: list[list[float]] = [[] for _ in range(callers)]
+    failed: list[BaseException] = []
+    gate = threading.Barrier(callers + 1)
+    until = 0.0
+
+    def call(mine: list[float]) -> None:
+        try:
+            session.run(names, feed)
+            gate.wait()
+            gate.wait()
+            last = time.perf_counter()
+            while (last < until or len(mine) < 2) and not failed:
+                session.run(names, feed)
+                now = time.perf_counter()
+                mine.append(now - last)
+                last = now
+        except threading.BrokenBarrierError:
+            pass
+        except BaseException as error:
+            failed.append(error)
+            gate.abort()
+
+    threads = [threading.Thread(target=call, args=(mine,), daemon=True) for mine in times]
+    for thread in threads:
+        thread.start()
+    with contextlib.suppress(threading.BrokenBarrierError):
+        gate.wait()
+        before, cpu, start = session.stats().total, time.process_time(), time.perf_counter()
+        until = start + seconds
+        gate.wait()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    elapsed, cpu, after = time.perf_counter() - start, time.process_time() - cpu, session.stats().total
+    everything = sorted(t for mine in times for t in mine)
+    runs = len(everything)
+    parts = [
+        1000.0 * (getattr(after, f"{part}_seconds") - getattr(before, f"{part}_seconds")) / runs
+        for part in ("wait", "convert", "run", "fetch")
+    ]
+    return Measured(
+        callers=callers,
+        runs=runs,
+        seconds=elapsed,
+        runs_per_second=runs * samples / elapsed,
+        p50_ms=_percentile(everything, 0.50),
+        p95_ms=_percentile(everything, 0.95),
+        p99_ms=_percentile(everything, 0.99),
+        outliers=_outliers(everything),
+        cpu_seconds_per_run=cpu / runs,
+        wait_ms=parts[0],
+        convert_ms=parts[1],
+        run_ms=parts[2],
+        fetch_ms=parts[3],
+        host_ms=max(0.0, 1000.0 * statistics.fmean(everything) - sum(parts)) if sum(parts) else 0.0,
+    )
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    """In milliseconds, of sorted seconds: the nearest rank."""
+    return 1000.0 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _outliers(ordered: Sequence[float]) -> int:
+    middle = ordered[len(ordered) // 2]
+    deviation = statistics.median(abs(t - middle) for t in ordered)
+    limit = middle + _OUTLIER * max(deviation, 0.01 * middle)
+    return sum(t > limit for t in ordered)
+
+
+def resident_mb() -> float:
+    """Memory of this process that is in RAM, in MB; 0.0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except (OSError, ValueError, IndexError):
+        return 0.0

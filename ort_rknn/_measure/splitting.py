@@ -1,0 +1,121 @@
+"""What ``tp_mode`` can gain: the share of a model's work that is in operators that split over several cores.
+
+The table is the vendor's, of the RK3588: "RKNN Compiler Support Operator List" 2.3.2, sections on multi-core. The older
+"RKNN SDK User Guide" 5.3 names more operators; the newer list is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: Operators that split over the cores, alone.
+SPLIT = frozenset(("Conv", "Add", "Mul"))
+#: What may be fused behind a convolution that still splits.
+SPLIT_BEHIND_CONV = frozenset(("Relu", "Clip", "PRelu", "LeakyRelu", "Add", "Mul"))
+#: What is fused behind a convolution, which then runs on one core.
+ONE_CORE_BEHIND_CONV = frozenset(("Sigmoid", "HardSwish", "HardSigmoid", "Mish", "Tanh", "Elu", "Softplus", "Swish"))
+
+
+@dataclass(frozen=True, slots=True)
+class SplitShare:
+    """How much of a model's work splits under ``tp_mode``."""
+
+    share: float
+    """From 0 to 1, of multiplications and additions; operators without any count their outputs."""
+    split: Mapping[str, int]
+    """Nodes by operator that split."""
+    one_core: Mapping[str, int]
+    """Nodes by operator that run on one core."""
+
+    def gain(self, cores: int) -> float:
+        """How many times as fast a run can be on ``cores`` cores at most, by Amdahl's law; 1.0: nothing to gain."""
+        return 1.0 / ((1.0 - self.share) + self.share / cores)
+
+    def sentence(self, cores: int) -> str:
+        """For people, on one line."""
+        worst = ", ".join(f"{name} x{number}" for name, number in Counter(self.one_core).most_common(3))
+        rest = f"; on one core: {worst}" if worst else ""
+        return (
+            f"tp_mode: {self.share:.0%} of the work is in operators that split over cores, so {cores} cores can make a "
+            f"run at most {self.gain(cores):.1f} times as fast{rest}"
+        )
+
+
+def split_share(onnx: str | os.PathLike[str], session: Any, feed: Mapping[str, Any]) -> SplitShare:
+    """Find it for an ONNX. ``session`` makes a plain session on it from SessionOptions, which is run once with ``feed``
+    to learn the shapes. Raises what onnxruntime raises, and OSError or ValueError for a file that cannot be read."""
+    from ..files._onnx_part import read_nodes
+    from ..files._source import open_source
+
+    with open_source(os.fspath(onnx), ValueError) as data:
+        nodes = read_nodes(data).nodes
+    work = _work_by_index(session, feed)
+    readers: dict[str, list[int]] = {}
+    for index, node in enumerate(nodes):
+        for name in node.reads:
+            readers.setdefault(name, []).append(index)
+    behind: dict[int, bool] = {}  # of nodes that are fused behind a convolution: whether that splits
+    split: Counter[str] = Counter()
+    one_core: Counter[str] = Counter()
+    sums = {True: 0.0, False: 0.0}
+    for index, node in enumerate(nodes):
+        if index not in work:
+            continue  # a constant, or what onnxruntime left out
+        splits = behind.get(index)
+        if splits is None:
+            splits = node.op_type in SPLIT and not node.domain
+            if node.op_type == "Conv":
+                followers = [(k, nodes[k].op_type) for name in node.outputs for k in readers.get(name, ())]
+                splits = not any(kind in ONE_CORE_BEHIND_CONV for _, kind in followers)
+                for k, kind in followers:
+                    if kind in ONE_CORE_BEHIND_CONV or (len(followers) == 1 and kind in SPLIT_BEHIND_CONV):
+                        behind[k] = splits
+        sums[splits] += work[index]
+        (split if splits else one_core)[node.op_type] += 1
+    total = sums[True] + sums[False]
+    return SplitShare(sums[True] / total if total else 0.0, split, one_core)
+
+
+def _work_by_index(make_session: Any, feed: Mapping[str, Any]) -> dict[int, float]:
+    """By the node's place in the file: multiplications, from the shapes that a profiled run tells."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_profiling = True
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory(prefix="ort_rknn_bench") as folder:
+        options.profile_file_prefix = os.path.join(folder, "run")
+        session = make_session(options)
+        session.run(None, dict(feed))
+        with open(session.end_profiling(), encoding="utf-8", errors="replace") as file:
+            events = json.load(file)
+    out: dict[int, float] = {}
+    for event in events:
+        args = event.get("args", {})
+        if event.get("cat") == "Node" and "output_type_shape" in args and event["name"].endswith("_kernel_time"):
+            ins, outs = _shapes(args.get("input_type_shape", ())), _shapes(args["output_type_shape"])
+            out[int(args["node_index"])] = _multiplications(args["op_name"], ins, outs)
+    return out
+
+
+def _shapes(told: Sequence[Mapping[str, Sequence[int]]]) -> list[list[int]]:
+    return [[int(d) for d in shape] for one in told for shape in one.values()]
+
+
+def _multiplications(kind: str, ins: list[list[int]], outs: list[list[int]]) -> float:
+    size = float(sum(math.prod(shape) for shape in outs))
+    if kind == "Conv" and len(ins) > 1:
+        return size * math.prod(ins[1][1:])
+    if kind == "ConvTranspose" and len(ins) > 1:
+        return float(math.prod(ins[0]) * math.prod(ins[1][1:]))
+    if kind in ("MatMul", "Gemm", "FusedMatMul") and ins and ins[0]:
+        return size * ins[0][-1]
+    return size
