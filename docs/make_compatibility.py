@@ -41,6 +41,8 @@ ADDED = {
     "RknnProviderOptions": "provider options as a `TypedDict`",
     "empty": "a numpy array in memory that the NPU reads and writes itself",
     "from_dmabuf": "a numpy array over a dma-buf that another program or driver made",
+    "bench": "which options are fastest for a model on this machine",
+    "bench_together": "which of several models gets which cores",
     "doctor": "why it does not run on the NPU: every check, in the order in which things fail",
     "stats": "counters of all sessions of this process",
     "devices": "the NPUs that a session could use now",

@@ -48,6 +48,8 @@ if _typing.TYPE_CHECKING:
     from ._errors import FallbackWarning as FallbackWarning, NpuUnavailable as NpuUnavailable
     from ._errors import OptionError as OptionError, QueueFull as QueueFull
     from ._onnxruntime import *
+    from ._bench.bench import bench as bench
+    from ._bench.together import bench_together as bench_together
     from ._measure.doctor import doctor as doctor
     from ._options import RknnProviderOptions as RknnProviderOptions, make_provider_options as make_provider_options
     from ._measure.stats import stats as stats
@@ -114,6 +116,8 @@ _OURS = {
     "QueueFull": "ort_rknn._errors",
     "RknnProviderOptions": "ort_rknn._options",
     "make_provider_options": "ort_rknn._options",
+    "bench": "ort_rknn._bench.bench",
+    "bench_together": "ort_rknn._bench.together",
     "empty": "ort_rknn._session.arrays",
     "from_dmabuf": "ort_rknn._session.arrays",
     "get_ep_names": "ort_rknn._ep",

@@ -25,6 +25,7 @@ FLOORS = (
     ("_ep",),
     ("_measure",),
     ("_session",),
+    ("_bench",),
     ("",),  # ort_rknn/__init__.py
     ("_cli",),
     ("__main__",),

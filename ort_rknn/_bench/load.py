@@ -102,15 +102,20 @@ def put_load(session: Any, feed: Mapping[str, Any], callers: int, seconds: float
             gate.abort()
 
     threads = [threading.Thread(target=call, args=(mine,), daemon=True) for mine in times]
-    for thread in threads:
-        thread.start()
-    with contextlib.suppress(threading.BrokenBarrierError):
-        gate.wait()
-        before, cpu, start = session.stats().total, time.process_time(), time.perf_counter()
-        until = start + seconds
-        gate.wait()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+        with contextlib.suppress(threading.BrokenBarrierError):
+            gate.wait()
+            before, cpu, start = session.stats().total, time.process_time(), time.perf_counter()
+            until = start + seconds
+            gate.wait()
+        for thread in threads:
+            thread.join()
+    except BaseException as error:  # a Ctrl-C: nobody goes on behind it
+        failed.append(error)
+        gate.abort()
+        raise
     if failed:
         raise failed[0]
     elapsed, cpu, after = time.perf_counter() - start, time.process_time() - cpu, session.stats().total

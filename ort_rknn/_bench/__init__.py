@@ -1,0 +1,1 @@
+"""``ort_rknn.bench()``: which options are fastest for a model on this machine."""

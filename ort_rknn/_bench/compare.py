@@ -1,0 +1,64 @@
+"""A report beside an older one, which ``ort-rknn bench --json`` wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .report import BenchReport
+
+#: The same setting must be this much slower to be called slower: two measurements of one thing differ, too.
+SLOWER = 1.10
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One setting, then and now."""
+
+    name: str
+    before: float
+    """Runs per second."""
+    now: float
+
+    @property
+    def ratio(self) -> float:
+        """Now against then: above 1 is faster."""
+        return self.now / self.before
+
+    @property
+    def slower(self) -> bool:
+        """Clearly slower than it was."""
+        return self.ratio * SLOWER < 1.0
+
+
+def read_report(path: str | os.PathLike[str]) -> dict[str, float]:
+    """Runs per second by the name of the setting. Raises OSError, or ValueError for what is no report of one model."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            data = json.load(file)
+        except RecursionError:
+            raise ValueError("its JSON is nested too deeply") from None
+    if not isinstance(data, Mapping) or not str(data.get("schema", "")).startswith("ort-rknn/bench/"):
+        raise ValueError('it is not what "ort-rknn bench --json" writes')
+    results = data.get("results")
+    if not isinstance(results, list):
+        raise ValueError("it is a report of several models; only those of one are compared")
+    out: dict[str, float] = {}
+    for result in results:
+        if isinstance(result, Mapping) and isinstance(measured := result.get("measured"), Mapping):
+            speed: Any = measured.get("runs_per_second")
+            if isinstance(speed, (int, float)) and speed > 0:
+                out[str(result.get("name"))] = float(speed)
+    return out
+
+
+def compare(report: BenchReport, before: Mapping[str, float]) -> list[Change]:
+    """The settings that both have measured, in the report's order."""
+    return [
+        Change(r.setting.name, before[r.setting.name], r.measured.runs_per_second)
+        for r in report.results
+        if r.measured is not None and r.setting.name in before
+    ]

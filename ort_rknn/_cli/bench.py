@@ -1,0 +1,207 @@
+"""``ort-rknn bench``: how fast a model is, and with which options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from ..adapter.command import Command
+from .output import FAILED, FINE, USAGE, Cell, Column, Mistake, Table, add_json_option, check_file, live, say, say_json
+
+if TYPE_CHECKING:
+    from .._bench.compare import Change
+    from .._bench.report import BenchReport
+    from .._bench.together import TogetherReport
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "models", metavar="MODEL", nargs="+", help="an .onnx or .rknn file; several: who gets which cores"
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="about how long it may take (default: 20)")
+    parser.add_argument("--device", metavar="NAME", help="rk3588, virtual:rk3588 ... (default: ORT_RKNN_DEVICE)")
+    parser.add_argument("--html", metavar="FILE", help="write one HTML page with tables and plots")
+    parser.add_argument(
+        "--compare", metavar="OLD.json", help="compare with what --json printed earlier; 1 where slower"
+    )
+    add_json_option(parser)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Measure, and print what was found."""
+    for model in given.models:
+        check_file(model)
+    options = {"device": given.device} if given.device else {}
+    if len(given.models) > 1:
+        if given.html or given.compare:
+            raise Mistake("--html and --compare take one model", USAGE)
+        return _together(given, options)
+    return _alone(given, options)
+
+
+def _alone(given: argparse.Namespace, options: dict[str, Any]) -> int:
+    from .._bench.bench import bench
+
+    before = _older(given.compare)
+    if given.html:
+        _check_writable(given.html)
+    model = given.models[0]
+    if given.json:
+        report = bench(model, seconds=given.seconds, options=options)
+    else:
+        with live(Table(_COLUMNS, [])) as display:
+            told: list[str] = []
+
+            def progress(report: BenchReport) -> None:
+                if not told:  # before anything is measured
+                    told.append(model)
+                    _introduce(report)
+                display(_table(report))
+
+            report = bench(model, seconds=given.seconds, options=options, progress=progress)
+    changes = _changes(report, before)
+    if given.html:
+        _write_page(given.html, report)
+    if given.json:
+        say_json("bench", {**report.as_json(), "changes": [_change_as_json(change) for change in changes]})
+    else:
+        _conclude(report, changes, given.html)
+    slower = any(change.slower for change in changes)
+    return FAILED if slower or report.best_throughput is None else FINE
+
+
+def _introduce(report: BenchReport) -> None:
+    where = f"{report.device}, {report.cores} core{'s' * (report.cores != 1)}" if report.device else "no NPU"
+    say(f"{report.model} on {where}", "bold")
+    for note in report.notes:
+        say(note, "dim")
+    if report.split is not None:
+        say(report.split.sentence(report.cores))
+
+
+_COLUMNS = (
+    Column("setting"),
+    *(Column(title, right=True) for title in ("runs/s", "p50 ms", "p95", "p99", "CPU ms", "wait", "convert", "run")),
+    *(Column(title, right=True) for title in ("fetch", "create", "first", "MB")),
+)
+
+
+def _table(report: BenchReport) -> Table:
+    best = (report.best_throughput, report.best_latency)
+    rows: list[list[str | Cell]] = []
+    for result in report.results:
+        m = result.measured
+        name = Cell(result.setting.name, "good" if result in best else "")
+        if m is None:
+            rows.append([Cell(f"{result.setting.name}: {result.skipped}", "dim"), *([""] * (len(_COLUMNS) - 1))])
+            continue
+        times = (m.p50_ms, m.p95_ms, m.p99_ms, 1000 * m.cpu_seconds_per_run, m.wait_ms, m.convert_ms, m.run_ms)
+        more = (m.fetch_ms, result.create_ms, result.first_ms)
+        figures = [f"{m.runs_per_second:,.0f}", *(f"{ms:.2f}" for ms in (*times, *more)), f"{result.memory_mb:.0f}"]
+        rows.append([name, *figures])
+    return Table(_COLUMNS, rows)
+
+
+def _conclude(report: BenchReport, changes: list[Change], page: str | None) -> None:
+    say()
+    for line in report.lines_to_paste():
+        say(line, "good")
+    say()
+    say(report.advice)
+    disturbed = [r for r in report.results if r.measured and r.measured.outliers > 0.05 * r.measured.runs]
+    if disturbed:
+        say(f"Many outliers in {len(disturbed)} settings: something else uses this machine; measure again.", "warn")
+    for change in changes:
+        text = f"{change.name}: {change.before:,.0f} -> {change.now:,.0f} runs/s, {change.ratio:.2f} times"
+        say(text, "bad" if change.slower else "")
+    if page:
+        say(f"written: {os.path.abspath(page)}")
+
+
+def _older(path: str | None) -> dict[str, float] | None:
+    from .._bench.compare import read_report
+
+    if path is None:
+        return None
+    try:
+        return read_report(path)
+    except OSError as error:
+        raise Mistake(f"{path}: {error.strerror or error}", USAGE) from None
+    except ValueError as error:
+        raise Mistake(f"{path}: {error}", USAGE) from None
+
+
+def _changes(report: BenchReport, before: dict[str, float] | None) -> list[Change]:
+    from .._bench.compare import compare
+
+    return compare(report, before) if before is not None else []
+
+
+def _change_as_json(change: Change) -> dict[str, Any]:
+    names = ("name", "before", "now", "ratio", "slower")
+    return {name: getattr(change, name) for name in names}
+
+
+def _check_writable(path: str) -> None:
+    """Before twenty seconds are spent."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.access(folder, os.W_OK):
+        raise Mistake(f"{path}: cannot be written", USAGE)
+
+
+def _write_page(path: str, report: BenchReport) -> None:
+    from .._bench.page import page
+
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(page(report))
+    except OSError as error:
+        raise Mistake(f"{path}: {error.strerror or error}") from None
+
+
+def _together(given: argparse.Namespace, options: dict[str, Any]) -> int:
+    from .._bench.together import bench_together
+
+    if given.json:
+        report = bench_together(given.models, seconds=given.seconds, options=options)
+        say_json("bench", report.as_json())
+        return FINE if report.best is not None else FAILED
+    columns = [Column("cores"), *(Column(os.path.basename(m), right=True) for m in given.models), Column("score", True)]
+    with live(Table(columns, [])) as display:
+        report = bench_together(
+            given.models,
+            seconds=given.seconds,
+            options=options,
+            progress=lambda report: display(Table(columns, _arrangement_rows(report))),
+        )
+    say()
+    for line in report.lines_to_paste():
+        say(line, "good")
+    say("runs/s, and as a share of what the model does alone; score: the geometric mean of the shares", "dim")
+    return FINE if report.best is not None else FAILED
+
+
+def _arrangement_rows(report: TogetherReport) -> list[list[str | Cell]]:
+    rows: list[list[str | Cell]] = [
+        ["each alone, on all cores", *(f"{m.runs_per_second:,.0f}" for m in report.alone), ""]
+    ]
+    for one in report.arrangements:
+        if one.skipped:
+            rows.append([Cell(f"{one.name}: {one.skipped}", "dim"), *([""] * (len(report.models) + 1))])
+        elif one.measured:
+            cells = [f"{m.runs_per_second:,.0f} ({share:.0%})" for m, share in zip(one.measured, one.shares)]
+            rows.append([Cell(one.name, "good" if one is report.best else ""), *cells, f"{one.score:.2f}"])
+    return rows
+
+
+COMMAND = Command(
+    name="bench",
+    summary="how fast a model is, and with which options",
+    description="Compares the CPU, the default options, tp_mode, schedule, threads_per_core, 1 to 16 callers, batches "
+    "and uint8 NHWC inputs, and ends with lines to paste and a sentence of advice. With several MODELs it finds "
+    "who gets which cores. Exit code 1 where nothing could be measured, or --compare finds a "
+    "setting that became slower.",
+    add_arguments=_add_arguments,
+    run=run,
+)
