@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from command_json import validate
 from onnx import TensorProto, helper
 from virtual_sessions import MODELS, VIRTUAL, session, virtual_rk3588
 
@@ -22,6 +23,7 @@ from ort_rknn._bench.report import BenchReport, Result, Setting
 from ort_rknn._bench.splitting import split_share
 from ort_rknn._bench.together import arrangements
 from ort_rknn._cli.main import main
+from ort_rknn._rknpu import TP_MODES
 
 npu = pytest.fixture(virtual_rk3588)
 MODEL = MODELS / "conv_f16.onnx"
@@ -166,12 +168,12 @@ def test_feeds_fit_free_batches_dynamic_models_and_integers():
 
 
 def test_settings_that_fail_are_told_and_the_others_go_on(npu):
-    npu.fault("rknn_set_core_mask", -1, core_mask=7)
+    npu.fault("rknn_run", -2, core_mask=TP_MODES["all"])
     seen = []
     report = ort.bench(MODELS / "free_batch.onnx", seconds=1.5, options=VIRTUAL, progress=lambda r: seen.append(1))
     results = by_name(report)
     assert results["default, 1 caller"].measured is not None
-    assert "-1" in results["tp_mode=all, 1 caller"].skipped
+    assert "-2" in results["tp_mode=all, 1 caller"].skipped
     assert results["a batch of 6, 1 caller"].measured is not None
     assert results["a batch of 6, 1 caller"].setting.samples == 6
     assert len(seen) == len(report.results) + 1
@@ -243,8 +245,9 @@ def test_the_command_tells_all_of_it(slow_npu, capsys, tmp_path):
     assert "tp_mode: 100% of the work" in text and "a virtual NPU" in text
     assert "best throughput on the NPU" in text and "best latency" in text and str(where) in text
     assert main([*argv, "--json"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert data["schema"] == "ort-rknn/bench/1" and data["changes"] == []
+    whole = validate("bench", capsys.readouterr().out)
+    data = whole["report"]
+    assert whole["changes"] == [] and whole["together"] is None
     assert data["tp_mode"]["at_most"] == pytest.approx(3.0, abs=0.1)
     measured = [r["measured"] for r in data["results"] if r["measured"]]
     assert len(measured) >= 10 and all(m["runs"] > 0 for m in measured)
@@ -255,7 +258,7 @@ def test_the_command_compares_several_models(slow_npu, capsys):
     assert main(argv) == 0
     assert "image_u8.onnx: 1,2" in capsys.readouterr().out
     assert main([*argv, "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["alone"]) == 2
+    assert len(validate("bench", capsys.readouterr().out)["together"]["alone"]) == 2
     assert main([*argv, "--html", "x.html"]) == 2
 
 
@@ -263,7 +266,7 @@ def test_a_setting_that_became_slower_is_found(tmp_path):
     report = made_report((Setting("default, 1 caller", {}), measured(100)), (Setting("new", {}), measured(5)))
     old = tmp_path / "old.json"
     before = made_report((Setting("default, 1 caller", {}), measured(130)), (Setting("gone", {}), measured(5)))
-    old.write_text(json.dumps({"schema": "ort-rknn/bench/1", **before.as_json()}))
+    old.write_text(json.dumps({"schema": "ort-rknn/bench/1", "report": before.as_json()}))
     (change,) = compare(report, read_report(old))
     assert change.slower and change.ratio == pytest.approx(100 / 130)
     assert not compare(before, read_report(old))[0].slower

@@ -59,6 +59,7 @@ JSON_RUNS = [
     (0, "info", "free.onnx"),
     (0, "stamp", "conv_f16.onnx", "conv_f16.rk3588.rknn", "conv_f16.rk3566.rknn"),
     (0, "stamp", "conv_f16.onnx", "conv_f16.rk3588.rknn", "--independent"),
+    (0, "bench", "conv_f16.onnx", "--device", VIRTUAL, "--seconds", "0.5"),
     (None, "toolkit", "status"),
     (None, "doctor", "--device", VIRTUAL),
     (None, "doctor", "conv_f16.onnx"),
@@ -121,6 +122,7 @@ def test_fell_back_is_a_finding(files, capsys):
 
 #: Every command that takes a file, used with one that is of no use.
 FINDINGS = [
+    ("bench", "poem.onnx", "--seconds", "1"),
     ("check", "poem.onnx"),
     ("explain", "poem.onnx"),
     ("info", "poem.onnx"),

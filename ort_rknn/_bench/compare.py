@@ -43,7 +43,8 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, float]:
             raise ValueError("its JSON is nested too deeply") from None
     if not isinstance(data, Mapping) or not str(data.get("schema", "")).startswith("ort-rknn/bench/"):
         raise ValueError('it is not what "ort-rknn bench --json" writes')
-    results = data.get("results")
+    report = data.get("report")
+    results = report.get("results") if isinstance(report, Mapping) else None
     if not isinstance(results, list):
         raise ValueError("it is a report of several models; only those of one are compared")
     out: dict[str, float] = {}

@@ -6,8 +6,24 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from .._errors import OptionError, bare_message
 from ..adapter.command import Command
-from .output import FAILED, FINE, USAGE, Cell, Column, Mistake, Table, add_json_option, check_file, live, say, say_json
+from . import schemas
+from .output import (
+    FAILED,
+    FINE,
+    USAGE,
+    Cell,
+    Column,
+    Mistake,
+    Table,
+    add_json_option,
+    check_file,
+    live,
+    one_line,
+    say,
+    say_json,
+)
 
 if TYPE_CHECKING:
     from .._bench.compare import Change
@@ -33,11 +49,14 @@ def run(given: argparse.Namespace) -> int:
     for model in given.models:
         check_file(model)
     options = {"device": given.device} if given.device else {}
-    if len(given.models) > 1:
-        if given.html or given.compare:
-            raise Mistake("--html and --compare take one model", USAGE)
-        return _together(given, options)
-    return _alone(given, options)
+    if len(given.models) > 1 and (given.html or given.compare):
+        raise Mistake("--html and --compare take one model", USAGE)
+    try:
+        return _together(given, options) if len(given.models) > 1 else _alone(given, options)
+    except (Mistake, OptionError):
+        raise
+    except Exception as error:  # onnxruntime has a class for each code, and none for all of them
+        raise Mistake(one_line(bare_message(error))) from None
 
 
 def _alone(given: argparse.Namespace, options: dict[str, Any]) -> int:
@@ -64,7 +83,8 @@ def _alone(given: argparse.Namespace, options: dict[str, Any]) -> int:
     if given.html:
         _write_page(given.html, report)
     if given.json:
-        say_json("bench", {**report.as_json(), "changes": [_change_as_json(change) for change in changes]})
+        told_changes = [_change_as_json(change) for change in changes]
+        say_json("bench", {"report": report.as_json(), "together": None, "changes": told_changes})
     else:
         _conclude(report, changes, given.html)
     slower = any(change.slower for change in changes)
@@ -165,7 +185,7 @@ def _together(given: argparse.Namespace, options: dict[str, Any]) -> int:
 
     if given.json:
         report = bench_together(given.models, seconds=given.seconds, options=options)
-        say_json("bench", report.as_json())
+        say_json("bench", {"report": None, "together": report.as_json(), "changes": []})
         return FINE if report.best is not None else FAILED
     columns = [Column("cores"), *(Column(os.path.basename(m), right=True) for m in given.models), Column("score", True)]
     with live(Table(columns, [])) as display:
@@ -204,4 +224,5 @@ COMMAND = Command(
     "setting that became slower.",
     add_arguments=_add_arguments,
     run=run,
+    json_output=schemas.BENCH,
 )

@@ -224,3 +224,104 @@ CHECK = {
         )
     ),
 }
+
+_MEASURED = record(
+    {
+        "callers": whole(),
+        "runs": whole(),
+        "seconds": number(),
+        "runs_per_second": number("of all callers together; samples, for a batch"),
+        "p50_ms": number("of a call"),
+        "p95_ms": number(),
+        "p99_ms": number(),
+        "outliers": whole("calls far beyond the others"),
+        "cpu_seconds_per_run": number("of the whole process"),
+        "wait_ms": number("per run: for a context"),
+        "convert_ms": number("per run: setting inputs"),
+        "run_ms": number("per run: in the runtime's run call"),
+        "fetch_ms": number("per run: getting outputs"),
+        "host_ms": number("per run: the rest of a call"),
+    }
+)
+_SETTING = text("the name of a setting; null where nothing ran so")
+BENCH = {
+    "report": maybe(
+        record(
+            {
+                "model": text("the file"),
+                "device": text("empty where there is no NPU for it"),
+                "cores": whole(),
+                "tp_mode": maybe(
+                    record(
+                        {
+                            "share": number("of the work that splits over cores, from 0 to 1"),
+                            "at_most": number("times as fast as on one core"),
+                        }
+                    )
+                ),
+                "results": rows(
+                    record(
+                        {
+                            "name": text("of the setting"),
+                            "options": maybe(table({"type": ["string", "integer"]}, "provider options; null: the CPU")),
+                            "callers": whole(),
+                            "samples": whole("of one call"),
+                            "changes_input": truth("the program must feed something else"),
+                            "create_ms": number("making the session"),
+                            "first_ms": number("the first run"),
+                            "memory_mb": number("by which the process grew"),
+                            "skipped": text("why it was not measured; else empty"),
+                            "measured": maybe(_MEASURED),
+                        }
+                    ),
+                    "the simplest setting first",
+                ),
+                "best_throughput": maybe(_SETTING),
+                "best_latency": maybe(_SETTING),
+                "best_throughput_on_npu": maybe(_SETTING),
+                "best_latency_on_npu": maybe(_SETTING),
+                "paste": rows(text(), "lines of Python"),
+                "advice": text("one sentence"),
+                "notes": rows(text()),
+            },
+            "of one model; null for several",
+        )
+    ),
+    "together": maybe(
+        record(
+            {
+                "models": rows(text()),
+                "device": text(),
+                "cores": whole(),
+                "alone": rows(_MEASURED, "each model alone, on all cores"),
+                "arrangements": rows(
+                    record(
+                        {
+                            "name": text("who has which cores"),
+                            "schedules": rows(text(), "the option `schedule` of each model"),
+                            "measured": rows(_MEASURED, "each model, while the others ran; empty where skipped"),
+                            "shares": rows(number(), "of what each model does alone"),
+                            "score": number("the geometric mean of the shares"),
+                            "skipped": text("why it was not measured; else empty"),
+                        }
+                    )
+                ),
+                "best": maybe(text("the name of an arrangement")),
+                "paste": rows(text(), "a line of Python for each model"),
+            },
+            "of several models; null for one",
+        )
+    ),
+    "changes": rows(
+        record(
+            {
+                "name": text("of the setting"),
+                "before": number("runs per second"),
+                "now": number("runs per second"),
+                "ratio": number("above 1 is faster"),
+                "slower": truth("clearly"),
+            }
+        ),
+        "with --compare: the settings that both reports have",
+    ),
+}
