@@ -70,6 +70,8 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _as_json(model: str, session: InferenceSession) -> dict[str, Any]:
+    from .._session.explain import cannot_run
+
     state = session._npu
     plan = state.plan if state is not None else None
     models = [
@@ -89,7 +91,7 @@ def _as_json(model: str, session: InferenceSession) -> dict[str, Any]:
         "device": None if plan is None or plan.found is None else device_as_json(plan.found.device),
         "models": models,
         "because": [] if plan is None else list(plan.story),
-        "notes": [] if state is None else list(state.notes),
+        "notes": [] if state is None else [*state.notes, *cannot_run(state)],
         "text": session.explain(),
     }
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..adapter.command import Command
 from . import schemas
-from .output import FINE, Mistake, add_json_option, check_file, one_line, say, say_json
+from .output import (
+    FAILED,
+    FINE,
+    Cell,
+    Column,
+    Mistake,
+    Table,
+    add_json_option,
+    check_file,
+    one_line,
+    say,
+    say_json,
+    show,
+)
 
 if TYPE_CHECKING:
     from ..files import OnnxModel, OnnxValue, RknnFile, RknnTensor
@@ -31,22 +45,94 @@ def run(given: argparse.Namespace) -> int:
             head = opened.read(64)
         if is_rknn(head):
             file = read_rknn(path)
+            counted, memory = _compiled_operators(path)
             told, lines = {"kind": "rknn", "size": file.size, "rknn": _rknn_json(file), "onnx": None}, _rknn_lines(file)
         else:
             model = read_onnx(path)
-            twins = _twins(path)
+            twins, counted, memory = _twins(path), _onnx_operators(path), None
             told = {"kind": "onnx", "size": model.size, "rknn": None, "onnx": _onnx_json(model, twins)}
             lines = _onnx_lines(model, twins)
     except (RknnFileError, OnnxFileError) as error:
         raise Mistake(one_line(str(error))) from None
     except OSError as error:
         raise Mistake(f"{path}: {error.strerror or error}") from None
+    nowhere = [one for one in counted if one["where"] == "nowhere"]
     if given.json:
-        say_json("info", {"model": path, **told})
-        return FINE
+        say_json("info", {"model": path, **told, "operators": counted, "memory": memory})
+        return FAILED if nowhere else FINE
     for line in lines:
         say(line)
-    return FINE
+    if memory is not None:
+        say(_row("memory", f"weights {memory['weights']:,} bytes, tensors of a context {memory['internal']:,} bytes"))
+    _show_operators(counted, told["kind"])
+    return FAILED if nowhere else FINE
+
+
+def _counted(kinds: Counter[tuple[str, str | None]]) -> list[dict[str, Any]]:
+    from ..files.operators import splits
+
+    return [
+        {"operator": kind, "count": number, "where": where, "splits": splits(kind)}
+        for (kind, where), number in sorted(kinds.items(), key=lambda each: (-each[1], each[0][0]))
+    ]
+
+
+def _compiled_operators(path: str) -> tuple[list[dict[str, Any]], dict[str, int] | None]:
+    from ..files import RknnFileError
+    from ..files.operators import read_operators
+
+    try:
+        found = read_operators(path)
+    except RknnFileError:  # encrypted, or of another version: what is not understood is told already
+        return [], None
+    memory = {"weights": found.weights, "internal": found.internal}
+    return _counted(Counter((each.kind, each.where) for each in found.operators)), memory
+
+
+def _onnx_operators(path: str) -> list[dict[str, Any]]:
+    from ..files import OnnxFileError
+    from ..files._onnx_part import read_nodes
+    from ..files._source import open_source
+    from ..files.operators import alone
+
+    with open_source(path, OnnxFileError) as data:
+        nodes = read_nodes(data).nodes
+    return _counted(
+        Counter(
+            (f"{node.domain}:{node.op_type}" if node.domain else node.op_type, alone(node.op_type, node.domain))
+            for node in nodes
+        )
+    )
+
+
+_WHERE = {
+    "NPU": Cell("NPU", "good"),
+    "CPU": Cell("CPU, inside the runtime", "warn"),
+    "nowhere": Cell("nowhere: the runtime has no such operator", "bad"),
+    None: Cell("not known: a trial build tells", "dim"),
+}
+
+
+def _show_operators(counted: Sequence[dict[str, Any]], kind: str) -> None:
+    if not counted:
+        return
+    columns = (Column("operator"), Column("count", right=True), Column("runs on"), Column("tp_mode"))
+    rows = [
+        (one["operator"], str(one["count"]), _WHERE[one["where"]], "splits" if one["splits"] else "one core")
+        for one in counted[:_LISTED]
+    ]
+    title = "operators, each as if it were compiled alone:" if kind == "onnx" else "operators:"
+    show(Table(columns, rows, title))
+    if len(counted) > _LISTED:
+        say(f"and {len(counted) - _LISTED} more")
+    bad = ", ".join(one["operator"] for one in counted if one["where"] == "nowhere")
+    if bad and kind == "rknn":
+        say(
+            f"No runtime can run {bad}: the converter passed it on. `ort-rknn convert` leaves it to the CPU.",
+            "bad",
+        )
+    elif bad:
+        say(f"{bad}: no form for the NPU; `ort-rknn convert` leaves it to onnxruntime's CPU provider.", "warn")
 
 
 def _row(name: str, value: str) -> str:
@@ -238,7 +324,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 COMMAND = Command(
     name="info",
     summary="what a model file says of itself",
-    description="Reads a .rknn or .onnx file (told by its content) without any runtime.",
+    description="Reads a .rknn or .onnx file (told by its content) without any runtime: what it says of itself, its "
+    "operators by where they run, and its memory. Exit code 1 where it has an operator that no runtime can run.",
     add_arguments=_add_arguments,
     run=run,
     json_output=schemas.INFO,

@@ -91,6 +91,25 @@ INFO = {
     "model": text("the file"),
     "kind": word("rknn", "onnx"),
     "size": whole("bytes"),
+    "operators": rows(
+        record(
+            {
+                "operator": text("the compiled type, or the ONNX's"),
+                "count": whole(),
+                "where": maybe(
+                    word("NPU", "CPU", "nowhere", about="CPU: inside the runtime; of an ONNX: when compiled alone")
+                ),
+                "splits": truth("whether cores share it under tp_mode"),
+            }
+        ),
+        "of a dynamic model: of its largest shape set; empty where the file cannot be understood",
+    ),
+    "memory": maybe(
+        record(
+            {"weights": whole("bytes, once for all contexts"), "internal": whole("bytes, for each context")},
+            "of a compiled model",
+        )
+    ),
     "rknn": maybe(
         record(
             {

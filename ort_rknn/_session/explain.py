@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import onnxruntime
 
 from .._options import PROVIDER
+from ..adapter.contract import AdapterError
 from ..files.compatibility import UNSUPPORTED, Compatibility
 
 if TYPE_CHECKING:
@@ -43,7 +44,28 @@ def explain(state: State | None) -> str:
         lines.append(f"because:   {line}")
     for note in state.notes:
         lines.append(f"note:      {note}")
+    lines += [f"warning:   {text}" for text in cannot_run(state)]
     return "\n".join(lines)
+
+
+def cannot_run(state: State) -> list[str]:
+    """Operators of the compiled model that no runtime can run; a board fails at the first run."""
+    from ..files import RknnFileError
+    from ..files.operators import read_operators
+
+    candidate = state.plan.candidate if state.plan is not None else None
+    if candidate is None or candidate.file is None:
+        return []
+    source = candidate.source
+    try:
+        found = read_operators(source.data if source.data is not None else source.open_path())
+    except (RknnFileError, AdapterError, OSError):
+        return []  # the session runs what it has open; only this look at the file is missing
+    return [
+        f"{candidate.name}: no runtime has the operator {one.kind} ({one.name!r}), so a board cannot run this model: "
+        "compile it with `ort-rknn convert`, which leaves that operator to the CPU"
+        for one in found.without_lowering
+    ]
 
 
 def _of_executor(executor: Executor, state: State) -> list[str]:

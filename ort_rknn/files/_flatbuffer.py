@@ -101,6 +101,11 @@ class Table:
         field = self._field(slot)
         return None if field is None else int.from_bytes(self._take(field, 1), "little", signed=True)
 
+    def number(self, slot: int) -> int | None:
+        """An unsigned 32-bit integer."""
+        field = self._field(slot)
+        return None if field is None else int(_U32.unpack(self._take(field, 4))[0])
+
     def string(self, slot: int, limit: int) -> bytes | None:
         """A string of at most ``limit`` bytes."""
         vector = self._vector(slot, 1, limit)
