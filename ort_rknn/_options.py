@@ -54,6 +54,7 @@ class RknnProviderOptions(TypedDict, total=False):
     input_dtype: str | Mapping[str, str]
     output_dtype: str
     run_timeout_ms: int | str
+    retries: int | str
     disable_dup_context: bool | str
     after_fork: str
     on_missing_shape: str
@@ -104,6 +105,8 @@ class Options:
     always (the user states that they are), or never."""
     run_timeout_ms: int = 0
     """Bound for one run on the NPU in milliseconds; 0: none."""
+    retries: int = 1
+    """On how many other cores a run that failed because of its core is tried again, where there are any."""
     max_queue_size: int = 3
     """Calls of ``submit`` / ``map`` that may wait besides those that run."""
     submit_timeout_ms: int = 10_000
@@ -386,6 +389,7 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "custom_op_default_path": lambda v: _boolean("custom_op_default_path", v),
     "zero_copy_layout": _zero_copy_layout,
     "run_timeout_ms": lambda v: _integer("run_timeout_ms", v, "milliseconds from 0 are wanted (0: no bound)", 0),
+    "retries": lambda v: _integer("retries", v, "an integer >= 0 is expected", 0),
     "disable_dup_context": lambda v: _boolean("disable_dup_context", v),
     "after_fork": lambda v: _word("after_fork", v, ("reopen", "refuse")),
 }
@@ -472,6 +476,7 @@ def make_provider_options(
     pad_axes: str | Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     split_batch: bool | str | None = None,
     run_timeout_ms: int | None = None,
+    retries: int | None = None,
     max_queue_size: int | None = None,
     submit_timeout_ms: int | None = None,
     sequential_callbacks: bool | None = None,

@@ -239,7 +239,7 @@ def test_batches_shape_sets_and_padding_together(npu, execute):
 
 def test_one_sample_that_fails_fails_the_batch_when_all_have_ended(npu, execute):
     free = [Declared("in", "float32", ("N", 4))], [Declared("out", "float32", ("N", 4))]
-    executor = execute(inputs=free[0], outputs=free[1], schedule="0,1,2", split_batch=True)
+    executor = execute(inputs=free[0], outputs=free[1], schedule="0,1,2", split_batch=True, retries=0)
     npu.errors[2] = lambda: RknnError("rknn_run", -1)
     npu.delays.update({1: 0.05, 4: 0.05})
     with pytest.raises(state.RuntimeException, match="core 1, RKNN error code -1"):
@@ -487,7 +487,7 @@ def test_no_reference_cycles(npu):
     try:
         free = [Declared("in", "float32", ("N", 4))], [Declared("out", "float32", ("N", 4))]
         for close in (True, False):
-            executor = make(npu, inputs=free[0], outputs=free[1], schedule="0,1", split_batch=True)
+            executor = make(npu, inputs=free[0], outputs=free[1], schedule="0,1", split_batch=True, retries=0)
             executor.run([np.zeros((4, 4), np.float32)])
             npu.errors[1] = lambda: RknnError("rknn_run", -1)
             with pytest.raises(state.RuntimeException) as caught:

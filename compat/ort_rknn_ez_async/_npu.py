@@ -18,8 +18,7 @@ from ort_rknn._concurrency.submitter import Pending
 from ort_rknn._errors import bare_message
 from ort_rknn._executor.calls import Call, nbytes
 from ort_rknn._executor.dispatch import Dispatch
-from ort_rknn._executor.executor import Executor
-from ort_rknn._executor.lanes import Turn
+from ort_rknn._executor.executor import Executor, Started
 from ort_rknn._options import Options
 from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import CallForm, Layout, Model, PortForm, Shape
@@ -60,7 +59,7 @@ def _end(over: Callable[[], None], started: float | None, kept: object) -> None:
 class _Started:
     """A run on a worker."""
 
-    def __init__(self, turn: Turn, results: list[Array]) -> None:
+    def __init__(self, turn: Started, results: list[Array]) -> None:
         self._turn = turn
         self._results = results
 

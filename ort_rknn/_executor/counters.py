@@ -45,6 +45,10 @@ class CoreStats:
     """Bytes that were converted above the runtime (dtypes, layouts and padding that it does not do itself)."""
     bytes_copied: int = 0
     """Bytes that runs with NPU memory copied, for those of their inputs and outputs that are ordinary memory."""
+    outages: int = 0
+    """How often it was taken out because it failed repeatedly."""
+    out: int = 0
+    """Whether it is out now, and gets no runs: 1; sums count the cores that are."""
 
     def __add__(self, other: CoreStats) -> CoreStats:
         return CoreStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(CoreStats)))
@@ -77,7 +81,9 @@ def sum_up(cores: Iterable[CoreStats]) -> CoreStats:
     return total
 
 
-def gather(label: str, leases: Iterable[Lease], lanes: Iterable[Lane], cpu_calls: int) -> ModelStats:
+def gather(
+    label: str, leases: Iterable[Lease], lanes: Iterable[Lane], cpu_calls: int, outages: Mapping[str, tuple[int, bool]]
+) -> ModelStats:
     """The counters of an executor's contexts now.
 
     Runs that end meanwhile may be in one of two sums and not yet in the other.
@@ -100,6 +106,8 @@ def gather(label: str, leases: Iterable[Lease], lanes: Iterable[Lane], cpu_calls
             bytes_copied=lease.buffer_runs.copied,
         )
         cores[lease.label] = cores.get(lease.label, CoreStats()) + one
+    for core, (times, out) in outages.items():
+        cores[core] = replace(cores[core], outages=times, out=int(out))
     return ModelStats(label, cores, sum(lane.queued() for lane in lanes), cpu_calls)
 
 
@@ -125,7 +133,7 @@ _lock = renewed_in_child(threading.RLock())
 
 def remember_closed(stats: ModelStats) -> None:
     """An executor was closed: what it did stays in the sums of the process, which never go down."""
-    rest = {label: replace(core, contexts=0, in_use=0) for label, core in stats.cores.items()}
+    rest = {label: replace(core, contexts=0, in_use=0, out=0) for label, core in stats.cores.items()}
     with _lock:
         both = [s for s in (_closed.get(stats.model),) if s is not None]
         _closed[stats.model] = merged([*both, ModelStats(stats.model, rest, 0, stats.cpu_calls)])[0]

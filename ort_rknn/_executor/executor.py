@@ -17,7 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from .core_use import users_of
 from .counters import ModelStats, forget_closed, gather, remember_closed
 from .cpu_twin import CpuTwin, cpu_twin
 from .dispatch import Dispatch
+from .health import Core, Health
 from .lanes import Lane, Lease, Turn
 from .sample_runs import SampleRuns
 from .signature import Port, Signature
@@ -112,6 +113,7 @@ class Executor:
         self.numbers: dict[int, int] = {}
         self._cpu_twin: CpuTwin | None = None
         self._pacer = self._new_pacer()
+        self._health: Health | None = None
         try:
             self._cpu_twin = cpu_twin(self.options, onnx, cpu_session)
             # Asked now: a runtime tells the shapes of a set by switching a context to it, which no run survives.
@@ -120,9 +122,8 @@ class Executor:
             extents = partial(self._cpu_twin.output_shapes, signature) if self._cpu_twin is not None else None
             self._calls = Calls(signature, output_shapes, self.options, label, whole=whole, extents=extents)
             self._lanes = self._open_contexts()
-            self._order = tuple(self._lanes[i] for i in dispatch.order)
-            self._work = Work(signature, label, self._pacer)
             self.static_call = self._calls.static()
+            self._begin()
         except BaseException:
             self.close()
             raise
@@ -140,6 +141,30 @@ class Executor:
         if self.dispatch.first_idle:
             return (Lane(self._leases, by_shape=by_shape, by_use=True),) * len(by_lane)
         return tuple(Lane(leases, by_shape=by_shape) for leases in by_lane)
+
+    def _begin(self) -> None:
+        """The contexts are open: make what belongs to them."""
+        self._order = tuple(self._lanes[i] for i in self.dispatch.order)
+        work = self._work = Work(self.signature, self.label, self._pacer)
+        if len(self.dispatch.lanes) < 2:
+            return
+        cores = [
+            Core(plan.label, lane, [lease for lease in self._leases if lease.label == plan.label])
+            for plan, lane in zip(self.dispatch.lanes, self._lanes)
+        ]
+        masks = {plan.label: plan.core_mask for plan in self.dispatch.lanes}
+        model, calls, whole, sets = self.model, self._calls, self._runs_whole, self.signature.sets
+
+        def renew(lease: Lease) -> None:
+            lease.context = model.context(masks[lease.label])
+            lease.shape_set = None
+
+        def trial(lease: Lease) -> None:
+            call = None if whole else calls.find(sets[0])
+            if call is not None:  # else the next run is the trial
+                work.attempt(call, lease)
+
+        self._health = work.health = Health(cores, self.label, renew, trial, partial(_choose_order, weakref.ref(self)))
 
     def call_for(self, shapes: Shapes) -> Call | None:
         """The call for input shapes (signature's order and layout); None: :meth:`run_onnx` serves it.
@@ -169,10 +194,10 @@ class Executor:
 
     def start_on(
         self, lane: int, call: Call, inputs: Sequence[int], outputs: Sequence[int], over: Callable[[], None]
-    ) -> Turn:
+    ) -> Started:
         """As :meth:`execute_on` on another thread; returns at once, or when pacing lets it in. ``over`` is called when
-        the run has ended: it keeps the buffers alive until then. The turn's ``result()`` waits, and raises what
-        :meth:`execute` raises."""
+        the run has ended: it keeps the buffers alive until then, and until the result is there. ``result()`` waits, and
+        raises what :meth:`execute` raises. A run that is tried again on another core is so by ``result()``."""
 
         def work(lease: Lease) -> None:
             try:
@@ -185,7 +210,10 @@ class Executor:
         if self._end is not None:
             self.open_here()
         accepted = time.perf_counter_ns()
-        return self._lanes[lane].start(work, over)
+        turn = self._lanes[lane].start(work, over)
+        if self._health is None:
+            return turn
+        return _Retried(self, turn, partial(self._work.do_later, accepted, call, inputs, outputs), over)
 
     def _run_one(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lane: Lane | None = None) -> None:
         if self._pacer is not None:
@@ -195,17 +223,52 @@ class Executor:
         if lane is None:
             number = self.numbers.get(threading.get_ident()) if self.numbers else None
             lane = self._lane(self._own_number() if number is None else number)
-        lease = lane.take(call.form.shape_set)
-        if lease is None:
-            lane.wait_and_run(partial(self._work.do_later, time.perf_counter_ns(), call, inputs, outputs))
-            return
         try:
-            self._work.do(call, inputs, outputs, lease)
-        finally:
+            lease = lane.take(call.form.shape_set)
+            if lease is None:
+                lane.wait_and_run(partial(self._work.do_later, time.perf_counter_ns(), call, inputs, outputs))
+                return
             try:
-                lane.put_back(lease)
+                self._work.do(call, inputs, outputs, lease)
             finally:
-                lane.call_who_waits()
+                try:
+                    lane.put_back(lease)
+                finally:
+                    lane.call_who_waits()
+        except Exception as failure:
+            if not self._can_retry(failure):
+                raise
+            work = partial(self._work.do_later, time.perf_counter_ns(), call, inputs, outputs)
+            self._run_elsewhere(failure, work)
+
+    def _can_retry(self, failure: Exception) -> bool:
+        return self._health is not None and self.options.retries > 0 and hasattr(failure, "failed_on")
+
+    def _run_elsewhere(self, failure: Exception, work: Callable[[Lease], None]) -> None:
+        """Do ``work``, which failed on a core, on as many others as the option ``retries`` says.
+
+        Raises the last failure. Nobody holds a context meanwhile.
+        """
+        tried: set[str] = set()
+        try:
+            while self._can_retry(failure):
+                core: str = failure.failed_on  # type: ignore[attr-defined]
+                if core not in tried:
+                    if len(tried) == self.options.retries:
+                        break
+                    tried.add(core)
+                # Where the first idle core takes a run it may be the same again, which is then out before long.
+                lane = self._health.another(tried) if self._health is not None else None
+                if lane is None:
+                    break
+                try:
+                    lane.wait_and_run(work)
+                    return
+                except Exception as error:
+                    failure = error
+            raise failure
+        finally:
+            del failure  # else its traceback would lead back to it
 
     def compiled(self) -> bytes:
         """The compiled model itself. Raises OSError where its file cannot be read, ValueError where it was changed."""
@@ -229,7 +292,8 @@ class Executor:
         return next(self._tasks) if order is None else order.number(self._bit)
 
     def _lane(self, number: int) -> Lane:
-        return self._order[number % len(self._order)]
+        order = self._order  # another thread may exchange it
+        return order[number % len(order)]
 
     def run_onnx(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
         """Run a call that :meth:`call_for` gave None for on the ONNX: on the CPU, or whole on a context of a stand-in.
@@ -250,7 +314,13 @@ class Executor:
         number = self.numbers.get(threading.get_ident()) if self.numbers else None
         lane = self._lane(self._own_number() if number is None else number)
         results: list[NDArray[np.generic]] = []
-        lane.wait_and_run(partial(self._work.do_whole, self.model, shapes, inputs, results))
+        work = partial(self._work.do_whole, self.model, shapes, inputs, results)
+        try:
+            lane.wait_and_run(work)
+        except Exception as failure:
+            if not self._can_retry(failure):
+                raise
+            self._run_elsewhere(failure, work)
         return results
 
     def _run_samples(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
@@ -307,7 +377,12 @@ class Executor:
 
     def stats(self) -> ModelStats:
         """What it has done so far, and what it is doing."""
-        return gather(self.label, list(self._leases), set(self._lanes), self.missing_shapes()["cpu"])
+        return gather(self.label, list(self._leases), set(self._lanes), self.missing_shapes()["cpu"], self.outages())
+
+    def outages(self) -> dict[str, tuple[int, bool]]:
+        """By core that was ever taken out because it failed: how often, and whether it is out now."""
+        cores = self._health.cores if self._health is not None else ()
+        return {core.label: (core.outages, core.out) for core in cores if core.outages}
 
     def missing_shapes(self) -> dict[str, int]:
         """How many calls of shapes that were not compiled were "padded", and how many ran on the "cpu"."""
@@ -341,7 +416,8 @@ class Executor:
 
         Whoever waits for a context or comes later gets a RuntimeException that says ``why``.
         """
-        if any(lane.is_worker() for lane in self._lanes):
+        on_health_thread = self._health is not None and self._health.is_watcher()
+        if on_health_thread or any(lane.is_worker() for lane in self._lanes):
             # The collector may end a session anywhere. A worker cannot wait for itself.
             threading.Thread(target=self.close, args=(why,), name="ort_rknn close").start()
             return
@@ -362,6 +438,8 @@ class Executor:
 
     def _close(self) -> None:
         _alive.discard(self)
+        if self._health is not None:
+            self._health.stop()
         refusal = partial(ort_error, RUNTIME_EXCEPTION, f"{self.label}: {self._end}")
         # A Ctrl-C may end the waiting: the next close() goes on with what is left.
         if not all(lane.close(refusal) for lane in self._lanes):
@@ -378,14 +456,14 @@ class Executor:
 
     def _leave_to_parent(self) -> None:
         """In the child, right after the fork, where no other thread is."""
-        for thing in (self.model, self._leases, self._lanes):
+        for thing in (self.model, self._leases, self._lanes, self._health):
             keep(thing)
         leave_out_exit_handlers()
         self._samples.leave_to_parent()
         if self._cpu_twin is not None:
             self._cpu_twin.after_fork()
         self._closing = threading.RLock()
-        self._leases, self._lanes = [], ()
+        self._leases, self._lanes, self._health = [], (), None
         self._closes = False
         self.numbers.clear()
         self._pacer = self._new_pacer()
@@ -416,8 +494,7 @@ class Executor:
                 if isinstance(error, AdapterError):
                     raise ort_error(FAIL, f"{self.label} cannot be opened in the forked process: {error}") from error
                 raise
-            self._order = tuple(self._lanes[i] for i in self.dispatch.order)
-            self._work = Work(self.signature, self.label, self._pacer)
+            self._begin()
             self._tasks = itertools.count()
             self._over = self._inherited = False
             _alive.add(self)
@@ -427,6 +504,41 @@ class Executor:
     def _new_pacer(self) -> Pacer | None:
         options = self.options
         return Pacer(len(self.dispatch.lanes), options.submit_timeout_ms) if options.enable_pacing else None
+
+
+class Started(Protocol):
+    """A run on another thread."""
+
+    def result(self) -> None:
+        """Wait until it has ended; raise why it failed. Once, from one thread."""
+
+
+class _Retried:
+    """A run on another thread that is tried again on another core where its own failed."""
+
+    def __init__(self, executor: Executor, turn: Turn, work: Callable[[Lease], None], buffers: object) -> None:
+        self._executor = executor
+        self._turn = turn
+        self._work = work
+        self._buffers = buffers  # kept alive until the result is there
+
+    def result(self) -> None:
+        """See :class:`Started`."""
+        try:
+            self._turn.result()
+        except Exception as failure:
+            if not self._executor._can_retry(failure):
+                raise
+            self._executor._run_elsewhere(failure, self._work)
+
+
+def _choose_order(of: weakref.ref[Executor]) -> None:
+    """Which lanes runs go round: those with a core that serves."""
+    executor = of()
+    if executor is not None:
+        lanes = executor._lanes
+        order = tuple(lanes[i] for i in executor.dispatch.order)
+        executor._order = tuple(lane for lane in order if lane.divert is None) or order
 
 
 def _close_all(closers: Sequence[Callable[[], None]]) -> None:

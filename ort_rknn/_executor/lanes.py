@@ -40,6 +40,7 @@ class Lease:
         "errors",
         "fetch_ns",
         "label",
+        "out",
         "padded",
         "run_ns",
         "runs",
@@ -54,6 +55,8 @@ class Lease:
     def __init__(self, context: Context, label: str, users: set[Lease] | None = None) -> None:
         self.context = context
         self.label = label
+        self.out = False
+        """Its core gets no runs: see :mod:`~ort_rknn._executor.health`."""
         self.runs = 0
         self.errors = 0
         self.padded = 0
@@ -128,6 +131,9 @@ class Lane:
     def __init__(self, leases: Iterable[Lease], *, by_shape: bool = False, by_use: bool = False) -> None:
         self._idle = deque(leases)
         self._source = (self._idle,)
+        self._parked: deque[Lease] = deque()  # met idle, but their core gets no runs
+        #: Where none of the lane's cores gets runs: gives a lane that does, for who waits here.
+        self.divert: Callable[[], Lane | None] | None = None
         #: The first half of :meth:`give_back`, for who may be interrupted by a signal: no Python function, so that
         #: nothing is raised before it is done. Then comes :meth:`call_who_waits`.
         self.put_back: Callable[[Lease], None] = self._idle.append
@@ -169,11 +175,19 @@ class Lane:
             for lease in taken:
                 self.give_back(lease)
             raise
+        if taken[0].out:
+            try:
+                self._park(taken[0])
+            except BaseException:
+                if taken[0] not in self._parked:
+                    self._parked.append(taken[0])
+                raise
+            return self.take(shape_set)
         return taken[0]
 
     def _preferred(self, shape_set: int | None) -> Lease | None:
         """The idle context that is best for a run; None where any will do."""
-        idle = tuple(self._idle)
+        idle = tuple(lease for lease in tuple(self._idle) if not lease.out)
         if self._by_use:
             return min(idle, key=lambda lease: (len(lease.users or ()), lease.shape_set != shape_set), default=None)
         return next((lease for lease in idle if lease.shape_set == shape_set), None)
@@ -189,6 +203,46 @@ class Lane:
         """Somebody made a context idle: the next may have it."""
         if self._waiting:
             self._call_worker()
+
+    def withdraw(self, leases: Iterable[Lease]) -> list[Lease]:
+        """Those of the contexts that nobody uses. :meth:`give_back` must get them."""
+        held = []
+        for lease in leases:
+            for where in (self._idle, self._parked):
+                try:
+                    where.remove(lease)
+                except ValueError:
+                    continue
+                held.append(lease)
+                break
+        return held
+
+    def _park(self, lease: Lease) -> None:
+        self._parked.append(lease)
+        if not lease.out:  # its core came back just then
+            self.put_back_parked()
+
+    def put_back_parked(self) -> None:
+        """Cores of the lane get runs again."""
+        for _ in range(len(self._parked)):
+            with suppress(IndexError):
+                self.put_back(self._parked.popleft())
+        self.call_who_waits()
+
+    def divert_waiting(self) -> None:
+        """Send who waits here to other lanes, while ``divert`` gives any."""
+        for _ in range(len(self._waiting)):
+            other = self.divert() if self.divert is not None else None
+            if other is None or other is self:
+                return
+            try:
+                turn = self._waiting.popleft()
+            except IndexError:
+                return
+            if turn.work is None:
+                self._waiting.append(turn)  # close()
+            else:
+                other._enqueue(turn)
 
     def wait_and_run(self, work: Callable[[Lease], None]) -> None:
         """Wait for a context and run ``work`` on it, on a worker. Raises what it raises, or why it never ran.
@@ -272,6 +326,8 @@ class Lane:
         self._waiting.append(turn)
         if self._refusal is not None and not closing:
             self._refuse_all(self._refusal)
+        elif self.divert is not None and not closing:
+            self.divert_waiting()
         elif self._idle:
             self._call_worker()
 
@@ -325,6 +381,9 @@ class Lane:
             except IndexError:
                 return  # whoever has them will see who waits
             while True:
+                if lease.out:
+                    self._park(lease)
+                    break
                 try:
                     turn = self._waiting.popleft()
                 except IndexError:

@@ -21,16 +21,20 @@ from .signature import Signature
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .health import Health
+
 
 class Work:
     """What a run does with its context. Apart from the executor, so that a worker keeps no executor alive."""
 
-    __slots__ = ("_label", "_pacer", "_signature")
+    __slots__ = ("_label", "_pacer", "_signature", "health")
 
     def __init__(self, signature: Signature, label: str, pacer: Pacer | None) -> None:
         self._signature = signature
         self._label = label
         self._pacer = pacer
+        self.health: Health | None = None
+        """Of the cores, where there are several."""
 
     def do(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lease: Lease) -> None:
         started = time.perf_counter() if self._pacer is not None else 0.0
@@ -47,7 +51,7 @@ class Work:
         except AdapterError as error:
             lease.errors += 1
             lease.shape_set = None  # what a failed call leaves behind is not known
-            raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
+            raise self._failure(lease, error) from error
         finally:
             if users is not None:
                 users.discard(lease)
@@ -66,6 +70,14 @@ class Work:
         lease.waits += 1
         lease.wait_ns += time.perf_counter_ns() - accepted
         self.do(call, inputs, outputs, lease)
+
+    def attempt(self, call: Call, lease: Lease) -> None:
+        """One run on zeros, which is not counted. Raises AdapterError."""
+        signature = self._signature
+        sources = [np.zeros(shape, port.dtype) for shape, port in zip(call.inputs, signature.inputs)]
+        targets = [np.zeros(shape, port.dtype) for shape, port in zip(call.outputs, signature.outputs)]
+        self._usual(lease, call, [a.ctypes.data for a in sources], [a.ctypes.data for a in targets])
+        lease.shape_set = call.form.shape_set
 
     def _usual(self, lease: Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         if call.direct:
@@ -92,7 +104,7 @@ class Work:
             given = cast(RunsWhole, model).run_whole(lease.context, feed)
         except AdapterError as error:
             lease.errors += 1
-            raise ort_error(RUNTIME_EXCEPTION, self._failure(lease, error)) from error
+            raise self._failure(lease, error) from error
         finally:
             if users is not None:
                 users.discard(lease)
@@ -123,8 +135,11 @@ class Work:
         lease.fetch_ns += time.perf_counter_ns() - over
         lease.converted += scratch.nbytes
 
-    def _failure(self, lease: Lease, error: AdapterError) -> str:
+    def _failure(self, lease: Lease, error: AdapterError) -> Exception:
+        """A RuntimeException. Where the core is at fault, its ``failed_on`` is the core's label."""
         core = lease.label
-        if isinstance(error, RknnError):
-            return f"{self._label}: {error} [on {core}, RKNN error code {error.code}]"
-        return f"{self._label}: {error} [on {core}]"
+        code = f", RKNN error code {error.code}" if isinstance(error, RknnError) else ""
+        failure = ort_error(RUNTIME_EXCEPTION, f"{self._label}: {error} [on {core}{code}]")
+        if self.health is not None and self.health.failed(lease, error):
+            failure.failed_on = core  # type: ignore[attr-defined]
+        return failure

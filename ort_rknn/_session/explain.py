@@ -98,6 +98,9 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
         lines.append(_of_batches(executor, signature.split))
     for label, counts in executor.counters().items():
         lines.append(f"counter:   {label}: {counts['runs']} runs, {counts['errors']} errors")
+    for label, (times, out) in executor.outages().items():
+        often = "once" if times == 1 else f"{times} times"
+        lines.append(f"health:    {label} failed and was taken out {often}; it {'is out' if out else 'works'} now")
     buffers = executor.buffer_runs()
     if buffers.bound:
         lines.append(
