@@ -168,9 +168,8 @@ def test_the_ez_face(npu, way):
     assert npu.counters().misuses == 0
 
 
-@pytest.mark.parametrize("core", [0, 1])
+@pytest.mark.parametrize(("core", "call"), [(0, "rknn_inputs_set"), (1, "rknn_outputs_get")])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("call", ["rknn_inputs_set", "rknn_outputs_get"])
 def test_busy_threads_while_contexts_are_made_again(npu, core, schedule, call):
     npu.run_time_us = 300
     with session(schedule=schedule, threads_per_core=2) as made, ThreadPoolExecutor(6) as pool:
