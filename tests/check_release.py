@@ -2,7 +2,7 @@
 
     python tests/check_release.py [--draft]
 
-1. The version stands in one place, and CHANGELOG.md has an entry for it with a date (``--draft``: or only [Unreleased]).
+1. The version stands in one place, and CHANGELOG.md has a dated entry for it (``--draft``: or only [Unreleased]).
 2. sdist and wheel are built, looked into, and pass ``twine check --strict``.
 3. The long description has no link that a package index cannot follow.
 4. The wheel, installed in a fresh environment far from the checkout, runs the demo.
