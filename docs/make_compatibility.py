@@ -93,7 +93,11 @@ NPU = {
     "get_overridable_initializers": ("different", "empty: initializers were compiled in"),
     "get_session_options": ("more", "threads are few and do not spin, unless the user set them"),
     "get_provider_graph_assignment_info": ("more", "one `EPContext` node stands for the graph"),
-    "end_profiling": ("more", "one kernel event a run stands for the graph"),
+    "end_profiling": (
+        "more",
+        "one kernel event a run stands for the graph; from 1.25 on, `npu:wait`, `npu:convert`, `npu:run` and "
+        "`npu:fetch` lie in it, and each core has a row of its own",
+    ),
     "get_provider_options": ("more", "those that decide the dispatch are there, given or not"),
     "run": ("more", "terminate stops it before the NPU is called, not during; `run_timeout_ms` bounds the call"),
     "set_ep_dynamic_options": ("different", "every key is refused: the provider has none"),

@@ -14,6 +14,8 @@ from typing import Any
 from .._errors import FAIL
 
 ABI = 23
+#: Declared by a session's table where onnxruntime is as new: it looks for a profiler then.
+ABI_WITH_PROFILER = 25
 P = c_void_p
 
 
@@ -66,8 +68,13 @@ OrtEp = _table(
     "CreateAllocator",
     "CreateSyncStreamForDevice",
     "GetCompiledModelCompatibilityInfo",
+    "GetKernelRegistry",
+    "IsConcurrentRunSupported",
+    "Sync",
+    "CreateProfiler",
 )
 OrtAllocator = _table("Alloc", "Free", "Info", "Reserve", "GetStats", "AllocOnStream", "Shrink")
+OrtEpProfilerImpl = _table("Release", "StartProfiling", "StartEvent", "StopEvent", "EndProfiling")
 OrtNodeComputeInfo = _table("CreateState", "Compute", "ReleaseState")
 
 
@@ -138,6 +145,11 @@ _EP_API = {
 _EDITOR_API = {"CreateNode": (6, _keep(P, c_char_p, c_char_p, c_char_p, P, c_size_t, P, c_size_t, P, c_size_t, P))}
 _CREATE_HARDWARE_DEVICE = (16, _keep(P, c_int32, c_uint32, c_uint32, c_char_p, P, P))
 _SET_INCOMPATIBILITY = (44, _keep(P, P, c_uint32, c_int32, c_char_p))
+_PROFILING_API = {
+    "CreateProfilingEvent": (65, _keep(P, c_int32, c_int32, c_int32, c_char_p, c_int64, c_int64, P, P, c_size_t, P)),
+    "ReleaseProfilingEvent": (66, _keep(None, P)),
+    "ProfilingEventsContainer_AddEvents": (72, _keep(P, P, P, c_size_t)),
+}
 _NO_STATUS = {
     "CreateStatus",
     "GetErrorMessage",
@@ -184,6 +196,9 @@ class Api:
         if self.minor() >= (1, 24):
             self._add("CreateHardwareDevice", ep_table, *_CREATE_HARDWARE_DEVICE)
             self._add("DeviceEpIncompatibilityDetails_SetDetails", ep_table, *_SET_INCOMPATIBILITY)
+        if self.minor() >= (1, 25):
+            for name, (slot, prototype) in _PROFILING_API.items():
+                self._add(name, ep_table, slot, prototype)
 
     def _add(self, name: str, table: int, slot: int, prototype: Any) -> None:
         address = (c_void_p * (slot + 1)).from_address(table)[slot]

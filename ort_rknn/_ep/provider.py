@@ -15,13 +15,14 @@ from typing import Any
 from .._concurrency.forks import renewed_in_child
 from .._errors import OptionError
 from .._executor.call_order import run_in_one_order
+from .._executor.executor import Executor
 from .._executor.opening import seen_versions
 from .._options import PROVIDER
 from .._version import package_version
 from ..adapter.contract import Device
 from ..files import RknnFile
 from ..files.compatibility import NOT_APPLICABLE, UNSUPPORTED, compatibility, parse_info
-from . import abi, advertised, host_memory
+from . import abi, advertised, host_memory, profiler
 from .abi import Api
 from .callbacks import (
     always,
@@ -61,6 +62,8 @@ _factory: _Factory | None = None
 _lock = renewed_in_child(threading.Lock())
 #: Live structures by address; onnxruntime holds the addresses.
 _eps: dict[int, tuple[ctypes.Structure, Claims]] = {}
+#: What runs for each session, until the session ends.
+_executors: dict[int, list[Executor]] = {}
 _infos: dict[int, ctypes.Structure] = {}
 _kernels: dict[int, Kernel] = {}
 
@@ -167,18 +170,25 @@ def _create_ep(this: int, devices: int, metadata: int, count: int, options: int,
     given = {key[len(prefix) :]: value for key, value in entries.items() if key.startswith(prefix)}
     claims = Claims(api, given, device, entries)
     table = abi.OrtEp()
-    table.ort_version_supported = abi.ABI
+    table.ort_version_supported = abi.ABI_WITH_PROFILER if api.minor() >= (1, 25) else abi.ABI
     for name, callback in _ep_callbacks.items():
         setattr(table, name, ctypes.cast(callback, c_void_p).value)
     address = ctypes.addressof(table)
     _eps[address] = (table, claims)
+    _executors[address] = []
     c_void_p.from_address(out).value = address
 
 
 def _release_ep(this: int, ep: int) -> None:
     row = _eps.pop(ep, None)
+    _executors.pop(ep, None)
     if row is not None:
         row[1].close()
+
+
+def _create_profiler(this: int, out: int) -> None:
+    assert _factory is not None
+    profiler.create(_factory.api, lambda: _executors.get(this, []), out)
 
 
 # The provider of one session --------------------------------------------------------------------------------------
@@ -230,7 +240,9 @@ def _compile(this: int, graphs: int, fused: int, count: int, infos: int, context
         raise
     finally:
         claims.compiled()
-    run_in_one_order([_kernels[address].executor for address in made])
+    executors = [_kernels[address].executor for address in made]
+    run_in_one_order(executors)
+    _executors[this] += executors
     for i, address in enumerate(made):
         out[i] = address
     for i, node in enumerate(nodes):
@@ -312,6 +324,7 @@ def _compatibility_info(this: int, graph: int) -> int:
 
 # Callbacks: made once, never freed --------------------------------------------------------------------------------
 
+
 _text = CFUNCTYPE(P, P)
 _VERSION = package_version.encode()
 _NAME = PROVIDER.encode()
@@ -344,6 +357,7 @@ _ep_callbacks: dict[str, Any] = {
     "Compile": CFUNCTYPE(P, P, P, P, c_size_t, P, P)(guarded(_compile)),
     "SetDynamicOptions": CFUNCTYPE(P, P, P, P, c_size_t)(guarded(_set_dynamic_options)),
     "GetCompiledModelCompatibilityInfo": CFUNCTYPE(P, P, P)(_compatibility_info),
+    "CreateProfiler": CFUNCTYPE(P, P, P)(guarded(_create_profiler)),
     "ReleaseNodeComputeInfos": CFUNCTYPE(None, P, P, c_size_t)(quiet(_release_infos)),
 }
 #: A compiled model has its weights inside: onnxruntime may let go of the graph's.
@@ -393,6 +407,7 @@ for _thing in (
     _nothing,
     _strings,
     _eps,
+    _executors,
     _infos,
     _kernels,
     _ours,

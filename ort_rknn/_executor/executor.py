@@ -13,7 +13,6 @@ import itertools
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,6 +34,7 @@ from .cpu_twin import CpuTwin, cpu_twin
 from .dispatch import Dispatch
 from .health import Core, Health
 from .lanes import Lane, Lease, Turn
+from .recording import asked_now
 from .sample_runs import SampleRuns
 from .signature import Port, Signature
 from .work import Work
@@ -201,7 +201,7 @@ class Executor:
 
         def work(lease: Lease) -> None:
             try:
-                self._work.do_later(accepted, call, inputs, outputs, lease)
+                self._work.do_later(asked, call, inputs, outputs, lease)
             finally:
                 over()
 
@@ -209,11 +209,11 @@ class Executor:
             self._pacer.wait()
         if self._end is not None:
             self.open_here()
-        accepted = time.perf_counter_ns()
+        asked = asked_now(blocks=False)
         turn = self._lanes[lane].start(work, over)
         if self._health is None:
             return turn
-        return _Retried(self, turn, partial(self._work.do_later, accepted, call, inputs, outputs), over)
+        return _Retried(self, turn, partial(self._work.do_later, asked, call, inputs, outputs), over)
 
     def _run_one(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lane: Lane | None = None) -> None:
         if self._pacer is not None:
@@ -226,7 +226,7 @@ class Executor:
         try:
             lease = lane.take(call.form.shape_set)
             if lease is None:
-                lane.wait_and_run(partial(self._work.do_later, time.perf_counter_ns(), call, inputs, outputs))
+                lane.wait_and_run(partial(self._work.do_later, asked_now(blocks=True), call, inputs, outputs))
                 return
             try:
                 self._work.do(call, inputs, outputs, lease)
@@ -238,7 +238,7 @@ class Executor:
         except Exception as failure:
             if not self._can_retry(failure):
                 raise
-            work = partial(self._work.do_later, time.perf_counter_ns(), call, inputs, outputs)
+            work = partial(self._work.do_later, asked_now(blocks=True), call, inputs, outputs)
             self._run_elsewhere(failure, work)
 
     def _can_retry(self, failure: Exception) -> bool:

@@ -33,10 +33,12 @@ class Lease:
     """A context and what belongs to it. Has one user at a time: whoever took it from its lane."""
 
     __slots__ = (
+        "began",
         "buffer_runs",
         "context",
         "convert_ns",
         "converted",
+        "ended",
         "errors",
         "fetch_ns",
         "label",
@@ -65,6 +67,8 @@ class Lease:
         self.wait_ns = self.convert_ns = self.run_ns = self.fetch_ns = 0
         self.converted = 0
         """Bytes of inputs and outputs that were converted above the runtime."""
+        self.began = self.ended = 0
+        """Of the last run that was converted above the runtime, conversions included: ``time.perf_counter_ns()``."""
         self.timed = hasattr(context, "times")
         self.shape_set: int | None = None
         """The shape set that the context stands at, where the model has several."""

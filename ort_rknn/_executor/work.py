@@ -16,6 +16,7 @@ from .buffers import table
 from .calls import Call, Shapes
 from .conversion import Scratch, view
 from .lanes import Lease
+from .recording import Asked, record, sinks
 from .signature import Signature
 
 if TYPE_CHECKING:
@@ -36,7 +37,15 @@ class Work:
         self.health: Health | None = None
         """Of the cores, where there are several."""
 
-    def do(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lease: Lease) -> None:
+    def do(
+        self,
+        call: Call,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        lease: Lease,
+        asked: Asked | None = None,
+    ) -> None:
+        """``asked``: of a run that waited."""
         started = time.perf_counter() if self._pacer is not None else 0.0
         users = lease.users
         try:
@@ -61,15 +70,24 @@ class Work:
             lease.convert_ns += ready - start
             lease.run_ns += over - ready
             lease.fetch_ns += end - over
+            if sinks:
+                record(self._signature, self._label, lease, (start, ready, over, end), asked)
         lease.shape_set = call.form.shape_set
         if self._pacer is not None:
             self._pacer.record(time.perf_counter() - started)
 
-    def do_later(self, accepted: int, call: Call, inputs: Sequence[int], outputs: Sequence[int], lease: Lease) -> None:
-        """As :meth:`do`, for a run that waited since ``accepted`` (``time.perf_counter_ns()``)."""
+    def do_later(
+        self,
+        asked: Asked,
+        call: Call,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        lease: Lease,
+    ) -> None:
+        """As :meth:`do`, for a run that waited."""
         lease.waits += 1
-        lease.wait_ns += time.perf_counter_ns() - accepted
-        self.do(call, inputs, outputs, lease)
+        lease.wait_ns += time.perf_counter_ns() - asked[0]
+        self.do(call, inputs, outputs, lease, asked)
 
     def attempt(self, call: Call, lease: Lease) -> None:
         """One run on zeros, which is not counted. Raises AdapterError."""
@@ -89,7 +107,7 @@ class Work:
         self, model: Model, shapes: Shapes, inputs: Sequence[int], results: list[NDArray[np.generic]], lease: Lease
     ) -> None:
         """As :meth:`do`, where the ONNX is run whole: what it gives is appended to ``results``."""
-        started = time.perf_counter()
+        started, began = time.perf_counter(), time.perf_counter_ns()
         ports = self._signature.inputs
         feed: list[NDArray[np.generic]] = [np.empty(0)] * len(ports)
         for port, shape, address in zip(ports, shapes, inputs):
@@ -109,7 +127,10 @@ class Work:
             if users is not None:
                 users.discard(lease)
         lease.runs += 1
-        lease.run_ns += int((time.perf_counter() - started) * 1e9)
+        end = time.perf_counter_ns()
+        lease.run_ns += end - began
+        if sinks:
+            record(self._signature, self._label, lease, (began, began, end, end))
         for port in self._signature.outputs:
             result = given[port.index]
             results.append(np.ascontiguousarray(result, port.dtype).reshape(result.shape))
@@ -132,7 +153,9 @@ class Work:
         lease.context.run(call.form, wire_in, wire_out)
         over = time.perf_counter_ns()
         scratch.read(signature, outputs)
-        lease.fetch_ns += time.perf_counter_ns() - over
+        end = time.perf_counter_ns()
+        lease.fetch_ns += end - over
+        lease.began, lease.ended = start, end
         lease.converted += scratch.nbytes
 
     def _failure(self, lease: Lease, error: AdapterError) -> Exception:
