@@ -67,6 +67,7 @@ SESSION = {
         "more",
         "plans again while other threads go on; where it fails the session is as it was (onnxruntime's is dead then)",
     ),
+    "run_async": ("more", "`close` and `set_providers` wait for it; works in a forked child"),
 }
 #: Methods that are onnxruntime's own, called from one of ours on some versions of Python.
 RELAYED = frozenset(("run_with_iobinding",))

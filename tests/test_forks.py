@@ -81,7 +81,6 @@ for feed, error in (({}, ValueError), ([X], AttributeError)):
 """,
     "runs asynchronously when planned again": """
 s.set_providers(['RKNNExecutionProvider'], [{'device': 'virtual:rk3588'}])
-assert "run_async" not in s.__dict__
 got = queue.SimpleQueue()
 s.run_async(None, X, lambda *told: got.put(told), 1)
 assert np.array_equal(got.get(timeout=20)[0][0], want)
@@ -366,6 +365,24 @@ with multiprocessing.get_context("fork").Pool(3) as pool:
     for k, got in enumerate(pool.map(work, range(12))):
         np.testing.assert_array_equal(got, work(k))
 untouched(3)
+""")
+
+
+def test_run_async_of_a_session_on_the_cpu(forked):
+    forked("""
+so = ort_rknn.SessionOptions()
+so.intra_op_num_threads = 2
+s = ort_rknn.InferenceSession(f"{models}/conv_f16.onnx", so, providers=["CPUExecutionProvider"])
+told = []
+def work():
+    done = threading.Event()
+    s.run_async(None, X, lambda *given: (told.append(given), done.set()), "mine")
+    assert done.wait(20)
+    s.close()
+assert child(work) == 0
+work()
+(results, data, error), = told
+assert (data, error) == ("mine", "") and results
 """)
 
 

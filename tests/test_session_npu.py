@@ -23,7 +23,7 @@ folder = pytest.fixture(folder_with_twin)
 def test_run_is_onnxruntime_s_own_function():
     names = [n for n in vars(onnxruntime.InferenceSession) if n.startswith("run")]
     names += [n for n in dir(onnxruntime.InferenceSession) if n.startswith(("run", "get_", "io_binding", "end_"))]
-    for name in names:
+    for name in set(names) - {"run_async"}:  # which close() waits for
         assert getattr(ort.InferenceSession, name) is getattr(onnxruntime.InferenceSession, name), name
 
 

@@ -1,7 +1,9 @@
 """Stand-ins on the virtual NPU: models that nobody compiled, with the ONNX's numbers and lengths."""
 
 import os
+import subprocess
 import threading
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
 
 import ort_rknn as ort
+from ort_rknn_virtual import _build
 
 npu = pytest.fixture(virtual_rk3588)
 
@@ -337,3 +340,61 @@ def test_no_rows_at_all(npu, tmp_path):
     with ort.InferenceSession(path, provider_options=VIRTUAL) as session:
         feed = {"x": np.zeros((0, 4), np.float32)}
         assert session.run(None, feed)[0].shape == onnxruntime.InferenceSession(path).run(None, feed)[0].shape
+
+
+# Libraries of custom operators ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory):
+    """A library with the operator "Twice" of the domain "mine"."""
+    compiler = _build.find_compiler()
+    assert compiler is not None
+    made = tmp_path_factory.mktemp("operators") / "libtwice.so"
+    source = Path(__file__).with_name("custom_operator.c")
+    subprocess.run([*compiler.command, "-shared", "-fPIC", "-O1", str(source), "-o", str(made)], check=True)
+    return str(made)
+
+
+ENTRIES = {
+    "alone": {},
+    "no fallback": {"session.disable_cpu_ep_fallback": "1"},
+    "spinning": {"session.intra_op.allow_spinning": "1"},
+}
+
+
+@pytest.mark.parametrize("entries", ENTRIES)
+@pytest.mark.parametrize("more", ["", "profiling", "override"])
+def test_custom_operators(npu, tmp_path, operators, entries, more, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nodes = [helper.make_node("Twice", ["x"], ["t"], domain="mine"), helper.make_node("Neg", ["t"], ["y"])]
+    rows = "n" if more == "override" else 2
+    path = save(tmp_path, nodes, [value("x", FLOAT, [rows, 4])], [value("y", FLOAT, [rows, 4])], domains=["mine"])
+    so = ort.SessionOptions()
+    so.register_custom_ops_library(operators)
+    for key, entry in ENTRIES[entries].items():
+        so.add_session_config_entry(key, entry)
+    so.enable_profiling = more == "profiling"
+    if more == "override":
+        so.add_free_dimension_override_by_name("n", 2)
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    with ort.InferenceSession(path, so, provider_options=VIRTUAL) as session:
+        assert session.get_providers()[0] == "RKNNExecutionProvider"
+        assert np.array_equal(session.run(None, {"x": x})[0], -2 * x)
+        if more == "profiling":
+            session.end_profiling()
+    assert len(list(tmp_path.glob("*.json"))) == (more == "profiling")
+    # The user's own options are as they were.
+    for key, entry in ENTRIES[entries].items():
+        assert so.get_session_config_entry(key) == entry
+    assert so.enable_profiling == (more == "profiling")
+
+
+def test_an_operator_that_no_library_has(npu, tmp_path, operators):
+    nodes = [helper.make_node("Thrice", ["x"], ["y"], domain="mine")]
+    path = save(tmp_path, nodes, [value("x", FLOAT, [2, 4])], [value("y", FLOAT, [2, 4])], domains=["mine"])
+    so = ort.SessionOptions()
+    so.register_custom_ops_library(operators)
+    so.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    with pytest.raises(ort.NpuUnavailable, match="Thrice.* is not a registered"):
+        ort.InferenceSession(path, so, provider_options=VIRTUAL)

@@ -14,7 +14,6 @@ from contextlib import suppress
 from typing import Any
 
 _natives: weakref.WeakSet[Any] = weakref.WeakSet()
-_sessions: weakref.WeakSet[Any] = weakref.WeakSet()
 _exit_is_short = False
 
 #: By ``id``: native sessions that this process inherited, and keeps. Empty where it is no forked child.
@@ -29,18 +28,19 @@ _USED_LATER = (
     "ort_rknn._session.explain",
     "ort_rknn._session.feeds",
     "ort_rknn._session.start",
+    "ort_rknn._session.under_way",
+    "ort_rknn.files.operators",
 )
 
 
-def watch(session: Any) -> None:
-    """A session of ours: a forked child keeps its native one, and tells it so by ``session._was_inherited()``."""
+def watch(native: Any) -> None:
+    """onnxruntime's native session: a forked child keeps it."""
     # These register handlers of forks themselves, and must not do so during one: the parent's would run without its
     # counterpart before the fork.
     for name in ("concurrent.futures.thread", "logging"):
         with suppress(RuntimeError):  # while the interpreter ends, the pool's module cannot be imported any more
             __import__(name)
-    _sessions.add(session)
-    _natives.add(session._sess)
+    _natives.add(native)
 
 
 def renewed_in_child(lock: Any) -> Any:
@@ -71,8 +71,6 @@ def _in_child() -> None:
     for native in natives:
         keep(native)
     inherited.update(map(id, natives))
-    for session in list(_sessions):
-        session._was_inherited()
     if natives:
         leave_out_exit_handlers()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import _pybind_state as C
 
+from .._concurrency.forks import renewed_in_child
 from ..files import Dimension, OnnxModel, OnnxValue, identity_model
 from .request import NO_CPU
 
@@ -44,7 +46,15 @@ def copy_options(so: Any, content: bytes) -> Any:
     if so.enable_profiling:
         # It opened a profile of its own.
         os.unlink(native.end_profiling())
-    return native.session_options
+    copy = native.session_options
+    # The copy keeps its native session, with threads that nothing would ever run on: a copy of a copy without them.
+    threads, profiling = (copy.intra_op_num_threads, copy.inter_op_num_threads), copy.enable_profiling
+    copy.intra_op_num_threads = copy.inter_op_num_threads = 1
+    copy.enable_profiling = False
+    copy = C.InferenceSession(copy, content, False, False).session_options
+    copy.intra_op_num_threads, copy.inter_op_num_threads = threads
+    copy.enable_profiling = profiling
+    return copy
 
 
 #: ModelProto { ir_version: 8, graph { name: "g" }, opset_import { version: 17 } }
@@ -76,14 +86,51 @@ def cpu_session(
     try:
         return onnxruntime.InferenceSession(onnx, made, ["CPUExecutionProvider"], enable_fallback=0)
     except Exception:
-        # Libraries of custom operators do not come along into a copy: then the user's own options will do, unless
-        # something in them is not for this session.
-        not_its = any_shape or folder is not None or any(config_entry(so, key) == "1" for key in _NOT_ITS)
-        if not so or not_its or so.enable_profiling or so.optimized_model_filepath:
+        # Libraries of custom operators do not come along into a copy.
+        if not so or folder is not None:
             raise
-    return onnxruntime.InferenceSession(onnx, so, ["CPUExecutionProvider"], enable_fallback=0)
+    return _with_operators(so, onnx)
 
 
+class _Native:
+    """A native session, with what is called of a session that computes in place of an NPU."""
+
+    def __init__(self, native: Any) -> None:
+        self._native = native
+
+    def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any]) -> list[Any]:
+        results: list[Any] = self._native.run(list(output_names), dict(input_feed), None)
+        return results
+
+    def get_inputs(self) -> Sequence[Any]:
+        nodes: Sequence[Any] = self._native.inputs_meta
+        return nodes
+
+    def get_outputs(self) -> Sequence[Any]:
+        nodes: Sequence[Any] = self._native.outputs_meta
+        return nodes
+
+
+def _with_operators(so: Any, onnx: str | bytes) -> _Native:
+    """A session on the CPU with the user's custom operators, which only the user's own options have. What is not for
+    this session is taken out of them for the moment in which onnxruntime copies them."""
+    given = {key: entry for key in _NOT_ITS if (entry := config_entry(so, key)) not in (None, "0")}
+    with _changing:
+        profiling, path = so.enable_profiling, so.optimized_model_filepath
+        try:
+            so.enable_profiling, so.optimized_model_filepath = False, ""
+            for key in given:
+                so.add_session_config_entry(key, "0")
+            native = C.InferenceSession(so, onnx, isinstance(onnx, str), False)
+        finally:
+            so.enable_profiling, so.optimized_model_filepath = profiling, path
+            for key, entry in given.items():
+                so.add_session_config_entry(key, entry)
+    native.initialize_session(["CPUExecutionProvider"], [{}], set())
+    return _Native(native)
+
+
+_changing = renewed_in_child(threading.Lock())
 #: Config entries that a session on the CPU alone would fail for, or write files for.
 _NOT_ITS = ("session.disable_cpu_ep_fallback", "ep.context_enable")
 _SPINNING = "session.intra_op.allow_spinning"

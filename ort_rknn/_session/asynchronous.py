@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,8 +20,6 @@ making = threading.Lock()
 if hasattr(os, "register_at_fork"):
     # forks.renewed_in_child, written out: importing ort_rknn imports nothing that only sessions need.
     os.register_at_fork(after_in_child=making._at_fork_reinit)  # type: ignore[attr-defined]
-#: Methods of onnxruntime's that some sessions have in their own ``__dict__``.
-OVERRIDDEN = ("run_async", "run_with_iobinding")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -42,38 +39,6 @@ def _no_feed(feed: object, names: Sequence[str]) -> TypeError:
         what += f" of shape {list(shape)}"
     wanted = "{" + ", ".join(f"{name!r}: ..." for name in names) + "}" if names else "a dict"
     return TypeError(f"input_feed is a dict of arrays by input name, {wanted}; got {what}")
-
-
-class RunAsyncHere:
-    """onnxruntime's ``run_async`` of a session on the NPU that a forked child inherited, on threads of ours."""
-
-    __slots__ = ("_session",)
-
-    def __init__(self, session: AsynchronousCalls) -> None:
-        self._session = weakref.ref(session)  # whose attribute this is
-
-    def __call__(
-        self,
-        output_names: Sequence[str] | None,
-        input_feed: Mapping[str, Any],
-        callback: Callable[[list[Any], Any, str], object],
-        user_data: Any,
-        run_options: Any = None,
-    ) -> None:
-        from .._errors import bare_message
-
-        session = self._session()
-        assert session is not None
-        session._validate_input(list(input_feed.keys()))
-
-        def over(future: Future[list[Any]]) -> None:
-            error = future.exception()
-            if error is None:
-                callback(future.result(), user_data, "")
-            else:
-                callback([], user_data, bare_message(error))
-
-        session.submit(output_names, input_feed, run_options, copy=False).add_done_callback(over)
 
 
 class AsynchronousCalls:
@@ -98,8 +63,6 @@ class AsynchronousCalls:
     if TYPE_CHECKING:
 
         def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> list[Any]: ...
-
-        def _validate_input(self, feed_input_names: list[str]) -> None: ...
 
     def submit(
         self,
@@ -219,12 +182,6 @@ class AsynchronousCalls:
 
             raise ort_error(RUNTIME_EXCEPTION, "the process was forked: what is in the pipeline is the parent's")
         return pipeline.flush()
-
-    def _was_inherited(self) -> None:
-        """In a forked child: onnxruntime's ``run_async`` would wait for threads that only the parent has."""
-        state = self._npu
-        if state is not None and state.executors:
-            self.__dict__["run_async"] = RunAsyncHere(self)
 
     def _feed(self, feed: Any, copied: bool) -> Feed:
         from .feeds import Buffers, Feed

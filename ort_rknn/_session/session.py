@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from .asynchronous import OVERRIDDEN, AsynchronousCalls, making
+from .asynchronous import AsynchronousCalls, making
 
 # Importing ort_rknn should cost what importing onnxruntime costs: whatever only a session needs is imported when the
 # first one is made.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .._onnxruntime import SessionOptions
     from .._tensors import Quantization, Shape
     from .start import State
+    from .under_way import UnderWay
 
     #: Providers as onnxruntime takes them, or one name.
     Providers: TypeAlias = str | Sequence[str | tuple[str, Mapping[str, object]]] | None
@@ -50,13 +51,17 @@ class InferenceSession(_Parent, AsynchronousCalls):
     ``path_or_bytes``: an ONNX model (its compiled twin is looked for beside it), a compiled ``.rknn``, or an ONNX with
     EPContext nodes; a path or bytes. ``providers`` and ``provider_options`` are as in onnxruntime;
     ``provider_options`` alone, a dict or a list of one, belongs to ``RKNNExecutionProvider``. What runs where, and why,
-    is told by :meth:`explain`. Everything else is onnxruntime's: ``run`` and its siblings are not overridden.
+    is told by :meth:`explain`. Everything else is onnxruntime's: ``run`` and its siblings are not overridden, but for
+    ``run_async``, whose calls :meth:`close` waits for.
 
     Raises what onnxruntime raises; OptionError (InvalidArgument and ValueError) for provider options that are unknown,
     bad, or ask for cores that the device lacks; NpuUnavailable (Fail) where the NPU is insisted on and cannot be used.
     """
 
     _npu: State | None = None
+    _under_way: set[UnderWay]
+    _leaving: list[Any]
+    """Native sessions that are to be destroyed."""
 
     def __init__(
         self,
@@ -83,12 +88,12 @@ class InferenceSession(_Parent, AsynchronousCalls):
         else:
             from .start import make
 
-            for name in OVERRIDDEN:
-                self.__dict__.pop(name, None)
+            self.__dict__.pop("run_with_iobinding", None)
             self._npu = make(self, parent, model, so, providers, options, kwargs, again=again)
         from .._concurrency.forks import watch
 
-        watch(self)
+        watch(self._sess)
+        self._under_way, self._leaving = set(), []
         if _watch is not None and not again:
             _watch(self)
 
@@ -106,6 +111,26 @@ class InferenceSession(_Parent, AsynchronousCalls):
     @_enable_fallback.setter
     def _enable_fallback(self, value: Any) -> None:
         self.__dict__["_enable_fallback"] = value
+
+    def run_async(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        callback: Callable[[list[Any], Any, str], object],
+        user_data: Any,
+        run_options: Any = None,
+    ) -> None:
+        """onnxruntime's own. :meth:`close` and :meth:`set_providers` wait for such calls and their callbacks, and in a
+        forked child, where onnxruntime's threads are missing, a session that was inherited runs them as :meth:`submit`
+        does."""
+        from .._concurrency.forks import inherited
+        from .under_way import Callback, run_in_child
+
+        if inherited and id(self._sess) in inherited:
+            run_in_child(self, output_names, input_feed, callback, user_data, run_options)
+            return
+        told = Callback(callback, self._under_way) if callable(callback) else callback
+        super().run_async(output_names, input_feed, told, user_data, run_options)
 
     # Beyond onnxruntime's -------------------------------------------------------------------------------------
 
@@ -183,7 +208,6 @@ class InferenceSession(_Parent, AsynchronousCalls):
             closed = isinstance(self.__dict__.get("_sess"), Closed)
             if not closed:
                 self.__dict__.update(other.__dict__)
-                self.__dict__.pop("run_async", None)
                 if self.__dict__.pop("run_with_iobinding", None) is not None:
                     from .stack import check_the_stack
 
@@ -200,10 +224,16 @@ class InferenceSession(_Parent, AsynchronousCalls):
             executor.retire()
         if old is not None:
             old.unpin()
+        if "_sess" in before:
+            from .under_way import drop
+
+            native, calls = [before["_sess"]], before["_under_way"]
+            before.clear()
+            drop(native, calls)
 
     def close(self) -> None:
-        """End the session for good: waits for what runs on the NPU, then gives back contexts, model, and onnxruntime's
-        threads and memory.
+        """End the session for good: waits for what runs on the NPU and for calls of ``run_async``, then gives back
+        contexts, model, and onnxruntime's threads and memory.
 
         Idempotent, from any thread; where it is interrupted, the next one goes on. A later ``run`` raises
         RuntimeException; ``get_inputs`` and its siblings still answer. What onnxruntime made for the caller from this
@@ -211,7 +241,9 @@ class InferenceSession(_Parent, AsynchronousCalls):
         have no such method; dropping the last reference does the same.
         """
         from .closed import Closed, let_go
+        from .under_way import drop
 
+        leaving = self.__dict__.setdefault("_leaving", [])  # __init__ may not have been called
         self._end_submissions()
         while not isinstance(self.__dict__.get("_sess"), Closed):
             npu, native = self._npu, self.__dict__.get("_sess")
@@ -222,8 +254,10 @@ class InferenceSession(_Parent, AsynchronousCalls):
             before = dict(self.__dict__)  # what goes with it goes after the lock
             with making:
                 if self._npu is npu:  # else set_providers() was faster
+                    leaving.append(native)
                     let_go(self)
             del native, before
+        drop(leaving, self.__dict__.get("_under_way", set()))
 
     def __enter__(self) -> InferenceSession:
         return self

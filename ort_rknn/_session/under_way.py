@@ -1,0 +1,104 @@
+"""Calls of ``run_async`` that are under way: onnxruntime's session may be destroyed only when they are over."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .._concurrency import forks
+from .._errors import bare_message
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+
+class UnderWay:
+    """A call of ``run_async`` that onnxruntime may still work on. Its session must not be destroyed meanwhile:
+    onnxruntime's threads would go on in what is gone."""
+
+    __slots__ = ("_over", "ended", "thread")
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.thread = 0
+        """The one that is inside of the callback."""
+        self._over = threading.Lock()
+        self._over.acquire()
+
+    def finish(self) -> None:
+        """Idempotent."""
+        if not self.ended:
+            self.ended = True
+            self._over.release()
+
+    def wait(self) -> None:
+        # With a bound: an interrupt may leave the lock taken.
+        while not self.ended:
+            if self._over.acquire(timeout=0.1):
+                self._over.release()
+
+
+class Callback:
+    """The user's callback. The call has ended when this was called, or when nobody holds it: then onnxruntime did not
+    take the call, whatever was raised and wherever an interrupt came."""
+
+    __slots__ = ("_callback", "_calls", "_under_way")
+
+    def __init__(self, callback: Callable[[list[Any], Any, str], object], calls: set[UnderWay]) -> None:
+        self._callback = callback
+        self._calls = calls
+        self._under_way = UnderWay()
+        calls.add(self._under_way)
+
+    def __call__(self, results: list[Any], user_data: Any, error: str) -> None:
+        self._under_way.thread = threading.get_ident()
+        try:
+            self._callback(results, user_data, error)
+        finally:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._calls.discard(self._under_way)
+        self._under_way.finish()
+
+    def __del__(self) -> None:
+        self._finish()
+
+
+def run_in_child(session: Any, output_names: Any, feed: Any, callback: Any, user_data: Any, options: Any) -> None:
+    """``run_async`` of a session that was inherited by a fork, as ``submit``: onnxruntime's threads are the parent's,
+    and a call for them would never begin. Raises what ``submit`` does, QueueFull among it."""
+    session._validate_input(list(feed.keys()))
+
+    def tell(future: Future[list[Any]]) -> None:
+        error = future.exception()
+        if error is None:
+            callback(future.result(), user_data, "")
+        else:
+            callback([], user_data, bare_message(error))
+
+    session.submit(output_names, feed, options, copy=False).add_done_callback(tell)
+
+
+def drop(leaving: list[Any], calls: set[UnderWay]) -> None:
+    """Drop native sessions, once the calls of ``run_async`` are over that may use them. Where it is interrupted,
+    ``leaving`` still holds them, for the next time.
+
+    In a callback of such a call, which cannot wait for itself, another thread does it.
+    """
+    if any(id(native) in forks.inherited for native in leaving):
+        leaving.clear()  # kept for good, and the calls are the parent's
+        return
+    still = calls.copy()
+    if any(call.thread == threading.get_ident() for call in still):
+        threading.Thread(target=partial(_wait_and_drop, leaving, still), name="ort_rknn close").start()
+    else:
+        _wait_and_drop(leaving, still)
+
+
+def _wait_and_drop(leaving: list[Any], calls: set[UnderWay]) -> None:
+    for call in calls:
+        call.wait()
+    leaving.clear()
