@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .future import CallFuture
+from .interrupts import start_thread
 
 if TYPE_CHECKING:
     from .places import Place
@@ -103,7 +104,7 @@ class Delivery:
         self._sequential = sequential
         self._outcomes: queue.SimpleQueue[tuple[CallFuture[Any], Callback] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=_deliver, args=(self._outcomes,), name="ort_rknn callbacks", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
 
     def expect(self, future: CallFuture[Any], callback: Callback) -> None:
         if self._sequential:

@@ -176,3 +176,17 @@ def _used_signals() -> int:
             if line.startswith(("SigCgt:", "SigIgn:")):
                 used |= int(line.split()[1], 16)
     return used
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """``thread.start()``, from which what a signal's handler raises comes out as it is.
+
+    Python 3.13 raises a KeyError in its place where the thread had begun already: ``start()`` then tidies up what the
+    thread itself has. Raises RuntimeError where no thread can be had.
+    """
+    try:
+        thread.start()
+    except KeyError as error:
+        if error.__context__ is None:
+            raise
+        raise error.__context__ from None

@@ -122,16 +122,21 @@ class Places:
                 self._news.get(timeout=_LOOK_AGAIN)
 
     def _claim(self, place: Place) -> bool:
-        slots = self._slots
+        # Nothing but a call in here: the jump back of a loop inside of a `with` may lie outside of what leaves the
+        # `with` on an exception (CPython 3.12 and 3.13), and a signal's handler may raise there. The lock stays taken.
         with self._lock:
-            for k in range(self._next, self._next + len(slots)):
-                k %= len(slots)
-                slot = slots[k]
-                if slot is None or slot() is None:
-                    place.append(_Token())
-                    slots[k] = weakref.ref(place[0], self._news.put)
-                    self._next = k + 1
-                    return True
+            return self._claim_free(place)
+
+    def _claim_free(self, place: Place) -> bool:
+        slots = self._slots
+        for k in range(self._next, self._next + len(slots)):
+            k %= len(slots)
+            slot = slots[k]
+            if slot is None or slot() is None:
+                place.append(_Token())
+                slots[k] = weakref.ref(place[0], self._news.put)
+                self._next = k + 1
+                return True
         return False
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from .._errors import QueueFull
 from .callbacks import Callback, Delivery, InOrder, Order
 from .future import CallFuture
+from .interrupts import start_thread
 from .one_shot import Awaited
 from .places import Place, Places
 
@@ -246,9 +247,9 @@ class Submitter:
     def _start(self, job: _Job, number: int) -> None:
         with self._gate:
             if _exiting:
-                raise RuntimeError("no more calls are taken: the interpreter is ending")
+                raise RuntimeError("no more calls are accepted: the interpreter is ending")
             if self._ended:
-                raise Ended("no more calls are taken: it was closed")
+                raise Ended("no more calls are accepted: it was closed")
             lane = self._lanes[number]
             if len(lane.threads) < lane.workers:
                 self._add_thread(lane)
@@ -260,7 +261,7 @@ class Submitter:
             target=_work, args=(lane.jobs, lane.threads, self.places.tell), name=name, daemon=True
         )
         try:
-            thread.start()
+            start_thread(thread)
         except RuntimeError:  # no more threads can be had: those that are there do it
             if not lane.threads:
                 raise

@@ -80,13 +80,15 @@ class Table:
 
     def _renew(self) -> None:
         self._last = next(self._changes)
-        with self._lock:
-            while True:
-                last = self._last
-                entries = sorted(self._entries.copy().values(), key=lambda entry: entry.buffer.address)
-                self._index = ([entry.buffer.address for entry in entries], entries)
-                if self._last == last:  # else a finalizer came in between
-                    return
+        with self._lock:  # and no loop in here: see Places._claim
+            self._sort()
+
+    def _sort(self) -> None:
+        last = None
+        while last != self._last:  # a finalizer came in between
+            last = self._last
+            entries = sorted(self._entries.copy().values(), key=lambda entry: entry.buffer.address)
+            self._index = ([entry.buffer.address for entry in entries], entries)
 
     def find(self, address: int, nbytes: int) -> Entry | None:
         """The buffer that holds these bytes."""
@@ -100,19 +102,30 @@ class Table:
     def begin(self, uses: Sequence[tuple[Entry, int, int, bool]]) -> bool:
         """Note what a run reads and writes; False, and nothing noted, where another run writes it, or reads what this
         one would write."""
-        with self._using:
-            for entry, first, end, writes in uses:
-                if any(first < e and f < end and (writes or w) for f, e, w in entry.uses):
-                    return False
-            for entry, first, end, writes in uses:
-                entry.uses.append((first, end, writes))
+        with self._using:  # and no loop in here: see Places._claim
+            if _conflict(uses):
+                return False
+            _note(uses)
             return True
 
     def end(self, uses: Sequence[tuple[Entry, int, int, bool]]) -> None:
         """The run is over."""
         with self._using:
-            for entry, first, end, writes in uses:
-                entry.uses.remove((first, end, writes))
+            _forget(uses)
+
+
+def _conflict(uses: Sequence[tuple[Entry, int, int, bool]]) -> bool:
+    return any(first < e and f < end and (writes or w) for entry, first, end, writes in uses for f, e, w in entry.uses)
+
+
+def _note(uses: Sequence[tuple[Entry, int, int, bool]]) -> None:
+    for entry, first, end, writes in uses:
+        entry.uses.append((first, end, writes))
+
+
+def _forget(uses: Sequence[tuple[Entry, int, int, bool]]) -> None:
+    for entry, first, end, writes in uses:
+        entry.uses.remove((first, end, writes))
 
 
 #: All mapped buffers of this process.

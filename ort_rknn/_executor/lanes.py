@@ -18,6 +18,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from .._concurrency.interrupts import start_thread
 from .._concurrency.one_shot import Awaited
 from .buffers import BufferRuns
 
@@ -365,7 +366,7 @@ class Lane:
         if number < self._contexts and not self._over:
             name = f"ort_rknn run {number}"
             worker = threading.Thread(target=_work, args=(self, self._jobs), name=name, daemon=True)
-            worker.start()
+            start_thread(worker)
             self._workers.append(worker)
 
     def _next_idle(self) -> Lease:
