@@ -109,7 +109,7 @@ RUN_OPTIONS = {
         "different",
         "an adapter for weights that were compiled in is an `InvalidArgument` at the run; on the CPU it works",
     ),
-    "terminate": ("more", "honoured before the NPU is called; a run that is on it is finished"),
+    "terminate": ("more", "honored before the NPU is called; a run that is on it is finished"),
 }
 _WEIGHTS = "the session goes to the CPU, and says so: a compiled model has its weights inside"
 _OVERRIDES = "a shape that was not compiled sends the session to the CPU, unless `on_missing_shape` serves it"
@@ -138,7 +138,7 @@ OPTIONS = {
 HEAD = """# Compatibility with onnxruntime
 
 `import ort_rknn as ort` in place of `import onnxruntime as ort`: every public name is there. This page says of
-each whether it is the **same** (onnxruntime's own object, or its behaviour to the letter), does **more** (whatever
+each whether it is the **same** (onnxruntime's own object, or its behavior to the letter), does **more** (whatever
 works with onnxruntime works, and something is added), or is **different** (a program may notice).
 
 It is written by `docs/make_compatibility.py` and was made with onnxruntime {version}. "Tested in" names files of

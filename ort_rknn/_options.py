@@ -209,7 +209,7 @@ def _check_text(key: str, value: object) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         bad = error.object[error.start : error.end]
-        raise _bad(key, text, f"{bad!r} is no Unicode text, and onnxruntime takes options as such") from None
+        raise _bad(key, text, f"{bad!r} is not valid Unicode, which onnxruntime's options must be") from None
     if len(text) > _LONGEST_OPTION:
         raise _bad(key, text, f"at most {_LONGEST_OPTION} characters are expected, because onnxruntime takes no more")
 
@@ -245,7 +245,7 @@ def _boolean(key: str, value: object) -> bool:
             return True
         if text in FALSE:
             return False
-    raise _bad(key, value, "a boolean is wanted: True, False, 1, 0, 'true', 'false', 'on', 'off', 'yes' or 'no'")
+    raise _bad(key, value, "expected a boolean: True, False, 1, 0, 'true', 'false', 'on', 'off', 'yes' or 'no'")
 
 
 def _split_batch(value: object) -> Literal["auto"] | bool:
@@ -261,9 +261,9 @@ def _path(key: str, value: object) -> str:
     try:
         text = os.fspath(value)  # type: ignore[call-overload]
     except TypeError:
-        raise _bad(key, value, "a path is wanted") from None
+        raise _bad(key, value, "expected a path") from None
     if not isinstance(text, str) or not text or "\0" in text:
-        raise _bad(key, value, "a path is wanted, as str or os.PathLike[str], not empty")
+        raise _bad(key, value, "expected a non-empty path, as str or os.PathLike[str]")
     return text
 
 
@@ -271,16 +271,16 @@ def _word(key: str, value: object, accepted: Iterable[str]) -> str:
     if isinstance(value, str) and value.strip().lower() in accepted:
         return value.strip().lower()
     accepted = tuple(accepted)
-    raise _bad(key, value, f"one of {', '.join(map(repr, accepted))} is wanted{did_you_mean(value, accepted)}")
+    raise _bad(key, value, f"expected one of {', '.join(map(repr, accepted))}{did_you_mean(value, accepted)}")
 
 
 def _name(key: str, value: object) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
-    raise _bad(key, value, "a name is wanted, not empty")
+    raise _bad(key, value, "expected a non-empty name")
 
 
-_SCHEDULE = "a core number, text such as '0,1,2', a list of core numbers, or 'auto' is wanted"
+_SCHEDULE = "expected a core number, text such as '0,1,2', a list of core numbers, or 'auto'"
 
 
 def _schedule(value: object) -> tuple[int, ...] | Literal["auto"]:
@@ -315,7 +315,7 @@ def _tp_mode(value: object) -> str:
         text = value.strip().lower().replace(" ", "")
         if text in TP_MODES:
             return text
-    raise _bad("tp_mode", value, f"one of {', '.join(map(repr, TP_MODES))} is wanted")
+    raise _bad("tp_mode", value, f"expected one of {', '.join(map(repr, TP_MODES))}")
 
 
 def _per_input(key: str, value: object, read: Callable[[str, object], str]) -> PerInput:
@@ -329,7 +329,7 @@ def _per_input(key: str, value: object, read: Callable[[str, object], str]) -> P
 
 
 def _axes(value: object) -> Mapping[str, tuple[int, ...]]:
-    wanted = "axis numbers are wanted: [2, 3] for every input, or a dict by input name"
+    wanted = "expected axis numbers: [2, 3] for every input, or a dict by input name"
     if isinstance(value, str):
         value = _json("pad_axes", value, wanted)
     groups = value if isinstance(value, Mapping) else {"*": value}
@@ -349,7 +349,7 @@ def _paths(key: str, value: object) -> tuple[str, ...]:
         return (_path(key, value),)
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return tuple(_path(key, item) for item in value)
-    raise _bad(key, value, "a path or a list of paths is wanted")
+    raise _bad(key, value, "expected a path or a list of paths")
 
 
 def _zero_copy_layout(value: object) -> str:
@@ -368,7 +368,7 @@ def _layout(key: str, value: object) -> str:
 
 _READERS: Mapping[str, Callable[[object], Any]] = {
     "schedule": _schedule,
-    "threads_per_core": lambda v: _integer("threads_per_core", v, "a whole number from 1 is wanted", 1),
+    "threads_per_core": lambda v: _integer("threads_per_core", v, "expected an integer >= 1", 1),
     "tp_mode": _tp_mode,
     "device": lambda v: _name("device", v),
     "adapter": lambda v: _name("adapter", v),
@@ -381,15 +381,17 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "on_missing_shape": lambda v: _word("on_missing_shape", v, MISSING_SHAPE),
     "pad_axes": _axes,
     "split_batch": _split_batch,
-    "max_queue_size": lambda v: _integer("max_queue_size", v, "a whole number from 1 is wanted", 1),
-    "submit_timeout_ms": lambda v: _integer("submit_timeout_ms", v, "milliseconds from 1 are wanted", 1),
+    "max_queue_size": lambda v: _integer("max_queue_size", v, "expected an integer >= 1", 1),
+    "submit_timeout_ms": lambda v: _integer("submit_timeout_ms", v, "expected milliseconds, an integer >= 1", 1),
     "sequential_callbacks": lambda v: _boolean("sequential_callbacks", v),
     "enable_pacing": lambda v: _boolean("enable_pacing", v),
     "custom_op_paths": lambda v: _paths("custom_op_paths", v),
     "custom_op_default_path": lambda v: _boolean("custom_op_default_path", v),
     "zero_copy_layout": _zero_copy_layout,
-    "run_timeout_ms": lambda v: _integer("run_timeout_ms", v, "milliseconds from 0 are wanted (0: no bound)", 0),
-    "retries": lambda v: _integer("retries", v, "an integer >= 0 is expected", 0),
+    "run_timeout_ms": lambda v: _integer(
+        "run_timeout_ms", v, "expected milliseconds, an integer >= 0 (0: no limit)", 0
+    ),
+    "retries": lambda v: _integer("retries", v, "expected an integer >= 0", 0),
     "disable_dup_context": lambda v: _boolean("disable_dup_context", v),
     "after_fork": lambda v: _word("after_fork", v, ("reopen", "refuse")),
 }
@@ -401,7 +403,7 @@ _ALSO: Mapping[str, str] = {
     "load_custom_ops_from_default_path": "custom_op_default_path",
 }
 
-#: Names that other RKNN libraries use and that are not honoured here: refused with a reason, never ignored.
+#: Names that other RKNN libraries use and that are not supported here: refused with a reason, never ignored.
 _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         ("device_id", "weight_path", "priority", "run_core_mask"),
@@ -440,7 +442,7 @@ def read_options(given: Mapping[str, object] | None) -> Options:
         reader = _READERS.get(name) if isinstance(name, str) else None
         if reader is None:
             if key in _REFUSED:
-                raise OptionError(f"provider option {key!r} is not honoured: {_REFUSED[key]}")
+                raise OptionError(f"provider option {key!r} is not supported: {_REFUSED[key]}")
             raise _unknown(key)
         read = reader(value)
         _check_text(name, read)
@@ -455,7 +457,7 @@ def read_options(given: Mapping[str, object] | None) -> Options:
             "provider option on_missing_shape='pad' needs pad_axes: which axes may be padded, e.g. [2, 3]"
         )
     if "pad_axes" in values and values.get("on_missing_shape") != "pad":
-        raise OptionError("provider option pad_axes means something with on_missing_shape='pad' only")
+        raise OptionError("provider option pad_axes has an effect with on_missing_shape='pad' only")
     return Options(**values, given=tuple(values))
 
 

@@ -243,7 +243,7 @@ def test_explain_of_what_is_no_model(mistake, tmp_path):
     assert "folder" in mistake("explain", tmp_path)
     os.mkfifo(tmp_path / "pipe")
     for command in ("explain", "info"):
-        assert "pipe: this is no regular file" in mistake(command, tmp_path / "pipe")
+        assert "pipe: expected a model file, this is not a regular file" in mistake(command, tmp_path / "pipe")
 
 
 def test_explain_where_the_npu_is_insisted_on(mistake, models, monkeypatch):

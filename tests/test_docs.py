@@ -78,7 +78,7 @@ def test_refused_options_are_told():
     (line,) = (paragraph for paragraph in OPTIONS_PAGE.split("\n\n") if paragraph.startswith("Options that other RKNN"))
     assert set(re.findall(r"`(\w+)`", line)) == set(_options._REFUSED)
     for name in _options._REFUSED:
-        with pytest.raises(_options.OptionError, match="not honoured"):
+        with pytest.raises(_options.OptionError, match="not supported"):
             read_options({name: "1"})
 
 

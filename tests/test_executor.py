@@ -339,8 +339,8 @@ def test_scalars(npu, execute):
 @pytest.mark.parametrize(
     "feed, text",
     [
-        ([], "1 inputs are wanted, got 0"),
-        ([X, X], "1 inputs are wanted, got 2"),
+        ([], "expected 1 inputs, got 0"),
+        ([X, X], "expected 1 inputs, got 2"),
         ([X.astype(np.float64)], "is float32, got an array of float64"),
         ([X[0]], r"has shape \[1, 4\], got \[4\]"),
         ([np.zeros((1, 5), np.float32)], r"has shape \[1, 4\], got \[1, 5\]"),

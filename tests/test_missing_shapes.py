@@ -209,11 +209,11 @@ def test_padding_only_the_axes_that_were_named():
     [
         ({"on_missing_shape": "pad"}, "needs pad_axes"),
         ({"pad_axes": [2]}, "with on_missing_shape='pad' only"),
-        ({"on_missing_shape": "pad", "pad_axes": []}, "axis numbers are wanted"),
+        ({"on_missing_shape": "pad", "pad_axes": []}, "expected axis numbers"),
         ({"on_missing_shape": "pad", "pad_axes": "x"}, "not valid JSON"),
         ({"on_missing_shape": "pad", "pad_axes": {"image": [2]}}, "names an input 'image'; the model has x"),
         ({"on_missing_shape": "pad", "pad_axes": {"x": [2, 4]}}, "axis 4, which input 'x' lacks: axes are 0 to 3"),
-        ({"on_missing_shape": "pad", "pad_axes": [-1]}, "axis numbers are wanted"),
+        ({"on_missing_shape": "pad", "pad_axes": [-1]}, "expected axis numbers"),
         ({"on_missing_shape": "pad", "pad_axes": [7]}, "axis 7, which no input has: axes are 0 to 3"),
         ({"on_missing_shape": "grow"}, "one of 'error', 'cpu', 'pad'"),
     ],

@@ -143,5 +143,5 @@ def test_policy(monkeypatch):
     assert read([CPU]).strict_by == "ORT_RKNN_POLICY=only"
     for wrong in ("Only", "cpu"):
         monkeypatch.setenv("ORT_RKNN_POLICY", wrong)
-        with pytest.raises(OptionError, match=f"ORT_RKNN_POLICY='{wrong}': one of respect, prefer, only is wanted"):
+        with pytest.raises(OptionError, match=f"ORT_RKNN_POLICY='{wrong}': expected one of respect, prefer, only"):
             read()

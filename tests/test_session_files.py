@@ -71,12 +71,12 @@ def test_content_counts_not_the_name(models, tmp_path):
         (
             "conv_f16.onnx",
             {"onnx_model": "x.onnx"},
-            r"onnx_model='x\.onnx' has no use here: conv_f16\.onnx is the ONNX",
+            r"onnx_model='x\.onnx' has no effect here: conv_f16\.onnx is the ONNX",
         ),
         (
             "conv_f16.rk3588.rknn",
             {"rknn_model": "x"},
-            r"rknn_model='x' has no use here: conv_f16\.rk3588\.rknn is a com",
+            r"rknn_model='x' has no effect here: conv_f16\.rk3588\.rknn is a com",
         ),
         (
             "conv_f16.rk3588.rknn",

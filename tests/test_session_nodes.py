@@ -112,7 +112,7 @@ def test_who_wants_no_fallback_gets_the_error(device, write, monkeypatch, how):
         ({"schedule": "5"}, "names core 5, but rk3588 has cores 0, 1, 2 only"),
         ({"layout": {"none": "nhwc"}}, "layout names an input 'none'; the model has x"),
         ({"input_dtype": {"none": "uint8"}}, "input_dtype names an input 'none'; the model has x"),
-        ({"rknn_model": "x.rknn"}, "rknn_model='x.rknn' has no use here"),
+        ({"rknn_model": "x.rknn"}, "rknn_model='x.rknn' has no effect here"),
         ({"onnx_model": "gone.onnx"}, r"onnx_model='gone\.onnx' cannot be read: .*No such file"),
     ],
 )

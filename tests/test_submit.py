@@ -99,9 +99,9 @@ def test_map_stops_at_the_first_error(session):
 
 @pytest.mark.parametrize("depth", ["3", 2.5, True, np.float32(2)])
 def test_depths_that_are_none(session, depth):
-    with pytest.raises(TypeError, match="depth is the number of calls in flight, a whole number"):
+    with pytest.raises(TypeError, match="depth is the number of calls in flight: expected an integer"):
         session.map(FEEDS, depth=depth)
-    with pytest.raises(TypeError, match="depth is the number of calls in flight, a whole number"):
+    with pytest.raises(TypeError, match="depth is the number of calls in flight: expected an integer"):
         session.run_pipeline(FEEDS[0], depth=depth)
     assert session.run_pipeline(FEEDS[0], depth=np.int64(1)) is None
 
@@ -695,4 +695,4 @@ import ort_rknn._concurrency.submitter  # its handler comes before that one
 session.submit(None, feed).result()
 """
     said = python(code, args=("-W", "ignore::DeprecationWarning")).splitlines()
-    assert said == ["no more calls are taken: the interpreter is ending"] * 3
+    assert said == ["no more calls are accepted: the interpreter is ending"] * 3

@@ -57,7 +57,10 @@ def test_how_a_batch_is_spread(options, said, virtual):
 def test_devices_where_no_library_can_be_opened(monkeypatch, capsys):
     monkeypatch.setattr(registration, "may_open_a_library", lambda: False)
     assert main(["devices", "--device", "virtual:rk3588"]) == 1
-    assert "No session can use an NPU in this process: this host lets no library be opened" in capsys.readouterr().out
+    assert (
+        "No session can use an NPU in this process: this host does not let a library be opened"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

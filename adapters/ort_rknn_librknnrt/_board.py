@@ -52,7 +52,7 @@ def find_soc(root: Path, environ: Mapping[str, str]) -> Soc | Absence:
             )
         else:
             remedy = f"Where this is a Rockchip board after all, set {ENVIRONMENT} to one of {_KNOWN}."
-        return Absence(ADAPTER, f"the SoC cannot be told: {path}: {error.strerror}", remedy, (str(path),))
+        return Absence(ADAPTER, f"cannot determine the SoC: {path}: {error.strerror}", remedy, (str(path),))
     entries = [entry for entry in text.split("\0") if entry]
     for entry in reversed(entries):  # the last is the most general: the SoC itself
         name = find_soc_name(entry)
@@ -69,7 +69,7 @@ def find_soc(root: Path, environ: Mapping[str, str]) -> Soc | Absence:
 def find_node(root: Path) -> Node | Absence:
     """The device node of the rknpu driver, checked for the permission to read and write it.
 
-    A DRM render node whose driver is rknpu comes first, then renderD129 where its driver cannot be told, then
+    A DRM render node whose driver is rknpu comes first, then renderD129 where its driver is unknown, then
     ``/dev/rknpu``, which kernels without DRM GEM have.
     """
     tried = []
@@ -140,7 +140,7 @@ def in_container(root: Path) -> bool:
 
 
 def _driver(device: Path) -> str:
-    """The driver in lower case, "" where it cannot be told."""
+    """The driver in lower case, "" where it is unknown."""
     try:
         lines = _read(device / "device/uevent").splitlines()
     except OSError:

@@ -61,7 +61,7 @@ def _driver(root: Path) -> Finding:
         )
     if name != "rknpu" and not version:
         if in_container(root) or not os.path.isdir(root / "sys/class"):
-            return Finding("kernel driver", "ok", "cannot be told from inside this container; the device node decides")
+            return Finding("kernel driver", "ok", "unknown inside this container; the device node decides")
         return Finding(
             "kernel driver",
             "failure",

@@ -74,7 +74,7 @@ def find_soc(root: Path, environ: Mapping[str, str]) -> str | Absence:
             text = file.read(_MAX_READ).decode("utf-8", "replace").lower()
     except OSError as error:
         remedy = f"{DISTRIBUTION} needs this file; in a container: --security-opt systempaths=unconfined."
-        return Absence(ADAPTER, f"the SoC cannot be told: {path}: {error.strerror}", remedy, (str(path),))
+        return Absence(ADAPTER, f"cannot determine the SoC: {path}: {error.strerror}", remedy, (str(path),))
     soc = next(filter(None, map(find_soc_name, reversed(text.split("\0")))), None)
     if soc is None:
         said = ", ".join(filter(None, text.split("\0"))) or "nothing"

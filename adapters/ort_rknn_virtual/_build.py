@@ -39,7 +39,7 @@ _FLAGS = (
     "-shared",
     "-pthread",
 )
-#: zig checks for undefined behaviour by default, and links no runtime for the checks into a shared library.
+#: zig checks for undefined behavior by default, and links no runtime for the checks into a shared library.
 _ZIG_FLAGS = ("-fno-sanitize=undefined",)
 _SECONDS = 300
 

@@ -7,7 +7,7 @@
 A program that was written for that library runs by changing this one import: on a board, on the virtual NPU
 (``ORT_RKNN_DEVICE=virtual:rk3588``), and on the CPU with the ONNX twin beside the ``.rknn``, which a FallbackWarning
 tells. Names, options, defaults and results are that library's; see ``docs/multicore.md`` for what the options mean.
-Written from its behaviour, without its code.
+Written from its behavior, without its code.
 
 What is different on purpose:
 

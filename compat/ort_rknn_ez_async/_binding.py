@@ -44,7 +44,7 @@ class SessionIOBinding:
         from ._session import InferenceSession
 
         if not isinstance(session, InferenceSession):
-            raise TypeError(f"SessionIOBinding: an InferenceSession is wanted; got {type(session).__name__}")
+            raise TypeError(f"SessionIOBinding: expected an InferenceSession, got {type(session).__name__}")
         self.session = session
         self._inputs: dict[str, tuple[OrtValue, bool]] = {}  # (value, in the native layout)
         self._outputs: dict[str, _Output] = {}
@@ -194,4 +194,4 @@ IOBinding = SessionIOBinding
 
 def _check_value(value: Any) -> None:
     if not isinstance(value, OrtValue):
-        raise TypeError(f"an OrtValue of this package is wanted; got {type(value).__name__}")
+        raise TypeError(f"expected an OrtValue of this package, got {type(value).__name__}")

@@ -205,7 +205,7 @@ class InferenceSession:
             raise TypeError(f"InferenceSession has no keyword {unknown[0]!r}; it has {', '.join(_KEYWORDS)}")
         if sess_options is not None and not isinstance(sess_options, onnxruntime.SessionOptions):
             warnings.warn(
-                f"sess_options has no effect: an onnxruntime.SessionOptions is wanted, not a "
+                f"sess_options has no effect: expected an onnxruntime.SessionOptions, got a "
                 f"{type(sess_options).__name__}",
                 stacklevel=2,
             )
@@ -284,7 +284,7 @@ class InferenceSession:
         what is in flight; :meth:`flush` gives the last results. Raises the error of the call whose result it would be.
         """
         if isinstance(depth, bool) or not hasattr(depth, "__index__") or depth.__index__() < 0:
-            raise TypeError(f"run_pipeline(): depth must be a whole number from 1; got {depth!r}")
+            raise TypeError(f"run_pipeline(): expected an integer >= 1 as depth, got {depth!r}")
         depth = depth.__index__()
         if depth == 0:
             raise RuntimeError("pipeline depth must be > 0")
@@ -326,7 +326,7 @@ class InferenceSession:
 
         binding = io_binding if io_binding is not None else iobinding
         if not isinstance(binding, SessionIOBinding) or (io_binding is not None and iobinding is not None):
-            raise TypeError("run_with_iobinding(): one binding is wanted, as io_binding= (or iobinding=)")
+            raise TypeError("run_with_iobinding(): expected one binding, as io_binding= (or iobinding=)")
         if wants_batch(run_options):
             raise RuntimeError("run_with_iobinding does not support dispatch batch; run() does")
         if binding.session is not self:

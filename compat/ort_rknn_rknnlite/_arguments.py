@@ -84,7 +84,7 @@ def _each(given: str | Sequence[str] | None, what: str, count: int) -> list[str]
         return None
     words = [given] * count if isinstance(given, str) else given
     if not isinstance(words, Sequence) or len(words) != count or not all(isinstance(word, str) for word in words):
-        raise Refused(f"{what} is {given!r}: a word, or a list with one word for each of the {count} inputs, is wanted")
+        raise Refused(f"{what} is {given!r}: expected a word, or a list with one word for each of the {count} inputs")
     return [word.lower() for word in words]
 
 
@@ -92,9 +92,7 @@ def _flags(given: Sequence[int] | None, count: int) -> list[bool]:
     if given is None:
         return [False] * count
     if not isinstance(given, (Sequence, np.ndarray)) or len(given) != count:
-        raise Refused(
-            f"inputs_pass_through is {given!r}: a list with a 0 or 1 for each of the {count} inputs is wanted"
-        )
+        raise Refused(f"inputs_pass_through is {given!r}: expected a list with a 0 or 1 for each of the {count} inputs")
     return [bool(flag) for flag in given]
 
 

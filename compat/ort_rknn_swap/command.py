@@ -50,12 +50,12 @@ def run(argv: Sequence[str]) -> int:
     _fill(parser)
     given = parser.parse_args(ours)
     if module is None and program is None:
-        parser.error("a program is wanted: APP.py or -m MODULE")
+        parser.error("expected a program: APP.py or -m MODULE")
     options: dict[str, object] = {}
     for text in given.options:
         key, equals, value = text.partition("=")
         if not key or not equals:
-            parser.error(f"--options {text!r}: KEY=VALUE is wanted")
+            parser.error(f"--options {text!r}: expected KEY=VALUE")
         options[key] = value
     from ort_rknn._errors import OptionError, bare_message
     from ort_rknn_rknnlite import offer

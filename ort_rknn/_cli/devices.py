@@ -53,7 +53,7 @@ def run(given: argparse.Namespace) -> int:
             usable.append(found.device)
     unavailable = why_unavailable()
     if unavailable is None and usable and not may_open_a_library():
-        unavailable = "this host lets no library be opened (neither memfd_create nor a temporary file)"
+        unavailable = "this host does not let a library be opened (neither memfd_create nor a temporary file)"
     code = FINE if usable and unavailable is None else FAILED
     if given.json:
         told = {

@@ -45,7 +45,7 @@ def run(given: argparse.Namespace) -> int:
     for text in given.option:
         key, equals, value = text.partition("=")
         if not key or not equals:
-            raise Mistake(f"--option {text!r}: KEY=VALUE is wanted", USAGE)
+            raise Mistake(f"--option {text!r}: expected KEY=VALUE", USAGE)
         options[key] = value
     check_file(given.model)
     theirs = [x for x in vars(state).values() if isinstance(x, type) and issubclass(x, Exception)]

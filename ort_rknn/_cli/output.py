@@ -57,9 +57,9 @@ def one_line(text: str) -> str:
 def check_file(path: str) -> None:
     """onnxruntime says less about a file that is not there."""
     if os.path.isdir(path):
-        raise Mistake(f"{path}: this is a folder, a model file is wanted")
+        raise Mistake(f"{path}: expected a model file, this is a folder")
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
-        raise Mistake(f"{path}: this is no regular file, a model file is wanted")
+        raise Mistake(f"{path}: expected a model file, this is not a regular file")
     try:
         with open(path, "rb"):
             pass

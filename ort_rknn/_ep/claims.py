@@ -352,7 +352,7 @@ class Claims:
             source, label = ModelSource(path=path), f"{name} ({os.path.basename(path)})"
             content = path
         else:
-            raise ort_error(INVALID_ARGUMENT, f"{name}: embed_mode={embedded!r}; 0 (a file) and 1 (embedded) are known")
+            raise ort_error(INVALID_ARGUMENT, f"{name}: embed_mode={embedded!r}; expected 0 (a file) or 1 (embedded)")
         try:
             file = read_rknn(content)
         except RknnFileError as error:

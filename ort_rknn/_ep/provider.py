@@ -207,8 +207,8 @@ def _set_dynamic_options(this: int, keys: int, values: int, count: int) -> None:
     given = [(key or b"").decode(errors="replace") for key in (ctypes.c_char_p * count).from_address(keys)]
     names = ", ".join(map(repr, given))
     raise OptionError(
-        f"{PROVIDER} has no option that can be set on a living session; got {names}. Provider options are given when "
-        "the session is made, or to set_providers()"
+        f"{PROVIDER} has no option that can be changed once a session is made; got {names}. Provider options are "
+        "given when the session is made, or to set_providers()"
     )
 
 
@@ -318,7 +318,7 @@ def _compatibility_info(this: int, graph: int) -> int:
         text = row[1].compatibility_info() if row is not None else ""
         return ctypes.addressof(row[1].kept_text(text)) if row is not None and text else 0
     except BaseException:
-        log.exception("a compiled model's compatibility cannot be told")
+        log.exception("cannot determine a compiled model's compatibility")
         return 0
 
 

@@ -111,7 +111,7 @@ class StubFile:
             except OSError as error:
                 self.close()
                 reasons.append(f"{way.__doc__}: {error}")
-        raise StubUnavailable("this host lets no library be opened: " + "; ".join(reasons))
+        raise StubUnavailable("this host does not let a library be opened: " + "; ".join(reasons))
 
     def _in_memory(self, image: bytes) -> str:
         """memfd_create"""

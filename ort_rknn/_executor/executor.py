@@ -350,7 +350,7 @@ class Executor:
         """
         ports = self.signature.inputs
         if len(feed) != len(ports):
-            raise ort_error(INVALID_ARGUMENT, f"{self.label}: {len(ports)} inputs are wanted, got {len(feed)}")
+            raise ort_error(INVALID_ARGUMENT, f"{self.label}: expected {len(ports)} inputs, got {len(feed)}")
         arrays = [np.ascontiguousarray(a).reshape(a.shape) for a in feed]
         for array, port in zip(arrays, ports):
             _check_array(array, port, self.label)
@@ -499,7 +499,7 @@ class Executor:
             self._over = self._inherited = False
             _alive.add(self)
             self._end = None  # last: other threads look at it without a lock
-        log.info("%s: opened anew in the forked process %d", self.label, os.getpid())
+        log.info("%s: opened again in the forked process %d", self.label, os.getpid())
 
     def _new_pacer(self) -> Pacer | None:
         options = self.options

@@ -81,7 +81,7 @@ def onnxruntime() -> Finding:
         return Finding(
             "onnxruntime",
             "failure",
-            "this host lets no library be opened (neither memfd_create nor a temporary file)",
+            "this host does not let a library be opened (neither memfd_create nor a temporary file)",
             "Name a folder that is not mounted noexec.",
             "export TMPDIR=$HOME/tmp",
         )

@@ -205,7 +205,7 @@ def _refuse(key: Literal["rknn_model", "onnx_model"], request: Request, model: A
     value = getattr(request.options, key)
     if value is not None:
         name = os.path.basename(model) if isinstance(model, str) else "the model in memory"
-        raise OptionError(f"provider option {key}={value!r} has no use here: {name} {why}; leave it out")
+        raise OptionError(f"provider option {key}={value!r} has no effect here: {name} {why}; leave it out")
 
 
 def _foreign(model: Any) -> str | None:

@@ -200,7 +200,7 @@ def plan_after(request: Request, facts: Facts, made: Plan, error: Exception) -> 
     )
     try:
         if any(candidate.fit for candidate in others):
-            log.warning("another compiled model is tried: %s", reason)
+            log.warning("trying another compiled model: %s", reason)
             facts = replace(facts, candidates=others)
             return facts, plan(request, facts)
         return facts, fall_back(request, facts, reason, "", made.story)

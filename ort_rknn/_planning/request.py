@@ -72,7 +72,7 @@ def set_defaults(defaults: Defaults) -> Defaults:
     """Put others in place; returns those that were. Raises OptionError for a bad policy or bad options."""
     global _defaults
     if defaults.policy is not None and defaults.policy not in _POLICIES:
-        raise OptionError(f"policy={defaults.policy!r}: one of {', '.join(_POLICIES)} is wanted")
+        raise OptionError(f"policy={defaults.policy!r}: expected one of {', '.join(_POLICIES)}")
     read_options(defaults.options)
     before, _defaults = _defaults, defaults
     return before
@@ -91,7 +91,7 @@ def policy() -> Policy:
     for known in _POLICIES:
         if text == known:
             return known
-    raise OptionError(f"environment variable ORT_RKNN_POLICY={text!r}: one of {', '.join(_POLICIES)} is wanted")
+    raise OptionError(f"environment variable ORT_RKNN_POLICY={text!r}: expected one of {', '.join(_POLICIES)}")
 
 
 def strict_policy() -> str:
@@ -341,7 +341,7 @@ def _only_options(provider_options: Any) -> Mapping[str, object] | None:
         if len(provider_options) == 1 and isinstance(provider_options[0], Mapping):
             return provider_options[0]
         raise OptionError(
-            f"provider_options without providers belongs to {PROVIDER}: a dict or a list of one dict is wanted; "
+            f"provider_options without providers belongs to {PROVIDER}: expected a dict or a list of one dict; "
             f"got {provider_options!r}"
         )
     raise OptionError(f"provider_options should be a dict or a list of dicts; got {provider_options!r}")

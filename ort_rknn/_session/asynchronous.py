@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 def _depth(depth: int) -> int:
     if isinstance(depth, bool) or not hasattr(depth, "__index__"):
-        raise TypeError(f"depth is the number of calls in flight, a whole number from 1; got {depth!r}")
+        raise TypeError(f"depth is the number of calls in flight: expected an integer >= 1, got {depth!r}")
     if depth < 1:
         raise ValueError(f"depth is the number of calls in flight and must be at least 1; got {depth}")
     return depth.__index__()

@@ -343,7 +343,7 @@ class _Compiled:
 
     def _input(self, file: RknnFile, name: str) -> RknnTensor | None:
         if file.encrypted or not file.inputs:
-            raise OnnxFileError("it tells nothing of its inputs")
+            raise OnnxFileError("it does not describe its inputs")
         return _tensor(file.inputs, self._names[0], name)
 
     def _output(self, file: RknnFile, name: str) -> RknnTensor | None:
@@ -351,7 +351,7 @@ class _Compiled:
         if tensor is not None:
             return tensor
         if file.encrypted or not file.outputs:
-            raise OnnxFileError("it tells nothing of its outputs")
+            raise OnnxFileError("it does not describe its outputs")
         left = left_out(self._source, [t.name for t in file.inputs], [t.name for t in file.outputs])
         return _tensor(file.outputs, self._names[1], left.copies[name]) if name in left.copies else None
 

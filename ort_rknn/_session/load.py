@@ -28,7 +28,7 @@ def lender_of(kwargs: Mapping[str, Any]) -> Model | None:
         return None
     state = getattr(other, "_npu", _NOTHING)
     if state is _NOTHING:
-        raise OptionError(f"use_weight_from: an ort_rknn.InferenceSession is wanted; got {type(other).__name__}")
+        raise OptionError(f"use_weight_from: expected an ort_rknn.InferenceSession, got {type(other).__name__}")
     executor = state.executor if state is not None else None
     if executor is not None and executor.closed:
         raise OptionError("use_weight_from: that session was closed")

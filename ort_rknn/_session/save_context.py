@@ -117,7 +117,7 @@ def _in_parts(state: State, target: str, embed: bool) -> bytes:
     onnx = candidate.context_model if candidate is not None else facts.onnx
     assert onnx is not None
     if len(state.of_nodes) != len(onnx.ep_context_nodes):
-        raise ValueError("nodes of other providers, or in graphs inside nodes, cannot be saved anew")
+        raise ValueError("nodes of other providers, or in graphs inside nodes, cannot be saved again")
     with open_source(source, OnnxFileError) as data:
         whole = data[0 : len(data)]
     by_outputs = {tuple(port.name for port in executor.signature.outputs): executor for executor in state.of_nodes}

@@ -84,7 +84,7 @@ def with_contents(data: bytes, contents: Sequence[Content]) -> bytes:
     except WireError as problem:
         raise OnnxFileError(f"a damaged ONNX model; {problem}") from None
     if left:
-        raise ValueError(f"{len(left)} EPContext nodes are not in the main graph, which cannot be saved anew")
+        raise ValueError(f"{len(left)} EPContext nodes are not in the main graph, which cannot be saved again")
     return b"".join(out)
 
 

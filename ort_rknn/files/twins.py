@@ -93,7 +93,7 @@ def onnx_twin_names(rknn_path: str | os.PathLike[str], soc: str | None = None) -
 
     ``model.rk3588.rknn``, ``model-rk3588.rknn`` and ``model_rk3588.rknn`` belong to an ONNX of their own full stem
     where there is one, and it comes first then; else to ``model.onnx``, as ``model.rknn`` does. Any SoC's name is
-    recognised, ``soc`` being one more.
+    recognized, ``soc`` being one more.
     """
     path = Path(rknn_path)
     stem = path.stem
@@ -153,7 +153,7 @@ def judge_twin(
         origin = Origin.parse(file.custom_string)
         if origin is None:
             remedy = f"ort-rknn stamp {_word(onnx_path)} {_word(rknn_path or 'MODEL.rknn')}"
-            notes.append(f"{NO_RECORD}: whether its ONNX has changed since cannot be told; `{remedy}` writes one")
+            notes.append(f"{NO_RECORD}: cannot tell whether its ONNX has changed since; `{remedy}` writes one")
         elif (stale := is_stale(origin, onnx_path)) is not None:
             reasons.append(f"it is stale: {stale}; convert the ONNX again")
     return Verdict(not reasons, tuple(reasons), tuple(notes))

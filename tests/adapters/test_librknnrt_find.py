@@ -257,7 +257,7 @@ class TestSoc:
     def test_no_device_tree(self, board):
         (board.root / "proc/device-tree/compatible").unlink()
         absence = board.absence()
-        assert absence.reason.startswith("the SoC cannot be told: ")
+        assert absence.reason.startswith("cannot determine the SoC: ")
         assert absence.reason.endswith("compatible: No such file or directory")
         assert "systempaths" not in absence.remedy
 

@@ -84,7 +84,7 @@ def test_dropping_the_master_first_is_as_good_as_closing_it(npu):
 def test_weights_of_what_has_none(npu):
     import onnxruntime
 
-    with pytest.raises(ort.OptionError, match="an ort_rknn.InferenceSession is wanted; got InferenceSession"):
+    with pytest.raises(ort.OptionError, match="expected an ort_rknn.InferenceSession, got InferenceSession"):
         session(use_weight_from=onnxruntime.InferenceSession(MODELS / "conv_f16.onnx"))
     closed = session()
     closed.close()

@@ -190,8 +190,8 @@ def test_other_cores_later(npu, caplog):
         ("init_runtime", (None, None, False, None), "core_mask: .* is expected, not None"),
         ("init_runtime", (None, None, False, 1.0), "core_mask: .* is expected, not float 1.0"),
         ("inference", (None,), "inputs must be a list of numpy arrays"),
-        ("inference", ([X], 5), "data_type is 5: a word, or a list"),
-        ("inference", ([X], None, {"a": 1}), "data_format is {'a': 1}: a word, or a list"),
+        ("inference", ([X], 5), "data_type is 5: expected a word, or a list"),
+        ("inference", ([X], None, {"a": 1}), "data_format is {'a': 1}: expected a word, or a list"),
         ("list_support_target_platform", (7,), "a path is expected, not int 7"),
     ],
 )

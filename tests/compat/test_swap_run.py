@@ -192,10 +192,10 @@ def test_no_report_of_a_forked_child(folder):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((), "a program is wanted"),
+        ((), "expected a program"),
         (("--policy", "always", "app.py"), "invalid choice: 'always'"),
         (("--policy",), "expected one argument"),
-        (("--options", "schedule", "app.py"), "KEY=VALUE is wanted"),
+        (("--options", "schedule", "app.py"), "expected KEY=VALUE"),
         (("--options", "shedule=0", "app.py"), "unknown provider option 'shedule'"),
         (("--nonsense", "app.py"), "unrecognized arguments: --nonsense"),
         (("-m",), "expected one argument"),

@@ -173,7 +173,7 @@ def test_dynamic_options_are_refused(ours, options, npu, models):
     path = str(models / "conv_f16.onnx")
     session = ort_rknn.InferenceSession(path, providers=[OURS]) if ours else plain_session(path)
     with pytest.raises(
-        Exception, match=f"has no option that can be set on a living session; got .*{next(iter(options))}"
+        Exception, match=f"has no option that can be changed once a session is made; got .*{next(iter(options))}"
     ):
         session.set_ep_dynamic_options(options)
     session.run(None, {"x": X})

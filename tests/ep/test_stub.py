@@ -238,4 +238,4 @@ assert npu.open_models == 0
 """
     )
     assert out.startswith("['CPUExecutionProvider'] 1\n")
-    assert "this host lets no library be opened" in out
+    assert "this host does not let a library be opened" in out
