@@ -27,13 +27,16 @@ no_npu = pytest.fixture(without_npu)
         ({"inputs": [X], "data_format": ["nhwc", "nhwc"]}, "a list with one word for each of the 1 inputs"),
         (
             {"inputs": [X], "inputs_pass_through": [0, 0]},
-            r"inputs_pass_through is \[0, 0\]: a list with a 0 or 1 for each of the 1 ",
+            r"inputs_pass_through is \[0, 0\]: expected a list with a 0 or 1 for each of the 1 ",
         ),
         (
             {"inputs": [X], "inputs_pass_through": 1},
-            "inputs_pass_through is 1: a list with a 0 or 1 for each of the 1 ",
+            "inputs_pass_through is 1: expected a list with a 0 or 1 for each of the 1 ",
         ),
-        ({"inputs": [X], "data_type": np.float32}, "data_type is <class 'numpy.float32'>: a word, or a list with one "),
+        (
+            {"inputs": [X], "data_type": np.float32},
+            "data_type is <class 'numpy.float32'>: expected a word, or a list with one ",
+        ),
         ({"inputs": [X.astype(">f4")]}, "input 'x' is >f4; it can be float32"),
         ({"inputs": [X.transpose(0, 3, 1, 2)]}, r"\[1, 3, 32, 32\], which is NCHW: .* data_format='nchw'"),
         ({"inputs": [X[0]]}, r"has shape \[32, 32, 3\]; the model takes \[1, 32, 32, 3\] \(NHWC\)"),
