@@ -66,6 +66,8 @@ class ModelStats:
     """Runs that wait for a context now."""
     cpu_calls: int = 0
     """Calls that ran on the ONNX on the CPU because their shape was not compiled."""
+    fallback_runs: int = 0
+    """Runs of the ONNX on the CPU because the device was gone."""
 
     @property
     def total(self) -> CoreStats:
@@ -82,7 +84,12 @@ def sum_up(cores: Iterable[CoreStats]) -> CoreStats:
 
 
 def gather(
-    label: str, leases: Iterable[Lease], lanes: Iterable[Lane], cpu_calls: int, outages: Mapping[str, tuple[int, bool]]
+    label: str,
+    leases: Iterable[Lease],
+    lanes: Iterable[Lane],
+    cpu_calls: int,
+    fallback_runs: int,
+    outages: Mapping[str, tuple[int, bool]],
 ) -> ModelStats:
     """The counters of an executor's contexts now.
 
@@ -108,7 +115,7 @@ def gather(
         cores[lease.label] = cores.get(lease.label, CoreStats()) + one
     for core, (times, out) in outages.items():
         cores[core] = replace(cores[core], outages=times, out=int(out))
-    return ModelStats(label, cores, sum(lane.queued() for lane in lanes), cpu_calls)
+    return ModelStats(label, cores, sum(lane.queued() for lane in lanes), cpu_calls, fallback_runs)
 
 
 def merged(models: Iterable[ModelStats]) -> list[ModelStats]:
@@ -122,7 +129,13 @@ def merged(models: Iterable[ModelStats]) -> list[ModelStats]:
         cores = dict(before.cores)
         for label, core in one.cores.items():
             cores[label] = cores.get(label, CoreStats()) + core
-        out[one.model] = ModelStats(one.model, cores, before.queued + one.queued, before.cpu_calls + one.cpu_calls)
+        out[one.model] = ModelStats(
+            one.model,
+            cores,
+            before.queued + one.queued,
+            before.cpu_calls + one.cpu_calls,
+            before.fallback_runs + one.fallback_runs,
+        )
     return list(out.values())
 
 
@@ -136,7 +149,7 @@ def remember_closed(stats: ModelStats) -> None:
     rest = {label: replace(core, contexts=0, in_use=0, out=0) for label, core in stats.cores.items()}
     with _lock:
         both = [s for s in (_closed.get(stats.model),) if s is not None]
-        _closed[stats.model] = merged([*both, ModelStats(stats.model, rest, 0, stats.cpu_calls)])[0]
+        _closed[stats.model] = merged([*both, replace(stats, cores=rest, queued=0)])[0]
 
 
 def closed_models() -> list[ModelStats]:

@@ -56,7 +56,7 @@ class CpuTwin:
         Returns C-contiguous arrays in the signature's order and dtypes. Raises what onnxruntime raises.
         """
         session = self._made()
-        results = self._compute(session, signature, shapes, inputs)
+        results = compute(session, signature, shapes, inputs)
         with self._making:
             self.runs += 1
         return results
@@ -69,23 +69,8 @@ class CpuTwin:
     def output_shapes(self, signature: Signature, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
         """The shapes of the outputs for these shapes of the inputs, by a run on zeros that is not counted."""
         zeros = [np.zeros(shape, port.dtype) for port, shape in zip(signature.inputs, shapes)]
-        results = self._compute(self._made(), signature, shapes, [array.ctypes.data for array in zeros])
+        results = compute(self._made(), signature, shapes, [array.ctypes.data for array in zeros])
         return tuple(result.shape for result in results)
-
-    def _compute(
-        self, session: Any, signature: Signature, shapes: Sequence[Shape], inputs: Sequence[int]
-    ) -> list[NDArray[np.generic]]:
-        feed: dict[str, NDArray[np.generic]] = {}
-        for port, shape, address in zip(signature.inputs, shapes, inputs):
-            array: Any = view(address, shape, port.dtype)
-            if port.normalization is not None and not port.denormalizes and port.onnx_dtype.startswith("float"):
-                array = normalized(array, port.normalization, port.layout)
-            if port.layout == "NHWC":
-                array = array.transpose(0, 3, 1, 2)
-            feed[port.name] = np.ascontiguousarray(array, port.onnx_dtype).reshape(array.shape)
-        names = [port.name for port in signature.outputs]
-        results = session.run(names, feed)
-        return [np.ascontiguousarray(r, p.dtype).reshape(r.shape) for r, p in zip(results, signature.outputs)]
 
     def _made(self) -> Any:
         with self._making:
@@ -119,6 +104,23 @@ class CpuTwin:
             self._session = None
             if not isinstance(self._onnx, bytes):
                 self._onnx.close()
+
+
+def compute(
+    session: Any, signature: Signature, shapes: Sequence[Shape], inputs: Sequence[int]
+) -> list[NDArray[np.generic]]:
+    """Run onnxruntime's ``session`` on the ONNX; see :meth:`CpuTwin.run`."""
+    feed: dict[str, NDArray[np.generic]] = {}
+    for port, shape, address in zip(signature.inputs, shapes, inputs):
+        array: Any = view(address, shape, port.dtype)
+        if port.normalization is not None and not port.denormalizes and port.onnx_dtype.startswith("float"):
+            array = normalized(array, port.normalization, port.layout)
+        if port.layout == "NHWC":
+            array = array.transpose(0, 3, 1, 2)
+        feed[port.name] = np.ascontiguousarray(array, port.onnx_dtype).reshape(array.shape)
+    names = [port.name for port in signature.outputs]
+    results = session.run(names, feed)
+    return [np.ascontiguousarray(r, p.dtype).reshape(r.shape) for r, p in zip(results, signature.outputs)]
 
 
 def cpu_twin(

@@ -30,6 +30,7 @@ from .call_order import CallOrder
 from .calls import Call, Calls, Shapes
 from .core_use import users_of
 from .counters import ModelStats, forget_closed, gather, remember_closed
+from .cpu_fallback import CpuFallback
 from .cpu_twin import CpuTwin, cpu_twin
 from .dispatch import Dispatch
 from .health import Core, Health
@@ -114,6 +115,8 @@ class Executor:
         self._cpu_twin: CpuTwin | None = None
         self._pacer = self._new_pacer()
         self._health: Health | None = None
+        self.cpu_fallback: CpuFallback | None = None
+        """What serves runs while the device is gone; who makes the session sets it, before the first run."""
         try:
             self._cpu_twin = cpu_twin(self.options, onnx, cpu_session)
             # Asked now: a runtime tells the shapes of a set by switching a context to it, which no run survives.
@@ -220,6 +223,11 @@ class Executor:
             self._pacer.wait()
         if self._end is not None:
             self.open_here()
+        fallback = self.cpu_fallback
+        trying = fallback is not None and fallback.gone
+        if trying and not fallback.try_device():  # type: ignore[union-attr]
+            fallback.run(self.signature, call, inputs, outputs)  # type: ignore[union-attr]
+            return
         if lane is None:
             number = self.numbers.get(threading.get_ident()) if self.numbers else None
             lane = self._lane(self._own_number() if number is None else number)
@@ -227,19 +235,40 @@ class Executor:
             lease = lane.take(call.form.shape_set)
             if lease is None:
                 lane.wait_and_run(partial(self._work.do_later, asked_now(blocks=True), call, inputs, outputs))
-                return
-            try:
-                self._work.do(call, inputs, outputs, lease)
-            finally:
+            else:
                 try:
-                    lane.put_back(lease)
+                    self._work.do(call, inputs, outputs, lease)
                 finally:
-                    lane.call_who_waits()
+                    try:
+                        lane.put_back(lease)
+                    finally:
+                        lane.call_who_waits()
         except Exception as failure:
-            if not self._can_retry(failure):
-                raise
             work = partial(self._work.do_later, asked_now(blocks=True), call, inputs, outputs)
-            self._run_elsewhere(failure, work)
+            if self._recover(failure, work):
+                return
+            fallback.run(self.signature, call, inputs, outputs)  # type: ignore[union-attr]  # _recover() says so
+            return
+        if trying:
+            fallback.is_back(self.label)  # type: ignore[union-attr]
+
+    def _recover(self, failure: Exception, work: Callable[[Lease], None]) -> bool:
+        """A run failed: do ``work`` on another core where that may help. True: that succeeded. False: the device is
+        gone, and the CPU is to run it. Raises the last failure otherwise."""
+        try:
+            if self._can_retry(failure):
+                try:
+                    self._run_elsewhere(failure, work)
+                    return True
+                except Exception as error:
+                    failure = error
+            elif self._health is not None and self._health.another((getattr(failure, "failed_on", ""),)) is not None:
+                raise failure  # retries=0, and other cores may work
+            if self.cpu_fallback is not None and self.cpu_fallback.takes(failure, self.label):
+                return False
+            raise failure
+        finally:
+            del failure  # else its traceback would lead back to it
 
     def _can_retry(self, failure: Exception) -> bool:
         return self._health is not None and self.options.retries > 0 and hasattr(failure, "failed_on")
@@ -377,7 +406,9 @@ class Executor:
 
     def stats(self) -> ModelStats:
         """What it has done so far, and what it is doing."""
-        return gather(self.label, list(self._leases), set(self._lanes), self.missing_shapes()["cpu"], self.outages())
+        on_cpu = self.missing_shapes()["cpu"]
+        instead = self.cpu_fallback.runs if self.cpu_fallback is not None else 0
+        return gather(self.label, list(self._leases), set(self._lanes), on_cpu, instead, self.outages())
 
     def outages(self) -> dict[str, tuple[int, bool]]:
         """By core that was ever taken out because it failed: how often, and whether it is out now."""
@@ -450,7 +481,7 @@ class Executor:
         _close_all([*(lease.context.close for lease in reversed(self._leases)), self.model.close, self._close_files])
 
     def _close_files(self) -> None:
-        _close_all([opened.close for opened in (self._cpu_twin, self._held) if opened is not None])
+        _close_all([o.close for o in (self._cpu_twin, self.cpu_fallback, self._held) if o is not None])
 
     # In a forked child ----------------------------------------------------------------------------------------
 
@@ -462,6 +493,8 @@ class Executor:
         self._samples.leave_to_parent()
         if self._cpu_twin is not None:
             self._cpu_twin.after_fork()
+        if self.cpu_fallback is not None:
+            self.cpu_fallback.after_fork()
         self._closing = threading.RLock()
         self._leases, self._lanes, self._health = [], (), None
         self._closes = False

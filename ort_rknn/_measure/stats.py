@@ -62,6 +62,7 @@ class Stats:
                     "model": model.model,
                     "queued": model.queued,
                     "cpu_calls": model.cpu_calls,
+                    "fallback_runs": model.fallback_runs,
                     "cores": {label: asdict(core) for label, core in model.cores.items()},
                 }
                 for model in self.models
@@ -91,12 +92,15 @@ _BY_CORE: Sequence[tuple[str, _Kind, str, Callable[[CoreStats], float]]] = (
     ("padded_total", "counter", "Runs that were filled up with zeros", lambda c: c.padded),
     ("converted_bytes_total", "counter", "Bytes converted above the runtime", lambda c: c.bytes_converted),
     ("copied_bytes_total", "counter", "Bytes copied by runs with NPU memory", lambda c: c.bytes_copied),
+    ("outages_total", "counter", "How often the core was taken out because it failed", lambda c: c.outages),
+    ("out", "gauge", "1 where the core is out now", lambda c: c.out),
     ("contexts", "gauge", "Contexts that are open", lambda c: c.contexts),
     ("contexts_in_use", "gauge", "Contexts that run now", lambda c: c.in_use),
 )
 _BY_MODEL: Sequence[tuple[str, _Kind, str, Callable[[ModelStats], float]]] = (
     ("queued", "gauge", "Runs that wait for a context now", lambda m: m.queued),
     ("cpu_calls_total", "counter", "Calls on the CPU because their shape was not compiled", lambda m: m.cpu_calls),
+    ("fallback_runs_total", "counter", "Runs on the CPU because the device was gone", lambda m: m.fallback_runs),
 )
 
 

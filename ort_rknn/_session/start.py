@@ -47,6 +47,7 @@ from ..adapter.contract import Model
 from ..files import OnnxFileError
 from ..files.compatibility import FAIL_ON_SUBOPTIMAL
 from ..files.pinned import FileChangedError, PinnedModel
+from .device_gone import cpu_fallback
 from .load import lender_of, version_notes, wrapper_of
 from .stack import check_the_stack
 
@@ -159,6 +160,7 @@ def make(
                 log.warning("%s: %s", facts.label, made.stand_in)
             if kwargs.get("use_weight_from") is not None and lender is None:
                 state.notes.append("use_weight_from: that session runs on the CPU, so this one has weights of its own")
+            state.executor.cpu_fallback = cpu_fallback(session, request, made, facts, state.executor, state.pinned, so)
             _start_on_npu(session, parent, state, so, state.executor)
         elif made.where == "cpu":
             _start_on_cpu(session, parent, state, so)

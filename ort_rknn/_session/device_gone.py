@@ -1,0 +1,54 @@
+"""Whether a session may go on without its device, and with what."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from functools import partial
+from typing import Any
+
+from .._executor.cpu_fallback import CpuFallback
+from .._executor.executor import Executor
+from .._planning.facts import Facts
+from .._planning.plan import Plan
+from .._planning.request import Request
+from .._planning.session_options import EMPTY_MODEL, copy_options, cpu_session, overridden_dims
+from ..files.pinned import PinnedModel
+
+
+def cpu_fallback(
+    session: Any, request: Request, made: Plan, facts: Facts, executor: Executor, pinned: PinnedModel | None, so: Any
+) -> CpuFallback | None:
+    """What runs a session's calls while its device is gone; None where an error is to be raised then.
+
+    The session must have been given the ONNX, which ``pinned`` holds open where it is a file, and must not be strict.
+    A form that only a compiled model takes or gives cannot be kept on the CPU.
+    """
+    source = facts.onnx_source
+    signature = executor.signature
+    raw = executor.options.output_dtype == "native" or any(port.raw for port in signature.inputs)
+    if request.strict or not made.use_onnx or source is None or raw:
+        return None
+    if isinstance(source, str) and (pinned is None or os.path.abspath(source) != pinned.path):
+        return None
+    fixed = bool(facts.onnx is not None and so and overridden_dims(so, facts.onnx.inputs))
+    # The user's options may be another session's by the time of the failure.
+    as_it_was = copy_options(so, EMPTY_MODEL) if so else None
+    return CpuFallback(
+        partial(_make_session, source, pinned, partial(cpu_session, so, as_it_was=as_it_was, any_shape=fixed)),
+        partial(_may_fall_back, weakref.ref(session)),
+    )
+
+
+def _make_session(source: str | bytes, pinned: PinnedModel | None, make: Any) -> Any:
+    if isinstance(source, bytes):
+        return make(source)
+    assert pinned is not None
+    with pinned.at_a_path() as path:
+        return make(path)
+
+
+def _may_fall_back(of: weakref.ref[Any]) -> bool:
+    """As onnxruntime's ``enable_fallback()`` and ``disable_fallback()`` left it."""
+    session = of()
+    return session is not None and bool(session.__dict__.get("_enable_fallback", True))

@@ -1,0 +1,160 @@
+"""The device is gone: a session that has its ONNX and may fall back goes on with the CPU, and returns."""
+
+import asyncio
+import logging
+import time
+
+import numpy as np
+import onnxruntime
+import pytest
+from virtual_sessions import MODELS, X, session, virtual_rk3588
+
+import ort_rknn as ort
+
+npu = pytest.fixture(virtual_rk3588)
+OPTIONS = [{}, {"schedule": "1"}, {"schedule": "0,1,2"}, {"schedule": "auto"}, {"tp_mode": "0,1,2"}]
+
+
+def on_the_cpu(model, feed):
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, feed)[0]
+
+
+def runs(npu):
+    return [event for event in npu.events() if event.kind == "run"]
+
+
+def comes_back(npu, run):
+    before, end = sum(npu.counters().runs), time.monotonic() + 5
+    while sum(npu.counters().runs) < before + 5:
+        assert time.monotonic() < end, "the device is not used again"
+        run()
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_it_goes_on_and_returns(npu, caplog, options):
+    with session(**options) as made, caplog.at_level(logging.WARNING, "ort_rknn"):
+        on_npu = made.run(None, {"x": X})[0]
+        npu.fault("rknn_run", -3)
+        results = [made.run(None, {"x": X})[0] for _ in range(100)]
+        for result in results:
+            np.testing.assert_array_equal(result, on_the_cpu(MODELS / "conv_f16.onnx", {"x": X}))
+        assert not np.array_equal(on_npu, results[0])  # float16 and float32: each is the one that it says
+        assert len(runs(npu)) <= 12
+        assert "the device is gone, and runs go to the CPU: 100 so far" in made.explain()
+        assert made.stats().models[0].fallback_runs == 100
+        npu.clear_faults()
+        comes_back(npu, lambda: made.run(None, {"x": X}))
+        np.testing.assert_array_equal(made.run(None, {"x": X})[0], on_npu)
+        assert "the device was gone" in made.explain()
+        told = [r.message for r in caplog.records if "device is" in r.message]
+        assert ["the device is gone" in told[0], "the device is back" in told[1]] == [True, True]
+        assert len(told) == 2
+    assert npu.counters().misuses == 0
+
+
+@pytest.mark.parametrize("way", ["submit", "map", "run_awaitable", "batch", "bytes", "nhwc", "binding"])
+def test_ways(npu, way, tmp_path):
+    model, feed, given = MODELS / "conv_f16.onnx", {"x": X}, {"schedule": "0,1,2"}
+    if way == "batch":
+        model, given = MODELS / "free_batch.onnx", {"schedule": "0,1,2", "split_batch": True}
+    if way == "nhwc":
+        feed, given = {"x": np.ascontiguousarray(X.transpose(0, 2, 3, 1))}, {"layout": "nhwc"}
+    with session(model.read_bytes() if way == "bytes" else model, **given) as made:
+        if way == "batch":
+            one = made.get_inputs()[0]
+            feed = {one.name: np.random.default_rng(1).standard_normal((7, *one.shape[1:]), dtype=np.float32)}
+        right = on_the_cpu(model, {"x": X} if way == "nhwc" else feed)
+        npu.fault("rknn_run", -3)
+        if way == "submit":
+            got = [f.result(timeout=60)[0] for f in [made.submit(None, feed) for _ in range(20)]]
+        elif way == "map":
+            got = [result[0] for result in made.map([feed] * 20)]
+        elif way == "run_awaitable":
+
+            async def together():
+                return await asyncio.gather(*[made.run_awaitable(None, feed) for _ in range(20)])
+
+            got = [result[0] for result in asyncio.run(together())]
+        elif way == "binding":
+            binding = made.io_binding()
+            binding.bind_cpu_input("x", X)
+            binding.bind_output(made.get_outputs()[0].name)
+            made.run_with_iobinding(binding)
+            got = [binding.copy_outputs_to_cpu()[0]]
+        else:
+            got = [made.run(None, feed)[0] for _ in range(20)]
+        for result in got:
+            np.testing.assert_allclose(result, right, rtol=1e-5, atol=1e-6)
+
+
+def test_strict_sessions_raise(npu, monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_STRICT", "1")
+    with session() as made:
+        npu.fault("rknn_run", -3)
+        for _ in range(3):
+            with pytest.raises(
+                ort.capi.onnxruntime_pybind11_state.RuntimeException, match=r"DEVICE_UNAVAILABLE \(-3\)"
+            ):
+                made.run(None, {"x": X})
+
+
+def test_the_user_may_switch_it_off_and_on(npu):
+    with session() as made:
+        npu.fault("rknn_run", -3)
+        made.disable_fallback()
+        with pytest.raises(Exception, match="DEVICE_UNAVAILABLE"):
+            made.run(None, {"x": X})
+        made.enable_fallback()
+        made.run(None, {"x": X})
+    model = MODELS / "conv_f16.onnx"
+    device = {"device": "virtual:rk3588"}
+    made = ort.InferenceSession(model, provider_options=device, enable_fallback=0)
+    with made, pytest.raises(Exception, match="DEVICE_UNAVAILABLE"):
+        made.run(None, {"x": X})
+
+
+@pytest.mark.parametrize("code", [-1, -2, -4])
+def test_other_codes_are_errors(npu, code):
+    with session() as made:
+        npu.fault("rknn_run", code)
+        with pytest.raises(Exception, match=rf"\({code}\)"):
+            made.run(None, {"x": X})
+
+
+def test_without_the_onnx_it_is_an_error(npu):
+    with session(MODELS / "conv_f16.rk3588.rknn") as made:
+        npu.fault("rknn_run", -3)
+        with pytest.raises(Exception, match="DEVICE_UNAVAILABLE"):
+            made.run(None, {"x": X})
+
+
+def test_what_only_a_compiled_model_gives_is_an_error(npu):
+    with session(output_dtype="native") as made:
+        npu.fault("rknn_run", -3)
+        with pytest.raises(Exception, match="DEVICE_UNAVAILABLE"):
+            made.run(None, {"x": X})
+
+
+def test_an_onnx_that_was_changed_meanwhile_is_not_used(npu, tmp_path, caplog):
+    for name in ("conv_f16.onnx", "conv_f16.rk3588.rknn"):
+        (tmp_path / name).write_bytes((MODELS / name).read_bytes())
+    path = tmp_path / "conv_f16.onnx"
+    with session(path) as made, caplog.at_level(logging.WARNING, "ort_rknn"):
+        with open(path, "r+b") as file:
+            file.write(b"\0\0\0")
+        npu.fault("rknn_run", -3)
+        with pytest.raises(Exception, match="DEVICE_UNAVAILABLE"):
+            made.run(None, {"x": X})
+        assert "the ONNX does not run on the CPU" in caplog.text
+
+
+def test_a_deleted_onnx_is_still_held(npu, tmp_path):
+    for name in ("conv_f16.onnx", "conv_f16.rk3588.rknn"):
+        (tmp_path / name).write_bytes((MODELS / name).read_bytes())
+    path = tmp_path / "conv_f16.onnx"
+    with session(path) as made:
+        path.unlink()
+        npu.fault("rknn_run", -3)
+        right = on_the_cpu(MODELS / "conv_f16.onnx", {"x": X})
+        np.testing.assert_array_equal(made.run(None, {"x": X})[0], right)
