@@ -21,7 +21,7 @@ What is different on purpose:
 * Unknown options, keywords and run options are errors.
 * Values of device "rknpu2" live in host memory. dma-buf, the NPU's own channel blocks (NC1HWC2) and RKNPU3 are refused.
 * New: ``flush()`` for the pipeline, ``close()`` and ``with``, ``schedule="auto"``, and the provider options ``device``,
-  ``adapter``, ``runtime_library``, ``onnx_model``, ``rknn_model`` and ``run_timeout_ms`` of ort_rknn.
+  ``adapter``, ``runtime_library``, ``onnx_model``, ``rknn_model``, ``run_timeout_ms`` and ``retries`` of ort_rknn.
 """
 
 from ort_rknn import package_version as __version__

@@ -115,6 +115,7 @@ _ACCEPTED = (
     "rknn_model",
     "onnx_model",
     "run_timeout_ms",
+    "retries",
 )
 _RKNPU3_ONLY = ("device_id", "weight_path", "priority", "run_core_mask")
 
