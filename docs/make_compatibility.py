@@ -45,6 +45,7 @@ ADDED = {
     "bench_together": "which of several models gets which cores",
     "doctor": "why it does not run on the NPU: every check, in the order in which things fail",
     "stats": "counters of all sessions of this process",
+    "top": "who uses the NPU: load by process, model and core",
     "devices": "the NPUs that a session could use now",
     "get_ep_names": "as plugin packages have it",
     "get_library_path": "as plugin packages have it",

@@ -53,6 +53,7 @@ if _typing.TYPE_CHECKING:
     from ._measure.doctor import doctor as doctor
     from ._options import RknnProviderOptions as RknnProviderOptions, make_provider_options as make_provider_options
     from ._measure.stats import stats as stats
+    from ._measure.top import top as top
     from ._session.arrays import empty as empty, from_dmabuf as from_dmabuf
     from ._version import package_version as package_version
     from .adapter.contract import Device as Device
@@ -125,6 +126,7 @@ _OURS = {
     "doctor": "ort_rknn._measure.doctor",
     "register": "ort_rknn._ep",
     "stats": "ort_rknn._measure.stats",
+    "top": "ort_rknn._measure.top",
     "unregister": "ort_rknn._ep",
 }
 

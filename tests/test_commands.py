@@ -63,6 +63,7 @@ JSON_RUNS = [
     (None, "toolkit", "status"),
     (None, "doctor", "--device", VIRTUAL),
     (None, "doctor", "conv_f16.onnx"),
+    (0, "top"),
     (0, "check", "conv_f16.onnx", "--device", VIRTUAL),
     (0, "check", "conv_f16.onnx", "--save", "run.npz"),
     (0, "demo", "--part", "npu"),

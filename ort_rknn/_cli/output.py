@@ -119,7 +119,7 @@ class Table:
         body = [[_safe(cell) for cell in row] for row in self.rows]
         heads = [column.title for column in self.columns]
         widths = [max(len(row[i]) for row in [heads, *body]) for i in range(len(heads))]
-        lines = [self.title] if self.title else []
+        lines = [printable(self.title, sys.stdout)] if self.title else []
         for row in [heads, *body] if any(heads) else body:
             cells = (
                 text.rjust(width) if column.right else text.ljust(width)
@@ -140,7 +140,13 @@ def renderable(table: Table) -> Any:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    made = RichTable(box=box.SIMPLE, title=table.title or None, title_justify="left", show_header=True, pad_edge=False)
+    made = RichTable(
+        box=box.SIMPLE,
+        title=Text(printable(table.title, sys.stdout), "bold") if table.title else None,
+        title_justify="left",
+        show_header=True,
+        pad_edge=False,
+    )
     made.show_header = any(column.title for column in table.columns)
     for column in table.columns:
         made.add_column(column.title, justify="right" if column.right else "left", no_wrap=column.keep, overflow="fold")

@@ -150,6 +150,43 @@ INFO = {
     ),
 }
 
+TOP = {
+    "processes": rows(
+        record(
+            {
+                "pid": whole(),
+                "name": text("as the kernel has it"),
+                "user": whole("user id"),
+                "models": rows(
+                    record(
+                        {
+                            "session": whole("counts the models that the process has opened"),
+                            "model": text("file name of the compiled model"),
+                            "device": text(),
+                            "cores": table(number(), "share of the last second, 0 to 1, by core"),
+                            "contexts": whole(),
+                            "runs_per_second": number(),
+                            "runs": whole(),
+                            "errors": whole(),
+                            "queued": whole("runs that wait for a context"),
+                            "cpu_calls": whole("calls on the CPU because their shape was not compiled"),
+                        }
+                    )
+                ),
+            }
+        ),
+        "that run models through this package, by load",
+    ),
+    "cores": table(number(), "load of all of them by core, 0 to 1"),
+    "driver": maybe(rows(whole(), "the driver's own load by core in percent; null where it cannot be read")),
+    "clock": maybe(
+        record({"folder": text(), "governor": text(), "now": maybe(whole("Hz")), "highest": maybe(whole())})
+    ),
+    "temperature": maybe(record({"zone": text(), "celsius": number()})),
+    "others": rows(record({"pid": whole(), "name": text()}), "that have the NPU open and publish nothing"),
+    "hint": text("a command that makes more readable; may be empty"),
+}
+
 STAMP = {
     "stamped": rows(
         record(

@@ -25,6 +25,7 @@ from .._concurrency.pacer import Pacer
 from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, ort_error
 from .._options import Options
 from ..adapter.contract import AdapterError, Model, ModelSource
+from . import published
 from .buffers import BufferRuns
 from .call_order import CallOrder
 from .calls import Call, Calls, Shapes
@@ -127,10 +128,14 @@ class Executor:
             self._lanes = self._open_contexts()
             self.static_call = self._calls.static()
             self._begin()
+            self._publishes = published.wanted()
         except BaseException:
             self.close()
             raise
+        self.number = next(_numbers)
         _alive.add(self)
+        if self._publishes:
+            published.begin(_loads)
 
     def _open_contexts(self) -> tuple[Lane, ...]:
         by_lane: list[list[Lease]] = [[] for _ in self.dispatch.lanes]
@@ -531,6 +536,8 @@ class Executor:
             self._tasks = itertools.count()
             self._over = self._inherited = False
             _alive.add(self)
+            if self._publishes:
+                published.begin(_loads)
             self._end = None  # last: other threads look at it without a lock
         log.info("%s: opened again in the forked process %d", self.label, os.getpid())
 
@@ -597,6 +604,8 @@ def _check_array(array: NDArray[np.generic], port: Port, label: str) -> None:
         )
 
 
+#: Executors of this process, in the order in which they were made.
+_numbers = itertools.count(1)
 _alive: weakref.WeakSet[Executor] = weakref.WeakSet()
 
 
@@ -607,6 +616,15 @@ def alive() -> list[Executor]:
             return list(_alive)
         except RuntimeError:  # one came or went meanwhile
             pass
+
+
+def _loads() -> list[tuple[int, str, ModelStats]]:
+    """For :mod:`~ort_rknn._executor.published`. Those that a fork left to the parent are not among them."""
+    return [
+        (each.number, each._device.rpartition(" ")[2], each.stats())
+        for each in alive()
+        if not each._inherited and not each._over
+    ]
 
 
 def _after_fork() -> None:

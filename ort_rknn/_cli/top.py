@@ -1,0 +1,129 @@
+"""``ort-rknn top``: who uses the NPU."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+from ..adapter.command import Command
+from . import schemas
+from .output import (
+    FINE,
+    USAGE,
+    Cell,
+    Column,
+    Mistake,
+    Style,
+    Table,
+    add_json_option,
+    live,
+    one_line,
+    rich_console,
+    say_json,
+    show,
+)
+
+if TYPE_CHECKING:
+    from .._measure.top import Usage
+
+_COLUMNS = (
+    Column("pid", right=True, keep=True),
+    Column("program"),
+    Column("model"),
+    Column("on"),
+    Column("load", right=True, keep=True),
+    Column("runs/s", right=True, keep=True),
+    Column("waiting", right=True, keep=True),
+    Column("errors", right=True, keep=True),
+)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--once", action="store_true", help="print it once and stop, as in a pipe")
+    parser.add_argument("--interval", metavar="SECONDS", type=float, default=1.0, help="between two looks (default 1)")
+    add_json_option(parser)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Show it until Ctrl-C, or once."""
+    from .._measure.top import top
+
+    if not 0.1 <= given.interval <= 3600:
+        raise Mistake(f"--interval {given.interval:g}: expected seconds from 0.1 to 3600", USAGE)
+    if given.json:
+        say_json("top", top().as_json())
+        return FINE
+    if given.once or rich_console() is None:
+        show(table_of(top()))
+        return FINE
+    try:
+        with live(table_of(top())) as update:
+            while True:
+                time.sleep(given.interval)
+                update(table_of(top()))
+    except KeyboardInterrupt:
+        return FINE
+
+
+def table_of(usage: Usage) -> Table:
+    """The table, with the board's own numbers above it."""
+    rows: list[list[str | Cell]] = []
+    for process in usage.processes:
+        for model in process.models:
+            for number, (label, load) in enumerate(model.cores.items()):
+                first = number == 0
+                rows.append(
+                    [
+                        str(process.pid) if first else "",
+                        process.name if first else "",
+                        model.model if first else "",
+                        f"{model.device} {label}",
+                        _percent(load),
+                        f"{model.runs_per_second:.1f}" if first else "",
+                        str(model.queued) if first else "",
+                        Cell(str(model.errors), "bad" if model.errors else "") if first else "",
+                    ]
+                )
+    for user in usage.others:
+        rows.append([str(user.pid), user.name, Cell("another library", "dim"), "", "", "", "", ""])
+    return Table(_COLUMNS, rows, "\n".join(_head(usage, bool(rows))))
+
+
+def _percent(load: float) -> Cell:
+    style: Style = "bad" if load > 0.9 else "warn" if load > 0.6 else ""
+    return Cell(f"{load:.0%}", style)
+
+
+def _head(usage: Usage, any_rows: bool) -> list[str]:
+    lines = []
+    board = []
+    if usage.clock is not None and usage.clock.now is not None:
+        highest = f" of {usage.clock.highest / 1e6:.0f}" if usage.clock.highest else ""
+        board.append(f"{usage.clock.now / 1e6:.0f}{highest} MHz ({usage.clock.governor})")
+    if usage.temperature is not None:
+        board.append(f"{usage.temperature[1]:.0f} C")
+    if usage.driver is not None:
+        board.append(f"the driver tells {', '.join(f'{x} %' for x in usage.driver)}")
+    if board:
+        lines.append(f"NPU: {'; '.join(board)}")
+    if usage.hint:
+        lines.append(f"The driver's own load is for root. To read it: {usage.hint}")
+    if usage.cores:
+        lines.append(one_line("; ".join(f"{core}: {load:.0%}" for core, load in usage.cores.items())))
+    if not any_rows:
+        lines.append("No process of this user runs a model on an NPU through ort_rknn.")
+    return lines
+
+
+COMMAND = Command(
+    name="top",
+    summary="who uses the NPU",
+    description="Shows the processes that run models through this package, with the load of the last second by core, "
+    "model and session, and the NPU's clock, temperature and load as far as the kernel tells them. Live on a terminal "
+    "with the extra 'cli', until Ctrl-C; once elsewhere. Needs neither root nor a daemon: every process with a model "
+    "on the NPU publishes its load in a file that only its user can read (ORT_RKNN_NO_TOP=1: it does not).",
+    add_arguments=_add_arguments,
+    run=run,
+    json_output=schemas.TOP,
+)

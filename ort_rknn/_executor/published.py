@@ -1,0 +1,222 @@
+"""What ``ort-rknn top`` reads: each process with a model on the NPU writes its load to a small file, once a second.
+
+The file is ``PID.json`` in a folder that only this user may enter: ``$XDG_RUNTIME_DIR/ort_rknn``, else
+``/run/user/UID/ort_rknn``, else ``/tmp/ort_rknn-UID``. One thread writes it, while there are executors; runs pay
+nothing, because contexts count anyway. A forked child begins with its own first executor. ``ORT_RKNN_NO_TOP=1``:
+nothing of this.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._concurrency.forks import renewed_in_child
+from .._environment import switched_on
+
+if TYPE_CHECKING:
+    from .counters import ModelStats
+
+#: Seconds between two writings.
+INTERVAL = 1.0
+VERSION = 1
+#: Models and bytes that a file has at most.
+MOST_MODELS, MOST_BYTES = 64, 1 << 16
+
+#: For each executor: its number, its device and its counters.
+Reader = Callable[[], "Sequence[tuple[int, str, ModelStats]]"]
+
+
+def folder() -> Path | None:
+    """The folder of this user's files; None where there is none that only this user can write."""
+    uid = os.geteuid()
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    for base in (given, f"/run/user/{uid}"):
+        if os.path.isabs(base) and is_private(Path(base)):
+            return Path(base) / "ort_rknn"
+    return Path(f"/tmp/ort_rknn-{uid}")  # noqa: S108  # checked by is_private before it is used
+
+
+def is_private(place: Path, uid: int | None = None) -> bool:
+    """Whether it is a folder itself, not a link to one, that belongs to this user (or ``uid``) and that nobody else may
+    write."""
+    try:
+        status = place.lstat()
+    except OSError:
+        return False
+    owner = os.geteuid() if uid is None else uid
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == owner and not status.st_mode & 0o022
+
+
+def start_of(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks since boot: with the pid it names a process for good. None where
+    there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read(4096).rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class Publisher:
+    """The file of this process, and the thread that writes it."""
+
+    def __init__(self, read: Reader, interval: float = INTERVAL) -> None:
+        self._read = read
+        self._interval = interval
+        self._wake = threading.Event()
+        self._path: Path | None = None
+        self._pid = os.getpid()
+        self._before: dict[tuple[int, str], tuple[float, int]] = {}
+        self._at = time.monotonic()
+        self.thread = threading.Thread(target=self._go, name="ort_rknn top", daemon=True)
+
+    def stop(self) -> None:
+        """Ask the thread to remove the file and end."""
+        self._wake.set()
+
+    def _go(self) -> None:
+        try:
+            while not self._wake.is_set():
+                found = self._read()
+                if not found and _ends(self):
+                    break
+                self._write(self._snapshot(found))
+                del found
+                self._wake.wait(self._interval)
+        except OSError:
+            pass  # a full or read-only disk: nobody sees this process in `top`, and nothing else is lost
+        finally:
+            _forget(self)
+            self.remove()
+
+    def _snapshot(self, found: Sequence[tuple[int, str, ModelStats]]) -> dict[str, Any]:
+        now = time.monotonic()
+        passed, self._at = max(now - self._at, 1e-3), now
+        before, self._before = self._before, {}
+        models = []
+        for number, device, stats in found[:MOST_MODELS]:
+            cores: dict[str, dict[str, float]] = {}
+            rate = 0.0
+            for label, core in stats.cores.items():
+                key = (number, label)
+                seconds, runs = before.get(key, (0.0, 0))
+                self._before[key] = (core.run_seconds, core.runs)
+                load = min(max(core.run_seconds - seconds, 0.0) / passed, float(core.contexts or 1))
+                cores[label] = {"load": round(min(load, 1.0), 4), "contexts": core.contexts, "in_use": core.in_use}
+                rate += max(core.runs - runs, 0) / passed
+            total = stats.total
+            models.append(
+                {
+                    "session": number,
+                    "model": stats.model[:255],
+                    "device": device[:255],
+                    "cores": cores,
+                    "runs_per_second": round(rate, 2),
+                    "runs": total.runs,
+                    "errors": total.errors,
+                    "queued": stats.queued,
+                    "cpu_calls": stats.cpu_calls,
+                }
+            )
+        return {"version": VERSION, "pid": self._pid, "start": start_of(self._pid), "at": now, "models": models}
+
+    def _write(self, data: dict[str, Any]) -> None:
+        if self._path is None:
+            place = folder()
+            if place is None:
+                return
+            place.mkdir(mode=0o700, exist_ok=True)
+            if not is_private(place):
+                raise PermissionError(f"{place} can be written by others")
+            self._path = place / f"{self._pid}.json"
+        content = json.dumps(data, ensure_ascii=True).encode()
+        if len(content) > MOST_BYTES:
+            content = json.dumps({**data, "models": data["models"][:8]}, ensure_ascii=True).encode()
+        fresh = self._path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        with open(fresh, "xb", opener=_private) as file:
+            file.write(content)
+        os.replace(fresh, self._path)
+
+    def remove(self) -> None:
+        """Remove the file. Nothing in a forked child, whose parent has it."""
+        if self._path is not None and os.getpid() == self._pid:
+            for place in (self._path.with_suffix(".new"), self._path):
+                try:
+                    place.unlink(missing_ok=True)
+                except OSError:
+                    pass
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+_publisher: Publisher | None = None
+_lock = renewed_in_child(threading.Lock())
+
+
+def wanted() -> bool:
+    """Whether the environment lets this process publish. Raises OptionError for a misspelled switch."""
+    return not switched_on("ORT_RKNN_NO_TOP")
+
+
+def begin(read: Reader) -> None:
+    """An executor was opened, and ``read`` tells of it: publish from now on, where that has not begun."""
+    global _publisher
+    with _lock:
+        if _publisher is not None:
+            return
+        made = Publisher(read)
+        try:
+            made.thread.start()
+        except RuntimeError:  # the interpreter ends, or there are too many threads
+            return
+        _publisher = made
+
+
+def _ends(publisher: Publisher) -> bool:
+    """Whether no executors are left: the next one begins with a new publisher. Read again under the lock, because one
+    may have come meanwhile, which saw this publisher at work."""
+    with _lock:
+        if publisher._read():
+            return False
+        _forget_locked(publisher)
+    return True
+
+
+def _forget(publisher: Publisher) -> None:
+    with _lock:
+        _forget_locked(publisher)
+
+
+def _forget_locked(publisher: Publisher) -> None:
+    global _publisher
+    if _publisher is publisher:
+        _publisher = None
+
+
+def _at_exit() -> None:
+    publisher = _publisher
+    if publisher is not None:
+        publisher.stop()
+        publisher.thread.join(1.0)
+        publisher.remove()
+
+
+def _in_child() -> None:
+    global _publisher
+    _publisher = None
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

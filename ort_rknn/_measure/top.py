@@ -1,0 +1,225 @@
+"""``ort_rknn.top()``: who uses the NPU.
+
+Every process of ours publishes its load (:mod:`ort_rknn._executor.published`). What is read is input from strangers: a
+file of another user, one that is too large, or that has anything but what is expected, is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .._executor.published import MOST_BYTES, MOST_MODELS, VERSION, folder, is_private, start_of
+from . import board
+from .board import Clock, User
+
+_MOST_FILES, _MOST_CORES = 256, 32
+_LONGEST = 255
+#: Seconds after which a file is stale: its process is stopped, or hangs.
+_STALE = 10.0
+_CORE_NUMBERS = re.compile(r"cores? (\d{1,2}(?:,\d{1,2})*)(?: together)?")
+
+#: Makes the driver's own load readable for everyone, until the next boot: debugfs is for root alone.
+READ_LOAD = "sudo mount -o remount,mode=755 /sys/kernel/debug"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """One compiled model of a process."""
+
+    session: int
+    """Counts the models that the process has opened."""
+    model: str
+    """The compiled model's file name, as that process tells it: not to be trusted."""
+    device: str
+    cores: Mapping[str, float]
+    """Share of the last second in which a run was under way, from 0 to 1, by "core 0", "cores 0,1 together" ..."""
+    contexts: int
+    runs_per_second: float
+    runs: int
+    errors: int
+    queued: int
+    """Runs that wait for a context."""
+    cpu_calls: int
+    """Calls that ran on the CPU because their shape was not compiled."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLoad:
+    """One process that uses the NPU through this package."""
+
+    pid: int
+    name: str
+    """As the kernel has it."""
+    user: int
+    models: tuple[ModelLoad, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What :func:`top` found."""
+
+    processes: tuple[ProcessLoad, ...]
+    """By load, the highest first."""
+    cores: Mapping[str, float]
+    """The load of all processes of ours together by core number, or "any" where the runtime chooses; by device:
+    "rk3588 core 0"."""
+    driver: tuple[int, ...] | None
+    """The driver's own load by core in percent, of every program; None where it cannot be read."""
+    clock: Clock | None
+    temperature: tuple[str, float] | None
+    """The thermal zone's name and degrees Celsius."""
+    others: tuple[User, ...]
+    """Processes that have the NPU open and publish nothing."""
+    hint: str
+    """A command that makes more of this readable; "" where everything is."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The members of ``ort-rknn top --json``."""
+        zone = self.temperature
+        return {
+            "processes": [
+                {**asdict(process), "models": [asdict(model) for model in process.models]} for process in self.processes
+            ],
+            "cores": dict(self.cores),
+            "driver": None if self.driver is None else list(self.driver),
+            "clock": None if self.clock is None else asdict(self.clock),
+            "temperature": None if zone is None else {"zone": zone[0], "celsius": zone[1]},
+            "others": [asdict(user) for user in self.others],
+            "hint": self.hint,
+        }
+
+
+def top(*, root: str | os.PathLike[str] = "/") -> Usage:
+    """Who uses the NPU now: the processes of this user that run models through this package (of all users, for root),
+    with the load of the last second by core, model and session; the clock, the temperature and the driver's own load,
+    as far as this user may read them. Takes some milliseconds. ``root``: where the kernel's files lie, for tests.
+
+    The process itself is among them. Processes with ``ORT_RKNN_NO_TOP=1`` are among the others.
+    """
+    place = Path(root)
+    processes = sorted(published(), key=lambda process: -_load_of(process))
+    node = board.node_of(place)
+    ours = {process.pid for process in processes}
+    others = tuple(user for user in (board.users(place, node) if node else ()) if user.pid not in ours)
+    driver = board.load(place)
+    hint = READ_LOAD if node is not None and driver is None else ""
+    return Usage(
+        tuple(processes), _by_core(processes), driver, board.clock(place), board.temperature(place), others, hint
+    )
+
+
+def _load_of(process: ProcessLoad) -> float:
+    return sum(sum(model.cores.values()) for model in process.models)
+
+
+def _by_core(processes: Iterable[ProcessLoad]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for process in processes:
+        for model in process.models:
+            for label, load in model.cores.items():
+                numbers = _CORE_NUMBERS.fullmatch(label)
+                for core in numbers[1].split(",") if numbers else ("any",):
+                    key = f"{model.device} core {core}"
+                    total[key] = min(total.get(key, 0.0) + load, 1.0)
+    return dict(sorted(total.items()))
+
+
+# Reading what others wrote ----------------------------------------------------------------------------------------
+
+
+def published() -> Iterator[ProcessLoad]:
+    """Every process that publishes its load and is alive."""
+    for place, owner in _folders():
+        try:
+            names = sorted(os.listdir(place))
+        except OSError:
+            continue
+        for name in [name for name in names if re.fullmatch(r"[1-9][0-9]{0,9}\.json", name)][:_MOST_FILES]:
+            try:
+                found = _process(place / name, int(name[:-5]), owner)
+            except (OSError, ValueError, RecursionError):
+                continue
+            if found is not None:
+                yield found
+
+
+def _folders() -> Iterator[tuple[Path, int]]:
+    """Folders with such files, and whose they are."""
+    own, uid = folder(), os.geteuid()
+    if own is not None and is_private(own):
+        yield own, uid
+    if uid == 0:
+        for place in [*Path("/run/user").glob("[0-9]*/ort_rknn"), *Path("/tmp").glob("ort_rknn-[0-9]*")]:  # noqa: S108
+            owner = int(re.sub(r"\D", "", place.parent.name if place.name == "ort_rknn" else place.name) or 0)
+            if place != own and is_private(place, owner):
+                yield place, owner
+
+
+def _process(path: Path, pid: int, owner: int) -> ProcessLoad | None:
+    """What one file tells; None where its process is gone. Raises OSError or ValueError for what is not as expected."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != owner:
+            raise ValueError("not a file of its owner")
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError("too large")
+    data = json.loads(content)
+    if not isinstance(data, dict) or data.get("version") != VERSION or data.get("pid") != pid:
+        raise ValueError("of another version, or of another process")
+    start = start_of(pid)
+    if start is None or data.get("start") != start:
+        if owner == os.geteuid():
+            path.unlink(missing_ok=True)  # its process was killed
+        return None
+    if not abs(time.monotonic() - _number(data.get("at"))) < _STALE:
+        return None
+    models = data.get("models")
+    if not isinstance(models, list) or len(models) > MOST_MODELS:
+        raise ValueError("no list of models")
+    name = board.read_text(Path(f"/proc/{pid}/comm")) or "?"
+    return ProcessLoad(pid, name[:_LONGEST], owner, tuple(map(_model, models)))
+
+
+def _model(data: Any) -> ModelLoad:
+    cores = data.get("cores") if isinstance(data, dict) else None
+    if not isinstance(cores, dict) or len(cores) > _MOST_CORES or not all(isinstance(c, dict) for c in cores.values()):
+        raise ValueError("not what is known of a model")
+    return ModelLoad(
+        session=_count(data.get("session")),
+        model=_text(data.get("model")),
+        device=_text(data.get("device")),
+        cores={_text(label): min(_number(core.get("load")), 1.0) for label, core in cores.items()},
+        contexts=sum(_count(core.get("contexts")) for core in cores.values()),
+        runs_per_second=_number(data.get("runs_per_second")),
+        runs=_count(data.get("runs")),
+        errors=_count(data.get("errors")),
+        queued=_count(data.get("queued")),
+        cpu_calls=_count(data.get("cpu_calls")),
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not a text")
+    return value[:_LONGEST]
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**62 or math.isnan(value):
+        raise ValueError("not a number from 0")
+    return float(value)
+
+
+def _count(value: Any) -> int:
+    return int(_number(value))
