@@ -24,6 +24,7 @@ _USED_LATER = (
     "signal",
     "ort_rknn._concurrency.stream",
     "ort_rknn._executor.numbered",
+    "ort_rknn.files.operators",
     "ort_rknn._session.closed",
     "ort_rknn._session.explain",
     "ort_rknn._session.feeds",
