@@ -31,6 +31,7 @@ LAYOUTS: Mapping[str, str] = {
     "nhwc": "NHWC",
     "any": "NHWC",
 }
+PRIORITIES = ("high", "medium", "low")
 MISSING_SHAPE = ("error", "cpu", "pad")
 OUTPUT_DTYPES = ("onnx", "float32", "native")
 #: Options that change the signature of a session.
@@ -55,6 +56,7 @@ class RknnProviderOptions(TypedDict, total=False):
     output_dtype: str
     run_timeout_ms: int | str
     retries: int | str
+    priority: str
     disable_dup_context: bool | str
     after_fork: str
     on_missing_shape: str
@@ -105,6 +107,9 @@ class Options:
     always (the user states that they are), or never."""
     run_timeout_ms: int = 0
     """Bound for one run on the NPU in milliseconds; 0: none."""
+    priority: Literal["high", "medium", "low"] = "high"
+    """Whose runs the driver takes first where several programs or sessions want a core. "high" is the runtime's own
+    default."""
     retries: int = 1
     """On how many other cores a run that failed because of its core is tried again, where there are any."""
     max_queue_size: int = 3
@@ -391,6 +396,7 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "run_timeout_ms": lambda v: _integer(
         "run_timeout_ms", v, "expected milliseconds, an integer >= 0 (0: no limit)", 0
     ),
+    "priority": lambda v: _word("priority", v, PRIORITIES),
     "retries": lambda v: _integer("retries", v, "expected an integer >= 0", 0),
     "disable_dup_context": lambda v: _boolean("disable_dup_context", v),
     "after_fork": lambda v: _word("after_fork", v, ("reopen", "refuse")),
@@ -406,7 +412,7 @@ _ALSO: Mapping[str, str] = {
 #: Names that other RKNN libraries use and that are not supported here: refused with a reason, never ignored.
 _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
-        ("device_id", "weight_path", "priority", "run_core_mask"),
+        ("device_id", "weight_path", "run_core_mask"),
         "it belongs to another library's RKNPU3 provider (RK182x); this provider drives RKNPU2 (RK35xx)",
     ),
     "convert": "models are not converted at load; compile a twin with rknn-toolkit2",
@@ -478,6 +484,7 @@ def make_provider_options(
     pad_axes: str | Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     split_batch: bool | str | None = None,
     run_timeout_ms: int | None = None,
+    priority: str | None = None,
     retries: int | None = None,
     max_queue_size: int | None = None,
     submit_timeout_ms: int | None = None,

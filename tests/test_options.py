@@ -202,7 +202,7 @@ def test_keys_are_exact(key):
         read_options({key: 0})
 
 
-@pytest.mark.parametrize("key", ["device_id", "priority"])
+@pytest.mark.parametrize("key", ["device_id", "weight_path"])
 def test_options_of_other_libraries_are_refused_with_a_reason(key):
     with pytest.raises(OptionError, match=f"{key!r} is not supported: .*"):
         read_options({key: "0"})

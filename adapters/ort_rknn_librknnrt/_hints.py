@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from io import BytesIO
@@ -119,6 +120,27 @@ def describe_runtime(path: str) -> str:
     except OSError:
         pass
     return f"the runtime is {path}"
+
+
+def knows_renice_flag(path: str) -> bool:
+    """Whether a runtime knows the flag that keeps it from setting the process's own priority: those of 2.3.2 and later
+    do. What older ones do with it is not known, so they do not get it. Never raises."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    return _is_recent(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _is_recent(path: str, *_: int) -> bool:
+    try:
+        with open(path, "rb") as file:
+            words = _after_mark(file).split(b"\0")[0].split()
+    except OSError:
+        return False
+    numbers = words[0].split(b".") if words else []
+    return all(part.isdigit() for part in numbers) and tuple(map(int, numbers)) >= (2, 3, 2)
 
 
 def _after_mark(file: BinaryIO) -> bytes:

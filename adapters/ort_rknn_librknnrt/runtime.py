@@ -9,7 +9,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from ort_rknn.adapter import (
@@ -28,7 +28,7 @@ from ort_rknn.adapter import (
 from ._binding import Binding, Handle, destroy, destroy_one, log
 from ._context import RuntimeContext
 from ._custom_ops import CustomOps
-from ._hints import init_hint, mask_hint, run_hint
+from ._hints import init_hint, knows_renice_flag, mask_hint, run_hint
 from ._report import Report, read_report, read_shapes
 
 __all__ = ["LoadedModel", "load_model"]
@@ -40,6 +40,10 @@ _ONE_CORE_MASKS = (CORE_MASK_AUTO, 1, CORE_MASK_ALL)
 _TARGET_PLATFORM_UNMATCH = -13
 #: rknn_init flag: the extend structure's ctx lends its weights.
 _SHARE_WEIGHTS = 0x20
+#: rknn_init flags by the option ``priority``. Contexts that are duplicated are taken to have the priority of the first.
+_PRIORITIES: Mapping[str, int] = {"high": 0, "medium": 1, "low": 2}
+#: rknn_init flag: the runtime must not set the process's own priority to -19, as it else does.
+_NO_RENICE = 0x2000
 
 
 def load_model(
@@ -65,7 +69,7 @@ def load_model(
     lender = _lender(settings, library)
     if lender is not None and custom_ops.descriptions:
         raise SettingError("custom operators and the weights of another model cannot be combined")
-    handles = [_init(binding, device, source, lender)]
+    handles = [_init(binding, device, source, lender, settings.priority)]
     try:
         _register(binding, handles[0], custom_ops)
         if on_context is not None:
@@ -223,7 +227,7 @@ class LoadedModel:
 
     def _another(self) -> Handle:
         if not self._duplicates:
-            handle = _init(self.binding, self._device, self._source, self._lender)
+            handle = _init(self.binding, self._device, self._source, self._lender, self.settings.priority)
             try:
                 if self._on_context is not None:
                     self._on_context(self.binding.library, handle.value)
@@ -281,16 +285,18 @@ def _register(binding: Binding, handle: Handle, custom_ops: CustomOps) -> None:
             raise RknnError("rknn_register_custom_ops", code, "The runtime refused a custom operator.")
 
 
-def _init(binding: Binding, device: Device, source: ModelSource, lender: LoadedModel | None) -> Handle:
+def _init(binding: Binding, device: Device, source: ModelSource, lender: LoadedModel | None, priority: str) -> Handle:
     from ._structs import InitExtend
 
     context = ctypes.c_uint64()
     model = os.fsencode(source.open_path()) if source.path is not None else source.data
     size = 0 if source.data is None else len(source.data)
     extend = InitExtend()
-    flags = 0
+    flags = _PRIORITIES[priority]
+    if knows_renice_flag(binding.path):
+        flags |= _NO_RENICE
     if lender is not None:
-        flags = _SHARE_WEIGHTS
+        flags |= _SHARE_WEIGHTS
         extend.ctx = lender.first_context
     code = binding.init(ctypes.byref(context), model, size, flags, ctypes.byref(extend))
     if code:

@@ -53,7 +53,7 @@ class Event:
     nbytes: int
     """Of inputs_set: the buffer's size as given. Of init: the model's."""
     index: int
-    """Of inputs_set: the input. Of query: the command."""
+    """Of inputs_set: the input. Of query: the command. Of init: the flags."""
     thread: int
     """The kernel's number of the calling thread (``threading.get_native_id()``)."""
 

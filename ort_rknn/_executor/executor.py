@@ -484,6 +484,8 @@ class Executor:
         remember_closed(self.stats())
         self._samples.close()
         _close_all([*(lease.context.close for lease in reversed(self._leases)), self.model.close, self._close_files])
+        if not alive():
+            published.last_closed()
 
     def _close_files(self) -> None:
         _close_all([o.close for o in (self._cpu_twin, self.cpu_fallback, self._held) if o is not None])

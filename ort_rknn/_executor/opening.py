@@ -75,6 +75,7 @@ def open_executor(
         share_with=share_with,
         custom_op_paths=options.custom_op_paths,
         custom_op_default_path=options.custom_op_default_path,
+        priority=options.priority,
     )
     with ExitStack() as undo:
         if held is not None:

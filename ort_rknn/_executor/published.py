@@ -72,6 +72,7 @@ class Publisher:
         self._read = read
         self._interval = interval
         self._wake = threading.Event()
+        self._stops = False
         self._path: Path | None = None
         self._pid = os.getpid()
         self._before: dict[tuple[int, str], tuple[float, int]] = {}
@@ -80,11 +81,19 @@ class Publisher:
 
     def stop(self) -> None:
         """Ask the thread to remove the file and end."""
+        self._stops = True
         self._wake.set()
+
+    def look(self) -> None:
+        """Something has changed: look at once, and wait a moment for that."""
+        self._wake.set()
+        if threading.current_thread() is not self.thread:
+            self.thread.join(0.5)
 
     def _go(self) -> None:
         try:
-            while not self._wake.is_set():
+            while not self._stops:
+                self._wake.clear()
                 found = self._read()
                 if not found and _ends(self):
                     break
@@ -181,6 +190,13 @@ def begin(read: Reader) -> None:
         except RuntimeError:  # the interpreter ends, or there are too many threads
             return
         _publisher = made
+
+
+def last_closed() -> None:
+    """The last executor was closed: the file and the thread go, before this returns where they are quick."""
+    publisher = _publisher
+    if publisher is not None:
+        publisher.look()
 
 
 def _ends(publisher: Publisher) -> bool:

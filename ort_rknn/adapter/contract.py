@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from .._rknpu import RKNN_ERRORS
 from .._tensors import Layout, Quantization, Shape
@@ -234,6 +234,8 @@ class LoadSettings:
     """Libraries of custom operators, to be registered with every context before its first run."""
     custom_op_default_path: bool = False
     """The libraries in the runtime's own folder for them too."""
+    priority: Literal["high", "medium", "low"] = "high"
+    """Whose runs the driver takes first. "high" is the runtime's own default."""
 
 
 class Context(Protocol):

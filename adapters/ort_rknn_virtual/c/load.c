@@ -76,6 +76,7 @@ static int init(call *k, rknn_context *out, const void *given, uint32_t size, ui
         bytes = file;
     }
     k->e.nbytes = length;
+    k->e.index = flags;
     model *m;
     int code = model_read(bytes, length, &m, why);
     free(file);

@@ -114,8 +114,8 @@ typedef struct {
     int32_t kind;       /* see rknn_virtual_kind */
     int32_t code;       /* what the call returned */
     uint32_t core_mask; /* run: the cores really used; else what the context is set to */
-    uint32_t index;     /* inputs_set, set_io_mem: the port; query: the command; mem_sync: the mode; misuse: the
-                         * kind of the call */
+    uint32_t index;     /* inputs_set, set_io_mem: the port; query: the command; mem_sync: the mode; init: the flags;
+                         * misuse: the kind of the call */
     uint32_t thread;
     uint32_t reserved;
 } rknn_virtual_event;
