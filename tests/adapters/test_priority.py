@@ -115,5 +115,5 @@ def test_a_sessions_option(models):
 def test_bad_values(value):
     from ort_rknn._options import read_options
 
-    with pytest.raises(ort_rknn.OptionError, match="priority=.*one of 'high', 'medium', 'low'"):
+    with pytest.raises(ort_rknn.OptionError, match="priority=.*'high', 'medium', 'low'"):
         read_options({"priority": value})
