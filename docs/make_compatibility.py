@@ -54,6 +54,7 @@ ADDED = {
     "package_version": "the version of ort_rknn; `__version__` is onnxruntime's",
     "register": "makes the provider known to the unmodified onnxruntime",
     "swapped": "the import swap, for a `with` block",
+    "trace": "what every run did and when, as a file for ui.perfetto.dev",
     "uninstall": "takes the import swap back",
     "unregister": "takes the provider back",
 }

@@ -52,6 +52,7 @@ if _typing.TYPE_CHECKING:
     from ._bench.together import bench_together as bench_together
     from ._measure.doctor import doctor as doctor
     from ._options import RknnProviderOptions as RknnProviderOptions, make_provider_options as make_provider_options
+    from ._measure.trace import trace as trace
     from ._measure.stats import stats as stats
     from ._measure.top import top as top
     from ._session.arrays import empty as empty, from_dmabuf as from_dmabuf
@@ -127,6 +128,7 @@ _OURS = {
     "register": "ort_rknn._ep",
     "stats": "ort_rknn._measure.stats",
     "top": "ort_rknn._measure.top",
+    "trace": "ort_rknn._measure.trace",
     "unregister": "ort_rknn._ep",
 }
 

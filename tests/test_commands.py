@@ -69,6 +69,7 @@ JSON_RUNS = [
     (0, "demo", "--part", "npu"),
     (0, "ray-resources"),
     (0, "run", "app.py"),
+    (0, "trace", "--device", VIRTUAL, "conv_f16.onnx"),
     # `convert` needs a toolkit: tests/compile/test_convert.py
 ]
 
@@ -129,6 +130,7 @@ FINDINGS = [
     ("info", "poem.onnx"),
     ("stamp", "conv_f16.onnx", "poem.onnx"),
     ("doctor", "none.onnx"),
+    ("trace", "poem.onnx"),
     ("convert", "none.onnx", "--target", "rk3588"),
 ]
 

@@ -13,7 +13,7 @@ _EPILOG = (
     "Everything after the script's or module's name belongs to the program: its arguments, its exit code, its "
     "traceback. Without --policy, ORT_RKNN_POLICY decides, else 'respect'. Exit code 2: used wrongly."
 )
-_TAKES_VALUE = ("--policy", "--device", "--options")
+_TAKES_VALUE = ("--policy", "--device", "--options", "--trace")
 
 
 _USAGE = "ort-rknn run [options] (APP.py | -m MODULE) [ARGUMENT ...]"
@@ -36,6 +36,7 @@ def _fill(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--report", action="store_true", help="at the end, tell on stderr what each session got")
     parser.add_argument("--json", action="store_true", help="the same as one JSON object, in the last line of stderr")
+    parser.add_argument("--trace", metavar="FILE", help="write what each run did and when, for ui.perfetto.dev")
     parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
     parser.add_argument(
         "program", nargs="?", metavar="APP.py", help="a script, a folder or zip with __main__.py, or - for stdin"
@@ -69,6 +70,13 @@ def run(argv: Sequence[str]) -> int:
         parser.error(bare_message(error))
     if given.json:
         _report.start(as_json=True)
+    if given.trace:
+        from . import _trace
+
+        try:
+            _trace.start(given.trace)
+        except OSError as error:
+            parser.error(f"--trace {given.trace}: {error.strerror or error}")
     offer()
     if module is not None:
         run_module(module, args)

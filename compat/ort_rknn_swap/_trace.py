@@ -1,0 +1,53 @@
+"""``ort-rknn run --trace FILE``: a program's sessions in a trace, written when the program ends."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ort_rknn._measure.trace import trace
+from ort_rknn._session import session
+
+_RUNS = ("run", "run_async", "run_with_iobinding", "run_with_ort_values", "run_with_ortvaluevector")
+
+
+def start(path: str) -> None:
+    """Record from now on. Raises OSError where ``path`` cannot be written."""
+    recorder = trace(path)
+    recorder.__enter__()
+    for name in _RUNS:
+        if hasattr(session.InferenceSession, name):
+            setattr(session.InferenceSession, name, _told(getattr(session.InferenceSession, name), recorder, name))
+    atexit.register(_finish, recorder, os.getpid())
+
+
+def _told(method: Callable[..., Any], recorder: trace, name: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def run(self: Any, *given: Any, **named: Any) -> Any:
+        begin = time.perf_counter_ns()
+        try:
+            return method(self, *given, **named)
+        finally:
+            path = self._model_path
+            model = os.path.basename(path) if path else "model in memory"
+            recorder.call(f"{name} {model}", begin, time.perf_counter_ns())
+
+    return run
+
+
+def _finish(recorder: trace, pid: int) -> None:
+    recorder.stop()
+    if os.getpid() != pid:
+        return  # a forked child: the file is its parent's
+    try:
+        told = recorder.write()
+    except OSError as error:
+        print(f"ort-rknn: {recorder.summary.path}: {error.strerror or error}", file=sys.stderr)
+        return
+    text = f"ort-rknn: {told.runs} runs on the NPU; written: {os.path.abspath(told.path)} (https://ui.perfetto.dev)"
+    print(text, file=sys.stderr)

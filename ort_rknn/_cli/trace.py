@@ -1,0 +1,113 @@
+"""``ort-rknn trace``: where the time goes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from .._errors import OptionError, bare_message
+from ..adapter.command import Command
+from ..adapter.plugins import COMMANDS, brought
+from . import schemas
+from .output import FINE, Column, Mistake, Table, add_json_option, check_file, one_line, say, say_json, show
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_options(parser)
+    parser.add_argument("what", metavar="MODEL|APP.py", help="an .onnx or .rknn file, or a Python program")
+    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="of the program")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", metavar="FILE", default="trace.pftrace", help="default: trace.pftrace")
+    parser.add_argument("--device", metavar="NAME", help="rk3588, virtual:rk3588 ... (default: ORT_RKNN_DEVICE)")
+    parser.add_argument("--runs", type=int, default=50, help="of a MODEL, by each caller (default: 50)")
+    parser.add_argument("--callers", type=int, default=1, help="threads that call a MODEL (default: 1)")
+    parser.add_argument(
+        "--option", metavar="KEY=VALUE", action="append", default=[], help="a provider option, such as schedule=0,1,2"
+    )
+    add_json_option(parser)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Trace a model or a program."""
+    program = _is_program(given.what)
+    if not program:  # what follows a program's name is the program's own
+        after = argparse.ArgumentParser(prog="ort-rknn trace", add_help=False, allow_abbrev=False)
+        _add_options(after)
+        after.parse_args(given.arguments, given)
+    check_file(given.what)
+    options: dict[str, object] = {"device": given.device} if given.device else {}
+    for text in given.option:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise OptionError(f"--option {text!r}: expected KEY=VALUE")
+        options[key] = value
+    if program:
+        if given.json:
+            raise OptionError("--json is for a MODEL: what a program prints is its own")
+        return _program(given, options)
+    return _model(given, options)
+
+
+def _is_program(path: str) -> bool:
+    return path.lower().endswith((".py", ".pyc", ".pyz", ".zip"))
+
+
+def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
+    from .._bench.tracing import trace_model
+
+    try:
+        told = trace_model(given.what, given.output, runs=given.runs, callers=given.callers, options=options)
+    except OptionError:
+        raise
+    except OSError as error:
+        raise Mistake(f"{error.filename or given.output}: {error.strerror or error}") from None
+    except Exception as error:  # onnxruntime has a class for each code, and none for all of them
+        raise Mistake(f"{given.what}: {one_line(bare_message(error))}") from None
+    if given.json:
+        say_json("trace", told.as_json())
+        return FINE
+    rows = [
+        (name, f"{1000 * seconds:,.1f}", f"{1000 * seconds / max(told.runs, 1):.3f}")
+        for name, seconds in told.part_seconds.items()
+    ]
+    show(Table((Column("part"), Column("ms", right=True), Column("ms per run on the NPU", right=True)), rows))
+    for core, seconds in told.core_seconds.items():
+        say(f"{core} worked for {seconds / max(told.seconds, 1e-9):.0%} of the {told.seconds:.2f} s")
+    if not told.runs:
+        say("nothing ran on an NPU; `ort-rknn doctor MODEL` says why", "warn")
+    say(f"written: {os.path.abspath(told.path)}; open it with https://ui.perfetto.dev")
+    return FINE
+
+
+def _program(given: argparse.Namespace, options: dict[str, object]) -> int:
+    """By the command that runs programs: it brings the import swap."""
+    runner = next(
+        (command for _, _, command in brought(COMMANDS, "ort_rknn_commands", _complain) if command.name == "run"), None
+    )
+    if runner is None or runner.takes_over is None:
+        raise Mistake("the command `run`, which runs programs, is not installed")
+    words = ["--trace", given.output]
+    for key, value in options.items():
+        words += ["--options", f"{key}={value}"]
+    code: int = runner.takes_over([*words, given.what, *given.arguments])
+    return code
+
+
+def _complain(plugin: str, error: Exception) -> None:
+    print(f"ort-rknn: plugin {plugin} does not load: {error}", file=sys.stderr)
+
+
+COMMAND = Command(
+    name="trace",
+    summary="where the time goes: a file for ui.perfetto.dev",
+    description="Runs a model, or a Python program with ort_rknn in place of onnxruntime, and writes what each run on "
+    "the NPU did and when: a track per core, context and calling thread, with waiting, setting inputs, the run and "
+    "getting outputs. For a model also the nodes that onnxruntime runs on the CPU.",
+    add_arguments=_add_arguments,
+    run=run,
+    usage="ort-rknn trace [options] (MODEL | APP.py [ARGUMENT ...])",
+    json_output=schemas.TRACE,
+)
