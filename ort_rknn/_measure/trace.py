@@ -61,8 +61,8 @@ class trace:
 
     Open the file with https://ui.perfetto.dev, which reads it in the browser. It has a track for each core, context and
     calling thread; waiting, setting inputs, the run and getting outputs as slices; the number of runs that wait, by
-    model; and arrows from a call to its run. A run takes a few microseconds longer meanwhile. Of more than a million runs
-    the first are kept. Raises OSError, when it begins, where ``path`` cannot be written.
+    model; and arrows from a call to its run. A run takes a few microseconds longer meanwhile. Of more than a million
+    runs the first are kept. Raises OSError, when it begins, where ``path`` cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
