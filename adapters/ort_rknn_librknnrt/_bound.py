@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from ort_rknn.adapter import CallForm, NotBindable, PortForm, Region, RknnError, SharedBuffer, TensorInfo
 
 from . import _structs as abi
-from ._binding import Handle
+from ._binding import Handle, log
 from ._hints import run_hint
 from ._report import read_attribute
 
@@ -122,7 +122,7 @@ class BoundRuns:
             return  # inherited by a fork: all of it is the parent's
         ports = [port for sides in self._forms.values() for side in sides for port in side]
         for memory in (*self._imported.values(), *(port.own for port in ports if port.own is not None)):
-            self._functions.destroy(handle.value, memory.pointer)
+            self._free(handle, memory)
         self._forms.clear()
         self._imported.clear()
         self._bound.clear()
@@ -182,13 +182,18 @@ class BoundRuns:
         self._imported[key] = memory  # the last one was used last
         return memory
 
+    def _free(self, handle: Handle, memory: _Memory) -> None:
+        code = self._functions.destroy(handle.value, memory.pointer)
+        if code:
+            log.warning("rknn_destroy_mem failed with %d: the memory may stay in use until its context ends", code)
+
     def _forget(self, handle: Handle, used: list[_Memory]) -> None:
         """Give up the imports of buffers that were freed, and those beyond the limit. None of them is bound by now."""
         for key in [key for key in self._imported if key[0].freed]:
-            self._functions.destroy(handle.value, self._imported.pop(key).pointer)
+            self._free(handle, self._imported.pop(key))
         for key in list(self._imported)[: max(0, len(self._imported) - _KEPT)]:
             if self._imported[key] not in used:
-                self._functions.destroy(handle.value, self._imported.pop(key).pointer)
+                self._free(handle, self._imported.pop(key))
 
     def _sync(self, handle: Handle, memory: _Memory, mode: int) -> None:
         code = self._functions.sync(handle.value, memory.pointer, mode)

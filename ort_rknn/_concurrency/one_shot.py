@@ -38,6 +38,12 @@ class Awaited:
             with self._over:
                 pass
 
+    def wait_for(self, seconds: float) -> bool:
+        """As :meth:`wait`, but no longer than that. Whether it has ended."""
+        if not self.ended and self._over.acquire(timeout=seconds):
+            self._over.release()
+        return self.ended
+
     def raise_error(self) -> None:
         """Raise what it failed with. It is forgotten then."""
         error, self.error = self.error, None

@@ -26,6 +26,7 @@ from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, ort_error
 from .._options import Options
 from ..adapter.contract import AdapterError, Model, ModelSource
 from . import published
+from .bounded import BoundedRun
 from .buffers import BufferRuns
 from .call_order import CallOrder
 from .calls import Call, Calls, Shapes
@@ -35,7 +36,7 @@ from .cpu_fallback import CpuFallback
 from .cpu_twin import CpuTwin, cpu_twin
 from .dispatch import Dispatch
 from .health import Core, Health
-from .lanes import Lane, Lease, Turn
+from .lanes import Lane, Lease
 from .recording import asked_now
 from .sample_runs import SampleRuns
 from .signature import Port, Signature
@@ -97,6 +98,7 @@ class Executor:
         self.model = model
         self.dispatch = dispatch
         self.signature = signature
+        self._timeout_ms = options.run_timeout_ms if options is not None else 0
         self.label = label
         self.options = options or Options()
         self._runs_whole = whole
@@ -104,6 +106,7 @@ class Executor:
         self._lanes: tuple[Lane, ...] = ()
         self._closing = threading.RLock()
         self._closes = False  # seen by the thread that closes only
+        self._closes_later = False  # a thread does it when the runs that hang have returned
         self._end: str | None = None
         self._over = False  # nothing is left to close
         self._samples = SampleRuns(dispatch.contexts)
@@ -217,6 +220,9 @@ class Executor:
             self._pacer.wait()
         if self._end is not None:
             self.open_here()
+        if self._timeout_ms:
+            run = BoundedRun(self._work, call, inputs, outputs, self._timeout_ms)
+            return _Retried(self, run.start(self._lanes[lane], over), run, over)
         asked = asked_now(blocks=False)
         turn = self._lanes[lane].start(work, over)
         if self._health is None:
@@ -237,9 +243,9 @@ class Executor:
             number = self.numbers.get(threading.get_ident()) if self.numbers else None
             lane = self._lane(self._own_number() if number is None else number)
         try:
-            lease = lane.take(call.form.shape_set)
+            lease = None if self._timeout_ms else lane.take(call.form.shape_set)
             if lease is None:
-                lane.wait_and_run(partial(self._work.do_later, asked_now(blocks=True), call, inputs, outputs))
+                _wait(lane, self._worker_run(call, inputs, outputs))
             else:
                 try:
                     self._work.do(call, inputs, outputs, lease)
@@ -249,15 +255,20 @@ class Executor:
                     finally:
                         lane.call_who_waits()
         except Exception as failure:
-            work = partial(self._work.do_later, asked_now(blocks=True), call, inputs, outputs)
-            if self._recover(failure, work):
+            if self._recover(failure, self._worker_run(call, inputs, outputs)):
                 return
             fallback.run(self.signature, call, inputs, outputs)  # type: ignore[union-attr]  # _recover() says so
             return
         if trying:
             fallback.is_back(self.label)  # type: ignore[union-attr]
 
-    def _recover(self, failure: Exception, work: Callable[[Lease], None]) -> bool:
+    def _worker_run(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> _WorkerRun:
+        """The run, for a lane's worker."""
+        if self._timeout_ms:
+            return BoundedRun(self._work, call, inputs, outputs, self._timeout_ms)
+        return partial(self._work.do_later, asked_now(blocks=True), call, inputs, outputs)
+
+    def _recover(self, failure: Exception, work: _WorkerRun) -> bool:
         """A run failed: do ``work`` on another core where that may help. True: that succeeded. False: the device is
         gone, and the CPU is to run it. Raises the last failure otherwise."""
         try:
@@ -278,7 +289,7 @@ class Executor:
     def _can_retry(self, failure: Exception) -> bool:
         return self._health is not None and self.options.retries > 0 and hasattr(failure, "failed_on")
 
-    def _run_elsewhere(self, failure: Exception, work: Callable[[Lease], None]) -> None:
+    def _run_elsewhere(self, failure: Exception, work: _WorkerRun) -> None:
         """Do ``work``, which failed on a core, on as many others as the option ``retries`` says.
 
         Raises the last failure. Nobody holds a context meanwhile.
@@ -296,7 +307,7 @@ class Executor:
                 if lane is None:
                     break
                 try:
-                    lane.wait_and_run(work)
+                    _wait(lane, work)
                     return
                 except Exception as error:
                     failure = error
@@ -444,18 +455,28 @@ class Executor:
         """As :meth:`close`, for a session that goes on with another executor: who waits still gets a context."""
         if not any(lane.is_worker() for lane in self._lanes):
             for lane in self._lanes:
-                lane.let_through()
+                if not lane.hangs():
+                    lane.let_through()
         self.close("the session got other providers just then: run it again")
 
     def close(self, why: str = "the session was closed") -> None:
         """End it for good: waits for what runs, then gives back contexts and model. Idempotent, from any thread.
 
-        Whoever waits for a context or comes later gets a RuntimeException that says ``why``.
+        Whoever waits for a context or comes later gets a RuntimeException that says ``why``. A run that hangs past
+        ``run_timeout_ms`` is not waited for: what it uses is given back when it returns.
         """
         on_health_thread = self._health is not None and self._health.is_watcher()
         if on_health_thread or any(lane.is_worker() for lane in self._lanes):
             # The collector may end a session anywhere. A worker cannot wait for itself.
             threading.Thread(target=self.close, args=(why,), name="ort_rknn close").start()
+            return
+        if any(lease.hanging for lease in self._leases):
+            # A run that was given up still has its context. Nobody waits for that but a thread of its own, which the
+            # end of the process does not wait for either.
+            self._end = self._end or why
+            if not self._closes_later:
+                self._closes_later = True
+                threading.Thread(target=self._close_later, name="ort_rknn close", daemon=True).start()
             return
         with self._closing:
             if self._inherited:
@@ -471,6 +492,11 @@ class Executor:
                 self._close()
             finally:
                 self._closes = False
+
+    def _close_later(self) -> None:
+        with self._closing:
+            if not self._over:
+                self._close()
 
     def _close(self) -> None:
         _alive.discard(self)
@@ -558,7 +584,7 @@ class Started(Protocol):
 class _Retried:
     """A run on another thread that is tried again on another core where its own failed."""
 
-    def __init__(self, executor: Executor, turn: Turn, work: Callable[[Lease], None], buffers: object) -> None:
+    def __init__(self, executor: Executor, turn: Started, work: _WorkerRun, buffers: object) -> None:
         self._executor = executor
         self._turn = turn
         self._work = work
@@ -572,6 +598,17 @@ class _Retried:
             if not self._executor._can_retry(failure):
                 raise
             self._executor._run_elsewhere(failure, self._work)
+
+
+_WorkerRun = Callable[[Lease], None] | BoundedRun
+
+
+def _wait(lane: Lane, run: _WorkerRun) -> None:
+    """Have a worker of the lane do it. Raises why it failed."""
+    if isinstance(run, BoundedRun):
+        run.run(lane)
+    else:
+        lane.wait_and_run(run)
 
 
 def _choose_order(of: weakref.ref[Executor]) -> None:

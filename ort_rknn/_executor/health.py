@@ -117,6 +117,18 @@ class Health:
             self._apply()
         return True
 
+    def hung(self, lease: Lease, why: str) -> None:
+        """A run on ``lease`` was given up and still has its context: the core is taken out if another serves."""
+        core = self._by_label[lease.label]
+        with self._lock:
+            others = any(not other.out for other in self.cores if other is not core)
+            taken_out = others and not core.out and not self._stopped.is_set()
+            if taken_out:
+                self._take_out(core)
+        if taken_out:
+            log.warning("%s: %s gets no runs until it works again: %s", self._label, core.label, why)
+            self._apply()
+
     def another(self, tried: Collection[str]) -> Lane | None:
         """A lane where what failed on the cores ``tried`` may be run again; None where no other core serves."""
         with self._lock:
@@ -221,7 +233,7 @@ class Health:
             self._renew(lease)
             self._first_is_sound = True
             return True
-        if not self._first_is_sound:
+        if not self._first_is_sound or self._first.hanging:
             return True
         let_go = _nothing if self._first.label == lease.label else self._borrow_first()
         if let_go is None:

@@ -42,6 +42,7 @@ class Lease:
         "ended",
         "errors",
         "fetch_ns",
+        "hanging",
         "label",
         "out",
         "padded",
@@ -60,6 +61,8 @@ class Lease:
         self.label = label
         self.out = False
         """Its core gets no runs: see :mod:`~ort_rknn._executor.health`."""
+        self.hanging = False
+        """Its run was given up, and has not returned yet."""
         self.runs = 0
         self.errors = 0
         self.padded = 0
@@ -134,7 +137,8 @@ class Lane:
     """
 
     def __init__(self, leases: Iterable[Lease], *, by_shape: bool = False, by_use: bool = False) -> None:
-        self._idle = deque(leases)
+        self._leases = tuple(leases)
+        self._idle = deque(self._leases)
         self._source = (self._idle,)
         self._parked: deque[Lease] = deque()  # met idle, but their core gets no runs
         #: Where none of the lane's cores gets runs: gives a lane that does, for who waits here.
@@ -278,6 +282,10 @@ class Lane:
                 return tuple(self._idle)
             except RuntimeError:  # another thread took one meanwhile
                 pass
+
+    def hangs(self) -> bool:
+        """Whether runs that were given up have all of its contexts."""
+        return all(lease.hanging for lease in self._leases)
 
     def let_through(self) -> None:
         """Return when everybody who waits now has had a context, or was refused."""

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 class Work:
     """What a run does with its context. Apart from the executor, so that a worker keeps no executor alive."""
 
-    __slots__ = ("_label", "_pacer", "_signature", "health")
+    __slots__ = ("_pacer", "health", "label", "signature")
 
     def __init__(self, signature: Signature, label: str, pacer: Pacer | None) -> None:
-        self._signature = signature
-        self._label = label
+        self.signature = signature
+        self.label = label
         self._pacer = pacer
         self.health: Health | None = None
         """Of the cores, where there are several."""
@@ -52,7 +52,7 @@ class Work:
             if users is not None:
                 users.add(lease)
             if table:
-                serve(self._signature, lease, call, inputs, outputs, self._usual)
+                serve(self.signature, lease, call, inputs, outputs, self._usual)
             elif call.direct:
                 lease.context.run(call.form, inputs, outputs)
             else:
@@ -71,7 +71,7 @@ class Work:
             lease.run_ns += over - ready
             lease.fetch_ns += end - over
             if sinks:
-                record(self._signature, self._label, lease, (start, ready, over, end), asked)
+                record(self.signature, self.label, lease, (start, ready, over, end), asked)
         lease.shape_set = call.form.shape_set
         if self._pacer is not None:
             self._pacer.record(time.perf_counter() - started)
@@ -91,7 +91,7 @@ class Work:
 
     def attempt(self, call: Call, lease: Lease) -> None:
         """One run on zeros, which is not counted. Raises AdapterError."""
-        signature = self._signature
+        signature = self.signature
         sources = [np.zeros(shape, port.dtype) for shape, port in zip(call.inputs, signature.inputs)]
         targets = [np.zeros(shape, port.dtype) for shape, port in zip(call.outputs, signature.outputs)]
         self._usual(lease, call, [a.ctypes.data for a in sources], [a.ctypes.data for a in targets])
@@ -108,7 +108,7 @@ class Work:
     ) -> None:
         """As :meth:`do`, where the ONNX is run whole: what it gives is appended to ``results``."""
         started, began = time.perf_counter(), time.perf_counter_ns()
-        ports = self._signature.inputs
+        ports = self.signature.inputs
         feed: list[NDArray[np.generic]] = [np.empty(0)] * len(ports)
         for port, shape, address in zip(ports, shapes, inputs):
             array = view(address, shape, port.dtype)
@@ -130,8 +130,8 @@ class Work:
         end = time.perf_counter_ns()
         lease.run_ns += end - began
         if sinks:
-            record(self._signature, self._label, lease, (began, began, end, end))
-        for port in self._signature.outputs:
+            record(self.signature, self.label, lease, (began, began, end, end))
+        for port in self.signature.outputs:
             result = given[port.index]
             results.append(np.ascontiguousarray(result, port.dtype).reshape(result.shape))
         if self._pacer is not None:
@@ -140,7 +140,7 @@ class Work:
     def _converted(self, lease: Lease, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         if call.padded and not call.filled:
             lease.padded += 1
-        signature = self._signature
+        signature = self.signature
         scratch = None if call.padded else lease.scratch.get(call.form)
         if scratch is None:
             scratch = Scratch(call.form, signature, call.inputs, call.outputs)
@@ -162,7 +162,7 @@ class Work:
         """A RuntimeException. Where the core is at fault, its ``failed_on`` is the core's label."""
         core = lease.label
         code = f", RKNN error code {error.code}" if isinstance(error, RknnError) else ""
-        failure = ort_error(RUNTIME_EXCEPTION, f"{self._label}: {error} [on {core}{code}]")
+        failure = ort_error(RUNTIME_EXCEPTION, f"{self.label}: {error} [on {core}{code}]")
         if self.health is not None and self.health.failed(lease, error):
             failure.failed_on = core  # type: ignore[attr-defined]
         return failure

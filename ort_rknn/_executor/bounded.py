@@ -1,0 +1,188 @@
+"""Runs with a bound on their time, which the caller leaves when they hang.
+
+The runtime gets the bound too, and ends most runs itself. One that it does not end keeps its context and the thread
+that waits for it, so it must not have the caller's memory: such runs work on copies of inputs and outputs. Memory that
+the NPU shares is not copied: it stays in use until the run returns.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from ctypes import memmove
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from .._errors import RUNTIME_EXCEPTION, ort_error
+from .buffers import table
+from .calls import nbytes
+from .recording import asked_now
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .._tensors import Shape
+    from .calls import Call
+    from .lanes import Lane, Lease, Turn
+    from .signature import Port
+    from .work import Work
+
+#: The runtime's own bound comes first: it leaves the context in order.
+_FACTOR: Final = 1.25
+_GRACE: Final = 0.1
+#: Seconds between two looks whether a run that waits for a context has begun.
+_GLANCE: Final = 0.05
+
+
+def _nothing() -> None:
+    pass
+
+
+class BoundedRun:
+    """One run of ``call`` that is given up after ``timeout_ms`` and some grace. :meth:`start` may be called again."""
+
+    def __init__(self, work: Work, call: Call, inputs: Sequence[int], outputs: Sequence[int], timeout_ms: int) -> None:
+        self._work = work
+        self._call = call
+        self._inputs = inputs
+        self._outputs = outputs
+        self._timeout_ms = timeout_ms
+
+    def start(self, lane: Lane, over: Callable[[], None] = _nothing) -> Attempt:
+        """Begin it as soon as the lane has a context. ``over`` is called when it has ended, was left or refused."""
+        signature = self._work.signature
+        sources, kept = _copies(signature.inputs, self._call.inputs, self._inputs, filled=True)
+        targets, results = _copies(signature.outputs, self._call.outputs, self._outputs, filled=False)
+        attempt = Attempt(self, lane, over, results)
+        asked = asked_now(blocks=True)
+
+        def work(lease: Lease) -> None:
+            attempt.begin(lease)
+            try:
+                self._work.do_later(asked, self._call, sources, targets, lease)
+            finally:
+                attempt.end()
+                kept.clear()
+
+        attempt.turn = lane.start(work, over)
+        return attempt
+
+    def run(self, lane: Lane) -> None:
+        """Run it and wait. Raises what :meth:`Work.do` raises, and RuntimeException where it was given up."""
+        self.start(lane).result()
+
+    def hangs(self, lease: Lease) -> Exception:
+        """The error for a run that is given up."""
+        lease.errors += 1
+        text = f"the run did not return within run_timeout_ms={self._timeout_ms}, and was left to hang"
+        failure = ort_error(RUNTIME_EXCEPTION, f"{self._work.label}: rknn_run hangs: {text} [on {lease.label}]")
+        if self._work.health is not None:
+            self._work.health.hung(lease, text)
+            failure.failed_on = lease.label  # type: ignore[attr-defined]
+        return failure
+
+    def stuck(self) -> Exception:
+        """The error for a run that no context is left for."""
+        return ort_error(
+            RUNTIME_EXCEPTION,
+            f"{self._work.label}: an earlier run hangs on every context that this one could have "
+            f"(run_timeout_ms={self._timeout_ms})",
+        )
+
+    @property
+    def seconds(self) -> float:
+        """For how long a run may last."""
+        return self._timeout_ms / 1000 * _FACTOR + _GRACE
+
+    def fetch(self, results: Sequence[NDArray[np.uint8] | None]) -> None:
+        """Copy the results to the caller's outputs."""
+        for address, result in zip(self._outputs, results):
+            if result is not None and result.nbytes:
+                memmove(address, result.ctypes.data, result.nbytes)
+
+
+class Attempt:
+    """A bounded run under way. One thread waits for it."""
+
+    turn: Turn
+
+    def __init__(
+        self, run: BoundedRun, lane: Lane, over: Callable[[], None], results: list[NDArray[np.uint8] | None]
+    ) -> None:
+        self._run = run
+        self._lane = lane
+        self._over = over
+        self._results = results
+        self._lock = threading.Lock()
+        self._lease: Lease | None = None
+        self._started = 0.0
+        self._ended = False
+        self._left = False
+
+    def begin(self, lease: Lease) -> None:
+        """On the worker: it has a context."""
+        with self._lock:
+            self._started = time.monotonic()
+            self._lease = lease
+
+    def end(self) -> None:
+        """On the worker: it returned."""
+        with self._lock:
+            self._ended = True
+            left = self._left
+            if self._lease is not None:
+                self._lease.hanging = False
+        if not left:
+            self._over()
+
+    def result(self) -> None:
+        """Wait for it. Raises why it failed, or that it was given up. Once."""
+        try:
+            while not self.turn.wait_for(self._patience()):
+                lease = self._lease
+                if lease is None:
+                    if self._lane.hangs():
+                        raise self._run.stuck()
+                elif time.monotonic() - self._started >= self._run.seconds and self._leave(lease):
+                    self._over()
+                    raise self._run.hangs(lease)
+        except BaseException:  # a signal's, too: a run that has begun may go on, with its copies
+            if self.turn.claim():
+                self._over()
+            raise
+        self.turn.raise_error()
+        self._run.fetch(self._results)
+
+    def _patience(self) -> float:
+        if self._lease is None:
+            return _GLANCE
+        return max(0.001, self._started + self._run.seconds - time.monotonic())
+
+    def _leave(self, lease: Lease) -> bool:
+        with self._lock:
+            if self._ended:
+                return False
+            self._left = lease.hanging = True
+            return True
+
+
+def _copies(
+    ports: Sequence[Port], shapes: Sequence[Shape], addresses: Sequence[int], *, filled: bool
+) -> tuple[list[int], list[NDArray[np.uint8] | None]]:
+    """Addresses of copies, and the copies; None for memory that the NPU shares, whose address stays as it is."""
+    places: list[int] = []
+    copies: list[NDArray[np.uint8] | None] = []
+    for port, shape, address in zip(ports, shapes, addresses):
+        size = nbytes(shape, port.dtype)
+        if not address or (table and table.find(address, size) is not None):
+            places.append(address)
+            copies.append(None)
+            continue
+        copy = np.empty(size, np.uint8)
+        if filled and size:
+            memmove(copy.ctypes.data, address, size)
+        places.append(copy.ctypes.data)
+        copies.append(copy)
+    return places, copies

@@ -1,0 +1,169 @@
+"""Runs that hang past run_timeout_ms in spite of the runtime's own bound: their callers go on without them."""
+
+import logging
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import ort_rknn as ort
+
+MODEL = "conv_f16.onnx"
+X = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
+
+
+@pytest.fixture
+def hang(npu):
+    """A gate per core mask, in front of the runtime's call; all are opened when the test ends."""
+    gates = {}
+
+    def close(mask):
+        npu.gates[mask] = gates[mask] = threading.Event()
+
+    def open_all():
+        for gate in gates.values():
+            gate.set()
+        npu.gates.clear()
+
+    close.open = open_all
+    yield close
+    open_all()
+    end = time.monotonic() + 10
+    while npu.open_contexts and time.monotonic() < end:  # a thread gives them back
+        time.sleep(0.01)
+
+
+def session(models, **options):
+    return ort.InferenceSession(models / MODEL, provider_options={"run_timeout_ms": 50, **options})
+
+
+def caught(call):
+    try:
+        return call()
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize("schedule", ["0,1,2", "auto"])
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("mask", [1, 2])
+def test_a_core_that_hangs_is_taken_out_and_comes_back(npu, models, hang, caplog, schedule, retries, mask):
+    with session(models, schedule=schedule, retries=retries) as made, caplog.at_level(logging.WARNING, "ort_rknn"):
+        (right,) = made.run(None, {"x": X})
+        hang(mask)
+        started = time.monotonic()
+        results = [caught(lambda: made.run(None, {"x": X})) for _ in range(60)]
+        assert time.monotonic() - started < 3
+        errors = [r for r in results if isinstance(r, Exception)]
+        assert len(errors) == (0 if retries else 1)
+        core = f"core {mask.bit_length() - 1}"
+        assert all(
+            "hangs: the run did not return within run_timeout_ms=50" in str(e) and core in str(e) for e in errors
+        )
+        for result in results:
+            if not isinstance(result, Exception):
+                np.testing.assert_array_equal(result[0], right)
+        assert f"{core} failed and was taken out once; it is out now" in made.explain()
+        hang.open()
+        before, end = npu.masks.count(mask), time.monotonic() + 5
+        while npu.masks.count(mask) < before + 5:
+            assert time.monotonic() < end, f"{core} is not back"
+            made.run(None, {"x": X})
+        told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert [f"{core} gets no runs" in told[0], f"{core} works again" in told[1]] == [True, True]
+        assert len(told) == 2
+
+
+@pytest.mark.parametrize("way", ["submit", "map", "run_async"])
+def test_other_ways_of_calling(npu, models, hang, way):
+    with session(models, schedule="0,1,2") as made:
+        (right,) = made.run(None, {"x": X})
+        hang(2)
+        if way == "submit":
+            results = [f.result(timeout=20) for f in [made.submit(None, {"x": X}) for _ in range(12)]]
+        elif way == "map":
+            results = list(made.map([{"x": X}] * 12))
+        else:
+            results, over = [], threading.Semaphore(0)
+
+            def ended(outputs, _, error):
+                results.append(outputs if not error else RuntimeError(error))
+                over.release()
+
+            for _ in range(12):
+                made.run_async(None, {"x": X}, ended, None)
+            for _ in range(12):
+                assert over.acquire(timeout=20)
+        assert len(results) == 12
+        for result in results:
+            np.testing.assert_array_equal(result[0], right)
+        hang.open()
+
+
+def test_batches(npu, models, hang):
+    options = {"run_timeout_ms": 50, "schedule": "0,1,2", "split_batch": True}
+    with ort.InferenceSession(models / "free_batch.onnx", provider_options=options) as made:
+        (x,) = made.get_inputs()
+        feed = {x.name: np.random.default_rng(1).standard_normal((9, *x.shape[1:]), dtype=np.float32)}
+        (right,) = made.run(None, feed)
+        hang(2)
+        np.testing.assert_array_equal(made.run(None, feed)[0], right)
+        hang.open()
+
+
+def test_the_only_core_raises_and_works_again(npu, models, hang):
+    with session(models) as made:
+        (right,) = made.run(None, {"x": X})
+        hang(0)
+        errors = [caught(lambda: made.run(None, {"x": X})) for _ in range(3)]
+        assert "the run did not return within run_timeout_ms=50" in str(errors[0])
+        assert all("an earlier run hangs on every context" in str(e) for e in errors[1:])
+        hang.open()
+        end = time.monotonic() + 5
+        while isinstance(result := caught(lambda: made.run(None, {"x": X})), Exception):
+            assert time.monotonic() < end, result
+        np.testing.assert_array_equal(result[0], right)
+
+
+def test_a_late_answer_is_nobodys(npu, models, hang):
+    """A run that returns after all must not write into what its caller had."""
+    with session(models) as made:
+        made.run(None, {"x": X})
+        hang(0)
+        y = np.full((1, 8, 16, 16), 7, np.float32)
+        binding = made.io_binding()
+        binding.bind_cpu_input("x", X)
+        binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+        assert "run_timeout_ms" in str(caught(lambda: made.run_with_iobinding(binding)))
+        hang.open()
+        end = time.monotonic() + 5
+        while isinstance(caught(lambda: made.run(None, {"x": X})), Exception):
+            assert time.monotonic() < end
+        assert (y == 7).all()
+
+
+def test_closing_does_not_wait_for_it(npu, models, hang):
+    made = session(models, schedule="0,1,2")
+    hang(2)
+    for _ in range(6):
+        made.run(None, {"x": X})
+    started = time.monotonic()
+    made.close()
+    made.close()
+    assert time.monotonic() - started < 1
+    assert npu.open_contexts == 3
+    with pytest.raises(Exception, match="closed"):
+        made.run(None, {"x": X})
+    del made
+    hang.open()
+    end = time.monotonic() + 5
+    while npu.open_contexts or npu.open_models:
+        assert time.monotonic() < end, "not given back"
+        time.sleep(0.01)
+
+
+def test_runs_in_time_are_as_ever(npu, models):
+    with session(models, schedule="0,1,2", run_timeout_ms=1000) as bounded, session(models, run_timeout_ms=0) as plain:
+        for k in range(6):
+            np.testing.assert_array_equal(bounded.run(None, {"x": X * k})[0], plain.run(None, {"x": X * k})[0])
