@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,15 +123,26 @@ class OutputAccuracy:
             return self.unlike
         if self.cosine < accuracy:
             return f"cosine {self.cosine:.4f} < {accuracy:g}"
-        for group in self._groups:
-            bounded = group.low >= 0.0 and group.high <= 1.0
-            if not bounded and not self.mixed:
-                continue
-            span = 1.0 if bounded else max(abs(group.low), abs(group.high))
-            allowed = _LARGEST * (1 - accuracy) * span
+        for group, allowed in self._bounded(accuracy):
             if group.largest > allowed:
                 return f"largest error {group.largest:.3g} > {allowed:.3g} among values up to {group.high:.4g}"
         return None
+
+    def spent(self, accuracy: float) -> float:
+        """How much of the bound the errors use up: 0 where both are equal, above 1 where the bound is broken."""
+        if self.unlike:
+            return math.inf
+        shares = [group.largest / allowed for group, allowed in self._bounded(accuracy)]
+        return max((1 - self.cosine) / (1 - accuracy), *shares, 0.0)
+
+    def _bounded(self, accuracy: float) -> Iterator[tuple[_Group, float]]:
+        """Groups whose largest error counts, with the largest that is allowed."""
+        for group in self._groups:
+            bounded = group.low >= 0.0 and group.high <= 1.0
+            if bounded or self.mixed:
+                span = 1.0 if bounded else max(abs(group.low), abs(group.high))
+                if span > 0:
+                    yield group, _LARGEST * (1 - accuracy) * span
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""

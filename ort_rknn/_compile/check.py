@@ -15,10 +15,11 @@ from onnx import helper
 from .accuracy import OutputAccuracy
 from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import Converter
-from .int8 import Plan, build_plan
+from .cuts import Plan
 from .measure import Reference, compare, simulate_parts, spread
 from .observe import Observed, observe, random_feeds
 from .prepare import prepare
+from .recipe import Recipe
 from .record import BuildRecord, RecordError
 from .spec import part_spec, per_input
 from .toolkit import Toolkit
@@ -86,22 +87,21 @@ def on_simulator(
         else:
             fed = feeds_for(model, record.shapes, data, os.path.join(scratch, "feeds"), **form)
         indices = spread(fed.count, MOST)
-        plan = Plan("as recorded", record.on_cpu, record.hybrid, record.whole)
+        plan = Plan("as recorded", record.on_cpu, record.hybrid, record.whole, record.algorithm)
         progress("building it again, as recorded")
         with Converter(toolkit, log) as converter:
-            made, reference = build_plan(
+            recipe = Recipe(
                 converter,
                 source.path,
                 record.shapes,
                 record.target,
-                plan,
-                [fed.feed(index) for index in indices[:2]],
-                learned,
-                spec=lambda place, part, seen: part_spec(
+                lambda place, part, seen: part_spec(
                     place, part, seen, record.target, record.shapes, record.mean, record.std
                 ),
-                progress=progress,
+                learned,
+                progress,
             )
+            made, reference = recipe.build(plan, [fed.feed(index) for index in indices[:2]])
             progress(f"{len(indices)} samples on the simulator")
             parts = [(each.part, each.spec) for each in made.built]
             return compare(reference, fed, indices, simulate_parts(converter, parts, reference, fed, indices))

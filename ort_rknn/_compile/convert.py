@@ -17,13 +17,15 @@ import onnx
 from ..files import Origin, read_onnx, read_rknn
 from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import BuildSpec, ConversionError, Converter
-from .int8 import KEPT, best_of, search
+from .cuts import KEPT, Plan
+from .int8 import Search, best_of
 from .observe import Observed
 from .opset import OpsetError
 from .partition import GraphPart
 from .parts import InParts, build_in_parts
 from .place import place_parts, place_whole
 from .prepare import Prepared, prepare
+from .recipe import Recipe
 from .record import BuildRecord, record_path, sha256_of
 from .report import Compiled, Part, Report, fates_of
 from .shapes import CompiledShapes, compiled_shapes
@@ -182,7 +184,7 @@ class _Job:
                 custom_string=self._origin(),
             )
         )
-        self._keep_record(target, whole=True)
+        self._keep_record(target, Plan("as a whole", whole=True))
         placed = place_whole(built.path, self.folder, self.stem, target)
         part = Part(str(placed), built.file.size, built.log.layers, read_rknn(placed))
         return Compiled(target, str(placed), (part,), time.monotonic() - started)
@@ -197,28 +199,26 @@ class _Job:
             spec=lambda path, part, observed: self._part_spec(path, part, observed, target),
             progress=self.progress,
         )
-        self._keep_record(target, whole=False, on_cpu=made.partition.on_cpu)
+        self._keep_record(target, Plan("in parts"), made.partition.on_cpu)
         return self._placed(made, target, str(refusal), started)
 
     def _int8(self, target: str, samples: Samples, started: float) -> Compiled:
-        attempts = search(
+        recipe = Recipe(
             self.converter,
             self.source.path,
             self.shapes.sets[0],
             target,
+            lambda path, part, observed: self._part_spec(path, part, observed, target),
             samples,
-            spec=lambda path, part, observed: self._part_spec(path, part, observed, target),
-            refusal=self.refusal,
-            accuracy=self.options.accuracy,
-            budget=self.options.budget,
-            progress=self.progress,
+            self.progress,
         )
+        attempts = Search(recipe, samples, self.options.accuracy, self.options.budget, self.refusal).run()
         best = best_of(attempts)
         lines = tuple(f"int8, {one.line()}{' <- taken' if one is best else ''}" for one in attempts)
         if best.problems:
             lines += (f"int8: NO way held --accuracy {self.options.accuracy:g}; this is the best that was found",)
         kept = best.made.partition.on_cpu
-        self._keep_record(target, whole=best.whole, on_cpu=kept, hybrid=best.plan.hybrid)
+        self._keep_record(target, best.plan, kept)
         if best.whole:
             (built,) = best.made.built
             placed = place_whole(built.built.path, self.folder, self.stem, target)
@@ -244,9 +244,7 @@ class _Job:
         sides = (self.options.mean, self.options.std)
         return part_spec(path, part, observed, target, self.shapes.sets[0], *sides, custom_string=self._origin())
 
-    def _keep_record(
-        self, target: str, *, whole: bool, on_cpu: Mapping[int, str] | None = None, hybrid: bool = False
-    ) -> None:
+    def _keep_record(self, target: str, plan: Plan, on_cpu: Mapping[int, str] | None = None) -> None:
         if len(self.shapes.sets) > 1 or self.options.batch is not None:
             return
         data = self.options.int8
@@ -261,9 +259,10 @@ class _Job:
             fit=self.options.fit,
             data=os.path.abspath(data) if isinstance(data, (str, os.PathLike)) else None,
             samples=tuple(self.samples.digests) if self.samples is not None else (),
-            whole=whole,
+            whole=plan.whole,
             lowered=self.refusal is None,
-            hybrid=hybrid,
+            hybrid=plan.hybrid,
+            algorithm=plan.algorithm,
             on_cpu=dict(on_cpu or {}),
         )
         record.write(record_path(self.folder, self.stem, target))

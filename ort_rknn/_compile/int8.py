@@ -1,5 +1,5 @@
 """int8 that keeps a model's outputs: the whole first, then cuts behind the last layers with weights, until the bound
-on the accuracy holds.
+on the accuracy holds; then what makes it better at the same cost.
 
 One int8 scale serves a whole tensor. Where an output holds boxes up to 640 and scores up to 1, the scores vanish. What
 follows the last convolutions is little work, so it can stay on the CPU, in float, with the ONNX's own nodes.
@@ -9,43 +9,27 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import numpy as np
 import onnx
 
 from .accuracy import OutputAccuracy
 from .calibration import Samples
-from .converter import BuildSpec, ConversionError, Converter
-from .extract import reads_of
-from .layers import Layer
-from .measure import Reference, calibration_list, compare, simulate_parts, spread
-from .observe import Array, Observed, observe
-from .partition import HEAVY, GraphPart, Partition
-from .parts import BuiltPart, InParts, build_in_parts
+from .converter import ConversionError
+from .cuts import Plan, plans, with_heads
+from .measure import compare, simulate_parts, spread
+from .observe import observe
+from .parts import InParts
+from .recipe import Recipe
+from .work import quantized_share
 
 #: Samples that the outputs are judged on; each takes a run of the simulator, on one thread.
 _JUDGED = 16
-#: Elements that a tail on the CPU may compute and still cost next to nothing: a million of float32 is about a
-#: millisecond of one core. Then nothing of it is put into int8.
-_SMALL_TAIL = 1 << 20
-#: Why a node stays on the CPU that the NPU could run.
-KEPT = "int8 would cost its outputs their accuracy"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One way to compile to int8."""
-
-    name: str
-    on_cpu: Mapping[int, str] = field(default_factory=dict)
-    """Nodes that stay on the CPU, with the reason."""
-    hybrid: bool = False
-    """Layers that the toolkit finds inaccurate are float16."""
-    whole: bool = False
-    """One compiled model of everything."""
+#: Errors up to this share of the bound are small enough: nothing better is looked for.
+_COMFORT = 1 / 3
+#: The scales of the least error take the toolkit many times as long: tried only where so many attempts fit in the time.
+_REFINING = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,220 +52,106 @@ class Attempt:
         return [f"{name}: {problem}" for name, problem in found if problem is not None]
 
     @property
+    def spent(self) -> float:
+        """How much of the bound the worst output uses up: above 1 it is broken."""
+        return max((one.spent(self.accuracy) for one in self.outputs), default=0.0)
+
+    @property
     def whole(self) -> bool:
         """Whether it is one compiled model without anything beside it."""
         return self.plan.whole
 
     def line(self) -> str:
         """As text."""
-        verdict = "; ".join(self.problems) or "within the bound"
+        verdict = "; ".join(self.problems) or f"within the bound, {self.spent:.0%} of it used"
         return f"{self.plan.name}: {self.quantized:.0%} of the work in int8, {verdict}"
 
 
-def search(
-    converter: Converter,
-    path: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    target: str,
-    samples: Samples,
-    *,
-    spec: Callable[[str, GraphPart, Observed], BuildSpec],
-    refusal: ConversionError | None,
-    accuracy: float,
-    budget: float,
-    progress: Callable[[str], None],
-) -> list[Attempt]:
-    """Try plans, cheapest first, until one holds ``accuracy`` on the simulator or ``budget`` minutes are over.
+@dataclass(slots=True)
+class Search:
+    """Tries plans, cheapest first."""
 
-    Returns the attempts; the best is :func:`best_of`. Ctrl-C ends the search and keeps what there is. Raises
-    ConversionError where no plan could be built.
-    """
-    deadline = time.monotonic() + budget * 60
-    attempts: list[Attempt] = []
-    error: ConversionError | None = None
-    model = onnx.load(path, load_external_data=False)
-    try:
-        observed = observe(model, os.path.dirname(path), [samples.feed(0)])
-        waiting = plans(model, observed, whole=refusal is None)
-        while waiting:
-            plan = waiting.pop(0)
-            if attempts and time.monotonic() > deadline:
-                progress(f"{budget:g} minutes are over")
-                break
-            progress(f"int8, {plan.name}")
-            try:
-                one = _attempt(converter, path, shapes, target, samples, spec, refusal, accuracy, plan, progress)
-            except ConversionError as refused:
-                progress(f"  {refused}")
-                error = refused
-                if plan.whole and not plan.hybrid:
-                    refusal = refused
-                    waiting = [Plan("in parts"), *(each for each in waiting if not each.whole)]
-                continue
-            attempts.append(one)
-            progress(f"  {one.line()}")
-            if not one.problems:
-                break
-    except KeyboardInterrupt:
+    recipe: Recipe
+    samples: Samples
+    accuracy: float
+    """What must hold on the simulator: see :class:`.accuracy.OutputAccuracy`."""
+    budget: float
+    """Minutes."""
+    refusal: ConversionError | None = None
+    """Why the toolkit does not get the whole."""
+
+    def run(self) -> list[Attempt]:
+        """Try until a plan holds the bound and nothing at the same cost is better, or the time is over.
+
+        Returns the attempts; the best is :func:`best_of`. Ctrl-C ends the search and keeps what there is. Raises
+        ConversionError where no plan could be built.
+        """
+        deadline = time.monotonic() + self.budget * 60
+        attempts: list[Attempt] = []
+        error: ConversionError | None = None
+        try:
+            waiting = self._plans()
+            while waiting:
+                plan = waiting.pop(0)
+                if attempts and time.monotonic() > deadline:
+                    self._say(f"{self.budget:g} minutes are over")
+                    break
+                self._say(f"int8, {plan.name}")
+                try:
+                    one = self._attempt(plan)
+                except ConversionError as refused:
+                    self._say(f"  {refused}")
+                    error = refused
+                    if plan.whole and not plan.hybrid and plan.algorithm == "normal":
+                        self.refusal = refused
+                        waiting = [Plan("in parts"), *(each for each in waiting if not each.whole)]
+                    continue
+                attempts.append(one)
+                self._say(f"  {one.line()}")
+                if not one.problems:
+                    waiting = list(self._better(one, deadline - time.monotonic()))
+        except KeyboardInterrupt:
+            if not attempts:
+                raise
+            self._say("interrupted: the best so far is kept")
         if not attempts:
-            raise
-        progress("interrupted: the best so far is kept")
-    if not attempts:
-        raise error or ConversionError(f"{os.path.basename(path)}: nothing of it could be compiled to int8")
-    return attempts
+            raise error or ConversionError(f"{self._name}: nothing of it could be compiled to int8")
+        return attempts
+
+    @property
+    def _name(self) -> str:
+        return os.path.basename(self.recipe.path)
+
+    def _say(self, text: str) -> None:
+        self.recipe.progress(text)
+
+    def _plans(self) -> list[Plan]:
+        model = onnx.load(self.recipe.path, load_external_data=False)
+        observed = observe(model, os.path.dirname(self.recipe.path), [self.samples.feed(0)])
+        return plans(model, observed, whole=self.refusal is None)
+
+    def _better(self, one: Attempt, left: float) -> Iterator[Plan]:
+        """Plans that cost a call as much as ``one`` does, and may be nearer to the ONNX."""
+        if one.spent <= _COMFORT:
+            return
+        if one.plan.algorithm == "normal" and one.seconds * _REFINING < left:
+            yield one.plan.refined()
+        elif one.plan.algorithm != "normal":
+            heads = with_heads(one.made.model, one.made.observed, one.plan)
+            if heads is not None and heads.on_cpu != one.plan.on_cpu:
+                yield heads
+
+    def _attempt(self, plan: Plan) -> Attempt:
+        started = time.monotonic()
+        feeds = [self.samples.feed(index) for index in spread(self.samples.count, 2)]
+        made, reference = self.recipe.build(plan, feeds, self.refusal)
+        indices = spread(self.samples.count, _JUDGED)
+        parts = [(each.part, each.spec) for each in made.built]
+        outputs = simulate_parts(self.recipe.converter, parts, reference, self.samples, indices)
+        found = compare(reference, self.samples, indices, outputs)
+        return Attempt(plan, tuple(found), quantized_share(made), made, time.monotonic() - started, self.accuracy)
 
 
 def best_of(attempts: list[Attempt]) -> Attempt:
-    """The one within the bound, else the one whose worst output is the least bad."""
-    return min(attempts, key=lambda one: (len(one.problems), -min((o.cosine for o in one.outputs), default=0.0)))
-
-
-def plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[Plan]:
-    """Plans for a model, the cheapest first. ``whole``: the toolkit may take it as it is."""
-    joins, tail = tails(model.graph)
-    made = [name for index in tail for name in model.graph.node[index].output]
-    if sum(int(np.prod(observed.shapes.get(name, ()))) for name in made) <= _SMALL_TAIL:
-        joins = set()
-    found = [Plan("as a whole", whole=True) if whole else Plan("in parts")]
-    for name, nodes in (("the last joins on the CPU", joins), ("what follows the last weights on the CPU", tail)):
-        if nodes and not any(set(plan.on_cpu) == nodes for plan in found):
-            found.append(Plan(name, {index: f"{model.graph.node[index].op_type}: {KEPT}" for index in sorted(nodes)}))
-    return found + [replace(plan, name=f"{plan.name}, weak layers in float16", hybrid=True) for plan in found[::-1]]
-
-
-def tails(graph: onnx.GraphProto) -> tuple[set[int], set[int]]:
-    """Nodes behind the last layers with weights: from the first Concat on, and all of them."""
-    readers: dict[str, list[int]] = {}
-    for index, node in enumerate(graph.node):
-        for name in reads_of(node):
-            readers.setdefault(name, []).append(index)
-    leads: dict[int, bool] = {}
-    for index in range(len(graph.node) - 1, -1, -1):
-        after = [reader for name in graph.node[index].output for reader in readers.get(name, ())]
-        leads[index] = any(graph.node[r].op_type in HEAVY or leads[r] for r in after)
-    producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    behind: dict[int, bool] = {}
-    joined: dict[int, bool] = {}
-    tail: set[int] = set()
-    for index, node in enumerate(graph.node):
-        before = [producer[name] for name in reads_of(node) if name in producer]
-        behind[index] = any(graph.node[b].op_type in HEAVY or behind[b] for b in before)
-        if behind[index] and not leads[index] and node.op_type not in HEAVY:
-            tail.add(index)
-            joined[index] = node.op_type == "Concat" or any(joined.get(b, False) for b in before)
-    return {index for index in tail if joined[index]}, tail
-
-
-def _attempt(
-    converter: Converter,
-    path: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    target: str,
-    samples: Samples,
-    spec: Callable[[str, GraphPart, Observed], BuildSpec],
-    refusal: ConversionError | None,
-    accuracy: float,
-    plan: Plan,
-    progress: Callable[[str], None],
-) -> Attempt:
-    started = time.monotonic()
-    feeds = [samples.feed(index) for index in spread(samples.count, 2)]
-    made, reference = build_plan(
-        converter, path, shapes, target, plan, feeds, samples, spec=spec, refusal=refusal, progress=progress
-    )
-    indices = spread(samples.count, _JUDGED)
-    parts = [(each.part, each.spec) for each in made.built]
-    outputs = simulate_parts(converter, parts, reference, samples, indices)
-    found = compare(reference, samples, indices, outputs)
-    return Attempt(plan, tuple(found), quantized_share(made), made, time.monotonic() - started, accuracy)
-
-
-def build_plan(
-    converter: Converter,
-    path: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    target: str,
-    plan: Plan,
-    feeds: list[dict[str, Array]],
-    samples: Samples | None,
-    *,
-    spec: Callable[[str, GraphPart, Observed], BuildSpec],
-    refusal: ConversionError | None = None,
-    progress: Callable[[str], None] = lambda text: None,
-) -> tuple[InParts, Reference]:
-    """Build what ``plan`` says, in int8 with ``samples``, else in float16. ``feeds``: what shapes are learned from."""
-    model = onnx.load(path, load_external_data=False)
-    references: list[Reference] = []
-
-    def complete(place: str, part: GraphPart, observed: Observed) -> BuildSpec:
-        if not references:
-            references.append(Reference(model, os.path.dirname(path), observed))
-        plain = spec(place, part, observed)
-        if samples is None:
-            return plain
-        listed = calibration_list(references[0], samples, part.inputs, os.path.dirname(place))
-        build: dict[str, Any] = {**plain.build, "auto_hybrid": True} if plan.hybrid else dict(plain.build)
-        return replace(plain, dataset=listed, build=build)
-
-    if plan.whole:
-        made = _build_whole(converter, model, path, feeds, complete)
-    else:
-        made = build_in_parts(
-            converter,
-            path,
-            shapes,
-            target,
-            first=refusal,
-            spec=complete,
-            progress=progress,
-            keep=plan.on_cpu,
-            feeds=feeds,
-        )
-    return made, references[0]
-
-
-def _build_whole(
-    converter: Converter,
-    model: onnx.ModelProto,
-    path: str,
-    feeds: list[dict[str, Array]],
-    spec: Callable[[str, GraphPart, Observed], BuildSpec],
-) -> InParts:
-    observed = observe(model, os.path.dirname(path), feeds)
-    part = GraphPart(list(range(len(model.graph.node))), list(feeds[0]), [v.name for v in model.graph.output])
-    how = replace(spec(os.path.join(converter.folder, "whole.onnx"), part, observed), model=path)
-    return InParts(model, observed, Partition((part,), {}), (BuiltPart(part, converter.build(how), how),))
-
-
-def quantized_share(made: InParts) -> float:
-    """Share of the multiplications of Conv, ConvTranspose, MatMul and Gemm that run in int8, by the layers that the
-    toolkit listed. A layer that cannot be found in the list counts as float unless the whole list is int8."""
-    layers = {index: each.built.log.layers for each in made.built for index in each.part.nodes}
-    total = integer = 0
-    for index, node in enumerate(made.model.graph.node):
-        work = multiplications(made.model.graph, node, made.observed)
-        total += work
-        if index in layers and _is_int8(node, layers[index]):
-            integer += work
-    return integer / total if total else 0.0
-
-
-def _is_int8(node: onnx.NodeProto, layers: tuple[Layer, ...]) -> bool:
-    names = {node.name, *node.output} - {""}
-    own = [layer for layer in layers if layer.name.partition(":")[2] in names]
-    return bool(own or layers) and all(layer.dtype.startswith("INT8") for layer in own or layers)
-
-
-def multiplications(graph: onnx.GraphProto, node: onnx.NodeProto, observed: Observed) -> int:
-    """Multiplications of one node; 0 for operators without weights."""
-    if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
-        return 0
-    shapes: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    shapes.update(observed.shapes)
-    first, second, out = (shapes.get(name, ()) for name in (node.input[0], node.input[1], node.output[0]))
-    if node.op_type == "Conv":
-        return int(np.prod(out) * np.prod(second[1:]))
-    if node.op_type == "ConvTranspose":
-        return int(np.prod(first) * np.prod(second[1:]))
-    turned = any(a.name == "transA" and a.i for a in node.attribute)
-    return int(np.prod(out) * (first[0] if turned else first[-1])) if first else 0
+    """The one within the bound that uses up the least of it, else the one whose worst output is the least bad."""
+    return min(attempts, key=lambda one: (len(one.problems), one.spent))

@@ -8,11 +8,13 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .put import put
 
-_VERSION = 1
+_VERSION = 2
+
+Algorithm = Literal["normal", "mmse"]
 
 
 class RecordError(ValueError):
@@ -43,6 +45,8 @@ class BuildRecord:
     hybrid: bool
     on_cpu: dict[int, str]
     """Nodes that stay on the CPU, with the reason."""
+    algorithm: Algorithm = "normal"
+    """How the toolkit found the scales."""
 
     def write(self, place: Path) -> None:
         """Put it at ``place``, at once."""
@@ -75,6 +79,7 @@ def read_record(place: Path, onnx_path: str) -> BuildRecord:
             whole=bool(data["whole"]),
             lowered=bool(data["lowered"]),
             hybrid=bool(data["hybrid"]),
+            algorithm="mmse" if data["algorithm"] == "mmse" else "normal",
             on_cpu={int(k): str(v) for k, v in data["on_cpu"].items()},
         )
     except FileNotFoundError:

@@ -1,0 +1,112 @@
+"""Ways to compile a model to int8: as a whole, or with what int8 would spoil on the CPU, in float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+
+from .extract import reads_of
+from .observe import Observed
+from .partition import HEAVY
+from .record import Algorithm
+from .work import multiplications
+
+#: Elements that a tail on the CPU may compute and still cost next to nothing: a million of float32 is about a
+#: millisecond of one core. Then nothing of it is put into int8.
+_SMALL_TAIL = 1 << 20
+#: The last layers with weights may be computed by the CPU up to this many multiplications, and up to this share of all.
+_SMALL_HEADS, _HEADS_SHARE = 4 << 20, 0.05
+#: Why a node stays on the CPU that the NPU could run.
+KEPT = "int8 would cost its outputs their accuracy"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to compile to int8."""
+
+    name: str
+    on_cpu: Mapping[int, str] = field(default_factory=dict)
+    """Nodes that stay on the CPU, with the reason."""
+    hybrid: bool = False
+    """Layers that the toolkit finds inaccurate are float16."""
+    whole: bool = False
+    """One compiled model of everything."""
+    algorithm: Algorithm = "normal"
+    """How the toolkit finds the scales: from the smallest and largest values, or with the least squared error, which
+    takes it longer."""
+
+    def refined(self) -> Plan:
+        """The same cut, with the scales of the least squared error."""
+        return replace(self, name=f"{self.name}, scales of the least error", algorithm="mmse")
+
+
+def plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[Plan]:
+    """Plans for a model, the cheapest first. ``whole``: the toolkit may take it as it is."""
+    graph = model.graph
+    joins, tail = tails(graph)
+    made = [name for index in tail for name in graph.node[index].output]
+    if sum(int(np.prod(observed.shapes.get(name, ()))) for name in made) <= _SMALL_TAIL:
+        joins = set()
+    found = [Plan("as a whole", whole=True) if whole else Plan("in parts")]
+    for name, nodes in (("the last joins on the CPU", joins), ("what follows the last weights on the CPU", tail)):
+        if nodes and not any(set(plan.on_cpu) == nodes for plan in found):
+            found.append(_kept(name, graph, nodes))
+    hybrid = [replace(plan, name=f"{plan.name}, weak layers in float16", hybrid=True) for plan in found[::-1]]
+    refined = found[-1].refined()
+    heads = with_heads(model, observed, refined)
+    return [*found, refined, *([heads] if heads is not None else []), *hybrid]
+
+
+def with_heads(model: onnx.ModelProto, observed: Observed, plan: Plan) -> Plan | None:
+    """``plan`` with the last layers with weights on the CPU too; None where they are too much work for it, or are not
+    what the plan's cut follows."""
+    graph = model.graph
+    _, tail = tails(graph)
+    heads = {index for index in _heads(graph) if index not in plan.on_cpu}
+    work = [multiplications(graph, node, observed) for node in graph.node]
+    mine = sum(work[index] for index in heads)
+    if not heads or set(plan.on_cpu) != tail or mine > min(_SMALL_HEADS, sum(work) * _HEADS_SHARE):
+        return None
+    kept = _kept("the last layers with weights on the CPU", graph, tail | heads)
+    return replace(kept.refined() if plan.algorithm != "normal" else kept, hybrid=plan.hybrid)
+
+
+def tails(graph: onnx.GraphProto) -> tuple[set[int], set[int]]:
+    """Nodes behind the last layers with weights: from the first Concat on, and all of them."""
+    leads = _leads_to_weights(graph)
+    producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    behind: dict[int, bool] = {}
+    joined: dict[int, bool] = {}
+    tail: set[int] = set()
+    for index, node in enumerate(graph.node):
+        before = [producer[name] for name in reads_of(node) if name in producer]
+        behind[index] = any(graph.node[b].op_type in HEAVY or behind[b] for b in before)
+        if behind[index] and not leads[index] and node.op_type not in HEAVY:
+            tail.add(index)
+            joined[index] = node.op_type == "Concat" or any(joined.get(b, False) for b in before)
+    return {index for index in tail if joined[index]}, tail
+
+
+def _heads(graph: onnx.GraphProto) -> set[int]:
+    """The layers with weights that no others follow."""
+    leads = _leads_to_weights(graph)
+    return {index for index, node in enumerate(graph.node) if node.op_type in HEAVY and not leads[index]}
+
+
+def _leads_to_weights(graph: onnx.GraphProto) -> dict[int, bool]:
+    readers: dict[str, list[int]] = {}
+    for index, node in enumerate(graph.node):
+        for name in reads_of(node):
+            readers.setdefault(name, []).append(index)
+    leads: dict[int, bool] = {}
+    for index in range(len(graph.node) - 1, -1, -1):
+        after = [reader for name in graph.node[index].output for reader in readers.get(name, ())]
+        leads[index] = any(graph.node[r].op_type in HEAVY or leads[r] for r in after)
+    return leads
+
+
+def _kept(name: str, graph: onnx.GraphProto, nodes: set[int]) -> Plan:
+    return Plan(name, {index: f"{graph.node[index].op_type}: {KEPT}" for index in sorted(nodes)})

@@ -1,0 +1,86 @@
+"""Builds a model as a plan says: one object for what is the same in every build of one ONNX for one SoC."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+
+from .calibration import Samples
+from .converter import BuildSpec, ConversionError, Converter
+from .cuts import Plan
+from .measure import Reference, calibration_list
+from .observe import Array, Observed, observe
+from .partition import GraphPart, Partition
+from .parts import BuiltPart, InParts, build_in_parts
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What every build has in common."""
+
+    converter: Converter
+    path: str
+    """Of the prepared ONNX."""
+    shapes: Mapping[str, tuple[int, ...]]
+    target: str
+    spec: Callable[[str, GraphPart, Observed], BuildSpec]
+    """The build of a part, from the path of its ONNX, without what makes it int8."""
+    samples: Samples | None = None
+    """Quantize with these; None: float16."""
+    progress: Callable[[str], None] = lambda text: None
+
+    def build(
+        self, plan: Plan, feeds: Sequence[Mapping[str, Array]], refusal: ConversionError | None = None
+    ) -> tuple[InParts, Reference]:
+        """Build what ``plan`` says. ``feeds``: what shapes are learned from; ``refusal``: why the whole was refused.
+
+        Raises ConversionError where nothing of it can be compiled.
+        """
+        model = onnx.load(self.path, load_external_data=False)
+        references: list[Reference] = []
+
+        def complete(place: str, part: GraphPart, observed: Observed) -> BuildSpec:
+            if not references:
+                references.append(Reference(model, os.path.dirname(self.path), observed))
+            return self._quantized(self.spec(place, part, observed), plan, part, references[0], place)
+
+        if plan.whole:
+            made = self._whole(model, feeds, complete)
+        else:
+            made = build_in_parts(
+                self.converter,
+                self.path,
+                self.shapes,
+                self.target,
+                first=refusal,
+                spec=complete,
+                progress=self.progress,
+                keep=plan.on_cpu,
+                feeds=feeds,
+            )
+        return made, references[0]
+
+    def _quantized(self, plain: BuildSpec, plan: Plan, part: GraphPart, reference: Reference, place: str) -> BuildSpec:
+        if self.samples is None:
+            return plain
+        listed = calibration_list(reference, self.samples, part.inputs, os.path.dirname(place))
+        build: dict[str, Any] = {**plain.build, "auto_hybrid": True} if plan.hybrid else dict(plain.build)
+        config: dict[str, Any] = dict(plain.config)
+        if plan.algorithm != "normal":
+            config["quantized_algorithm"] = plan.algorithm
+        return replace(plain, dataset=listed, build=build, config=config)
+
+    def _whole(
+        self,
+        model: onnx.ModelProto,
+        feeds: Sequence[Mapping[str, Array]],
+        spec: Callable[[str, GraphPart, Observed], BuildSpec],
+    ) -> InParts:
+        observed = observe(model, os.path.dirname(self.path), feeds)
+        part = GraphPart(list(range(len(model.graph.node))), list(feeds[0]), [v.name for v in model.graph.output])
+        how = replace(spec(os.path.join(self.converter.folder, "whole.onnx"), part, observed), model=self.path)
+        return InParts(model, observed, Partition((part,), {}), (BuiltPart(part, self.converter.build(how), how),))

@@ -1,0 +1,44 @@
+"""How much of a model's work is int8: multiplications of the layers with weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from .layers import Layer
+from .observe import Observed
+from .parts import InParts
+
+
+def quantized_share(made: InParts) -> float:
+    """Share of the multiplications of Conv, ConvTranspose, MatMul and Gemm that run in int8, by the layers that the
+    toolkit listed. A layer that cannot be found in the list counts as float unless the whole list is int8."""
+    layers = {index: each.built.log.layers for each in made.built for index in each.part.nodes}
+    total = integer = 0
+    for index, node in enumerate(made.model.graph.node):
+        work = multiplications(made.model.graph, node, made.observed)
+        total += work
+        if index in layers and _is_int8(node, layers[index]):
+            integer += work
+    return integer / total if total else 0.0
+
+
+def _is_int8(node: onnx.NodeProto, layers: tuple[Layer, ...]) -> bool:
+    names = {node.name, *node.output} - {""}
+    own = [layer for layer in layers if layer.name.partition(":")[2] in names]
+    return bool(own or layers) and all(layer.dtype.startswith("INT8") for layer in own or layers)
+
+
+def multiplications(graph: onnx.GraphProto, node: onnx.NodeProto, observed: Observed) -> int:
+    """Multiplications of one node; 0 for operators without weights."""
+    if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+        return 0
+    shapes: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    shapes.update(observed.shapes)
+    first, second, out = (shapes.get(name, ()) for name in (node.input[0], node.input[1], node.output[0]))
+    if node.op_type == "Conv":
+        return int(np.prod(out) * np.prod(second[1:]))
+    if node.op_type == "ConvTranspose":
+        return int(np.prod(first) * np.prod(second[1:]))
+    turned = any(a.name == "transA" and a.i for a in node.attribute)
+    return int(np.prod(out) * (first[0] if turned else first[-1])) if first else 0
