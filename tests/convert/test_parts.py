@@ -1,5 +1,7 @@
 """Models that the vendor's converter refuses run in parts: equal to the CPU on its simulator and on the virtual NPU."""
 
+import json
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -51,7 +53,10 @@ def test_in_parts(build, maker, tmp_path, real_toolkit, capsys):
         tmp_path / "m.onnx", [("x", FLOAT, [1, 3, 32, 32])], [(name, *rest) for name, rest in outputs.items()]
     )
     of = ("--toolkit", real_toolkit.python)
-    assert main(["convert", str(path), "--target", "rk3588", *of]) == 0, capsys.readouterr().err
+    assert main(["convert", str(path), "--target", "rk3588", "--json", *of]) == 0, capsys.readouterr().err
+    (made,) = json.loads(capsys.readouterr().out)["compiled"]
+    heavy = [node["where"] for node in made["nodes"] if node["operator"] in ("Conv", "MatMul")]
+    assert sum(where.startswith("part") for where in heavy) >= 0.8 * len(heavy) > 0
     feed = {"x": np.random.default_rng(3).standard_normal((1, 3, 32, 32)).astype(np.float32)}
     want = onnxruntime.InferenceSession(path).run(None, feed)
     options = {"device": "virtual:rk3588", "schedule": "0,1,2"}
