@@ -5,6 +5,7 @@ import json
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import helper
 
 import ort_rknn
 from ort_rknn._cli.main import main
@@ -38,15 +39,21 @@ def dynamic_quantization(maker):
     return {"y": (FLOAT, [1, 8, 32, 32])}
 
 
-def a_sum_in_the_middle(maker):
+def a_branch_on_the_data(maker):
     maker.conv("x", "a", 8, 3)
-    maker.constant("axis", np.array(3))
-    maker.add("CumSum", ["a", "axis"], ["k"])
-    maker.conv("k", "y", 8, 8)
+    maker.constant("none", np.float32(0))
+    maker.add("ReduceMean", ["a"], ["mean"], keepdims=0)
+    maker.add("Greater", ["mean", "none"], ["positive"])
+    branches = {}
+    for which, operator in (("then_branch", "Relu"), ("else_branch", "Tanh")):
+        out = helper.make_tensor_value_info(f"{which}_y", FLOAT, [1, 8, 32, 32])
+        branches[which] = helper.make_graph([helper.make_node(operator, ["a"], [f"{which}_y"])], which, [], [out])
+    maker.add("If", ["positive"], ["b"], **branches)
+    maker.conv("b", "y", 8, 8)
     return {"y": (FLOAT, [1, 8, 32, 32])}
 
 
-@pytest.mark.parametrize("build", [behind_nms, dynamic_quantization, a_sum_in_the_middle])
+@pytest.mark.parametrize("build", [behind_nms, dynamic_quantization, a_branch_on_the_data])
 def test_in_parts(build, maker, tmp_path, real_toolkit, capsys):
     outputs = build(maker)
     path = maker.save(
