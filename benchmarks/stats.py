@@ -46,6 +46,8 @@ def uncounted(executor):
         lease.convert_ns += ready - start
         lease.run_ns += over - ready
         lease.fetch_ns += end - over
+        if sinks:
+            record(self._signature, self._label, lease, (start, ready, over, end), asked)
 """,
             "",
         ),

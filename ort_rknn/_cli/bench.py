@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from .._errors import OptionError, bare_message
@@ -69,14 +71,14 @@ def _alone(given: argparse.Namespace, options: dict[str, Any]) -> int:
     if given.json:
         report = bench(model, seconds=given.seconds, options=options)
     else:
-        with live(Table(_COLUMNS, [])) as display:
-            told: list[str] = []
+        with ExitStack() as stack:
+            displays: list[Callable[[Table], None]] = []
 
             def progress(report: BenchReport) -> None:
-                if not told:  # before anything is measured
-                    told.append(model)
+                if not displays:  # before anything is measured
                     _introduce(report)
-                display(_table(report))
+                    displays.append(stack.enter_context(live(_table(report))))
+                displays[0](_table(report))
 
             report = bench(model, seconds=given.seconds, options=options, progress=progress)
     changes = _changes(report, before)
