@@ -65,6 +65,9 @@ BAD_TWINS = {
         lambda _, twin: (twin.unlink(), twin.symlink_to("../.git/annex/objects/xx")),
         "No such file",
     ),
+    "a folder, made by a container's mount": (lambda _, twin: (twin.unlink(), twin.mkdir()), "Is a directory"),
+    "a pipe": (lambda _, twin: (twin.unlink(), os.mkfifo(twin)), "not a regular file"),
+    "a link to itself": (lambda _, twin: (twin.unlink(), twin.symlink_to(twin.name)), "symbolic links"),
     "a web page": (lambda _, twin: twin.write_text("<!DOCTYPE html><html>404</html>"), "a web page"),
     "damaged": (
         lambda _, twin: twin.write_bytes(b"RKNN\0\0\0\0\x06" + bytes(7) + b"\xff" * 8 + bytes(1000)),

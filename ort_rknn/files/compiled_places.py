@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from pathlib import Path
 
 from .._rknpu import SOC_CORES, SOC_VARIANTS, soc_family, variants_of
@@ -28,9 +27,12 @@ _WORD = re.compile(r"[a-z0-9]+", re.ASCII)
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether a regular file is at ``path``, or something that this user may not look at."""
+    """Whether anything is at ``path``: a file, a link (to nothing, too), a folder (containers make one where a file
+    that does not exist is mounted), or something that this user may not look at. Whoever reads it says what is wrong
+    with it."""
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        os.lstat(path)
+        return True
     except PermissionError:
         return True
     except (OSError, ValueError):

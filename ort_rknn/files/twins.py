@@ -61,16 +61,16 @@ def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
     """The compiled models of an ONNX that are there: those of :func:`twin_names` that are named after the SoC, then the
     places that other programs use (:func:`~ort_rknn.files.compiled_places.other_places`), ``model.rknn`` last.
 
-    They are regular files, links to them, and what this user may not look at, which whoever reads it then says. Files
-    named after a variant of the SoC (``model.rk3588s.rknn``) come after those with its own name. A link to nothing
-    counts, because somebody meant a twin to be there: git-annex keeps files that were not fetched as such links. One
-    that has an ONNX of its own full name beside it belongs to that: ``net_rk3588.rknn`` to ``net_rk3588.onnx``, not to
-    ``net.onnx``."""
+    Files named after a variant of the SoC (``model.rk3588s.rknn``) come after those with its own name. A link to
+    nothing and a folder count, because somebody meant a twin to be there: git-annex keeps files that were not fetched
+    as such links, and containers make a folder where a file that does not exist is mounted. Whoever reads it says so.
+    One that has an ONNX of its own full name beside it belongs to that: ``net_rk3588.rknn`` to ``net_rk3588.onnx``, not
+    to ``net.onnx``."""
     names = names_of(_checked(soc))
     named = [path for name in names for path in twin_names(onnx_path, name)[:-1]]
     named += [path for name in names for path in other_places(onnx_path, name)]
     paths = (*named, twin_names(onnx_path, soc)[-1])
-    there = [p for p in paths if is_there(p) or (p.is_symlink() and not p.exists())]
+    there = [p for p in paths if is_there(p)]
     stem = Path(onnx_path).stem
     return [p for p in there if p.stem == stem or not os.path.isfile(p.with_suffix(".onnx"))]
 

@@ -30,14 +30,14 @@ def test_only_a_soc_goes_into_a_name(soc):
         twin_names("m.onnx", soc)
 
 
-def test_only_files_and_links_are_found(tmp_path):
-    """A link to nothing is there too: what keeps the twin from being used is then told."""
+def test_whatever_has_the_name_is_found(tmp_path):
+    """Links to nothing and folders too: what keeps the twin from being used is then told."""
     for name in ("m.rknn", "m_rk3588.rknn", "m-rk3576.rknn", "m.rk3588.rknn.bak"):
         (tmp_path / name).touch()
     (tmp_path / "m-rk3588.rknn").mkdir()
     (tmp_path / "m.rk3588.rknn").symlink_to("gone")
     assert find_twins(tmp_path / "m.onnx", "rk3588") == [
-        tmp_path / name for name in ("m.rk3588.rknn", "m_rk3588.rknn", "m.rknn")
+        tmp_path / name for name in ("m.rk3588.rknn", "m-rk3588.rknn", "m_rk3588.rknn", "m.rknn")
     ]
     (tmp_path / "m.rk3588.rknn").unlink()
     (tmp_path / "m.rk3588.rknn").symlink_to("m.rknn")
