@@ -18,7 +18,8 @@ from ort_rknn._concurrency.submitter import Pending
 from ort_rknn._errors import bare_message
 from ort_rknn._executor.calls import Call, nbytes
 from ort_rknn._executor.dispatch import Dispatch
-from ort_rknn._executor.executor import Executor, Started
+from ort_rknn._executor.executor import Executor
+from ort_rknn._executor.recovery import Started
 from ort_rknn._options import Options
 from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import CallForm, Layout, Model, PortForm, Shape

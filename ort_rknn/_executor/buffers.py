@@ -13,7 +13,7 @@ import stat
 import threading
 import weakref
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -213,3 +213,14 @@ class BufferRuns:
         if reason not in self.usual and len(self.usual) >= _REASONS:
             reason = "other reasons"
         self.usual[reason] = self.usual.get(reason, 0) + 1
+
+
+def sum_of(counts: Iterable[BufferRuns]) -> BufferRuns:
+    """Those of several contexts together."""
+    total = BufferRuns()
+    for one in counts:
+        total.bound += one.bound
+        total.copied += one.copied
+        for reason, number in one.usual.copy().items():
+            total.usual[reason] = total.usual.get(reason, 0) + number
+    return total

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._errors import INVALID_ARGUMENT, ort_error
 from .._tensors import Shape
 from ..adapter.contract import CallForm
 from .declared import Normalization
@@ -134,3 +135,25 @@ def normalized(given: NDArray[np.generic], norm: Normalization, layout: str) -> 
     std, mean = per_channel(norm, layout, given.ndim)
     result: NDArray[np.float32] = (given.astype(np.float32) - mean) / std
     return result
+
+
+def checked(signature: Signature, feed: Sequence[NDArray[np.generic]], label: str) -> list[NDArray[np.generic]]:
+    """The arrays, C-contiguous. Raises InvalidArgument for a wrong number of arrays, dtype or shape."""
+    ports = signature.inputs
+    if len(feed) != len(ports):
+        raise ort_error(INVALID_ARGUMENT, f"{label}: expected {len(ports)} inputs, got {len(feed)}")
+    arrays = [np.ascontiguousarray(a).reshape(a.shape) for a in feed]
+    for array, port in zip(arrays, ports):
+        _check(array, port, label)
+    return arrays
+
+
+def _check(array: NDArray[np.generic], port: Port, label: str) -> None:
+    if array.dtype.name != port.dtype:
+        raise ort_error(
+            INVALID_ARGUMENT, f"{label}: input {port.name!r} is {port.dtype}, got an array of {array.dtype.name}"
+        )
+    if not port.takes(array.shape):
+        raise ort_error(
+            INVALID_ARGUMENT, f"{label}: input {port.name!r} has shape {list(port.dims)}, got {list(array.shape)}"
+        )

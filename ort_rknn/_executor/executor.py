@@ -16,30 +16,32 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._concurrency.forks import keep, leave_out_exit_handlers
 from .._concurrency.pacer import Pacer
-from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, ort_error
+from .._errors import FAIL, RUNTIME_EXCEPTION, ort_error
 from .._options import Options
 from ..adapter.contract import AdapterError, Model, ModelSource
 from . import published
 from .bounded import BoundedRun
-from .buffers import BufferRuns
+from .buffers import BufferRuns, sum_of
 from .call_order import CallOrder
 from .calls import Call, Calls, Shapes
-from .core_use import users_of
+from .contexts import open_contexts, watch_cores
+from .conversion import checked
 from .counters import ModelStats, forget_closed, gather, remember_closed
 from .cpu_fallback import CpuFallback
 from .cpu_twin import CpuTwin, cpu_twin
 from .dispatch import Dispatch
-from .health import Core, Health
+from .health import Health
 from .lanes import Lane, Lease
 from .recording import asked_now
+from .recovery import Recovery, Retried, Started, WorkerRun, wait
 from .sample_runs import SampleRuns
-from .signature import Port, Signature
+from .signature import Signature
 from .work import Work
 
 if TYPE_CHECKING:
@@ -141,41 +143,26 @@ class Executor:
             published.begin(_loads)
 
     def _open_contexts(self) -> tuple[Lane, ...]:
-        by_lane: list[list[Lease]] = [[] for _ in self.dispatch.lanes]
-        for _ in range(self.dispatch.contexts_per_lane):
-            for plan, leases in zip(self.dispatch.lanes, by_lane):
-                leases.append(
-                    Lease(self.model.context(plan.core_mask), plan.label, users_of(self._device, plan.core_mask))
-                )
-                self._leases.append(leases[-1])
         by_shape = self.signature.dynamic
-        if self.dispatch.first_idle:
-            return (Lane(self._leases, by_shape=by_shape, by_use=True),) * len(by_lane)
-        return tuple(Lane(leases, by_shape=by_shape) for leases in by_lane)
+        return open_contexts(self.model, self.dispatch, self._device, self._leases, by_shape=by_shape)
 
     def _begin(self) -> None:
         """The contexts are open: make what belongs to them."""
         self._order = tuple(self._lanes[i] for i in self.dispatch.order)
         work = self._work = Work(self.signature, self.label, self._pacer)
-        if len(self.dispatch.lanes) < 2:
-            return
-        cores = [
-            Core(plan.label, lane, [lease for lease in self._leases if lease.label == plan.label])
-            for plan, lane in zip(self.dispatch.lanes, self._lanes)
-        ]
-        masks = {plan.label: plan.core_mask for plan in self.dispatch.lanes}
-        model, calls, whole, sets = self.model, self._calls, self._runs_whole, self.signature.sets
-
-        def renew(lease: Lease) -> None:
-            lease.context = model.context(masks[lease.label])
-            lease.shape_set = None
-
-        def trial(lease: Lease) -> None:
-            call = None if whole else calls.find(sets[0])
-            if call is not None:  # else the next run is the trial
-                work.attempt(call, lease)
-
-        self._health = work.health = Health(cores, self.label, renew, trial, partial(_choose_order, weakref.ref(self)))
+        self._health = None
+        if len(self.dispatch.lanes) > 1:
+            call = None if self._runs_whole else partial(self._calls.find, self.signature.sets[0])
+            self._health = work.health = watch_cores(
+                self.model,
+                self.dispatch,
+                self._leases,
+                self._lanes,
+                work,
+                call,
+                partial(_choose_order, weakref.ref(self)),
+            )
+        self._recovery = Recovery(self._health, self.options.retries, self.label)
 
     def call_for(self, shapes: Shapes) -> Call | None:
         """The call for input shapes (signature's order and layout); None: :meth:`run_onnx` serves it.
@@ -222,12 +209,12 @@ class Executor:
             self.open_here()
         if self._timeout_ms:
             run = BoundedRun(self._work, call, inputs, outputs, self._timeout_ms)
-            return _Retried(self, run.start(self._lanes[lane], over), run, over)
+            return Retried(self._recovery, run.start(self._lanes[lane], over), run, over)
         asked = asked_now(blocks=False)
         turn = self._lanes[lane].start(work, over)
         if self._health is None:
             return turn
-        return _Retried(self, turn, partial(self._work.do_later, asked, call, inputs, outputs), over)
+        return Retried(self._recovery, turn, partial(self._work.do_later, asked, call, inputs, outputs), over)
 
     def _run_one(self, call: Call, inputs: Sequence[int], outputs: Sequence[int], lane: Lane | None = None) -> None:
         if self._pacer is not None:
@@ -245,7 +232,7 @@ class Executor:
         try:
             lease = None if self._timeout_ms else lane.take(call.form.shape_set)
             if lease is None:
-                _wait(lane, self._worker_run(call, inputs, outputs))
+                wait(lane, self._worker_run(call, inputs, outputs))
             else:
                 try:
                     self._work.do(call, inputs, outputs, lease)
@@ -255,65 +242,18 @@ class Executor:
                     finally:
                         lane.call_who_waits()
         except Exception as failure:
-            if self._recover(failure, self._worker_run(call, inputs, outputs)):
+            if self._recovery.succeeds(failure, self._worker_run(call, inputs, outputs), fallback):
                 return
-            fallback.run(self.signature, call, inputs, outputs)  # type: ignore[union-attr]  # _recover() says so
+            fallback.run(self.signature, call, inputs, outputs)  # type: ignore[union-attr]  # else it had raised
             return
         if trying:
             fallback.is_back(self.label)  # type: ignore[union-attr]
 
-    def _worker_run(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> _WorkerRun:
+    def _worker_run(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> WorkerRun:
         """The run, for a lane's worker."""
         if self._timeout_ms:
             return BoundedRun(self._work, call, inputs, outputs, self._timeout_ms)
         return partial(self._work.do_later, asked_now(blocks=True), call, inputs, outputs)
-
-    def _recover(self, failure: Exception, work: _WorkerRun) -> bool:
-        """A run failed: do ``work`` on another core where that may help. True: that succeeded. False: the device is
-        gone, and the CPU is to run it. Raises the last failure otherwise."""
-        try:
-            if self._can_retry(failure):
-                try:
-                    self._run_elsewhere(failure, work)
-                    return True
-                except Exception as error:
-                    failure = error
-            elif self._health is not None and self._health.another((getattr(failure, "failed_on", ""),)) is not None:
-                raise failure  # retries=0, and other cores may work
-            if self.cpu_fallback is not None and self.cpu_fallback.takes(failure, self.label):
-                return False
-            raise failure
-        finally:
-            del failure  # else its traceback would lead back to it
-
-    def _can_retry(self, failure: Exception) -> bool:
-        return self._health is not None and self.options.retries > 0 and hasattr(failure, "failed_on")
-
-    def _run_elsewhere(self, failure: Exception, work: _WorkerRun) -> None:
-        """Do ``work``, which failed on a core, on as many others as the option ``retries`` says.
-
-        Raises the last failure. Nobody holds a context meanwhile.
-        """
-        tried: set[str] = set()
-        try:
-            while self._can_retry(failure):
-                core: str = failure.failed_on  # type: ignore[attr-defined]
-                if core not in tried:
-                    if len(tried) == self.options.retries:
-                        break
-                    tried.add(core)
-                # Where the first idle core takes a run it may be the same again, which is then out before long.
-                lane = self._health.another(tried) if self._health is not None else None
-                if lane is None:
-                    break
-                try:
-                    _wait(lane, work)
-                    return
-                except Exception as error:
-                    failure = error
-            raise failure
-        finally:
-            del failure  # else its traceback would lead back to it
 
     def compiled(self) -> bytes:
         """The compiled model itself. Raises OSError where its file cannot be read, ValueError where it was changed."""
@@ -363,9 +303,7 @@ class Executor:
         try:
             lane.wait_and_run(work)
         except Exception as failure:
-            if not self._can_retry(failure):
-                raise
-            self._run_elsewhere(failure, work)
+            self._recovery.succeeds(failure, work)
         return results
 
     def _run_samples(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
@@ -393,12 +331,7 @@ class Executor:
 
         Raises InvalidArgument for a wrong number of arrays, dtype or shape.
         """
-        ports = self.signature.inputs
-        if len(feed) != len(ports):
-            raise ort_error(INVALID_ARGUMENT, f"{self.label}: expected {len(ports)} inputs, got {len(feed)}")
-        arrays = [np.ascontiguousarray(a).reshape(a.shape) for a in feed]
-        for array, port in zip(arrays, ports):
-            _check_array(array, port, self.label)
+        arrays = checked(self.signature, feed, self.label)
         shapes = tuple(a.shape for a in arrays)
         call = self.static_call or self.call_for(shapes)
         if call is None:
@@ -438,13 +371,7 @@ class Executor:
 
     def buffer_runs(self) -> BufferRuns:
         """What runs did with arrays in memory that the NPU shares, all contexts together."""
-        total = BufferRuns()
-        for one in [lease.buffer_runs for lease in self._leases]:
-            total.bound += one.bound
-            total.copied += one.copied
-            for reason, number in one.usual.copy().items():
-                total.usual[reason] = total.usual.get(reason, 0) + number
-        return total
+        return sum_of(lease.buffer_runs for lease in self._leases)
 
     @property
     def closed(self) -> bool:
@@ -574,43 +501,6 @@ class Executor:
         return Pacer(len(self.dispatch.lanes), options.submit_timeout_ms) if options.enable_pacing else None
 
 
-class Started(Protocol):
-    """A run on another thread."""
-
-    def result(self) -> None:
-        """Wait until it has ended; raise why it failed. Once, from one thread."""
-
-
-class _Retried:
-    """A run on another thread that is tried again on another core where its own failed."""
-
-    def __init__(self, executor: Executor, turn: Started, work: _WorkerRun, buffers: object) -> None:
-        self._executor = executor
-        self._turn = turn
-        self._work = work
-        self._buffers = buffers  # kept alive until the result is there
-
-    def result(self) -> None:
-        """See :class:`Started`."""
-        try:
-            self._turn.result()
-        except Exception as failure:
-            if not self._executor._can_retry(failure):
-                raise
-            self._executor._run_elsewhere(failure, self._work)
-
-
-_WorkerRun = Callable[[Lease], None] | BoundedRun
-
-
-def _wait(lane: Lane, run: _WorkerRun) -> None:
-    """Have a worker of the lane do it. Raises why it failed."""
-    if isinstance(run, BoundedRun):
-        run.run(lane)
-    else:
-        lane.wait_and_run(run)
-
-
 def _choose_order(of: weakref.ref[Executor]) -> None:
     """Which lanes runs go round: those with a core that serves."""
     executor = of()
@@ -630,17 +520,6 @@ def _close_all(closers: Sequence[Callable[[], None]]) -> None:
             first = first or error
     if first is not None:
         raise first
-
-
-def _check_array(array: NDArray[np.generic], port: Port, label: str) -> None:
-    if array.dtype.name != port.dtype:
-        raise ort_error(
-            INVALID_ARGUMENT, f"{label}: input {port.name!r} is {port.dtype}, got an array of {array.dtype.name}"
-        )
-    if not port.takes(array.shape):
-        raise ort_error(
-            INVALID_ARGUMENT, f"{label}: input {port.name!r} has shape {list(port.dims)}, got {list(array.shape)}"
-        )
 
 
 #: Executors of this process, in the order in which they were made.

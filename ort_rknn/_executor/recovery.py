@@ -1,0 +1,104 @@
+"""What becomes of runs that failed: they are tried on another core, or go to the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from .bounded import BoundedRun
+from .cpu_fallback import CpuFallback
+from .health import Health
+from .lanes import Lane, Lease
+
+#: A run, for a worker of a lane.
+WorkerRun = Callable[[Lease], None] | BoundedRun
+
+
+class Started(Protocol):
+    """A run on another thread."""
+
+    def result(self) -> None:
+        """Wait until it has ended; raise why it failed. Once, from one thread."""
+
+
+class Recovery:
+    """Of one executor. Thread safe. ``health`` is None where there are no other cores."""
+
+    __slots__ = ("_health", "_label", "_retries")
+
+    def __init__(self, health: Health | None, retries: int, label: str) -> None:
+        self._health = health
+        self._retries = retries
+        self._label = label
+
+    def succeeds(self, failure: Exception, work: WorkerRun, fallback: CpuFallback | None = None) -> bool:
+        """A run failed: do ``work`` on another core where that may help. True: that succeeded. False: the device is
+        gone, and ``fallback`` is to run it. Raises the last failure otherwise."""
+        try:
+            if self._can_retry(failure):
+                try:
+                    self._run_elsewhere(failure, work)
+                    return True
+                except Exception as error:
+                    failure = error
+            elif self._health is not None and self._health.another((getattr(failure, "failed_on", ""),)) is not None:
+                raise failure  # retries=0, and other cores may work
+            if fallback is not None and fallback.takes(failure, self._label):
+                return False
+            raise failure
+        finally:
+            del failure  # else its traceback would lead back to it
+
+    def _can_retry(self, failure: Exception) -> bool:
+        return self._health is not None and self._retries > 0 and hasattr(failure, "failed_on")
+
+    def _run_elsewhere(self, failure: Exception, work: WorkerRun) -> None:
+        """Do ``work``, which failed on a core, on as many others as the option ``retries`` says.
+
+        Raises the last failure. Nobody holds a context meanwhile.
+        """
+        tried: set[str] = set()
+        try:
+            while self._can_retry(failure):
+                core: str = failure.failed_on  # type: ignore[attr-defined]
+                if core not in tried:
+                    if len(tried) == self._retries:
+                        break
+                    tried.add(core)
+                # Where the first idle core takes a run it may be the same again, which is then out before long.
+                lane = self._health.another(tried) if self._health is not None else None
+                if lane is None:
+                    break
+                try:
+                    wait(lane, work)
+                    return
+                except Exception as error:
+                    failure = error
+            raise failure
+        finally:
+            del failure  # else its traceback would lead back to it
+
+
+class Retried:
+    """A run on another thread that is tried again on another core where its own failed."""
+
+    def __init__(self, recovery: Recovery, turn: Started, work: WorkerRun, buffers: object) -> None:
+        self._recovery = recovery
+        self._turn = turn
+        self._work = work
+        self._buffers = buffers  # kept alive until the result is there
+
+    def result(self) -> None:
+        """See :class:`Started`."""
+        try:
+            self._turn.result()
+        except Exception as failure:
+            self._recovery.succeeds(failure, self._work)
+
+
+def wait(lane: Lane, run: WorkerRun) -> None:
+    """Have a worker of the lane do it. Raises why it failed."""
+    if isinstance(run, BoundedRun):
+        run.run(lane)
+    else:
+        lane.wait_and_run(run)
