@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from .._concurrency.forks import renewed_in_child
@@ -45,6 +45,10 @@ class CoreStats:
     """Bytes that were converted above the runtime (dtypes, layouts and padding that it does not do itself)."""
     bytes_copied: int = 0
     """Bytes that runs with NPU memory copied, for those of their inputs and outputs that are ordinary memory."""
+    bound_runs: int = 0
+    """Runs that read or wrote NPU memory (:func:`ort_rknn.empty`) without a copy."""
+    unbound_runs: int = 0
+    """Runs that had NPU memory and copied it; :attr:`ModelStats.unbound` tells why."""
     outages: int = 0
     """How often it was taken out because it failed repeatedly."""
     out: int = 0
@@ -68,6 +72,8 @@ class ModelStats:
     """Calls that ran on the ONNX on the CPU because their shape was not compiled."""
     fallback_runs: int = 0
     """Runs of the ONNX on the CPU because the device was gone."""
+    unbound: Mapping[str, int] = field(default_factory=dict)
+    """By reason: runs that had NPU memory and copied it."""
 
     @property
     def total(self) -> CoreStats:
@@ -95,9 +101,13 @@ def gather(
 
     Runs that end meanwhile may be in one of two sums and not yet in the other.
     """
+    unbound: dict[str, int] = {}
     idle = {id(lease) for lane in lanes for lease in lane.idle()}
     cores: dict[str, CoreStats] = {}
     for lease in leases:
+        usual = lease.buffer_runs.usual.copy()
+        for reason, number in usual.items():
+            unbound[reason] = unbound.get(reason, 0) + number
         one = CoreStats(
             contexts=1,
             in_use=int(id(lease) not in idle),
@@ -111,11 +121,13 @@ def gather(
             padded=lease.padded,
             bytes_converted=lease.converted,
             bytes_copied=lease.buffer_runs.copied,
+            bound_runs=lease.buffer_runs.bound,
+            unbound_runs=sum(usual.values()),
         )
         cores[lease.label] = cores.get(lease.label, CoreStats()) + one
     for core, (times, out) in outages.items():
         cores[core] = replace(cores[core], outages=times, out=int(out))
-    return ModelStats(label, cores, sum(lane.queued() for lane in lanes), cpu_calls, fallback_runs)
+    return ModelStats(label, cores, sum(lane.queued() for lane in lanes), cpu_calls, fallback_runs, unbound)
 
 
 def merged(models: Iterable[ModelStats]) -> list[ModelStats]:
@@ -129,12 +141,16 @@ def merged(models: Iterable[ModelStats]) -> list[ModelStats]:
         cores = dict(before.cores)
         for label, core in one.cores.items():
             cores[label] = cores.get(label, CoreStats()) + core
+        unbound = dict(before.unbound)
+        for reason, number in one.unbound.items():
+            unbound[reason] = unbound.get(reason, 0) + number
         out[one.model] = ModelStats(
             one.model,
             cores,
             before.queued + one.queued,
             before.cpu_calls + one.cpu_calls,
             before.fallback_runs + one.fallback_runs,
+            unbound,
         )
     return list(out.values())
 

@@ -63,6 +63,7 @@ class Stats:
                     "queued": model.queued,
                     "cpu_calls": model.cpu_calls,
                     "fallback_runs": model.fallback_runs,
+                    "unbound": dict(model.unbound),
                     "cores": {label: asdict(core) for label, core in model.cores.items()},
                 }
                 for model in self.models
@@ -92,6 +93,8 @@ _BY_CORE: Sequence[tuple[str, _Kind, str, Callable[[CoreStats], float]]] = (
     ("padded_total", "counter", "Runs that were filled up with zeros", lambda c: c.padded),
     ("converted_bytes_total", "counter", "Bytes converted above the runtime", lambda c: c.bytes_converted),
     ("copied_bytes_total", "counter", "Bytes copied by runs with NPU memory", lambda c: c.bytes_copied),
+    ("bound_runs_total", "counter", "Runs that used NPU memory without a copy", lambda c: c.bound_runs),
+    ("unbound_runs_total", "counter", "Runs that had NPU memory and copied it", lambda c: c.unbound_runs),
     ("outages_total", "counter", "How often the core was taken out because it failed", lambda c: c.outages),
     ("out", "gauge", "1 where the core is out now", lambda c: c.out),
     ("contexts", "gauge", "Contexts that are open", lambda c: c.contexts),
