@@ -45,6 +45,7 @@ ADDED = {
     "bench_together": "which of several models gets which cores",
     "doctor": "why it does not run on the NPU: every check, in the order in which things fail",
     "stats": "counters of all sessions of this process",
+    "selftest": "what only a board settles, tried on the board",
     "top": "who uses the NPU: load by process, model and core",
     "devices": "the NPUs that a session could use now",
     "get_ep_names": "as plugin packages have it",

@@ -55,6 +55,7 @@ if _typing.TYPE_CHECKING:
     from ._measure.trace import trace as trace
     from ._measure.stats import stats as stats
     from ._measure.top import top as top
+    from ._selftest.selftest import selftest as selftest
     from ._session.arrays import empty as empty, from_dmabuf as from_dmabuf
     from ._version import package_version as package_version
     from .adapter.contract import Device as Device
@@ -126,6 +127,7 @@ _OURS = {
     "get_library_path": "ort_rknn._ep",
     "doctor": "ort_rknn._measure.doctor",
     "register": "ort_rknn._ep",
+    "selftest": "ort_rknn._selftest.selftest",
     "stats": "ort_rknn._measure.stats",
     "top": "ort_rknn._measure.top",
     "trace": "ort_rknn._measure.trace",

@@ -64,6 +64,8 @@ JSON_RUNS = [
     (None, "doctor", "--device", VIRTUAL),
     (None, "doctor", "conv_f16.onnx"),
     (0, "top"),
+    (0, "selftest", "--quick", "--device", VIRTUAL),
+    (1, "selftest", "--adapter", "lite2"),
     (0, "check", "conv_f16.onnx", "--device", VIRTUAL),
     (0, "check", "conv_f16.onnx", "--save", "run.npz"),
     (0, "demo", "--part", "npu"),

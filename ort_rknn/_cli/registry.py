@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..adapter.command import Command
 from ..adapter.plugins import COMMANDS, brought
-from . import bench, check, convert, devices, doctor, explain, info, stamp, toolkit, top, trace
+from . import bench, check, convert, devices, doctor, explain, info, selftest, stamp, toolkit, top, trace
 from .output import printable
 
 
@@ -17,7 +17,7 @@ def commands() -> Mapping[str, Command]:
     Plugins of other distributions are left alone with ``ORT_RKNN_NO_PLUGINS=1``. One that fails to load, or brings a
     name that is taken, is left out with a line on stderr.
     """
-    own = (bench, check, convert, devices, doctor, explain, info, stamp, toolkit, top, trace)
+    own = (bench, check, convert, devices, doctor, explain, info, selftest, stamp, toolkit, top, trace)
     found = {command.name: command for command in (module.COMMAND for module in own)}
 
     def complain(plugin: str, error: Exception) -> None:

@@ -187,6 +187,29 @@ TOP = {
     "hint": text("a command that makes more readable; may be empty"),
 }
 
+SELFTEST = {
+    "virtual": truth("only virtual NPUs were tested, which says nothing of a board"),
+    "verdict": text(),
+    "failures": whole(),
+    "devices": rows(
+        record(
+            {
+                "device": _DEVICE,
+                "lines": rows(
+                    record(
+                        {
+                            "check": text("the same in every release"),
+                            "state": word("ok", "told", "failure", "left out"),
+                            "seen": text(),
+                        }
+                    )
+                ),
+            }
+        ),
+        "each device through each adapter",
+    ),
+}
+
 STAMP = {
     "stamped": rows(
         record(

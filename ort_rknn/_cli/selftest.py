@@ -1,0 +1,70 @@
+"""``ort-rknn selftest``: what only a board settles."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from ..adapter.command import Command
+from . import schemas
+from .output import FAILED, FINE, Cell, Column, Mistake, Style, Table, add_json_option, printable, say, say_json, show
+
+if TYPE_CHECKING:
+    from .._selftest.subject import Line
+    from ..adapter.contract import Device
+
+_STYLES: dict[str, Style] = {"ok": "good", "told": "", "failure": "bad", "left out": "dim"}
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", metavar="NAME", help="rk3588, virtual:rk3588 ... (default: ORT_RKNN_DEVICE)")
+    parser.add_argument("--adapter", metavar="NAME", help="this adapter only")
+    parser.add_argument("--quick", action="store_true", help="shorter measurements")
+    parser.add_argument("--report", metavar="FILE", help="write one text file to send")
+    add_json_option(parser)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run all checks."""
+    from .._selftest.selftest import selftest
+
+    found = selftest(device=given.device, adapter=given.adapter, quick=given.quick, progress=_progress)
+    if given.report is not None:
+        try:
+            with open(given.report, "w", encoding="utf-8") as file:
+                file.write(found.report())
+        except OSError as error:
+            raise Mistake(f"{given.report}: {error.strerror or error}") from None
+    good = bool(found.tested) and not found.failures
+    if given.json:
+        say_json("selftest", found.as_json())
+        return FINE if good else FAILED
+    columns = (Column("check", keep=True), Column("", keep=True), Column("seen"))
+    for each in found.tested:
+        kind = "virtual NPU" if each.device.virtual else "NPU"
+        title = f"{each.device.name}: {kind}, adapter {each.device.adapter}"
+        show(Table(columns, [(one.check, Cell(one.state, _STYLES[one.state]), one.seen) for one in each.lines], title))
+        say()
+    say(found.verdict, "good" if good and not found.virtual else "warn" if good else "bad")
+    if given.report is not None:
+        say(f"written: {os.path.abspath(given.report)} (look it over before sending it)")
+    return FINE if good else FAILED
+
+
+def _progress(device: Device, line: Line) -> None:
+    print(printable(f"{device.name}: {line.check}: {line.state}", sys.stderr), file=sys.stderr)
+
+
+COMMAND = Command(
+    name="selftest",
+    summary="what only a board settles, tried on the board",
+    description="Tries every adapter that sees a device with small models that come with the package: numbers, core "
+    "masks, contexts, shapes, and what each layout, core, context and part costs. docs/board.md tells which open "
+    "question each line answers. Passes on a virtual NPU too, and says that it ran there. Exit code 1 where a check "
+    "failed, or no device was found.",
+    add_arguments=_add_arguments,
+    run=run,
+    json_output=schemas.SELFTEST,
+)

@@ -1,0 +1,1 @@
+"""``ort_rknn.selftest()``: what only a board settles, tried on the board."""

@@ -1,0 +1,273 @@
+"""The checks of the self-test. Each takes a device and gives its answer; what it raises is a failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from .._rknpu import CORE_MASK_ALL, core_masks
+from ..adapter.contract import AdapterError, SettingError
+from .subject import Line, Subject
+
+_MOST_CONTEXTS: Final = 9
+
+
+def numbers(subject: Subject) -> Line:
+    """Does a compiled model load, tell its signature, and give the ONNX's numbers?"""
+    with subject.model() as model:
+        told = ", ".join(f"{name} {text}" for name, text in model.versions.items() if text)
+        wrong = subject.wrong(subject.run_bare(model, 0))
+    return Line("numbers", "failure" if wrong else "ok", wrong or f"right; {told or 'no versions told'}")
+
+
+def masks(subject: Subject) -> Line:
+    """Which core masks are taken? Those that the SoC has must be; of the others the answer is told."""
+    possible = core_masks(subject.found.device.cores)
+    told, bad = [], []
+    with subject.model() as model:
+        for mask in (*range(8), CORE_MASK_ALL):
+            try:
+                wrong = subject.wrong(subject.run_bare(model, mask))
+                answer = wrong or "runs"
+            except AdapterError as error:
+                answer = f"code {getattr(error, 'code', '?')}"
+            told.append(f"{mask:#x} {answer}")
+            if answer != "runs" and (mask in possible or mask == CORE_MASK_ALL):
+                bad.append(f"{mask:#x}")
+    return Line("masks", "failure" if bad else "told", "; ".join(told) + (f"; wrong: {', '.join(bad)}" if bad else ""))
+
+
+def contexts(subject: Subject) -> Line:
+    """1 to 9 contexts of one model: do all give the right numbers, what do they cost to make, and in memory?"""
+    opened, told, wrong = [], [], ""
+    before = _resident()
+    with subject.model() as model:
+        try:
+            for count in range(1, _MOST_CONTEXTS + 1):
+                began = time.perf_counter()
+                opened.append(model.context(0))
+                made = (time.perf_counter() - began) * 1e3
+                out = np.zeros_like(subject.wanted)
+                opened[-1].run(subject.form(), [subject.feed.ctypes.data], [out.ctypes.data])
+                wrong = wrong or subject.wrong(out)
+                if count in (1, 2, 3, 6, 9):
+                    told.append(f"{count}: {made:.1f} ms, {(_resident() - before) / 1024:.0f} kB")
+        finally:
+            for context in reversed(opened):
+                context.close()
+    return Line(
+        "contexts", "failure" if wrong else "told", wrong or f"time to make the last, memory so far: {'; '.join(told)}"
+    )
+
+
+def _resident() -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def shapes(subject: Subject) -> Line:
+    """A dynamic model: is every shape set right, also in turn, and what does a change cost?"""
+    if subject.compiled("dynamic") is None:
+        return Line("shapes", "left out", f"no dynamic model for {subject.found.device.soc} comes with the package")
+    import onnxruntime
+
+    cpu = onnxruntime.InferenceSession(subject.onnx("dynamic"), providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(5)
+    feeds = [{"x": random.standard_normal((1, 3, *size), dtype=np.float32)} for size in ((32, 32), (16, 24), (16, 16))]
+    wanted = [cpu.run(None, feed)[0] for feed in feeds]
+    with subject.session("dynamic") as session:
+        for _ in range(3):
+            for number, (feed, want) in enumerate(zip(feeds, wanted)):
+                got = session.run(None, feed)[0]
+                if got.shape != want.shape or np.abs(got - want).max() > 1e-2 * np.abs(want).max():
+                    return Line("shapes", "failure", f"set {number}: not the ONNX's numbers")
+        same = subject.run_ms(session, feeds[0])
+        turns = subject.median_ms(lambda: [session.run(None, feed) for feed in feeds[:2]]) / 2
+        other = subject.run_ms(session, feeds[1])
+    return Line("shapes", "told", f"right; a change of the shape costs {turns - (same + other) / 2:.3f} ms")
+
+
+def layouts(subject: Subject) -> Line:
+    """What does each form of the input cost?"""
+    frame = np.ascontiguousarray(subject.feed.transpose(0, 2, 3, 1))
+    forms = {
+        "float32 NCHW": ({}, subject.feed),
+        "float32 NHWC": ({"layout": "nhwc"}, frame),
+        "float32 NCHW, transposed above the runtime": ({"layout": "nchw_software"}, subject.feed),
+        "float16 NHWC, as compiled": ({"layout": "nhwc", "input_dtype": "native"}, frame.astype(np.float16)),
+        "uint8 NHWC": ({"layout": "nhwc", "input_dtype": "uint8"}, frame.astype(np.uint8)),
+    }
+    told = []
+    for name, (options, array) in forms.items():
+        with subject.session(schedule="0", **options) as session:
+            wrong = "" if "uint8" in name else subject.wrong(session.run(None, {"x": array})[0])
+            if wrong:
+                return Line("layouts", "failure", f"{name}: {wrong}")
+            told.append(f"{name} {subject.run_ms(session, {'x': array}):.3f} ms")
+    return Line("layouts", "told", "; ".join(told))
+
+
+def callers(subject: Subject) -> Line:
+    """Contexts per core: does a second one overlap conversion and run?"""
+    told = []
+    for count in (1, 2, 3):
+        with subject.session(schedule="0", threads_per_core=count) as session:
+            told.append(f"{count}: {subject.per_second(session, count):.0f} runs/s")
+    return Line("callers", "told", f"contexts of core 0, each with a caller: {'; '.join(told)}")
+
+
+def cores(subject: Subject) -> Line:
+    """``schedule`` against ``tp_mode``: how runs spread, and what splitting one gains."""
+    count = subject.found.device.cores
+    if count == 1:
+        return Line("cores", "left out", "this NPU has one core")
+    told = []
+    everything = ",".join(map(str, range(count)))
+    with subject.session(schedule="0") as session:
+        alone = subject.run_ms(session)
+        told.append(f"one core {alone:.3f} ms, {subject.per_second(session, 1):.0f} runs/s")
+    with subject.session(schedule=everything) as session:
+        told.append(f"schedule {everything} {subject.per_second(session, count):.0f} runs/s")
+    modes = ["all", "0,1", *(["0,1,2"] if count == 3 else [])]
+    for mode in modes:
+        with subject.session(tp_mode=mode) as session:
+            wrong = subject.wrong(session.run(None, {"x": subject.feed})[0])
+            if wrong:
+                return Line("cores", "failure", f"tp_mode {mode}: {wrong}")
+            told.append(f"tp_mode {mode} {subject.run_ms(session):.3f} ms")
+    return Line("cores", "told", "; ".join(told))
+
+
+def crossing(subject: Subject) -> Line:
+    """What does a part of a model cost above the runtime's own run?"""
+    with subject.session(schedule="0") as session, subject.model() as model:
+        whole = subject.run_ms(session)
+        context = model.context(0)
+        out = np.zeros_like(subject.wanted)
+        form = subject.form()
+        try:
+            bare = subject.median_ms(lambda: context.run(form, [subject.feed.ctypes.data], [out.ctypes.data]))
+        finally:
+            context.close()
+    return Line("crossing", "told", f"{(whole - bare) * 1e3:.0f} us above the runtime's own {bare:.3f} ms")
+
+
+def priority(subject: Subject) -> Line:
+    """Are the flags for ``priority`` taken, and does the process keep its own priority?"""
+    told = []
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    for word in ("high", "medium", "low"):
+        try:
+            with subject.model(priority=word) as model:
+                wrong = subject.wrong(subject.run_bare(model, 0))
+        except SettingError:
+            told.append(f"{word} refused by the adapter")
+            continue
+        if wrong:
+            return Line("priority", "failure", f"{word}: {wrong}")
+        told.append(f"{word} runs")
+    after = os.getpriority(os.PRIO_PROCESS, 0)
+    return Line("priority", "told", f"{'; '.join(told)}; nice value of the process {before}, then {after}")
+
+
+def stamped(subject: Subject) -> Line:
+    """Does the runtime take a file that `ort-rknn stamp` wrote?"""
+    from ..files import stamp
+
+    given = subject.compiled()
+    assert given is not None
+    with tempfile.TemporaryDirectory(prefix="ort_rknn-selftest-") as folder:
+        path = Path(folder, "model.rknn")
+        path.write_bytes(Path(given).read_bytes())
+        stamp(subject.onnx(), path)
+        with subject.model(str(path)) as model:
+            wrong = subject.wrong(subject.run_bare(model, 0))
+    return Line("stamped", "failure" if wrong else "ok", wrong or "runs as before")
+
+
+_SIBLINGS: Final = {"rk3566": "rk3568", "rk3568": "rk3566"}
+
+
+def sibling(subject: Subject) -> Line:
+    """Does a model for the RK3566 run on an RK3568, and the other way round?"""
+    other = _SIBLINGS.get(subject.found.device.soc)
+    if other is None:
+        return Line("sibling", "left out", "a question about the RK3566 and the RK3568")
+    try:
+        with subject.model(subject.compiled(soc=other)) as model:
+            wrong = subject.wrong(subject.run_bare(model, 0))
+    except AdapterError as error:
+        return Line("sibling", "told", f"a model for {other} is refused: {' '.join(str(error).split())[:200]}")
+    return Line("sibling", "told", f"a model for {other} {wrong or 'runs'}")
+
+
+_FORK: Final = """
+import json, os, sys, warnings
+warnings.simplefilter("ignore")
+import numpy as np, ort_rknn
+options = json.loads(sys.argv[2])
+session = ort_rknn.InferenceSession(sys.argv[1], provider_options=[options])
+feed = {"x": np.ones((1, 3, 32, 32), np.float32)}
+if "RKNNExecutionProvider" not in session.get_providers():
+    sys.exit(session.explain())
+first = session.run(None, feed)[0]
+child = os.fork()
+if not child:
+    try:
+        good = np.array_equal(session.run(None, feed)[0], first)
+        os._exit(0 if good else 3)
+    except BaseException as error:
+        print(str(error)[:300], flush=True)
+        os._exit(4)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+if not np.array_equal(session.run(None, feed)[0], first):
+    code = 5
+print("child", code)
+"""
+
+
+def forked(subject: Subject) -> Line:
+    """Does a forked child work while its parent has contexts, and the parent afterwards?"""
+    options = subject.options(rknn_model=subject.compiled())
+    try:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-c", _FORK, subject.onnx(), json.dumps(options)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    except subprocess.TimeoutExpired:
+        return Line("forked", "told", "it hangs: use after_fork='refuse', or start workers without --preload")
+    lines = done.stdout.split("\n")
+    if "child 0" in lines:
+        return Line("forked", "told", "child and parent work")
+    said = " ".join([*lines, done.stderr.strip()[-300:]]).strip()
+    return Line("forked", "told", f"it does not work (exit code {done.returncode}): {said}")
+
+
+CHECKS: Mapping[str, Callable[[Subject], Line]] = {
+    "numbers": numbers,
+    "masks": masks,
+    "contexts": contexts,
+    "shapes": shapes,
+    "layouts": layouts,
+    "callers": callers,
+    "cores": cores,
+    "crossing": crossing,
+    "priority": priority,
+    "stamped": stamped,
+    "sibling": sibling,
+    "forked": forked,
+}

@@ -1,0 +1,125 @@
+"""Running all checks on every device, and the report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .._measure.doctor import doctor, without_personal
+from .._planning.discovery import query_for, survey
+from ..adapter.contract import Device
+from .checks import CHECKS
+from .subject import Line, Subject
+
+Progress = Callable[[Device, Line], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """One device, through one adapter."""
+
+    device: Device
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """What :func:`selftest` found."""
+
+    tested: tuple[Tested, ...]
+    """Empty where no adapter sees a device."""
+    reason: str
+    """Why there is no device; "" where there is one."""
+
+    @property
+    def virtual(self) -> bool:
+        """Whether nothing but virtual NPUs was tested, which says nothing of a board."""
+        return all(each.device.virtual for each in self.tested)
+
+    @property
+    def failures(self) -> tuple[Line, ...]:
+        """The checks that failed."""
+        return tuple(line for each in self.tested for line in each.lines if line.state == "failure")
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if not self.tested:
+            return f"No NPU here: {self.reason}"
+        failures = len(self.failures)
+        where = "on the VIRTUAL NPU: that says nothing of a board" if self.virtual else "on the NPU"
+        return f"{f'{failures} failed' if failures else 'passed'}, {where}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The members of ``ort-rknn selftest --json``."""
+        names = ("name", "virtual", "soc", "cores", "adapter", "runtime")
+        return {
+            "virtual": self.virtual,
+            "verdict": self.verdict,
+            "failures": len(self.failures),
+            "devices": [
+                {
+                    "device": {name: getattr(each.device, name) for name in names},
+                    "lines": [asdict(line) for line in each.lines],
+                }
+                for each in self.tested
+            ],
+        }
+
+    def report(self) -> str:
+        """One text to send: every line, the versions, and what the doctor finds, without personal paths."""
+        import onnxruntime
+
+        from .._version import package_version
+
+        lines = [
+            f"ort-rknn {package_version}, onnxruntime {onnxruntime.__version__}, Python {platform.python_version()}, "
+            f"{platform.platform()}",
+            f"selftest: {self.verdict}",
+        ]
+        for each in self.tested:
+            kind = "virtual NPU" if each.device.virtual else "NPU"
+            lines += ["", f"{each.device.name}: {kind}, adapter {each.device.adapter}, {each.device.runtime}"]
+            lines += [f"  {key}: {value}" for key, value in each.device.details.items()]
+            lines += [f"  {line.check:<9} {line.state:<8} {line.seen}" for line in each.lines]
+        device = self.tested[0].device.name if self.tested else None
+        return without_personal("\n".join(lines)) + "\n\n" + doctor(device=device).report()
+
+
+def selftest(
+    *, device: str | None = None, adapter: str | None = None, quick: bool = False, progress: Progress | None = None
+) -> SelfTest:
+    """Try what only a board settles: with every adapter that sees a device, whether models load and compute what the
+    ONNX computes, core masks, contexts, shapes, and what each layout, core, context and part costs. Takes about
+    a minute; some seconds with ``quick``.
+
+    ``device`` and ``adapter``: as the provider options. ``progress`` is called with each line. ``docs/board.md`` says
+    which open question each line answers. Raises OptionError for a device or an adapter that does not exist.
+    """
+    from .._options import read_options
+
+    given = {key: value for key, value in (("device", device), ("adapter", adapter)) if value is not None}
+    options = read_options(given)
+    report = survey(query_for(options), options.adapter)
+    tested = []
+    for found in report.found:
+        lines = []
+        for line in _lines(Subject(found, quick)):
+            lines.append(line)
+            if progress is not None:
+                progress(found.device, line)
+        tested.append(Tested(found.device, tuple(lines)))
+    return SelfTest(tuple(tested), "" if tested else report.why_none().reason)
+
+
+def _lines(subject: Subject) -> Iterator[Line]:
+    if subject.compiled() is None:
+        yield Line("numbers", "left out", f"no model for {subject.found.device.soc} comes with the package")
+        return
+    for name, check in CHECKS.items():
+        try:
+            yield check(subject)
+        except Exception as error:  # whatever a check meets on a board is its answer
+            yield Line(name, "failure", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
