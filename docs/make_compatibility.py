@@ -103,7 +103,10 @@ NPU = {
         "`npu:fetch` lie in it, and each core has a row of its own",
     ),
     "get_provider_options": ("more", "those that decide the dispatch are there, given or not"),
-    "run": ("more", "terminate stops it before the NPU is called, not during; `run_timeout_ms` bounds the call"),
+    "run": (
+        "more",
+        "`run_timeout_ms` bounds the call; without it, terminate stops it before the NPU is called only",
+    ),
     "set_ep_dynamic_options": ("different", "every key is refused: the provider has none"),
 }
 #: RunOptions that mean something else on the NPU.
@@ -112,7 +115,7 @@ RUN_OPTIONS = {
         "different",
         "an adapter for weights that were compiled in is an `InvalidArgument` at the run; on the CPU it works",
     ),
-    "terminate": ("more", "honored before the NPU is called; a run that is on it is finished"),
+    "terminate": ("more", "honored before the NPU is called, and during a run where the session has `run_timeout_ms`"),
 }
 _WEIGHTS = "the session goes to the CPU, and says so: a compiled model has its weights inside"
 _OVERRIDES = "a shape that was not compiled sends the session to the CPU, unless `on_missing_shape` serves it"

@@ -22,7 +22,7 @@ from .._version import package_version
 from ..adapter.contract import Device
 from ..files import RknnFile
 from ..files.compatibility import NOT_APPLICABLE, UNSUPPORTED, compatibility, parse_info
-from . import abi, advertised, host_memory, profiler
+from . import abi, advertised, host_memory, profiler, run_options
 from .abi import Api
 from .callbacks import (
     always,
@@ -213,7 +213,7 @@ def _set_dynamic_options(this: int, keys: int, values: int, count: int) -> None:
 
 
 def _compile(this: int, graphs: int, fused: int, count: int, infos: int, contexts: int) -> None:
-    _, claims = _eps[this]
+    provider, claims = _eps[this]
     graph_array = (c_void_p * count).from_address(graphs)
     fused_array = (c_void_p * count).from_address(fused)
     out = (c_void_p * count).from_address(infos)
@@ -243,6 +243,9 @@ def _compile(this: int, graphs: int, fused: int, count: int, infos: int, context
     executors = [_kernels[address].executor for address in made]
     run_in_one_order(executors)
     _executors[this] += executors
+    if any(executor.leaves_runs for executor in executors):
+        assert _factory is not None
+        run_options.watch(_factory.api, provider)
     for i, address in enumerate(made):
         out[i] = address
     for i, node in enumerate(nodes):

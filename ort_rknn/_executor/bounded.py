@@ -1,4 +1,4 @@
-"""Runs with a bound on their time, which the caller leaves when they hang.
+"""Runs with a bound on their time, which the caller leaves when they hang, or when ``RunOptions.terminate`` is set.
 
 The runtime gets the bound too, and ends most runs itself. One that it does not end keeps its context and the thread
 that waits for it, so it must not have the caller's memory: such runs work on copies of inputs and outputs. Memory that
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from .._errors import RUNTIME_EXCEPTION, ort_error
+from .._errors import FAIL, RUNTIME_EXCEPTION, ort_error
+from . import termination
 from .buffers import table
 from .calls import nbytes
 from .recording import asked_now
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 #: The runtime's own bound comes first: it leaves the context in order.
 _FACTOR: Final = 1.25
 _GRACE: Final = 0.1
-#: Seconds between two looks whether a run that waits for a context has begun.
-_GLANCE: Final = 0.05
+#: Seconds between two looks whether it has begun, or the user wants an end.
+_GLANCE: Final = 0.02
 
 
 def _nothing() -> None:
@@ -49,6 +50,7 @@ class BoundedRun:
         self._inputs = inputs
         self._outputs = outputs
         self._timeout_ms = timeout_ms
+        self._flag = termination.flag()
 
     def start(self, lane: Lane, over: Callable[[], None] = _nothing) -> Attempt:
         """Begin it as soon as the lane has a context. ``over`` is called when it has ended, was left or refused."""
@@ -83,13 +85,20 @@ class BoundedRun:
             failure.failed_on = lease.label  # type: ignore[attr-defined]
         return failure
 
-    def stuck(self) -> Exception:
-        """The error for a run that no context is left for."""
-        return ort_error(
-            RUNTIME_EXCEPTION,
-            f"{self._work.label}: an earlier run hangs on every context that this one could have "
-            f"(run_timeout_ms={self._timeout_ms})",
-        )
+    def stuck(self, leases: Sequence[Lease]) -> Exception:
+        """The error for a run that no context is left for: ``leases`` hang."""
+        text = f"an earlier run hangs on every context that this one could have (run_timeout_ms={self._timeout_ms})"
+        failure = ort_error(RUNTIME_EXCEPTION, f"{self._work.label}: {text}")
+        if self._work.health is not None:
+            for lease in leases:
+                self._work.health.hung(lease, text)
+            failure.failed_on = leases[0].label  # type: ignore[attr-defined]
+        return failure
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the caller's RunOptions say so by now."""
+        return self._flag is not None and self._flag.value
 
     @property
     def seconds(self) -> float:
@@ -133,7 +142,7 @@ class Attempt:
             self._ended = True
             left = self._left
             if self._lease is not None:
-                self._lease.hanging = False
+                self._lease.left_until = None
         if not left:
             self._over()
 
@@ -142,10 +151,14 @@ class Attempt:
         try:
             while not self.turn.wait_for(self._patience()):
                 lease = self._lease
+                if self._run.terminated and (lease is None or self._leave(lease)):
+                    if lease is not None:
+                        self._over()
+                    raise ort_error(FAIL, "Exiting due to terminate flag being set to true.")
                 if lease is None:
-                    if self._lane.hangs():
-                        raise self._run.stuck()
-                elif time.monotonic() - self._started >= self._run.seconds and self._leave(lease):
+                    if hanging := self._lane.hanging():
+                        raise self._run.stuck(hanging)
+                elif time.monotonic() >= self._started + self._run.seconds and self._leave(lease):
                     self._over()
                     raise self._run.hangs(lease)
         except BaseException:  # a signal's, too: a run that has begun may go on, with its copies
@@ -158,13 +171,14 @@ class Attempt:
     def _patience(self) -> float:
         if self._lease is None:
             return _GLANCE
-        return max(0.001, self._started + self._run.seconds - time.monotonic())
+        return min(_GLANCE, max(0.001, self._started + self._run.seconds - time.monotonic()))
 
     def _leave(self, lease: Lease) -> bool:
         with self._lock:
             if self._ended:
                 return False
-            self._left = lease.hanging = True
+            self._left = True
+            lease.left_until = self._started + self._run.seconds
             return True
 
 

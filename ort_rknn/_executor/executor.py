@@ -25,7 +25,7 @@ from .._concurrency.pacer import Pacer
 from .._errors import FAIL, RUNTIME_EXCEPTION, ort_error
 from .._options import Options
 from ..adapter.contract import AdapterError, Model, ModelSource
-from . import published
+from . import published, termination
 from .bounded import BoundedRun
 from .buffers import BufferRuns, sum_of
 from .call_order import CallOrder
@@ -313,13 +313,20 @@ class Executor:
         if number is None and self._order_of_calls is not None:
             number = self._order_of_calls.number(self._bit)
 
+        flag = termination.flag()
+
         def one(k: int) -> None:
-            self._run_one(
-                call if last is None or k < call.samples else last,
-                [address + k * stride for address, stride in zip(inputs, call.input_strides)],
-                [address + k * stride for address, stride in zip(outputs, call.output_strides)],
-                None if number is None else self._lane(number + k),
-            )
+            lent = termination.lend(flag)
+            try:
+                self._run_one(
+                    call if last is None or k < call.samples else last,
+                    [address + k * stride for address, stride in zip(inputs, call.input_strides)],
+                    [address + k * stride for address, stride in zip(outputs, call.output_strides)],
+                    None if number is None else self._lane(number + k),
+                )
+            finally:
+                if lent:
+                    termination.end()
 
         self._samples.run_all(one, call.samples if last is None else call.samples + 1)
 
@@ -374,6 +381,11 @@ class Executor:
         return sum_of(lease.buffer_runs for lease in self._leases)
 
     @property
+    def leaves_runs(self) -> bool:
+        """Whether callers wait apart from their runs, and so can leave them."""
+        return self._timeout_ms > 0
+
+    @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
         return self._end is not None and not self._inherited
@@ -382,7 +394,7 @@ class Executor:
         """As :meth:`close`, for a session that goes on with another executor: who waits still gets a context."""
         if not any(lane.is_worker() for lane in self._lanes):
             for lane in self._lanes:
-                if not lane.hangs():
+                if not lane.hanging():
                     lane.let_through()
         self.close("the session got other providers just then: run it again")
 
@@ -397,8 +409,8 @@ class Executor:
             # The collector may end a session anywhere. A worker cannot wait for itself.
             threading.Thread(target=self.close, args=(why,), name="ort_rknn close").start()
             return
-        if any(lease.hanging for lease in self._leases):
-            # A run that was given up still has its context. Nobody waits for that but a thread of its own, which the
+        if any(lease.left_until is not None for lease in self._leases):
+            # A run that was left still has its context. Nobody waits for that but a thread of its own, which the
             # end of the process does not wait for either.
             self._end = self._end or why
             if not self._closes_later:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -42,8 +43,8 @@ class Lease:
         "ended",
         "errors",
         "fetch_ns",
-        "hanging",
         "label",
+        "left_until",
         "out",
         "padded",
         "run_ns",
@@ -61,8 +62,8 @@ class Lease:
         self.label = label
         self.out = False
         """Its core gets no runs: see :mod:`~ort_rknn._executor.health`."""
-        self.hanging = False
-        """Its run was given up, and has not returned yet."""
+        self.left_until: float | None = None
+        """Its run was left by its caller and has not returned yet: from this ``time.monotonic()`` on it hangs."""
         self.runs = 0
         self.errors = 0
         self.padded = 0
@@ -80,6 +81,12 @@ class Lease:
         self.buffer_runs = BufferRuns()
         self.users = users
         """Contexts of all sessions that run on its core now; None where it has no core of its own."""
+
+    @property
+    def hanging(self) -> bool:
+        """Whether its run was left, and takes longer than it may."""
+        until = self.left_until
+        return until is not None and time.monotonic() >= until
 
 
 class Turn(Awaited):
@@ -283,9 +290,9 @@ class Lane:
             except RuntimeError:  # another thread took one meanwhile
                 pass
 
-    def hangs(self) -> bool:
-        """Whether runs that were given up have all of its contexts."""
-        return all(lease.hanging for lease in self._leases)
+    def hanging(self) -> Sequence[Lease]:
+        """All of its contexts, where runs that hang have all of them; else none."""
+        return self._leases if all(lease.hanging for lease in self._leases) else ()
 
     def let_through(self) -> None:
         """Return when everybody who waits now has had a context, or was refused."""
