@@ -33,6 +33,7 @@ LAYOUTS: Mapping[str, str] = {
 }
 PRIORITIES = ("high", "medium", "low")
 MISSING_SHAPE = ("error", "cpu", "pad")
+CONVERT = ("off", "on_load")
 OUTPUT_DTYPES = ("onnx", "float32", "native")
 #: Options that change the signature of a session.
 SIGNATURE_OPTIONS = ("layout", "input_dtype", "output_dtype")
@@ -51,6 +52,8 @@ class RknnProviderOptions(TypedDict, total=False):
     runtime_library: str | os.PathLike[str]
     rknn_model: str | os.PathLike[str]
     onnx_model: str | os.PathLike[str]
+    convert: str
+    convert_shapes: str | Mapping[str, Sequence[int]]
     layout: str | Mapping[str, str]
     input_dtype: str | Mapping[str, str]
     output_dtype: str
@@ -91,6 +94,10 @@ class Options:
     """The compiled model to use, instead of a twin beside the ONNX."""
     onnx_model: str | None = None
     """The ONNX that a given ``.rknn`` was made from, instead of a twin beside it."""
+    convert: Literal["off", "on_load"] = "off"
+    """"on_load": an ONNX without a compiled twin that fits is compiled when the session is made, once."""
+    convert_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """With convert="on_load": the shapes to compile, by input name; needed for free axes other than the batch."""
     layout: PerInput = field(default_factory=dict)
     """"NCHW", "NHWC" or "NCHW software" (transposed above the runtime) by input name, "*" for all 4-D inputs."""
     input_dtype: PerInput = field(default_factory=dict)
@@ -347,6 +354,21 @@ def _axes(value: object) -> Mapping[str, tuple[int, ...]]:
     return out
 
 
+def _shapes(value: object) -> Mapping[str, tuple[int, ...]]:
+    wanted = "expected a shape by input name: {'images': [1, 3, 640, 640]}"
+    if isinstance(value, str):
+        value = _json("convert_shapes", value, wanted)
+    if not isinstance(value, Mapping) or not value:
+        raise _bad("convert_shapes", value, wanted)
+    out = {}
+    for name, shape in value.items():
+        fits = isinstance(shape, Sequence) and not isinstance(shape, (str, bytes))
+        if not fits or not all(type(d) is int and 0 < d < 2**31 for d in shape):
+            raise _bad("convert_shapes", value, wanted)
+        out[str(name)] = tuple(shape)
+    return out
+
+
 def _paths(key: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str) and value.startswith("["):
         value = _json(key, value)
@@ -380,6 +402,8 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "runtime_library": lambda v: _path("runtime_library", v),
     "rknn_model": lambda v: _path("rknn_model", v),
     "onnx_model": lambda v: _path("onnx_model", v),
+    "convert": lambda v: _word("convert", v, CONVERT),
+    "convert_shapes": _shapes,
     "layout": lambda v: _per_input("layout", v, _layout),
     "input_dtype": lambda v: _per_input("input_dtype", v, lambda k, x: _word(k, x, (*INPUT_DTYPES, "native"))),
     "output_dtype": lambda v: _word("output_dtype", v, OUTPUT_DTYPES),
@@ -415,7 +439,6 @@ _REFUSED: Mapping[str, str] = {
         ("device_id", "weight_path", "run_core_mask"),
         "it belongs to another library's RKNPU3 provider (RK182x); this provider drives RKNPU2 (RK35xx)",
     ),
-    "convert": "models are not converted at load; compile a twin with rknn-toolkit2",
 }
 
 
@@ -464,6 +487,8 @@ def read_options(given: Mapping[str, object] | None) -> Options:
         )
     if "pad_axes" in values and values.get("on_missing_shape") != "pad":
         raise OptionError("provider option pad_axes has an effect with on_missing_shape='pad' only")
+    if "convert_shapes" in values and values.get("convert") == "off":
+        raise OptionError("provider option convert_shapes has an effect with convert='on_load' only")
     return Options(**values, given=tuple(values))
 
 
@@ -477,6 +502,8 @@ def make_provider_options(
     runtime_library: str | os.PathLike[str] | None = None,
     rknn_model: str | os.PathLike[str] | None = None,
     onnx_model: str | os.PathLike[str] | None = None,
+    convert: str | None = None,
+    convert_shapes: str | Mapping[str, Sequence[int]] | None = None,
     layout: str | Mapping[str, str] | None = None,
     input_dtype: str | Mapping[str, str] | None = None,
     output_dtype: str | None = None,

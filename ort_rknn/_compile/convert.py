@@ -58,6 +58,8 @@ class ConvertOptions:
     """Minutes that the search for it may take, per target."""
     out: str | None = None
     """A folder that gets the compiled models and the ONNX; None: the ONNX's own folder, which keeps its ONNX."""
+    with_onnx: bool = True
+    """Whether that folder gets the ONNX."""
 
 
 def convert(
@@ -89,7 +91,7 @@ def convert(
         with Converter(toolkit, log) as converter:
             job = _Job(path, folder, options, source, shapes, refusal, converter, progress, samples)
             compiled = tuple(job.compile(target) for target in options.targets)
-    if options.out is not None:
+    if options.out is not None and options.with_onnx:
         _copy_onnx(path, folder)
     return Report(path, compiled, (*source.notes, *shapes.notes, *notes), str(log), toolkit.version)
 

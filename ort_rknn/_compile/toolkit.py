@@ -82,7 +82,7 @@ def find_toolkit(python: str | os.PathLike[str] | None = None) -> Toolkit:
         return _of_interpreter(named, ENVIRONMENT_VARIABLE)
     ours = toolkit_folder() / "bin" / "python"
     if os.path.exists(ours):
-        _check_owner(toolkit_folder())
+        check_owner(toolkit_folder())
         return _of_interpreter(str(ours), "installed in the cache")
     raise ToolkitError(
         f"converting takes the vendor's rknn-toolkit2, which is not installed: run `{INSTALL_COMMAND}` "
@@ -115,7 +115,7 @@ def _of_interpreter(python: str, chosen_by: str) -> Toolkit:
     return Toolkit(python, version, chosen_by, packages)
 
 
-def _check_owner(folder: Path) -> None:
+def check_owner(folder: Path) -> None:
     """Code is run from here, so nobody else may be able to put any there."""
     for path in (folder.parent, folder):
         status = path.stat()

@@ -29,6 +29,7 @@ from .._options import PROVIDER, SIGNATURE_OPTIONS, Options, read_options
 from .._planning.discovery import query_for, survey
 from .._planning.facts import Facts, gather
 from .._planning.load import load_planned
+from .._planning.on_load import compiled_on_load
 from .._planning.plan import Plan, fall_back, plan, plan_after
 from .._planning.request import NO_CPU, OUR_NAMES, Request, read_request
 from .._tensors import DTYPE_OF_ELEMENT
@@ -169,6 +170,7 @@ class Claims:
                 "them out of the graph's inputs, or use ort_rknn.InferenceSession, which refuses such a feed"
             )
             facts = replace(facts, onnx_problem=problem)
+        facts = compiled_on_load(request, facts)
         planned = _Planned(path, request, facts, plan(request, facts))
         while planned.plan.where == "as it is":
             planned = self._without_parts(planned)

@@ -68,6 +68,8 @@ class Facts:
     """Names of twins that were looked for."""
     for_others: tuple[str, ...] = ()
     """Names of compiled models of the ONNX for other SoCs, where there is none for this one."""
+    not_compiled: str = ""
+    """Why the ONNX was not compiled, where that was asked for."""
     also: tuple[str, ...] = ()
     """Other adapters that see a device."""
 
@@ -176,7 +178,7 @@ def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence
         soc = found.device.soc
         if request.options.rknn_model is not None:
             looked_for = (request.options.rknn_model,)
-            candidates.append(_judge(request.options.rknn_model, soc, model if isinstance(model, str) else None))
+            candidates.append(judge(request.options.rknn_model, soc, model if isinstance(model, str) else None))
         elif isinstance(model, str):
             looked_for = tuple(os.path.basename(n) for n in (*twin_names(model, soc), *context_model_names(model, soc)))
             candidates = _beside(model, soc, onnx)
@@ -194,7 +196,7 @@ def _beside(model: str, soc: str, onnx: OnnxModel) -> list[Candidate]:
     default = [path for path in in_parts if path == context_model_names(model, soc)[-1]]
     named = [path for path in (*whole, *in_parts) if path not in plain and path not in default]
     judged = [
-        judge_parts(os.fspath(path), soc, model, onnx) if path in in_parts else _judge(os.fspath(path), soc, model)
+        judge_parts(os.fspath(path), soc, model, onnx) if path in in_parts else judge(os.fspath(path), soc, model)
         for path in (*named, *plain, *default)
     ]
     return [candidate for candidate in judged if candidate is not None]
@@ -242,7 +244,8 @@ def onnx_problem(onnx: OnnxModel) -> str | None:
     return None
 
 
-def _judge(path: str, soc: str, onnx_path: str | None) -> Candidate:
+def judge(path: str, soc: str, onnx_path: str | None) -> Candidate:
+    """The compiled model at ``path``, and what speaks against it for ``soc`` and the ONNX."""
     source, name = ModelSource(path=path), os.path.basename(path)
     try:
         file = read_rknn(path)

@@ -122,7 +122,9 @@ def _given_onnx(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
             story = (*story, f"compiled model {candidate.name}", *candidate.notes)
             return Plan("npu", found=facts.found, candidate=candidate, use_onnx=True, story=story)
         story = (*story, f"{candidate.name} is not used: {'; '.join(candidate.reasons)}")
-    if device.virtual and request.options.rknn_model is None and not facts.candidates:
+    if facts.not_compiled:
+        story = (*story, f"it was not compiled at load: {facts.not_compiled}")
+    if device.virtual and request.options.rknn_model is None and not facts.candidates and not facts.not_compiled:
         free = _free_dims(facts)
         if not free:
             return Plan("npu", found=facts.found, use_onnx=True, story=(*story, _STAND_IN))
@@ -143,6 +145,8 @@ def _given_onnx(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
             reasons[0] += f"; there are those for other SoCs: {', '.join(facts.for_others)}"
     if facts.onnx_problem is not None:
         reasons.append(f"{facts.label}: {facts.onnx_problem}")
+    if facts.not_compiled:
+        return fall_back(request, facts, f"{reasons[0]}, and compiling it failed: {facts.not_compiled}", "", story)
     remedy = (
         f"Convert it for {device.soc} with rknn-toolkit2 and put the .rknn beside it, or name it with the provider "
         "option rknn_model"

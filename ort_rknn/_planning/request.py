@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from .._environment import switched_on
 from .._errors import OptionError, did_you_mean
-from .._options import ALIASES, PROVIDER, Options, is_option, option_names, read_options
+from .._options import ALIASES, CONVERT, PROVIDER, Options, is_option, option_names, read_options
 
 log = logging.getLogger("ort_rknn")
 
@@ -162,6 +162,8 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_st
             strict_by = "session.disable_cpu_ep_fallback=1"
     if wants and "on_missing_shape" not in options.given:
         options = replace(options, on_missing_shape=_on_missing_shape(rule))
+    if wants and "convert" not in options.given:
+        options = replace(options, convert=_convert())
     if options.on_missing_shape == "cpu":
         why_not = strict_by
         if options.output_dtype == "native" and "on_missing_shape" not in options.given:
@@ -199,6 +201,14 @@ def _on_missing_shape(rule: Policy) -> Literal["error", "cpu"]:
         return "cpu" if text == "cpu" else "error"
     why = "pad needs pad_axes, a provider option of each model; " if text == "pad" else ""
     raise OptionError(f"environment variable ORT_RKNN_ON_MISSING_SHAPE={text!r}: {why}expected error or cpu")
+
+
+def _convert() -> Literal["off", "on_load"]:
+    """What holds where the session does not say. Raises OptionError for a bad ``ORT_RKNN_CONVERT``."""
+    text = os.environ.get("ORT_RKNN_CONVERT")
+    if text and text not in CONVERT:
+        raise OptionError(f"environment variable ORT_RKNN_CONVERT={text!r}: expected off or on_load")
+    return "on_load" if text == "on_load" else "off"
 
 
 def names_ours(providers: Any) -> bool:

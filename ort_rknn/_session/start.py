@@ -28,6 +28,7 @@ from .._executor.executor import Executor
 from .._options import PROVIDER, SIGNATURE_OPTIONS
 from .._planning.facts import Facts, gather
 from .._planning.load import load_planned
+from .._planning.on_load import compiled_on_load
 from .._planning.parts_form import parts_form
 from .._planning.plan import Plan, plan, plan_after
 from .._planning.request import NO_CPU, Request, check_keywords, names_ours, policy, read_request, strict_policy
@@ -135,6 +136,7 @@ def make(
     no_cpu = config_entry(so, NO_CPU) == "1"
     request = read_request(providers, provider_options, no_cpu=no_cpu, must_stay=must_stay)
     facts = gather(model, request, support.why_unavailable() if request.wants_npu else None)
+    facts = compiled_on_load(request, facts)
     made = plan(request, facts)
     if so and made.where != "cpu" and facts.kind == "onnx":
         assert facts.onnx is not None

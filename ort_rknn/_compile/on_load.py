@@ -1,0 +1,129 @@
+"""Compiling when a session is made: once per ONNX, SoC, toolkit and shapes, into the user's cache.
+
+What one process compiles is found by all: the others wait for its lock. A result appears at once, as a folder; a
+refusal of the toolkit is kept too, because it would be the same the next time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from .._version import package_version
+from ..files import OnnxFileError, read_onnx
+from ..files.hashes import sha256_of
+from .toolkit import Toolkit, ToolkitError, check_owner, find_toolkit, toolkit_folder
+
+#: In a result's folder: why there is none.
+_REFUSED = "refused.txt"
+
+Say = Callable[[str], None]
+
+
+class NotCompiled(Exception):
+    """There is no compiled model. The text says why, and what to do."""
+
+
+def compile_on_load(path: str, soc: str, shapes: Mapping[str, tuple[int, ...]], say: Say) -> str:
+    """The path of what the ONNX at ``path`` was compiled to for ``soc``: a ``.rknn`` or a model in parts.
+
+    Compiles it where the cache does not have it, which takes from seconds to many minutes; ``say`` is told each step.
+    ``shapes``: of inputs with free axes other than the batch. Raises NotCompiled.
+    """
+    try:
+        toolkit = find_toolkit()
+        cache = _cache()
+        place = cache / _key(path, soc, shapes, toolkit)
+        if not place.is_dir():
+            with _locked(cache / f"{place.name}.lock", say):
+                if not place.is_dir():
+                    _compile(path, soc, shapes, toolkit, place, say)
+    except (ToolkitError, OnnxFileError, OSError) as error:
+        raise NotCompiled(str(error)) from error
+    refusal = place / _REFUSED
+    if refusal.exists():
+        raise NotCompiled(f"{refusal.read_text()} (remembered: remove {place} to try again)")
+    for name in (f"*.{soc}.rknn", f"*.{soc}_ctx.onnx"):
+        for found in place.glob(name):
+            return str(found)
+    raise NotCompiled(f"{place} holds no compiled model: remove it to try again")
+
+
+def _cache() -> Path:
+    folder = toolkit_folder().parent / "compiled"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_owner(folder)
+    return folder
+
+
+def _key(path: str, soc: str, shapes: Mapping[str, tuple[int, ...]], toolkit: Toolkit) -> str:
+    """Names what decides a result: the ONNX with its data files, where it runs, and how it is compiled."""
+    folder = os.path.dirname(os.path.abspath(path))
+    data = {name: sha256_of(os.path.join(folder, name)) for name in sorted(read_onnx(path).external_data)}
+    decides = [
+        sha256_of(path),
+        os.path.basename(path),
+        data,
+        soc,
+        toolkit.version,
+        package_version,
+        sorted(shapes.items()),
+    ]
+    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+    return f"{digest[:32]}.{soc}"
+
+
+@contextmanager
+def _locked(place: Path, say: Say) -> Iterator[None]:
+    """Held by one process at a time; the system lets go of it where that process dies."""
+    descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process is compiling it: waiting for that")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _compile(
+    path: str, soc: str, shapes: Mapping[str, tuple[int, ...]], toolkit: Toolkit, place: Path, say: Say
+) -> None:
+    """Put the result, or the toolkit's refusal, at ``place``. Called with the lock held."""
+    try:
+        from .convert import ConvertOptions, convert
+    except ImportError as error:
+        raise NotCompiled(f"compiling takes the package onnx ({error}): pip install 'ort-rknn[convert]'") from error
+    from .converter import ConversionError
+    from .prepare import PrepareError
+    from .shapes import ShapeError
+
+    for left in place.parent.glob(f".{place.name}-*"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    fresh = tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent)
+    try:
+        options = ConvertOptions((soc,), shapes=(dict(shapes),) if shapes else (), out=fresh, with_onnx=False)
+        try:
+            convert(path, options, toolkit=toolkit, progress=say)
+        except ConversionError as refusal:
+            if not refusal.log:  # not the toolkit's word
+                raise
+            text = " ".join(str(refusal).replace(fresh, str(place)).split())
+            Path(fresh, _REFUSED).write_text(text)
+        os.replace(fresh, place)
+    except ShapeError as error:
+        text = str(error).partition(": --shape")[0]
+        raise NotCompiled(f"{text}; give it with the provider option convert_shapes") from error
+    except (ConversionError, PrepareError) as error:
+        raise NotCompiled(str(error)) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
