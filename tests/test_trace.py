@@ -15,10 +15,12 @@ from models_in_parts import SHAPES, TWO_PARTS, three_steps, write_in_parts
 from virtual_sessions import MODELS, VIRTUAL, X, session, virtual_rk3588
 
 import ort_rknn as ort
+from ort_rknn._bench.layers import Layer, layers_of, parse
 from ort_rknn._bench.tracing import trace_model
 from ort_rknn._cli.main import main
 from ort_rknn._executor import recording
 from ort_rknn._measure.perfetto import TraceWriter
+from ort_rknn.adapter import AdapterError, LoadSettings, RknnError
 
 npu = pytest.fixture(virtual_rk3588)
 
@@ -230,7 +232,7 @@ def in_parts(tmp_path):
 
 def test_a_model_in_parts_shows_the_nodes_on_the_cpu_between_its_runs(npu, in_parts, tmp_path):
     npu.run_time_us = 2000
-    told = trace_model(in_parts, tmp_path / "t", runs=5, callers=2, options=VIRTUAL)
+    told = trace_model(in_parts, tmp_path / "t", runs=5, callers=2, options=VIRTUAL).summary
     tracks = read(tmp_path / "t")
     assert told.runs == 2 * 5 * 2 and told.part_seconds["CPU nodes"] > 0
     nodes = named(tracks, "CPU nodes")
@@ -245,7 +247,7 @@ def test_a_model_in_parts_shows_the_nodes_on_the_cpu_between_its_runs(npu, in_pa
 
 
 def test_a_model_on_the_cpu_is_traced_too(tmp_path):
-    told = trace_model(MODELS / "conv_f16.onnx", tmp_path / "t", runs=3)
+    told = trace_model(MODELS / "conv_f16.onnx", tmp_path / "t", runs=3).summary
     assert told.runs == 0
     (caller,) = named(read(tmp_path / "t"), "caller 0 (")
     assert [bar.name for bar in caller.bars] == ["run conv_f16.onnx"] * 3
@@ -266,6 +268,85 @@ def test_the_command(npu, tmp_path, monkeypatch, capsys):
     assert main(["trace", "--option", "x", str(MODELS / "conv_f16.onnx")]) == 2
     assert main(["trace", "-o", "no/t", str(MODELS / "conv_f16.onnx")]) == 1
     assert main(["trace", "none.onnx"]) == 1
+
+
+# Layers -----------------------------------------------------------------------------------------------------------
+
+TABLE = """
+------------------------------------------------------------
+                 Network Layer Information Table
+------------------------------------------------------------
+ID   OpType        DataType Target InputShape          OutputShape    Cycles(DDR/NPU/Total) Time(us) MacUsage(%)  WorkLoad(0/1/2)  RW(KB)  FullName
+------------------------------------------------------------
+1    InputOperator INT8     CPU    \\                   (1,3,32,32)    0/0/0                 16                    0.0%/0.0%/0.0%   3       InputOperator:x
+2    ConvRelu      INT8     NPU    (1,3,32,32),(8,3,3,3) (1,8,32,32)   100/200/200           240      12.5         100.0%/0.0%/0.0% 9       Conv:c1
+3    Odd           INT8     NPU    (1,8)               (1,8)          0/0/0                 soon                  0                0       Odd:o
+Total Operator Elapsed Per Frame Time(us): 256
+"""  # noqa: E501
+
+
+def test_the_runtimes_table_is_read():
+    first, second = parse("m", TABLE)
+    assert (first.number, first.operator, first.target, first.us) == (1, "InputOperator", "CPU", 16.0)
+    assert second == Layer("m", 2, "ConvRelu", "NPU", 240.0, "Conv:c1")
+    (logged,) = parse(
+        "m", "\n".join("D RKNN: [05:07:06.566] " + line for line in TABLE.splitlines()[4:5]) + "\n7 A F CPU i o 0 5 n"
+    )
+    assert (logged.number, logged.name) == (7, "n")
+    for text in ("", "nothing\nof the kind", "1 2 3"):
+        with pytest.raises(AdapterError, match="no table"):
+            list(parse("m", text))
+
+
+@pytest.mark.parametrize("name", ["conv_f16", "tokens_i64", "dynamic"])
+def test_the_layers_of_a_model(npu, name):
+    npu.run_time_us = 3000
+    with session(MODELS / f"{name}.onnx") as s:
+        layers = layers_of(s)
+        assert s.stats().total.runs == 0  # they are not the session's runs
+    assert layers[0].target == "NPU" and layers[0].us >= 3000
+    assert {layer.target for layer in layers[1:]} == {"CPU"}
+    assert npu.counters().contexts == 0
+
+
+def test_the_layers_of_all_parts_and_of_none(npu, in_parts):
+    with session(in_parts) as s:
+        assert len({layer.model for layer in layers_of(s)}) == 2
+    with ort.InferenceSession(MODELS / "conv_f16.onnx", providers=["CPUExecutionProvider"]) as s:
+        assert layers_of(s) == []
+
+
+def test_a_runtime_that_does_not_tell_is_told_with_its_reason(npu):
+    with session() as s:
+        npu.fault("rknn_query", -5, times=1, after=10**6)
+        npu.clear_faults()
+        executor = s._npu.executor
+        plain = s._npu.plan.found.adapter.load(s._npu.plan.found.device, executor.source, LoadSettings())
+        with pytest.raises(RknnError):
+            plain.context(0).layer_table()  # it was loaded without
+        plain.close()
+        npu.fault("rknn_init", -6)
+        with pytest.raises(Exception, match="its layers are not told: "):
+            layers_of(s)
+
+
+def test_layers_are_printed(npu, capsys, tmp_path):
+    npu.run_time_us = 1000
+    argv = [
+        "trace",
+        str(MODELS / "conv_f16.onnx"),
+        "--device",
+        "virtual:rk3588",
+        "--runs",
+        "2",
+        "-o",
+        str(tmp_path / "t"),
+    ]
+    assert main([*argv, "--layers"]) == 0
+    text = capsys.readouterr().out
+    assert "Virtual:model" in text and "of the layers' time is not on the NPU" in text
+    assert main([*argv, "--layers", "--json"]) == 0
+    assert len(validate("trace", capsys.readouterr().out)["layers"]) == 3
 
 
 # A program --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from ort_rknn.adapter import AdapterError, CallForm, PortForm, Region, RknnError
 from . import _structs as abi
 from ._binding import Binding, Handle
 from ._hints import run_hint
+from ._report import read_layers
 
 if TYPE_CHECKING:
     from ._bound import BoundRuns
@@ -158,6 +159,12 @@ class RuntimeContext:
         self.times = (start, ready, over, end)
         if call.keeps_gil:
             call.took(ready - start, end - over)
+
+    def layer_table(self) -> str:
+        """See :meth:`ort_rknn.adapter.TellsLayers.layer_table`."""
+        if self._handle is None:
+            raise AdapterError("the context is closed")
+        return read_layers(self._model.binding, self._handle)
 
     def run_bound(self, form: CallForm, inputs: Sequence[int | Region], outputs: Sequence[int | Region]) -> int:
         """Run on shared buffers; see :meth:`ort_rknn.adapter.BindsBuffers.run_bound`."""

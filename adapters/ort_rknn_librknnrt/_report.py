@@ -12,6 +12,7 @@ from . import _structs as abi
 from ._binding import Binding, Handle, log
 
 _MAX_TENSORS: Final = 512
+_MAX_TABLE: Final = 16 << 20
 _DTYPES: Final = {code: name for name, code in abi.DTYPE_CODES.items()}
 _LAYOUTS: Final[dict[int, Layout]] = {code: layout for layout, code in abi.LAYOUT_CODES.items()}
 _QUANTISABLE: Final = ("int4", "int8", "uint8", "int16", "uint16")
@@ -53,6 +54,16 @@ def read_report(binding: Binding, handle: Handle) -> Report:
         driver=_text(version.drv_version),
         custom_string=_custom_string(binding, handle),
     )
+
+
+def read_layers(binding: Binding, handle: Handle) -> str:
+    """The table of the layers of a context's last run. Raises RknnError where the runtime has none, AdapterError where
+    its length cannot be true."""
+    detail = abi.PerfDetail()
+    _query(binding, handle, abi.QUERY_PERF_DETAIL, detail, "the times of its layers")
+    if not detail.perf_data or not 0 < detail.data_len <= _MAX_TABLE:
+        raise AdapterError(f"the runtime gives {detail.data_len} bytes about its layers: no table")
+    return _text(ctypes.string_at(detail.perf_data, detail.data_len))
 
 
 def read_shapes(binding: Binding, handle: Handle, count: int) -> tuple[Shape, ...]:

@@ -20,6 +20,7 @@ MAX_STRING: Final = 1024
 QUERY_IN_OUT_NUM: Final = 0
 QUERY_INPUT_ATTR: Final = 1
 QUERY_OUTPUT_ATTR: Final = 2
+QUERY_PERF_DETAIL: Final = 3
 QUERY_SDK_VERSION: Final = 5
 QUERY_CUSTOM_STRING: Final = 7
 QUERY_INPUT_DYNAMIC_RANGE: Final = 13
@@ -109,6 +110,14 @@ class InputRange(ctypes.Structure):
     name: bytes
     dyn_range: ctypes.Array[ctypes.Array[ctypes.c_uint32]]
     n_dims: int
+
+
+class PerfDetail(ctypes.Structure):
+    """``rknn_perf_detail``: text that belongs to the runtime, and its length."""
+
+    _fields_ = (("perf_data", ctypes.c_void_p), ("data_len", ctypes.c_uint64))
+    perf_data: int | None
+    data_len: int
 
 
 class SdkVersion(ctypes.Structure):

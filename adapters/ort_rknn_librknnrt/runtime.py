@@ -38,6 +38,8 @@ OnContext = Callable[[ctypes.CDLL, int], None]
 #: Masks that mean "the core" where there is one: the runtime may answer -13 to them (seen on an RK3566), harmlessly.
 _ONE_CORE_MASKS = (CORE_MASK_AUTO, 1, CORE_MASK_ALL)
 _TARGET_PLATFORM_UNMATCH = -13
+#: rknn_init flag: layers are measured.
+_COLLECT_LAYERS = 0x8
 #: rknn_init flag: the extend structure's ctx lends its weights.
 _SHARE_WEIGHTS = 0x20
 #: rknn_init flags by the option ``priority``. Contexts that are duplicated are taken to have the priority of the first.
@@ -69,7 +71,7 @@ def load_model(
     lender = _lender(settings, library)
     if lender is not None and custom_ops.descriptions:
         raise SettingError("custom operators and the weights of another model cannot be combined")
-    handles = [_init(binding, device, source, lender, settings.priority)]
+    handles = [_init(binding, device, source, lender, settings)]
     try:
         _register(binding, handles[0], custom_ops)
         if on_context is not None:
@@ -227,7 +229,7 @@ class LoadedModel:
 
     def _another(self) -> Handle:
         if not self._duplicates:
-            handle = _init(self.binding, self._device, self._source, self._lender, self.settings.priority)
+            handle = _init(self.binding, self._device, self._source, self._lender, self.settings)
             try:
                 if self._on_context is not None:
                     self._on_context(self.binding.library, handle.value)
@@ -285,14 +287,18 @@ def _register(binding: Binding, handle: Handle, custom_ops: CustomOps) -> None:
             raise RknnError("rknn_register_custom_ops", code, "The runtime refused a custom operator.")
 
 
-def _init(binding: Binding, device: Device, source: ModelSource, lender: LoadedModel | None, priority: str) -> Handle:
+def _init(
+    binding: Binding, device: Device, source: ModelSource, lender: LoadedModel | None, settings: LoadSettings
+) -> Handle:
     from ._structs import InitExtend
 
     context = ctypes.c_uint64()
     model = os.fsencode(source.open_path()) if source.path is not None else source.data
     size = 0 if source.data is None else len(source.data)
     extend = InitExtend()
-    flags = _PRIORITIES[priority]
+    flags = _PRIORITIES[settings.priority]
+    if settings.collect_layers:
+        flags |= _COLLECT_LAYERS
     if knows_renice_flag(binding.path):
         flags |= _NO_RENICE
     if lender is not None:

@@ -31,6 +31,7 @@ from ort_rknn.adapter import (
     RknnError,
     Shape,
     Survey,
+    TellsLayers,
     TensorInfo,
     TimesRuns,
     soc_family,
@@ -206,6 +207,9 @@ class _VirtualContext:
     @property
     def times(self) -> tuple[int, int, int, int]:
         return cast(TimesRuns, self._inner).times
+
+    def layer_table(self) -> str:
+        return cast(TellsLayers, self._inner).layer_table()
 
     def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         need_stack(_FRAMES_OF_A_TWIN)  # found too short here, not in the callback

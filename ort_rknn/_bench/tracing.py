@@ -7,7 +7,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import onnxruntime
@@ -15,7 +16,21 @@ import onnxruntime
 from .._errors import OptionError
 from .._measure.trace import Span, TraceSummary, trace
 from .._session.session import InferenceSession
+from .layers import Layer, layers_of
 from .load import feed_for
+
+
+@dataclass(frozen=True, slots=True)
+class TracedModel:
+    """What :func:`trace_model` found."""
+
+    summary: TraceSummary
+    layers: Sequence[Layer]
+    """The slowest first."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as dicts, lists, strings and numbers."""
+        return {**self.summary.as_json(), "layers": [asdict(layer) for layer in self.layers]}
 
 
 def trace_model(
@@ -25,11 +40,13 @@ def trace_model(
     runs: int = 50,
     callers: int = 1,
     options: Mapping[str, Any] | None = None,
-) -> TraceSummary:
+    layers: bool = False,
+) -> TracedModel:
     """Trace ``runs`` calls of ``model`` by each of ``callers`` threads, after a first one, and write ``path``.
 
-    ``options``: provider options. Raises OptionError for bad ones, for less than one run or caller, OSError where
-    ``path`` cannot be written, and what making a session or running it raises.
+    ``options``: provider options. ``layers``: look at the layers of the compiled models too. Raises OptionError for bad
+    options, for less than one run or caller, OSError where ``path`` cannot be written, what making a session or running
+    it raises, and Fail where the runtime does not tell its layers.
     """
     for name, value in (("runs", runs), ("callers", callers)):
         if not 1 <= value <= 100_000:
@@ -49,7 +66,7 @@ def trace_model(
                 writer.stop()
                 with open(session.end_profiling(), encoding="utf-8", errors="replace") as file:
                     writer.nodes([span for span in _cpu_nodes(json.load(file), began) if span.begin >= first])
-    return writer.summary
+            return TracedModel(writer.summary, layers_of(session) if layers else [])
 
 
 def _as_perf_counter(ns: int) -> int:

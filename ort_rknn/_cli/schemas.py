@@ -412,4 +412,17 @@ TRACE = {
     "lost": whole("runs that are missing because there were too many"),
     "part_seconds": table(number(), "wait, convert, run, fetch and CPU nodes: all runs together"),
     "core_seconds": table(number(), "how long each core was busy"),
+    "layers": rows(
+        record(
+            {
+                "model": text("the compiled model"),
+                "number": whole("the runtime's, in the order of execution"),
+                "operator": text("the runtime's name for it"),
+                "target": text("NPU, CPU or GPU"),
+                "us": number("microseconds of one run"),
+                "name": text(),
+            }
+        ),
+        "with --layers: the slowest first",
+    ),
 }

@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .._errors import OptionError, bare_message
 from ..adapter.command import Command
 from ..adapter.plugins import COMMANDS, brought
 from . import schemas
-from .output import FINE, Column, Mistake, Table, add_json_option, check_file, one_line, say, say_json, show
+from .output import FINE, Cell, Column, Mistake, Table, add_json_option, check_file, one_line, say, say_json, show
+
+if TYPE_CHECKING:
+    from .._bench.layers import Layer
+
+#: Layers that are printed.
+_SLOWEST = 20
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +32,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="rk3588, virtual:rk3588 ... (default: ORT_RKNN_DEVICE)")
     parser.add_argument("--runs", type=int, default=50, help="of a MODEL, by each caller (default: 50)")
     parser.add_argument("--callers", type=int, default=1, help="threads that call a MODEL (default: 1)")
+    parser.add_argument("--layers", action="store_true", help="also how long each layer of a MODEL takes on the NPU")
     parser.add_argument(
         "--option", metavar="KEY=VALUE", action="append", default=[], help="a provider option, such as schedule=0,1,2"
     )
@@ -59,7 +68,9 @@ def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
     from .._bench.tracing import trace_model
 
     try:
-        told = trace_model(given.what, given.output, runs=given.runs, callers=given.callers, options=options)
+        traced = trace_model(
+            given.what, given.output, runs=given.runs, callers=given.callers, options=options, layers=given.layers
+        )
     except OptionError:
         raise
     except OSError as error:
@@ -67,8 +78,9 @@ def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
     except Exception as error:  # onnxruntime has a class for each code, and none for all of them
         raise Mistake(f"{given.what}: {one_line(bare_message(error))}") from None
     if given.json:
-        say_json("trace", told.as_json())
+        say_json("trace", traced.as_json())
         return FINE
+    told = traced.summary
     rows = [
         (name, f"{1000 * seconds:,.1f}", f"{1000 * seconds / max(told.runs, 1):.3f}")
         for name, seconds in told.part_seconds.items()
@@ -76,10 +88,33 @@ def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
     show(Table((Column("part"), Column("ms", right=True), Column("ms per run on the NPU", right=True)), rows))
     for core, seconds in told.core_seconds.items():
         say(f"{core} worked for {seconds / max(told.seconds, 1e-9):.0%} of the {told.seconds:.2f} s")
+    if traced.layers:
+        _show_layers(traced.layers)
     if not told.runs:
         say("nothing ran on an NPU; `ort-rknn doctor MODEL` says why", "warn")
     say(f"written: {os.path.abspath(told.path)}; open it with https://ui.perfetto.dev")
     return FINE
+
+
+def _show_layers(layers: Sequence[Layer]) -> None:
+    """The slowest ones, those on the CPU marked; and the sums."""
+    whole = sum(layer.us for layer in layers) or 1.0
+    on_cpu = sum(layer.us for layer in layers if layer.target != "NPU")
+    columns = (Column("layer"), Column("on"), Column("us", right=True), Column("share", right=True), Column("name"))
+    rows = [
+        (
+            f"{layer.number} {layer.operator}",
+            Cell(layer.target, "" if layer.target == "NPU" else "warn"),
+            f"{layer.us:,.0f}",
+            f"{layer.us / whole:.0%}",
+            layer.name,
+        )
+        for layer in layers[:_SLOWEST]
+    ]
+    say()
+    show(Table(columns, rows))
+    more = f"; {len(layers) - _SLOWEST} quicker ones are left out" if len(layers) > _SLOWEST else ""
+    say(f"{on_cpu / whole:.0%} of the layers' time is not on the NPU{more}")
 
 
 def _program(given: argparse.Namespace, options: dict[str, object]) -> int:

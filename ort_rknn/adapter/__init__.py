@@ -48,6 +48,7 @@ from .contract import (
     SettingError,
     SharedBuffer,
     Survey,
+    TellsLayers,
     TensorInfo,
     TimesRuns,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "Shape",
     "SharedBuffer",
     "Survey",
+    "TellsLayers",
     "TensorInfo",
     "TimesRuns",
     "core_masks",

@@ -236,6 +236,8 @@ class LoadSettings:
     """The libraries in the runtime's own folder for them too."""
     priority: Literal["high", "medium", "low"] = "high"
     """Whose runs the driver takes first. "high" is the runtime's own default."""
+    collect_layers: bool = False
+    """Contexts measure their layers (:class:`TellsLayers`), which makes runs slower."""
 
 
 class Context(Protocol):
@@ -343,6 +345,13 @@ class TimesRuns(Protocol):
     def times(self) -> tuple[int, int, int, int]:
         """Of the last run that succeeded, in nanoseconds of ``time.perf_counter_ns()``: when its inputs were begun to
         be set, when the NPU was asked to run, when it had run, and when the outputs were written."""
+
+
+class TellsLayers(Protocol):
+    """What a context may offer besides, of a model that was loaded with ``collect_layers``."""
+
+    def layer_table(self) -> str:
+        """The runtime's own table of the layers of the last run, as text. Raises RknnError where it has none."""
 
 
 class BindsBuffers(Protocol):

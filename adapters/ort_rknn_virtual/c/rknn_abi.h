@@ -42,7 +42,7 @@ enum {
     QUERY_CURRENT_INPUT_ATTR, QUERY_CURRENT_OUTPUT_ATTR, QUERY_CURRENT_NATIVE_INPUT_ATTR,
     QUERY_CURRENT_NATIVE_OUTPUT_ATTR
 };
-enum { FLAG_SHARE_WEIGHTS = 0x20, FLAG_INFO_ONLY = 0x100 };
+enum { FLAG_COLLECT_PERF = 0x8, FLAG_SHARE_WEIGHTS = 0x20, FLAG_INFO_ONLY = 0x100 };
 
 typedef struct {
     uint32_t n_input, n_output;
@@ -68,6 +68,11 @@ typedef struct {
     uint32_t dyn_range[RKNN_SETS][RKNN_DIMS];
     uint32_t n_dims;
 } rknn_input_range;
+
+typedef struct {
+    char *perf_data;
+    uint64_t data_len;
+} rknn_perf_detail;
 
 typedef struct {
     int64_t run_duration;
@@ -142,7 +147,7 @@ _Static_assert(offsetof(rknn_tensor_attr, dims) == 8 && offsetof(rknn_tensor_att
 _Static_assert(sizeof(rknn_input_range) == 33040 && offsetof(rknn_input_range, name) == 12 &&
                offsetof(rknn_input_range, dyn_range) == 268 && offsetof(rknn_input_range, n_dims) == 33036,
                "rknn_input_range");
-_Static_assert(sizeof(rknn_perf_run) == 8 && sizeof(rknn_sdk_version) == 512 && sizeof(rknn_mem_size) == 64 &&
+_Static_assert(sizeof(rknn_perf_detail) == 16 && sizeof(rknn_perf_run) == 8 && sizeof(rknn_sdk_version) == 512 && sizeof(rknn_mem_size) == 64 &&
                sizeof(rknn_custom_string) == 1024, "query structures");
 _Static_assert(offsetof(rknn_mem_size, total_dma_allocated_size) == 8 &&
                offsetof(rknn_mem_size, total_sram_size) == 16, "rknn_mem_size");

@@ -1,0 +1,87 @@
+"""How long each layer of a compiled model takes, as the runtime tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .._errors import FAIL, bare_message, ort_error
+from .._executor.executor import Executor
+from .._executor.lanes import Lease
+from ..adapter.contract import AdapterError, LoadSettings, TellsLayers
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One row of the runtime's table."""
+
+    model: str
+    """The compiled model's label."""
+    number: int
+    """The runtime's, from 1, in the order of their execution."""
+    operator: str
+    """The runtime's name: "ConvRelu"."""
+    target: str
+    """"NPU", "CPU" or "GPU"."""
+    us: float
+    name: str
+    """Operator and tensor, as in the ONNX where the runtime kept it."""
+
+
+def layers_of(session: Any) -> list[Layer]:
+    """Run each compiled model of an NPU session once with zeros, in a context of its own that measures its layers.
+
+    The slowest layer first. [] for a session that has nothing on the NPU. Raises Fail where the runtime does not tell,
+    with its reason.
+    """
+    npu = session._npu
+    found = npu.plan.found if npu is not None and npu.executors else None
+    if found is None:
+        return []
+    rows: list[Layer] = []
+    for executor in npu.executors:
+        try:
+            rows += parse(executor.label, _table(executor, found))
+        except AdapterError as error:
+            raise ort_error(FAIL, f"{executor.label}: its layers are not told: {bare_message(error)}") from error
+    return sorted(rows, key=lambda layer: -layer.us)
+
+
+def _table(executor: Executor, found: Any) -> str:
+    call = executor.static_call or executor.call_for(executor.signature.sets[0])
+    if call is None:
+        raise AdapterError("the model has no compiled shape")
+    model = found.adapter.load(found.device, executor.source, LoadSettings(collect_layers=True))
+    try:
+        context = model.context(executor.dispatch.lanes[0].core_mask)
+        if not hasattr(context, "layer_table"):
+            raise AdapterError(f"the adapter {found.adapter.name!r} has no way to ask")
+        lease = Lease(context, "layers")
+        for _ in range(2):  # the first run sets things up
+            executor._work.attempt(call, lease)
+        measuring: TellsLayers = context
+        return measuring.layer_table()
+    finally:
+        model.close()
+
+
+def parse(model: str, table: str) -> Iterator[Layer]:
+    """The rows of the runtime's table. Lines that are none are passed over.
+
+    The columns up to the time are never empty; those behind it may be. Raises AdapterError for a text without a header.
+    """
+    heads: list[str] = []
+    for line in table.splitlines():
+        words = line.split()
+        if "OpType" in words and "Time(us)" in words:
+            heads = words[words.index("OpType") - 1 :]
+        elif heads and len(words) > heads.index("Time(us)") and words[0].isdigit():
+            row = dict(zip(heads, words))
+            try:
+                us = float(row["Time(us)"])
+            except ValueError:
+                continue
+            yield Layer(model, int(words[0]), row["OpType"], row.get("Target", ""), us, words[-1])
+    if not heads:
+        raise AdapterError("what the runtime tells of its layers is no table that is known here")
