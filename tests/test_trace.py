@@ -148,7 +148,7 @@ def test_the_writer_puts_ends_before_beginnings_and_keeps_order(tmp_path):
 
 
 def test_a_track_for_each_core_context_and_caller(npu, tmp_path):
-    npu.run_time_us = 5000
+    npu.run_time_us = 60_000
     with session(schedule="0,1") as s, ort.trace(tmp_path / "t.pftrace") as recorder:
         threads = [threading.Thread(target=s.run, args=(None, {"x": X}), name=f"worker {k}") for k in range(5)]
         for thread in threads:
@@ -160,7 +160,7 @@ def test_a_track_for_each_core_context_and_caller(npu, tmp_path):
     assert (len(cores), len(contexts), len(callers)) == (2, 2, 5)
     assert [b.name for b in tracks["NPU core 0"].bars] == ["conv_f16.rk3588.rknn"] * 3
     for core in cores:
-        assert all(bar.depth == 0 and bar.end - bar.begin >= 4_900_000 for bar in core.bars)
+        assert all(bar.depth == 0 and bar.end - bar.begin >= 59_000_000 for bar in core.bars)
     for caller in callers:
         (call,) = caller.top()
         inner = [b.name for b in caller.bars if b.depth == 1]
@@ -172,7 +172,7 @@ def test_a_track_for_each_core_context_and_caller(npu, tmp_path):
     told = recorder.summary
     assert told.runs == 5 and told.lost == 0 and told.core_seconds.keys() == {"core 0", "core 1"}
     assert told.part_seconds["run"] == pytest.approx(sum(told.core_seconds.values()), rel=1e-6)
-    assert told.seconds >= 0.015
+    assert told.seconds >= 0.18
 
 
 def test_arrows_lead_from_a_call_to_its_context_and_core(npu, tmp_path):
@@ -289,9 +289,8 @@ def test_the_runtimes_table_is_read():
     first, second = parse("m", TABLE)
     assert (first.number, first.operator, first.target, first.us) == (1, "InputOperator", "CPU", 16.0)
     assert second == Layer("m", 2, "ConvRelu", "NPU", 240.0, "Conv:c1")
-    (logged,) = parse(
-        "m", "\n".join("D RKNN: [05:07:06.566] " + line for line in TABLE.splitlines()[4:5]) + "\n7 A F CPU i o 0 5 n"
-    )
+    logged = "D RKNN: [05:07:06.566] " + TABLE.splitlines()[4] + "\n7 A F CPU i o 0 5 n"
+    (logged,) = parse("m", logged)
     assert (logged.number, logged.name) == (7, "n")
     for text in ("", "nothing\nof the kind", "1 2 3"):
         with pytest.raises(AdapterError, match="no table"):
@@ -318,8 +317,6 @@ def test_the_layers_of_all_parts_and_of_none(npu, in_parts):
 
 def test_a_runtime_that_does_not_tell_is_told_with_its_reason(npu):
     with session() as s:
-        npu.fault("rknn_query", -5, times=1, after=10**6)
-        npu.clear_faults()
         executor = s._npu.executor
         plain = s._npu.plan.found.adapter.load(s._npu.plan.found.device, executor.source, LoadSettings())
         with pytest.raises(RknnError):
@@ -332,16 +329,8 @@ def test_a_runtime_that_does_not_tell_is_told_with_its_reason(npu):
 
 def test_layers_are_printed(npu, capsys, tmp_path):
     npu.run_time_us = 1000
-    argv = [
-        "trace",
-        str(MODELS / "conv_f16.onnx"),
-        "--device",
-        "virtual:rk3588",
-        "--runs",
-        "2",
-        "-o",
-        str(tmp_path / "t"),
-    ]
+    where = str(tmp_path / "t")
+    argv = ["trace", str(MODELS / "conv_f16.onnx"), "--device", "virtual:rk3588", "--runs", "2", "-o", where]
     assert main([*argv, "--layers"]) == 0
     text = capsys.readouterr().out
     assert "Virtual:model" in text and "of the layers' time is not on the NPU" in text
