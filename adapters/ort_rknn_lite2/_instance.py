@@ -36,20 +36,27 @@ class _RunFailed(Exception):
 
 
 class Calls:
-    """What the C calls of one object returned: the first that failed, and how many runs there were."""
+    """What the C calls of one object returned: the first that failed, how many runs there were, and outputs that were
+    taken and not given back yet."""
 
-    __slots__ = ("failed", "runs")
+    __slots__ = ("failed", "runs", "taken")
 
     def __init__(self) -> None:
         self.failed: tuple[str, int] | None = None
         self.runs = 0
+        self.taken: tuple[Any, Any] | None = None
+        """Their number, and the structures."""
 
     def watch(self, name: str) -> Callable[[int, Any, Any], int]:
         """An ``errcheck`` for the function ``name``."""
 
-        def check(code: int, _function: Any, _arguments: Any) -> int:
+        def check(code: int, _function: Any, arguments: Any) -> int:
             if code and self.failed is None:
                 self.failed = (name, code)
+            if name == "rknn_outputs_release":
+                self.taken = None
+            elif name == "rknn_outputs_get" and not code:
+                self.taken = (arguments[1], arguments[2])
             return code
 
         return check
@@ -143,6 +150,9 @@ class Instance:
             stopped = f"{type(error).__name__}: {error}"
         finally:
             ignore()
+            taken, calls.taken = calls.taken, None
+            if taken is not None:  # whatever was raised between taking the outputs and giving them back
+                self.call("rknn_outputs_release", *taken)
         self._collect(nbytes)
         said = as_text(words) if words else ""
         if calls.failed is not None:

@@ -294,6 +294,33 @@ class TestFaults:
         np.testing.assert_array_equal(y, pattern([x.astype(np.float16)], 0, "float16", y.shape))
         model.close()
 
+    @pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError])
+    def test_outputs_are_given_back_after_an_exception_amid_taking_them(self, npu, raised):
+        """A signal's handler raises while rknn_outputs_get is at work, or when it has ended."""
+        model = npu.load("conv_f16")
+        context = model.context(0)
+        x, y = random((1, 3, 32, 32)), np.empty((1, 8, 16, 16), np.float32)
+        run(context, [x], [y])
+        call = context._call
+        assert call is not None
+        get = call.get
+
+        def interrupted(*arguments):
+            assert get(*arguments) == 0
+            raise raised
+
+        call.get = interrupted
+        npu.reset()
+        with pytest.raises(raised):
+            context.run(call.form, addresses([x]), addresses([y]))
+        call.get = get
+        assert npu.calls() == ["inputs_set", "run", "outputs_get", "outputs_release"]
+        assert npu.counters().outputs == 0
+        again = np.empty_like(y)
+        run(context, [x], [again])
+        np.testing.assert_array_equal(again, y)
+        model.close()
+
     def test_the_bound_is_named_in_a_timeout(self, npu):
         model = npu.load("conv_f16", run_timeout_ms=250)
         npu.fault("rknn_run", -2, times=1)

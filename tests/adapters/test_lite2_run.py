@@ -410,6 +410,27 @@ class TestFailures:
         with pytest.raises(RknnError, match="rknn_outputs_release failed"):
             run(context, [X], buffers(model))
 
+    @pytest.mark.skipif(REAL, reason="the package's own code is interrupted")
+    @pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError])
+    def test_outputs_are_given_back_after_an_exception_amid_reading_them(self, board, model, monkeypatch, raised):
+        """The package takes the outputs, copies them, gives them back: an exception may come at any place between."""
+        context = model.context(1)
+        wanted = buffers(model)
+        run(context, [X], wanted)
+        before = board.npu.counters().outputs
+
+        def amid(*args):
+            raise raised
+
+        with monkeypatch.context() as patch, pytest.raises((raised, AdapterError)):
+            patch.setattr(ctypes, "memmove", amid)
+            run(context, [X], buffers(model))
+        assert board.npu.counters().outputs == before
+        again = buffers(model)
+        run(context, [X], again)
+        for got, want in zip(again, wanted):
+            np.testing.assert_array_equal(got, want)
+
     def test_a_context_that_is_not_destroyed(self, board, caplog):
         model = board.load()
         board.npu.fault("rknn_destroy", -7, times=1)
