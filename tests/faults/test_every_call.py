@@ -8,7 +8,7 @@ import asyncio
 import ctypes
 import os
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -39,6 +39,11 @@ def caught(call):
 
 def run(made, feeds):
     return [caught(lambda f=f: made.run(None, f)) for f in feeds]
+
+
+def threads(made, feeds):
+    with ThreadPoolExecutor(len(feeds)) as pool:
+        return list(pool.map(lambda feed: caught(lambda: made.run(None, feed)), feeds))
 
 
 def submit(made, feeds):
@@ -134,6 +139,8 @@ def ways(tmp_path):
         "run": Way(run, conv, lambda: session(**options)),
         "run with retries": Way(run, conv, lambda: session(**{**options, "retries": 1})),
         "run, contexts that load": Way(run, conv, lambda: session(disable_dup_context=True, **options)),
+        "run, bounded": Way(run, conv, lambda: session(run_timeout_ms=10_000, **options)),
+        "threads": Way(threads, conv, lambda: session(threads_per_core=2, **{**options, "schedule": "auto"})),
         "submit": Way(submit, conv, lambda: session(**options)),
         "map": Way(map_, conv, lambda: session(**options)),
         "run_awaitable": Way(run_awaitable, conv, lambda: session(**options)),
@@ -152,7 +159,8 @@ def ways(tmp_path):
 
 
 WAYS = (
-    *("run", "run with retries", "run, contexts that load", "submit", "map", "run_awaitable", "run_async", "batches"),
+    *("run", "run with retries", "run, contexts that load", "run, bounded", "threads", "submit", "map"),
+    *("run_awaitable", "run_async", "batches"),
     *("parts", "shape sets", "NPU memory", "the face, run", "the face, run_async"),
 )
 
