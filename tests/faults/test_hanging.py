@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,3 +220,35 @@ def test_a_run_that_was_terminated_and_hangs_is_found_by_the_next(npu, models, h
             np.testing.assert_array_equal(made.run(None, {"x": X})[0], right)
         assert "core 1 failed and was taken out once; it is out now" in made.explain()
         hang.open()
+
+
+@pytest.mark.parametrize("schedule", ["0", "0,1,2"])
+def test_the_process_ends_while_a_run_hangs(python, schedule):
+    tests = Path(__file__).parents[1]
+    assert python(
+        f"""
+import sys, time
+sys.path.insert(0, {str(tests)!r})
+import numpy as np
+import ort_rknn as ort
+from fake_npu import FakeNpu, install
+
+class Gate:
+    def wait(self, seconds):
+        time.sleep(1000)
+
+ort.set_default_logger_severity(4)
+npu = install(FakeNpu(), setattr)
+options = {{"run_timeout_ms": 50, "schedule": {schedule!r}}}
+session = ort.InferenceSession({str(tests / "models" / MODEL)!r}, provider_options=options)
+npu.gates.update({{1: Gate(), 2: Gate()}})
+feed = {{"x": np.zeros((1, 3, 32, 32), np.float32)}}
+for _ in range(4):
+    try:
+        session.run(None, feed)
+    except Exception:
+        print("an error")
+print("end", flush=True)
+""",
+        timeout=30,
+    ).endswith("end\n")
