@@ -252,3 +252,23 @@ print("end", flush=True)
 """,
         timeout=30,
     ).endswith("end\n")
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_run_that_was_started_for_later(npu, models, hang, retries):
+    """As the EZ face starts its asynchronous runs."""
+    with session(models, schedule="0,1", retries=retries) as made:
+        (right,) = made.run(None, {"x": X})
+        executor = made._npu.executor
+        hang(2)
+        y, ended = np.zeros_like(right), []
+        started = executor.start_on(1, executor.static_call, [X.ctypes.data], [y.ctypes.data], lambda: ended.append(1))
+        if retries:
+            started.result()
+            np.testing.assert_array_equal(y, right)
+        else:
+            with pytest.raises(Exception, match="hangs: the run did not return"):
+                started.result()
+            assert not y.any()
+        assert ended == [1]
+        hang.open()
