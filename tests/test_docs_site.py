@@ -130,3 +130,17 @@ def test_every_page_is_in_the_site():
     pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.glob("*.md")} - {"index"}
     pages |= {path.relative_to(DOCS).with_suffix("").as_posix() for path in (DOCS / "reference").glob("*.md")}
     assert pages <= told, f"docs/index.md lacks {sorted(pages - told)}"
+
+
+def test_every_example_is_in_its_page():
+    told = set(re.findall(r"\.\./examples/([\w/.]+)\)", (DOCS / "examples.md").read_text()))
+    there = {
+        p.relative_to(ROOT / "examples").as_posix() for p in (ROOT / "examples").rglob("*.*") if p.suffix != ".pyc"
+    }
+    assert told == there
+
+
+@pytest.mark.parametrize("name", ["architecture.svg", "bench.svg"])
+def test_a_picture_loads_nothing_from_elsewhere(name):
+    text = (DOCS / "pictures" / name).read_text()
+    assert not re.search(r"url\((?!#)|href=\"(?!#)|@import|@font-face|<script|<image", text)
