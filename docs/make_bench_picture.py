@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 TARGET = Path(__file__).resolve().parent / "pictures" / "bench.svg"
-_WIDTH = 136
+_WIDTH = 144
 
 
 def model(path: Path) -> None:
