@@ -281,6 +281,9 @@ class Health:
             with suppress(RuntimeError):
                 thread.join()
         with self._lock:
-            for core in self.cores:
-                core.out = False
+            self._all_in()
         self._apply()
+
+    def _all_in(self) -> None:
+        for core in self.cores:
+            core.out = False
