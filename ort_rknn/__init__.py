@@ -50,6 +50,10 @@ if _typing.TYPE_CHECKING:
     from ._onnxruntime import *
     from ._bench.bench import bench as bench
     from ._bench.together import bench_together as bench_together
+    from ._checking.check import NothingCompared as NothingCompared, check as check
+    from ._compile.call import convert as convert
+    from ._compile.converter import ConversionError as ConversionError
+    from ._compile.toolkit import ToolkitError as ToolkitError
     from ._measure.doctor import doctor as doctor
     from ._options import RknnProviderOptions as RknnProviderOptions, make_provider_options as make_provider_options
     from ._measure.trace import trace as trace
@@ -119,6 +123,11 @@ _OURS = {
     "QueueFull": "ort_rknn._errors",
     "RknnProviderOptions": "ort_rknn._options",
     "make_provider_options": "ort_rknn._options",
+    "check": "ort_rknn._checking.check",
+    "convert": "ort_rknn._compile.call",
+    "NothingCompared": "ort_rknn._checking.check",
+    "ConversionError": "ort_rknn._compile.converter",
+    "ToolkitError": "ort_rknn._compile.toolkit",
     "bench": "ort_rknn._bench.bench",
     "bench_together": "ort_rknn._bench.together",
     "empty": "ort_rknn._session.arrays",

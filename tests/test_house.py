@@ -25,7 +25,7 @@ FLOORS = (
     ("_ep",),
     ("_measure",),
     ("_session",),
-    ("_bench", "_selftest"),
+    ("_bench", "_checking", "_selftest"),
     ("",),  # ort_rknn/__init__.py
     ("_cli",),
     ("__main__",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .converter import BuildSpec, ConversionError
 from .observe import Observed
@@ -44,3 +45,11 @@ def per_input(values: Sequence[tuple[float, ...]], inputs: int, name: str) -> li
     if len(values) != inputs:
         raise ConversionError(f"{name}: expected one for all inputs or one for each of the {inputs}; got {len(values)}")
     return list(values)
+
+
+def rows(values: Sequence[float] | Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    """A row per input: numbers alone are one row."""
+    listed: list[Any] = list(values)
+    if listed and not isinstance(listed[0], Sequence):
+        listed = [listed]
+    return tuple(tuple(float(x) for x in row) for row in listed)

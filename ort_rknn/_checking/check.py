@@ -1,0 +1,200 @@
+"""``ort_rknn.check``: what was compiled against the ONNX on the CPU, and whose numbers were compared."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .saved import Run, save_runs, saved_runs
+
+if TYPE_CHECKING:
+    from .._compile.accuracy import OutputAccuracy
+    from .._compile.calibration import Data, Fit
+
+Numbers = Literal["npu", "simulator", "virtual"]
+
+
+class NothingCompared(Exception):
+    """Nothing that was compiled ran. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a comparison found."""
+
+    numbers: Numbers
+    """Whose numbers were compared with the ONNX's: the NPU's, the vendor's simulator's, or the virtual NPU's. Those of
+    the virtual NPU are the ONNX's own: names, shapes and dtypes are checked then, and nothing else."""
+    note: str
+    """The device, or what the simulator ran."""
+    accuracy: float
+    """The bound."""
+    outputs: tuple[OutputAccuracy, ...]
+
+    @property
+    def within(self) -> bool:
+        """Whether every output is within the bound."""
+        return all(one.problem(self.accuracy) is None for one in self.outputs)
+
+    @property
+    def verdict(self) -> str:
+        """In words. Never "accurate" for a virtual NPU."""
+        if self.numbers == "virtual":
+            return "plumbing only: names, shapes and dtypes fit" if self.within else "the plumbing is at fault"
+        return "accurate" if self.within else "NOT accurate"
+
+
+@dataclass(frozen=True, slots=True)
+class Feeds:
+    """What both sides are fed."""
+
+    data: Data | None = None
+    shapes: Sequence[Mapping[str, tuple[int, ...]]] = ()
+    mean: tuple[tuple[float, ...], ...] = ()
+    std: tuple[tuple[float, ...], ...] = ()
+    fit: Fit = "stretch"
+
+
+def check(
+    model: str | os.PathLike[str],
+    *,
+    data: Data | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    mean: Sequence[float] | Sequence[Sequence[float]] = (),
+    std: Sequence[float] | Sequence[Sequence[float]] = (),
+    fit: Fit = "stretch",
+    accuracy: float = 0.99,
+    simulator: str | None = None,
+    against: str | os.PathLike[str] | None = None,
+    provider_options: Mapping[str, Any] | None = None,
+    toolkit: str | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Checked:
+    """Compare what was compiled from the ONNX at ``model`` with that ONNX on the CPU, fed the same.
+
+    ``data``: samples, as for :func:`ort_rknn.convert`; None: those that int8 was made with, else random ones.
+    ``shapes``: of inputs with free axes. ``mean``, ``std``: per channel, for the ONNX's pixels; one for all inputs,
+    or one each. ``accuracy``: the bound, a cosine between 0 and 1, and with it the largest error of bounded and
+    mixed outputs. ``simulator``: a SoC; the vendor's simulator computes what ``convert`` made for it, built again
+    from its record with the interpreter ``toolkit``. Without it a session with ``provider_options`` does.
+    ``against``: a file of ``ort-rknn check --save`` instead of the ONNX.
+
+    Raises NothingCompared where nothing that was compiled runs, ValueError for options and samples that do not fit,
+    ``ort_rknn.ToolkitError`` and ``ort_rknn.ConversionError`` with ``simulator``, OSError for a file that cannot be
+    read.
+    """
+    if not 0 < accuracy < 1:
+        raise ValueError(f"accuracy={accuracy:g}: expected a number between 0 and 1")
+    from .._compile.spec import rows
+
+    groups = () if not shapes else ({name: tuple(shape) for name, shape in shapes.items()},)
+    feeds = Feeds(data, groups, rows(mean), rows(std), fit)
+    path = os.path.abspath(os.fspath(model))
+    if simulator is None:
+        return in_session(path, feeds, accuracy, provider_options or {}, against)
+    if against is not None:
+        raise ValueError("simulator runs the ONNX itself: it does not go with against")
+    return simulated(path, feeds, accuracy, simulator, toolkit, progress)
+
+
+def simulated(
+    path: str,
+    feeds: Feeds,
+    accuracy: float,
+    soc: str,
+    toolkit: str | None,
+    progress: Callable[[str], None],
+) -> Checked:
+    """On the vendor's simulator."""
+    from .._compile.check import on_simulator
+    from .._compile.record import read_record, record_path
+    from .._compile.toolkit import find_toolkit
+    from .._rknpu import soc_family
+
+    target = soc_family(soc)
+    record = read_record(record_path(os.path.dirname(path), Path(path).stem, target), path)
+    if feeds.shapes or feeds.mean or feeds.std:
+        raise ValueError("shapes, mean and std are as they were in the conversion: leave them out with the simulator")
+    log = os.path.join(os.path.dirname(path), f"{Path(path).stem}.check.log")
+    outputs = on_simulator(path, record, feeds.data, find_toolkit(toolkit), log, progress=progress)
+    return Checked("simulator", f"built again for {target}", accuracy, tuple(outputs))
+
+
+def in_session(
+    path: str,
+    feeds: Feeds,
+    accuracy: float,
+    options: Mapping[str, Any],
+    against: str | os.PathLike[str] | None,
+) -> Checked:
+    """By a session, on the NPU that it finds."""
+    from .._compile.accuracy import OutputAccuracy
+    from .._options import PROVIDER
+    from .._session.session import InferenceSession
+
+    session = InferenceSession(path, providers=[(PROVIDER, dict(options)), "CPUExecutionProvider"])
+    state = session._npu
+    plan = state.plan if state is not None else None
+    if plan is None or plan.found is None or plan.where == "cpu" or state is None or not state.executors:
+        why = str(plan.fallback if plan is not None else "ORT_RKNN_DISABLE=1").rstrip(".")
+        raise NothingCompared(
+            f"nothing that was compiled ran, so nothing was compared: {why}. The vendor's simulator needs no NPU: "
+            "--simulator SOC"
+        )
+    device = plan.found.device
+    found = [OutputAccuracy(output.name) for output in session.get_outputs()]
+    if against is not None:
+        runs = saved_runs(os.fspath(against), [one.name for one in found])
+    else:
+        runs = fresh_runs(path, as_recorded(path, feeds, device.soc))
+    for feed, want in runs:
+        for one, expected, got in zip(found, want, session.run(None, feed)):
+            one.add(expected, got)
+    return Checked("virtual" if device.virtual else "npu", device.name, accuracy, tuple(found))
+
+
+def as_recorded(path: str, feeds: Feeds, soc: str) -> Feeds:
+    """Without data an int8 model is fed what it was made with: random values lie outside of its scales."""
+    from .._compile.calibration import DataError
+    from .._compile.record import RecordError, read_record, record_path
+
+    if feeds.data is not None:
+        return feeds
+    try:
+        record = read_record(record_path(os.path.dirname(path), Path(path).stem, soc), path)
+    except RecordError:
+        return feeds
+    if not record.samples:
+        return feeds
+    if record.data is None or not os.path.exists(record.data):
+        raise DataError("it is int8, and what it was made with is not here: give samples with --data")
+    fit: Fit = "letterbox" if record.fit == "letterbox" else "stretch"
+    return replace(feeds, data=record.data, fit=fit, mean=feeds.mean or record.mean, std=feeds.std or record.std)
+
+
+def fresh_runs(path: str, feeds: Feeds) -> Iterator[Run]:
+    """Feeds and the ONNX's outputs, a sample at a time."""
+    from .._compile.check import MOST, on_cpu
+    from .._compile.measure import spread
+    from .._compile.shapes import compiled_shapes
+    from ..files import read_onnx
+
+    shapes = compiled_shapes(read_onnx(path), feeds.shapes).sets[0]
+    form = {"mean": feeds.mean, "std": feeds.std, "fit": feeds.fit}
+    with tempfile.TemporaryDirectory(prefix="ort_rknn-check-") as scratch:
+        samples, reference = on_cpu(path, shapes, feeds.data, scratch, form)
+        for index in spread(samples.count, MOST):
+            feed = samples.feed(index)
+            yield feed, reference.run(feed)
+
+
+def save(path: str, feeds: Feeds, place: Path) -> int:
+    """Keep feeds and the ONNX's outputs in a file; returns the number of samples."""
+    from ..files import read_onnx
+
+    names = [value.name for value in read_onnx(path).outputs]
+    return save_runs(place, names, fresh_runs(path, feeds))

@@ -1,0 +1,54 @@
+"""Feeds and the ONNX's outputs in a file: made where there is time and memory, compared with on a board."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Run = tuple[dict[str, Any], list[Any]]
+"""A feed, and the outputs for it."""
+
+
+class SavedRunError(ValueError):
+    """The file is no saved run, or not of this model."""
+
+
+def save_runs(place: Path, names: Sequence[str], runs: Iterable[Run]) -> int:
+    """Write runs, one array in memory at a time, as "INDEX/in/NAME" and "INDEX/out/NAME"; returns how many."""
+    fresh = place.with_name(f".{place.name}.new")
+    count = 0
+    try:
+        with zipfile.ZipFile(fresh, "w", zipfile.ZIP_DEFLATED) as archive:
+            for feed, outputs in runs:
+                for side, values in (("in", feed.items()), ("out", zip(names, outputs))):
+                    for name, value in values:
+                        with archive.open(f"{count}/{side}/{name}.npy", "w", force_zip64=True) as file:
+                            np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
+                count += 1
+        os.replace(fresh, place)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return count
+
+
+def saved_runs(path: str, names: Sequence[str]) -> Iterator[Run]:
+    """Read them again. Raises SavedRunError."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys = [key.split("/", 2) for key in file.files]
+            indices = sorted({int(key[0]) for key in keys if len(key) == 3})
+            if not indices:
+                raise SavedRunError(f"{path}: it was not made by `ort-rknn check --save`")
+            for index in indices:
+                inputs = [key[2] for key in keys if key[:2] == [str(index), "in"]]
+                feed = {name: file[f"{index}/in/{name}"] for name in inputs}
+                yield feed, [file[f"{index}/out/{name}"] for name in names]
+    except SavedRunError:
+        raise
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise SavedRunError(f"{path}: it is no run of this model: {error}") from error

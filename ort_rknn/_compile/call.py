@@ -1,0 +1,81 @@
+"""``ort_rknn.convert``: compiling from a program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .._rknpu import SOC_CORES, soc_family
+
+if TYPE_CHECKING:
+    from .calibration import Data, Fit
+    from .report import Report
+
+
+def convert(
+    model: str | os.PathLike[str],
+    target: str | Sequence[str],
+    *,
+    shapes: Mapping[str, Sequence[int]] | Sequence[Mapping[str, Sequence[int]]] = (),
+    batch: int | None = None,
+    freeze: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | Sequence[Sequence[float]] = (),
+    std: Sequence[float] | Sequence[Sequence[float]] = (),
+    int8: Data | None = None,
+    fit: Fit = "stretch",
+    accuracy: float = 0.99,
+    budget: float = 10.0,
+    out: str | os.PathLike[str] | None = None,
+    toolkit: str | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Compile the ONNX at ``model`` for each SoC of ``target`` ("rk3588" ...), where a session finds it.
+
+    ``shapes``: by input name; a list of such makes a model with shape sets. ``batch``: samples per run. ``freeze``:
+    inputs that become constants. ``mean``, ``std``: per channel, compiled in; one row for all inputs, or one each.
+    ``int8``: samples to quantize with: a folder of pictures or ``.npy``, a ``.npz``, or a callable that gives
+    arrays or mappings by input name; None is float16. ``fit``: "stretch" or "letterbox", for pictures. ``accuracy``
+    and ``budget`` (minutes) bound the search for int8. ``out``: a folder that gets everything, the ONNX among it.
+    ``toolkit``: an interpreter that has rknn-toolkit2. ``progress`` is told each step.
+
+    Returns the report: ``report.compiled`` has the path, the parts and every node's fate per target. Leaves nothing
+    half-written. Raises ``ort_rknn.ToolkitError`` where there is no toolkit, ``ort_rknn.ConversionError`` where
+    nothing of the model can be compiled, ValueError for options, shapes or samples that do not fit, OSError for
+    files.
+    """
+    from .converter import ConversionError
+    from .prepare import PrepareError
+    from .spec import rows
+    from .toolkit import ToolkitError, find_toolkit
+
+    try:
+        from .convert import ConvertOptions
+        from .convert import convert as compile_it
+    except ImportError as error:
+        raise ToolkitError(f"compiling takes the package onnx ({error}): pip install 'ort-rknn[convert]'") from error
+
+    targets = tuple(dict.fromkeys(soc_family(soc) for soc in ([target] if isinstance(target, str) else target)))
+    unknown = [soc for soc in targets if soc not in SOC_CORES]
+    if unknown or not targets:
+        raise ValueError(f"target={target!r}: expected one or more of {', '.join(SOC_CORES)}")
+    if not 0 < accuracy < 1:
+        raise ValueError(f"accuracy={accuracy:g}: expected a number between 0 and 1")
+    groups = [shapes] if isinstance(shapes, Mapping) else list(shapes)
+    options = ConvertOptions(
+        targets=targets,
+        shapes=tuple({name: tuple(shape) for name, shape in group.items()} for group in groups),
+        batch=batch,
+        freeze=dict(freeze or {}),
+        mean=rows(mean),
+        std=rows(std),
+        int8=int8,
+        fit=fit,
+        accuracy=accuracy,
+        budget=budget,
+        out=None if out is None else os.fspath(out),
+    )
+    try:
+        return compile_it(model, options, toolkit=find_toolkit(toolkit), progress=progress)
+    except PrepareError as error:
+        raise ConversionError(str(error)) from error
