@@ -424,6 +424,13 @@ def test_live_until_ctrl_c(publish, monkeypatch):
     assert stream.getvalue().count("net.rknn") >= 2
 
 
+def test_where_nobody_uses_it(runtime, capsys):
+    assert main(["top", "--once"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "No process of this user runs a model on an NPU through ort_rknn."
+    )
+
+
 @pytest.mark.parametrize("interval", ["0", "-1", "nan", "1e9", "x"])
 def test_bad_intervals_are_wrong_use(interval, capsys):
     assert main(["top", "--interval", interval]) == 2

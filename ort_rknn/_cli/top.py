@@ -20,6 +20,7 @@ from .output import (
     live,
     one_line,
     rich_console,
+    say,
     say_json,
     show,
 )
@@ -55,7 +56,11 @@ def run(given: argparse.Namespace) -> int:
         say_json("top", top().as_json())
         return FINE
     if given.once or rich_console() is None:
-        show(table_of(top()))
+        found = table_of(top())
+        if found.rows:
+            show(found)
+        else:
+            say(found.title)
         return FINE
     try:
         with live(table_of(top())) as update:

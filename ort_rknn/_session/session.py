@@ -132,6 +132,8 @@ class InferenceSession(_Parent, AsynchronousCalls):
         told = Callback(callback, self._under_way) if callable(callback) else callback
         super().run_async(output_names, input_feed, told, user_data, run_options)
 
+    run_async.__qualname__ = "Session.run_async"  # onnxruntime's, which Python names where arguments are missing
+
     # Beyond onnxruntime's -------------------------------------------------------------------------------------
 
     def explain(self) -> str:
