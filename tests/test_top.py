@@ -32,6 +32,7 @@ def runtime(tmp_path, monkeypatch):
     place = tmp_path / "run"
     place.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(place))
+    monkeypatch.setattr(top_module, "_of_all_users", lambda root: iter(()))  # root sees this machine's other tests
     return place / "ort_rknn"
 
 
@@ -321,6 +322,17 @@ def test_a_folder_that_others_can_write_is_not_read(publish, runtime):
 def test_a_file_of_somebody_else_is_not_read(publish):
     os.chown(publish(), 65534, -1)
     assert top().processes == ()
+
+
+def test_the_folders_of_all_users(tmp_path):
+    """For root. A folder that does not belong to whom its name says is passed over."""
+    uid = os.geteuid()
+    names = (f"run/user/{uid}/ort_rknn", f"tmp/ort_rknn-{uid}", f"tmp/ort_rknn-{uid + 1}", "tmp/ort_rknn-x")
+    for name in names:
+        (tmp_path / name).mkdir(parents=True, mode=0o700)
+    (tmp_path / "run/user/7").mkdir()
+    (tmp_path / "run/user/7/ort_rknn").symlink_to(tmp_path / names[0])
+    assert list(top_module._of_all_users(tmp_path)) == [(tmp_path / names[0], uid), (tmp_path / names[1], uid)]
 
 
 def test_names_do_not_steer_a_terminal(publish, capsys, monkeypatch):

@@ -153,15 +153,20 @@ def published() -> Iterator[ProcessLoad]:
 
 
 def _folders() -> Iterator[tuple[Path, int]]:
-    """Folders with such files, and whose they are."""
+    """Folders with such files, and whose they are: this user's, and for root everyone's."""
     own, uid = folder(), os.geteuid()
     if own is not None and is_private(own):
         yield own, uid
     if uid == 0:
-        for place in [*Path("/run/user").glob("[0-9]*/ort_rknn"), *Path("/tmp").glob("ort_rknn-[0-9]*")]:  # noqa: S108
-            owner = int(re.sub(r"\D", "", place.parent.name if place.name == "ort_rknn" else place.name) or 0)
-            if place != own and is_private(place, owner):
-                yield place, owner
+        yield from ((place, owner) for place, owner in _of_all_users(Path("/")) if place != own)
+
+
+def _of_all_users(root: Path) -> Iterator[tuple[Path, int]]:
+    for pattern, user in (("run/user/*/ort_rknn", r"/(\d+)/ort_rknn"), ("tmp/ort_rknn-*", r"ort_rknn-(\d+)")):
+        for place in root.glob(pattern):
+            number = re.search(rf"{user}$", str(place))
+            if number is not None and is_private(place, int(number[1])):
+                yield place, int(number[1])
 
 
 def _process(path: Path, pid: int, owner: int) -> ProcessLoad | None:
