@@ -34,11 +34,6 @@ FLOORS = (
 DOORS = {"adapter", "files"}
 #: Imports that are passed over in search of cycles. To be emptied.
 KNOWN_CYCLES = {
-    ("ort_rknn._session.save_context", "ort_rknn._session.start"),
-    ("ort_rknn_librknnrt._bound", "ort_rknn_librknnrt.runtime"),
-    ("ort_rknn._session.arrays", "ort_rknn._session.session"),
-    ("ort_rknn_librknnrt._context", "ort_rknn_librknnrt.runtime"),
-    ("ort_rknn_lite2._context", "ort_rknn_lite2._model"),
     ("ort_rknn_ez_async._binding", "ort_rknn_ez_async._session"),
     ("ort_rknn_ez_async._values", "ort_rknn_ez_async._session"),
 }

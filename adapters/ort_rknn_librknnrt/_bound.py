@@ -23,7 +23,7 @@ from ._hints import run_hint
 from ._report import read_attribute
 
 if TYPE_CHECKING:
-    from .runtime import LoadedModel
+    from ._owner import Owner
 
 #: Imported regions that a context remembers; what was not used for longest goes first.
 _KEPT: Final = 64
@@ -68,7 +68,7 @@ class _Port:
 class BoundRuns:
     """The bound runs of one :class:`~._context.RuntimeContext`. The runtime's context is made at the first one."""
 
-    def __init__(self, model: LoadedModel, core_mask: int) -> None:
+    def __init__(self, model: Owner, core_mask: int) -> None:
         self._model = model
         self._core_mask = core_mask
         self.times = (0, 0, 0, 0)

@@ -16,7 +16,7 @@ from ._report import read_layers
 
 if TYPE_CHECKING:
     from ._bound import BoundRuns
-    from .runtime import LoadedModel
+    from ._owner import Owner
 
 _UINT32_MAX = 2**32 - 1
 
@@ -97,7 +97,7 @@ class RuntimeContext:
         "times",
     )
 
-    def __init__(self, model: LoadedModel, handle: Handle, core_mask: int) -> None:
+    def __init__(self, model: Owner, handle: Handle, core_mask: int) -> None:
         self._model = model
         self._handle: Handle | None = handle
         self._core_mask = core_mask
@@ -202,7 +202,7 @@ class RuntimeContext:
         return RknnError(call, code, run_hint(call, code, self._timeout_ms))
 
 
-def prepare(model: LoadedModel, handle: Handle, form: CallForm) -> PreparedCall:
+def prepare(model: Owner, handle: Handle, form: CallForm) -> PreparedCall:
     """The structures of a form, or an AdapterError that says what is possible instead."""
     sets = len(model.shape_sets)
     if form.shape_set is None:

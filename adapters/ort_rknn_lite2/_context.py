@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -18,7 +18,25 @@ from ._instance import Instance
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ._model import Lite2Model
+
+class Owner(Protocol):
+    """The loaded model, as its contexts see it."""
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """In the model's order."""
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """In the model's order."""
+
+    @property
+    def shape_sets(self) -> tuple[tuple[Shape, ...], ...]:
+        """The inputs' shapes of each set of a dynamic model; empty for a static one."""
+
+    def give_back(self, instance: Instance) -> None:
+        """Release a context's object. Called once per object."""
+
 
 _INPUT_DTYPES: Final = abi.DTYPES[:10]
 #: Up to here every integer is a float32.
@@ -105,7 +123,7 @@ class _Prepared:
 
     __slots__ = ("feeds", "form", "nbytes", "pass_through", "takes")
 
-    def __init__(self, model: Lite2Model, form: CallForm) -> None:
+    def __init__(self, model: Owner, form: CallForm) -> None:
         sets = model.shape_sets
         if form.shape_set is None and sets:
             raise AdapterError(f"the model is dynamic: the form must choose one of its {len(sets)} shape sets")
@@ -135,7 +153,7 @@ class Lite2Context:
 
     __slots__ = ("_call", "_calls", "_core_mask", "_instance", "_model", "times")
 
-    def __init__(self, model: Lite2Model, instance: Instance, core_mask: int) -> None:
+    def __init__(self, model: Owner, instance: Instance, core_mask: int) -> None:
         self._model = model
         self._instance: Instance | None = instance
         self._core_mask = core_mask

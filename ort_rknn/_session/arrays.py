@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .._executor.signature import Signature
     from ..adapter.plugins import Found
-    from .session import InferenceSession
+    from .state import State
 
 
 def empty(
@@ -85,11 +85,10 @@ def from_dmabuf(
     return array
 
 
-def session_buffers(session: InferenceSession, n: int) -> list[dict[str, NDArray[Any]]]:
-    """See :meth:`ort_rknn.InferenceSession.buffers`."""
+def session_buffers(inputs: Sequence[Any], state: State | None, n: int) -> list[dict[str, NDArray[Any]]]:
+    """See :meth:`ort_rknn.InferenceSession.buffers`; ``inputs`` are what the session's ``get_inputs()`` gives."""
     if n < 1:
         raise ValueError(f"the number of sets must be at least 1; got {n}")
-    state = session._npu
     executor = state.executor if state is not None else None
     found = state.plan.found if state is not None and state.plan is not None and state.executors else None
     compiled = {} if executor is None else dict(zip(_names(executor.signature), executor.signature.sets[0]))
@@ -97,7 +96,7 @@ def session_buffers(session: InferenceSession, n: int) -> list[dict[str, NDArray
     sets: list[dict[str, NDArray[Any]]] = []
     for _ in range(n):
         one: dict[str, NDArray[Any]] = {}
-        for value in session.get_inputs():
+        for value in inputs:
             kind = _DTYPES.get(value.type)
             if kind is None:
                 raise ValueError(f"input {value.name!r} is {value.type}: buffers hold tensors of numbers")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .._concurrency.submitter import Pipeline, Submitter
     from .feeds import Buffers, Feed
-    from .start import State
+    from .state import State
 
 #: Held for moments, while a session's parts are exchanged.
 making = threading.Lock()

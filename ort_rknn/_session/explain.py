@@ -13,7 +13,7 @@ from ..files.compatibility import UNSUPPORTED, Compatibility
 if TYPE_CHECKING:
     from .._executor.batches import Splitting
     from .._executor.executor import Executor
-    from .start import State
+    from .state import State
 
 
 def explain(state: State | None) -> str:

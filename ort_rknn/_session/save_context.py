@@ -25,7 +25,7 @@ from ..files.saved import Content, compiled_file, put, with_contents
 from .load import fields_of
 
 if TYPE_CHECKING:
-    from .start import State
+    from .state import State
 
 
 def save_context(state: State, so: Any) -> None:

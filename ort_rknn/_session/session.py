@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .._onnxruntime import InferenceSession as _Parent
     from .._onnxruntime import SessionOptions
     from .._tensors import Quantization, Shape
-    from .start import State
+    from .state import State
     from .under_way import UnderWay
 
     #: Providers as onnxruntime takes them, or one name.
@@ -180,7 +180,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
         """
         from .arrays import session_buffers
 
-        return session_buffers(self, n)
+        return session_buffers(self.get_inputs(), self._npu, n)
 
     def set_providers(self, providers: Providers = None, provider_options: ProviderOptions = None) -> None:
         """Plan again from the model that was given at first, as onnxruntime's does for its own providers.

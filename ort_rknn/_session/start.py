@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from .._planning.load import load_planned
 from .._planning.on_load import compiled_on_load
 from .._planning.parts_form import parts_form
 from .._planning.plan import Plan, plan, plan_after
-from .._planning.request import NO_CPU, Request, check_keywords, names_ours, policy, read_request, strict_policy
+from .._planning.request import NO_CPU, check_keywords, names_ours, policy, read_request, strict_policy
 from .._planning.session_options import (
     EMPTY_MODEL,
     SAVE_CONTEXT,
@@ -43,7 +43,6 @@ from .._planning.session_options import (
     overridden_dims,
     replaced_weights,
 )
-from .._tensors import Quantization
 from ..adapter.contract import Model
 from ..files import OnnxFileError
 from ..files.compatibility import FAIL_ON_SUBOPTIMAL
@@ -51,63 +50,10 @@ from ..files.pinned import FileChangedError, PinnedModel
 from .device_gone import cpu_fallback
 from .load import lender_of, version_notes, wrapper_of
 from .stack import check_the_stack
+from .state import State
 
 log = logging.getLogger("ort_rknn")
 log.addHandler(logging.NullHandler())
-
-
-@dataclass(slots=True)
-class State:
-    """What a session of ours knows besides onnxruntime's own attributes."""
-
-    kwargs: dict[str, Any]
-    again: bool = False
-    """Made by set_providers, not by the constructor."""
-    request: Request | None = None
-    facts: Facts | None = None
-    plan: Plan | None = None
-    executor: Executor | None = None
-    """Where the whole model is one compiled model."""
-    of_nodes: list[Executor] = field(default_factory=list)
-    """Where the model has EPContext nodes: one executor each."""
-    notes: list[str] = field(default_factory=list)
-    raw: Mapping[str, Quantization] = field(default_factory=dict)
-    """Outputs that the CPU gives as a compiled model would hold them."""
-    parallel: bool = False
-    """Nodes run on onnxruntime's own threads (ORT_PARALLEL), so a run is not told by its thread."""
-    pinned: PinnedModel | None = None
-    """The model that was given and what was used with it, for set_providers(). None for one in memory, and on the CPU:
-    there it is :attr:`path`, as in onnxruntime."""
-    path: str | None = None
-    """The absolute path of the model that was given."""
-
-    @property
-    def executors(self) -> list[Executor]:
-        """All of them."""
-        return [*self.of_nodes] if self.executor is None else [self.executor]
-
-    @contextmanager
-    def released_on_error(self) -> Iterator[None]:
-        """What raises in here leaves no file open."""
-        try:
-            yield
-        except BaseException:
-            self.unpin()
-            raise
-
-    def inherit(self, other: State) -> None:
-        """Take over the files of the state that this one was made from again: a session that goes to the CPU may come
-        back, and what was read from copies has no path of its own."""
-        if other.pinned is not None and (self.pinned is None or self.path != other.path):
-            self.unpin()
-            self.pinned, other.pinned = other.pinned, None
-            self.path = other.path
-
-    def unpin(self) -> None:
-        """Close the files that are held open. Idempotent."""
-        pinned, self.pinned = self.pinned, None
-        if pinned is not None:
-            pinned.close()
 
 
 def make(
