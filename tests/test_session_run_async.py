@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import threading
 import time
 
@@ -229,3 +230,46 @@ def test_calls_that_are_refused_are_not_waited_for(npu):
         except Exception:
             pass
     session.close()
+
+
+# Where the stack ends ------------------------------------------------------------------------------------------------
+
+
+def at_depth(room, call):
+    """``call()`` with so many frames left."""
+
+    def deeper(n):
+        return deeper(n - 1) if n else call()
+
+    depth = 0
+    frame = sys._getframe()
+    while frame is not None:
+        depth, frame = depth + 1, frame.f_back
+    return deeper(sys.getrecursionlimit() - depth - room)
+
+
+def test_a_session_is_on_the_npu_or_the_stack_was_too_short(npu):
+    """It must not look as if there were no NPU: that would be the CPU, with a reason that is not true."""
+    told = set()
+    for room in range(3, 260, 4):
+        try:
+            with at_depth(room, on_npu) as session:
+                told.add(session.get_providers()[0])
+        except RecursionError:
+            told.add("RecursionError")
+    assert told == {"RKNNExecutionProvider", "RecursionError"}
+    assert npu.counters().contexts == 0
+
+
+def test_run_async_where_the_stack_ends(npu):
+    told = Told()
+    taken = 0
+    with on_npu() as session:
+        for room in range(3, 60):
+            try:
+                at_depth(room, lambda: session.run_async(None, FEED, told, 1))
+                taken += 1
+            except RecursionError:
+                pass
+    assert 10 < taken < 57
+    assert len(told.calls) == taken

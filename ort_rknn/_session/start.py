@@ -12,7 +12,7 @@ from typing import Any
 
 import onnxruntime
 
-from .._concurrency.interrupts import is_from_a_handler
+from .._concurrency.interrupts import is_from_a_handler, need_stack
 from .._ep import handoff, registration, support
 from .._errors import (
     FAIL,
@@ -81,6 +81,8 @@ def make(
     must_stay = _OPTIMIZED if so and getattr(so, "optimized_model_filepath", "") else ""
     no_cpu = config_entry(so, NO_CPU) == "1"
     request = read_request(providers, provider_options, no_cpu=no_cpu, must_stay=must_stay)
+    if request.wants_npu:
+        need_stack(_FRAMES)
     facts = gather(model, request, support.why_unavailable() if request.wants_npu else None)
     facts = compiled_on_load(request, facts)
     made = plan(request, facts)
@@ -231,7 +233,7 @@ def _optimal_only(so: Any) -> bool:
 def _may_fall_back(made: Plan, facts: Facts, error: Exception) -> bool:
     """Whether a failure to load is a reason to run on the CPU: what the user got wrong is none. Nodes of the user's own
     have their original to fall back on, or their own error."""
-    if isinstance(error, (OptionError, NpuUnavailable)):
+    if isinstance(error, (OptionError, NpuUnavailable, RecursionError)):
         return False
     if f"{FAIL_ON_SUBOPTIMAL}=1" in str(error):  # a node's, which comes through onnxruntime as its text
         return False
@@ -405,6 +407,9 @@ def _tell(made: Plan) -> None:
 
 #: Keywords of the session: onnxruntime's since 1.23, and ours.
 _KEYWORDS = frozenset(("enable_fallback", "read_config_from_model", "disabled_optimizers", "use_weight_from"))
+#: Frames that finding a device and loading a model may need. Where the stack ends amid that, it would look as if there
+#: were no NPU.
+_FRAMES = 150
 _OPTIMIZED = (
     "SessionOptions.optimized_model_filepath asks for onnxruntime's optimized graph, and a session with compiled "
     "nodes cannot be saved"

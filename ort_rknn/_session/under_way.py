@@ -49,8 +49,8 @@ class Callback:
     def __init__(self, callback: Callable[[list[Any], Any, str], object], calls: set[UnderWay]) -> None:
         self._callback = callback
         self._calls = calls
-        self._under_way = UnderWay()
-        calls.add(self._under_way)
+        self._under_way = under_way = UnderWay()
+        calls.add(under_way)
 
     def __call__(self, results: list[Any], user_data: Any, error: str) -> None:
         self._under_way.thread = threading.get_ident()
@@ -64,7 +64,8 @@ class Callback:
         self._under_way.finish()
 
     def __del__(self) -> None:
-        self._finish()
+        if hasattr(self, "_under_way"):  # not where __init__ was interrupted, or had no stack left
+            self._finish()
 
 
 def run_in_child(session: Any, output_names: Any, feed: Any, callback: Any, user_data: Any, options: Any) -> None:
