@@ -25,11 +25,8 @@ ALIASES = ("RKNPU2ExecutionProvider", "RknnExecutionProvider")
 #: Spellings of ``layout`` and the layout of the caller's buffer that each means.
 LAYOUTS: Mapping[str, str] = {
     "nchw": "NCHW",
-    "original": "NCHW",
     "nchw_software": "NCHW software",
-    "original_software": "NCHW software",
     "nhwc": "NHWC",
-    "any": "NHWC",
 }
 PRIORITIES = ("high", "medium", "low")
 MISSING_SHAPE = ("error", "cpu", "pad")
@@ -71,7 +68,6 @@ class RknnProviderOptions(TypedDict, total=False):
     enable_pacing: bool | str
     custom_op_paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     custom_op_default_path: bool | str
-    zero_copy_layout: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +127,6 @@ class Options:
     """Libraries of custom operators, registered with every context."""
     custom_op_default_path: bool = False
     """Load the custom operators of the runtime's own folder too."""
-    zero_copy_layout: str = "nhwc"
-    """Layout of device-side tensors; only "nhwc"."""
     disable_dup_context: bool = False
     """Every context loads the model for itself instead of sharing the weights."""
     after_fork: Literal["reopen", "refuse"] = "reopen"
@@ -379,16 +373,6 @@ def _paths(key: str, value: object) -> tuple[str, ...]:
     raise _bad(key, value, "expected a path or a list of paths")
 
 
-def _zero_copy_layout(value: object) -> str:
-    if isinstance(value, str) and value.strip().lower() == "native":
-        raise _bad(
-            "zero_copy_layout",
-            value,
-            "tensors in the NPU's own channel blocks (NC1HWC2) are not supported; 'nhwc' is accepted",
-        )
-    return _word("zero_copy_layout", value, ("nhwc",))
-
-
 def _layout(key: str, value: object) -> str:
     return LAYOUTS[_word(key, value, LAYOUTS)]
 
@@ -416,7 +400,6 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "enable_pacing": lambda v: _boolean("enable_pacing", v),
     "custom_op_paths": lambda v: _paths("custom_op_paths", v),
     "custom_op_default_path": lambda v: _boolean("custom_op_default_path", v),
-    "zero_copy_layout": _zero_copy_layout,
     "run_timeout_ms": lambda v: _integer(
         "run_timeout_ms", v, "expected milliseconds, an integer >= 0 (0: no limit)", 0
     ),
@@ -427,29 +410,28 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
 }
 assert set(_READERS) == {f.name for f in fields(Options)} - {"given"}
 
-#: Other spellings of an option. ``custom_op_path`` and ``custom_op_paths`` add to one list.
-_ALSO: Mapping[str, str] = {
-    "custom_op_path": "custom_op_paths",
-    "load_custom_ops_from_default_path": "custom_op_default_path",
-}
-
 #: Names that other RKNN libraries use and that are not supported here: refused with a reason, never ignored.
 _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         ("device_id", "weight_path", "run_core_mask"),
         "it belongs to another library's RKNPU3 provider (RK182x); this provider drives RKNPU2 (RK35xx)",
     ),
+    **dict.fromkeys(
+        ("zero_copy_layout", "custom_op_path", "load_custom_ops_from_default_path"),
+        "it is a name of EZ RKNN Async, which ort_rknn_ez_async takes; here there are custom_op_paths and "
+        "custom_op_default_path, and device-side tensors are NHWC",
+    ),
 }
 
 
 def is_option(name: str) -> bool:
-    """Whether a provider option of ours has this name, in whichever spelling, or is refused by it."""
-    return name in _READERS or name in _ALSO or name in _REFUSED
+    """Whether a provider option of ours has this name, or one that is refused by name."""
+    return name in _READERS or name in _REFUSED
 
 
 def option_names() -> tuple[str, ...]:
     """The names of all provider options."""
-    return (*_READERS, *_ALSO)
+    return tuple(_READERS)
 
 
 def _unknown(key: object) -> OptionError:
@@ -467,15 +449,14 @@ def read_options(given: Mapping[str, object] | None) -> Options:
     """
     values: dict[str, Any] = {}
     for key, value in (given or {}).items():
-        name = _ALSO.get(key, key)
-        reader = _READERS.get(name) if isinstance(name, str) else None
+        reader = _READERS.get(key) if isinstance(key, str) else None
         if reader is None:
             if key in _REFUSED:
                 raise OptionError(f"provider option {key!r} is not supported: {_REFUSED[key]}")
             raise _unknown(key)
         read = reader(value)
-        _check_text(name, read)
-        values[name] = (*values[name], *read) if name == "custom_op_paths" and name in values else read
+        _check_text(key, read)
+        values[key] = read
     if "schedule" in values and "tp_mode" in values:
         raise OptionError(
             "provider options 'schedule' and 'tp_mode' exclude each other: schedule spreads whole runs over the cores "
@@ -521,7 +502,6 @@ def make_provider_options(
     after_fork: str | None = None,
     custom_op_paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     custom_op_default_path: bool | None = None,
-    zero_copy_layout: str | None = None,
     **misspelt: NoReturn,
 ) -> RknnProviderOptions:
     """A dict of provider options with only what was given (None: left out), checked as a session would.

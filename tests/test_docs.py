@@ -50,9 +50,7 @@ def test_every_option_has_a_row():
 def test_the_typed_dict_and_the_maker_know_the_same():
     import inspect
 
-    names = {*_options._READERS, *_options._ALSO}
-    assert set(RknnProviderOptions.__annotations__) <= names
-    assert set(_options._READERS) <= set(typing.get_type_hints(RknnProviderOptions))
+    assert set(typing.get_type_hints(RknnProviderOptions)) == set(_options._READERS)
     assert set(inspect.signature(_options.make_provider_options).parameters) - {"misspelt"} == set(_options._READERS)
 
 
@@ -67,11 +65,6 @@ def test_the_values_are_accepted(name):
     for value in re.findall(r'`"([^"`]+)"`', ROWS[name][0]):
         companions = {"pad_axes": [2]} if (name, value) == ("on_missing_shape", "pad") else {}
         assert name in read_options({name: value, **companions}).given
-
-
-@pytest.mark.parametrize("alias", list(_options._ALSO))
-def test_other_spellings_are_told(alias):
-    assert f"`{alias}`" in ROWS[_options._ALSO[alias]][2]
 
 
 def test_refused_options_are_told():

@@ -154,7 +154,7 @@ def test_names(key):
 
 def test_per_input():
     assert read(layout="NHWC").layout == {"*": "NHWC"}
-    assert read(layout="original").layout == {"*": "NCHW"}
+    assert read(layout="nchw_software").layout == {"*": "NCHW software"}
     assert read(layout={"x": "nhwc", "y": "nchw"}).layout == {"x": "NHWC", "y": "NCHW"}
     assert read(layout='{"x": "nhwc"}').layout == {"x": "NHWC"}
     assert read(input_dtype="UINT8").input_dtype == {"*": "uint8"}

@@ -58,7 +58,7 @@ def test_pixels_of_an_image(image):
 @pytest.mark.parametrize("dtype", ["int8", "int16", "uint16", "int32", "uint32", "int64"])
 def test_integers_of_every_kind_are_pixels(image, dtype):
     """As on the NPU: the values, whatever the dtype; int8 is not the compiled model's raw form."""
-    session = made(image, input_dtype={"image": dtype}, layout="any")
+    session = made(image, input_dtype={"image": dtype}, layout="nhwc")
     values = (PIXELS // 2).astype(dtype)
     (want,) = plain(image, {"image": as_floats(values)})
     assert np.array_equal(session.run(None, {"image": values})[0], want)

@@ -222,11 +222,11 @@ def test_the_runtime_reads_the_caller_s_own_memory(npu):
         assert {e.nbytes for e in npu.events() if e.kind == "inputs_set"} == {x.nbytes}
 
 
-@pytest.mark.parametrize("layout", ["nchw", "original", "nchw_software", "original_software", "nhwc", "any", "NHWC"])
+@pytest.mark.parametrize("layout", ["nchw", "nchw_software", "nhwc", "NHWC"])
 def test_what_a_layout_declares_is_what_it_accepts(npu, layout):
     expected = onnxruntime.InferenceSession(MODELS / "conv_f16.onnx").run(None, {"x": X})[0]
     with session(layout=layout) as made:
-        channels_last = layout.lower() in ("nhwc", "any")
+        channels_last = layout.lower() == "nhwc"
         assert made.get_inputs()[0].shape == ([1, 32, 32, 3] if channels_last else [1, 3, 32, 32])
         given = np.ascontiguousarray(X.transpose(0, 2, 3, 1)) if channels_last else X
         assert np.abs(made.run(None, {"x": given})[0] - expected).max() < 1e-2

@@ -186,7 +186,7 @@ def test_a_missing_shape_is_an_error_where_the_session_is_strict(how, virtual, m
     [
         ({"schedule": [0, 1, 2]}, r"it is a provider option, provider_options=\{'schedule': \[0, 1, 2\]\}"),
         ({"device": "virtual:rk3588"}, "it is a provider option"),
-        ({"custom_op_path": "/x"}, "it is a provider option"),
+        ({"custom_op_paths": "/x"}, "it is a provider option"),
         ({"device_id": 0}, "it is a provider option"),
         ({"shedule": 0}, "takes no argument 'shedule'; did you mean 'schedule'"),
         ({"session_options": None}, "did you mean 'sess_options'"),

@@ -212,7 +212,7 @@ class InferenceSession:
             sess_options = None
         wish = read_wish(providers, provider_options)
         lender = _lender(kwargs.get("use_weight_from"))
-        if lender is not None and wish.options.keys() & {"custom_op_path", "custom_op_paths"}:
+        if lender is not None and "custom_op_paths" in wish.options:
             raise RuntimeError("use_weight_from cannot be combined with custom ops")
         loaded = load(
             path_or_bytes,

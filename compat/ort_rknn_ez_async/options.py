@@ -117,6 +117,12 @@ _ACCEPTED = (
     "run_timeout_ms",
     "retries",
 )
+#: That library's other names for options of ort_rknn; several of them add to one list.
+_OTHER_NAMES = {
+    "custom_op_path": "custom_op_paths",
+    "load_custom_ops_from_default_path": "custom_op_default_path",
+}
+_OTHER_LAYOUTS = {"original": "nchw", "original_software": "nchw_software", "any": "nhwc"}
 _RKNPU3_ONLY = ("device_id", "weight_path", "priority", "run_core_mask")
 
 
@@ -211,24 +217,49 @@ def _checked(given: Mapping[Any, Any]) -> dict[str, Any]:
             "tp_mode conflicts with schedule; set only one (schedule spreads whole runs over the cores, "
             "tp_mode splits one run over several)"
         )
+    options: dict[str, Any] = {}
     for key, value in values.items():
+        if key == "zero_copy_layout":
+            _check_zero_copy_layout(value)
+            continue
+        name, value = _in_our_words(key, value)
         try:
-            read_options({key: value})
+            read = read_options({name: value})
         except OptionError as error:
             phrase = _phrase(key, value)
             raise RuntimeError(f"{phrase}: {bare_message(error)}" if phrase else bare_message(error)) from None
+        if name == "custom_op_paths":
+            value = [*options.get(name, ()), *read.custom_op_paths]
+        options[name] = value
     library = os.environ.get("ZTU_RKNPU2_RUNTIME_LIBRARY")
-    if library and "runtime_library" not in values:
-        values["runtime_library"] = os.path.abspath(library) if os.sep in library else library
-    return values
+    if library and "runtime_library" not in options:
+        options["runtime_library"] = os.path.abspath(library) if os.sep in library else library
+    return options
+
+
+def _in_our_words(key: str, value: Any) -> tuple[str, Any]:
+    """An option as ort_rknn spells it."""
+    if key == "layout" and isinstance(value, str):
+        value = _OTHER_LAYOUTS.get(value.strip().lower(), value)
+    return _OTHER_NAMES.get(key, key), value
+
+
+def _check_zero_copy_layout(value: Any) -> None:
+    """Raise RuntimeError for another layout of device-side tensors than NHWC."""
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word == "native":
+        raise RuntimeError(
+            f"provider option zero_copy_layout={value!r}: tensors in the NPU's own channel blocks (NC1HWC2) are not "
+            "supported; 'nhwc' is accepted"
+        )
+    if word != "nhwc":
+        raise RuntimeError(f"Unknown zero_copy_layout: {value}; 'nhwc' is accepted")
 
 
 def _phrase(key: str, value: Any) -> str:
     """That library's own words for a bad value, which programs may look for in the message."""
-    if key == "layout" and value not in LAYOUTS:
+    if key == "layout" and not (isinstance(value, str) and value in LAYOUTS):
         return f"Unknown layout: {value}"
-    if key == "zero_copy_layout" and value != "native":
-        return f"Unknown zero_copy_layout: {value}"
     if key == "tp_mode":
         return "invalid tp_mode" if isinstance(value, str) else "tp_mode must be a string"
     if key in _INTEGERS:

@@ -133,7 +133,7 @@ def test_custom_operators_are_registered_with_every_context_before_a_run(npu, pl
 def test_custom_operators_that_the_runtime_refuses(npu, plugin):
     npu.fault("rknn_register_custom_ops", -5, after=1)
     with pytest.raises(ort.capi.onnxruntime_pybind11_state.Fail, match="rknn_register_custom_ops failed"):
-        session(options={"schedule": "0,1", "custom_op_path": plugin("a.so")}, enable_fallback=0)
+        session(options={"schedule": "0,1", "custom_op_paths": plugin("a.so")}, enable_fallback=0)
 
 
 @pytest.mark.parametrize(
@@ -178,4 +178,4 @@ def test_the_default_folder(plugin, caplog):
 
 def test_operators_and_borrowed_weights_do_not_go_together(npu, plugin):
     with session() as master, pytest.raises(Exception, match="cannot be combined"):
-        session(options={"custom_op_path": plugin("a.so")}, use_weight_from=master, enable_fallback=0)
+        session(options={"custom_op_paths": plugin("a.so")}, use_weight_from=master, enable_fallback=0)

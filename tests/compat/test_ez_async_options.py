@@ -6,6 +6,9 @@ import pytest
 from ez_async_models import CONV, DEVICE, MODELS, X, fresh_npu, make, runs
 
 import ort_rknn_ez_async as ez
+from ort_rknn import OptionError
+from ort_rknn._options import read_options
+from ort_rknn_ez_async.options import read_wish
 
 npu = pytest.fixture(fresh_npu, autouse=True)
 NAMES = [
@@ -177,3 +180,29 @@ def test_the_runtime_library_of_the_environment(npu, monkeypatch):
     monkeypatch.setenv("ZTU_RKNPU2_RUNTIME_LIBRARY", "/nope/librknnrt.so")
     with pytest.raises(RuntimeError, match=r"runtime_library='/nope/librknnrt\.so': there is no such file"):
         ez.InferenceSession(CONV)
+
+
+def test_other_names_are_read_as_ours():
+    words = {
+        "layout": "original_software",
+        "zero_copy_layout": "NHWC",
+        "custom_op_path": "/a.so",
+        "custom_op_paths": ["/b.so"],
+        "load_custom_ops_from_default_path": True,
+    }
+    wish = read_wish(None, words)
+    assert wish.given == words
+    assert wish.options == {
+        "layout": "nchw_software",
+        "custom_op_paths": ["/a.so", "/b.so"],
+        "custom_op_default_path": True,
+    }
+
+
+@pytest.mark.parametrize("word", ["zero_copy_layout", "custom_op_path", "load_custom_ops_from_default_path"])
+def test_ort_rknn_itself_refuses_the_other_names(word):
+    with pytest.raises(OptionError, match="EZ RKNN Async"):
+        read_options({word: "nhwc"})
+    for layout in ("original", "original_software", "any"):
+        with pytest.raises(OptionError, match="nchw_software"):
+            read_options({"layout": layout})
