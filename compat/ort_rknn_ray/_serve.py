@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ort_rknn import QueueFull
+
 from ._board import CORES, RESOURCE
 from ._model import NpuModel, OnCpu
 from ._store import StoredModel
@@ -31,28 +33,50 @@ class _Service(NpuModel):
     async def __call__(self, request: Any) -> Any:
         from starlette.responses import PlainTextResponse, Response
 
+        status, answer = await self.answer(await request.body())
+        if isinstance(answer, str):
+            return PlainTextResponse(answer, status_code=status)
+        return Response(answer, media_type="application/octet-stream")
+
+    async def answer(self, body: bytes) -> tuple[int, bytes | str]:
+        """The HTTP status and content for a request's body: 400 for what cannot be fed, 503 while the queue is full.
+        Raises what else a run raises."""
         try:
-            with np.load(io.BytesIO(await request.body()), allow_pickle=False) as file:
+            with np.load(io.BytesIO(body), allow_pickle=False) as file:
                 feed = {name: file[name] for name in file.files}
         except (ValueError, OSError, EOFError) as error:
-            return PlainTextResponse(f"expected a .npz with one array per input: {error}\n", status_code=400)
+            return 400, f"expected a .npz with one array per input: {error}\n"
         try:
             outputs = await self.predict(feed)
+        except QueueFull as error:
+            return 503, f"{error}\n"
         except ValueError as error:
-            return PlainTextResponse(f"{error}\n", status_code=400)
+            return 400, f"{error}\n"
         except Exception as error:
             if type(error).__name__ != "InvalidArgument":
                 raise
-            return PlainTextResponse(f"{error}\n", status_code=400)
-        answer = io.BytesIO()
-        np.savez(answer, **outputs)
-        return Response(answer.getvalue(), media_type="application/octet-stream")
+            return 400, f"{error}\n"
+        written = io.BytesIO()
+        np.savez(written, **outputs)
+        return 200, written.getvalue()
 
     def check_health(self) -> None:
-        """Asked by Serve: a session that fell back to the CPU after it was made is not healthy."""
-        if self._wants_npu and self.session.get_providers()[0] != "RKNNExecutionProvider":
+        """Asked by Serve, which replaces a replica that raises: one whose session fell back to the CPU after it was
+        made, whose device is gone, or whose every run failed since it was asked last."""
+        if not self._wants_npu:
+            return
+        if self.session.get_providers()[0] != "RKNNExecutionProvider":
             raise RuntimeError("the session does not run on the NPU any more")
+        stats = self.session.stats()
+        now = stats.total.runs, stats.total.errors, sum(model.fallback_runs for model in stats.models)
+        runs, errors, instead = (new - old for new, old in zip(now, self._seen))
+        self._seen = now
+        if instead and not runs:
+            raise RuntimeError(f"the device is gone: {instead} runs went to the CPU since the last check")
+        if errors and not runs:
+            raise RuntimeError(f"all {errors} runs on the NPU failed since the last check")
 
+    _seen = (0, 0, 0)
     _wants_npu = True
 
 
