@@ -14,6 +14,7 @@ from .saved import Run, save_runs, saved_runs
 if TYPE_CHECKING:
     from .._compile.accuracy import OutputAccuracy
     from .._compile.calibration import Data, Fit
+    from .._compile.layers import LayerError
 
 Numbers = Literal["npu", "simulator", "virtual"]
 
@@ -34,11 +35,18 @@ class Checked:
     accuracy: float
     """The bound."""
     outputs: tuple[OutputAccuracy, ...]
+    layers: tuple[LayerError, ...] = ()
+    """Where they were asked for: every layer on the vendor's simulator, in the order of the graph."""
 
     @property
     def within(self) -> bool:
         """Whether every output is within the bound."""
         return all(one.problem(self.accuracy) is None for one in self.outputs)
+
+    @property
+    def first_bad_layer(self) -> LayerError | None:
+        """The first layer whose cosine is below the bound."""
+        return next((layer for layer in self.layers if layer.entire < self.accuracy), None)
 
     @property
     def verdict(self) -> str:
@@ -72,6 +80,7 @@ def check(
     against: str | os.PathLike[str] | None = None,
     provider_options: Mapping[str, Any] | None = None,
     toolkit: str | None = None,
+    layers: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Checked:
     """Compare what was compiled from the ONNX at ``model`` with that ONNX on the CPU, fed the same.
@@ -81,7 +90,8 @@ def check(
     or one each. ``accuracy``: the bound, a cosine between 0 and 1, and with it the largest error of bounded and
     mixed outputs. ``simulator``: a SoC; the vendor's simulator computes what ``convert`` made for it, built again
     from its record with the interpreter ``toolkit``. Without it a session with ``provider_options`` does.
-    ``against``: a file of ``ort-rknn check --save`` instead of the ONNX.
+    ``layers``: with ``simulator``, how far every layer is from the ONNX's. ``against``: a file of ``ort-rknn check
+    --save`` instead of the ONNX.
 
     Raises NothingCompared where nothing that was compiled runs, ValueError for options and samples that do not fit,
     ``ort_rknn.ToolkitError`` and ``ort_rknn.ConversionError`` with ``simulator``, OSError for a file that cannot be
@@ -94,11 +104,13 @@ def check(
     groups = () if not shapes else ({name: tuple(shape) for name, shape in shapes.items()},)
     feeds = Feeds(data, groups, rows(mean), rows(std), fit)
     path = os.path.abspath(os.fspath(model))
+    if simulator is None and layers:
+        raise ValueError("layers are compared on the vendor's simulator: give simulator too")
     if simulator is None:
         return in_session(path, feeds, accuracy, provider_options or {}, against)
     if against is not None:
         raise ValueError("simulator runs the ONNX itself: it does not go with against")
-    return simulated(path, feeds, accuracy, simulator, toolkit, progress)
+    return simulated(path, feeds, accuracy, simulator, toolkit, progress, layers=layers)
 
 
 def simulated(
@@ -108,6 +120,8 @@ def simulated(
     soc: str,
     toolkit: str | None,
     progress: Callable[[str], None],
+    *,
+    layers: bool = False,
 ) -> Checked:
     """On the vendor's simulator."""
     from .._compile.check import on_simulator
@@ -120,8 +134,9 @@ def simulated(
     if feeds.shapes or feeds.mean or feeds.std:
         raise ValueError("shapes, mean and std are as they were in the conversion: leave them out with the simulator")
     log = os.path.join(os.path.dirname(path), f"{Path(path).stem}.check.log")
-    outputs = on_simulator(path, record, feeds.data, find_toolkit(toolkit), log, progress=progress)
-    return Checked("simulator", f"built again for {target}", accuracy, tuple(outputs))
+    of = find_toolkit(toolkit)
+    outputs, each = on_simulator(path, record, feeds.data, of, log, progress=progress, layers=layers)
+    return Checked("simulator", f"built again for {target}", accuracy, tuple(outputs), each)
 
 
 def in_session(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", metavar="NAME=N,N,...", action="append", default=[], help="an input's shape")
     parser.add_argument("--accuracy", metavar="A", type=float, default=0.99, help="the bound (default 0.99)")
     parser.add_argument("--simulator", metavar="SOC", help="compare on the vendor's simulator what was made for SOC")
+    parser.add_argument("--layers", action="store_true", help="with --simulator: every layer, and the first bad one")
     parser.add_argument("--toolkit", metavar="PYTHON", help="an interpreter that has rknn-toolkit2")
     parser.add_argument("--save", metavar="RUN.npz", help="keep the feeds and the ONNX's outputs, and compare nothing")
     parser.add_argument("--against", metavar="RUN.npz", help="compare with such a file instead of running the ONNX")
@@ -60,13 +62,17 @@ def run(given: argparse.Namespace) -> int:
         raise Mistake("--simulator runs the ONNX itself: it goes with neither --save nor --against", USAGE)
     if given.simulator and (given.shape or given.mean or given.std):
         raise Mistake("--shape, --mean and --std are as they were in the conversion", USAGE)
+    if given.layers and not given.simulator:
+        raise Mistake("--layers goes with --simulator: only the vendor's simulator gives layers", USAGE)
     try:
         read_onnx(given.model)  # onnxruntime says less about a damaged file
         path, feeds = os.path.abspath(given.model), _feeds(given)
         if given.save:
             return _save(given, save(path, feeds, Path(given.save)))
         if given.simulator:
-            found = simulated(path, feeds, given.accuracy, given.simulator, given.toolkit, _progress)
+            found = simulated(
+                path, feeds, given.accuracy, given.simulator, given.toolkit, _progress, layers=given.layers
+            )
         else:
             found = in_session(path, feeds, given.accuracy, device_options(given), given.against)
     except (DataError, SavedRunError, ShapeError, ToolkitError) as error:
@@ -101,9 +107,11 @@ def _tell(given: argparse.Namespace, found: Checked) -> int:
                 "note": found.note,
                 "saved": None,
                 "outputs": listed,
+                "layers": [asdict(layer) for layer in found.layers],
             },
         )
     else:
+        _tell_layers(found)
         for line in lines_of(found.outputs, given.accuracy):
             say(line)
         where = f" ({found.note})" if found.note else ""
@@ -111,6 +119,16 @@ def _tell(given: argparse.Namespace, found: Checked) -> int:
         say(f"compared the ONNX's numbers with {_NUMBERS[found.numbers]}{where}, {samples} samples")
         say(f"verdict: {found.verdict} (bound {given.accuracy:g})", "good" if found.within else "bad")
     return FINE if found.within else FAILED
+
+
+def _tell_layers(found: Checked) -> None:
+    if not found.layers:
+        return
+    say("layer: cosine with all before it as compiled, and by itself")
+    for layer in found.layers:
+        say(f"  {layer.op_type} {layer.name}: {layer.entire:.5f}, {layer.single:.5f}")
+    bad = found.first_bad_layer
+    say(f"first bad layer: {bad.op_type} {bad.name}" if bad else f"no layer is below {found.accuracy:g}")
 
 
 def _save(given: argparse.Namespace, count: int) -> int:
@@ -122,6 +140,7 @@ def _save(given: argparse.Namespace, count: int) -> int:
             "verdict": "saved",
             "note": f"{count} samples",
             "outputs": [],
+            "layers": [],
         }
         say_json("check", {"model": given.model, "saved": os.fspath(place), **nothing})
         return FINE

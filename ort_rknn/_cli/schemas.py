@@ -302,6 +302,17 @@ CHECK = {
             }
         )
     ),
+    "layers": rows(
+        record(
+            {
+                "op_type": text(),
+                "name": text(),
+                "entire": number("cosine with everything before it as compiled"),
+                "single": number("cosine with exact inputs"),
+            }
+        ),
+        "under --layers, in the order of the graph",
+    ),
 }
 
 _MEASURED = record(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from onnx import helper
 
 from .accuracy import OutputAccuracy
 from .calibration import Data, Fit, Samples, forms_of, read_samples
-from .converter import Converter
+from .converter import BuildSpec, Converter
 from .cuts import Plan
+from .layers import LayerError
 from .measure import Reference, compare, simulate_parts, spread
 from .observe import Observed, observe, random_feeds
+from .partition import GraphPart
 from .prepare import prepare
 from .recipe import Recipe
 from .record import BuildRecord, RecordError
@@ -67,8 +69,11 @@ def on_simulator(
     log: str,
     *,
     progress: Callable[[str], None] = lambda text: None,
-) -> list[OutputAccuracy]:
+    layers: bool = False,
+) -> tuple[list[OutputAccuracy], tuple[LayerError, ...]]:
     """Build again what ``record`` tells of and compare it, on the toolkit's simulator, with the ONNX at ``path``.
+
+    Returns the outputs and, with ``layers``, how far each layer is from the ONNX's for the first sample.
 
     ``data``: None compares on the samples that int8 was made with, else on random values. Raises RecordError where the
     build cannot be repeated, DataError for samples, ConversionError where the toolkit refuses.
@@ -104,7 +109,27 @@ def on_simulator(
             made, reference = recipe.build(plan, [fed.feed(index) for index in indices[:2]])
             progress(f"{len(indices)} samples on the simulator")
             parts = [(each.part, each.spec) for each in made.built]
-            return compare(reference, fed, indices, simulate_parts(converter, parts, reference, fed, indices))
+            found = compare(reference, fed, indices, simulate_parts(converter, parts, reference, fed, indices))
+            return found, _layers(converter, parts, reference, fed, progress) if layers else ()
+
+
+def _layers(
+    converter: Converter,
+    parts: Sequence[tuple[GraphPart, BuildSpec]],
+    reference: Reference,
+    samples: Samples,
+    progress: Callable[[str], None],
+) -> tuple[LayerError, ...]:
+    """Part by part, each fed what the ONNX computes for the first sample."""
+    feed, raw = samples.feed(0), samples.raw(0)
+    found: list[LayerError] = []
+    for number, (part, spec) in enumerate(parts):
+        progress(f"the layers of part {number + 1} of {len(parts)}")
+        if converter.last is not spec:
+            converter.build(spec)
+        inputs = dict(zip(part.inputs, reference.run(feed, part.inputs)))
+        found += converter.layer_errors([raw.get(name, value) for name, value in inputs.items()])
+    return tuple(found)
 
 
 def on_cpu(

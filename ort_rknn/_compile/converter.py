@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from ..files import RknnFile, RknnFileError, read_rknn
-from .layers import BuildLog, read_build_log
+from .layers import BuildLog, LayerError, read_build_log, read_layer_errors
 from .toolkit import Toolkit, clean_environment
 
 if TYPE_CHECKING:
@@ -181,6 +181,26 @@ class Converter:
             raise ConversionError(f"the toolkit's simulator: {answer['error']}", step=answer["step"], log=self.log)
         with np.load(out, allow_pickle=False) as file:
             return [file[str(i)] for i in range(len(file.files))]
+
+    def layer_errors(self, feeds: Sequence[NDArray[Any]]) -> tuple[LayerError, ...]:
+        """How far each layer of what was built last is from the ONNX's, on the simulator, for one sample.
+
+        Raises ConversionError where the toolkit refuses.
+        """
+        import numpy as np
+
+        folder = tempfile.mkdtemp(prefix="layers-", dir=self.folder)
+        paths = [os.path.join(folder, f"{number}.npy") for number in range(len(feeds))]
+        for place, feed in zip(paths, feeds):
+            np.save(place, feed, allow_pickle=False)
+        answer = self._ask({"do": "layers", "feeds": paths, "out": os.path.join(folder, "out")})
+        if not answer["ok"]:
+            raise ConversionError(f"the toolkit's layers: {answer['error']}", step=answer["step"], log=self.log)
+        try:
+            text = Path(folder, "out", "error_analysis.txt").read_text(errors="replace")
+        except OSError as error:
+            raise ConversionError(f"the toolkit's layers: it left no table: {error}", log=self.log) from error
+        return read_layer_errors(text)
 
     def close(self) -> None:
         """End the process and remove the scratch folder. Idempotent."""

@@ -39,6 +39,32 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerError:
+    """How far a layer's output is from the ONNX's."""
+
+    op_type: str
+    name: str
+    entire: float
+    """Cosine with everything before it as compiled: errors add up."""
+    single: float
+    """Cosine with exact inputs: what the layer itself costs."""
+
+
+_LAYER_ERROR = re.compile(
+    r"^\[(?P<type>[^\]]+)\] (?P<name>\S+)\s+(?P<entire>[0-9.]+) \| \S+\s+(?P<single>[0-9.]+) \| \S+\s*$"
+)
+
+
+def read_layer_errors(text: str) -> tuple[LayerError, ...]:
+    """Read the toolkit's table of layers, in the order of the graph. Layers without numbers, which were fused into the
+    next one, are left out, and so are the inputs."""
+    found = (m for line in text.splitlines() if (m := _LAYER_ERROR.match(line)))
+    return tuple(
+        LayerError(m["type"], m["name"], float(m["entire"]), float(m["single"])) for m in found if m["type"] != "Input"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class BuildLog:
     """What one build logged."""
 

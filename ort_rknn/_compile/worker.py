@@ -70,6 +70,12 @@ class Worker:
         numpy.savez(request["out"], **{str(i): value for i, value in enumerate(outputs)})
         return {"outputs": len(outputs)}
 
+    def layers(self, request: Request) -> Request:
+        """Compare each layer of the model that was built last with the ONNX's, on the simulator: the arrays at the
+        paths ``feeds``, NCHW; the toolkit's table goes to the folder ``out``."""
+        _step("accuracy_analysis", self.rknn.accuracy_analysis(inputs=request["feeds"], output_dir=request["out"]))
+        return {}
+
     def release(self) -> None:
         """Give back the model that was built last."""
         if self.rknn is not None:

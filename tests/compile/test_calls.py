@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import ort_rknn
+from ort_rknn._cli.main import main
+from ort_rknn._compile.converter import Converter
 
 
 @pytest.fixture
@@ -77,3 +79,30 @@ def test_importing_ort_rknn_imports_none_of_it():
     assert not [
         name for name in loaded if name == "onnx" or name.startswith(("ort_rknn._compile", "ort_rknn._checking"))
     ]
+
+
+def test_layers_tell_where_it_goes_wrong(toolkit, conv, monkeypatch):
+    ort_rknn.convert(conv, "rk3588", toolkit=toolkit.python)
+    with pytest.raises(ValueError, match="layers are compared on the vendor's simulator"):
+        ort_rknn.check(conv, layers=True)
+    monkeypatch.setattr(Converter, "simulate", lambda self, feeds, layouts: [np.zeros((1, 8, 16, 16), np.float32)])
+    found = ort_rknn.check(conv, simulator="rk3588", layers=True, toolkit=toolkit.python)
+    assert [(layer.op_type, layer.name) for layer in found.layers] == [
+        ("Relu", "r"),
+        ("Sigmoid", "s#1"),
+        ("exDataConvert", "y"),
+    ]
+    assert (found.first_bad_layer.name, found.first_bad_layer.single) == ("s#1", 0.9999)
+    monkeypatch.setenv("FAKE_TOOLKIT_LAYERS", "none")
+    with pytest.raises(ort_rknn.ConversionError, match="left no table"):
+        ort_rknn.check(conv, simulator="rk3588", layers=True, toolkit=toolkit.python)
+
+
+def test_layers_on_the_command_line(toolkit, conv, monkeypatch, capsys):
+    ort_rknn.convert(conv, "rk3588", toolkit=toolkit.python)
+    monkeypatch.setattr(Converter, "simulate", lambda self, feeds, layouts: [np.zeros((1, 8, 16, 16), np.float32)])
+    assert main(["check", conv, "--simulator", "rk3588", "--layers", "--toolkit", toolkit.python]) == 1
+    out = capsys.readouterr().out
+    assert "  Sigmoid s#1: 0.91250, 0.99990" in out and "first bad layer: Sigmoid s#1" in out
+    assert main(["check", conv, "--layers"]) == 2
+    assert "--layers goes with --simulator" in capsys.readouterr().err
