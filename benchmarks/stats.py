@@ -47,7 +47,7 @@ def uncounted(executor):
         lease.run_ns += over - ready
         lease.fetch_ns += end - over
         if sinks:
-            record(self._signature, self._label, lease, (start, ready, over, end), asked)
+            record(self.signature, self.label, lease, (start, ready, over, end), asked)
 """,
             "",
         ),
