@@ -121,7 +121,7 @@ def test_a_node_names_a_file_but_the_model_came_from_memory(npu, blob, session_o
     "attributes, error, text",
     [
         ({"main_context": 0}, state.InvalidArgument, "main_context=0 is not supported"),
-        ({"embed_mode": 2}, state.InvalidArgument, "embed_mode=2; 0"),
+        ({"embed_mode": 2}, state.InvalidArgument, "embed_mode=2; expected 0"),
         ({"cache": b"not a model"}, state.InvalidArgument, r"npu \(embedded\): .*not an \.rknn model"),
         ({"cache": b""}, state.InvalidArgument, r"npu \(embedded\): .*not an \.rknn model.*empty"),
         ({"cache": b"ort_rknn-handoff:" + b"0" * 32}, state.InvalidArgument, "another process or time"),
