@@ -66,6 +66,16 @@ def test_help_tells_the_exit_codes(cli, argv):
     assert "0 fine, 1 failed" in out
 
 
+@pytest.mark.parametrize("command", ["convert", "check"])
+def test_without_the_package_onnx(mistake, models, monkeypatch, tmp_path, command):
+    """It belongs to an extra."""
+    monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
+    for name in [name for name in sys.modules if name.startswith(("onnx.", "ort_rknn._compile", "ort_rknn._checking"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert "pip install 'ort-rknn[convert]'" in mistake(command, models / "conv_f16.onnx", code=2)
+
+
 def test_python_dash_m_runs_it(models):
     paths = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(

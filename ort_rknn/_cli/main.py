@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Mistake as mistake:
         print(f"ort-rknn: {printable(str(mistake), sys.stderr)}", file=sys.stderr)
         return mistake.code
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "onnx":
+            raise
+        print(f"ort-rknn: {argv[0]} takes the package onnx: pip install 'ort-rknn[convert]'", file=sys.stderr)
+        return USAGE
     except BrokenPipeError:  # "ort-rknn info model.rknn | head -1"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
