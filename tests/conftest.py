@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy
 import onnxruntime
 import pytest
+from counted_reruns import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 TESTS = Path(__file__).parent
 

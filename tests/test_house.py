@@ -152,3 +152,49 @@ def test_public_submodules():
     theirs = Path(onnxruntime.__file__).parent
     assert not {path.stem for path in theirs.iterdir()} & DOORS
     assert not {name.split(".")[1] for name in sys.modules if name.startswith("onnxruntime.")} & DOORS
+
+
+#: Functions beyond the bounds, each with its reason.
+_SPELLED_OUT = "every option is a keyword that editors complete"
+_THEIRS = "the signature of another library"
+_TO_DIVIDE = "to be divided by what it decides"
+_ONE_STRUCTURE = "fills in one structure, field by field"
+LONG_OR_WIDE = {
+    "ort_rknn._options.make_provider_options": _SPELLED_OUT,
+    "ort_rknn._checking.check.check": _SPELLED_OUT,
+    "ort_rknn._compile.call.convert": _SPELLED_OUT,
+    "ort_rknn_ray._boards.__init__": _SPELLED_OUT,
+    "ort_rknn_ez_async._binding.bind_output": _THEIRS,
+    "ort_rknn_ez_async._values.ortvalue_from_numpy": _THEIRS,
+    "ort_rknn_ez_async._values.ortvalue_from_shape_and_type": _THEIRS,
+    "ort_rknn_ez_async._values.ortvalue_from_dmabuf": _THEIRS,
+    "ort_rknn_ez_async.options.make_provider_options": _THEIRS,
+    "ort_rknn._ep.context_nodes.context_node": _ONE_STRUCTURE,
+    "ort_rknn.files.wrapper.ep_context_model": _ONE_STRUCTURE,
+    "ort_rknn._compile.spec.part_spec": _ONE_STRUCTURE,
+    "ort_rknn_librknnrt.runtime.__init__": _ONE_STRUCTURE,
+    "ort_rknn._executor.executor.__init__": _ONE_STRUCTURE,
+    "ort_rknn._bench.load.put_load": _TO_DIVIDE,
+    "ort_rknn._compile.parts.build_in_parts": _TO_DIVIDE,
+    "ort_rknn._executor.batches.may_split": _TO_DIVIDE,
+    "ort_rknn._executor.matching.confirm": _TO_DIVIDE,
+    "ort_rknn._executor.opening.open_executor": _TO_DIVIDE,
+    "ort_rknn._executor.signature.negotiate": _TO_DIVIDE,
+    "ort_rknn._session.start.make": _TO_DIVIDE,
+    "ort_rknn._session.start._start_on_their_providers": _TO_DIVIDE,
+}
+
+
+def test_functions_are_short_and_take_few_parameters():
+    """At most 60 lines, docstring included, and seven parameters besides ``self``."""
+    beyond = set()
+    for name, (path, _) in modules().items():
+        if path.suffix != ".py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                wide = len(given) - (given[:1] != [] and given[0].arg in ("self", "cls")) > 7
+                if wide or node.end_lineno - node.lineno + 1 > 60:
+                    beyond.add(f"{name}.{node.name}")
+    assert beyond == LONG_OR_WIDE.keys()
