@@ -26,6 +26,7 @@ import ray
 from onnx import TensorProto, helper
 from ray.cluster_utils import Cluster
 
+import ort_rknn
 from ort_rknn_ray import Boards, NpuModel
 
 RUN_MS, CORES = 20, 3
@@ -70,6 +71,34 @@ def rate(boards: Boards, feed: dict[str, np.ndarray], seconds: float) -> float:
     return done / (time.perf_counter() - started)
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process and its threads took of the CPU so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def cost(path: str, feed: dict[str, np.ndarray], calls: int = 3000) -> None:
+    """The engine's cost per call, beside a local ``map``: runs take no time here, so all of it is the way there and
+    back. CPU is that of this process and of the actor; Ray's own processes are not counted."""
+    session = ort_rknn.InferenceSession(path, provider_options={"schedule": "auto"})
+    with Boards(path, boards=1) as boards:
+        (actor,) = boards.describe()
+        here = os.getpid()
+        for name, stream, pids in (
+            ("local map", session.map, (here,)),
+            ("one board", boards.map, (here, actor["pid"])),
+        ):
+            for _ in stream(feed for _ in range(calls // 10)):
+                pass
+            cpu, started = sum(map(cpu_seconds, pids)), time.perf_counter()
+            for _ in stream(feed for _ in range(calls)):
+                pass
+            wall = (time.perf_counter() - started) / calls * 1e6
+            cpu = (sum(map(cpu_seconds, pids)) - cpu) / calls * 1e6
+            print(f"cost of a call, {name}: {wall:.0f} us, of which CPU {cpu:.0f} us", flush=True)
+    session.close()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--boards", default="1,2,3,4")
@@ -100,6 +129,8 @@ def main() -> int:
                     print(f"{name:<16}{number:>7}{got:>9.0f}{share:>14.2f}", flush=True)
                     if share < BAR and " kB" in name:
                         missed.append(f"{number} boards, {name}: {share:.2f}")
+            shape, dtype = inputs["12 kB float32"]
+            cost(model(folder, shape, dtype), {"x": np.zeros(shape, np.float32)})
     finally:
         ray.shutdown()
         cluster.shutdown()
