@@ -37,6 +37,8 @@ class Checked:
     outputs: tuple[OutputAccuracy, ...]
     layers: tuple[LayerError, ...] = ()
     """Where they were asked for: every layer on the vendor's simulator, in the order of the graph."""
+    random: bool = False
+    """Random values were fed, which may lie far from real ones: floats of a normal distribution, integers 0 and 1."""
 
     @property
     def within(self) -> bool:
@@ -136,7 +138,14 @@ def simulated(
     log = os.path.join(os.path.dirname(path), f"{Path(path).stem}.check.log")
     of = find_toolkit(toolkit)
     outputs, each = on_simulator(path, record, feeds.data, of, log, progress=progress, layers=layers)
-    return Checked("simulator", f"built again for {target}", accuracy, tuple(outputs), each)
+    return Checked(
+        "simulator",
+        f"built again for {target}",
+        accuracy,
+        tuple(outputs),
+        each,
+        feeds.data is None and not record.samples,
+    )
 
 
 def in_session(
@@ -165,11 +174,13 @@ def in_session(
     if against is not None:
         runs = saved_runs(os.fspath(against), [one.name for one in found])
     else:
-        runs = fresh_runs(path, as_recorded(path, feeds, device.soc))
+        feeds = as_recorded(path, feeds, device.soc)
+        runs = fresh_runs(path, feeds)
     for feed, want in runs:
         for one, expected, got in zip(found, want, session.run(None, feed)):
             one.add(expected, got)
-    return Checked("virtual" if device.virtual else "npu", device.name, accuracy, tuple(found))
+    random = feeds.data is None and against is None
+    return Checked("virtual" if device.virtual else "npu", device.name, accuracy, tuple(found), random=random)
 
 
 def as_recorded(path: str, feeds: Feeds, soc: str) -> Feeds:

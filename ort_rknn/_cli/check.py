@@ -115,8 +115,10 @@ def _tell(given: argparse.Namespace, found: Checked) -> int:
         for line in lines_of(found.outputs, given.accuracy):
             say(line)
         where = f" ({found.note})" if found.note else ""
-        samples = found.outputs[0].samples
-        say(f"compared the ONNX's numbers with {_NUMBERS[found.numbers]}{where}, {samples} samples")
+        samples = f"{found.outputs[0].samples} {'random ' if found.random else ''}samples"
+        say(f"compared the ONNX's numbers with {_NUMBERS[found.numbers]}{where}, {samples}")
+        if found.random and not found.within:
+            say("random values may lie far from real ones: give samples with --data")
         say(f"verdict: {found.verdict} (bound {given.accuracy:g})", "good" if found.within else "bad")
     return FINE if found.within else FAILED
 

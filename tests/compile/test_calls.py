@@ -31,6 +31,7 @@ def test_convert_then_check(toolkit, conv):
         conv, data=lambda: np.ones((3, 1, 3, 32, 32), np.float32), provider_options={"device": "virtual:rk3588"}
     )
     assert mine.outputs[0].samples == 3
+    assert (found.random, mine.random) == (True, False)
 
 
 def test_several_targets_and_a_folder(toolkit, conv, tmp_path):
@@ -103,6 +104,7 @@ def test_layers_on_the_command_line(toolkit, conv, monkeypatch, capsys):
     monkeypatch.setattr(Converter, "simulate", lambda self, feeds, layouts: [np.zeros((1, 8, 16, 16), np.float32)])
     assert main(["check", conv, "--simulator", "rk3588", "--layers", "--toolkit", toolkit.python]) == 1
     out = capsys.readouterr().out
+    assert "8 random samples" in out and "give samples with --data" in out
     assert "  Sigmoid s#1: 0.91250, 0.99990" in out and "first bad layer: Sigmoid s#1" in out
     assert main(["check", conv, "--layers"]) == 2
     assert "--layers goes with --simulator" in capsys.readouterr().err
