@@ -49,11 +49,13 @@ def copy_options(so: Any, content: bytes) -> Any:
     copy = native.session_options
     # The copy keeps its native session, with threads that nothing would ever run on: a copy of a copy without them.
     threads, profiling = (copy.intra_op_num_threads, copy.inter_op_num_threads), copy.enable_profiling
+    mode = copy.execution_mode  # onnxruntime makes ORT_PARALLEL with one thread sequential
     copy.intra_op_num_threads = copy.inter_op_num_threads = 1
     copy.enable_profiling = False
     copy = C.InferenceSession(copy, content, False, False).session_options
     copy.intra_op_num_threads, copy.inter_op_num_threads = threads
     copy.enable_profiling = profiling
+    copy.execution_mode = mode
     return copy
 
 
