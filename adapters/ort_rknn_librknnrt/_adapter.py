@@ -57,8 +57,10 @@ class LibrknnrtAdapter:
         if driver:
             details["driver"] = driver
         if wanted not in ("npu", soc.name):
-            reason = f"the device {wanted!r} is not here: this board is {soc.name} (told by {soc.told_by})"
-            remedy = f"Select {soc.name!r} or leave the device out; set ORT_RKNN_SOC where the board is told wrongly."
+            reason = f"the device {wanted!r} is not here: this board is {soc.name} (according to {soc.told_by})"
+            remedy = (
+                f"Select {soc.name!r} or leave the device out; set ORT_RKNN_SOC if the SoC was not detected correctly."
+            )
             return Survey(absences=(Absence(ADAPTER, reason, remedy),))
         device = Device(ADAPTER, soc.name, soc.name, SOC_CORES[soc.name], runtime=library.path, details=details)
         return Survey(devices=(device,))

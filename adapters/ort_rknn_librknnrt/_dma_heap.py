@@ -37,6 +37,6 @@ def allocate(nbytes: int, *, cached: bool, folder: str = FOLDER) -> int:
         finally:
             os.close(heap)
     raise AdapterError(
-        f"no dma-buf of {nbytes} bytes can be had ({'; '.join(answers)}). The user needs to read {folder}: "
+        f"cannot allocate a dma-buf of {nbytes} bytes ({'; '.join(answers)}). The user must be able to read {folder}: "
         "a udev rule or a group gives that, as for the NPU's device node"
     )

@@ -44,7 +44,7 @@ def _failure(check: str, absence: Absence, command: str = "") -> Finding:
 def _soc(root: Path, environ: Mapping[str, str]) -> Finding:
     soc = find_soc(root, environ)
     if isinstance(soc, Soc):
-        return Finding("SoC", "ok", f"{soc.name}, told by {soc.told_by}" + (f"; {soc.note}" if soc.note else ""))
+        return Finding("SoC", "ok", f"{soc.name}, according to {soc.told_by}" + (f"; {soc.note}" if soc.note else ""))
     command = "docker run --security-opt systempaths=unconfined ..." if in_container(root) else ""
     return _failure("SoC", soc, command or "export ORT_RKNN_SOC=rk3588")
 

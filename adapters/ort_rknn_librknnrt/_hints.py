@@ -39,9 +39,7 @@ def init_hint(code: int, device: Device, library: str, source: ModelSource) -> s
     if code == -13:
         if f"for {device.soc}" in model:
             told = device.details.get("soc told by", "the board")
-            return (
-                f"{model}; this device is {device.soc} as told by {told}, but the runtime finds another: correct that."
-            )
+            return f"{model}; this device is {device.soc} according to {told}, but not to the runtime: correct that."
         return f"{model}; this device is {device.soc}. Convert the model for {device.soc}."
     if code in (-14, -15, -16):
         return "The model is encrypted, which this adapter does not support: convert it without a key."
@@ -59,7 +57,7 @@ def mask_hint(mask: int, code: int, device: Device) -> str:
         return f"Core mask {mask:#x} is not possible: {has}, masks {', '.join(map(str, possible))} and 0xffff."
     if code in (-5, -13):
         return (
-            f"{has}, so core mask {mask:#x} should be possible: the SoC may be told wrongly (ORT_RKNN_SOC), or the "
+            f"{has}, so core mask {mask:#x} should be possible: the SoC may be detected wrongly (ORT_RKNN_SOC), or the "
             "board's runtime and driver are too old for it."
         )
     return run_hint("rknn_set_core_mask", code, 0)

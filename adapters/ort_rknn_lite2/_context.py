@@ -97,7 +97,7 @@ class _Take:
             raise AdapterError(f"output {info.name!r}: it comes as {info.layout}, and never passed through")
         if port.dtype != "float32" and not info.raw:
             raise AdapterError(
-                f"output {info.name!r}: raw {info.dtype} is not to be had, rknn-toolkit-lite2 always gives float32. "
+                f"output {info.name!r}: raw {info.dtype} is not available: rknn-toolkit-lite2 always gives float32. "
                 "Leave output_dtype out, or use the adapter 'librknnrt'."
             )
         self.name, self.shape, self.dtype = info.name, port.shape, port.dtype

@@ -114,7 +114,7 @@ def test_virtual_devices_are_somebody_elses(board, wanted):
 
 def test_another_soc_is_wanted(board):
     absence = board.absence("rk3566")
-    assert absence.reason.startswith("the device 'rk3566' is not here: this board is rk3588 (told by ")
+    assert absence.reason.startswith("the device 'rk3566' is not here: this board is rk3588 (according to ")
     assert "'rk3588'" in absence.remedy
 
 

@@ -190,7 +190,7 @@ class TestCoreMask:
             (-4, "Not enough memory for the NPU: use fewer contexts, or close sessions."),
             (
                 -13,
-                "rk3588 has 3 cores, so core mask 0x2 should be possible: the SoC may be told wrongly (ORT_RKNN_SOC)",
+                "rk3588 has 3 cores, so core mask 0x2 should be possible: the SoC may be detected wrongly",
             ),
         ],
     )
@@ -315,8 +315,8 @@ class TestRefusals:
             load_model(npu.path, device, ModelSource(str(MODELS / "conv_f16.rk3566.rknn")), LoadSettings())
         assert caught.value.code == -13
         assert caught.value.hint == (
-            "The model was made by toolkit 2.5.0 for rk3566; this device is rk3566 as told by ORT_RKNN_SOC, "
-            "but the runtime finds another: correct that."
+            "The model was made by toolkit 2.5.0 for rk3566; this device is rk3566 according to ORT_RKNN_SOC, "
+            "but not to the runtime: correct that."
         )
 
     def test_libraries_that_are_none(self, npu, tmp_path):

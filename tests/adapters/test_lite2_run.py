@@ -290,7 +290,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("output", "text"),
         [
-            (PortForm("int8", "NCHW", (1, 20, 8, 8), 1280), "raw int8 is not to be had.*use the adapter 'librknnrt'"),
+            (PortForm("int8", "NCHW", (1, 20, 8, 8), 1280), "raw int8 is not available.*use the adapter 'librknnrt'"),
             (PortForm("float16", "NCHW", (1, 20, 8, 8), 2560), "the model gives int8 or float32, not float16"),
             (PortForm("float32", "NHWC", (1, 8, 8, 20), 5120), "it comes as NCHW"),
         ],
