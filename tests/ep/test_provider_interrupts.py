@@ -148,8 +148,9 @@ while time.monotonic() < end:
     calls.clear()
     try:
         try:
+            held = None  # the last one goes before the next alarm
             signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0003 * (got % 20))
-            ort_rknn.InferenceSession(PATH)
+            held = ort_rknn.InferenceSession(PATH)
         except TimeIsUp:
             raise
         except Exception as error:
@@ -160,7 +161,7 @@ while time.monotonic() < end:
     except TimeIsUp as error:
         assert error is raised
         got += 1
-print("ok" if got > 5 and lost * 5 < got else (got, lost))
+print("ok" if got > 5 and lost * 20 < got else (got, lost))
 """.replace("PATH", "s._model_path"),
         args=("-W", "ignore"),
         quiet=False,  # Python writes what a handler raises in a finalizer
