@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import ort_rknn as ort
-from ort_rknn.files import Disagreement, left_out
+from ort_rknn.files import Disagreement, left_out, stamp
 from ort_rknn_virtual._standin import stand_in
 
 VIRTUAL = {"device": "virtual:rk3588"}
@@ -331,6 +331,23 @@ def test_a_declared_shape_that_the_graph_does_not_give(tmp_path, sides, policy, 
             [sides[0] ** 2 * 2 if fixed else None, 2 if policy == "error" else None],
         )
         assert "the ONNX's own graph gives the compiled shape" in session.explain()
+
+
+@pytest.mark.parametrize("stamped", [False, True])
+@pytest.mark.parametrize("compiled", [(2, 6, 1, 4), (1, 2, 6, 4), (2, 6, 4), (1, 1, 2, 6, 4), (2, 1, 1, 6, 4)])
+def test_axes_of_length_1_that_lie_elsewhere_in_the_compiled_model(tmp_path, compiled, stamped):
+    """The converter moves them in attention blocks. The caller gets the ONNX's shape."""
+    path = save(tmp_path / "m.onnx", [node("Relu", ["x"], ["y"])], [("x", (1, 2, 6, 4))], [("y", (1, 2, 6, 4))], ())
+    ports = [("x", "float32", (1, 2, 6, 4))], [("y", "float32", compiled)]
+    (tmp_path / "m.rknn").write_bytes(stand_in(*ports, "rk3588"))
+    if stamped:
+        stamp(path, tmp_path / "m.rknn")
+    x = RNG.standard_normal((1, 2, 6, 4)).astype(np.float32)
+    with ort.InferenceSession(path, provider_options=VIRTUAL, enable_fallback=0) as session:
+        assert session.get_outputs()[0].shape == [1, 2, 6, 4]
+        (got,) = session.run(None, {"x": x})
+    assert got.shape == (1, 2, 6, 4)
+    assert np.abs(got - np.maximum(x, 0)).max() < 2e-2
 
 
 @pytest.mark.parametrize("sides, rows_of", [((4,), lambda s: s * s), ((8, 4), lambda s: s * s * 2 + (s == 4))])

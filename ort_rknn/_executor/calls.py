@@ -221,8 +221,9 @@ class Calls:
                 outputs.append(port.constant.shape)
                 continue
             shape = given[self._signature.model_index(port)]
-            if len(shape) != len(port.dims):
-                outputs.append(tuple(d for d in port.dims if isinstance(d, int)))
+            fixed = tuple(d for d in port.dims if isinstance(d, int))
+            if len(shape) != len(port.dims) or (len(fixed) == len(shape) and math.prod(fixed) == math.prod(shape)):
+                outputs.append(fixed)  # axes of length 1 may lie elsewhere in the compiled model
                 continue
             dims: list[int] = []
             for dim, length in zip(port.dims, shape):

@@ -281,11 +281,13 @@ def negotiate(
     _check_pad_axes(options.pad_axes, in_ports)
 
     stale = [v for v, index in zip(real_out, out_order) if v.dims and not all(fits(v.dims, s[index]) for s in out_sets)]
+    moved: dict[str, Shape] = {}  # where axes of length 1 lie elsewhere in the compiled model
     if stale and evidence is not None:
-        confirm(evidence, stale, real_in, real_out, in_order, out_order, sets, out_sets, label)
+        moved = confirm(evidence, stale, real_in, real_out, in_order, out_order, sets, out_sets, label)
         notes += [
             f"output {v.name!r} is declared as {list(v.dims or ())}, but the ONNX's own graph gives the compiled shape"
             for v in stale
+            if v.name not in moved
         ]
     out_ports: list[Port] = []
     for value, index in zip(real_out, out_order):
@@ -293,7 +295,9 @@ def negotiate(
         declared = value
         if value in stale and evidence is not None:
             declared = replace(value, dims=(None,) * len(out_sets[0][index]))
-        dims = _merge_dims(declared, [s[index] for s in out_sets], split is not None, keep_free, "output", label)
+        dims = moved.get(value.name) or _merge_dims(
+            declared, [s[index] for s in out_sets], split is not None, keep_free, "output", label
+        )
         asked_out = "onnx" if value.name in kept else options.output_dtype
         dtype, wire = _output_dtypes(value, info, asked_out, label)
         out_ports.append(Port(value.name, dtype, dims, "UNDEFINED", wire, info, index, "UNDEFINED", value.dtype))

@@ -124,7 +124,8 @@ def _difference(
         fits = len(shape) == len(value.dims) and (
             not lengths or all(not isinstance(dim, int) or dim == size for dim, size in zip(value.dims, shape))
         )
-        if not fits:
+        # The converter drops and moves axes of length 1.
+        if not fits and (lengths or [d for d in shape if d != 1] != [d for d in value.dims if d != 1]):
             return f"is {list(shape)}, in the ONNX {list(value.dims)}"
     return None
 
