@@ -1,7 +1,6 @@
 """Where no NPU is, our session refuses, warns and prints as onnxruntime's own does: to the word."""
 
 import io
-import sys
 import warnings
 from pathlib import Path
 
@@ -118,25 +117,3 @@ def test_a_warning_about_providers_points_at_the_same_place(path):
         return caught[0].filename, caught[0].lineno
 
     assert where(ort_rknn) == where(onnxruntime)
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes since 3.11")
-@pytest.mark.parametrize("feed", [A, [A], A.tolist(), None, 3])
-def test_a_feed_that_is_no_dict_is_told_so(path, feed):
-    """In a note: class and words are onnxruntime's."""
-    session = ort_rknn.InferenceSession(path, providers=["CPUExecutionProvider"])
-    with pytest.raises(AttributeError, match="has no attribute 'keys'") as caught:
-        session.run(None, feed)
-    (note,) = caught.value.__notes__
-    assert "input_feed is a dict of arrays by input name, {'a': ..., 'b': ...}; got " in note
-    assert type(feed).__name__ in note
-
-
-def test_other_attribute_errors_of_run_stay_as_they_are(path):
-    class Feed(dict):
-        def keys(self):
-            raise AttributeError("of its own")
-
-    with pytest.raises(AttributeError, match="^of its own$") as caught:
-        ort_rknn.InferenceSession(path).run(None, Feed())
-    assert not hasattr(caught.value, "__notes__")

@@ -187,16 +187,13 @@ class AsynchronousCalls:
         from .feeds import Buffers, Feed
 
         if not hasattr(feed, "keys"):
-            raise self._no_feed(feed)
+            raise _no_feed(feed, [i.name for i in getattr(self, "_inputs_meta", None) or ()])
         if not copied:
             return Feed(feed)
         if self._buffers is None:
             # As many as can be under way.
             self._buffers = Buffers(len(self._submitters().places))
         return self._buffers.copy(feed)
-
-    def _no_feed(self, feed: Any) -> TypeError:
-        return _no_feed(feed, [i.name for i in getattr(self, "_inputs_meta", None) or ()])
 
     def _run_feed(self, feed: Feed, output_names: Any, run_options: Any) -> list[Any]:
         try:

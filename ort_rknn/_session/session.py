@@ -51,8 +51,8 @@ class InferenceSession(_Parent, AsynchronousCalls):
     ``path_or_bytes``: an ONNX model (its compiled twin is looked for beside it), a compiled ``.rknn``, or an ONNX with
     EPContext nodes; a path or bytes. ``providers`` and ``provider_options`` are as in onnxruntime;
     ``provider_options`` alone, a dict or a list of one, belongs to ``RKNNExecutionProvider``. What runs where, and why,
-    is told by :meth:`explain`. Everything else is onnxruntime's: ``run`` only adds a note where a feed is no dict, and
-    :meth:`close` waits for calls of ``run_async``.
+    is told by :meth:`explain`. Everything else is onnxruntime's: ``run`` and its siblings are not overridden, but for
+    ``run_async``, whose calls :meth:`close` waits for.
 
     Raises what onnxruntime raises; OptionError (InvalidArgument and ValueError) for provider options that are unknown,
     bad, or ask for cores that the device lacks; NpuUnavailable (Fail) where the NPU is insisted on and cannot be used.
@@ -111,19 +111,6 @@ class InferenceSession(_Parent, AsynchronousCalls):
     @_enable_fallback.setter
     def _enable_fallback(self, value: Any) -> None:
         self.__dict__["_enable_fallback"] = value
-
-    def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
-        """onnxruntime's ``run``. The AttributeError that it raises for a feed that is no dict has a note that says so
-        (Python 3.11 and later)."""
-        try:
-            # By the class, at every call: ``super()`` costs 3 % of a small run on the CPU, and this nothing measurable.
-            return _Parent.run(self, output_names, input_feed, run_options)
-        except AttributeError as error:
-            if not hasattr(input_feed, "keys") and sys.version_info >= (3, 11):
-                error.add_note(str(self._no_feed(input_feed)))
-            raise
-
-    run.__qualname__ = "Session.run"
 
     def run_async(
         self,
