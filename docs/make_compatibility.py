@@ -49,6 +49,7 @@ ADDED = {
     "bench": "which options are fastest for a model on this machine",
     "bench_together": "which of several models gets which cores",
     "doctor": "why it does not run on the NPU: every check, in the order in which things fail",
+    "info": "what a model file says of itself: its operators and where they run, its memory",
     "stats": "counters of all sessions of this process",
     "selftest": "what only a board settles, tried on the board",
     "top": "who uses the NPU: load by process, model and core",

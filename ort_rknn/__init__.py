@@ -55,6 +55,7 @@ if _typing.TYPE_CHECKING:
     from ._compile.converter import ConversionError as ConversionError
     from ._compile.toolkit import ToolkitError as ToolkitError
     from ._measure.doctor import doctor as doctor
+    from ._measure.info import info as info
     from ._options import RknnProviderOptions as RknnProviderOptions, make_provider_options as make_provider_options
     from ._measure.trace import trace as trace
     from ._measure.stats import stats as stats
@@ -135,6 +136,7 @@ _OURS = {
     "get_ep_names": "ort_rknn._ep",
     "get_library_path": "ort_rknn._ep",
     "doctor": "ort_rknn._measure.doctor",
+    "info": "ort_rknn._measure.info",
     "register": "ort_rknn._ep",
     "selftest": "ort_rknn._selftest.selftest",
     "stats": "ort_rknn._measure.stats",

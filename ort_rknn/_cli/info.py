@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..adapter.command import Command
 from . import schemas
@@ -26,6 +24,7 @@ from .output import (
 )
 
 if TYPE_CHECKING:
+    from .._measure.info import ModelInfo, OperatorCount
     from ..files import OnnxModel, OnnxValue, RknnFile, RknnTensor
 
 #: Of lists that a file may make long; the rest is counted.
@@ -34,75 +33,31 @@ _TEXT_SHOWN = 300
 
 
 def run(given: argparse.Namespace) -> int:
-    from ..files import OnnxFileError, RknnFileError, is_rknn, read_onnx, read_rknn
+    """Print what the file says; 1 where it has an operator that no runtime can run."""
+    from .._measure.info import info
+    from ..files import OnnxFileError, RknnFileError
 
     path: str = given.model
     check_file(path)
-    lines: Iterable[str]
-    told: dict[str, Any]
     try:
-        with open(path, "rb") as opened:
-            head = opened.read(64)
-        if is_rknn(head):
-            file = read_rknn(path)
-            counted, memory = _compiled_operators(path)
-            told, lines = {"kind": "rknn", "size": file.size, "rknn": _rknn_json(file), "onnx": None}, _rknn_lines(file)
-        else:
-            model = read_onnx(path)
-            twins, counted, memory = _twins(path), _onnx_operators(path), None
-            told = {"kind": "onnx", "size": model.size, "rknn": None, "onnx": _onnx_json(model, twins)}
-            lines = _onnx_lines(model, twins)
+        found = info(path)
     except (RknnFileError, OnnxFileError) as error:
         raise Mistake(one_line(str(error))) from None
     except OSError as error:
         raise Mistake(f"{path}: {error.strerror or error}") from None
-    nowhere = [one for one in counted if one["where"] == "nowhere"]
+    code = FAILED if found.nowhere else FINE
     if given.json:
-        say_json("info", {"model": path, **told, "operators": counted, "memory": memory})
-        return FAILED if nowhere else FINE
-    for line in lines:
+        say_json("info", found.as_json())
+        return code
+    for line in _rknn_lines(found.rknn) if found.rknn is not None else ():
         say(line)
+    for line in _onnx_lines(found.onnx, found.twins) if found.onnx is not None else ():
+        say(line)
+    memory = found.memory
     if memory is not None:
-        say(_row("memory", f"weights {memory['weights']:,} bytes, tensors of a context {memory['internal']:,} bytes"))
-    _show_operators(counted, told["kind"])
-    return FAILED if nowhere else FINE
-
-
-def _counted(kinds: Counter[tuple[str, str | None]]) -> list[dict[str, Any]]:
-    from ..files.operators import splits
-
-    return [
-        {"operator": kind, "count": number, "where": where, "splits": splits(kind)}
-        for (kind, where), number in sorted(kinds.items(), key=lambda each: (-each[1], each[0][0]))
-    ]
-
-
-def _compiled_operators(path: str) -> tuple[list[dict[str, Any]], dict[str, int] | None]:
-    from ..files import RknnFileError
-    from ..files.operators import read_operators
-
-    try:
-        found = read_operators(path)
-    except RknnFileError:  # encrypted, or of another version: what is not understood is told already
-        return [], None
-    memory = {"weights": found.weights, "internal": found.internal}
-    return _counted(Counter((each.kind, each.where) for each in found.operators)), memory
-
-
-def _onnx_operators(path: str) -> list[dict[str, Any]]:
-    from ..files import OnnxFileError
-    from ..files._onnx_part import read_nodes
-    from ..files._source import open_source
-    from ..files.operators import alone
-
-    with open_source(path, OnnxFileError) as data:
-        nodes = read_nodes(data).nodes
-    return _counted(
-        Counter(
-            (f"{node.domain}:{node.op_type}" if node.domain else node.op_type, alone(node.op_type, node.domain))
-            for node in nodes
-        )
-    )
+        say(_row("memory", f"weights {memory.weights:,} bytes, tensors of a context {memory.internal:,} bytes"))
+    _show_operators(found)
+    return code
 
 
 _WHERE = {
@@ -113,20 +68,28 @@ _WHERE = {
 }
 
 
-def _show_operators(counted: Sequence[dict[str, Any]], kind: str) -> None:
-    if not counted:
+def _where(one: OperatorCount) -> str | Cell:
+    if one.operator == "Constant" and one.where is None:
+        return Cell("none: it becomes a weight", "dim")
+    if one.operator == "com.microsoft:EPContext":
+        return Cell("the compiled model that it names", "good")
+    return _WHERE[one.where]
+
+
+def _show_operators(found: ModelInfo) -> None:
+    if not found.operators:
         return
     columns = (Column("operator"), Column("count", right=True), Column("runs on"), Column("tp_mode"))
     rows = [
-        (one["operator"], str(one["count"]), _WHERE[one["where"]], "splits" if one["splits"] else "one core")
-        for one in counted[:_LISTED]
+        (one.operator, str(one.count), _where(one), "splits" if one.splits else "one core")
+        for one in found.operators[:_LISTED]
     ]
-    title = "operators, each as if it were compiled alone:" if kind == "onnx" else "operators:"
+    title = "operators, each as if it were compiled alone:" if found.kind == "onnx" else "operators:"
     show(Table(columns, rows, title))
-    if len(counted) > _LISTED:
-        say(f"and {len(counted) - _LISTED} more")
-    bad = ", ".join(one["operator"] for one in counted if one["where"] == "nowhere")
-    if bad and kind == "rknn":
+    if len(found.operators) > _LISTED:
+        say(f"and {len(found.operators) - _LISTED} more")
+    bad = ", ".join(one.operator for one in found.nowhere)
+    if bad and found.kind == "rknn":
         say(
             f"No runtime can run {bad}: the converter passed it on. `ort-rknn convert` leaves it to the CPU.",
             "bad",
@@ -183,60 +146,6 @@ def _rknn_tensor(tensor: RknnTensor) -> str:
     return text
 
 
-def _rknn_json(file: RknnFile) -> dict[str, Any]:
-    return {
-        "encrypted": file.encrypted,
-        "targets": list(file.targets),
-        "toolkit": file.toolkit_version,
-        "compiler": file.compiler,
-        "framework": file.framework,
-        "format_version": file.format_version,
-        "custom_string": file.custom_string,
-        "batch": file.batch,
-        "inputs": [_rknn_tensor_json(tensor) for tensor in file.inputs],
-        "outputs": [_rknn_tensor_json(tensor) for tensor in file.outputs],
-        "shape_sets": [[list(shape) for shape in group] for group in file.shape_sets],
-        "unknown": list(file.unknown),
-    }
-
-
-def _rknn_tensor_json(tensor: RknnTensor) -> dict[str, Any]:
-    quantized = tensor.quantization
-    return {
-        "name": tensor.name,
-        "dtype": tensor.dtype,
-        "shape": tensor.shape,
-        "compiled": tensor.runtime_dtype,
-        "layout": tensor.layout,
-        "scale": None if quantized is None else quantized.scale,
-        "zero_point": None if quantized is None else quantized.zero_point,
-        "mean": tensor.mean,
-        "std": tensor.std,
-    }
-
-
-def _onnx_json(model: OnnxModel, twins: Sequence[str]) -> dict[str, Any]:
-    def values(those: Iterable[OnnxValue]) -> list[dict[str, Any]]:
-        return [{"name": v.name, "type": v.dtype or v.type_text, "dims": v.dims} for v in those]
-
-    return {
-        "ir_version": model.ir_version,
-        "producer": f"{model.producer_name} {model.producer_version}".strip(),
-        "domain": model.domain,
-        "graph": model.graph_name,
-        "opsets": {domain or "ai.onnx": version for domain, version in model.opsets.items()},
-        "nodes": model.node_count,
-        "initializers": len(model.initializers),
-        "external_data": list(model.external_data),
-        "inputs": values(model.inputs),
-        "outputs": values(model.outputs),
-        "overridable": values(model.overridable),
-        "ep_context": [{"node": node.name, "source": node.source or ""} for node in model.ep_context_nodes],
-        "metadata": dict(model.metadata),
-        "twins": list(twins),
-    }
-
-
 def _onnx_lines(model: OnnxModel, twins: Sequence[str]) -> list[str]:
     rows = _rows(
         (
@@ -256,7 +165,7 @@ def _onnx_lines(model: OnnxModel, twins: Sequence[str]) -> list[str]:
     nodes = model.ep_context_nodes
     rows += _list("EPContext", [f"{node.name or 'a node'}, made by {node.source or 'nobody'}" for node in nodes])
     rows += _list("metadata", [f"{key} = {value}" for key, value in model.metadata.items()])
-    return rows + _list("twin", twins or ["no compiled model lies beside it"])
+    return rows + _list("twin", twins or ([] if nodes else ["no compiled model lies beside it"]))
 
 
 def _onnx_value(value: OnnxValue) -> str:
@@ -264,56 +173,6 @@ def _onnx_value(value: OnnxValue) -> str:
     if value.dims is None:
         return f"{value.name} {kind}" + (" of any rank" if value.kind == "tensor" else "")
     return f"{value.name} {kind} [{', '.join('?' if d is None else str(d) for d in value.dims)}]"
-
-
-def _twins(path: str) -> list[str]:
-    """The compiled models beside an ONNX, and the SoCs that would take each."""
-    from .._rknpu import SOC_CORES
-    from ..files import RknnFileError, find_twins, judge_twin, read_rknn
-
-    looked_for_by: dict[str, list[str]] = {}
-    for soc in SOC_CORES:
-        for twin in find_twins(path, soc):
-            looked_for_by.setdefault(os.fspath(twin), []).append(soc)
-    told = []
-    for twin_path, socs in looked_for_by.items():
-        name = os.path.basename(twin_path)
-        try:
-            file = read_rknn(twin_path)
-        except (RknnFileError, OSError) as error:
-            told.append(f"{name} is not usable: {error}")
-            continue
-        verdicts = {soc: judge_twin(file, soc=soc, onnx_path=path) for soc in socs}
-        fit = [soc for soc, verdict in verdicts.items() if verdict.fit]
-        if fit:
-            told.append(f"{name}, for {', '.join(fit)}")
-        else:
-            told.append(f"{name} is not usable: {'; '.join(verdicts[socs[0]].reasons)}")
-    return told + _in_parts(path)
-
-
-def _in_parts(path: str) -> list[str]:
-    """The models in parts beside an ONNX, and the SoCs that would take each."""
-    from .._planning.in_parts import judge_parts
-    from .._rknpu import SOC_CORES
-    from ..files import read_onnx
-    from ..files.compiled_places import find_context_models
-
-    onnx = read_onnx(path)
-    fit: dict[str, list[str]] = {}
-    problems: dict[str, str] = {}
-    for soc in SOC_CORES:
-        for place in map(os.fspath, find_context_models(path, soc)):
-            candidate = judge_parts(place, soc, path, onnx)
-            if candidate is not None:
-                fit.setdefault(place, []).extend([soc] if candidate.fit else [])
-                problems.setdefault(place, "; ".join(candidate.reasons))
-    return [
-        f"{os.path.basename(place)}, in parts, for {', '.join(socs)}"
-        if socs
-        else f"{os.path.basename(place)} is not usable: {problems[place]}"
-        for place, socs in fit.items()
-    ]
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
