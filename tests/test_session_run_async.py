@@ -14,7 +14,9 @@ from ort_rknn.capi.onnxruntime_pybind11_state import RuntimeException
 from virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
 
 import ort_rknn as ort
+from ort_rknn._session.closed import bindings_keep_it
 
+gives_back = pytest.mark.skipif(not bindings_keep_it(), reason="the closed session keeps it before onnxruntime 1.30")
 npu = pytest.fixture(virtual_rk3588)
 FEED = {"x": X}
 ONNX = MODELS / "conv_f16.onnx"
@@ -76,6 +78,7 @@ def feed_of(session):
     return {given.name: np.ones(given.shape, dtype)}
 
 
+@gives_back
 @pytest.mark.parametrize("kind", SESSIONS)
 def test_the_threads_are_given_back(npu, kind):
     before = threads()
@@ -91,6 +94,7 @@ def test_the_threads_are_given_back(npu, kind):
     del session
 
 
+@gives_back
 def test_the_memory_is_given_back(tmp_path):
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((4096, 4096), dtype=np.float32)  # 64 MiB
@@ -153,7 +157,7 @@ def test_close_waits_for_run_async(npu, kind):
         assert sorted(data for _, data, _ in told.calls) == list(range(30))
         for results, _, error in told.calls:
             assert (not results and "closed" in error) if error else np.array_equal(results[0], want[0])
-        assert threads() == before
+        assert threads() == before or not bindings_keep_it()
         del session
 
 
@@ -172,10 +176,10 @@ def test_close_in_a_callback(npu, make):
     session.run_async(None, FEED, callback, None)
     assert done.wait(20)
     for _ in range(100):
-        if threads() == before:
+        if threads() == before or not bindings_keep_it():
             break
         time.sleep(0.05)
-    assert threads() == before
+    assert threads() == before or not bindings_keep_it()
 
 
 @pytest.mark.parametrize("to", [["CPUExecutionProvider"], ["RKNNExecutionProvider"]])
@@ -219,7 +223,7 @@ def test_an_interrupted_close_goes_on(npu, make, monkeypatch):
     let_on.set()
     session.close()
     assert [data for _, data, _ in told.calls] == [1]
-    assert threads() == before
+    assert threads() == before or not bindings_keep_it()
 
 
 def test_calls_that_are_refused_are_not_waited_for(npu):

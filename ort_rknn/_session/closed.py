@@ -8,7 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from .._ep.support import onnxruntime_version
 from .._errors import RUNTIME_EXCEPTION, ort_error
+
+#: The first onnxruntime that was found to keep a session alive for its IOBindings; 1.28.0 does not.
+_BINDINGS_KEEP_IT = (1, 30, 0)
+
+
+def bindings_keep_it() -> bool:
+    """Whether onnxruntime's native session lives as long as its IOBindings, so that ``close()`` may drop it."""
+    return onnxruntime_version() >= _BINDINGS_KEEP_IT
 
 
 def closed_error() -> Exception:
@@ -61,8 +70,14 @@ _GONE = ("_input_meminfos", "_output_meminfos", "_input_epdevices")
 
 
 def let_go(session: Any) -> None:
-    """Drop the native session and all that keeps it alive; ``get_inputs`` and its siblings go on with copies."""
+    """Drop the native session and all that keeps it alive; ``get_inputs`` and its siblings go on with copies.
+
+    Where an IOBinding does not keep the native session alive, ``session`` does, as long as it lives itself: a binding
+    that outlives the native session crashes the process.
+    """
     attributes = session.__dict__
+    if not bindings_keep_it():
+        attributes["_for_bindings"] = attributes.get("_sess")
     for name in _NODE_ARGS:
         args = attributes.get(name)
         if args is not None:

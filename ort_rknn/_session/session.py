@@ -239,8 +239,9 @@ class InferenceSession(_Parent, AsynchronousCalls):
 
         Idempotent, from any thread; where it is interrupted, the next one goes on. A later ``run`` raises
         RuntimeException; ``get_inputs`` and its siblings still answer. What onnxruntime made for the caller from this
-        session keeps these alive: an IOBinding, what ``get_inputs`` gave before. onnxruntime's sessions
-        have no such method; dropping the last reference does the same.
+        session keeps these alive: an IOBinding, what ``get_inputs`` gave before. Before onnxruntime 1.30 the closed
+        session does too, because a binding would crash without them. onnxruntime's sessions have no such method;
+        dropping the last reference does the same.
         """
         from .closed import Closed, let_go
         from .under_way import drop
