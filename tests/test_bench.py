@@ -149,6 +149,46 @@ def test_a_load_is_told_in_its_parts(slow_npu):
     assert m.runs_per_second == pytest.approx(m.runs / m.seconds)
 
 
+@pytest.mark.parametrize("dims", [("n", 8, "h", "w"), (1, 8, 16, 16)], ids=["free", "fixed"])
+def test_the_cpu_is_fed_what_the_npu_is_fed(dims, tmp_path):
+    """Axes that the ONNX leaves free have their compiled length on the CPU as well."""
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, dims) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    plain = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert load.fits(plain, {"x": np.zeros((1, 8, 16, 16), np.float32)})
+    for other in (
+        {"x": np.zeros((1, 16, 16, 8), np.float32)},
+        {"x": np.zeros((1, 8, 16, 16), np.uint8)},
+        {"x": np.zeros((8, 16, 16), np.float32)},
+        {"z": np.zeros((1, 8, 16, 16), np.float32)},
+        {},
+    ):
+        assert not load.fits(plain, other)
+
+
+def test_bench_feeds_the_cpu_the_compiled_shape(npu, monkeypatch, tmp_path):
+    model = onnx.load(MODEL)
+    for axis in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        axis.dim_param = f"free_{axis.dim_value}"
+    for place in (*model.graph.output, *model.graph.value_info):
+        place.type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / MODEL.name)
+    shutil.copy(MODELS / "conv_f16.rk3588.rknn", tmp_path)
+    fed = []
+
+    def watched(session, feed, *rest):
+        fed.append((session.get_providers()[0], [array.shape for array in feed.values()]))
+        return put_load(session, feed, *rest)
+
+    put_load = load.put_load
+    monkeypatch.setattr("ort_rknn._bench.bench.put_load", watched)
+    report = ort.bench(tmp_path / MODEL.name, seconds=1, options=VIRTUAL)
+    assert report.device == "virtual:rk3588"
+    shapes = {provider: shape for provider, shape in fed if len(set(map(tuple, shape))) == 1}
+    assert shapes["CPUExecutionProvider"] == fed[0][1] and min(fed[0][1][0][2:]) > 1
+
+
 def test_a_failing_run_ends_the_load(npu):
     npu.fault("rknn_run", -2, after=20)
     with session() as s, pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException):
@@ -231,6 +271,29 @@ def test_what_tp_mode_can_gain_is_told_from_the_file(tmp_path):
     assert sigmoid.gain(3) == pytest.approx(1.5, abs=0.02)
     assert sigmoid.one_core == {"Conv": 1, "Sigmoid": 1}
     assert "50% of the work" in sigmoid.sentence(3)
+
+
+def test_constant_nodes_do_not_shift_the_others(tmp_path):
+    """onnxruntime makes them into initializers, and numbers the nodes without them."""
+    path = conv_net(tmp_path, "Sigmoid")
+    model = onnx.load(path)
+    value = helper.make_tensor("v", TensorProto.FLOAT, [1], [2.0])
+    for name in ("k1", "k2", "k3"):
+        model.graph.node.insert(0, helper.make_node("Constant", [], [name], value=value))
+    model.graph.node[-1].output[0] = "d"
+    model.graph.node.append(helper.make_node("Identity", ["d"], ["e"]))
+    model.graph.node.append(helper.make_node("Mul", ["e", "k1"], ["y"]))
+    onnx.save(model, path)
+    share = share_of(path)
+    assert share.one_core == {"Conv": 1, "Sigmoid": 1} and share.split == {"Conv": 1, "Relu": 1, "Mul": 1}
+    assert share.share == pytest.approx(0.5, abs=0.01)
+
+
+def test_nodes_that_onnxruntime_numbers_in_another_way_are_not_taken_for_others(tmp_path):
+    path, other = conv_net(tmp_path, "Sigmoid"), conv_net(tmp_path, "Relu")
+    feed = {"x": np.zeros((1, 8, 16, 16), np.float32)}
+    with pytest.raises(ValueError, match="node 1 is a Sigmoid, and onnxruntime ran a Relu"):
+        split_share(path, lambda so: onnxruntime.InferenceSession(other, so, ["CPUExecutionProvider"]), feed)
 
 
 # The command ------------------------------------------------------------------------------------------------------

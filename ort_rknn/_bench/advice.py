@@ -42,6 +42,11 @@ def _npu(report: BenchReport, best: Result) -> str:
         )
     if busy < _IDLE and seen.callers == 1:
         return f"The cores work {busy:.0%} of the time: call from several threads, or use session.map or submit."
+    if busy < _IDLE:
+        return (
+            f"The cores work {busy:.0%} of the time, and more callers make no more runs: look for what else keeps this "
+            "machine's CPU or memory busy."
+        )
     return f"The NPU is the bottleneck: its cores work {busy:.0%} of the time, and the host has time to spare."
 
 

@@ -16,7 +16,7 @@ from .._errors import FallbackWarning, OptionError, bare_message
 from .._session.session import InferenceSession
 from ..files import onnx_twin_names
 from .advice import advise
-from .load import feed_for, put_load, resident_mb
+from .load import feed_for, fits, put_load, resident_mb
 from .report import BenchReport, Result, Setting
 from .splitting import split_share
 
@@ -46,13 +46,14 @@ def bench(
     check_seconds(seconds)
     told = progress or (lambda report: None)
     path, base = os.fspath(model), dict(options or {})
-    report, batches = _survey(path, base)
+    report, batches, feed = _survey(path, base)
     told(report)
     first = settings_for(report.cores, batches=batches, quick=seconds < 30)
     if not report.device:
         first = [Setting("CPU, 1 caller", None), Setting("CPU, 4 callers", None, 4)]
     later = len(_CALLERS) + 1 if report.device else 0
-    series = _Series(report, path, base, seconds / (len(first) + later), time.monotonic() + 1.5 * seconds + GRACE, told)
+    each, deadline = seconds / (len(first) + later), time.monotonic() + 1.5 * seconds + GRACE
+    series = _Series(report, path, base, each, deadline, told, feed)
     for setting in first:
         series.measure(setting)
     best = report.best_throughput_on_npu
@@ -123,14 +124,14 @@ def why_not_on_npu(session: Any) -> str:
     return str(plan.fallback) if plan is not None and plan.fallback else "the session runs on the CPU"
 
 
-def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool]:
-    """Where the model runs and what tp_mode can gain; and whether it takes batches of any length."""
+def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool, Mapping[str, Any]]:
+    """Where the model runs and what tp_mode can gain; whether it takes batches of any length; and one call's inputs."""
     with open_session(path, base, {}) as session:
         reason = why_not_on_npu(session)
         if reason:
             report = BenchReport(path, "", 0)
             report.notes.append(f"no NPU for this model: {reason}")
-            return report, False
+            return report, False, {}
         device = session._npu.plan.found.device
         report = BenchReport(path, device.name, device.cores)
         if device.virtual:
@@ -143,7 +144,7 @@ def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool]:
             report.split = split_share(onnx, lambda so: onnxruntime.InferenceSession(onnx, so, _CPU), feed)
         except Exception as error:  # whatever onnxruntime raises: this is only for information
             report.notes.append(f"what tp_mode can gain is not known: {' '.join(bare_message(error).split())}")
-    return report, batches
+    return report, batches, feed
 
 
 _CPU = ["CPUExecutionProvider"]
@@ -167,6 +168,8 @@ class _Series:
     deadline: float
     """By ``time.monotonic()``: what begins later is skipped."""
     progress: Callable[[BenchReport], None]
+    feed: Mapping[str, Any]
+    """One call's inputs on the NPU: the CPU gets the same, where the ONNX leaves axes free too."""
 
     def measure(self, setting: Setting) -> None:
         result = Result(setting)
@@ -190,6 +193,8 @@ class _Series:
                 result.skipped = reason
                 return
             feed = feed_for(session, setting.samples)
+            if setting.options is None and fits(session, self.feed):
+                feed = dict(self.feed)
             prepared = time.perf_counter()
             session.run(None, feed)
             result.create_ms = 1000 * (created - start)

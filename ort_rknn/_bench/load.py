@@ -64,13 +64,28 @@ def feed_for(session: Any, samples: int = 1) -> dict[str, NDArray[np.generic]]:
         shape = [d if isinstance(d, int) else (samples if k == 0 else 1) for k, d in enumerate(port.shape)]
         if compiled is not None:
             shape = list(compiled[place])
-        kind = port.type.removeprefix("tensor(").removesuffix(")")
-        dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
+        dtype = _dtype(port.type)
         if dtype.kind == "f":
             feed[port.name] = rng.random(shape, np.float32).astype(dtype)
         else:
             feed[port.name] = np.zeros(shape, dtype)
     return feed
+
+
+def fits(session: Any, feed: Mapping[str, NDArray[np.generic]]) -> bool:
+    """Whether ``feed`` has just the inputs of ``session``, in dtypes and shapes that it takes."""
+    ports = {port.name: port for port in session.get_inputs()}
+    return ports.keys() == feed.keys() and all(
+        _dtype(ports[name].type) == array.dtype
+        and len(ports[name].shape) == array.ndim
+        and all(not isinstance(d, int) or d == length for d, length in zip(ports[name].shape, array.shape))
+        for name, array in feed.items()
+    )
+
+
+def _dtype(kind: str) -> np.dtype[Any]:
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
 
 
 def put_load(session: Any, feed: Mapping[str, Any], callers: int, seconds: float, samples: int = 1) -> Measured:

@@ -21,6 +21,8 @@ SPLIT = frozenset(("Conv", "Add", "Mul"))
 SPLIT_BEHIND_CONV = frozenset(("Relu", "Clip", "PRelu", "LeakyRelu", "Add", "Mul"))
 #: What is fused behind a convolution, which then runs on one core.
 ONE_CORE_BEHIND_CONV = frozenset(("Sigmoid", "HardSwish", "HardSigmoid", "Mish", "Tanh", "Elu", "Softplus", "Swish"))
+#: Nodes that no compiled model has.
+LEFT_OUT = frozenset(("Identity", "Dropout"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,9 @@ def split_share(onnx: str | os.PathLike[str], session: Any, feed: Mapping[str, A
     from ..files._source import open_source
 
     with open_source(os.fspath(onnx), ValueError) as data:
-        nodes = read_nodes(data).nodes
-    work = _work_by_index(session, feed)
+        # onnxruntime makes Constant nodes into initializers before it numbers the nodes
+        nodes = [node for node in read_nodes(data).nodes if node.op_type != "Constant" or node.domain]
+    work = _work_by_index(session, feed, [node.op_type for node in nodes])
     readers: dict[str, list[int]] = {}
     for index, node in enumerate(nodes):
         for name in node.reads:
@@ -66,8 +69,8 @@ def split_share(onnx: str | os.PathLike[str], session: Any, feed: Mapping[str, A
     one_core: Counter[str] = Counter()
     sums = {True: 0.0, False: 0.0}
     for index, node in enumerate(nodes):
-        if index not in work:
-            continue  # a constant, or what onnxruntime left out
+        if index not in work or (node.op_type in LEFT_OUT and not node.domain):
+            continue
         splits = behind.get(index)
         if splits is None:
             splits = node.op_type in SPLIT and not node.domain
@@ -83,8 +86,9 @@ def split_share(onnx: str | os.PathLike[str], session: Any, feed: Mapping[str, A
     return SplitShare(sums[True] / total if total else 0.0, split, one_core)
 
 
-def _work_by_index(make_session: Any, feed: Mapping[str, Any]) -> dict[int, float]:
-    """By the node's place in the file: multiplications, from the shapes that a profiled run tells."""
+def _work_by_index(make_session: Any, feed: Mapping[str, Any], kinds: Sequence[str]) -> dict[int, float]:
+    """By the node's place among ``kinds``: multiplications, from the shapes that a profiled run tells. ValueError where
+    onnxruntime numbers the nodes in another way."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -102,7 +106,10 @@ def _work_by_index(make_session: Any, feed: Mapping[str, Any]) -> dict[int, floa
         args = event.get("args", {})
         if event.get("cat") == "Node" and "output_type_shape" in args and event["name"].endswith("_kernel_time"):
             ins, outs = _shapes(args.get("input_type_shape", ())), _shapes(args["output_type_shape"])
-            out[int(args["node_index"])] = _multiplications(args["op_name"], ins, outs)
+            index = int(args["node_index"])
+            if index < len(kinds) and kinds[index] != args["op_name"]:
+                raise ValueError(f"node {index} is a {kinds[index]}, and onnxruntime ran a {args['op_name']}")
+            out[index] = _multiplications(args["op_name"], ins, outs)
     return out
 
 
