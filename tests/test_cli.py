@@ -1,6 +1,7 @@
 """The command line: what it prints, its exit codes, and that mistakes are told in one line."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -153,7 +154,9 @@ def test_devices_tells_why_there_is_none_and_what_helps(cli, monkeypatch):
 def test_devices_lists_a_virtual_one_where_it_is_asked_for(cli):
     code, out, _ = cli("devices", "--device", "virtual:rk3576")
     assert code == 0
-    assert "virtual:rk3576: virtual NPU, 2 cores, through adapter virtual" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("virtual:rk3576  "))
+    assert re.match(r"virtual:rk3576  virtual NPU +2  virtual$", line)
+    assert "\nvirtual:rk3576: runtime: /" in out
 
 
 def test_devices_shows_no_virtual_one_that_cannot_be_built(cli, monkeypatch, tmp_path):
@@ -166,7 +169,7 @@ def test_devices_shows_no_virtual_one_that_cannot_be_built(cli, monkeypatch, tmp
     code, out, _ = cli("devices", "--device", "virtual:rk3562")
     assert code == 1
     assert "virtual: none: there is no virtual NPU here: the C compiler" in out and "stdio.h: No such file" in out
-    assert "virtual:rk3562: virtual NPU" not in out
+    assert "virtual NPU  " not in out and "\ndevice " not in out
 
 
 def test_devices_shows_no_virtual_one_that_cannot_be_opened(cli, tmp_path):
@@ -180,7 +183,34 @@ def test_devices_lists_what_an_adapter_sees(cli, monkeypatch):
     install(FakeNpu(), monkeypatch.setattr)
     code, out, _ = cli("devices")
     assert code == 0
-    assert ", 3 cores, through adapter fake" in out
+    assert re.search(r"NPU +3  fake$", out, re.MULTILINE)
+
+
+def test_a_terminal_gets_a_table_and_paths_and_commands_in_one_piece(cli, monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "50")
+    _, out, _ = cli("devices", "--device", "virtual:rk3588")
+    assert "\x1b[32mvirtual:rk3588\x1b[0m" in out
+    assert re.search(r"^virtual:rk3588: runtime: /\S+\.so$", out, re.MULTILINE)
+    monkeypatch.setenv("ORT_RKNN_RUNTIME_LIBRARY", "/nowhere/" + "long/" * 20 + "librknnrt.so")
+    code, out, _ = cli("doctor")
+    assert code == 1
+    assert "\x1b[1;31mfailure\x1b[0m" in out and "─" in out
+    assert any(line.startswith("  $ ") for line in out.splitlines())
+
+
+def test_doctor_lists_the_findings_then_what_to_do(cli, monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_RUNTIME_LIBRARY", "/nowhere/librknnrt.so")
+    code, out, _ = cli("doctor")
+    table, _, rest = out.partition("\n\n")
+    head, *rows = table.splitlines()
+    assert code == 1 and head.split() == ["state", "check", "seen"]
+    bad = [re.split("  +", row)[1] for row in rows if not row.startswith("ok ")]
+    assert bad and all(row.split()[0] in ("ok", "warning", "failure") for row in rows)
+    first = next(re.split("  +", row)[1] for row in rows if row.startswith("failure "))
+    assert set(re.findall(r"^(\S[^:]*):$", rest, re.MULTILINE)) <= set(bad)
+    assert rest.splitlines()[-1].endswith(f"Begin with: {first}.")
 
 
 def test_devices_of_a_name_that_nobody_knows(mistake):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapter.command import Command
 from . import schemas
-from .output import FAILED, FINE, USAGE, Mistake, add_json_option, say, say_json
+from .output import FAILED, FINE, USAGE, Cell, Column, Mistake, Table, add_json_option, say, say_json, show
 
 if TYPE_CHECKING:
     from ..adapter.contract import Absence, Device
@@ -83,14 +83,28 @@ def device_as_json(device: Device) -> dict[str, Any]:
 
 
 def _tell(usable: list[Device], absences: list[Absence]) -> None:
+    if usable:
+        columns = (
+            Column("device", keep=True),
+            Column("what", keep=True),
+            Column("cores", right=True),
+            Column("adapter"),
+        )
+        rows = [
+            (
+                Cell(device.name, "good"),
+                "virtual NPU" if device.virtual else "NPU",
+                str(device.cores),
+                device.adapter,
+            )
+            for device in usable
+        ]
+        show(Table(columns, rows))
     for device in usable:
-        kind = "virtual NPU" if device.virtual else "NPU"
-        cores = f"{device.cores} core{'s' if device.cores > 1 else ''}"
-        say(f"{device.name}: {kind}, {cores}, through adapter {device.adapter}", "good")
-        if device.runtime:
-            say(f"  runtime: {device.runtime}")
-        for key, value in device.details.items():
-            say(f"  {key}: {value}")
+        told = {"runtime": device.runtime, **device.details}
+        for key, value in told.items():  # not in the table: paths are copied in one piece
+            if value:
+                say(f"{device.name}: {key}: {value}")
     for absence in absences:
         say(f"{absence.adapter}: none: {absence.reason}")
         if absence.remedy:

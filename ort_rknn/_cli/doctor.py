@@ -7,7 +7,20 @@ import os
 
 from ..adapter.command import Command
 from . import schemas
-from .output import FAILED, FINE, Mistake, Style, add_json_option, check_file, say, say_json
+from .output import (
+    FAILED,
+    FINE,
+    Cell,
+    Column,
+    Mistake,
+    Style,
+    Table,
+    add_json_option,
+    check_file,
+    say,
+    say_json,
+    show,
+)
 
 _STYLES: dict[str, Style] = {"ok": "good", "warning": "warn", "failure": "bad"}
 
@@ -35,11 +48,15 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         say_json("doctor", found.as_json())
         return FAILED if found.failures else FINE
-    width = max(len(finding.check) for finding in found.findings)
+    columns = (Column("state", keep=True), Column("check", keep=True), Column("seen"))
+    rows = [(Cell(each.state, _STYLES[each.state]), each.check, each.seen) for each in found.findings]
+    show(Table(columns, rows))
     for finding, below in listed(found.findings):
-        say(f"{finding.state:<8} {finding.check:<{width}}  {finding.seen}", _STYLES[finding.state])
-        for line in below:
-            say(f"{'':<{9 + width}}  {line}")
+        if below:
+            say()
+            say(f"{finding.check}:", _STYLES[finding.state])
+        for line in below:  # not in the table: a command is pasted in one piece
+            say(f"  {line}")
     say()
     say(summary(found))
     if given.report is not None:
