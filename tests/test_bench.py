@@ -20,10 +20,11 @@ from ort_rknn._bench.advice import advise
 from ort_rknn._bench.compare import compare, read_report
 from ort_rknn._bench.page import page
 from ort_rknn._bench.report import BenchReport, Result, Setting
-from ort_rknn._bench.splitting import split_share
+from ort_rknn._bench.splitting import compiled_convolutions, split_share
 from ort_rknn._bench.together import arrangements
 from ort_rknn._cli.main import main
 from ort_rknn._rknpu import TP_MODES
+from ort_rknn.adapter.contract import ModelSource
 
 npu = pytest.fixture(virtual_rk3588)
 MODEL = MODELS / "conv_f16.onnx"
@@ -287,6 +288,30 @@ def test_constant_nodes_do_not_shift_the_others(tmp_path):
     share = share_of(path)
     assert share.one_core == {"Conv": 1, "Sigmoid": 1} and share.split == {"Conv": 1, "Relu": 1, "Mul": 1}
     assert share.share == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_convolution_splits_as_it_was_compiled(tmp_path):
+    """The compiler fuses what an ONNX spells out: a hard swish in four nodes."""
+    path = conv_net(tmp_path, "Relu")
+    model = onnx.load(path)
+    for name, node in zip("abcd", model.graph.node):
+        node.name = name
+    onnx.save(model, path)
+    feed = {"x": np.zeros((1, 8, 16, 16), np.float32)}
+
+    def plain(options):
+        return onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+
+    assert split_share(path, plain, feed, {}).share == pytest.approx(1.0)
+    share = split_share(path, plain, feed, {"a": False, "c": True})
+    assert share.share == pytest.approx(0.5, abs=0.01) and share.one_core["Conv"] == 1
+
+
+def test_the_compiled_convolutions_are_read(models):
+    compiled = (models / "conv_i8.rk3588.rknn").read_bytes()
+    found = compiled_convolutions([ModelSource(data=b"no model"), ModelSource(data=compiled)])
+    names = {node.name for node in onnx.load(models / "conv_i8.onnx").graph.node if node.op_type == "Conv"}
+    assert found and set(found) <= names and all(found.values())
 
 
 def test_nodes_that_onnxruntime_numbers_in_another_way_are_not_taken_for_others(tmp_path):

@@ -18,7 +18,7 @@ from ..files import onnx_twin_names
 from .advice import advise
 from .load import feed_for, fits, put_load, resident_mb
 from .report import BenchReport, Result, Setting
-from .splitting import split_share
+from .splitting import compiled_convolutions, split_share
 
 #: Seconds for making sessions, beyond half as much again as was asked for.
 GRACE = 10.0
@@ -139,9 +139,10 @@ def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool, Mapp
         batches = any(executor.signature.splits for executor in session._npu.executors)
         onnx = _onnx_of(path)
         feed = feed_for(session)
+        compiled = compiled_convolutions(executor.source for executor in session._npu.executors)
     if device.cores > 1 and onnx is not None:
         try:
-            report.split = split_share(onnx, lambda so: onnxruntime.InferenceSession(onnx, so, _CPU), feed)
+            report.split = split_share(onnx, lambda so: onnxruntime.InferenceSession(onnx, so, _CPU), feed, compiled)
         except Exception as error:  # whatever onnxruntime raises: this is only for information
             report.notes.append(f"what tp_mode can gain is not known: {' '.join(bare_message(error).split())}")
     return report, batches, feed

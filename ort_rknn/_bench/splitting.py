@@ -11,9 +11,13 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ..adapter.contract import AdapterError, ModelSource
+from ..files import RknnFileError
+from ..files.operators import read_operators, splits
 
 #: Operators that split over the cores, alone.
 SPLIT = frozenset(("Conv", "Add", "Mul"))
@@ -50,9 +54,28 @@ class SplitShare:
         )
 
 
-def split_share(onnx: str | os.PathLike[str], session: Any, feed: Mapping[str, Any]) -> SplitShare:
+def compiled_convolutions(sources: Iterable[ModelSource]) -> dict[str, bool]:
+    """By the name of an ONNX node: whether the convolution that was compiled of it splits. The compiler also fuses
+    activations that an ONNX spells out in several nodes."""
+    found: dict[str, bool] = {}
+    for source in sources:
+        try:
+            operators = read_operators(source.data if source.data is not None else source.open_path()).operators
+        except (RknnFileError, AdapterError, OSError):  # encrypted, or a stand-in: the ONNX alone must do
+            continue
+        found.update(
+            (one.name.removeprefix("Conv:"), splits(one.kind)) for one in operators if one.name.startswith("Conv:")
+        )
+    found.pop("", None)
+    return found
+
+
+def split_share(
+    onnx: str | os.PathLike[str], session: Any, feed: Mapping[str, Any], compiled: Mapping[str, bool] | None = None
+) -> SplitShare:
     """Find it for an ONNX. ``session`` makes a plain session on it from SessionOptions, which is run once with ``feed``
-    to learn the shapes. Raises what onnxruntime raises, and OSError or ValueError for a file that cannot be read."""
+    to learn the shapes. ``compiled``: of :func:`compiled_convolutions`. Raises what onnxruntime raises, and OSError or
+    ValueError for a file that cannot be read."""
     from ..files._onnx_part import read_nodes
     from ..files._source import open_source
 
@@ -64,6 +87,7 @@ def split_share(onnx: str | os.PathLike[str], session: Any, feed: Mapping[str, A
     for index, node in enumerate(nodes):
         for name in node.reads:
             readers.setdefault(name, []).append(index)
+    known = compiled or {}
     behind: dict[int, bool] = {}  # of nodes that are fused behind a convolution: whether that splits
     split: Counter[str] = Counter()
     one_core: Counter[str] = Counter()
@@ -71,17 +95,18 @@ def split_share(onnx: str | os.PathLike[str], session: Any, feed: Mapping[str, A
     for index, node in enumerate(nodes):
         if index not in work or (node.op_type in LEFT_OUT and not node.domain):
             continue
-        splits = behind.get(index)
-        if splits is None:
-            splits = node.op_type in SPLIT and not node.domain
+        shared = behind.get(index)
+        if shared is None:
+            shared = node.op_type in SPLIT and not node.domain
             if node.op_type == "Conv":
                 followers = [(k, nodes[k].op_type) for name in node.outputs for k in readers.get(name, ())]
-                splits = not any(kind in ONE_CORE_BEHIND_CONV for _, kind in followers)
+                shared = not any(kind in ONE_CORE_BEHIND_CONV for _, kind in followers)
                 for k, kind in followers:
                     if kind in ONE_CORE_BEHIND_CONV or (len(followers) == 1 and kind in SPLIT_BEHIND_CONV):
-                        behind[k] = splits
-        sums[splits] += work[index]
-        (split if splits else one_core)[node.op_type] += 1
+                        behind[k] = shared
+                shared = known.get(node.name, shared)
+        sums[shared] += work[index]
+        (split if shared else one_core)[node.op_type] += 1
     total = sums[True] + sums[False]
     return SplitShare(sums[True] / total if total else 0.0, split, one_core)
 

@@ -88,8 +88,9 @@ def plan(request: Request, facts: Facts) -> Plan:
         story = tuple(f"looked at {tried}" for tried in absence.tried)
         return fall_back(request, facts, f"no NPU: {absence.reason}", absence.remedy, story)
     device = facts.found.device
+    cores = f"{device.cores} core{'s' if device.cores > 1 else ''}"
     story = (
-        f"device {device.name} ({device.cores} cores) through adapter {device.adapter}",
+        f"device {device.name} ({cores}) through adapter {device.adapter}",
         *(f"adapter {name} sees a device too; the provider option adapter='{name}' selects it" for name in facts.also),
     )
     if request.must_stay:

@@ -32,7 +32,8 @@ def explain(state: State | None) -> str:
     if plan.found is not None:
         device = plan.found.device
         kind = "virtual NPU" if device.virtual else "NPU"
-        lines.append(f"device:    {device.name}: {kind} with {device.cores} cores, adapter {device.adapter}")
+        cores = f"{device.cores} core{'s' if device.cores > 1 else ''}"
+        lines.append(f"device:    {device.name}: {kind} with {cores}, adapter {device.adapter}")
         if device.runtime:
             lines.append(f"runtime:   {device.runtime}")
     for executor in state.executors:
