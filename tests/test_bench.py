@@ -186,6 +186,11 @@ def test_bench_feeds_the_cpu_the_compiled_shape(npu, monkeypatch, tmp_path):
     monkeypatch.setattr("ort_rknn._bench.bench.put_load", watched)
     report = ort.bench(tmp_path / MODEL.name, seconds=1, options=VIRTUAL)
     assert report.device == "virtual:rk3588"
+    monkeypatch.setattr("ort_rknn._bench.bench.put_load", put_load)
+    (tmp_path / "conv_f16.rk3588.rknn").unlink()
+    alone = ort.bench(tmp_path / MODEL.name, seconds=0.2, options={"device": "rk3588"})
+    (note,) = (note for note in alone.notes if "leaves axes free" in note)
+    assert note.endswith(f"measured with {model.graph.input[0].name} {[*fed[0][1][0][:2], 1, 1]}")
     shapes = {provider: shape for provider, shape in fed if len(set(map(tuple, shape))) == 1}
     assert shapes["CPUExecutionProvider"] == fed[0][1] and min(fed[0][1][0][2:]) > 1
 

@@ -130,7 +130,8 @@ def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool, Mapp
         reason = why_not_on_npu(session)
         if reason:
             report = BenchReport(path, "", 0)
-            report.notes.append(f"no NPU for this model: {reason}")
+            report.notes.append(reason if reason.startswith("no NPU") else f"no NPU for this model: {reason}")
+            _tell_free_axes(report, session, feed_for(session))
             return report, False, {}
         device = session._npu.plan.found.device
         report = BenchReport(path, device.name, device.cores)
@@ -139,6 +140,7 @@ def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool, Mapp
         batches = any(executor.signature.splits for executor in session._npu.executors)
         onnx = _onnx_of(path)
         feed = feed_for(session)
+        _tell_free_axes(report, session, feed)
         compiled = compiled_convolutions(executor.source for executor in session._npu.executors)
     if device.cores > 1 and onnx is not None:
         try:
@@ -146,6 +148,14 @@ def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool, Mapp
         except Exception as error:  # whatever onnxruntime raises: this is only for information
             report.notes.append(f"what tp_mode can gain is not known: {' '.join(bare_message(error).split())}")
     return report, batches, feed
+
+
+def _tell_free_axes(report: BenchReport, session: Any, feed: Mapping[str, Any]) -> None:
+    """A speed is that of a shape: say which one, where the model does not."""
+    free = [port.name for port in session.get_inputs() if not all(isinstance(d, int) for d in port.shape)]
+    if free:
+        shapes = ", ".join(f"{name} {list(feed[name].shape)}" for name in free)
+        report.notes.append(f"the model leaves axes free; measured with {shapes}")
 
 
 _CPU = ["CPUExecutionProvider"]

@@ -133,7 +133,8 @@ def _conclude(report: BenchReport, changes: list[Change], page: str | None) -> N
     say(report.advice)
     disturbed = [r for r in report.results if r.measured and r.measured.outliers > 0.05 * r.measured.runs]
     if disturbed:
-        say(f"Many outliers in {len(disturbed)} settings: something else uses this machine; measure again.", "warn")
+        settings = f"{len(disturbed)} setting{'s' if len(disturbed) > 1 else ''}"
+        say(f"Many outliers in {settings}: something else uses this machine; measure again.", "warn")
     for change in changes:
         text = f"{change.name}: {change.before:,.0f} -> {change.now:,.0f} runs/s, {change.ratio:.2f} times"
         say(text, "bad" if change.slower else "")
