@@ -2,8 +2,10 @@
 
 import html.parser
 import json
+import os
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -344,6 +346,17 @@ def test_the_command_tells_all_of_it(slow_npu, capsys, tmp_path):
     assert data["tp_mode"]["at_most"] == pytest.approx(3.0, abs=0.1)
     measured = [r["measured"] for r in data["results"] if r["measured"]]
     assert len(measured) >= 10 and all(m["runs"] > 0 for m in measured)
+
+
+def test_the_command_is_silent_where_nobody_reads_on():
+    argv = [sys.executable, "-m", "ort_rknn", "bench", str(MODEL), "--device", "virtual:rk3588", "--seconds", "0.2"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_the_command_compares_several_models(slow_npu, capsys):

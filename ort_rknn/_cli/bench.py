@@ -55,7 +55,7 @@ def run(given: argparse.Namespace) -> int:
         raise Mistake("--html and --compare take one model", USAGE)
     try:
         return _together(given, options) if len(given.models) > 1 else _alone(given, options)
-    except (Mistake, OptionError):
+    except (Mistake, OptionError, BrokenPipeError):  # the last: "ort-rknn bench model.onnx | head -1"
         raise
     except Exception as error:  # onnxruntime has a class for each code, and none for all of them
         raise Mistake(one_line(bare_message(error))) from None
