@@ -30,6 +30,8 @@ _KEPT = 1000
 _MINE = "_ort_rknn_record"
 
 _RUNS = ("run", "run_async", "run_with_iobinding", "run_with_ort_values", "run_with_ortvaluevector")
+#: What our class itself had by these names before they were counted; None for what it inherits.
+_before: dict[str, Any] = {}
 
 
 @dataclass(slots=True, eq=False)
@@ -65,16 +67,20 @@ def start(*, as_json: bool = False) -> None:
     _pid = os.getpid()
     session._watch = _note
     for name in _RUNS:
-        if hasattr(session.InferenceSession, name):
+        if hasattr(session.InferenceSession, name) and name not in _before:
+            _before[name] = vars(session.InferenceSession).get(name)
             setattr(session.InferenceSession, name, _counting(getattr(session.InferenceSession, name)))
 
 
 def stop() -> None:
     """Record no more; what was recorded is still printed at the end."""
     session._watch = None
-    for name in _RUNS:
-        if name in vars(session.InferenceSession):
+    while _before:
+        name, own = _before.popitem()
+        if own is None:
             delattr(session.InferenceSession, name)
+        else:
+            setattr(session.InferenceSession, name, own)
 
 
 def _counting(method: Callable[..., Any]) -> Callable[..., Any]:

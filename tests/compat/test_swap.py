@@ -537,3 +537,13 @@ def test_the_report(models):
     assert "not compiled" not in text
     assert {n for n in vars(ort_rknn.InferenceSession) if n.startswith("run")} == before
     forget_report()
+
+
+def test_the_report_leaves_the_class_as_it_was(models):
+    before = dict(vars(ort_rknn.InferenceSession))
+    for _ in range(2):
+        with ort_rknn.swapped("prefer", device=DEVICE, report=True):
+            assert vars(ort_rknn.InferenceSession)["run"] is not before.get("run")
+        forget_report()
+        assert dict(vars(ort_rknn.InferenceSession)) == before
+    assert "run_async" in before
