@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from ort_rknn._ep.support import onnxruntime_version
 from ort_rknn._independence import independence_of
 
 INT64 = TensorProto.INT64
@@ -307,6 +308,8 @@ def test_what_is_proved_is_true(name):
     content = built(name)
     if not independence_of(content).proved:
         return
+    if name == "reduce noop" and onnxruntime_version() < (1, 24):
+        pytest.skip("onnxruntime 1.23 does not run it")
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     rng, feed, batched = np.random.default_rng(5), {}, set()
     fed = {value.name for value in CASES[name][1]}
@@ -315,7 +318,7 @@ def test_what_is_proved_is_true(name):
             continue
         shape = [size if isinstance(size, int) else 4 for size in value.shape]
         integers = value.type == "tensor(int64)"
-        feed[value.name] = rng.integers(0, 3, shape) if integers else rng.normal(size=shape).astype(np.float32)
+        feed[value.name] = rng.integers(1, 3, shape) if integers else rng.normal(size=shape).astype(np.float32)
         if not isinstance(value.shape[0], int):
             batched.add(value.name)
     whole = session.run(None, feed)[0]
