@@ -61,6 +61,17 @@ def npu(monkeypatch):
 
 
 @pytest.fixture
+def descriptors():
+    """Counts the open descriptors of this process. What earlier tests left to the garbage collector is closed first."""
+
+    def count():
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    return count
+
+
+@pytest.fixture
 def python():
     """Runs code in a process of its own, which must end well and say nothing on stderr; gives its stdout."""
 

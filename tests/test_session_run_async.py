@@ -24,6 +24,7 @@ ONNX = MODELS / "conv_f16.onnx"
 
 def threads():
     """All of this process, C's too, once those that were told to end are gone."""
+    gc.collect()
     before = -1
     for _ in range(100):
         now = len(os.listdir("/proc/self/task"))

@@ -20,7 +20,7 @@ def test_every_heap_that_was_tried_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("cached", "name"), [(True, "system"), (False, "system-uncached")])
-def test_the_kernel_is_asked_for_the_size(tmp_path, monkeypatch, cached, name):
+def test_the_kernel_is_asked_for_the_size(tmp_path, monkeypatch, descriptors, cached, name):
     (tmp_path / name).touch()
     (tmp_path / "system").touch()
     asked = []
@@ -30,8 +30,8 @@ def test_the_kernel_is_asked_for_the_size(tmp_path, monkeypatch, cached, name):
         struct.pack_into("=I", data, 8, 77)
 
     monkeypatch.setattr(_dma_heap.fcntl, "ioctl", ioctl)
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     assert _dma_heap.allocate(12345, cached=cached, folder=str(tmp_path)) == 77
     # struct dma_heap_allocation_data and DMA_HEAP_IOCTL_ALLOC of linux/dma-heap.h, on 64-bit machines
     assert asked == [(str(tmp_path / name), 0xC0184800, (12345, 0, os.O_RDWR | os.O_CLOEXEC, 0))]
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert descriptors() == before

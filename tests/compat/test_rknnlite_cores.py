@@ -100,12 +100,12 @@ def test_release_and_drop(npu):
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced", "moved"])
-def test_the_model_is_the_one_that_was_chosen(npu, tmp_path, how):
+def test_the_model_is_the_one_that_was_chosen(npu, tmp_path, descriptors, how):
     """The original has read the file when load_rknn() returns: programs give it one that they delete at once."""
     file = tmp_path / "model.rknn"
     file.write_bytes(CONV.read_bytes())
     made = RKNNLite()
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     assert made.load_rknn(os.fsencode(file)) == 0
     if how == "deleted":
         file.unlink()
@@ -121,4 +121,4 @@ def test_the_model_is_the_one_that_was_chosen(npu, tmp_path, how):
     assert made.load_rknn(CONV) == 0
     del made
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before

@@ -155,24 +155,24 @@ def test_without_memfd_create_at_all(image, monkeypatch, tmp_path):
     file.close()
 
 
-def test_both_ways_forbidden(image, monkeypatch):
+def test_both_ways_forbidden(image, monkeypatch, descriptors):
     forbid_memory(monkeypatch)
     forbid_files(monkeypatch)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with pytest.raises(StubUnavailable, match=r"memfd_create: .*not permitted.*temporary file: .*Read-only"):
         StubFile(image)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
-def test_nothing_stays_open_when_proc_is_not_mounted(image, monkeypatch, tmp_path):
+def test_nothing_stays_open_when_proc_is_not_mounted(image, monkeypatch, tmp_path, descriptors):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda path, **more: stat("/no-proc" if "/proc/" in str(path) else path, **more))
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     file = StubFile(image)
     assert file.path.startswith(str(tmp_path))
     file.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 @pytest.fixture

@@ -18,10 +18,6 @@ from ort_rknn.files._wire import WireError, WireReader
 from ort_rknn.files.pinned import Pinned
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def many_nodes(count: int = 9000) -> bytes:
     """More than a megabyte of nodes, so that it is read block by block."""
     nodes = [
@@ -97,7 +93,7 @@ def _varint(value: int) -> bytes:
 
 @pytest.mark.parametrize("size", [1000, 3 << 20], ids=["read at once", "read in blocks"])
 @pytest.mark.parametrize("how", ["shorter", "longer", "same size"])
-def test_a_file_that_changes_while_it_is_read(tmp_path, size, how):
+def test_a_file_that_changes_while_it_is_read(tmp_path, descriptors, size, how):
     path = tmp_path / "m.rknn"
     path.write_bytes(b"x" * size)
     os.utime(path, ns=(1, 1))
@@ -213,7 +209,7 @@ def test_a_pinned_file_that_is_rewritten(tmp_path):
             file.read(0, 5)
 
 
-def test_a_pinned_file_is_closed(tmp_path):
+def test_a_pinned_file_is_closed(tmp_path, descriptors):
     path = _written(tmp_path / "m", b"1")
     before = descriptors()
     file = Pinned(path)
@@ -227,7 +223,7 @@ def test_a_pinned_file_is_closed(tmp_path):
     assert descriptors() == before
 
 
-def test_what_cannot_be_pinned(tmp_path):
+def test_what_cannot_be_pinned(tmp_path, descriptors):
     os.mkfifo(tmp_path / "pipe")
     before = descriptors()
     with pytest.raises(IsADirectoryError):

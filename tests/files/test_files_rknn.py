@@ -255,7 +255,7 @@ def test_not_regular_files(tmp_path):
 
 
 @pytest.mark.wall_clock
-def test_a_large_file_is_not_read_into_memory_and_not_left_open(tmp_path):
+def test_a_large_file_is_not_read_into_memory_and_not_left_open(tmp_path, descriptors):
     """300 MB of weights between the header and the trailer."""
     path = tmp_path / "large.rknn"
     length = 300 << 20
@@ -264,7 +264,7 @@ def test_a_large_file_is_not_read_into_memory_and_not_left_open(tmp_path):
         file.write(b"RKNN\0\0\0\0" + struct.pack("<QQ", 6, length) + bytes(40) + b"\x10\0\0\0RKNN")
         file.seek(64 + length)
         file.write(struct.pack("<Q", len(trailer)) + trailer)
-    open_before = set(os.listdir("/proc/self/fd"))
+    open_before = descriptors()
     tracemalloc.start()
     try:
         began = time.perf_counter()
@@ -274,7 +274,7 @@ def test_a_large_file_is_not_read_into_memory_and_not_left_open(tmp_path):
     finally:
         tracemalloc.stop()
     assert took < 0.2
-    assert set(os.listdir("/proc/self/fd")) == open_before
+    assert descriptors() == open_before
     assert str(path) not in Path("/proc/self/maps").read_text()
 
 
