@@ -25,6 +25,9 @@ from ._report import read_attribute
 if TYPE_CHECKING:
     from ._owner import Owner
 
+#: Questions for inputs and outputs: of a model with one shape, and of one that is set to a shape.
+_PLAIN: Final = (abi.QUERY_INPUT_ATTR, abi.QUERY_OUTPUT_ATTR)
+_CURRENT: Final = (abi.QUERY_CURRENT_INPUT_ATTR, abi.QUERY_CURRENT_OUTPUT_ATTR)
 #: Imported regions that a context remembers; what was not used for longest goes first.
 _KEPT: Final = 64
 
@@ -111,6 +114,7 @@ class BoundRuns:
             return copied
         except BaseException:
             self._bound.clear()  # what a failed call leaves behind is not known
+            handle.shape_set = None
             raise
 
     def close(self) -> None:
@@ -131,6 +135,7 @@ class BoundRuns:
     def _prepared(self, form: CallForm) -> tuple[Handle, tuple[list[_Port], list[_Port]]]:
         known = self._forms.get(form)
         if known is not None and self._handle is not None:
+            self._choose(self._handle, form)
             return self._handle, known
         model = self._model
         reason = self._refused.get(form)
@@ -140,15 +145,23 @@ class BoundRuns:
             raise NotBindable(reason)
         if self._handle is None:
             self._handle = model.another_handle(self._core_mask)
+        self._choose(self._handle, form)
+        queries = _PLAIN if form.shape_set is None else _CURRENT
         made = tuple(
             [
                 _Port(port, read_attribute(model.binding, self._handle, query, index), is_input=side is form.inputs)
                 for index, port in enumerate(side)
             ]
-            for side, query in ((form.inputs, abi.QUERY_INPUT_ATTR), (form.outputs, abi.QUERY_OUTPUT_ATTR))
+            for side, query in zip((form.inputs, form.outputs), queries)
         )
         known = self._forms[form] = (made[0], made[1])
         return self._handle, known
+
+    def _choose(self, handle: Handle, form: CallForm) -> None:
+        """Set a dynamic model to the form's shapes. Whether what was bound for others stays bound is not known."""
+        if form.shape_set is not None and handle.shape_set != form.shape_set:
+            self._bound.clear()
+            self._model.set_shapes(handle, form.shape_set)
 
     def _bind(self, handle: Handle, is_input: bool, index: int, port: _Port, place: int | Region) -> _Memory:
         memory = self._own(handle, port) if isinstance(place, int) else self._import(handle, port, place)
@@ -211,8 +224,6 @@ def _check_rows(port: _Port, place: int | Region, info: TensorInfo) -> None:
 
 def _why_not(form: CallForm, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> str:
     """Why calls of this form cannot be bound; "" where they can."""
-    if form.shape_set is not None:
-        return "the model has several shapes"
     for port, info in zip(form.inputs, inputs, strict=True):
         as_stored = port.dtype == info.dtype and (port.pass_through or info.quantization is None)
         if len(info.shape) == 4:
@@ -224,6 +235,7 @@ def _why_not(form: CallForm, inputs: Sequence[TensorInfo], outputs: Sequence[Ten
         elif not as_stored:
             return f"input {info.name!r} is {port.dtype}; the NPU reads {info.dtype} from memory"
     for port, info in zip(form.outputs, outputs, strict=True):
-        if port.dtype not in ("float32", info.dtype) or math.prod(port.shape) != math.prod(info.shape):
+        another = form.shape_set is None and math.prod(port.shape) != math.prod(info.shape)
+        if port.dtype not in ("float32", info.dtype) or another:
             return f"output {info.name!r} is {port.dtype}; the NPU writes float32 or {info.dtype} to memory"
     return ""

@@ -81,7 +81,7 @@ def _query(binding: Binding, handle: Handle, command: int, answer: ctypes.Struct
 def read_attribute(binding: Binding, handle: Handle, command: int, index: int) -> abi.TensorAttr:
     """One ``rknn_tensor_attr``. Raises RknnError."""
     attribute = abi.TensorAttr(index=index)
-    side = "input" if command == abi.QUERY_INPUT_ATTR else "output"
+    side = "input" if command in (abi.QUERY_INPUT_ATTR, abi.QUERY_CURRENT_INPUT_ATTR) else "output"
     _query(binding, handle, command, attribute, f"{side} {index}")
     return attribute
 
