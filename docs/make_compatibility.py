@@ -76,6 +76,7 @@ SESSION = {
         "more",
         "plans again while other threads go on; where it fails the session is as it was (onnxruntime's is dead then)",
     ),
+    "run": ("more", "says what is wrong with a feed that is no dict"),
     "run_async": ("more", "`close` and `set_providers` wait for it; works in a forked child"),
 }
 #: Methods that are onnxruntime's own, called from one of ours on some versions of Python.
@@ -275,7 +276,7 @@ def _session_lines(used: dict[str, list[str]]) -> list[str]:
     return [
         "## InferenceSession",
         "",
-        "`run` and its siblings are not overridden; a session that stays on the CPU is onnxruntime's own, on the ONNX",
+        "A session that stays on the CPU is onnxruntime's own, on the ONNX",
         "or, where `layout`, `input_dtype` or `output_dtype` ask for it, on the ONNX with nodes around its graph.",
         "",
         *_table(head, rows),

@@ -84,6 +84,8 @@ def test_a_feed_that_is_no_dict(feed, device, virtual):
         for way in ways:
             with pytest.raises(TypeError, match=r"input_feed is a dict of arrays by input name, \{'x': ...\}; got "):
                 way()
+        with pytest.raises(AttributeError, match=r"'keys': input_feed is a dict of arrays by input name, \{'x'"):
+            made.run(None, feed)
 
 
 # LoRA adapters ----------------------------------------------------------------------------------------------------

@@ -32,13 +32,14 @@ def _depth(depth: int) -> int:
     return depth.__index__()
 
 
-def _no_feed(feed: object, names: Sequence[str]) -> TypeError:
+def no_feed(feed: object, inputs: Sequence[Any] | None) -> str:
+    """What is wrong with a feed that is no dict."""
     what = type(feed).__name__
     shape = getattr(feed, "shape", None)
     if isinstance(shape, tuple):
         what += f" of shape {list(shape)}"
-    wanted = "{" + ", ".join(f"{name!r}: ..." for name in names) + "}" if names else "a dict"
-    return TypeError(f"input_feed is a dict of arrays by input name, {wanted}; got {what}")
+    wanted = "{" + ", ".join(f"{value.name!r}: ..." for value in inputs) + "}" if inputs else "a dict"
+    return f"input_feed is a dict of arrays by input name, {wanted}; got {what}"
 
 
 class AsynchronousCalls:
@@ -187,7 +188,7 @@ class AsynchronousCalls:
         from .feeds import Buffers, Feed
 
         if not hasattr(feed, "keys"):
-            raise _no_feed(feed, [i.name for i in getattr(self, "_inputs_meta", None) or ()])
+            raise TypeError(no_feed(feed, getattr(self, "_inputs_meta", None)))
         if not copied:
             return Feed(feed)
         if self._buffers is None:

@@ -51,4 +51,4 @@ def _make_session(source: str | bytes, pinned: PinnedModel | None, make: Any) ->
 def _may_fall_back(of: weakref.ref[Any]) -> bool:
     """As onnxruntime's ``enable_fallback()`` and ``disable_fallback()`` left it."""
     session = of()
-    return session is not None and bool(session.__dict__.get("_enable_fallback", True))
+    return session is not None and bool(session._falls_back)

@@ -40,7 +40,6 @@ REFUSED = {
     "unknown output and wrong rank": (state.InvalidArgument, (["nothing"], {**GOOD, "a": A[0]})),
     "output as text": (TypeError, ("map", GOOD)),
     "output as number": (TypeError, ([3], GOOD)),
-    "feed no mapping": (AttributeError, (None, [A, B])),
     "a list of the wrong rank": (state.InvalidArgument, (None, {**GOOD, "b": [0.0] * 16})),
     "text": (Exception, (None, {**GOOD, "b": "text"})),
     "a scalar": (RuntimeError, (None, {**GOOD, "b": 3.0})),
@@ -87,6 +86,13 @@ def test_refused_in_the_same_words(session, control, case):
     assert issubclass(theirs[0], expected)
     assert outcome(session, arguments) == theirs
     assert len(session.run(None, GOOD)) == 2  # and the session goes on
+
+
+def test_a_list_for_a_feed_is_refused_in_more_words(session, control):
+    theirs, ours = outcome(control, (None, [A, B])), outcome(session, (None, [A, B]))
+    assert ours[0] is theirs[0] is AttributeError
+    assert ours[1].startswith(f"{theirs[1]}: input_feed is a dict of arrays by input name, {{'a': ..., 'b': ...")
+    assert len(session.run(None, GOOD)) == 2
 
 
 class Array(np.ndarray):
