@@ -6,17 +6,19 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ._model import NpuModel, OnCpu
+from ._samples import Samples
 from ._store import StoredModel
 
 
 class NpuBatches(NpuModel):
     """For ``dataset.map_batches(NpuBatches, fn_constructor_args=(model,), batch_format="numpy", ...)``.
 
-    A batch is a dict of columns; ``columns`` maps input names to columns, by default to those of the same names. Rows
-    are samples without the model's first axis, and go over all cores. The outputs become columns of their names.
+    A batch is a dict of columns; ``columns`` maps input names to columns, by default to those of the same names. A row
+    is a sample without the model's first axis, or all that the input takes. Where the first axis is free and samples
+    are known to be independent of each other, a batch is one call; a model for N samples gets N rows at a time, the
+    last ones filled up with copies of the last row; else each row is a call. All cores work. The outputs become columns
+    of their names, rows of different shapes a column of objects.
 
         dataset.map_batches(NpuBatches, fn_constructor_args=("model.onnx",), batch_size=64, batch_format="numpy",
                             resources={"rknpu": 1}, compute=ray.data.ActorPoolStrategy(size=boards))
@@ -33,18 +35,15 @@ class NpuBatches(NpuModel):
         super().__init__(model, provider_options=provider_options, on_cpu=on_cpu)
         inputs = [value.name for value in self.session.get_inputs()]
         self._columns = {name: (columns or {}).get(name, name) for name in inputs}
-        self._outputs = [value.name for value in self.session.get_outputs()]
+        unknown = sorted(set(columns or {}) - set(inputs))
+        if unknown:
+            raise ValueError(f"columns: the model has no input {unknown[0]!r}; it has {', '.join(map(repr, inputs))}")
+        self._samples = Samples(self.session, self.path)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with the outputs as further columns. Raises KeyError for a column that is missing."""
+        """The batch with the outputs as further columns. Raises KeyError for a column that is missing, and what
+        ``InferenceSession.run`` raises."""
         missing = sorted(set(self._columns.values()) - set(batch))
         if missing:
             raise KeyError(f"the batch has no column {missing[0]!r}; it has {', '.join(map(repr, batch))}")
-        rows = len(next(iter(batch.values())))
-        feeds = (
-            {name: np.asarray(batch[column][k])[np.newaxis] for name, column in self._columns.items()}
-            for k in range(rows)
-        )
-        results = list(self.session.map(feeds))
-        made = {name: np.concatenate([r[i] for r in results]) for i, name in enumerate(self._outputs)} if rows else {}
-        return {**batch, **made}
+        return {**batch, **self._samples.rows({name: batch[column] for name, column in self._columns.items()})}

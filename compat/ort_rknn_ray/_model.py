@@ -41,7 +41,8 @@ class NpuModel:
         with warnings.catch_warnings():
             if on_cpu == "serve":
                 warnings.simplefilter("always", ort_rknn.FallbackWarning)
-            self.session = ort_rknn.InferenceSession(on_this_node(model), settings, provider_options=[options])
+            self.path = on_this_node(model)
+            self.session = ort_rknn.InferenceSession(self.path, settings, provider_options=[options])
 
     async def run(self, feed: Mapping[str, Any], output_names: Sequence[str] | None = None) -> list[Any]:
         """Run once. Calls under way together use all cores. Raises what ``InferenceSession.run`` raises."""
