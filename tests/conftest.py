@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy
 import onnxruntime
 import pytest
-from counted_reruns import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
+from support.counted_reruns import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 TESTS = Path(__file__).parent
 
@@ -46,7 +46,7 @@ def models():
 @pytest.fixture
 def npu(monkeypatch):
     """A fake RK3588 as the only NPU of this process. Whatever was opened on it is closed when the test ends."""
-    from fake_npu import FakeNpu, install
+    from support.fake_npu import FakeNpu, install
 
     from ort_rknn._ep import unregister
 
@@ -76,7 +76,7 @@ def python():
     """Runs code in a process of its own, which must end well and say nothing on stderr; gives its stdout."""
 
     def run(code, *, env=None, expect=0, quiet=True, args=(), timeout=60):
-        paths = [*sys.path, str(TESTS), str(TESTS / "ep")]
+        paths = [*sys.path, str(TESTS)]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("ORT_RKNN_")}
         environ |= {"PYTHONPATH": os.pathsep.join(p for p in paths if p), **(env or {})}
         done = subprocess.run(

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from command_json import validate
 from onnx import TensorProto, helper
-from virtual_sessions import MODELS, VIRTUAL, session, virtual_rk3588
+from support.command_json import validate
+from support.virtual_sessions import MODELS, VIRTUAL, session, virtual_rk3588
 
 import ort_rknn as ort
 from ort_rknn._bench import load

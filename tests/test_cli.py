@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from fake_npu import FakeNpu, install
+from support.fake_npu import FakeNpu, install
 
 import ort_rknn
 from ort_rknn._cli.main import main

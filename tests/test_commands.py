@@ -12,8 +12,8 @@ import fastjsonschema
 import numpy as np
 import onnx
 import pytest
-from command_json import closed, validate
 from onnx import TensorProto, helper
+from support.command_json import closed, validate
 
 from ort_rknn._cli.main import main
 from ort_rknn._cli.registry import commands

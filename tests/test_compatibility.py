@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
-from models_in_parts import their_session, three_steps, write_in_parts
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.models_in_parts import their_session, three_steps, write_in_parts
 
 import ort_rknn as ort
 from ort_rknn.files import read_rknn

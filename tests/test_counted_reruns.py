@@ -25,7 +25,7 @@ def test_more_than_two_fail_the_run(tmp_path, count, mark, code):
     pytest.importorskip("pytest_rerunfailures")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = wall_clock: timed\n")
     (tmp_path / "test_it.py").write_text(FLAKY.format(count=count, mark=mark))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "counted_reruns", "--reruns", "1", str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "support.counted_reruns", "--reruns", "1", str(tmp_path)]
     done = subprocess.run(
         command, cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parent)}, capture_output=True, text=True
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from virtual_sessions import MODELS, X, folder_with_twin, virtual_rk3588
+from support.virtual_sessions import MODELS, X, folder_with_twin, virtual_rk3588
 
 npu = pytest.fixture(virtual_rk3588)
 folder = pytest.fixture(folder_with_twin)

@@ -9,38 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fake_npu import AdapterError, FakeContext, FakeNpu, RknnError, image, info
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.executors import make
+from support.fake_npu import AdapterError, FakeContext, FakeNpu, RknnError, image, info
 
 from ort_rknn._executor.declared import Declared, Normalization
-from ort_rknn._executor.dispatch import resolve
-from ort_rknn._executor.executor import Executor
-from ort_rknn._executor.signature import negotiate
-from ort_rknn._options import read_options
-from ort_rknn.adapter import LoadSettings, ModelSource, Quantization
-
-
-def declared(value):
-    shape = value.shape
-    if value.layout == "NHWC":
-        n, h, w, c = shape
-        shape = (n, c, h, w)
-    return Declared(value.name, "float32", shape)
-
-
-def make(npu, *, inputs=None, outputs=None, normalization=None, **given):
-    """An executor of ``npu``'s model; ``inputs`` / ``outputs`` are what the ONNX declares."""
-    options = read_options(given)
-    model = npu.load(npu.device, ModelSource(data=b""), LoadSettings())
-    signature = negotiate(
-        model,
-        inputs or [declared(i) for i in npu.inputs],
-        outputs or [declared(o) for o in npu.outputs],
-        options,
-        normalization=normalization,
-        label="m.rknn",
-    )
-    return Executor(model, resolve(options, npu.device.soc, npu.device.cores), signature, "m.rknn", options)
+from ort_rknn.adapter import Quantization
 
 
 @pytest.fixture
@@ -557,7 +531,9 @@ def test_fork(python):
 import os, sys
 import numpy as np
 sys.argv = ["x"]
-from test_executor import FakeNpu, X, info, make
+from support.executors import make
+from support.fake_npu import FakeNpu, info
+X = np.array([[1, 2, 3, 4]], np.float32)
 npu = FakeNpu(inputs=(info("in", (1, 4)),), outputs=(info("out", (1, 4)),), compute=lambda arrays: arrays)
 executor = make(npu, schedule="0,1")
 executor.run([X])

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fake_npu import FakeNpu, info
-from test_executor import make
+from support.executors import make
+from support.fake_npu import FakeNpu, info
 
 from ort_rknn._executor.lanes import Lane, Lease
 
@@ -251,8 +251,8 @@ def test_a_signal_handler_that_raises_costs_no_context(python, dynamic):
         f"""
 import signal, time
 import numpy as np
-from fake_npu import FakeNpu, info
-from test_executor import make
+from support.fake_npu import FakeNpu, info
+from support.executors import make
 
 class Tick(Exception):
     pass

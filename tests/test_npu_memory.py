@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from virtual_sessions import MODELS, VIRTUAL, virtual_rk3588
+from support.virtual_sessions import MODELS, VIRTUAL, virtual_rk3588
 
 import ort_rknn as ort
 

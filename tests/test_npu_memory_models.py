@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 import pytest
-from models_in_parts import three_steps, write_in_parts
-from virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
+from support.models_in_parts import three_steps, write_in_parts
+from support.virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
 
 import ort_rknn as ort
 

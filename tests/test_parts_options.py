@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from models_in_parts import SHAPES, TWO_PARTS, three_steps, value, weights, write_in_parts
 from onnx import helper
+from support.models_in_parts import SHAPES, TWO_PARTS, three_steps, value, weights, write_in_parts
 
 import ort_rknn as ort
 from ort_rknn_virtual.control import virtual_npu

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from fake_npu import FakeNpu
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.fake_npu import FakeNpu
 
 from ort_rknn._errors import NpuUnavailable
 from ort_rknn._options import Options

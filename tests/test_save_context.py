@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from models_in_parts import their_session, three_steps, write_in_parts
+from support.models_in_parts import their_session, three_steps, write_in_parts
 
 import ort_rknn as ort
 from ort_rknn.files import read_onnx

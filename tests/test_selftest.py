@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from command_json import validate
+from support.command_json import validate
 
 import ort_rknn
 from ort_rknn._cli.main import main

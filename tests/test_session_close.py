@@ -8,7 +8,7 @@ import time
 
 import onnxruntime
 import pytest
-from virtual_sessions import MODELS, X, session, virtual_rk3588
+from support.virtual_sessions import MODELS, X, session, virtual_rk3588
 
 import ort_rknn as ort
 import ort_rknn_ez_async as ez

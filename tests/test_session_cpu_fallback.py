@@ -6,8 +6,8 @@ import warnings
 
 import onnxruntime
 import pytest
-from cpu_sessions import CPU, OURS, feed, outcome, two_io, without_npu
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.cpu_sessions import CPU, OURS, feed, outcome, two_io, without_npu
 
 import ort_rknn
 from ort_rknn import FallbackWarning, NpuUnavailable, OptionError

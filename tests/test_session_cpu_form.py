@@ -8,8 +8,8 @@ import onnx
 import onnxruntime
 import ort_rknn.capi.onnxruntime_pybind11_state as state
 import pytest
-from cpu_sessions import CPU, OURS, feed, without_npu
 from onnx import TensorProto, helper, numpy_helper
+from support.cpu_sessions import CPU, OURS, feed, without_npu
 
 import ort_rknn
 from ort_rknn import FallbackWarning, OptionError

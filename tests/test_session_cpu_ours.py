@@ -4,8 +4,8 @@ import inspect
 
 import onnxruntime
 import pytest
-from cpu_sessions import CPU, feed, two_io, without_npu
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.cpu_sessions import CPU, feed, two_io, without_npu
 
 import ort_rknn
 

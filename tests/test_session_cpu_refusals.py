@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from cpu_sessions import CPU, A, feed, outcome, two_io, without_npu
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.cpu_sessions import CPU, A, feed, outcome, two_io, without_npu
 
 import ort_rknn
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from models_in_parts import TWO_PARTS, their_session, three_steps, write_in_parts
 from onnx import TensorProto, helper
+from support.models_in_parts import TWO_PARTS, their_session, three_steps, write_in_parts
 
 import ort_rknn as ort
 from ort_rknn_virtual.control import virtual_npu

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import InvalidArgument
-from virtual_sessions import MODELS, VIRTUAL, X, folder_with_twin, session, virtual_rk3588
+from support.virtual_sessions import MODELS, VIRTUAL, X, folder_with_twin, session, virtual_rk3588
 
 import ort_rknn as ort
 

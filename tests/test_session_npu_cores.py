@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 import pytest
-from virtual_sessions import MODELS, X, session, virtual_rk3588
+from support.virtual_sessions import MODELS, X, session, virtual_rk3588
 
 npu = pytest.fixture(virtual_rk3588)
 

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import Fail, RuntimeException
-from virtual_sessions import MODELS, VIRTUAL, X, folder_with_twin, virtual_rk3588
+from support.virtual_sessions import MODELS, VIRTUAL, X, folder_with_twin, virtual_rk3588
 
 import ort_rknn as ort
 from ort_rknn.files.origin import Origin

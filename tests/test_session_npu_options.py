@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import InvalidArgument
-from virtual_sessions import MODELS, VIRTUAL, X, session, virtual_rk3588
+from support.virtual_sessions import MODELS, VIRTUAL, X, session, virtual_rk3588
 
 import ort_rknn as ort
 

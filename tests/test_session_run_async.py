@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from ort_rknn.capi.onnxruntime_pybind11_state import RuntimeException
-from virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
+from support.virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
 
 import ort_rknn as ort
 from ort_rknn._session.closed import bindings_keep_it

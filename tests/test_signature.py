@@ -1,8 +1,8 @@
 """What the caller feeds and gets, matched with the compiled model."""
 
 import pytest
-from fake_npu import FakeNpu, image, info
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.fake_npu import FakeNpu, image, info
 
 from ort_rknn._errors import OptionError
 from ort_rknn._executor.batches import Splitting

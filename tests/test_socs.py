@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from virtual_sessions import MODELS, virtual_rk3588
+from support.virtual_sessions import MODELS, virtual_rk3588
 
 import ort_rknn as ort
 from ort_rknn._executor.dispatch import resolve

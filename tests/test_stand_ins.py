@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
+from support.virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
 
 import ort_rknn as ort
 from ort_rknn_virtual import _build

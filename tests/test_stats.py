@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from virtual_sessions import MODELS, X, session, virtual_rk3588
+from support.virtual_sessions import MODELS, X, session, virtual_rk3588
 
 import ort_rknn as ort
 

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import onnxruntime
 import pytest
-from virtual_sessions import MODELS, VIRTUAL, X, folder_with_twin, virtual_rk3588
+from support.virtual_sessions import MODELS, VIRTUAL, X, folder_with_twin, virtual_rk3588
 
 import ort_rknn as ort
 from ort_rknn import FallbackWarning, NpuUnavailable, OptionError

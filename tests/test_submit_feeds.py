@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from virtual_sessions import MODELS
+from support.virtual_sessions import MODELS
 
 import ort_rknn as ort
 from ort_rknn_virtual.control import virtual_npu

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from virtual_sessions import MODELS
+from support.virtual_sessions import MODELS
 
 import ort_rknn
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from virtual_sessions import MODELS
+from support.virtual_sessions import MODELS
 
 import ort_rknn as ort
 import ort_rknn_ez_async as ez

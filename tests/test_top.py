@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_json import validate
+from support.command_json import validate
 
 import ort_rknn
 from ort_rknn._cli.main import main

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import onnx
 import pytest
-from command_json import validate
-from models_in_parts import SHAPES, TWO_PARTS, three_steps, write_in_parts
-from virtual_sessions import MODELS, VIRTUAL, X, session, virtual_rk3588
+from support.command_json import validate
+from support.models_in_parts import SHAPES, TWO_PARTS, three_steps, write_in_parts
+from support.virtual_sessions import MODELS, VIRTUAL, X, session, virtual_rk3588
 
 import ort_rknn as ort
 from ort_rknn._bench.layers import Layer, layers_of, parse

@@ -5,7 +5,7 @@ import gc
 
 import numpy as np
 import pytest
-from librknnrt_virtual import MODELS, Npu, pattern, run
+from support.librknnrt_virtual import MODELS, Npu, pattern, run
 
 from ort_rknn.adapter import AdapterError, Device, LoadSettings, ModelSource, Quantization, Query, RknnError, TensorInfo
 from ort_rknn_librknnrt import LibrknnrtAdapter

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from librknnrt_virtual import Npu, addresses, form_of, pattern, port, run
+from support.librknnrt_virtual import Npu, addresses, form_of, pattern, port, run
 
 from ort_rknn.adapter import AdapterError, CallForm, PortForm, RknnError
 from ort_rknn_librknnrt import _context

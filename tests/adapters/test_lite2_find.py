@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from lite2_board import REAL, Board, write_board
+from support.lite2_board import REAL, Board, write_board
 
 from ort_rknn._planning import discovery
 from ort_rknn.adapter import Query

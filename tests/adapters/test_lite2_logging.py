@@ -1,10 +1,8 @@
 """A program's logging is as it was: before and after the vendor's package is imported, and while it runs."""
 
 import json
-import os
-from pathlib import Path
 
-from lite2_board import MODELS, REAL, Board
+from support.lite2_board import MODELS, REAL, Board
 
 PROGRAM = """
 import io, json, logging, os, sys, warnings
@@ -43,7 +41,7 @@ from ort_rknn.adapter import CallForm, LoadSettings, ModelSource, PortForm, Quer
 from ort_rknn_lite2 import Lite2Adapter
 if settings["library"]:
     sys.path.insert(0, settings["site"])
-    import fake_rknnlite
+    from support import fake_rknnlite
     fake_rknnlite.LIBRARY = settings["library"]
 
 before = state()
@@ -97,7 +95,6 @@ def test_nothing_of_the_program_s_changes_and_nothing_is_printed(tmp_path, monke
         "model": str(MODELS / "conv_f16.rk3588.rknn"),
     }
     env = {"SETTINGS": json.dumps(settings)}
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     # The one line on stderr is what the program's own loud object says when it is made.
-    said = python(f"import sys; sys.path[:0] = {paths!r}\n" + PROGRAM, env=env, quiet=False, timeout=100)
+    said = python(PROGRAM, env=env, quiet=False, timeout=100)
     assert said.splitlines()[-1] == "all well"

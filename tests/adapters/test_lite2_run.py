@@ -12,7 +12,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from lite2_board import MODELS, REAL, Board, port, random, run
+from support.lite2_board import MODELS, REAL, Board, port, random, run
 
 from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import (

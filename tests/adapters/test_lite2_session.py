@@ -6,8 +6,8 @@ import warnings
 
 import numpy as np
 import pytest
-from lite2_board import MODELS, Board
 from ort_rknn.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+from support.lite2_board import MODELS, Board
 
 import ort_rknn as ort
 from ort_rknn_lite2._logging import logging_untouched

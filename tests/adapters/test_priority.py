@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from librknnrt_virtual import MODELS, Npu
+from support.librknnrt_virtual import MODELS, Npu
 
 import ort_rknn
 from ort_rknn.adapter import LoadSettings, ModelSource, SettingError

@@ -9,7 +9,7 @@ import onnx
 import onnx.helper
 import onnxruntime
 import pytest
-from virtual_runtime import MODELS, pattern
+from support.virtual_runtime import MODELS, pattern
 
 from ort_rknn.adapter import AdapterError, CallForm, LoadSettings, ModelSource, PortForm, Query, RknnError
 from ort_rknn_virtual import VirtualAdapter, _adapter, _build, _compute

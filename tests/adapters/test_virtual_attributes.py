@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from virtual_runtime import DTYPES, MODELS, NC1HWC2, NCHW, NHWC, UNDEFINED, Attr, InitExtend, Range, Runtime
+from support.virtual_runtime import DTYPES, MODELS, NC1HWC2, NCHW, NHWC, UNDEFINED, Attr, InitExtend, Range, Runtime
 
 from ort_rknn_virtual.control import VirtualNpu
 

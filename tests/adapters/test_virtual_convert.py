@@ -4,7 +4,7 @@ import ctypes as c
 
 import numpy as np
 import pytest
-from virtual_runtime import (
+from support.virtual_runtime import (
     MODELS,
     NC1HWC2,
     NCHW,
@@ -253,7 +253,7 @@ def test_getting_outputs(rt):
 
 
 def test_a_new_shape_set_needs_new_inputs(rt, rng):
-    from virtual_runtime import Attr
+    from support.virtual_runtime import Attr
 
     context = rt.open("dynamic")
     tap = Tap(rt, context)

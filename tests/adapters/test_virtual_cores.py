@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from virtual_runtime import NCHW, Input, Runtime, Tap
+from support.virtual_runtime import NCHW, Input, Runtime, Tap
 
 from ort_rknn_virtual import _build
 from ort_rknn_virtual._abi import COMPUTE
@@ -364,7 +364,7 @@ def test_the_log_keeps_the_newest(npu):
 @pytest.mark.wall_clock
 def test_a_small_inference_costs_microseconds(npu, contexts):
     """inputs_set, run, outputs_get, outputs_release at no modelled time, the interpreter's share included."""
-    from virtual_runtime import Output
+    from support.virtual_runtime import Output
 
     rt, (context, *_) = contexts
     y = np.empty((1, 4), np.float32)

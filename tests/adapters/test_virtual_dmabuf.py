@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from virtual_runtime import Attr, Runtime
+from support.virtual_runtime import Attr, Runtime
 
 INPUT, OUTPUT, TO_DEVICE, FROM_DEVICE = 1, 2, 1, 2
 

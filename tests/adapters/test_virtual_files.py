@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from virtual_runtime import MODELS, Runtime
+from support.virtual_runtime import MODELS, Runtime
 
 from ort_rknn.adapter import AdapterError
 from ort_rknn.files.rknn import read_rknn

@@ -29,7 +29,7 @@ class Boards:
         # Inherited by the nodes' workers.
         os.environ["ORT_RKNN_DEVICE"] = "virtual:rk3588"
         os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-        os.environ["PYTHONPATH"] = os.path.dirname(__file__)
+        os.environ["PYTHONPATH"] = os.path.dirname(os.path.dirname(__file__))
         self._marks = tempfile.TemporaryDirectory()
         os.environ["TEST_MARKS"] = self._marks.name
         head = {"num_cpus": 4, "include_dashboard": False, "node_ip_address": "127.0.0.1"}

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import ray
-from timed_model import Hanging, Timed
+from support.timed_model import Hanging, Timed
 
 import ort_rknn
 from ort_rknn_ray import Boards, CallFailed, NpuBatches, NpuModel, put_model

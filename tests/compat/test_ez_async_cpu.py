@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from ez_async_models import CONV, MODELS, Collector, X, fresh_npu, make, runs
+from support.ez_async_models import CONV, MODELS, Collector, X, fresh_npu, make, runs
 
 import ort_rknn
 import ort_rknn_ez_async as ez

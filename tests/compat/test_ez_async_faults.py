@@ -20,7 +20,7 @@ from types import MappingProxyType
 import numpy as np
 import onnxruntime
 import pytest
-from ez_async_models import CONV, DEVICE, MODELS, X, fresh_npu, make, model
+from support.ez_async_models import CONV, DEVICE, MODELS, X, fresh_npu, make, model
 
 import ort_rknn_ez_async as ez
 from ort_rknn_virtual import VirtualAdapter
@@ -34,9 +34,8 @@ def script(python):
 
     def run(code, **more):
         begin = "import gc, sys, threading, time\nimport numpy as np\nimport ort_rknn_ez_async as ez\n"
-        begin += "from ez_async_models import *\nfrom ort_rknn_virtual.control import virtual_npu\n"
-        folder = os.path.dirname(__file__)
-        return python(f"import sys; sys.path.insert(0, {folder!r})\n{begin}{code}", **more)
+        begin += "from support.ez_async_models import *\nfrom ort_rknn_virtual.control import virtual_npu\n"
+        return python(begin + code, **more)
 
     return run
 
@@ -389,7 +388,7 @@ def test_w6_what_is_declared_holds(npu, name):
 
 @pytest.mark.parametrize("layout", ["NCHW", "UNDEFINED"])
 def test_w6_inputs_that_are_not_nhwc_keep_their_shape(monkeypatch, layout):
-    from fake_npu import FakeNpu, install
+    from support.fake_npu import FakeNpu, install
 
     from ort_rknn.adapter import TensorInfo
 

@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from ez_async_models import CONV, DEVICE, MODELS, X, fresh_npu, make, runs
+from support.ez_async_models import CONV, DEVICE, MODELS, X, fresh_npu, make, runs
 
 import ort_rknn_ez_async as ez
 from ort_rknn import OptionError

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 import pytest
-from ez_async_models import CONV, DEVICE, MODELS, X, fresh_npu, make, model, runs
+from support.ez_async_models import CONV, DEVICE, MODELS, X, fresh_npu, make, model, runs
 
 import ort_rknn_ez_async as ez
 from ort_rknn_virtual.control import virtual_npu

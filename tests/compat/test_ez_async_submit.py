@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from ez_async_models import Collector, X, fresh_npu, make
+from support.ez_async_models import Collector, X, fresh_npu, make
 
 npu = pytest.fixture(fresh_npu, autouse=True)
 

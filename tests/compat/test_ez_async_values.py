@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ez_async_models import X, fresh_npu, make, model
+from support.ez_async_models import X, fresh_npu, make, model
 
 import ort_rknn_ez_async as ez
 

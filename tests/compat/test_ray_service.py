@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
+from support.virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
 
 from ort_rknn_ray._serve import _Service, _ServiceAnywhere
 

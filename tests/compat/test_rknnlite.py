@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from rknnlite_models import CONV, MANIFEST, MODELS, X, feed_of, on_cpu, started, virtual_rk3588, without_npu
+from support.rknnlite_models import CONV, MANIFEST, MODELS, X, feed_of, on_cpu, started, virtual_rk3588, without_npu
 
 from ort_rknn_rknnlite import api, install, offer, uninstall
 from ort_rknn_rknnlite.api import RKNNLite

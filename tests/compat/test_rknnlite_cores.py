@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from rknnlite_models import CONV, MODELS, X, started, virtual_rk3588
+from support.rknnlite_models import CONV, MODELS, X, started, virtual_rk3588
 
 from ort_rknn_rknnlite.api import RKNNLite
 from ort_rknn_virtual.control import virtual_npu

@@ -7,7 +7,7 @@ import logging
 
 import numpy as np
 import pytest
-from rknnlite_models import CONV, MANIFEST, MODELS, X, on_cpu, started, virtual_rk3588, without_npu
+from support.rknnlite_models import CONV, MANIFEST, MODELS, X, on_cpu, started, virtual_rk3588, without_npu
 
 from ort_rknn.files import read_rknn
 from ort_rknn_rknnlite.api import RKNNLite, RKNNLiteError, rknn_runtime

@@ -5,13 +5,11 @@ The original is the vendor's package where ``RKNNLITE_UNDER_TEST=real`` says tha
 
 import logging
 import os
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
-from rknnlite_models import CONV, MANIFEST, MODELS, X, feed_of, started, virtual_rk3588
+from support.rknnlite_models import CONV, MANIFEST, MODELS, X, feed_of, started, virtual_rk3588
 
 from ort_rknn_lite2._logging import logging_untouched
 from ort_rknn_rknnlite.api import RKNNLite
@@ -32,8 +30,7 @@ def original():
             import rknnlite.api
 
             return rknnlite.api.RKNNLite
-    sys.path.append(str(Path(__file__).parents[1] / "adapters"))
-    import fake_rknnlite
+    from support import fake_rknnlite
 
     fake_rknnlite.LIBRARY = str(virtual_npu("rk3588").library)
     if not fake_rknnlite.log.handlers:

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from rknnlite_models import CONV, X, started, virtual_rk3588, without_npu
+from support.rknnlite_models import CONV, X, started, virtual_rk3588, without_npu
 
 import ort_rknn as ort
 from ort_rknn_rknnlite.api import RKNNLite, RKNNLiteError

@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from command_json import validate
+from support.command_json import validate
 
 from ort_rknn._cli.main import main
 from ort_rknn._compile.shapes import ShapeError, compiled_shapes, group_shapes, parse_shape

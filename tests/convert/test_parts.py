@@ -6,11 +6,10 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import helper
+from support.convert_models import FLOAT, INT64
 
 import ort_rknn
 from ort_rknn._cli.main import main
-
-from .conftest import FLOAT, INT64
 
 
 def behind_nms(maker):

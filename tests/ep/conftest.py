@@ -5,7 +5,7 @@ imported (their cpuinfo reads the host's /proc/cpuinfo); that machine needs a /p
 """
 
 import pytest
-from ep_models import OURS, plain_session, quiet
+from support.ep_models import OURS, plain_session, quiet
 
 import ort_rknn
 

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import onnxruntime
 import pytest
-from virtual_sessions import MODELS, VIRTUAL, virtual_rk3588
+from support.virtual_sessions import MODELS, VIRTUAL, value, virtual_rk3588
 
 import ort_rknn as ort
 
@@ -22,16 +22,6 @@ def session(npu):
     options = {**VIRTUAL, "layout": "NHWC", "input_dtype": "uint8"}
     with ort.InferenceSession(MODELS / "conv_f16.onnx", provider_options=options) as made:
         yield made
-
-
-def value(shape, dtype):
-    (device,) = (
-        d
-        for d in onnxruntime.get_ep_devices()
-        if d.ep_name == "RKNNExecutionProvider" and d.ep_metadata["device"] == "virtual:rk3588"
-    )
-    info = device.memory_info(onnxruntime.OrtDeviceMemoryType.HOST_ACCESSIBLE)
-    return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype, memory_info=info)
 
 
 def test_values_are_views_and_are_bound_without_a_copy(npu, session):
@@ -79,7 +69,7 @@ def test_refused_memory_is_ordinary_memory_and_an_error_in_the_log(npu, session,
 
 CODE = """
 import numpy as np, onnxruntime, ort_rknn
-from test_host_memory import value
+from support.virtual_sessions import value
 ort_rknn.register("RKNNExecutionProvider", device="virtual:rk3588")
 x = value((1, 4), np.float32)
 x.numpy()[...] = 7

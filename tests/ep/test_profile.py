@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import onnxruntime
 import pytest
-from virtual_sessions import MODELS, VIRTUAL, X, session, virtual_rk3588
+from support.virtual_sessions import MODELS, VIRTUAL, X, session, virtual_rk3588
 
 import ort_rknn as ort
 from ort_rknn._ep.profiler import CORE_ROW

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from ep_feeds import CPU, X, elementwise
-from ep_models import OURS, mixed
-from fake_npu import AdapterError, RknnError
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.ep_feeds import CPU, X, elementwise
+from support.ep_models import OURS, mixed
+from support.fake_npu import AdapterError, RknnError
 
 import ort_rknn
 from ort_rknn._ep import abi, provider

@@ -5,7 +5,8 @@ import pytest
 START = """
 import os, signal, sys, threading, time
 import numpy as np
-import onnxruntime, ort_rknn, fake_npu
+import onnxruntime, ort_rknn
+from support import fake_npu
 onnxruntime.set_default_logger_severity(4)
 npu = fake_npu.install(fake_npu.FakeNpu())
 s = ort_rknn.InferenceSession({path!r})

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from ep_feeds import CPU, random_feed
-from ep_models import OURS
-from fake_npu import RknnError
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.ep_feeds import CPU, random_feed
+from support.ep_models import OURS
+from support.fake_npu import RknnError
 
 import ort_rknn
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ep_feeds import CPU, X, elementwise
-from ep_models import FLOAT, OURS, context_node, helper, mixed, model, plain_session, quiet, tensor
-from fake_npu import info
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.ep_feeds import CPU, X, elementwise
+from support.ep_models import FLOAT, OURS, context_node, helper, mixed, model, plain_session, quiet, tensor
+from support.fake_npu import info
 
 import ort_rknn
 from ort_rknn import FallbackWarning, NpuUnavailable

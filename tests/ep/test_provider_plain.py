@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from ep_models import OURS, model, plain_session, quiet, tensor
 from onnx import helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.ep_models import OURS, model, plain_session, quiet, tensor
 
 import ort_rknn
 from ort_rknn import FallbackWarning
@@ -191,7 +191,7 @@ def test_the_graphs_weights_are_let_go(python, tmp_path):
     (tmp_path / "m.rknn").write_bytes(stand_in([("x", "float32", (1, 1024))], [("y", "float32", (1, 4096))], "rk3588"))
     code = f"""
 import gc, re, onnxruntime, ort_rknn
-from ep_models import plain_session
+from support.ep_models import plain_session
 def resident():
     gc.collect()
     return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) >> 10

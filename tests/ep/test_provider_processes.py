@@ -5,7 +5,8 @@ import pytest
 START = """
 import sys, os, threading, time, gc, builtins, atexit, signal
 import numpy as np
-import onnxruntime, ort_rknn, fake_npu
+import onnxruntime, ort_rknn
+from support import fake_npu
 onnxruntime.set_default_logger_severity(4)  # a kernel's errors are logged besides
 npu = fake_npu.install(fake_npu.FakeNpu())
 PATH = {path!r}
@@ -164,8 +165,8 @@ def test_ctrl_c_while_a_cpu_node_runs(python, start, models):
     out = python(
         start
         + """
-from ep_models import *
-import fake_npu
+from support.ep_models import *
+from support import fake_npu
 from onnx import numpy_helper
 shape = (1, 32, 96, 96)
 npu.inputs, npu.outputs = (fake_npu.image("in", shape),), (fake_npu.info("out", shape),)

@@ -2,7 +2,7 @@
 
 import shutil
 
-from ep_models import plain_session
+from support.ep_models import plain_session
 
 import ort_rknn
 

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 import pytest
-from ep_feeds import CPU
-from ep_models import OURS
-from fake_npu import RknnError
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.ep_feeds import CPU
+from support.ep_models import OURS
+from support.fake_npu import RknnError
 
 import ort_rknn
 from ort_rknn import FallbackWarning, NpuUnavailable, OptionError

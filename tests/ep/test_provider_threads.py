@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime
-from ep_feeds import X, elementwise
-from ep_models import mixed, quiet
+from support.ep_feeds import X, elementwise
+from support.ep_models import mixed, quiet
 
 import ort_rknn
 
@@ -53,7 +53,7 @@ def test_the_logger_may_be_pythons(npu, python, models):
         return
     code = f"""
 import threading, numpy as np, onnxruntime, ort_rknn
-import fake_npu
+from support import fake_npu
 npu = fake_npu.install(fake_npu.FakeNpu())
 said = []
 onnxruntime.set_default_logger_callback(lambda *args: said.append(args), 0)

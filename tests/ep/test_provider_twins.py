@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from ep_feeds import random_feed
-from ep_models import plain_session
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.ep_feeds import random_feed
+from support.ep_models import plain_session
 
 from ort_rknn import FallbackWarning
 

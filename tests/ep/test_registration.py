@@ -7,8 +7,8 @@ from contextlib import suppress
 import numpy as np
 import onnxruntime
 import pytest
-from fake_npu import FakeNpu, install
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.fake_npu import FakeNpu, install
 
 import ort_rknn
 from ort_rknn._ep import registration, support

@@ -10,7 +10,7 @@ import tempfile
 
 import onnxruntime
 import pytest
-from fake_npu import FakeNpu, install
+from support.fake_npu import FakeNpu, install
 
 import ort_rknn
 from ort_rknn import FallbackWarning
@@ -223,7 +223,8 @@ def test_a_host_that_lets_no_library_be_opened(python, models):
     out = python(
         f"""
 import os, tempfile, warnings
-import onnxruntime, ort_rknn, fake_npu
+import onnxruntime, ort_rknn
+from support import fake_npu
 def refuse(*args, **kwargs):
     raise PermissionError(1, "Operation not permitted")
 os.memfd_create = tempfile.mkstemp = refuse

@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from models_in_parts import three_steps, write_in_parts
-from virtual_sessions import MODELS, X, session, virtual_rk3588
+from support.models_in_parts import three_steps, write_in_parts
+from support.virtual_sessions import MODELS, X, session, virtual_rk3588
 
 import ort_rknn_ez_async as ez
 from ort_rknn._rknpu import RKNN_ERRORS

@@ -227,11 +227,10 @@ def test_the_process_ends_while_a_run_hangs(python, schedule):
     tests = Path(__file__).parents[1]
     assert python(
         f"""
-import sys, time
-sys.path.insert(0, {str(tests)!r})
+import time
 import numpy as np
 import ort_rknn as ort
-from fake_npu import FakeNpu, install
+from support.fake_npu import FakeNpu, install
 
 class Gate:
     def wait(self, seconds):

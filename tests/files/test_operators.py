@@ -7,7 +7,7 @@ import struct
 from collections import Counter
 
 import pytest
-from command_json import validate
+from support.command_json import validate
 
 import ort_rknn
 from ort_rknn._cli.main import main

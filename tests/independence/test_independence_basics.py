@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from independence_models import judged, model, node, value
 from onnx import helper
+from support.independence_models import judged, model, node, value
 
 from ort_rknn._independence import Independence, independence_of
 from ort_rknn.files import OnnxFileError

@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from independence_models import model, node
+from support.independence_models import model, node
 
 from ort_rknn._independence import independence_of
 

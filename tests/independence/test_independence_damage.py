@@ -7,8 +7,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from independence_models import INT64, model, node, value
-from random_graphs import Drawn
+from support.independence_models import INT64, model, node, value
+from support.random_graphs import Drawn
 
 from ort_rknn._independence import Independence, independence_of
 from ort_rknn.files import OnnxFileError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from independence_models import FLOAT, INT64, Judged, node
 from onnx import helper
+from support.independence_models import FLOAT, INT64, Judged, node
 
 from ort_rknn._independence import independence_of
 

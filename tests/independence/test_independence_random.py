@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 import pytest
-from random_graphs import Drawn, options
+from support.random_graphs import Drawn, options
 
 from ort_rknn._independence import independence_of
 

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import onnxruntime
 import pytest
-from targets import MODELS, TARGETS
+from support.targets import MODELS, TARGETS
 
 
 @pytest.fixture(params=TARGETS)

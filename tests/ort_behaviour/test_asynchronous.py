@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 import pytest
-from targets import MODELS, TESTS, VIRTUAL, Target, version
+from support.targets import MODELS, TESTS, VIRTUAL, Target, version
 
 import ort_rknn
 from ort_rknn_virtual.control import virtual_npu
@@ -209,7 +209,6 @@ def test_the_gil_is_free_while_it_runs(target, feed):
 
 PROCESS = """
 import sys, os, numpy as np
-sys.path.insert(0, os.path.join(sys.argv[1], "ort_behaviour"))
 import onnxruntime, ort_rknn
 options = {"providers": ["CPUExecutionProvider"]}
 if sys.argv[2] == "npu":

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from targets import MODELS, save, version
+from support.targets import MODELS, save, version
 
 FIELDS = ("producer_name", "graph_name", "domain", "description", "graph_description", "version")
 CPU = ["CPUExecutionProvider"]
@@ -101,7 +101,7 @@ def test_overridable_initializers(on_cpu, described):
 
 def test_overridable_initializers_are_compiled_in_on_the_npu(described):
     """An NPU runs the model as it was compiled: none is listed, and feeding one is onnxruntime's own error."""
-    from targets import TARGETS
+    from support.targets import TARGETS
 
     target = TARGETS["ours, NPU"]()
     session = target.session(described)

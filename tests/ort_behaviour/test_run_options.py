@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnx import helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
-from targets import VIRTUAL, Target, save
+from support.targets import VIRTUAL, Target, save
 
 import ort_rknn
 from ort_rknn_virtual.control import virtual_npu

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
-from targets import MODELS, TARGETS, VIRTUAL, save, version
+from support.targets import MODELS, TARGETS, VIRTUAL, save, version
 
 import ort_rknn
 

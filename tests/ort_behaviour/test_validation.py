@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
-from targets import MODELS, TARGETS
+from support.targets import MODELS, TARGETS
 
 A, B = np.zeros((1, 3, 16, 16), np.float32), np.zeros((1, 16), np.float32)
 GOOD = {"a": A, "b": B}

@@ -21,7 +21,7 @@ from ort_rknn_virtual.control import VirtualNpu
 
 MODELS = Path(__file__).parents[1] / "models"
 REAL = os.environ.get("RKNNLITE_UNDER_TEST") == "real"
-IMPORT = "import fake_rknnlite\nfake_rknnlite.change_logging()\nfrom fake_rknnlite import RKNNLite\n"
+IMPORT = "from support import fake_rknnlite\nfake_rknnlite.change_logging()\nRKNNLite = fake_rknnlite.RKNNLite\n"
 
 
 class Board:
@@ -40,7 +40,7 @@ class Board:
             (self.root / "usr/lib/librknnrt.so").symlink_to(library)
             write_package(folder / "site")
             monkeypatch.syspath_prepend(str(folder / "site"))
-            self.fake = importlib.import_module("fake_rknnlite")
+            self.fake = importlib.import_module("support.fake_rknnlite")
             monkeypatch.setattr(self.fake, "LIBRARY", str(library))
         self.npu = VirtualNpu("rk3588", library=library)
         self.npu.reset()

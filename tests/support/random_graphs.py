@@ -11,8 +11,9 @@ import warnings
 import numpy as np
 import onnx
 import onnxruntime
-from independence_models import FLOAT, INT64, model, value
 from onnx import helper
+
+from support.independence_models import FLOAT, INT64, model, value
 
 OPSET = 17
 UNARY = ("Relu", "Tanh", "Neg", "Sigmoid", "Abs", "Erf", "Softplus", "Identity", "Elu", "Not", "Sign")

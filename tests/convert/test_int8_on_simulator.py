@@ -3,12 +3,11 @@
 import numpy as np
 import onnxruntime
 import pytest
+from support.convert_models import FLOAT
 
 import ort_rknn
 from ort_rknn._cli.main import main
 from ort_rknn._compile.convert import ConvertOptions, convert
-
-from .conftest import FLOAT
 
 
 def samples():

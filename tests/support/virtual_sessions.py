@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
 import ort_rknn as ort
 from ort_rknn_virtual.control import virtual_npu
 
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parents[1] / "models"
 VIRTUAL = {"device": "virtual:rk3588"}
 X = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
 
@@ -36,3 +37,14 @@ def folder_with_twin(tmp_path):
 
 def session(model=MODELS / "conv_f16.onnx", **options):
     return ort.InferenceSession(model, provider_options={**VIRTUAL, **options})
+
+
+def value(shape, dtype):
+    """An OrtValue in the NPU's memory, by onnxruntime's own spelling (1.28 and later)."""
+    (device,) = (
+        d
+        for d in onnxruntime.get_ep_devices()
+        if d.ep_name == "RKNNExecutionProvider" and d.ep_metadata["device"] == "virtual:rk3588"
+    )
+    info = device.memory_info(onnxruntime.OrtDeviceMemoryType.HOST_ACCESSIBLE)
+    return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype, memory_info=info)

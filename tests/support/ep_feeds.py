@@ -1,7 +1,8 @@
 """What the tests feed to a provider's sessions, and what the fake NPU makes of it."""
 
 import numpy as np
-from fake_npu import info
+
+from support.fake_npu import info
 
 CPU = "CPUExecutionProvider"
 X = np.array([[-3, -2, -1], [0, 1, 2]], np.float32)

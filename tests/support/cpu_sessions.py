@@ -3,7 +3,8 @@
 import re
 
 import numpy as np
-from fake_npu import FakeNpu, install
+
+from support.fake_npu import FakeNpu, install
 
 OURS = "RKNNExecutionProvider"
 CPU = "CPUExecutionProvider"
