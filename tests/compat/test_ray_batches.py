@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from virtual_sessions import MODELS, VIRTUAL, virtual_rk3588
+from support.virtual_sessions import MODELS, VIRTUAL, virtual_rk3588
 
 import ort_rknn
 from ort_rknn_ray._data import NpuBatches
