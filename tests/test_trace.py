@@ -207,11 +207,34 @@ def test_a_core_of_the_runtimes_choice_is_told_by_its_context(npu, tmp_path):
     assert len(named(tracks, "context 1 of conv_f16.rk3588.rknn, one core of the runtime's choice")) == 1
 
 
-def test_failed_runs_are_left_out_and_an_exception_still_writes(npu, tmp_path):
+def test_failed_runs_are_marked_and_an_exception_still_writes(npu, tmp_path):
     npu.fault("rknn_run", -2, times=1)
-    with pytest.raises(Exception, match="-2"), session(tp_mode="auto") as s, ort.trace(tmp_path / "t"):
+    with pytest.raises(Exception, match="-2"), session(schedule="0") as s, ort.trace(tmp_path / "t") as recorder:
         s.run(None, {"x": X})
-    assert read(tmp_path / "t").keys() == {"ort_rknn"}
+    tracks = read(tmp_path / "t")
+    assert [bar.name for bar in tracks["NPU core 0"].bars] == ["conv_f16.rk3588.rknn (failed)"]
+    (context,) = named(tracks, "context")
+    assert [bar.name for bar in context.top()] == ["run that failed"]
+    assert b"-2" in (tmp_path / "t").read_bytes()
+    assert (recorder.summary.runs, recorder.summary.failed) == (1, 1)
+
+
+def test_a_run_that_is_tried_again_is_there_twice(npu, tmp_path):
+    npu.fault("rknn_run", -2, times=1)
+    with session(schedule="0,1") as s, ort.trace(tmp_path / "t") as recorder:
+        s.run(None, {"x": X})
+    bars = [bar.name for track in named(read(tmp_path / "t"), "NPU core") for bar in track.bars]
+    assert sorted(bars) == ["conv_f16.rk3588.rknn", "conv_f16.rk3588.rknn (failed)"]
+    assert (recorder.summary.runs, recorder.summary.failed) == (2, 1)
+
+
+def test_a_submitted_run_that_fails_is_marked_too(npu, tmp_path):
+    """Through ``submit``, where another thread runs it than the one that called."""
+    npu.fault("rknn_outputs_get", -1, times=1)
+    with session(schedule="0", retries=0) as s, ort.trace(tmp_path / "t") as recorder:
+        calls = [s.submit(None, {"x": X}) for _ in range(3)]
+        failed = [call for call in calls if call.exception(10) is not None]
+    assert len(failed) == 1 and (recorder.summary.runs, recorder.summary.failed) == (3, 1)
 
 
 def test_a_file_that_cannot_be_written_is_told_at_once(tmp_path):

@@ -420,6 +420,7 @@ TRACE = {
     "written": text("the file"),
     "seconds": number("how long it recorded"),
     "runs": whole("on the NPU"),
+    "failed": whole("of these"),
     "lost": whole("runs that are missing because there were too many"),
     "part_seconds": table(number(), "wait, convert, run, fetch and CPU nodes: all runs together"),
     "core_seconds": table(number(), "how long each core was busy"),

@@ -88,6 +88,8 @@ def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
     show(Table((Column("part"), Column("ms", right=True), Column("ms per run on the NPU", right=True)), rows))
     for core, seconds in told.core_seconds.items():
         say(f"{core} worked for {seconds / max(told.seconds, 1e-9):.0%} of the {told.seconds:.2f} s")
+    if told.failed:
+        say(f"{told.failed} of {told.runs} runs failed", "warn")
     if traced.layers:
         _show_layers(traced.layers)
     if not told.runs:

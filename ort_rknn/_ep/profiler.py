@@ -100,7 +100,8 @@ class _Profiler:
 
 
 def _args(one: Slice) -> Mapping[str, str]:
-    return {"model": one.model, "core": ",".join(map(str, one.cores())) or "auto"}
+    told = {"model": one.model, "core": ",".join(map(str, one.cores())) or "auto"}
+    return {**told, "error": one.error} if one.error else told
 
 
 #: Live ones by the address of their table.

@@ -55,6 +55,9 @@ class Slice:
     """It had run."""
     end: int
     """Outputs were written."""
+    error: str = ""
+    """Why it failed. What it did meanwhile is not known then: :attr:`start` is :attr:`ready`, :attr:`over` is
+    :attr:`end`."""
 
     def parts(self) -> tuple[tuple[str, int, int], ...]:
         """(name, from, to) of what took time: wait, convert, run, fetch."""
@@ -82,9 +85,28 @@ def record(
     start, ready, over, end = times
     if lease.began <= start and end <= lease.ended:  # it was converted above the runtime, too
         start, end = lease.began, lease.ended
+    _tell(owner, model, lease, (start, ready, over, end), asked)
+
+
+def record_failure(
+    owner: Signature, model: str, lease: Lease, began: int, error: Exception, asked: Asked | None = None
+) -> None:
+    """Tell those who listen about a run on ``lease`` that failed. ``began``: when it was called."""
+    end = time.perf_counter_ns()
+    _tell(owner, model, lease, (began, began, end, end), asked, str(error))
+
+
+def _tell(
+    owner: Signature,
+    model: str,
+    lease: Lease,
+    times: tuple[int, int, int, int],
+    asked: Asked | None,
+    error: str = "",
+) -> None:
     thread = threading.get_native_id()
-    since, caller, blocks = asked or (start, thread, True)
-    told = Slice(owner, model, lease.label, id(lease), thread, caller, blocks, since, start, ready, over, end)
+    since, caller, blocks = asked or (times[0], thread, True)
+    told = Slice(owner, model, lease.label, id(lease), thread, caller, blocks, since, *times, error)
     for sink in list(sinks):
         sink(told)
 

@@ -16,7 +16,7 @@ from .buffers import table
 from .calls import Call, Shapes
 from .conversion import Scratch, view
 from .lanes import Lease
-from .recording import Asked, record, sinks
+from .recording import Asked, record, record_failure, sinks
 from .signature import Signature
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Work:
     ) -> None:
         """``asked``: of a run that waited."""
         started = time.perf_counter() if self._pacer is not None else 0.0
+        began = time.perf_counter_ns() if sinks else 0
         users = lease.users
         try:
             if users is not None:
@@ -60,6 +61,8 @@ class Work:
         except AdapterError as error:
             lease.errors += 1
             lease.shape_set = None  # what a failed call leaves behind is not known
+            if began:
+                record_failure(self.signature, self.label, lease, began, error, asked)
             raise self._failure(lease, error) from error
         finally:
             if users is not None:
@@ -122,6 +125,8 @@ class Work:
             given = cast(RunsWhole, model).run_whole(lease.context, feed)
         except AdapterError as error:
             lease.errors += 1
+            if sinks:
+                record_failure(self.signature, self.label, lease, began, error)
             raise self._failure(lease, error) from error
         finally:
             if users is not None:

@@ -34,6 +34,8 @@ class TraceSummary:
     path: str
     seconds: float = 0.0
     runs: int = 0
+    failed: int = 0
+    """Of :attr:`runs`."""
     lost: int = 0
     """Runs that are missing, because there were more than a million."""
     part_seconds: dict[str, float] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class TraceSummary:
             "written": self.path,
             "seconds": self.seconds,
             "runs": self.runs,
+            "failed": self.failed,
             "lost": self.lost,
             "part_seconds": dict(self.part_seconds),
             "core_seconds": dict(self.core_seconds),
@@ -60,9 +63,9 @@ class trace:
             ...
 
     Open the file with https://ui.perfetto.dev, which reads it in the browser. It has a track for each core, context and
-    calling thread; waiting, setting inputs, the run and getting outputs as slices; the number of runs that wait, by
-    model; and arrows from a call to its run. A run takes a few microseconds longer meanwhile. Of more than a million
-    runs the first are kept. Raises OSError, when it begins, where ``path`` cannot be written.
+    calling thread; waiting, setting inputs, the run and getting outputs as slices, with failed runs marked; the number
+    of runs that wait, by model; and arrows from a call to its run. A run takes a few microseconds longer meanwhile. Of
+    more than a million runs the first are kept. Raises OSError, when it begins, where ``path`` cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -114,6 +117,14 @@ class trace:
         return told
 
 
+def _name(one: Slice) -> str:
+    return f"{one.model} (failed)" if one.error else one.model
+
+
+def _notes(one: Slice) -> dict[str, str]:
+    return {"core": one.core, "error": one.error} if one.error else {"core": one.core}
+
+
 class _Tracks:
     """One trace's tracks and events."""
 
@@ -137,6 +148,7 @@ class _Tracks:
 
     def write(self) -> TraceWriter:
         self._told.runs = len(self._slices)
+        self._told.failed = sum(1 for one in self._slices if one.error)
         parts: Counter[str] = Counter()
         for one in self._slices:
             for name, begin, end in one.parts():
@@ -157,7 +169,7 @@ class _Tracks:
         tracks = {n: self._writer.track(f"NPU core {n}", self._process) for n in sorted({core for core, _, _ in runs})}
         for core, one, begin in runs:
             flow = self._flows[id(one)] + 1
-            self._writer.slice(tracks[core], one.model, begin, one.over, last=(flow,), notes={"core": one.core})
+            self._writer.slice(tracks[core], _name(one), begin, one.over, last=(flow,), notes=_notes(one))
             busy[core] += one.over - begin
         self._told.core_seconds = {f"core {core}": busy[core] / 1e9 for core in tracks}
 
@@ -171,7 +183,8 @@ class _Tracks:
             tracks[context] = writer.track(f"context {seen[core, model]} of {model}, {core}", self._process)
         for one in sorted(self._slices, key=lambda one: one.start):
             flow, track = self._flows[id(one)], tracks[one.context]
-            writer.slice(track, "run on the NPU", one.start, one.end, last=(flow,), flows=(flow + 1,))
+            name = "run that failed" if one.error else "run on the NPU"
+            writer.slice(track, name, one.start, one.end, last=(flow,), flows=(flow + 1,), notes=_notes(one))
             for name, begin, end in one.parts():
                 if name != "wait":
                     writer.slice(track, name, begin, end)
@@ -207,7 +220,7 @@ class _Tracks:
             if not one.blocks:
                 writer.instant(track, f"submit to {one.model}", one.asked, flows=(flow,))
                 continue
-            writer.slice(track, one.model, one.asked, one.end, flows=(flow,), notes={"core": one.core})
+            writer.slice(track, _name(one), one.asked, one.end, flows=(flow,), notes=_notes(one))
             for name, begin, end in one.parts():
                 writer.slice(track, name, begin, end)
         for span in self._nodes:

@@ -66,6 +66,18 @@ def test_every_run_is_there_in_its_node_and_on_its_core(npu, profiled):
     assert all(any(inside(e, node) for node in nodes) for e in ours if e["tid"] == here)
 
 
+def test_a_run_that_failed_names_its_error(npu, profiled):
+    with profiled(schedule="0", retries=0) as s:
+        npu.fault("rknn_run", -2, times=1)
+        with pytest.raises(Exception, match="-2"):
+            s.run(None, {"x": X})
+        s.run(None, {"x": X})
+        ours, _ = events_of(s)
+    on_core = [e["args"] for e in ours if e["tid"] >= CORE_ROW]
+    assert ["error" in told for told in on_core] == [True, False]
+    assert "-2" in on_core[0]["error"]
+
+
 def test_waiting_is_on_the_row_of_the_thread_that_waits(npu, profiled):
     npu.run_time_us = 20_000
     with profiled(schedule="0") as s:
