@@ -39,8 +39,6 @@ KNOWN_CYCLES = {
 }
 #: What adapters of this distribution import of ort_rknn besides the doors. Shrinks.
 ADAPTERS_REACH = {
-    ("ort_rknn_lite2", "ort_rknn._executor.conversion"),
-    ("ort_rknn_lite2", "ort_rknn._tensors"),
     ("ort_rknn_virtual", "ort_rknn._concurrency.interrupts"),
 }
 

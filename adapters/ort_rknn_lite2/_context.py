@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from ort_rknn._executor.conversion import view
-from ort_rknn._tensors import onnx_order
-from ort_rknn.adapter import AdapterError, CallForm, PortForm, Shape, TensorInfo
+from ort_rknn.adapter import AdapterError, CallForm, PortForm, Shape, TensorInfo, array_at, onnx_order
 
 from . import _structs as abi
 from ._instance import Instance
@@ -77,7 +75,7 @@ class _Feed:
             self.wanted = expected
 
     def array(self, address: int) -> NDArray[Any]:
-        given = view(address, self.shape, self.dtype)
+        given = array_at(address, self.shape, self.dtype)
         if self.staging is None:
             return given.reshape(self.wanted)
         np.copyto(self.staging, given.reshape(self.nchw).transpose(0, 2, 3, 1))
@@ -104,7 +102,7 @@ class _Take:
         self.whole = port.dtype not in ("float32", "float16")
 
     def store(self, result: NDArray[Any], address: int) -> None:
-        target = view(address, self.shape, self.dtype)
+        target = array_at(address, self.shape, self.dtype)
         if result.dtype != np.float32 or result.size != target.size:
             raise AdapterError(
                 f"output {self.name!r}: rknn-toolkit-lite2 gives {result.dtype} {list(result.shape)}, "

@@ -11,7 +11,6 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import (
     CORE_MASK_ALL,
     CORE_MASK_AUTO,
@@ -24,6 +23,7 @@ from ort_rknn.adapter import (
     RknnError,
     Shape,
     TensorInfo,
+    onnx_order,
 )
 
 from . import _structs as abi

@@ -130,9 +130,9 @@ def _gathered(port: Port, shape: Shape, address: int) -> NDArray[np.generic] | N
     entry = table.find(address, 1)
     if entry is None or not _is_strided(entry, port, shape, address - entry.buffer.address):
         return None
-    from .conversion import view
+    from ..adapter.addresses import array_at
 
     assert entry.strided is not None
-    whole = view(entry.buffer.address, (entry.buffer.nbytes,), "uint8")
+    whole = array_at(entry.buffer.address, (entry.buffer.nbytes,), "uint8")
     array: NDArray[np.generic] = np.ndarray(shape, port.dtype, whole.data, entry.strided.offset, entry.strided.strides)
     return np.ascontiguousarray(array)

@@ -6,7 +6,6 @@ Only calls that need one pay for it; all others hand the caller's buffers to the
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import numpy as np
 
 from .._errors import INVALID_ARGUMENT, ort_error
 from .._tensors import Shape
+from ..adapter.addresses import array_at
 from ..adapter.contract import CallForm
 from .declared import Normalization
 from .signature import Port, Signature
@@ -65,7 +65,7 @@ class Scratch:
             if wire is None:
                 addresses[port.index] = address
             else:
-                _to_wire(port, view(address, shape, port.dtype), wire)
+                _to_wire(port, array_at(address, shape, port.dtype), wire)
                 addresses[port.index] = wire.ctypes.data
         return addresses
 
@@ -82,23 +82,12 @@ class Scratch:
         for port, wire, shape, address in zip(signature.outputs, self.outputs, self.caller_outputs, outputs):
             if wire is not None:
                 part = wire[_region(shape)] if len(shape) == wire.ndim else wire.reshape(shape)
-                np.copyto(view(address, shape, port.dtype), part, casting="unsafe")
+                np.copyto(array_at(address, shape, port.dtype), part, casting="unsafe")
         for port, shape, address in zip(signature.outputs, self.caller_outputs, outputs):
             if port.constant is not None:
-                np.copyto(view(address, shape, port.dtype), port.constant)
+                np.copyto(array_at(address, shape, port.dtype), port.constant)
             elif port.copy_of is not None:
-                np.copyto(view(address, shape, port.dtype), view(outputs[port.copy_of], shape, port.dtype))
-
-
-def view(address: int, shape: Sequence[int], dtype: str) -> NDArray[np.generic]:
-    """An array over foreign memory, valid only as long as the memory is: never kept."""
-    kind = np.dtype(dtype)
-    count = math.prod(shape)
-    if count == 0:
-        return np.empty(tuple(shape), kind)
-    raw = (ctypes.c_char * (count * kind.itemsize)).from_address(address)
-    array: NDArray[np.generic] = np.frombuffer(memoryview(raw), kind).reshape(tuple(shape))
-    return array
+                np.copyto(array_at(address, shape, port.dtype), array_at(outputs[port.copy_of], shape, port.dtype))
 
 
 def _region(shape: Sequence[int]) -> tuple[slice, ...]:

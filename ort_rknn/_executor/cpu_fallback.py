@@ -12,8 +12,8 @@ import numpy as np
 
 from .._concurrency.forks import keep
 from .._errors import RUNTIME_EXCEPTION, ort_error
+from ..adapter.addresses import array_at
 from ..adapter.contract import RknnError
-from .conversion import view
 from .cpu_twin import compute
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class CpuFallback:
                 RUNTIME_EXCEPTION, f"the device is gone, and the ONNX gives outputs of shapes {given}, not {wanted}"
             )
         for port, address, result in zip(signature.outputs, outputs, results):
-            view(address, result.shape, port.dtype)[...] = result
+            array_at(address, result.shape, port.dtype)[...] = result
 
     def run_whole(self, signature: Signature, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
         """The ONNX's own outputs, in the signature's order."""

@@ -15,9 +15,10 @@ from .._concurrency.forks import keep
 from .._errors import FAIL, RUNTIME_EXCEPTION, OptionError, ort_error
 from .._options import Options
 from .._tensors import Shape
+from ..adapter.addresses import array_at
 from ..files import read_onnx
 from ..files.pinned import PinnedModel
-from .conversion import normalized, view
+from .conversion import normalized
 from .signature import Signature
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def compute(
     """Run onnxruntime's ``session`` on the ONNX; see :meth:`CpuTwin.run`."""
     feed: dict[str, NDArray[np.generic]] = {}
     for port, shape, address in zip(signature.inputs, shapes, inputs):
-        array: Any = view(address, shape, port.dtype)
+        array: Any = array_at(address, shape, port.dtype)
         if port.normalization is not None and not port.denormalizes and port.onnx_dtype.startswith("float"):
             array = normalized(array, port.normalization, port.layout)
         if port.layout == "NHWC":

@@ -10,11 +10,12 @@ import numpy as np
 
 from .._concurrency.pacer import Pacer
 from .._errors import RUNTIME_EXCEPTION, ort_error
+from ..adapter.addresses import array_at
 from ..adapter.contract import AdapterError, Model, RknnError, RunsWhole
 from .bound_runs import serve
 from .buffers import table
 from .calls import Call, Shapes
-from .conversion import Scratch, view
+from .conversion import Scratch
 from .lanes import Lease
 from .recording import Asked, record, record_failure, sinks
 from .signature import Signature
@@ -114,7 +115,7 @@ class Work:
         ports = self.signature.inputs
         feed: list[NDArray[np.generic]] = [np.empty(0)] * len(ports)
         for port, shape, address in zip(ports, shapes, inputs):
-            array = view(address, shape, port.dtype)
+            array = array_at(address, shape, port.dtype)
             if port.layout == "NHWC":
                 array = array.transpose(0, 3, 1, 2)
             feed[port.index] = np.ascontiguousarray(array, port.onnx_dtype).reshape(array.shape)

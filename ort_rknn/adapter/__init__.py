@@ -24,7 +24,7 @@ from .._rknpu import (
     soc_family,
     soc_note,
 )
-from .._tensors import INPUT_DTYPES, Layout, Quantization, Shape
+from .._tensors import INPUT_DTYPES, Layout, Quantization, Shape, onnx_order
 from .contract import (
     Absence,
     Adapter,
@@ -54,6 +54,7 @@ from .contract import (
 )
 
 if TYPE_CHECKING:
+    from .addresses import array_at
     from .command import Command
     from .findings import Examines, Finding
     from .hookspecs import hookimpl
@@ -96,17 +97,25 @@ __all__ = [
     "TellsLayers",
     "TensorInfo",
     "TimesRuns",
+    "array_at",
     "core_masks",
     "find_soc_name",
     "hookimpl",
     "is_soc",
+    "onnx_order",
     "soc_family",
     "soc_note",
 ]
 
 
-#: Imported at first use: a session needs neither pluggy's markers nor argparse.
-_LAZY = {"Command": ".command", "Examines": ".findings", "Finding": ".findings", "hookimpl": ".hookspecs"}
+#: Imported at first use: a session needs neither pluggy's markers nor argparse, and looking for a device no numpy.
+_LAZY = {
+    "Command": ".command",
+    "Examines": ".findings",
+    "Finding": ".findings",
+    "array_at": ".addresses",
+    "hookimpl": ".hookspecs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,12 @@ Conventions. A *shape* is a tuple of ints. A *dtype* is numpy's name for it ("fl
 "bfloat16" / "int4", which numpy lacks. An *address* is the integer address of a C-contiguous buffer that stays alive
 and unmoved during the call. A *core mask* has bit k set for core k; 0 lets the runtime choose one core and 0xffff
 means all of them (both are the values of ``rknn_core_mask``).
+
+Forks. A forked child inherits the objects of this contract, but not the runtime's threads, nor a right to the driver's
+file descriptors, which it shares with its parent. So what was opened belongs to the process that opened it. In a child
+``close()`` of an inherited context or model does nothing: the parent goes on using what is behind it. The same holds
+when an inherited object is dropped. The core makes no other call of an inherited context or model; it calls
+:meth:`Adapter.load` in the child instead, so ``find`` and ``load`` work in a child, whatever the parent has open.
 """
 
 from __future__ import annotations
@@ -251,11 +257,13 @@ class Context(Protocol):
 
         Blocks until the outputs are written; releases the GIL while the NPU works. After an error the output buffers
         hold nothing that may be read. Raises RknnError where the runtime failed, AdapterError where the form is one
-        that this adapter cannot serve. Structures are prepared at a form's first run and kept until close().
+        that this adapter cannot serve, and after close(). Structures are prepared at a form's first run and kept until
+        close(). Addresses differ from run to run. Inputs are only read.
         """
 
     def close(self) -> None:
-        """Destroy the context. Idempotent. Never while run() is under way (the executor sees to it)."""
+        """Destroy the context. Idempotent. Never while run() is under way (the executor sees to it). Does nothing in a
+        forked child of the process that made the context."""
 
 
 class Model(Protocol):
@@ -281,11 +289,12 @@ class Model(Protocol):
     def context(self, core_mask: int) -> Context:
         """A context on ``core_mask``. The first call may reuse what loading made; weights are shared where they can be.
 
-        Raises RknnError, with a hint that names the mask, where the runtime refuses it.
+        Raises RknnError, with a hint that names the mask, where the runtime refuses it, and AdapterError after close().
+        Nothing new is open then, and the model can be used as before.
         """
 
     def close(self) -> None:
-        """Unload. Idempotent."""
+        """Unload. Idempotent. Does nothing in a forked child of the process that loaded the model."""
 
 
 class Adapter(Protocol):
