@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,24 @@ def test_a_core_that_does_not_run_is_a_failure(npu):
     found = selftest(device="virtual:rk3588", quick=True)
     assert lines(found)["masks"].state == "failure"
     assert found.verdict.endswith("failed, on the VIRTUAL NPU: that says nothing of a board")
+
+
+def test_a_call_that_hangs_ends_the_test_and_not_the_program(npu, monkeypatch):
+    monkeypatch.setattr("ort_rknn._selftest.selftest.SECONDS", 1.0)
+    npu.run_time_us = 3_000_000
+    try:
+        found = lines(selftest(device="virtual:rk3588", quick=True))
+    finally:
+        npu.run_time_us = 0
+    states = [found[name].state for name in CHECKS]
+    assert states.count("failure") == 1
+    first = states.index("failure")
+    assert "did not come back within 1 s" in found[list(CHECKS)[first]].seen
+    assert set(states[first + 1 :]) == {"left out"}
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("ort_rknn selftest")]
+    for thread in left:
+        thread.join(60)
+    assert left and not any(thread.is_alive() for thread in left)
 
 
 def test_wrong_numbers_are_a_failure(npu, monkeypatch):

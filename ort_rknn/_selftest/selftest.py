@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .._concurrency.interrupts import start_thread
 from .._measure.doctor import doctor, without_personal
 from .._planning.discovery import query_for, survey
 from ..adapter.contract import Device
@@ -14,6 +16,8 @@ from .checks import CHECKS
 from .subject import Line, Subject
 
 Progress = Callable[[Device, Line], None]
+#: What one check may take. The longest takes some ten.
+SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,8 @@ def selftest(
     a minute; some seconds with ``quick``.
 
     ``device`` and ``adapter``: as the provider options. ``progress`` is called with each line. ``docs/board.md`` says
-    which open question each line answers. Raises OptionError for a device or an adapter that does not exist.
+    which open question each line answers. A check that takes two minutes is a failure, and those behind it
+    are left out. Raises OptionError for a device or an adapter that does not exist.
     """
     from .._options import read_options
 
@@ -118,8 +123,29 @@ def _lines(subject: Subject) -> Iterator[Line]:
     if subject.compiled() is None:
         yield Line("numbers", "left out", f"no model for {subject.found.device.soc} comes with the package")
         return
+    hangs = ""
     for name, check in CHECKS.items():
+        if hangs:
+            yield Line(name, "left out", f"{hangs} hangs")
+            continue
+        line = _bounded(name, check, subject)
+        if line is None:
+            hangs = name
+            line = Line(name, "failure", f"did not come back within {SECONDS:g} s: a call of the runtime hangs")
+        yield line
+
+
+def _bounded(name: str, check: Callable[[Subject], Line], subject: Subject) -> Line | None:
+    """What ``check`` answers. None where it takes longer than :data:`SECONDS`: its thread is left behind."""
+    answers: list[Line] = []
+
+    def ask() -> None:
         try:
-            yield check(subject)
+            answers.append(check(subject))
         except Exception as error:  # whatever a check meets on a board is its answer
-            yield Line(name, "failure", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            answers.append(Line(name, "failure", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))
+
+    thread = threading.Thread(target=ask, name=f"ort_rknn selftest {name}", daemon=True)
+    start_thread(thread)
+    thread.join(SECONDS)
+    return answers[0] if answers else None
