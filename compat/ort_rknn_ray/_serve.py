@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ort_rknn import QueueFull
+from ort_rknn._arrays import ArrayError, names_in, open_npz, read_member
 
 from ._board import CORES, RESOURCE
 from ._model import NpuModel, OnCpu
@@ -17,6 +18,8 @@ from ._store import StoredModel
 
 #: Requests that wait per request that runs; beyond it Serve answers 503.
 _WAITING = 2
+#: Of a request: arrays, and bytes of one. A small body may unpack to anything.
+_MOST_ARRAYS, _LARGEST_ARRAY = 256, 256 << 20
 
 
 class _Service(NpuModel):
@@ -42,9 +45,9 @@ class _Service(NpuModel):
         """The HTTP status and content for a request's body: 400 for what cannot be fed, 503 while the queue is full.
         Raises what else a run raises."""
         try:
-            with np.load(io.BytesIO(body), allow_pickle=False) as file:
-                feed = {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError) as error:
+            with open_npz(io.BytesIO(body)) as archive:
+                feed = {name: read_member(archive, name, _LARGEST_ARRAY) for name in names_in(archive)[:_MOST_ARRAYS]}
+        except (ArrayError, OSError) as error:
             return 400, f"expected a .npz with one array per input: {error}\n"
         try:
             outputs = await self.predict(feed)

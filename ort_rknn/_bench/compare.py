@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from .._json import members, none_or, number, read_json, text
 from .report import BenchReport
 
 #: The same setting must be this much slower to be called slower: two measurements of one thing differ, too.
@@ -36,23 +35,20 @@ class Change:
 
 def read_report(path: str | os.PathLike[str]) -> dict[str, float]:
     """Runs per second by the name of the setting. Raises OSError, or ValueError for what is no report of one model."""
-    with open(path, encoding="utf-8") as file:
-        try:
-            data = json.load(file)
-        except RecursionError:
-            raise ValueError("its JSON is nested too deeply") from None
-    if not isinstance(data, Mapping) or not str(data.get("schema", "")).startswith("ort-rknn/bench/"):
+    data = members(read_json(path), "the whole")
+    if not str(data.get("schema", "")).startswith("ort-rknn/bench/"):
         raise ValueError('it is not what "ort-rknn bench --json" writes')
     report = data.get("report")
-    results = report.get("results") if isinstance(report, Mapping) else None
+    results = report.get("results") if isinstance(report, dict) else None
     if not isinstance(results, list):
         raise ValueError("it is a report of several models; only those of one are compared")
     out: dict[str, float] = {}
-    for result in results:
-        if isinstance(result, Mapping) and isinstance(measured := result.get("measured"), Mapping):
-            speed: Any = measured.get("runs_per_second")
-            if isinstance(speed, (int, float)) and speed > 0:
-                out[str(result.get("name"))] = float(speed)
+    for each in results:
+        result = members(each, "a result")
+        measured = none_or(members, result.get("measured"), "measured")
+        speed = none_or(number, (measured or {}).get("runs_per_second"), "runs_per_second")
+        if speed is not None and speed > 0:
+            out[text(result.get("name"), "name")] = speed
     return out
 
 

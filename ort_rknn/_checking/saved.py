@@ -10,8 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from .._arrays import ArrayError, names_in, open_npz, read_member
+
 Run = tuple[dict[str, Any], list[Any]]
 """A feed, and the outputs for it."""
+
+
+#: Bytes of an array.
+_LARGEST = 1 << 30
 
 
 class SavedRunError(ValueError):
@@ -37,18 +43,16 @@ def save_runs(place: Path, names: Sequence[str], runs: Iterable[Run]) -> int:
 
 
 def saved_runs(path: str, names: Sequence[str]) -> Iterator[Run]:
-    """Read them again. Raises SavedRunError."""
+    """Read them again. Raises SavedRunError, and OSError where the file cannot be opened."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            keys = [key.split("/", 2) for key in file.files]
-            indices = sorted({int(key[0]) for key in keys if len(key) == 3})
+        with open_npz(path) as archive:
+            keys = [key.split("/", 2) for key in names_in(archive)]
+            indices = sorted({int(key[0]) for key in keys if len(key) == 3 and key[0].isdecimal() and len(key[0]) < 10})
             if not indices:
                 raise SavedRunError(f"{path}: it was not made by `ort-rknn check --save`")
             for index in indices:
                 inputs = [key[2] for key in keys if key[:2] == [str(index), "in"]]
-                feed = {name: file[f"{index}/in/{name}"] for name in inputs}
-                yield feed, [file[f"{index}/out/{name}"] for name in names]
-    except SavedRunError:
-        raise
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+                feed = {name: read_member(archive, f"{index}/in/{name}", _LARGEST) for name in inputs}
+                yield feed, [read_member(archive, f"{index}/out/{name}", _LARGEST) for name in names]
+    except ArrayError as error:
         raise SavedRunError(f"{path}: it is no run of this model: {error}") from error

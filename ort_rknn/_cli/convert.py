@@ -116,7 +116,7 @@ def _frozen(text: str) -> tuple[str, Any]:
         raise Mistake(f"--freeze {text}: expected NAME=VALUE", USAGE)
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Mistake(f"--freeze {text}: expected a number, true, false, or a JSON list of them", USAGE) from None
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -17,10 +17,18 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arrays import ArrayError, Head, names_in, open_npz, read_head, read_numbers
+from .._regular import open_regular
+
 Array = NDArray[Any]
 Fit = Literal["stretch", "letterbox"]
 Data = str | os.PathLike[str] | Callable[[], Iterable[Any]]
 _PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"))
+#: What Pillow may try: by itself it would run another program for some formats.
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+_MOST_PIXELS = 1 << 26
+#: More samples than this are no calibration: an archive that is mostly zeros may have any number.
+_MOST_SAMPLES = 100_000
 #: Below this number the scales are a matter of luck. The vendor's guide asks for 20 to 100 and more.
 FEW = 20
 #: Around a letterboxed picture: the gray that detectors are trained with.
@@ -42,6 +50,11 @@ class InputForm:
     mean: tuple[float, ...] | None = None
     """Per channel, in units of the sample."""
     std: tuple[float, ...] | None = None
+
+    @property
+    def fed(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes that a sample may have: a first axis of 1 may be missing."""
+        return (self.shape, self.shape[1:]) if self.shape[:1] == (1,) else (self.shape,)
 
     def normalized(self, sample: Array) -> Array:
         """What the ONNX gets for ``sample``."""
@@ -102,6 +115,8 @@ def read_samples(data: Data, forms: Mapping[str, InputForm], folder: str, *, fit
     samples = Samples(Path(folder), forms)
     samples.folder.mkdir(parents=True, exist_ok=True)
     for where, given in _samples_of(data, forms, fit):
+        if samples.count == _MOST_SAMPLES:
+            raise DataError(f"{data}: it has more than {_MOST_SAMPLES} samples")
         samples.add(_checked(where, given, forms))
     if not samples.count:
         raise DataError(f"{data}: there is no sample in it")
@@ -119,14 +134,17 @@ def _samples_of(data: Data, forms: Mapping[str, InputForm], fit: Fit) -> Iterato
         return
     if not path.is_dir():
         raise DataError(f"{path}: expected a folder of pictures or .npy files, or a .npz file")
-    files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    try:
+        files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{path}: it cannot be read: {error.strerror or error}") from error
     arrays = [p for p in files if p.suffix == ".npy"]
     pictures = [p for p in files if p.suffix.lower() in _PICTURES]
     if arrays and pictures:
         raise DataError(f"{path}: it holds both .npy files and pictures; expected one of the two")
     for file in arrays:
         name = _only(forms, "a folder of .npy files")
-        yield str(file), {name: _load(file)}
+        yield str(file), {name: _load(file, name, forms[name])}
     for file in pictures:
         name = _only(forms, "a folder of pictures")
         yield str(file), {name: _picture(file, forms[name], fit)}
@@ -142,14 +160,17 @@ def _only(forms: Mapping[str, InputForm], what: str) -> str:
     return next(iter(forms))
 
 
-def _load(file: Path) -> Array:
+def _load(file: Path, name: str, form: InputForm) -> Array:
     try:
-        value = np.load(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with open_regular(file) as stream:
+            head = read_head(stream)
+            if head.shape not in form.fed:
+                raise _misfit(str(file), name, form, head.shape)
+            return read_numbers(stream, head.shape, head)
+    except DataError:
+        raise
+    except (ArrayError, OSError) as error:
         raise DataError(f"{file}: it cannot be read as .npy: {error}") from error
-    if not isinstance(value, np.ndarray):
-        raise DataError(f"{file}: expected one array")
-    return value
 
 
 def _checked(where: str, given: Mapping[str, Any], forms: Mapping[str, InputForm]) -> dict[str, Array]:
@@ -158,65 +179,69 @@ def _checked(where: str, given: Mapping[str, Any], forms: Mapping[str, InputForm
         raise DataError(f"{where}: there is no array for input {missing[0]!r}; it has {', '.join(map(str, given))}")
     sample = {}
     for name, form in forms.items():
-        value = np.asarray(given[name])
-        if form.shape[:1] == (1,) and value.shape == form.shape[1:]:
-            value = value[np.newaxis]
-        if value.shape != form.shape:
-            raise DataError(f"{where}: input {name!r} takes {list(form.shape)}, and this is {list(value.shape)}")
+        try:
+            value = np.asarray(given[name])
+        except ValueError as error:
+            raise DataError(f"{where}: expected an array for input {name!r}: {error}") from error
+        if value.shape not in form.fed:
+            raise _misfit(where, name, form, value.shape)
         if value.dtype.kind not in "biuf":
             raise DataError(f"{where}: expected numbers for input {name!r}, and this is {value.dtype}")
+        value = value.reshape(form.shape)
+        if not (form.dtype.kind in "bi" and value.dtype == form.dtype):
+            with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 is infinite then
+                value = value.astype(np.float32)
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise DataError(f"{where}: input {name!r} has values that are infinite or not a number")
-        sample[name] = value if form.dtype.kind in "bi" and value.dtype == form.dtype else value.astype(np.float32)
+        sample[name] = value
     return sample
+
+
+def _misfit(where: str, name: str, form: InputForm, shape: Sequence[int]) -> DataError:
+    return DataError(f"{where}: input {name!r} takes {list(form.shape)}, and this is {list(shape)}")
 
 
 def _of_npz(path: Path, forms: Mapping[str, InputForm]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Sample by sample: the arrays are never held whole."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = {n[:-4] for n in archive.namelist() if n.endswith(".npy")}
+        with open_npz(path) as archive:
+            names = names_in(archive)
             missing = [name for name in forms if name not in names]
             if missing:
                 raise DataError(f"{path}: no array for input {missing[0]!r}; it has {', '.join(sorted(names))}")
-            streams = {name: archive.open(f"{name}.npy") for name in forms}
-            try:
+            with ExitStack() as opened:
+                streams = {name: opened.enter_context(archive.open(f"{name}.npy")) for name in forms}
                 heads = {name: _head(stream, f"{path}: {name}") for name, stream in streams.items()}
-                counts = {name: shape[0] for name, (shape, _) in heads.items()}
+                counts = {name: head.shape[0] for name, head in heads.items()}
                 if len(set(counts.values())) != 1:
                     raise DataError(f"{path}: the inputs differ in their number of samples: {counts}")
+                for name, head in heads.items():
+                    if head.shape[1:] not in forms[name].fed:
+                        raise _misfit(f"{path}, a sample", name, forms[name], head.shape[1:])
                 for index in range(next(iter(counts.values()))):
-                    yield f"{path}, sample {index}", {n: _next(streams[n], *heads[n]) for n in forms}
-            finally:
-                for stream in streams.values():
-                    stream.close()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+                    yield (
+                        f"{path}, sample {index}",
+                        {n: read_numbers(streams[n], heads[n].shape[1:], heads[n]) for n in forms},
+                    )
+    except DataError:
+        raise
+    except (ArrayError, OSError) as error:
         raise DataError(f"{path}: it cannot be read as .npz: {error}") from error
 
 
-def _head(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _head(stream: IO[bytes], where: str) -> Head:
     try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-    except ValueError as error:
+        head = read_head(stream)
+    except ArrayError as error:
         raise DataError(f"{where}: not an array: {error}") from error
-    if not shape or fortran or dtype.hasobject:
+    if not head.shape or head.fortran:
         raise DataError(f"{where}: expected numbers in C order whose first axis counts the samples")
-    return tuple(shape), dtype
-
-
-def _next(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    size = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-    data = stream.read(size)
-    if len(data) != size:
-        raise EOFError("the array is cut off")
-    return np.frombuffer(data, dtype).reshape(shape[1:])
+    return head
 
 
 def _picture(file: Path, form: InputForm, fit: Fit) -> Array:
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise DataError("pictures need Pillow: pip install 'ort-rknn[convert]'") from error
     shape = form.shape
@@ -226,9 +251,13 @@ def _picture(file: Path, form: InputForm, fit: Fit) -> Array:
         raise DataError(f"{file}: pictures feed an input [1, 3, H, W] or [1, H, W, 3], and this one is {list(shape)}")
     height, width = (shape[1], shape[2]) if last else (shape[2], shape[3])
     try:
-        with Image.open(file) as opened:
+        with open_regular(file) as stream, Image.open(stream, formats=_FORMATS) as opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                raise DataError(f"{file}: {opened.width} x {opened.height} pixels; at most {_MOST_PIXELS} are read")
             picture = opened.convert("RGB" if channels == 3 else "L")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a damaged picture makes them do
         raise DataError(f"{file}: it cannot be read as a picture: {error}") from error
     picture = _letterboxed(picture, width, height) if fit == "letterbox" else picture.resize((width, height))
     pixels: Array = np.asarray(picture, np.uint8).reshape(1, height, width, channels)
@@ -251,7 +280,13 @@ def forms_of(
     mean: Sequence[tuple[float, ...]] | None,
     std: Sequence[tuple[float, ...]] | None,
 ) -> dict[str, InputForm]:
-    """The form of every input; ``mean`` and ``std`` in the order of the inputs."""
+    """The form of every input; ``mean`` and ``std`` in the order of the inputs. Raises DataError where one of them has
+    neither one value nor one per channel."""
+    for values, what in ((mean, "mean"), (std, "std")):
+        for (name, shape), row in zip(shapes.items(), values or ()):
+            channels = (shape[1:2] or shape or (1,))[0]
+            if len(row) not in (1, channels):
+                raise DataError(f"{what}: input {name!r} has {channels} channels, and {len(row)} values are given")
     return {
         name: InputForm(shape, dtypes[name], mean[i] if mean else None, std[i] if std else None)
         for i, (name, shape) in enumerate(shapes.items())

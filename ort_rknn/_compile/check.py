@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from ..files import OnnxModel
 from .accuracy import OutputAccuracy
 from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import BuildSpec, Converter
@@ -23,6 +24,7 @@ from .partition import GraphPart
 from .prepare import prepare
 from .recipe import Recipe
 from .record import BuildRecord, RecordError
+from .shapes import ShapeError, compiled_shapes
 from .spec import part_spec, per_input
 from .toolkit import Toolkit
 
@@ -84,6 +86,7 @@ def on_simulator(
         )
     with tempfile.TemporaryDirectory(prefix="ort_rknn-check-") as scratch:
         source = prepare(path, scratch, freeze=record.freeze, lower=record.lowered)
+        _check_shapes(record, source.signature)
         model = onnx.load(source.path, load_external_data=False)
         form: dict[str, Any] = {"mean": record.mean, "std": record.std, "fit": record.fit}
         learned = _learned_from(model, record, os.path.join(scratch, "int8"), form)
@@ -111,6 +114,16 @@ def on_simulator(
             parts = [(each.part, each.spec) for each in made.built]
             found = compare(reference, fed, indices, simulate_parts(converter, parts, reference, fed, indices))
             return found, _layers(converter, parts, reference, fed, progress) if layers else ()
+
+
+def _check_shapes(record: BuildRecord, signature: OnnxModel) -> None:
+    missing = [value.name for value in signature.inputs if value.name not in record.shapes]
+    try:
+        compiled_shapes(signature, [record.shapes])
+    except ShapeError as error:
+        raise RecordError(f"its record is damaged ({error}): convert again") from error
+    if missing:
+        raise RecordError(f"its record is damaged (no shape of input {missing[0]!r}): convert again")
 
 
 def _layers(

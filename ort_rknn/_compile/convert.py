@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from ..files import Origin, read_onnx, read_rknn
+from ..files.hashes import sha256_of
 from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import BuildSpec, ConversionError, Converter
 from .cuts import KEPT, Plan
@@ -26,7 +27,7 @@ from .parts import InParts, build_in_parts
 from .place import place_parts, place_whole
 from .prepare import Prepared, prepare
 from .recipe import Recipe
-from .record import BuildRecord, record_path, sha256_of
+from .record import BuildRecord, record_path
 from .report import Compiled, Part, Report, fates_of
 from .shapes import CompiledShapes, compiled_shapes
 from .spec import part_spec, per_input

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx
 
+from .._json import JsonError, members, none_or, read_json, text
 from .converter import BuildSpec, ConversionError, Converter
 from .extract import extract
 from .observe import Observed
@@ -22,8 +23,6 @@ from .opset import OpsetError, lower_opset
 from .put import put
 from .toolkit import ToolkitError, toolkit_folder
 
-#: A larger file of remembered trials is not read.
-_LARGEST_CACHE = 16 << 20
 _CONTROL = "its inner graphs run on the CPU"
 _DATA = "the length of its result depends on the data"
 _NONE = "the NPU has no such operator"
@@ -114,14 +113,15 @@ def remembered(version: str) -> dict[str, str | None]:
     """What earlier trials with this toolkit found, from the user's cache. Whatever does not read as that is passed
     over: a trial costs little."""
     try:
-        place = _cache(version)
-        status = place.stat()
-        if status.st_uid != os.getuid() or status.st_size > _LARGEST_CACHE:
-            return {}
-        data = json.loads(place.read_bytes())
-        return {str(k): None if v is None else str(v) for k, v in data["trials"].items()}
-    except (OSError, ToolkitError, ValueError, KeyError, TypeError, AttributeError):
+        found = read_json(_cache(version), owner=os.getuid(), closed_to=0o022)
+        trials = members(members(found, "the whole").get("trials"), "trials")
+        return {text(key, "a trial"): none_or(_reason, why, "a trial") for key, why in trials.items()}
+    except (OSError, ToolkitError, JsonError):
         return {}
+
+
+def _reason(value: object, what: str) -> str:
+    return text(value, what, most=1 << 16)
 
 
 def remember(version: str, known: Mapping[str, str | None]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from .._regular import open_regular
 from .._version import package_version
 from ..files import OnnxFileError, read_onnx
 from ..files.hashes import sha256_of
@@ -23,6 +24,7 @@ from .toolkit import Toolkit, ToolkitError, check_owner, find_toolkit, toolkit_f
 
 #: In a result's folder: why there is none.
 _REFUSED = "refused.txt"
+_LONGEST_REFUSAL = 1 << 16
 
 Say = Callable[[str], None]
 
@@ -48,8 +50,14 @@ def compile_on_load(path: str, soc: str, shapes: Mapping[str, tuple[int, ...]], 
     except (ToolkitError, OnnxFileError, OSError) as error:
         raise NotCompiled(str(error)) from error
     refusal = place / _REFUSED
-    if refusal.exists():
-        raise NotCompiled(f"{refusal.read_text()} (remembered: remove {place} to try again)")
+    try:
+        with open_regular(refusal) as file:
+            said = file.read(_LONGEST_REFUSAL).decode(errors="replace")
+        raise NotCompiled(f"{said} (remembered: remove {place} to try again)")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise NotCompiled(f"{refusal}: {error}: remove {place} to try again") from error
     for name in (f"*.{soc}.rknn", f"*.{soc}_ctx.onnx"):
         for found in place.glob(name):
             return str(found)

@@ -3,16 +3,24 @@ process that built the model."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from .._json import JsonError, array, boolean, hex_digest, integer, members, none_or, number, one_of, read_json, text
+from .._rknpu import is_soc
+from ..files.hashes import sha256_of
 from .put import put
 
 _VERSION = 2
+#: More than any model has.
+_MOST_INPUTS, _MOST_AXES, _MOST_CHANNELS = 4096, 16, 1 << 16
+_LONGEST_REASON = 1 << 16
+_DOUBLE = sys.float_info.max
 
 Algorithm = Literal["normal", "mmse"]
 
@@ -60,43 +68,89 @@ def record_path(folder: str | os.PathLike[str], stem: str, target: str) -> Path:
 
 
 def read_record(place: Path, onnx_path: str) -> BuildRecord:
-    """The record at ``place``, which must be of the ONNX as it is now. Raises RecordError."""
+    """The record at ``place``, which must be of the ONNX as it is now. It may come from a stranger, together with the
+    ONNX: every field is checked. Raises RecordError, and OSError where the ONNX cannot be read."""
     try:
-        data = json.loads(place.read_bytes())
-        if data.pop("version") != _VERSION:
-            raise RecordError(f"{place}: written by another version of ort_rknn: convert again")
-        record = BuildRecord(
-            sha256=str(data["sha256"]),
-            target=str(data["target"]),
-            toolkit=str(data["toolkit"]),
-            shapes={str(k): tuple(int(d) for d in v) for k, v in data["shapes"].items()},
-            mean=tuple(tuple(float(x) for x in row) for row in data["mean"]),
-            std=tuple(tuple(float(x) for x in row) for row in data["std"]),
-            freeze=dict(data["freeze"]),
-            fit="letterbox" if data["fit"] == "letterbox" else "stretch",
-            data=None if data["data"] is None else str(data["data"]),
-            samples=tuple(str(x) for x in data["samples"]),
-            whole=bool(data["whole"]),
-            lowered=bool(data["lowered"]),
-            hybrid=bool(data["hybrid"]),
-            algorithm="mmse" if data["algorithm"] == "mmse" else "normal",
-            on_cpu={int(k): str(v) for k, v in data["on_cpu"].items()},
-        )
+        record = _checked(members(read_json(place), "the whole"))
     except FileNotFoundError:
         raise RecordError(f"there is no {place.name}, which `ort-rknn convert` leaves beside its result") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, RecordError):
-            raise
+    except OSError as error:
+        raise RecordError(f"{place}: it cannot be read: {error.strerror or error}") from error
+    except JsonError as error:
         raise RecordError(f"{place}: damaged ({error}): convert again") from error
+    except _OtherVersion:
+        raise RecordError(f"{place}: written by another version of ort_rknn: convert again") from None
     if record.sha256 != sha256_of(onnx_path):
         raise RecordError(f"{os.path.basename(onnx_path)} has changed since it was converted: convert again")
     return record
 
 
-def sha256_of(path: str) -> str:
-    """Of a file's contents."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+class _OtherVersion(Exception):
+    pass
+
+
+def _checked(data: Mapping[str, object]) -> BuildRecord:
+    """Raises JsonError for a field that is missing or not what the writer writes."""
+    if integer(data.get("version"), "version") != _VERSION:
+        raise _OtherVersion
+    target = text(data.get("target"), "target", most=32)
+    if not is_soc(target):
+        raise JsonError(f"target: {target!a} is no SoC that is known")
+    shapes = members(data.get("shapes"), "shapes", most=_MOST_INPUTS)
+    if not shapes:
+        raise JsonError("shapes: there is none")
+    mean, std = _rows(data.get("mean"), "mean", len(shapes)), _rows(data.get("std"), "std", len(shapes))
+    if any(value == 0.0 for row in std for value in row):
+        raise JsonError("std: nothing can be divided by 0")
+    freeze = members(data.get("freeze"), "freeze", most=_MOST_INPUTS)
+    return BuildRecord(
+        sha256=hex_digest(data.get("sha256"), "sha256"),
+        target=target,
+        toolkit=text(data.get("toolkit"), "toolkit", most=64),
+        shapes={text(name, "shapes"): _shape(shape, f"the shape of {name!a}") for name, shape in shapes.items()},
+        mean=mean,
+        std=std,
+        freeze={text(name, "freeze"): _constant(value, f"freeze, {name!a}") for name, value in freeze.items()},
+        fit=one_of(data.get("fit"), "fit", ("letterbox", "stretch")),
+        data=none_or(text, data.get("data"), "data"),
+        samples=tuple(hex_digest(each, "samples") for each in array(data.get("samples"), "samples")),
+        whole=boolean(data.get("whole"), "whole"),
+        lowered=boolean(data.get("lowered"), "lowered"),
+        hybrid=boolean(data.get("hybrid"), "hybrid"),
+        algorithm="mmse" if one_of(data.get("algorithm"), "algorithm", get_args(Algorithm)) == "mmse" else "normal",
+        on_cpu={
+            _index(key): text(why, "on_cpu", most=_LONGEST_REASON)
+            for key, why in members(data.get("on_cpu"), "on_cpu").items()
+        },
+    )
+
+
+def _shape(value: object, what: str) -> tuple[int, ...]:
+    return tuple(integer(dim, what, least=1, most=(1 << 31) - 1) for dim in array(value, what, most=_MOST_AXES))
+
+
+def _rows(value: object, what: str, inputs: int) -> tuple[tuple[float, ...], ...]:
+    """None, one for all inputs, or one for each."""
+    rows = array(value, what, most=_MOST_INPUTS)
+    if len(rows) not in (0, 1, inputs):
+        raise JsonError(f"{what}: expected one for all inputs or one for each of the {inputs}, found {len(rows)}")
+    return tuple(tuple(number(x, what) for x in array(row, what, most=_MOST_CHANNELS)) for row in rows)
+
+
+def _constant(value: object, what: str, axes: int = _MOST_AXES) -> object:
+    """A number, true, false, or lists of them."""
+    if isinstance(value, list):
+        if axes == 0:
+            raise JsonError(f"{what}: lists in lists, more than {_MOST_AXES} deep")
+        return [_constant(each, what, axes - 1) for each in value]
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return integer(value, what, least=-(1 << 63), most=(1 << 64) - 1)
+    return number(value, what, least=-_DOUBLE, most=_DOUBLE)
+
+
+def _index(key: str) -> int:
+    if not (key.isascii() and key.isdecimal() and len(key) < 10):
+        raise JsonError(f"on_cpu: expected the index of a node, found {key[:40]!a}")
+    return int(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ def per_input(values: Sequence[tuple[float, ...]], inputs: int, name: str) -> li
     """One value per input: ``values`` has one for all, or one for each."""
     if not values:
         return None
+    if not all(math.isfinite(x) and (x or name != "std") for row in values for x in row):
+        raise ConversionError(f"{name}: expected finite numbers{', none of them 0' if name == 'std' else ''}")
     if len(values) == 1:
         return [values[0]] * inputs
     if len(values) != inputs:

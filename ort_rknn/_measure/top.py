@@ -6,11 +6,8 @@ file of another user, one that is too large, or that has anything but what is ex
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .._executor.published import MOST_BYTES, MOST_MODELS, VERSION, folder, is_private, start_of
+from .._json import JsonError, array, members, number, read_json, text
 from . import board
 from .board import Clock, User
 
@@ -146,7 +144,7 @@ def published() -> Iterator[ProcessLoad]:
         for name in [name for name in names if re.fullmatch(r"[1-9][0-9]{0,9}\.json", name)][:_MOST_FILES]:
             try:
                 found = _process(place / name, int(name[:-5]), owner)
-            except (OSError, ValueError, RecursionError):
+            except (OSError, ValueError):
                 continue
             if found is not None:
                 yield found
@@ -171,17 +169,9 @@ def _of_all_users(root: Path) -> Iterator[tuple[Path, int]]:
 
 def _process(path: Path, pid: int, owner: int) -> ProcessLoad | None:
     """What one file tells; None where its process is gone. Raises OSError or ValueError for what is not as expected."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != owner:
-            raise ValueError("not a file of its owner")
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError("too large")
-    data = json.loads(content)
-    if not isinstance(data, dict) or data.get("version") != VERSION or data.get("pid") != pid:
-        raise ValueError("of another version, or of another process")
+    data = members(read_json(path, most_bytes=MOST_BYTES, owner=owner, follow=False), "the whole")
+    if data.get("version") != VERSION or data.get("pid") != pid:
+        raise JsonError("of another version, or of another process")
     start = start_of(pid)
     if start is None or data.get("start") != start:
         if owner == os.geteuid():
@@ -189,22 +179,20 @@ def _process(path: Path, pid: int, owner: int) -> ProcessLoad | None:
         return None
     if not abs(time.monotonic() - _number(data.get("at"))) < _STALE:
         return None
-    models = data.get("models")
-    if not isinstance(models, list) or len(models) > MOST_MODELS:
-        raise ValueError("no list of models")
+    models = array(data.get("models"), "models", most=MOST_MODELS)
     name = board.read_text(Path(f"/proc/{pid}/comm")) or "?"
     return ProcessLoad(pid, name[:_LONGEST], owner, tuple(map(_model, models)))
 
 
-def _model(data: Any) -> ModelLoad:
-    cores = data.get("cores") if isinstance(data, dict) else None
-    if not isinstance(cores, dict) or len(cores) > _MOST_CORES or not all(isinstance(c, dict) for c in cores.values()):
-        raise ValueError("not what is known of a model")
+def _model(value: object) -> ModelLoad:
+    data = members(value, "a model")
+    listed = members(data.get("cores"), "cores", most=_MOST_CORES)
+    cores = {text(label, "a core")[:_LONGEST]: members(core, "a core") for label, core in listed.items()}
     return ModelLoad(
         session=_count(data.get("session")),
-        model=_text(data.get("model")),
-        device=_text(data.get("device")),
-        cores={_text(label): min(_number(core.get("load")), 1.0) for label, core in cores.items()},
+        model=text(data.get("model"), "model")[:_LONGEST],
+        device=text(data.get("device"), "device")[:_LONGEST],
+        cores={label: min(_number(core.get("load")), 1.0) for label, core in cores.items()},
         contexts=sum(_count(core.get("contexts")) for core in cores.values()),
         runs_per_second=_number(data.get("runs_per_second")),
         runs=_count(data.get("runs")),
@@ -214,17 +202,9 @@ def _model(data: Any) -> ModelLoad:
     )
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("not a text")
-    return value[:_LONGEST]
+def _number(value: object) -> float:
+    return number(value, "a number", least=0, most=2.0**62)
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**62 or math.isnan(value):
-        raise ValueError("not a number from 0")
-    return float(value)
-
-
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     return int(_number(value))

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
+
+from .._regular import open_regular
 
 __all__ = ["hashes_file", "sha256_of"]
 
@@ -40,10 +42,8 @@ def hashes_file() -> Path | None:
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """The sha256 of a file's contents, in hex. Raises OSError where it cannot be read or is no regular file."""
-    with open(path, "rb", buffering=0, opener=_open) as file:
+    with open_regular(path) as file:
         info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise OSError(f"{os.fspath(path)} is not a regular file")
         name = os.path.realpath(path)
         key = [info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev]
         with _lock:
@@ -59,11 +59,6 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return digest
 
 
-def _open(path: str, flags: int) -> int:
-    # A pipe must not wait for its other end.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-
-
 def _digest(descriptor: int) -> str:
     from hashlib import sha256
 
@@ -73,34 +68,24 @@ def _digest(descriptor: int) -> str:
     return digest.hexdigest()
 
 
-Entries = dict[str, list[int | str]]
+Entries = dict[str, Any]
 
 
 def _remembered() -> Entries:
     """What the file says; {} where there is none that can be trusted."""
+    from .._json import JsonError, members, read_json
+
     path = hashes_file()
     if path is None:
         return {}
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError:
+        content = read_json(path, most_bytes=_LARGEST_FILE, owner=_user(), closed_to=0o077, follow=False)
+        return {name: entry for name, entry in members(content, "the whole").items() if _is_entry(entry)}
+    except FileNotFoundError:
         return {}
-    try:
-        info = os.fstat(descriptor)
-        private = stat.S_ISREG(info.st_mode) and not info.st_mode & 0o077 and info.st_uid == _user()
-        if not private or info.st_size > _LARGEST_FILE:
-            log.debug("%s is not used: it is not a small file of this user's alone", path)
-            return {}
-        import json
-
-        content = json.loads(os.read(descriptor, _LARGEST_FILE))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, JsonError) as error:
+        log.debug("%s is not used: %s", path, error)
         return {}
-    finally:
-        os.close(descriptor)
-    if not isinstance(content, dict):
-        return {}
-    return {name: entry for name, entry in content.items() if _is_entry(entry)}
 
 
 def _is_entry(entry: object) -> bool:

@@ -121,11 +121,11 @@ class Origin:
         """The record in a custom string; None where there is none that can be read. Never raises."""
         if not custom_string or len(custom_string) > 4 * CUSTOM_STRING_LIMIT or _KEY not in custom_string:
             return None
-        import json
+        from .._json import JsonError, parse_json
 
         try:
-            whole = json.loads(custom_string)
-        except (ValueError, RecursionError):
+            whole = parse_json(custom_string)
+        except JsonError:
             return None
         record = whole.get(_KEY) if isinstance(whole, dict) else None
         if not isinstance(record, dict) or record.get("v") != _VERSION:
@@ -146,13 +146,13 @@ class Origin:
     @staticmethod
     def others_in(custom_string: str | None) -> dict[str, object] | None:
         """What a custom string holds beside the record; None where it is no JSON object, so that no record fits in."""
-        import json
+        from .._json import JsonError, parse_json
 
         if not custom_string:
             return {}
         try:
-            whole = json.loads(custom_string)
-        except (ValueError, RecursionError):
+            whole = parse_json(custom_string)
+        except JsonError:
             return None
         return {key: value for key, value in whole.items() if key != _KEY} if isinstance(whole, dict) else None
 

@@ -1,0 +1,33 @@
+"""Opens files whose places strangers may fill: a pipe or a device in a file's place must not make a reader wait."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import BinaryIO
+
+
+class NotRegularError(OSError):
+    """It is a folder, pipe, socket or device, or it is not the user's alone."""
+
+
+def open_regular(
+    path: str | os.PathLike[str], *, owner: int | None = None, closed_to: int = 0, follow: bool = True
+) -> BinaryIO:
+    """Open a regular file for reading, without a buffer.
+
+    ``owner``: a user's number, whose file it must be. ``closed_to``: bits of the mode that must not be set. ``follow``:
+    symbolic links at the end of the path. Raises OSError.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotRegularError(f"{os.fspath(path)} is not a regular file")
+        if (owner is not None and status.st_uid != owner) or status.st_mode & closed_to:
+            raise NotRegularError(f"{os.fspath(path)} is another user's, or open to others")
+        return open(descriptor, "rb", buffering=0)
+    except BaseException:
+        os.close(descriptor)
+        raise
