@@ -391,3 +391,48 @@ def test_a_program_is_traced_unmodified(tmp_path):
     (caller,) = named(tracks, "caller MainThread")
     assert [bar.name for bar in caller.top()] == ["run conv_f16.onnx"] * 6
     assert [bar.depth for bar in caller.bars if bar.name == "run"] == [2] * 6
+
+
+NODES = """
+import numpy as np, onnxruntime as ort
+x = {"x": np.zeros((512, 512), np.float32)}
+def make(so=None):
+    made = ort.InferenceSession("m.onnx", so)
+    made.run(None, x)
+    return made
+make().close()
+make()
+own = ort.SessionOptions()
+own.enable_profiling, own.profile_file_prefix = True, "mine"
+make(own).end_profiling()
+so = ort.SessionOptions()
+left = make(so)
+print(so.enable_profiling, so.profile_file_prefix, left.get_providers())
+"""
+
+
+def test_the_nodes_that_a_program_runs_on_the_cpu_are_there(tmp_path):
+    """Of a session that was closed, one that was dropped and one that lives on; one has a profile of its own."""
+    value = onnx.helper.make_tensor_value_info
+    sides = [value(name, onnx.TensorProto.FLOAT, [512, 512]) for name in "xy"]
+    product = onnx.helper.make_node("MatMul", ["x", "x"], ["y"], name="product")
+    graph = onnx.helper.make_graph([product], "g", sides[:1], sides[1:])
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=[opset]), tmp_path / "m.onnx")
+    (tmp_path / "app.py").write_text(NODES)
+    (tmp_path / "temp").mkdir()
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-m", "ort_rknn", "trace", "-o", "t", "app.py"],
+        cwd=tmp_path,
+        env={**environ, "TMPDIR": str(tmp_path / "temp")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout.split()[0]) == (0, "False"), done.stderr
+    assert "CPUExecutionProvider" in done.stdout
+    (nodes,) = named(read(tmp_path / "t"), "CPU nodes of MainThread")
+    assert [bar.name for bar in nodes.bars] == ["MatMul product"] * 3
+    assert list((tmp_path / "temp").glob("ort_rknn_trace*")) == []
+    assert len(list(tmp_path.glob("mine_*.json"))) == 1

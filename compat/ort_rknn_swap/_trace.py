@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ort_rknn._measure.cpu_nodes import NodeProfiles
 from ort_rknn._measure.trace import trace
 from ort_rknn._session import session
 
@@ -20,10 +21,27 @@ def start(path: str) -> None:
     """Record from now on. Raises OSError where ``path`` cannot be written."""
     recorder = trace(path)
     recorder.__enter__()
+    profiles = NodeProfiles()
+    session.InferenceSession._start = _profiled(session.InferenceSession._start, profiles)  # type: ignore[method-assign]
     for name in _RUNS:
         if hasattr(session.InferenceSession, name):
             setattr(session.InferenceSession, name, _told(getattr(session.InferenceSession, name), recorder, name))
-    atexit.register(_finish, recorder, os.getpid())
+    atexit.register(_finish, recorder, profiles, os.getpid())
+
+
+def _profiled(method: Callable[..., None], profiles: NodeProfiles) -> Callable[..., None]:
+    """Sessions that tell which nodes they ran on the CPU, at the end."""
+
+    @functools.wraps(method)
+    def start(self: Any, model: Any, so: Any, *given: Any, **named: Any) -> None:
+        def begin(options: Any) -> Any:
+            method(self, model, options, *given, **named)
+            return self
+
+        profiles.make(so, begin)
+        self._sess_options_initial = so
+
+    return start
 
 
 def _told(method: Callable[..., Any], recorder: trace, name: str) -> Callable[..., Any]:
@@ -40,10 +58,11 @@ def _told(method: Callable[..., Any], recorder: trace, name: str) -> Callable[..
     return run
 
 
-def _finish(recorder: trace, pid: int) -> None:
+def _finish(recorder: trace, profiles: NodeProfiles, pid: int) -> None:
     recorder.stop()
     if os.getpid() != pid:
-        return  # a forked child: the file is its parent's
+        return  # a forked child: the files are its parent's
+    recorder.nodes(profiles.end())
     try:
         told = recorder.write()
     except OSError as error:

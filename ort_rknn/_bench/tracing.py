@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import onnxruntime
-
 from .._errors import OptionError
-from .._measure.trace import Span, TraceSummary, trace
+from .._measure.cpu_nodes import NodeProfiles
+from .._measure.trace import TraceSummary, trace
 from .._session.session import InferenceSession
 from .layers import Layer, layers_of
 from .load import feed_for
@@ -51,12 +48,10 @@ def trace_model(
     for name, value in (("runs", runs), ("callers", callers)):
         if not 1 <= value <= 100_000:
             raise OptionError(f"{name}: expected an integer from 1 to 100000, got {value!r}")
-    with tempfile.TemporaryDirectory(prefix="ort_rknn_trace") as folder:
-        so = onnxruntime.SessionOptions()
-        so.enable_profiling = True
-        so.profile_file_prefix = os.path.join(folder, "profile")
-        with InferenceSession(os.fspath(model), so, provider_options=dict(options or {}) or None) as session:
-            began = _as_perf_counter(session.get_profiling_start_time_ns())
+    profiles = NodeProfiles()
+    try:
+        given = dict(options or {}) or None
+        with profiles.make(None, lambda so: InferenceSession(os.fspath(model), so, provider_options=given)) as session:
             feed = feed_for(session)
             session.run(None, feed)
             writer = trace(path)
@@ -64,14 +59,10 @@ def trace_model(
                 first = time.perf_counter_ns()
                 _load(session, feed, runs, callers, writer, os.path.basename(os.fspath(model)))
                 writer.stop()
-                with open(session.end_profiling(), encoding="utf-8", errors="replace") as file:
-                    writer.nodes([span for span in _cpu_nodes(json.load(file), began) if span.begin >= first])
+                writer.nodes([span for span in profiles.end() if span.begin >= first])
             return TracedModel(writer.summary, layers_of(session) if layers else [])
-
-
-def _as_perf_counter(ns: int) -> int:
-    """A time of onnxruntime's clock, which is the system's, as ``time.perf_counter_ns()``."""
-    return ns - time.time_ns() + time.perf_counter_ns()
+    finally:
+        profiles.discard()
 
 
 def _load(session: Any, feed: Mapping[str, Any], runs: int, callers: int, writer: trace, name: str) -> None:
@@ -100,16 +91,3 @@ def _load(session: Any, feed: Mapping[str, Any], runs: int, callers: int, writer
         raise
     if failed:
         raise failed[0]
-
-
-def _cpu_nodes(events: Any, began: int) -> list[Span]:
-    """The kernels of onnxruntime's CPU provider in a profile that began then. Its times are rounded down to whole
-    microseconds; the beginning is taken as late as it may have been, so that nothing overlaps."""
-    out = []
-    for event in events:
-        args = event.get("args", {})
-        if event.get("cat") == "Node" and args.get("provider") == "CPUExecutionProvider" and event["dur"] > 0:
-            begin, end = began + 1000 * event["ts"] + 999, began + 1000 * (event["ts"] + event["dur"])
-            name = f"{args['op_name']} {event['name'].removesuffix('_kernel_time')}"
-            out.append(Span(event["tid"], name, begin, end))
-    return out

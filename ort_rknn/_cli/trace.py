@@ -142,7 +142,7 @@ COMMAND = Command(
     summary="where the time goes: a file for ui.perfetto.dev",
     description="Runs a model, or a Python program with ort_rknn in place of onnxruntime, and writes what each run on "
     "the NPU did and when: a track per core, context and calling thread, with waiting, setting inputs, the run and "
-    "getting outputs. For a model also the nodes that onnxruntime runs on the CPU.",
+    "getting outputs, and the nodes that onnxruntime runs on the CPU.",
     add_arguments=_add_arguments,
     run=run,
     usage="ort-rknn trace [options] (MODEL | APP.py [ARGUMENT ...])",
