@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,6 +76,10 @@ def on_this_node(model: str | os.PathLike[str] | StoredModel) -> str:
     """
     if not isinstance(model, StoredModel):
         return os.fspath(model)
+    if not re.fullmatch("[0-9a-f]{64}", model.digest):
+        raise ValueError(f"a stored model's digest is 64 hexadecimal digits, not {model.digest!r}")
+    if model.name not in model.references:
+        raise ValueError(f"a stored model has no file {model.name!r}")
     base = Path(tempfile.gettempdir()) / f"ort_rknn_ray-{os.getuid()}"
     base.mkdir(mode=0o700, exist_ok=True)
     status = base.lstat()

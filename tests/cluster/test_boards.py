@@ -1,12 +1,14 @@
 """Calls over several boards: right, in order, and none lost where a board dies, hangs or falls back."""
 
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import ray
-from support.timed_model import Hanging, Timed
+from support.timed_model import Gone, Hanging, Timed
 
 import ort_rknn
 from ort_rknn_ray import Boards, CallFailed, NpuBatches, NpuModel, put_model
@@ -69,6 +71,42 @@ def test_a_board_that_hangs_loses_its_calls_to_the_others(cluster, models, want)
         right(list(boards.map(frame(k) for k in range(60))), want)
 
 
+def test_a_board_whose_device_is_gone_and_returns(cluster, models, want):
+    """With on_cpu="refuse" its calls go elsewhere, none to the CPU; it is used again when the device is back."""
+    cluster.add(2)
+    cluster.connect()
+    marks = Path(os.environ["TEST_MARKS"])
+    with Boards(models / "conv_f16.onnx", actor_class=Gone) as boards:
+        results = []
+        for k, result in enumerate(boards.map(frame(k) for k in range(900))):
+            results.append(result)
+            if k == 200:
+                (marks / "gone").touch()
+            if k == 500:
+                before = (marks / "runs").stat().st_size
+                (marks / "gone").unlink()
+        right(results, want)
+        assert len(results) == 900
+        assert not any(np.array_equal(result, want(k)) for k, (result,) in enumerate(results) if k)  # float16: no CPU
+        assert 0 < (marks / "errors").stat().st_size < 60
+        end = time.monotonic() + 60
+        while (marks / "runs").stat().st_size <= before + 10:
+            assert time.monotonic() < end, "the board whose device is back is not used"
+            right(list(boards.map(frame(k) for k in range(60))), want)
+
+
+def test_a_board_whose_device_is_gone_serves_on_the_cpu_where_that_is_asked(cluster, models, want):
+    cluster.add(1)
+    cluster.connect()
+    marks = Path(os.environ["TEST_MARKS"])
+    (marks / "gone").touch()
+    with Boards(models / "conv_f16.onnx", actor_class=Gone, on_cpu="serve") as boards:
+        results = list(boards.map(frame(k) for k in range(100)))
+        for k, (result,) in enumerate(results):
+            np.testing.assert_array_equal(result, want(k))
+    assert not (marks / "errors").exists()
+
+
 def test_no_board_and_no_npu(cluster, models, monkeypatch):
     cluster.connect()
     with pytest.raises(RuntimeError, match="ray-resources"):
@@ -114,7 +152,7 @@ def test_a_stored_model_is_written_once_and_stays_in_its_folder(cluster, models,
         .get_providers()[0]
         .startswith("RKNN")
     )
-    bad = StoredModel("m.onnx", "0" * 64, {"../m.onnx": ray.put(b"")})
+    bad = StoredModel("m.onnx", "0" * 64, {"m.onnx": ray.put(b""), "../m.onnx": ray.put(b"")})
     with pytest.raises(ValueError, match="outside"):
         on_this_node(bad)
 

@@ -1,4 +1,8 @@
-"""An actor whose virtual NPU takes a given time per run."""
+"""Actors whose virtual NPU takes a given time per run, hangs, or is gone."""
+
+import asyncio
+import os
+from pathlib import Path
 
 from ort_rknn_ray import NpuModel
 
@@ -17,9 +21,6 @@ class Hanging(NpuModel):
     """The first of them that is asked never answers a call."""
 
     async def run(self, feed, output_names=None):
-        import asyncio
-        import os
-
         mark = os.path.join(os.environ["TEST_MARKS"], "hangs")
         try:
             os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
@@ -29,3 +30,38 @@ class Hanging(NpuModel):
         if getattr(self, "hangs", False):
             await asyncio.sleep(3600)
         return await super().run(feed, output_names)
+
+
+class Gone(Timed):
+    """The first of them that is asked has no device while the file "gone" is there, and tells of each of its runs on
+    the NPU and of each error."""
+
+    async def run(self, feed, output_names=None):
+        from ort_rknn_virtual.control import virtual_npu
+
+        marks = Path(os.environ["TEST_MARKS"])
+        try:
+            os.close(os.open(marks / "chosen", os.O_CREAT | os.O_EXCL))
+            self.chosen, self.faulty = True, False
+        except FileExistsError:
+            pass
+        if not getattr(self, "chosen", False):
+            return await super().run(feed, output_names)
+        npu, gone = virtual_npu("rk3588"), (marks / "gone").exists()
+        if gone and not self.faulty:
+            npu.fault("rknn_run", -3)
+        if not gone and self.faulty:
+            npu.clear_faults()
+        self.faulty = gone
+        try:
+            result = await super().run(feed, output_names)
+        except Exception:
+            _told(marks / "errors")
+            raise
+        _told(marks / "runs")
+        return result
+
+
+def _told(path):
+    with path.open("a") as file:
+        file.write(".")
