@@ -1,15 +1,19 @@
 """The pages tell what the code does."""
 
+import importlib.util
 import re
 import shutil
+import subprocess
+import sys
 import typing
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from ort_rknn import _options
-from ort_rknn._options import Options, RknnProviderOptions, read_options
+from ort_rknn._options import RknnProviderOptions, read_options
+from ort_rknn._options.declared import OPTIONS, Option
+from ort_rknn._options.kinds import Integer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -43,23 +47,35 @@ ROWS = {
 }
 
 
-def test_every_option_has_a_row():
-    assert list(ROWS) == list(_options._READERS)
+def test_the_table_and_what_type_checkers_read_are_current():
+    done = subprocess.run([sys.executable, ROOT / "docs" / "make_options.py", "--check"], timeout=60, cwd=ROOT)
+    assert done.returncode == 0, "run python docs/make_options.py"
+    assert list(ROWS) == list(_options.option_names())
+    assert set(typing.get_type_hints(RknnProviderOptions)) == set(_options.option_names())
 
 
-def test_the_typed_dict_and_the_maker_know_the_same():
-    import inspect
+def test_a_new_option_is_written_everywhere(monkeypatch):
+    """By one declaration: into the table, the typed dict, the fields and the keywords."""
+    place = importlib.util.spec_from_file_location("make_options", ROOT / "docs" / "make_options.py")
+    maker = importlib.util.module_from_spec(place)
+    place.loader.exec_module(maker)
+    added = Option("frobs", Integer(2), 7, "how many `frobs`, see [x.md](x.md)", honored_by="executor")
+    monkeypatch.setattr(maker, "OPTIONS", (*maker.OPTIONS, added))
+    assert "| `frobs` | int from 2 | `7` | how many `frobs`, see [x.md](x.md) | executor |\n" in maker.page(
+        OPTIONS_PAGE
+    )
+    text = maker.module((ROOT / "ort_rknn" / "_options" / "__init__.py").read_text())
+    for line in ("    frobs: int | str\n", "    frobs: int = 7\n", "    frobs: int | None = None,\n"):
+        assert text.count(line) == 1
 
-    assert set(typing.get_type_hints(RknnProviderOptions)) == set(_options._READERS)
-    assert set(inspect.signature(_options.make_provider_options).parameters) - {"misspelt"} == set(_options._READERS)
+
+def test_the_readme_has_the_variables_of_options():
+    table = (ROOT / "README.md").read_text().partition("## Environment variables")[2]
+    for option in OPTIONS:
+        assert f"| `{option.environment}" in table, option.name
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Options) if f.name != "given"])
-def test_the_default_is_right(name):
-    assert ROWS[name][1] == f"`{getattr(Options(), name)!r}`"
-
-
-@pytest.mark.parametrize("name", list(_options._READERS))
+@pytest.mark.parametrize("name", _options.option_names())
 def test_the_values_are_accepted(name):
     """Those that the type column quotes."""
     for value in re.findall(r'`"([^"`]+)"`', ROWS[name][0]):
@@ -69,8 +85,8 @@ def test_the_values_are_accepted(name):
 
 def test_refused_options_are_told():
     (line,) = (paragraph for paragraph in OPTIONS_PAGE.split("\n\n") if paragraph.startswith("Options that other RKNN"))
-    assert set(re.findall(r"`(\w+)`", line)) == set(_options._REFUSED)
-    for name in _options._REFUSED:
+    assert set(re.findall(r"`(\w+)`", line)) == set(_options.REFUSED)
+    for name in _options.REFUSED:
         with pytest.raises(_options.OptionError, match="not supported"):
             read_options({name: "1"})
 

@@ -9,7 +9,8 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ort_rknn._errors import OptionError
-from ort_rknn._options import Options, RknnProviderOptions, make_provider_options, read_options
+from ort_rknn._options import Options, RknnProviderOptions, from_environment, make_provider_options, read_options
+from ort_rknn._options.declared import OPTIONS
 
 
 def read(**given):
@@ -223,10 +224,41 @@ def test_make_provider_options():
         make_provider_options(shedule=1)
 
 
-def test_the_three_lists_of_options_agree():
-    fields = set(Options.__dataclass_fields__) - {"given"}
-    assert set(inspect.signature(make_provider_options).parameters) - {"misspelt"} == fields
-    assert set(RknnProviderOptions.__annotations__) == fields
+def test_what_is_written_from_the_declarations_agrees_with_them():
+    """In their order; the defaults are those declared, and are what their own text is read as."""
+    names = [option.name for option in OPTIONS]
+    assert [*inspect.signature(make_provider_options).parameters] == [*names, "misspelt"]
+    assert [*RknnProviderOptions.__annotations__] == names
+    assert [*Options._fields] == [*names, "given"]
+    assert {name: getattr(Options(), name) for name in names} == {o.name: o.default for o in OPTIONS}
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.default not in (None, {}, ())], ids=lambda o: o.name)
+def test_a_default_can_be_given(option):
+    assert getattr(read_options({option.name: option.default}), option.name) == option.default
+
+
+def test_options_in_the_environment(monkeypatch):
+    variables = {o.name: o.environment for o in OPTIONS if o.environment}
+    assert variables["device"] == "ORT_RKNN_DEVICE"
+    for variable in variables.values():
+        monkeypatch.delenv(variable, raising=False)
+    assert {from_environment(name) for name in variables} == {None}
+    for variable in variables.values():
+        monkeypatch.setenv(variable, "")
+    assert {from_environment(name) for name in variables} == {None}
+    for variable in variables.values():
+        monkeypatch.setenv(variable, "cpu")
+    assert [from_environment(name) for name in variables if name != "convert"] == ["cpu"] * (len(variables) - 1)
+    with pytest.raises(OptionError, match="ORT_RKNN_CONVERT='cpu': expected off or on_load"):
+        from_environment("convert")
+
+
+def test_readers_are_told_the_name_of_the_option():
+    """No declaration has an error that names another option."""
+    for option in OPTIONS:
+        with pytest.raises(OptionError, match=f"^.*provider option {option.name}="):
+            read_options({option.name: object()})
 
 
 def test_options_are_immutable():

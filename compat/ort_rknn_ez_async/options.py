@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from ort_rknn._errors import OptionError, bare_message
-from ort_rknn._options import LAYOUTS, read_options
+from ort_rknn._options import DECLARED, LAYOUTS, option_names, read_options
+from ort_rknn._options.kinds import Boolean, Integer, Kind, Paths, Schedule
 
 LayoutLike = Literal["nchw", "original", "nchw_software", "original_software", "nhwc", "any"]
 ZeroCopyLayoutLike = Literal["nhwc", "native"]
@@ -98,25 +99,6 @@ RKNPU3 = "RKNPU3ExecutionProvider"
 CPU = "CPUExecutionProvider"
 _NPU_NAMES = (RKNPU2, "RKNNExecutionProvider", "RknnExecutionProvider")
 
-_INTEGERS = ("max_queue_size", "threads_per_core", "submit_timeout_ms")
-_BOOLEANS = (
-    "sequential_callbacks",
-    "enable_pacing",
-    "disable_dup_context",
-    "custom_op_default_path",
-    "load_custom_ops_from_default_path",
-)
-_ACCEPTED = (
-    *RknnProviderOptions.__annotations__,
-    # ort_rknn's own:
-    "device",
-    "adapter",
-    "runtime_library",
-    "rknn_model",
-    "onnx_model",
-    "run_timeout_ms",
-    "retries",
-)
 #: That library's other names for options of ort_rknn; several of them add to one list.
 _OTHER_NAMES = {
     "custom_op_path": "custom_op_paths",
@@ -124,6 +106,9 @@ _OTHER_NAMES = {
 }
 _OTHER_LAYOUTS = {"original": "nchw", "original_software": "nchw_software", "any": "nhwc"}
 _RKNPU3_ONLY = ("device_id", "weight_path", "priority", "run_core_mask")
+_OURS = (name for name in option_names(everywhere=True) if name not in _RKNPU3_ONLY)
+#: That library's options, and those of ort_rknn that sessions here have too.
+_ACCEPTED = tuple(dict.fromkeys((*RknnProviderOptions.__annotations__, *_OURS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +196,7 @@ def _checked(given: Mapping[Any, Any]) -> dict[str, Any]:
         if key not in _ACCEPTED:
             raise RuntimeError(f"Unknown provider_options key: {key}; known are {', '.join(_ACCEPTED)}")
         # That library's booleans take any int.
-        values[key] = bool(value) if key in _BOOLEANS and type(value) is int else value
+        values[key] = bool(value) if isinstance(_kind(key), Boolean) and type(value) is int else value
     if "schedule" in values and "tp_mode" in values:
         raise RuntimeError(
             "tp_mode conflicts with schedule; set only one (schedule spreads whole runs over the cores, "
@@ -235,6 +220,12 @@ def _checked(given: Mapping[Any, Any]) -> dict[str, Any]:
     if library and "runtime_library" not in options:
         options["runtime_library"] = os.path.abspath(library) if os.sep in library else library
     return options
+
+
+def _kind(key: str) -> Kind | None:
+    """What ort_rknn takes for an option; None for those that are that library's alone."""
+    option = DECLARED.get(_OTHER_NAMES.get(key, key))
+    return option.kind if option is not None else None
 
 
 def _in_our_words(key: str, value: Any) -> tuple[str, Any]:
@@ -262,20 +253,21 @@ def _phrase(key: str, value: Any) -> str:
         return f"Unknown layout: {value}"
     if key == "tp_mode":
         return "invalid tp_mode" if isinstance(value, str) else "tp_mode must be a string"
-    if key in _INTEGERS:
+    kind = _kind(key)
+    if isinstance(kind, Integer) and key in RknnProviderOptions.__annotations__:
         try:
             int(value if isinstance(value, str) else value.__index__())
         except (AttributeError, ValueError):
             return f"{key} must be an integer"
         return f"{key} must be > 0"
-    if key in _BOOLEANS:
+    if isinstance(kind, Boolean):
         return f"{key} must be a boolean"
-    if key == "schedule":
+    if isinstance(kind, Schedule):
         if isinstance(value, (str, Sequence)) and not len(value):
             return "schedule must not be empty"
         numbers = [value] if isinstance(value, int) else value if isinstance(value, Sequence) else []
         if any(isinstance(n, int) and n < 0 for n in numbers):
             return "schedule values must be >= 0"
-    if key in ("custom_op_path", "custom_op_paths") and not isinstance(value, (str, os.PathLike, Sequence)):
+    if isinstance(kind, Paths) and not isinstance(value, (str, os.PathLike, Sequence)):
         return f"{key} must be a path or sequence"
     return ""

@@ -61,7 +61,7 @@ def open_executor(
     on_missing_shape="cpu" is an error only if it was asked for by this session.
     """
     if twin is None and options.on_missing_shape == "cpu" and "on_missing_shape" not in options.given:
-        options = replace(options, on_missing_shape="error")
+        options = options._replace(on_missing_shape="error")
     dispatch = resolve(options, found.device.soc, found.device.cores)
     # Contexts may be made later, and then of this very file.
     held = _held(source, f"{label} does not load on {found.device.name}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .._environment import switched_on
 from .._errors import OptionError, did_you_mean
-from .._options import Options
+from .._options import DECLARED, Options, from_environment
 from .._rknpu import SOC_CORES, is_soc
 from ..adapter.contract import Absence, Device, Query
 from ..adapter.plugins import Found, adapters, is_built_in
@@ -52,7 +52,7 @@ def survey(query: Query, adapter: str | None = None) -> DeviceReport:
             reason, remedy = f"has no device {query.device!r}", "Leave one of the two options out."
         absences.append(Absence(adapter, f"the adapter {adapter!r} {reason}", remedy))
     if not found and query.device is not None and all(not a.adapter or is_built_in(a.adapter) for a in absences):
-        _check_device(query.device, "ORT_RKNN_DEVICE" if query.device_by_environment else None)
+        _check_device(query.device, DECLARED["device"].environment if query.device_by_environment else None)
     return DeviceReport(tuple(found), tuple(absences))
 
 
@@ -73,7 +73,7 @@ def query_for(options: Options) -> Query:
     library = options.runtime_library
     if library is not None:
         _check_library(library)
-    by_environment = os.environ.get("ORT_RKNN_DEVICE") or None
+    by_environment = from_environment("device")
     return Query(
         device=options.device or by_environment,
         device_by_environment=options.device is None and by_environment is not None,

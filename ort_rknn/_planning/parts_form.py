@@ -53,7 +53,7 @@ class PartsForm:
         dtypes = {name: asked for name in fed if (asked := _asked(options.input_dtype, name)) is not None}
         axes = {name: self._pad_axes(name, rank) for name, rank in ranks.items()}
         pad_axes = {name: of_name for name, of_name in axes.items() if of_name}
-        narrowed = replace(options, layout=layout, input_dtype=dtypes, pad_axes=pad_axes)
+        narrowed = options._replace(layout=layout, input_dtype=dtypes, pad_axes=pad_axes)
         return narrowed, (own, made), {value.name for value in made if value.name not in self.declared}
 
     def _layout(self, name: str, rank: int) -> str | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
 from .._environment import switched_on
 from .._errors import OptionError, did_you_mean
-from .._options import ALIASES, CONVERT, PROVIDER, Options, is_option, option_names, read_options
+from .._options import ALIASES, PROVIDER, Options, from_environment, is_option, option_names, read_options
 
 log = logging.getLogger("ort_rknn")
 
@@ -143,7 +143,7 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_st
     """
     rule = policy()
     named, given, others, other_options = _split(providers, provider_options)
-    in_environment = bool(os.environ.get("ORT_RKNN_DEVICE"))
+    in_environment = from_environment("device") is not None
     strict_env = switched_on("ORT_RKNN_STRICT")
     nobody_named = _is_empty(providers)
     wants = named or nobody_named or rule != "respect"
@@ -161,15 +161,15 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_st
         elif no_cpu and asked:
             strict_by = "session.disable_cpu_ep_fallback=1"
     if wants and "on_missing_shape" not in options.given:
-        options = replace(options, on_missing_shape=_on_missing_shape(rule))
+        options = options._replace(on_missing_shape=_on_missing_shape(rule))
     if wants and "convert" not in options.given:
-        options = replace(options, convert=_convert())
+        options = options._replace(convert="on_load" if from_environment("convert") == "on_load" else "off")
     if options.on_missing_shape == "cpu":
         why_not = strict_by
         if options.output_dtype == "native" and "on_missing_shape" not in options.given:
             why_not = why_not or "output_dtype='native' asks for what only a compiled model gives"
         if why_not:
-            options = replace(options, on_missing_shape="error")
+            options = options._replace(on_missing_shape="error")
             notes.append(f"a call of a shape that was not compiled is an error, not run on the CPU: {why_not}")
     if no_cpu and named:
         # onnxruntime refuses a CPU that is named together with this entry; nothing may run there anyway.
@@ -194,21 +194,10 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_st
 def _on_missing_shape(rule: Policy) -> Literal["error", "cpu"]:
     """What holds where neither the session nor the defaults' options say anything. Raises OptionError for a bad
     ``ORT_RKNN_ON_MISSING_SHAPE``."""
-    text = os.environ.get("ORT_RKNN_ON_MISSING_SHAPE")
-    if not text:
+    word = from_environment("on_missing_shape")
+    if word is None:
         return "cpu" if _defaults.unchanged and rule == "prefer" else "error"
-    if text in ("error", "cpu"):
-        return "cpu" if text == "cpu" else "error"
-    why = "pad needs pad_axes, a provider option of each model; " if text == "pad" else ""
-    raise OptionError(f"environment variable ORT_RKNN_ON_MISSING_SHAPE={text!r}: {why}expected error or cpu")
-
-
-def _convert() -> Literal["off", "on_load"]:
-    """What holds where the session does not say. Raises OptionError for a bad ``ORT_RKNN_CONVERT``."""
-    text = os.environ.get("ORT_RKNN_CONVERT")
-    if text and text not in CONVERT:
-        raise OptionError(f"environment variable ORT_RKNN_CONVERT={text!r}: expected off or on_load")
-    return "on_load" if text == "on_load" else "off"
+    return "cpu" if word == "cpu" else "error"
 
 
 def names_ours(providers: Any) -> bool:

@@ -316,7 +316,7 @@ def _start_on_nodes(session: Any, parent: Callable[..., None], state: State, so:
     assert onnx is not None
     # What is wrong with the options is found here, where it can be told from what is wrong with a model.
     dispatch = resolve(state.request.options, device.soc, device.cores)
-    chosen = replace(state.request.options, device=state.request.options.device or device.name)
+    chosen = state.request.options._replace(device=state.request.options.device or device.name)
     form = parts_form(content, onnx, chosen, label)
     options = copy_options(so, content if isinstance(content, bytes) else EMPTY_MODEL)
     if not so or so.log_severity_level < 0:

@@ -280,6 +280,27 @@ session.close()
     assert script(code, timeout=20) == "True\n" + "(1, 8, 16, 16)\n" * 4
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_h5_a_forked_child_may_be_forbidden_to_run(script):
+    """By ort_rknn's option, which this face takes too."""
+    code = """
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, about threads and fork
+session = make(after_fork="refuse")
+child = os.fork()
+if not child:
+    try:
+        session.run(None, X)
+    except RuntimeError as error:
+        print("after_fork='refuse'" in str(error), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(session.run(None, X)[0].shape)
+session.close()
+"""
+    assert script(code, timeout=20) == "True\n(1, 8, 16, 16)\n"
+
+
 def test_a_session_cannot_be_pickled(npu):
     with make() as session, pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(session)

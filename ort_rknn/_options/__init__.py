@@ -1,0 +1,308 @@
+"""The provider options of ``RKNNExecutionProvider``, read and checked. :mod:`.declared` has them.
+
+The parts of this module between ``<options>`` and ``</options>`` are text for type checkers and editors, which
+``python docs/make_options.py`` writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, NoReturn, TypedDict
+
+from .._errors import OptionError, did_you_mean
+from .declared import DECLARED as DECLARED
+from .declared import LAYOUTS as LAYOUTS
+from .declared import REFUSED as REFUSED
+from .declared import SIGNATURE_OPTIONS as SIGNATURE_OPTIONS
+from .kinds import bad_value
+
+#: The provider's name, and the names that are taken for it.
+PROVIDER = "RKNNExecutionProvider"
+ALIASES = ("RKNPU2ExecutionProvider", "RknnExecutionProvider")
+
+#: onnxruntime's limit for the value of an option is 8,192 bytes.
+_LONGEST_OPTION = 8000
+
+
+class RknnProviderOptions(TypedDict, total=False):
+    """Provider options as a dict. Every key may be left out."""
+
+    # <options>
+    schedule: int | str | Sequence[int]
+    """Data parallel: run n goes to core ``schedule[n % len(schedule)]``, where calls of ``submit``, ``map`` ... are
+    counted with the blocking runs, in the order of the calls; and a core that is named twice gets twice the share.
+    ``"auto"``: the first idle core takes the next run."""
+    threads_per_core: int | str
+    """Runtime contexts per core; with ``tp_mode``, in all."""
+    tp_mode: str
+    """Tensor parallel: each run is split over these cores; ``"auto"`` is one core of the runtime's choice, and what
+    runs without ``schedule``."""
+    device: str
+    """``"rk3588"``, ``"virtual:rk3588"`` ...; rk3588s, rk3588s2 and rk3582 count as rk3588. ``None``:
+    ``ORT_RKNN_DEVICE``, else whatever is there, never a virtual one."""
+    adapter: str
+    """The adapter that must serve the session; ``None`` or ``"auto"``: the one with the highest priority that sees a
+    device."""
+    runtime_library: str | os.PathLike[str]
+    """Absolute path of the runtime library; nothing else is looked at then, and its own answer replaces the check of
+    the device node. ``None``: ``ORT_RKNN_RUNTIME_LIBRARY``, else the usual places."""
+    rknn_model: str | os.PathLike[str]
+    """The compiled model for a given ONNX, instead of a twin beside it."""
+    onnx_model: str | os.PathLike[str]
+    """The ONNX of a given ``.rknn`` or EPContext model, instead of one beside it."""
+    convert: str
+    """``"on_load"``: an ONNX file without a compiled model that fits is compiled when the session is made, once, into
+    the user's cache; ``ORT_RKNN_CONVERT`` sets it where a session does not say."""
+    convert_shapes: str | Mapping[str, Sequence[int]]
+    """With ``convert="on_load"``: the shapes to compile, needed for free axes other than the batch."""
+    layout: str | Mapping[str, str]
+    """Order of axes of 4-D inputs; none given: NCHW. ``"nhwc"`` takes camera frames without a transposition,
+    ``"nchw_software"`` transposes above the runtime instead of in it."""
+    input_dtype: str | Mapping[str, str]
+    """The dtype that an input takes, instead of the ONNX's: ``float32``, ``float16``, ``int8``, ``uint8``, ``int16``,
+    ``uint16``, ``int32``, ``uint32``, ``int64``, ``bool``, or ``native``: the compiled dtype, taken as it is stored
+    (quantized and normalized)."""
+    output_dtype: str
+    """The dtype of the outputs: the ONNX's, ``float32``, or the compiled one, raw; ``session.quantization`` then has
+    scale and zero point."""
+    on_missing_shape: str
+    """What a call does whose shape was not compiled: an error that lists those that were; the ONNX twin on the CPU;
+    zeros up to the next compiled set."""
+    pad_axes: str | Sequence[int] | Mapping[str, Sequence[int]]
+    """With ``on_missing_shape="pad"``, which needs it: the axes that may be padded."""
+    split_batch: bool | str
+    """Whether a call may be cut into runs along the first axis of its inputs, where the ONNX leaves that free.
+    ``"auto"``: where the samples are known to be independent, from the compiled model's record or proved from the
+    ONNX's graph. ``True`` states it, for all the compiled model's inputs and outputs; ``False`` forbids it. A call that
+    is not cut is a missing shape."""
+    max_queue_size: int | str
+    """Calls of ``submit``, ``map`` ... that may wait besides those that run."""
+    submit_timeout_ms: int | str
+    """How long such a call waits for a place, in milliseconds; then it is an ``ort_rknn.QueueFull``, a ``Fail``."""
+    sequential_callbacks: bool | str
+    """Callbacks that are added to the futures of ``submit`` come in the order of submission (``asyncio.wrap_future``
+    does not wait); ``False``: as runs finish. Those of ``run_async`` are onnxruntime's and come as runs finish."""
+    enable_pacing: bool | str
+    """Runs are let in evenly, one per mean run time divided by the number of cores, instead of in bursts."""
+    custom_op_paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    """Libraries of custom operators."""
+    custom_op_default_path: bool | str
+    """The custom operators of the runtime's own folder."""
+    run_timeout_ms: int | str
+    """Bound for one run on the NPU in milliseconds; 0: none. A run that hangs in spite of it is left to itself."""
+    priority: str
+    """Whose runs the driver takes first where several sessions or programs want a core; ``"high"`` is the runtime's own
+    default. How the driver weighs them only a board tells."""
+    retries: int | str
+    """On how many other cores a run that failed because of its core (RKNN_ERR_FAIL, TIMEOUT, DEVICE_UNAVAILABLE) is
+    tried again, where ``schedule`` names several."""
+    disable_dup_context: bool | str
+    """Every context loads the model for itself, instead of sharing the weights."""
+    after_fork: str
+    """An inherited session in a forked child: its first use opens model and contexts anew, or its runs are an error."""
+    # </options>
+
+
+class Options(NamedTuple):
+    """Provider options, read and checked. Whether the device has the cores is checked by ``dispatch.resolve``.
+
+    No dataclass: making one with so many fields would take 2 ms of a program's first session.
+    """
+
+    # <options>
+    schedule: tuple[int, ...] | Literal["auto"] | None = None
+    threads_per_core: int = 1
+    tp_mode: str | None = None
+    device: str | None = None
+    adapter: str | None = None
+    runtime_library: str | None = None
+    rknn_model: str | None = None
+    onnx_model: str | None = None
+    convert: Literal["off", "on_load"] = "off"
+    convert_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    layout: Mapping[str, str] = MappingProxyType({})
+    input_dtype: Mapping[str, str] = MappingProxyType({})
+    output_dtype: Literal["onnx", "float32", "native"] = "onnx"
+    on_missing_shape: Literal["error", "cpu", "pad"] = "error"
+    pad_axes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    split_batch: Literal["auto"] | bool = "auto"
+    max_queue_size: int = 3
+    submit_timeout_ms: int = 10000
+    sequential_callbacks: bool = True
+    enable_pacing: bool = False
+    custom_op_paths: tuple[str, ...] = ()
+    custom_op_default_path: bool = False
+    run_timeout_ms: int = 0
+    priority: Literal["high", "medium", "low"] = "high"
+    retries: int = 1
+    disable_dup_context: bool = False
+    after_fork: Literal["reopen", "refuse"] = "reopen"
+    # </options>
+    given: tuple[str, ...] = ()
+    """The keys that the user gave, in order."""
+
+    def as_strings(self) -> dict[str, str]:
+        """What runs, as ``get_provider_options()`` shows it: only keys that were given or that decide the dispatch."""
+        out: dict[str, str] = {}
+        if self.schedule is not None:
+            out["schedule"] = "auto" if self.schedule == "auto" else ",".join(map(str, self.schedule))
+        else:
+            out["tp_mode"] = self.tp_mode or "auto"
+        out["threads_per_core"] = str(self.threads_per_core)
+        for key in self.given:
+            if key not in out:
+                out[key] = _spell(getattr(self, key))
+        return out
+
+
+def _spell(value: object) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, Mapping) and list(value) == ["*"] and isinstance(value["*"], str):
+        return value["*"].lower().replace(" ", "_")
+    if isinstance(value, (Mapping, tuple)):
+        import json
+
+        plain = (
+            {k: v.lower().replace(" ", "_") if isinstance(v, str) else v for k, v in value.items()}
+            if isinstance(value, Mapping)
+            else list(value)
+        )
+        return json.dumps(plain, ensure_ascii=False)
+    return str(value)
+
+
+def _check_text(key: str, value: object) -> None:
+    """Raise OptionError where ``value`` cannot travel as an option of onnxruntime: it is too long, or text in it is not
+    Unicode (half of a surrogate pair, or the name of a file that is not UTF-8)."""
+    text = _spell(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        bad = error.object[error.start : error.end]
+        raise bad_value(key, text, f"{bad!r} is not valid Unicode, which onnxruntime's options must be") from None
+    if len(text) > _LONGEST_OPTION:
+        raise bad_value(
+            key, text, f"at most {_LONGEST_OPTION} characters are expected, because onnxruntime takes no more"
+        )
+
+
+def is_option(name: str) -> bool:
+    """Whether a provider option of ours has this name, or one that is refused by name."""
+    return name in DECLARED or name in REFUSED
+
+
+def option_names(*, everywhere: bool = False) -> tuple[str, ...]:
+    """The names of all provider options; ``everywhere``: of those that sessions of every API take."""
+    return tuple(name for name, option in DECLARED.items() if option.everywhere or not everywhere)
+
+
+def from_environment(name: str) -> str | None:
+    """The value that the environment gives to an option that has a variable there; None where it gives none.
+
+    Raises OptionError for a word that the variable must not be.
+    """
+    option = DECLARED[name]
+    text = os.environ.get(option.environment)
+    if not text:
+        return None
+    words: tuple[str, ...] = getattr(option.kind, "words", ())
+    accepted = tuple(word for word in words if word not in option.not_in_environment)
+    if words and text not in accepted:
+        why = option.not_in_environment.get(text)
+        raise OptionError(
+            f"environment variable {option.environment}={text!r}: {f'{why}; ' if why else ''}"
+            f"expected {' or '.join(accepted)}"
+        )
+    return text
+
+
+def _unknown(key: object) -> OptionError:
+    known = option_names()
+    return OptionError(
+        f"unknown provider option {key!r} for {PROVIDER}{did_you_mean(key, known)}; known: {', '.join(known)}"
+    )
+
+
+def read_options(given: Mapping[str, object] | None) -> Options:
+    """Read and check provider options.
+
+    Raises OptionError for an unknown key (naming the known ones), a bad value (naming what is accepted), and for
+    options that exclude or need each other.
+    """
+    values: dict[str, Any] = {}
+    for key, value in (given or {}).items():
+        option = DECLARED.get(key) if isinstance(key, str) else None
+        if option is None:
+            if key in REFUSED:
+                raise OptionError(f"provider option {key!r} is not supported: {REFUSED[key]}")
+            raise _unknown(key)
+        read = option.kind.read(key, value)
+        _check_text(key, read)
+        values[key] = read
+    _check_together(values)
+    return Options(**values, given=tuple(values))
+
+
+def _check_together(values: Mapping[str, object]) -> None:
+    """Raise OptionError for options that exclude or need each other."""
+    if "schedule" in values and "tp_mode" in values:
+        raise OptionError(
+            "provider options 'schedule' and 'tp_mode' exclude each other: schedule spreads whole runs over the cores "
+            "(throughput), tp_mode splits one run over several (latency); give one of them"
+        )
+    if values.get("on_missing_shape") == "pad" and "pad_axes" not in values:
+        raise OptionError(
+            "provider option on_missing_shape='pad' needs pad_axes: which axes may be padded, e.g. [2, 3]"
+        )
+    if "pad_axes" in values and values.get("on_missing_shape") != "pad":
+        raise OptionError("provider option pad_axes has an effect with on_missing_shape='pad' only")
+    if "convert_shapes" in values and values.get("convert") == "off":
+        raise OptionError("provider option convert_shapes has an effect with convert='on_load' only")
+
+
+def make_provider_options(
+    *,
+    # <options>
+    schedule: int | str | Sequence[int] | None = None,
+    threads_per_core: int | None = None,
+    tp_mode: str | None = None,
+    device: str | None = None,
+    adapter: str | None = None,
+    runtime_library: str | os.PathLike[str] | None = None,
+    rknn_model: str | os.PathLike[str] | None = None,
+    onnx_model: str | os.PathLike[str] | None = None,
+    convert: str | None = None,
+    convert_shapes: str | Mapping[str, Sequence[int]] | None = None,
+    layout: str | Mapping[str, str] | None = None,
+    input_dtype: str | Mapping[str, str] | None = None,
+    output_dtype: str | None = None,
+    on_missing_shape: str | None = None,
+    pad_axes: str | Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    split_batch: bool | str | None = None,
+    max_queue_size: int | None = None,
+    submit_timeout_ms: int | None = None,
+    sequential_callbacks: bool | None = None,
+    enable_pacing: bool | None = None,
+    custom_op_paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    custom_op_default_path: bool | None = None,
+    run_timeout_ms: int | None = None,
+    priority: str | None = None,
+    retries: int | None = None,
+    disable_dup_context: bool | None = None,
+    after_fork: str | None = None,
+    # </options>
+    **misspelt: NoReturn,
+) -> RknnProviderOptions:
+    """A dict of provider options with only what was given (None: left out), checked as a session would.
+
+    ``misspelt`` takes no names: what ends up there is unknown, and the error suggests a name that is known.
+
+    Raises OptionError (a ValueError) as :func:`read_options` does.
+    """
+    given = {key: value for key, value in locals().items() if key != "misspelt"}
+    out: dict[str, Any] = {key: value for key, value in given.items() if value is not None} | misspelt
+    read_options(out)
+    return out  # type: ignore[return-value]

@@ -1,0 +1,286 @@
+"""Every provider option, declared once.
+
+Parsing, defaults, the names in messages, what a face accepts, and the tables in the docs are taken from here. What type
+checkers and editors read has to be text: ``python docs/make_options.py`` writes it, and the table of
+``docs/provider-options.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple
+
+from .._tensors import INPUT_DTYPES
+from .kinds import (
+    AutoOrBoolean,
+    Axes,
+    Boolean,
+    Integer,
+    Kind,
+    Name,
+    OnePath,
+    Paths,
+    PerInput,
+    Schedule,
+    Shapes,
+    TpMode,
+    Word,
+    milliseconds,
+)
+
+#: Spellings of ``layout`` and the layout of the caller's buffer that each means.
+LAYOUTS: Final[Mapping[str, str]] = {
+    "nchw": "NCHW",
+    "nchw_software": "NCHW software",
+    "nhwc": "NHWC",
+}
+
+
+class Option(NamedTuple):
+    """A provider option. A session takes it, and so do the defaults of the import swap."""
+
+    name: str
+    kind: Kind
+    default: Any
+    """As it is read, not as it is given."""
+    effect: str
+    """What it does, in one line of Markdown, with links that hold in ``docs/``."""
+    honored_by: Literal["session", "executor", "every adapter", "some adapters"] = "session"
+    """"session" and "executor" stand above the adapters, so that the option holds with every one of them."""
+    environment: str = ""
+    """The environment variable that decides where a session does not; "" where there is none."""
+    not_in_environment: Mapping[str, str] = MappingProxyType({})
+    """Words of :attr:`kind` that the variable must not be, and why."""
+    signature: bool = False
+    """It changes the signature of a session."""
+    everywhere: bool = True
+    """Sessions of other APIs, the faces, take it too. False: their API has a way of its own, or none."""
+
+
+OPTIONS: Final = (
+    Option(
+        "schedule",
+        Schedule(),
+        None,
+        "data parallel: run n goes to core `schedule[n % len(schedule)]`, where calls of `submit`, `map` ... are "
+        "counted with the blocking runs, in the order of the calls; and a core that is named twice gets twice the "
+        'share. `"auto"`: the first idle core takes the next run',
+    ),
+    Option(
+        "threads_per_core",
+        Integer(1),
+        1,
+        "runtime contexts per core; with `tp_mode`, in all",
+    ),
+    Option(
+        "tp_mode",
+        TpMode(),
+        None,
+        'tensor parallel: each run is split over these cores; `"auto"` is one core of the runtime\'s choice, and '
+        "what runs without `schedule`",
+    ),
+    Option(
+        "device",
+        Name(),
+        None,
+        '`"rk3588"`, `"virtual:rk3588"` ...; rk3588s, rk3588s2 and rk3582 count as rk3588. `None`: '
+        "`ORT_RKNN_DEVICE`, else whatever is there, never a virtual one",
+        honored_by="every adapter",
+        environment="ORT_RKNN_DEVICE",
+    ),
+    Option(
+        "adapter",
+        Name(),
+        None,
+        'the adapter that must serve the session; `None` or `"auto"`: the one with the highest priority that sees a '
+        "device",
+    ),
+    Option(
+        "runtime_library",
+        OnePath(),
+        None,
+        "absolute path of the runtime library; nothing else is looked at then, and its own answer replaces the "
+        "check of the device node. `None`: `ORT_RKNN_RUNTIME_LIBRARY`, else the usual places",
+        honored_by="some adapters",
+        environment="ORT_RKNN_RUNTIME_LIBRARY",
+    ),
+    Option(
+        "rknn_model",
+        OnePath(),
+        None,
+        "the compiled model for a given ONNX, instead of a twin beside it",
+    ),
+    Option(
+        "onnx_model",
+        OnePath(),
+        None,
+        "the ONNX of a given `.rknn` or EPContext model, instead of one beside it",
+    ),
+    Option(
+        "convert",
+        Word("off", "on_load"),
+        "off",
+        '`"on_load"`: an ONNX file without a compiled model that fits is compiled when the session is made, once, '
+        "into the user's cache ([convert.md](convert.md#at-the-first-load)); `ORT_RKNN_CONVERT` sets it where a "
+        "session does not say",
+        environment="ORT_RKNN_CONVERT",
+        everywhere=False,
+    ),
+    Option(
+        "convert_shapes",
+        Shapes(),
+        {},
+        'with `convert="on_load"`: the shapes to compile, needed for free axes other than the batch',
+        everywhere=False,
+    ),
+    Option(
+        "layout",
+        PerInput(LAYOUTS, '`"nchw"`, `"nhwc"`, `"nchw_software"`, or a dict of them by input name'),
+        {},
+        'order of axes of 4-D inputs; none given: NCHW. `"nhwc"` takes camera frames without a transposition, '
+        '`"nchw_software"` transposes above the runtime instead of in it',
+        signature=True,
+    ),
+    Option(
+        "input_dtype",
+        PerInput({word: word for word in (*INPUT_DTYPES, "native")}, "dtype name, or a dict by input name"),
+        {},
+        "the dtype that an input takes, instead of the ONNX's: `float32`, `float16`, `int8`, `uint8`, `int16`, "
+        "`uint16`, `int32`, `uint32`, `int64`, `bool`, or `native`: the compiled dtype, taken as it is stored "
+        "(quantized and normalized)",
+        signature=True,
+        everywhere=False,
+    ),
+    Option(
+        "output_dtype",
+        Word("onnx", "float32", "native"),
+        "onnx",
+        "the dtype of the outputs: the ONNX's, `float32`, or the compiled one, raw; `session.quantization` then has "
+        "scale and zero point",
+        signature=True,
+        everywhere=False,
+    ),
+    Option(
+        "on_missing_shape",
+        Word("error", "cpu", "pad"),
+        "error",
+        "what a call does whose shape was not compiled: an error that lists those that were; the ONNX twin on the "
+        "CPU; zeros up to the next compiled set",
+        environment="ORT_RKNN_ON_MISSING_SHAPE",
+        not_in_environment={"pad": "pad needs pad_axes, a provider option of each model"},
+        everywhere=False,
+    ),
+    Option(
+        "pad_axes",
+        Axes(),
+        {},
+        'with `on_missing_shape="pad"`, which needs it: the axes that may be padded',
+        everywhere=False,
+    ),
+    Option(
+        "split_batch",
+        AutoOrBoolean(),
+        "auto",
+        "whether a call may be cut into runs along the first axis of its inputs, where the ONNX leaves that free. "
+        '`"auto"`: where the samples are known to be independent, from the compiled model\'s record or proved from '
+        "the ONNX's graph. `True` states it, for all the compiled model's inputs and outputs; `False` forbids it. A "
+        "call that is not cut is a missing shape",
+        everywhere=False,
+    ),
+    Option(
+        "max_queue_size",
+        Integer(1),
+        3,
+        "calls of `submit`, `map` ... that may wait besides those that run",
+    ),
+    Option(
+        "submit_timeout_ms",
+        milliseconds(1),
+        10000,
+        "how long such a call waits for a place, in milliseconds; then it is an `ort_rknn.QueueFull`, a `Fail`",
+    ),
+    Option(
+        "sequential_callbacks",
+        Boolean(),
+        True,
+        "callbacks that are added to the futures of `submit` come in the order of submission (`asyncio.wrap_future` "
+        "does not wait); `False`: as runs finish. Those of `run_async` are onnxruntime's and come as runs finish",
+    ),
+    Option(
+        "enable_pacing",
+        Boolean(),
+        False,
+        "runs are let in evenly, one per mean run time divided by the number of cores, instead of in bursts",
+    ),
+    Option(
+        "custom_op_paths",
+        Paths(),
+        (),
+        "libraries of custom operators",
+        honored_by="some adapters",
+    ),
+    Option(
+        "custom_op_default_path",
+        Boolean(),
+        False,
+        "the custom operators of the runtime's own folder",
+        honored_by="some adapters",
+    ),
+    Option(
+        "run_timeout_ms",
+        milliseconds(0, "no limit"),
+        0,
+        "bound for one run on the NPU in milliseconds; 0: none. A run that hangs in spite of it is left to itself "
+        "([reliability.md](reliability.md))",
+        honored_by="some adapters",
+    ),
+    Option(
+        "priority",
+        Word("high", "medium", "low"),
+        "high",
+        'whose runs the driver takes first where several sessions or programs want a core; `"high"` is the '
+        "runtime's own default. How the driver weighs them only a board tells ([board.md](board.md))",
+        honored_by="some adapters",
+    ),
+    Option(
+        "retries",
+        Integer(0),
+        1,
+        "on how many other cores a run that failed because of its core (RKNN_ERR_FAIL, TIMEOUT, DEVICE_UNAVAILABLE) "
+        "is tried again, where `schedule` names several ([reliability.md](reliability.md))",
+    ),
+    Option(
+        "disable_dup_context",
+        Boolean(),
+        False,
+        "every context loads the model for itself, instead of sharing the weights",
+        honored_by="some adapters",
+    ),
+    Option(
+        "after_fork",
+        Word("reopen", "refuse"),
+        "reopen",
+        "an inherited session in a forked child: its first use opens model and contexts anew, or its runs are an "
+        "error ([services.md](services.md))",
+        honored_by="executor",
+    ),
+)
+
+#: The same by name.
+DECLARED: Final[Mapping[str, Option]] = {option.name: option for option in OPTIONS}
+#: Options that change the signature of a session.
+SIGNATURE_OPTIONS: Final = tuple(option.name for option in OPTIONS if option.signature)
+
+#: Names that other RKNN libraries use and that are not supported here: refused with a reason, never ignored.
+REFUSED: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("device_id", "weight_path", "run_core_mask"),
+        "it belongs to another library's RKNPU3 provider (RK182x); this provider drives RKNPU2 (RK35xx)",
+    ),
+    **dict.fromkeys(
+        ("zero_copy_layout", "custom_op_path", "load_custom_ops_from_default_path"),
+        "it is a name of EZ RKNN Async, which ort_rknn_ez_async takes; here there are custom_op_paths and "
+        "custom_op_default_path, and device-side tensors are NHWC",
+    ),
+}
