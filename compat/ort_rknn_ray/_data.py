@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ._model import NpuModel, OnCpu
+from ._model import NpuModel, OnCpu, closed_on_error
 from ._samples import Samples
 from ._store import StoredModel
 
@@ -33,12 +33,15 @@ class NpuBatches(NpuModel):
         on_cpu: OnCpu = "refuse",
     ) -> None:
         super().__init__(model, provider_options=provider_options, on_cpu=on_cpu)
-        inputs = [value.name for value in self.session.get_inputs()]
-        self._columns = {name: (columns or {}).get(name, name) for name in inputs}
-        unknown = sorted(set(columns or {}) - set(inputs))
-        if unknown:
-            raise ValueError(f"columns: the model has no input {unknown[0]!r}; it has {', '.join(map(repr, inputs))}")
-        self._samples = Samples(self.session, self.path)
+        with closed_on_error(self.session):
+            inputs = [value.name for value in self.session.get_inputs()]
+            self._columns = {name: (columns or {}).get(name, name) for name in inputs}
+            unknown = sorted(set(columns or {}) - set(inputs))
+            if unknown:
+                raise ValueError(
+                    f"columns: the model has no input {unknown[0]!r}; it has {', '.join(map(repr, inputs))}"
+                )
+            self._samples = Samples(self.session, self.path)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the outputs as further columns. Raises KeyError for a column that is missing, and what

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import ort_rknn
@@ -12,6 +13,16 @@ import ort_rknn
 from ._store import StoredModel, on_this_node
 
 OnCpu = Literal["refuse", "serve"]
+
+
+@contextmanager
+def closed_on_error(session: ort_rknn.InferenceSession) -> Iterator[None]:
+    """What raises in here leaves no session open."""
+    try:
+        yield
+    except BaseException:
+        session.close()
+        raise
 
 
 class NpuModel:

@@ -13,7 +13,9 @@ from ort_rknn import QueueFull
 from ort_rknn._arrays import ArrayError, names_in, open_npz, read_member
 
 from ._board import CORES, RESOURCE
-from ._model import NpuModel, OnCpu
+from ._gathering import Gathering
+from ._model import NpuModel, OnCpu, closed_on_error
+from ._samples import Samples
 from ._store import StoredModel
 
 #: Requests that wait per request that runs; beyond it Serve answers 503.
@@ -25,13 +27,31 @@ _MOST_ARRAYS, _LARGEST_ARRAY = 256, 256 << 20
 class _Service(NpuModel):
     """HTTP: POST an ``.npz`` whose arrays are the inputs; the answer is an ``.npz`` of the outputs.
 
-    From Python: ``handle.predict.remote({"images": array})``.
+    From Python: ``handle.predict.remote({"images": array})``. ``batch``: how many requests of one sample may share a
+    run. Raises ValueError where the model does not take so many.
     """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | StoredModel,
+        *,
+        provider_options: Mapping[str, Any] | None = None,
+        on_cpu: OnCpu = "refuse",
+        batch: int = 1,
+    ) -> None:
+        super().__init__(model, provider_options=provider_options, on_cpu=on_cpu)
+        self._gathering: Gathering | None = None
+        if batch > 1:
+            with closed_on_error(self.session):
+                samples = Samples(self.session, self.path)
+                # As many runs again as there are contexts wait in the session: the others fill up batches.
+                self._gathering = Gathering(self.session, samples, self.run, most=batch, at_once=2 * self._contexts())
 
     async def predict(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by name."""
         names = [value.name for value in self.session.get_outputs()]
-        return dict(zip(names, await self.run(feed)))
+        run = self.run if self._gathering is None else self._gathering.run
+        return dict(zip(names, await run(feed)))
 
     async def __call__(self, request: Any) -> Any:
         from starlette.responses import PlainTextResponse, Response
@@ -95,15 +115,25 @@ def deployment(
     provider_options: Mapping[str, Any] | None = None,
     on_cpu: OnCpu = "refuse",
     name: str = "npu",
+    batch: int = 1,
 ) -> Any:
     """A Ray Serve application: one replica per board.
 
     ``cores``: of one board; it decides how many requests run at once (``max_ongoing_requests``) and how many may wait
     (``max_queued_requests``). Beyond that, callers get 503 at once. Run: ``serve.run(deployment("model.onnx"))``.
+
+    ``batch``: how many requests of one sample may share a run (``@serve.batch``), for a model that takes so many
+    samples: its first axes have that length, or are free and its samples are known to be independent. It pays where
+    the model was compiled for several samples. Requests then wait 5 ms for others at most.
+
+    Raises ValueError for a ``batch`` or ``cores`` below 1; the replica does where the model does not take so many.
     """
     from ray import serve
 
-    ongoing = 2 * cores
+    for what, value in (("batch", batch), ("cores", cores)):
+        if value < 1:
+            raise ValueError(f"{what}: expected an integer >= 1, got {value!r}")
+    ongoing = 2 * cores * batch
     resources = {RESOURCE: 1} if on_cpu == "refuse" else {}
     made: Any = serve.deployment(
         _Service if on_cpu == "refuse" else _ServiceAnywhere,
@@ -114,7 +144,7 @@ def deployment(
         ray_actor_options={"num_cpus": 0, "resources": resources},
         health_check_period_s=5,
     )
-    return made.bind(model, provider_options=dict(provider_options or {}), on_cpu=on_cpu)
+    return made.bind(model, provider_options=dict(provider_options or {}), on_cpu=on_cpu, batch=batch)
 
 
 __all__ = ["CORES", "deployment"]
