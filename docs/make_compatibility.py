@@ -112,7 +112,7 @@ NPU = {
     "get_provider_options": ("more", "those that decide the dispatch are there, given or not"),
     "run": (
         "more",
-        "`run_timeout_ms` bounds the call; without it, terminate stops it before the NPU is called only",
+        "`run_timeout_ms` bounds the call; terminate gives the caller back while the NPU runs",
     ),
     "set_ep_dynamic_options": ("different", "every key is refused: the provider has none"),
 }
@@ -122,7 +122,12 @@ RUN_OPTIONS = {
         "different",
         "an adapter for weights that were compiled in is an `InvalidArgument` at the run; on the CPU it works",
     ),
-    "terminate": ("more", "honored before the NPU is called, and during a run where the session has `run_timeout_ms`"),
+    "add_run_config_entry": (
+        "more",
+        "`ort_rknn.run_timeout_ms` and `ort_rknn.priority` are the call's own; other names that begin with `ort_rknn.` "
+        "are an `InvalidArgument`",
+    ),
+    "terminate": ("more", "during a run on the NPU too: the caller is given back, the run goes on alone"),
 }
 _WEIGHTS = "the session goes to the CPU, and says so: a compiled model has its weights inside"
 _OVERRIDES = "a shape that was not compiled sends the session to the CPU, unless `on_missing_shape` serves it"

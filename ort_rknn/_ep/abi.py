@@ -112,6 +112,7 @@ _API = {
     "ReleaseStatus": (93, _keep(None, P)),
     "ReleaseRunOptions": (97, _keep(None, P)),
     "ReleaseTensorTypeAndShapeInfo": (99, _keep(None, P)),
+    "AddRunConfigEntry": (165, _keep(P, P, c_char_p, c_char_p)),
     "CreateOpAttr": (211, _keep(P, c_char_p, P, c_int32, c_int32, P)),
     "ReleaseOpAttr": (212, _keep(None, P)),
     "ReadOpAttr": (272, _keep(P, P, c_int32, P, c_size_t, P)),
@@ -139,6 +140,7 @@ _API = {
     "Node_GetNumOutputs": (355, _keep(P, P, P)),
     "Node_GetOutputs": (356, _keep(P, P, P, c_size_t)),
     "Node_GetAttributeByName": (361, _keep(P, P, c_char_p, P)),
+    "GetRunConfigEntry": (373, _keep(c_char_p, P, c_char_p)),
     "GetSessionOptionsConfigEntries": (379, _keep(P, P, P)),
 }
 _EP_API = {
@@ -168,6 +170,7 @@ _NO_STATUS = {
     "HardwareDevice_Type",
     "GetEpApi",
     "GetModelEditorApi",
+    "GetRunConfigEntry",
     "ReleaseOpAttr",
 }
 

@@ -243,9 +243,8 @@ def _compile(this: int, graphs: int, fused: int, count: int, infos: int, context
     executors = [_kernels[address].executor for address in made]
     run_in_one_order(executors)
     _executors[this] += executors
-    if any(executor.leaves_runs for executor in executors):
-        assert _factory is not None
-        run_options.watch(_factory.api, provider)
+    assert _factory is not None
+    run_options.watch(_factory.api, provider)
     for i, address in enumerate(made):
         out[i] = address
     for i, node in enumerate(nodes):

@@ -7,6 +7,7 @@ the NPU shares is not copied: it stays in use until the run returns.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from .._errors import FAIL, RUNTIME_EXCEPTION, ort_error
-from . import termination
+from . import run_settings
 from .buffers import table
 from .calls import nbytes
 from .recording import asked_now
@@ -35,6 +36,8 @@ _FACTOR: Final = 1.25
 _GRACE: Final = 0.1
 #: Seconds between two looks whether it has begun, or the user wants an end.
 _GLANCE: Final = 0.02
+#: Seconds after which a run that its user ended hangs, where it has no bound.
+_LEFT_WITHOUT_BOUND: Final = 1.0
 
 
 def _nothing() -> None:
@@ -42,7 +45,8 @@ def _nothing() -> None:
 
 
 class BoundedRun:
-    """One run of ``call`` that is given up after ``timeout_ms`` and some grace. :meth:`start` may be called again."""
+    """One run of ``call`` that is given up after ``timeout_ms`` and some grace (0: never), or when its caller's
+    RunOptions say so. :meth:`start` may be called again."""
 
     def __init__(self, work: Work, call: Call, inputs: Sequence[int], outputs: Sequence[int], timeout_ms: int) -> None:
         self._work = work
@@ -50,7 +54,7 @@ class BoundedRun:
         self._inputs = inputs
         self._outputs = outputs
         self._timeout_ms = timeout_ms
-        self._flag = termination.flag()
+        self._settings = run_settings.current()
 
     def start(self, lane: Lane, over: Callable[[], None] = _nothing) -> Attempt:
         """Begin it as soon as the lane has a context. ``over`` is called when it has ended, was left or refused."""
@@ -98,12 +102,26 @@ class BoundedRun:
     @property
     def terminated(self) -> bool:
         """Whether the caller's RunOptions say so by now."""
-        return self._flag is not None and self._flag.value
+        return self._settings is not None and self._settings.terminated
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it is given up after a time."""
+        return self._timeout_ms > 0
 
     @property
     def seconds(self) -> float:
         """For how long a run may last."""
-        return self._timeout_ms / 1000 * _FACTOR + _GRACE
+        return self._timeout_ms / 1000 * _FACTOR + _GRACE if self._timeout_ms else math.inf
+
+    def terminate(self, lease: Lease | None) -> Exception:
+        """The error for a run that was ended by its user; ``lease``: what it still has.
+
+        Where nothing says how long it may go on, it counts as one that hangs.
+        """
+        if lease is not None and not self._timeout_ms and self._work.health is not None:
+            self._work.health.hung(lease, "RunOptions.terminate ended its run, which has not returned yet")
+        return ort_error(FAIL, "Exiting due to terminate flag being set to true.")
 
     def fetch(self, results: Sequence[NDArray[np.uint8] | None]) -> None:
         """Copy the results to the caller's outputs."""
@@ -154,9 +172,9 @@ class Attempt:
                 if self._run.terminated and (lease is None or self._leave(lease)):
                     if lease is not None:
                         self._over()
-                    raise ort_error(FAIL, "Exiting due to terminate flag being set to true.")
+                    raise self._run.terminate(lease)
                 if lease is None:
-                    if hanging := self._lane.hanging():
+                    if self._run.bounded and (hanging := self._lane.hanging()):
                         raise self._run.stuck(hanging)
                 elif time.monotonic() >= self._started + self._run.seconds and self._leave(lease):
                     self._over()
@@ -178,7 +196,8 @@ class Attempt:
             if self._ended:
                 return False
             self._left = True
-            lease.left_until = self._started + self._run.seconds
+            bounded = self._run.bounded
+            lease.left_until = self._started + self._run.seconds if bounded else time.monotonic() + _LEFT_WITHOUT_BOUND
             return True
 
 

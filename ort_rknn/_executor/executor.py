@@ -22,10 +22,10 @@ import numpy as np
 
 from .._concurrency.forks import keep, leave_out_exit_handlers
 from .._concurrency.pacer import Pacer
-from .._errors import FAIL, RUNTIME_EXCEPTION, ort_error
-from .._options import Options
+from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, ort_error
+from .._options import PRIORITIES, Options
 from ..adapter.contract import AdapterError, Model, ModelSource
-from . import published, termination
+from . import published, run_settings
 from .bounded import BoundedRun
 from .buffers import BufferRuns, sum_of
 from .call_order import CallOrder
@@ -40,6 +40,7 @@ from .health import Health
 from .lanes import Lane, Lease
 from .recording import asked_now
 from .recovery import Recovery, Retried, Started, WorkerRun, wait
+from .run_settings import RunSettings
 from .sample_runs import SampleRuns
 from .signature import Signature
 from .work import Work
@@ -100,7 +101,6 @@ class Executor:
         self.model = model
         self.dispatch = dispatch
         self.signature = signature
-        self._timeout_ms = options.run_timeout_ms if options is not None else 0
         self.label = label
         self.options = options or Options()
         self._runs_whole = whole
@@ -149,6 +149,8 @@ class Executor:
     def _begin(self) -> None:
         """The contexts are open: make what belongs to them."""
         self._order = tuple(self._lanes[i] for i in self.dispatch.order)
+        for lane in self._lanes:
+            lane.usual_priority = PRIORITIES.index(self.options.priority)
         work = self._work = Work(self.signature, self.label, self._pacer)
         self._health = None
         if len(self.dispatch.lanes) > 1:
@@ -207,8 +209,8 @@ class Executor:
             self._pacer.wait()
         if self._end is not None:
             self.open_here()
-        if self._timeout_ms:
-            run = BoundedRun(self._work, call, inputs, outputs, self._timeout_ms)
+        if self.options.run_timeout_ms:
+            run = BoundedRun(self._work, call, inputs, outputs, self.options.run_timeout_ms)
             return Retried(self._recovery, run.start(self._lanes[lane], over), run, over)
         asked = asked_now(blocks=False)
         turn = self._lanes[lane].start(work, over)
@@ -229,8 +231,10 @@ class Executor:
         if lane is None:
             number = self.numbers.get(threading.get_ident()) if self.numbers else None
             lane = self._lane(self._own_number() if number is None else number)
+        settings = run_settings.current()
+        apart = self._waits_apart(settings) if settings is not None else self.options.run_timeout_ms > 0
         try:
-            lease = None if self._timeout_ms else lane.take(call.form.shape_set)
+            lease = None if apart else lane.take(call.form.shape_set)
             if lease is None:
                 wait(lane, self._worker_run(call, inputs, outputs))
             else:
@@ -249,10 +253,24 @@ class Executor:
         if trying:
             fallback.is_back(self.label)  # type: ignore[union-attr]
 
+    def _waits_apart(self, settings: RunSettings) -> bool:
+        """Whether the caller of a run waits apart from it. Raises InvalidArgument for a bound beyond the session's."""
+        usual, asked = self.options.run_timeout_ms, settings.timeout_ms
+        if usual and asked is not None and not 0 < asked <= usual:
+            raise ort_error(
+                INVALID_ARGUMENT,
+                f"{self.label}: ort_rknn.run_timeout_ms={asked} in RunOptions: the session's run_timeout_ms={usual}, "
+                "which the runtime keeps, cannot be exceeded by a run; expected 1 to that",
+            )
+        return usual > 0 or settings.bounds
+
     def _worker_run(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> WorkerRun:
         """The run, for a lane's worker."""
-        if self._timeout_ms:
-            return BoundedRun(self._work, call, inputs, outputs, self._timeout_ms)
+        settings, timeout_ms = run_settings.current(), self.options.run_timeout_ms
+        if settings is not None and settings.timeout_ms is not None:
+            timeout_ms = settings.timeout_ms
+        if timeout_ms or (settings is not None and settings.leaves):
+            return BoundedRun(self._work, call, inputs, outputs, timeout_ms)
         return partial(self._work.do_later, asked_now(blocks=True), call, inputs, outputs)
 
     def compiled(self) -> bytes:
@@ -313,10 +331,10 @@ class Executor:
         if number is None and self._order_of_calls is not None:
             number = self._order_of_calls.number(self._bit)
 
-        flag = termination.flag()
+        settings = run_settings.current()
 
         def one(k: int) -> None:
-            lent = termination.lend(flag)
+            lent = run_settings.lend(settings)
             try:
                 self._run_one(
                     call if last is None or k < call.samples else last,
@@ -326,7 +344,7 @@ class Executor:
                 )
             finally:
                 if lent:
-                    termination.end()
+                    run_settings.end()
 
         self._samples.run_all(one, call.samples if last is None else call.samples + 1)
 
@@ -379,11 +397,6 @@ class Executor:
     def buffer_runs(self) -> BufferRuns:
         """What runs did with arrays in memory that the NPU shares, all contexts together."""
         return sum_of(lease.buffer_runs for lease in self._leases)
-
-    @property
-    def leaves_runs(self) -> bool:
-        """Whether callers wait apart from their runs, and so can leave them."""
-        return self._timeout_ms > 0
 
     @property
     def closed(self) -> bool:
@@ -559,6 +572,7 @@ def _loads() -> list[tuple[int, str, ModelStats]]:
 
 def _after_fork() -> None:
     forget_closed()
+    run_settings.forget()
     for executor in list(_alive):
         executor._leave_to_parent()
 

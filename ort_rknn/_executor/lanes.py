@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from .._concurrency.interrupts import start_thread
 from .._concurrency.one_shot import Awaited
+from . import run_settings
 from .buffers import BufferRuns
 
 if TYPE_CHECKING:
@@ -95,11 +96,14 @@ class Turn(Awaited):
     Whoever takes it off the queue must :meth:`claim` it, and so must the one who waits before giving up: only one can.
     """
 
-    __slots__ = ("_refused", "lease", "work")
+    __slots__ = ("_refused", "lease", "priority", "work")
 
     def __init__(self, work: Callable[[Lease], None] | None, refused: Callable[[], None] | None = None) -> None:
         super().__init__()
         self.work = work
+        settings = run_settings.current()
+        self.priority = settings.priority if settings is not None else None
+        """Those of a lower number go first; None: the session's."""
         self.lease: Lease | None = None
         self._refused = refused
 
@@ -157,6 +161,8 @@ class Lane:
         self._by_use = by_use and self._contexts > 1
         self._by_shape = (by_shape or self._by_use) and self._contexts > 1
         self._waiting: deque[Turn] = deque()
+        self.usual_priority = 0
+        self._by_priority = False  # some had one of their own
         self._workers: list[threading.Thread] = []
         self._starting = threading.Lock()
         self._jobs: SimpleQueue[bool] = SimpleQueue()  # False: the workers end
@@ -343,6 +349,8 @@ class Lane:
 
     def _enqueue(self, turn: Turn) -> None:
         closing = turn.work is None
+        if turn.priority is not None:
+            self._by_priority = True
         self._waiting.append(turn)
         if self._refusal is not None and not closing:
             self._refuse_all(self._refusal)
@@ -393,8 +401,25 @@ class Lane:
                 return lease
         return self._idle.popleft()
 
+    def _next_turn(self) -> Turn:
+        """Raises IndexError where nobody waits."""
+        while self._by_priority:
+            try:
+                turn = min(self._waiting, key=self._priority_of)
+                self._waiting.remove(turn)
+                return turn
+            except RuntimeError:
+                pass  # somebody came meanwhile
+            except ValueError:
+                if not self._waiting:
+                    break
+        return self._waiting.popleft()
+
+    def _priority_of(self, turn: Turn) -> int:
+        return self.usual_priority if turn.priority is None else turn.priority
+
     def serve(self) -> None:
-        """Execute those who wait, in their order, on one context after the other, while one is idle."""
+        """Execute those who wait, by priority and in their order, on one context after the other, while one is idle."""
         while self._waiting:
             try:
                 lease = self._next_idle()
@@ -405,7 +430,7 @@ class Lane:
                     self._park(lease)
                     break
                 try:
-                    turn = self._waiting.popleft()
+                    turn = self._next_turn()
                 except IndexError:
                     self._idle.append(lease)
                     break

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypedDict
 from .._errors import OptionError, did_you_mean
 from .declared import DECLARED as DECLARED
 from .declared import LAYOUTS as LAYOUTS
+from .declared import PRIORITIES as PRIORITIES
 from .declared import REFUSED as REFUSED
 from .declared import SIGNATURE_OPTIONS as SIGNATURE_OPTIONS
 from .kinds import bad_value
@@ -217,6 +218,11 @@ def from_environment(name: str) -> str | None:
             f"expected {' or '.join(accepted)}"
         )
     return text
+
+
+def read_option(name: str, value: object) -> Any:
+    """The value of one option, which is known. Raises OptionError for a bad one."""
+    return DECLARED[name].kind.read(name, value)
 
 
 def _unknown(key: object) -> OptionError:

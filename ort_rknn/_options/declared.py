@@ -35,6 +35,7 @@ LAYOUTS: Final[Mapping[str, str]] = {
     "nchw_software": "NCHW software",
     "nhwc": "NHWC",
 }
+PRIORITIES: Final = ("high", "medium", "low")
 
 
 class Option(NamedTuple):
@@ -237,7 +238,7 @@ OPTIONS: Final = (
     ),
     Option(
         "priority",
-        Word("high", "medium", "low"),
+        Word(*PRIORITIES),
         "high",
         'whose runs the driver takes first where several sessions or programs want a core; `"high"` is the '
         "runtime's own default. How the driver weighs them only a board tells ([board.md](board.md))",

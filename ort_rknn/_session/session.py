@@ -149,7 +149,9 @@ class InferenceSession(_Parent, AsynchronousCalls):
         if inherited and id(self._sess) in inherited:
             run_in_child(self, output_names, input_feed, callback, user_data, run_options)
             return
-        told = Callback(callback, self._under_way) if callable(callback) else callback
+        told = (
+            Callback(callback, self._under_way, has_options=run_options is not None) if callable(callback) else callback
+        )
         super().run_async(output_names, input_feed, told, user_data, run_options)
 
     run_async.__qualname__ = "Session.run_async"  # onnxruntime's, which Python names where arguments are missing

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._concurrency import forks
 from .._errors import bare_message
+from .._executor.run_settings import asynchronous
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -46,11 +47,15 @@ class Callback:
 
     __slots__ = ("_callback", "_calls", "_under_way")
 
-    def __init__(self, callback: Callable[[list[Any], Any, str], object], calls: set[UnderWay]) -> None:
+    def __init__(
+        self, callback: Callable[[list[Any], Any, str], object], calls: set[UnderWay], *, has_options: bool
+    ) -> None:
         self._callback = callback
         self._calls = calls
         self._under_way = under_way = UnderWay()
         calls.add(under_way)
+        if has_options:
+            asynchronous.add(under_way)
 
     def __call__(self, results: list[Any], user_data: Any, error: str) -> None:
         self._under_way.thread = threading.get_ident()
@@ -61,6 +66,7 @@ class Callback:
 
     def _finish(self) -> None:
         self._calls.discard(self._under_way)
+        asynchronous.discard(self._under_way)
         self._under_way.finish()
 
     def __del__(self) -> None:

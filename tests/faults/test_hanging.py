@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ort_rknn as ort
-from ort_rknn._executor import termination
+from ort_rknn._executor import run_settings
 
 MODEL = "conv_f16.onnx"
 X = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
@@ -34,7 +34,7 @@ def hang(npu):
     end = time.monotonic() + 10
     while npu.open_contexts and time.monotonic() < end:  # a thread gives them back
         time.sleep(0.01)
-    assert not termination._flags
+    assert not run_settings._settings
 
 
 def session(models, **options):

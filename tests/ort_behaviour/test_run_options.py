@@ -110,8 +110,8 @@ def test_terminate_while_it_runs(on_cpu, tmp_path):
         timer.cancel()
 
 
-def test_terminate_does_not_tear_a_run_from_the_npu(feed, npu):
-    """A run that is on the NPU is finished: the runtime has no way to call it back. The next one does not start."""
+def test_terminate_gives_the_caller_back_and_the_npu_ends_its_run(feed, npu):
+    """The runtime has no way to call a run back: it is finished without its caller. The next one does not start."""
     session = Target("ours, NPU", ort_rknn, npu=True).session()
     npu.run_time_us = 300_000
     with session:
@@ -126,12 +126,14 @@ def test_terminate_does_not_tear_a_run_from_the_npu(feed, npu):
 
         thread = threading.Thread(target=terminate, daemon=True)
         thread.start()
-        assert len(session.run(None, feed, options)) == 2
-        thread.join()
-        assert len(runs(npu)) == 2
         with pytest.raises(Fail, match="terminate"):
             session.run(None, feed, options)
-        assert len(runs(npu)) == 2
+        thread.join()
+        with pytest.raises(Fail, match="terminate"):
+            session.run(None, feed, options)
+        options.terminate = False
+        assert len(session.run(None, feed, options)) == 2
+        assert len(runs(npu)) == 3
 
 
 @pytest.mark.wall_clock
