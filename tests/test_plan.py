@@ -6,10 +6,11 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from support.fake_npu import FakeNpu
 
-from ort_rknn._errors import NpuUnavailable
+from ort_rknn._errors import NpuUnavailable, OptionError
 from ort_rknn._options import Options
 from ort_rknn._planning import discovery
 from ort_rknn._planning.candidate import Candidate
+from ort_rknn._planning.decision import Limits, decide, load_first
 from ort_rknn._planning.facts import Facts, gather
 from ort_rknn._planning.plan import plan, plan_after
 from ort_rknn._planning.request import Request
@@ -244,6 +245,86 @@ def test_the_plan_after_a_failure(onnx, good):
     assert "compiled model model.rk3588.rknn" in made.story
     with pytest.raises(NpuUnavailable, match="rknn_init failed"):
         plan_after(STRICT, facts, plan(STRICT, facts), Exception("rknn_init failed"))
+
+
+# The decision: what a session cannot do, and what comes next ------------------------------------------------------
+
+
+@pytest.fixture
+def two(onnx, good):
+    second = replace(good, name="model.rknn")
+    return on(REAL, "onnx", onnx=onnx, onnx_source="/m/model.onnx", candidates=(good, second))
+
+
+def failing(*names, error=RuntimeError):
+    """A loader that fails for these candidates, and the names it was called for."""
+    tried = []
+
+    def load(decision):
+        tried.append(decision.plan.candidate.name)
+        if tried[-1] in names:
+            raise error(f"{tried[-1]} is broken")
+
+    return load, tried
+
+
+def test_the_next_compiled_model_is_loaded_where_one_fails(two):
+    load, tried = failing("model.rk3588.rknn")
+    made = load_first(decide(NOBODY_ASKED, two, Limits()), load)
+    assert tried == ["model.rk3588.rknn", "model.rknn"]
+    assert (made.plan.where, made.plan.candidate.name) == ("npu", "model.rknn")
+    assert "model.rk3588.rknn is broken" in made.facts.candidates[0].reasons
+
+
+def test_the_cpu_comes_last(two):
+    load, tried = failing("model.rk3588.rknn", "model.rknn")
+    made = load_first(decide(NOBODY_ASKED, two, Limits()), load)
+    assert tried == ["model.rk3588.rknn", "model.rknn"]
+    assert (made.plan.where, made.plan.fallback.reason) == ("cpu", "model.rknn is broken")
+    with pytest.raises(NpuUnavailable, match=r"model\.rknn is broken \(no fallback") as caught:
+        load_first(decide(STRICT, two, Limits()), failing("model.rk3588.rknn", "model.rknn")[0])
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("error", [OptionError, NpuUnavailable, RecursionError, KeyboardInterrupt])
+def test_what_is_for_the_user_is_raised(two, error):
+    load, tried = failing("model.rk3588.rknn", error=error)
+    with pytest.raises(error):
+        load_first(decide(NOBODY_ASKED, two, Limits()), load)
+    assert tried == ["model.rk3588.rknn"]
+
+
+def test_a_session_may_say_that_a_failure_is_an_error(two):
+    load, tried = failing("model.rk3588.rknn")
+    with pytest.raises(RuntimeError, match="is broken"):
+        load_first(decide(NOBODY_ASKED, two, Limits()), load, lambda decision, error: False)
+    assert tried == ["model.rk3588.rknn"]
+
+
+def test_what_a_session_cannot_exchange_stays_on_the_cpu(two):
+    limits = Limits(of_onnx=lambda onnx: "its weights are replaced")
+    made = decide(NOBODY_ASKED, two, limits)
+    assert (made.plan.where, made.plan.fallback.reason) == ("cpu", "model.onnx: its weights are replaced")
+    with pytest.raises(NpuUnavailable, match="its weights are replaced"):
+        decide(STRICT, two, limits)
+
+
+def test_a_model_in_parts_that_a_session_cannot_load(onnx, good):
+    in_parts = replace(good, name="model_ctx.onnx", file=None, context_model=onnx)
+    limits = Limits(in_parts=lambda path: f"{path} cannot be loaded here")
+    facts = on(REAL, "onnx", onnx=onnx, onnx_source="/m/model.onnx", candidates=(in_parts, good))
+    assert decide(NOBODY_ASKED, facts, Limits()).plan.candidate is in_parts
+    assert decide(NOBODY_ASKED, facts, limits).plan.candidate is good
+    alone = decide(NOBODY_ASKED, replace(facts, candidates=(in_parts,)), limits)
+    assert (alone.plan.where, alone.plan.fallback.reason) == ("cpu", "/m/model.rk3588.rknn cannot be loaded here")
+
+
+def test_nothing_is_compiled_where_it_cannot_be_exchanged(onnx):
+    asked = replace(NOBODY_ASKED, options=Options(convert="on_load"))
+    facts = on(REAL, "onnx", onnx=onnx, onnx_source="/m/model.onnx")
+    made = decide(asked, facts, Limits(of_onnx=lambda onnx: "its weights are replaced"))
+    assert made.plan.fallback.reason == "model.onnx: its weights are replaced"
+    assert made.facts.not_compiled == ""  # compiling was not tried: without the toolkit it would say so
 
 
 @pytest.mark.parametrize("by", ["ORT_RKNN_STRICT=1", "ORT_RKNN_POLICY=only", "session.disable_cpu_ep_fallback=1"])

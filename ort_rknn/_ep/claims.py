@@ -10,7 +10,7 @@ import ctypes
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from .._errors import (
     FAIL,
@@ -26,16 +26,16 @@ from .._executor.declared import Declared
 from .._executor.executor import Executor
 from .._executor.opening import open_executor
 from .._options import PROVIDER, SIGNATURE_OPTIONS, Options, read_options
+from .._planning.decision import Decision, Limits, decide, load_first
 from .._planning.discovery import query_for, survey
 from .._planning.facts import Facts, gather
 from .._planning.load import load_planned
-from .._planning.on_load import compiled_on_load
-from .._planning.plan import Plan, fall_back, plan, plan_after
-from .._planning.request import NO_CPU, OUR_NAMES, Request, read_request
+from .._planning.plan import fall_back
+from .._planning.request import NO_CPU, OUR_NAMES, read_request
 from .._tensors import DTYPE_OF_ELEMENT
 from ..adapter.contract import ModelSource, Query
 from ..adapter.plugins import Found
-from ..files import RknnFileError, judge_twin, read_rknn
+from ..files import OnnxModel, RknnFileError, judge_twin, read_rknn
 from ..files.compatibility import FAIL_ON_SUBOPTIMAL, info_text
 from ..files.compiled_places import OutsideError, confined_path
 from . import advertised, handoff
@@ -50,16 +50,6 @@ log = logging.getLogger("ort_rknn")
 _COPIED = ("partition_name", "ep_sdk_version", "hardware_architecture", "onnx_model_filename", "notes")
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """What the planner says of the session's model."""
-
-    path: str
-    request: Request
-    facts: Facts
-    plan: Plan
-
-
 class Claims:
     """What one onnxruntime session lets the provider do."""
 
@@ -70,7 +60,7 @@ class Claims:
         self._entries = entries
         self._no_cpu = entries.get(NO_CPU) == "1"
         self._optimal_only = entries.get(FAIL_ON_SUBOPTIMAL) == "1"
-        self._planned: _Planned | None = None
+        self._decision: Decision | None = None
         self._looked = False
         self._has_contexts = False
         self._opened: Executor | None = None
@@ -102,7 +92,7 @@ class Claims:
             return [nodes]
         try:
             return [nodes] if nodes and self._stands_for(nodes, self._api.path(graph)) else []
-        except (OptionError, NpuUnavailable, FallbackWarning) as error:  # a warning that the user made an error
+        except (OptionError, NpuUnavailable, RecursionError, FallbackWarning) as error:  # the last: made an error
             # Raised here, onnxruntime would log it and go on without us: compile() raises what the caller should see.
             self._refusal = error.with_traceback(None)
             return [nodes]
@@ -126,19 +116,19 @@ class Claims:
         back. Raises OptionError, and NpuUnavailable where nothing but the NPU will do."""
         if not self._looked:
             self._looked = True
-            self._planned = self._plan(path)
-        planned = self._planned
-        if planned is None or planned.plan.where != "npu" or planned.facts.onnx is None:
+            self._decision = self._decide(path)
+        decision = self._decision
+        if decision is None or decision.plan.where != "npu" or decision.facts.onnx is None:
             return False
         # A subgraph (the body of an If, say) has the same model path: only the graph that makes the model's own
         # outputs from the model's own inputs is the whole one.
         made = {name for node in nodes for name in self._api.output_names(node)}
         used = {name for node in nodes for name in self._api.input_names(node)}
-        onnx = planned.facts.onnx
+        onnx = decision.facts.onnx
         if not ({o.name for o in onnx.outputs} & made and {i.name for i in onnx.inputs} & used):
             return False
         if self._opened is None:
-            self._opened = self._open(planned)
+            self._open(decision)
         if self._opened is None:
             return False
         # What never changes onnxruntime has folded into constants, and what nothing reads no node has.
@@ -149,66 +139,30 @@ class Claims:
         self.close()
         return False
 
-    def _plan(self, path: str) -> _Planned | None:
-        """What our own session would do with the model; None where there is nothing to plan."""
+    def _decide(self, path: str) -> Decision | None:
+        """What runs in place of the model; None where there is nothing to decide."""
         self._options()  # a bad one is an error also where there is no path, and so no twin
         request = read_request([(PROVIDER, self._given)], None, no_cpu=self._no_cpu)
         if not path:
-            reason = "a model from memory stays on the CPU: a compiled twin is found beside a file"
-            if request.strict:
-                raise NpuUnavailable(f"{reason} (no fallback to the CPU: {request.strict_by})")
-            _tell(reason)
+            fall_back(request, Facts("onnx", b""), _FROM_MEMORY, "", ())  # raises where the NPU alone will do
+            _tell(_FROM_MEMORY)
             return None
         facts = gather(path, request, None, self._query(request.options))
         if facts.kind == "ep_context":  # in a subgraph: each node is taken as it is met
             return None
-        if facts.onnx is not None and facts.onnx.overridable:
-            # onnxruntime lets a caller, or an active LoRA adapter, feed them, and passes over what nobody takes.
-            names = ", ".join(value.name for value in facts.onnx.overridable[:3])
-            problem = (
-                f"its initializers ({names} ...) are inputs that can be fed, which a compiled model cannot heed. Take "
-                "them out of the graph's inputs, or use ort_rknn.InferenceSession, which refuses such a feed"
-            )
-            facts = replace(facts, onnx_problem=problem)
-        facts = compiled_on_load(request, facts)
-        planned = _Planned(path, request, facts, plan(request, facts))
-        while planned.plan.where == "as it is":
-            planned = self._without_parts(planned)
-        self._tell_fallback(planned.path, planned.plan)
-        return planned
+        decision = decide(request, facts, _LIMITS)
+        _tell_fallback(decision)
+        return decision
 
-    def _without_parts(self, planned: _Planned) -> _Planned:
-        """What is planned without the model in parts: onnxruntime has loaded the ONNX, whose nodes stay as they are."""
-        made = planned.plan.candidate
-        assert made is not None and made.source.path is not None
-        reason = (
-            f"its compiled model is in parts, in a model of its own that onnxruntime can load: load {made.source.path} "
-            "instead, or use ort_rknn.InferenceSession, which does so itself"
-        )
-        others = [replace(c, fit=False, reasons=(reason,)) if c is made else c for c in planned.facts.candidates]
-        facts = replace(planned.facts, candidates=tuple(others))
-        if any(c.fit for c in others):
-            return replace(planned, facts=facts, plan=plan(planned.request, facts))
-        return replace(planned, facts=facts, plan=fall_back(planned.request, facts, reason, "", planned.plan.story))
+    def _open(self, decision: Decision) -> None:
+        """Open the first compiled model that loads; told where none does."""
 
-    def _open(self, planned: _Planned) -> Executor | None:
-        """The first compiled model that loads; None, and told, where none does."""
-        facts, made = planned.facts, planned.plan
-        while made.where == "npu":
-            try:
-                options = planned.request.options
-                return load_planned(facts, made, options, None, {}, optimal_only=self._optimal_only)
-            except (OptionError, NpuUnavailable):
-                raise
-            except Exception as error:
-                facts, made = plan_after(planned.request, facts, made, error)
-        self._planned = None
-        self._tell_fallback(planned.path, made)
-        return None
+        def load(this: Decision) -> None:
+            options = this.request.options
+            self._opened = load_planned(this.facts, this.plan, options, None, {}, optimal_only=self._optimal_only)
 
-    def _tell_fallback(self, path: str, made: Plan) -> None:
-        if made.fallback is not None:
-            _tell(f"{path} stays on the CPU: {made.fallback}")
+        self._decision = load_first(decision, load)
+        _tell_fallback(self._decision)
 
     # The kernels ----------------------------------------------------------------------------------------------
 
@@ -402,6 +356,34 @@ class Claims:
             free = None if dims is None else tuple(d if d >= 0 else None for d in dims)
             out.append(Declared(value, DTYPE_OF_ELEMENT[element], free))
         return out
+
+
+def _why_not_exchanged(onnx: OnnxModel) -> str | None:
+    """onnxruntime lets a caller, or an active LoRA adapter, feed initializers, and passes over what nobody takes."""
+    if not onnx.overridable:
+        return None
+    names = ", ".join(value.name for value in onnx.overridable[:3])
+    return (
+        f"its initializers ({names} ...) are inputs that can be fed, which a compiled model cannot heed. Take "
+        "them out of the graph's inputs, or use ort_rknn.InferenceSession, which refuses such a feed"
+    )
+
+
+def _why_not_in_parts(path: str) -> str:
+    """onnxruntime has loaded the ONNX, whose nodes stay as they are."""
+    return (
+        f"its compiled model is in parts, in a model of its own that onnxruntime can load: load {path} instead, or use "
+        "ort_rknn.InferenceSession, which does so itself"
+    )
+
+
+_LIMITS = Limits(_why_not_exchanged, _why_not_in_parts)
+_FROM_MEMORY = "a model from memory stays on the CPU: a compiled twin is found beside a file"
+
+
+def _tell_fallback(decision: Decision) -> None:
+    if decision.plan.fallback is not None:
+        _tell(f"{decision.facts.model} stays on the CPU: {decision.plan.fallback}")
 
 
 def _tell(text: str) -> None:

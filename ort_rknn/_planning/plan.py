@@ -200,17 +200,24 @@ def plan_after(request: Request, facts: Facts, made: Plan, error: Exception) -> 
     Raises as :func:`plan` does; the failure is the cause then.
     """
     reason = bare_message(error)
+    try:
+        after, other = plan_without(request, facts, made, reason)
+    except Exception as refusal:
+        raise refusal from error
+    if other.where != "cpu":
+        log.warning("trying another compiled model: %s", reason)
+    return after, other
+
+
+def plan_without(request: Request, facts: Facts, made: Plan, reason: str) -> tuple[Facts, Plan]:
+    """Facts and plan where ``reason`` rules out what was planned. Raises as :func:`plan` does."""
     others = tuple(
         replace(c, fit=False, reasons=(*c.reasons, reason)) if c is made.candidate else c for c in facts.candidates
     )
-    try:
-        if any(candidate.fit for candidate in others):
-            log.warning("trying another compiled model: %s", reason)
-            facts = replace(facts, candidates=others)
-            return facts, plan(request, facts)
-        return facts, fall_back(request, facts, reason, "", made.story)
-    except Exception as refusal:
-        raise refusal from error
+    if any(candidate.fit for candidate in others):
+        facts = replace(facts, candidates=others)
+        return facts, plan(request, facts)
+    return facts, fall_back(request, facts, reason, "", made.story)
 
 
 def fall_back(request: Request, facts: Facts, reason: str, remedy: str, story: tuple[str, ...]) -> Plan:
