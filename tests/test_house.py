@@ -178,8 +178,6 @@ LONG_OR_WIDE = {
     "ort_rknn._executor.matching.confirm": _TO_DIVIDE,
     "ort_rknn._executor.opening.open_executor": _TO_DIVIDE,
     "ort_rknn._executor.signature.negotiate": _TO_DIVIDE,
-    "ort_rknn._session.start.make": _TO_DIVIDE,
-    "ort_rknn._session.start._start_on_their_providers": _TO_DIVIDE,
 }
 
 

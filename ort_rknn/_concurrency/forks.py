@@ -30,7 +30,6 @@ _USED_LATER = (
     "ort_rknn._session.feeds",
     "ort_rknn._session.start",
     "ort_rknn._session.under_way",
-    "ort_rknn.files.operators",
 )
 
 

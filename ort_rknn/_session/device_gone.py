@@ -9,21 +9,21 @@ from typing import Any
 
 from .._executor.cpu_fallback import CpuFallback
 from .._executor.executor import Executor
-from .._planning.facts import Facts
-from .._planning.plan import Plan
-from .._planning.request import Request
+from .._planning.decision import Decision
 from .._planning.session_options import EMPTY_MODEL, copy_options, cpu_session, overridden_dims
 from ..files.pinned import PinnedModel
+from .native import Given
 
 
 def cpu_fallback(
-    session: Any, request: Request, made: Plan, facts: Facts, executor: Executor, pinned: PinnedModel | None, so: Any
+    given: Given, decision: Decision, executor: Executor, pinned: PinnedModel | None
 ) -> CpuFallback | None:
     """What runs a session's calls while its device is gone; None where an error is to be raised then.
 
     The session must have been given the ONNX, which ``pinned`` holds open where it is a file, and must not be strict.
     A form that only a compiled model takes or gives cannot be kept on the CPU.
     """
+    request, facts, made, so = decision.request, decision.facts, decision.plan, given.so
     source = facts.onnx_source
     signature = executor.signature
     raw = executor.options.output_dtype == "native" or any(port.raw for port in signature.inputs)
@@ -36,7 +36,7 @@ def cpu_fallback(
     as_it_was = copy_options(so, EMPTY_MODEL) if so else None
     return CpuFallback(
         partial(_make_session, source, pinned, partial(cpu_session, so, as_it_was=as_it_was, any_shape=fixed)),
-        partial(_may_fall_back, weakref.ref(session)),
+        partial(_may_fall_back, weakref.ref(given.session)),
     )
 
 

@@ -91,12 +91,13 @@ class InferenceSession(_Parent, AsynchronousCalls):
             parent(model, so, providers, options, **kwargs)
             self._npu = None
         else:
+            from .native import Given
             from .start import make
 
             if again:
                 with suppress(AttributeError):
                     del self.run_with_iobinding
-            self._npu = make(self, parent, model, so, providers, options, kwargs, again=again)
+            self._npu = make(Given(self, parent, model, so, providers, options, kwargs, again))
         from .._concurrency.forks import watch
 
         watch(self._sess)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._executor.executor import Executor
+from .._planning.decision import Decision
 from .._planning.facts import Facts
 from .._planning.plan import Plan
 from .._planning.request import Request
@@ -22,9 +23,8 @@ class State:
     kwargs: dict[str, Any]
     again: bool = False
     """Made by set_providers, not by the constructor."""
-    request: Request | None = None
-    facts: Facts | None = None
-    plan: Plan | None = None
+    decision: Decision | None = None
+    """None where the user chose providers on the SessionOptions, which is onnxruntime's business."""
     executor: Executor | None = None
     """Where the whole model is one compiled model."""
     of_nodes: list[Executor] = field(default_factory=list)
@@ -39,6 +39,27 @@ class State:
     there it is :attr:`path`, as in onnxruntime."""
     path: str | None = None
     """The absolute path of the model that was given."""
+
+    @property
+    def request(self) -> Request | None:
+        """Of the decision."""
+        return self.decision.request if self.decision is not None else None
+
+    @property
+    def facts(self) -> Facts | None:
+        """Of the decision."""
+        return self.decision.facts if self.decision is not None else None
+
+    @property
+    def plan(self) -> Plan | None:
+        """Of the decision."""
+        return self.decision.plan if self.decision is not None else None
+
+    def decide(self, decision: Decision) -> None:
+        """Put ``decision`` in the place of one that did not load."""
+        self.decision = decision
+        self.of_nodes.clear()
+        self.notes[:] = decision.request.notes
 
     @property
     def executors(self) -> list[Executor]:

@@ -192,7 +192,7 @@ def test_contexts_that_cannot_be_had(npu, models):
 def test_a_session_that_onnxruntime_refuses_leaves_nothing_open(npu, models, monkeypatch):
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
-    monkeypatch.setattr(ort_rknn._session.start, "_set_threads", lambda *args: 1 / 0)
+    monkeypatch.setattr(ort_rknn._session.native, "_set_threads", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ort_rknn.InferenceSession(models / "conv_f16.onnx")
     assert (npu.loads, npu.open_models) == (1, 0)
