@@ -5,7 +5,7 @@ A plugin needs one import::
     from ort_rknn.adapter import Device, Survey, hookimpl
 
 See :mod:`ort_rknn.adapter.contract` for what an adapter is, :mod:`ort_rknn.adapter.hookspecs` for how one is found, and
-``docs/adapters.md`` for a walk through a small one.
+``docs/adapters.md`` for a walk through a small one. :mod:`ort_rknn.adapter.testing` tests one.
 """
 
 from __future__ import annotations

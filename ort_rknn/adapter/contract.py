@@ -5,6 +5,7 @@ model, give me a context on these cores, run it. Whatever two adapters would bot
 conversions that the runtime does not do, counters, error texts) lives above this module.
 
 Adapters are plugins: see :mod:`ort_rknn.adapter.hookspecs`. The core never imports one.
+:mod:`ort_rknn.adapter.testing` has what is promised here as tests, which any adapter can run.
 
 Conventions. A *shape* is a tuple of ints. A *dtype* is numpy's name for it ("float32", "int8", "bool" ...) or
 "bfloat16" / "int4", which numpy lacks. An *address* is the integer address of a C-contiguous buffer that stays alive

@@ -1,0 +1,151 @@
+"""A model with inputs and the outputs that are right for them, and how it is run at the seam."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..contract import CallForm, Context, LoadSettings, Model, ModelSource, PortForm, TensorInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Bytes before and after a buffer that nobody may write.
+_GUARD = 256
+#: What a buffer is full of before a run: NaN in every float type.
+_FILL = 0xFF
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A compiled model, what it is fed, and what it must answer."""
+
+    name: str
+    """What pytest calls it."""
+    compiled: str | os.PathLike[str]
+    """The compiled model's file."""
+    inputs: Mapping[str, NDArray[Any]]
+    """By name, in the ONNX's order of axes, of a dtype that the runtime can be fed (float32 for a float16 model)."""
+    outputs: Mapping[str, NDArray[Any]]
+    """By name. float32, which the runtime widens and dequantizes to, or the compiled dtype of what is not quantized."""
+    tolerance: float | Mapping[str, float] = 0.0
+    """The greatest absolute difference, for all outputs or by name."""
+    onnx: str | os.PathLike[str] | None = None
+    """The file of the ONNX that the model was made from (:attr:`~ort_rknn.adapter.LoadSettings.twin`)."""
+    shape_set: int | None = None
+    """Of a dynamic model: which of its shape sets the inputs have."""
+
+    def source(self) -> ModelSource:
+        """The compiled model as a file."""
+        return ModelSource(path=os.fspath(self.compiled))
+
+    def settings(self, **given: Any) -> LoadSettings:
+        """Settings for loading, with the ONNX where there is one."""
+        return LoadSettings(twin=None if self.onnx is None else os.fspath(self.onnx), **given)
+
+    def check(self, results: Mapping[str, NDArray[Any]]) -> None:
+        """Raises AssertionError where ``results`` are not the outputs of this case."""
+        for name, right in self.outputs.items():
+            result = results[name]
+            assert result.size == right.size, f"output {name!r} has shape {result.shape}; the case says {right.shape}"
+            given, wanted = (a.reshape(-1).astype(np.float64) for a in (result, right))
+            allowed = self.tolerance if isinstance(self.tolerance, (int, float)) else self.tolerance[name]
+            off = ~((np.abs(given - wanted) <= allowed) | (given == wanted) | (np.isnan(given) & np.isnan(wanted)))
+            if off.any():
+                first = int(off.argmax())
+                raise AssertionError(
+                    f"output {name!r} is wrong in {int(off.sum())} of {off.size} elements: element {first} is "
+                    f"{given[first]}, expected {wanted[first]} with a tolerance of {allowed}"
+                )
+
+
+class Buffer:
+    """Memory for one tensor, with guards around it: there are at least ``room`` bytes for the tensor and behind it."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, room: int = 0) -> None:
+        self._nbytes = nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        self._bytes = np.full(max(nbytes, room) + 2 * _GUARD, _FILL, np.uint8)
+        self.address: int = self._bytes.ctypes.data + _GUARD
+        self.array = self._bytes[_GUARD : _GUARD + nbytes].view(dtype).reshape(shape)
+
+    def check_guards(self, what: str) -> None:
+        """Raises AssertionError where something beside the tensor was written."""
+        around = np.concatenate([self._bytes[:_GUARD], self._bytes[_GUARD + self._nbytes :]])
+        assert (around == _FILL).all(), f"the run wrote beyond the buffer of {what}"
+
+
+class CaseRuns:
+    """Runs of a case on one loaded model: one form, and buffers of its own for every run.
+
+    ``channels_last`` feeds 4-D inputs as NHWC, ``stored`` asks for outputs in their compiled dtypes where they can be
+    had so.
+    """
+
+    def __init__(self, model: Model, case: Case, *, channels_last: bool = False, stored: bool = False) -> None:
+        self.case = case
+        self._outputs = model.outputs
+        self._arrays: list[NDArray[Any]] = []
+        inputs = []
+        for info in model.inputs:
+            array = np.asarray(case.inputs[info.name])
+            layout = "NCHW" if array.ndim == len(info.shape) == 4 else "UNDEFINED"
+            if layout == "NCHW" and channels_last:
+                array, layout = array.transpose(0, 2, 3, 1), "NHWC"
+            array = np.ascontiguousarray(array).reshape(array.shape)
+            self._arrays.append(array)
+            inputs.append(PortForm(array.dtype.name, layout, array.shape, array.nbytes))  # type: ignore[arg-type]
+        outputs = []
+        for info, shape in zip(model.outputs, model.output_shapes(case.shape_set)):
+            dtype = info.dtype if stored and can_be_stored(info) else np.asarray(case.outputs[info.name]).dtype.name
+            nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+            outputs.append(PortForm(dtype, "UNDEFINED", tuple(shape), nbytes))
+        self.form = CallForm(tuple(inputs), tuple(outputs), case.shape_set)
+
+    def run(self, context: Context, form: CallForm | None = None, *, others: bool = False) -> dict[str, NDArray[Any]]:
+        """Run once; the outputs by name, as real numbers. AssertionError where the run wrote what it may not.
+
+        ``others`` feeds other inputs than the case's: the same elements, backwards.
+        """
+        form = form or self.form
+        arrays = [array.reshape(-1)[::-1].reshape(array.shape) for array in self._arrays] if others else self._arrays
+        room = max((port.nbytes for port in form.inputs), default=0)  # an impossible form may say more than there is
+        fed = [Buffer(array.shape, array.dtype.name, room) for array in arrays]
+        for buffer, array in zip(fed, arrays):
+            buffer.array[...] = array
+        got = [Buffer(port.shape, port.dtype) for port in form.outputs]
+        try:
+            context.run(form, [b.address for b in fed[: len(form.inputs)]], [b.address for b in got])
+        finally:
+            for index, (buffer, array) in enumerate(zip(fed, arrays)):
+                same = buffer.array.tobytes() == array.tobytes()
+                assert same, f"the run changed its input {index}, which is the caller's"
+                buffer.check_guards(f"input {index}")
+            for info, buffer in zip(self._outputs, got):
+                buffer.check_guards(f"output {info.name!r}")
+        return {info.name: _real(info, buffer.array) for info, buffer in zip(self._outputs, got)}
+
+    def check(self, context: Context) -> None:
+        """Run once, and hold the outputs against the case."""
+        self.case.check(self.run(context))
+
+    def check_after_others(self, context: Context) -> None:
+        """As :meth:`check`, after a run with other inputs: nothing of that run may be left."""
+        self.run(context, others=True)
+        self.check(context)
+
+
+def can_be_stored(info: TensorInfo) -> bool:
+    """Whether an output can be asked for in its compiled dtype, and numpy has it."""
+    return info.raw and info.dtype not in ("bfloat16", "int4")
+
+
+def _real(info: TensorInfo, array: NDArray[Any]) -> NDArray[Any]:
+    how = info.quantization
+    if how is None or array.dtype.name != info.dtype:
+        return array
+    return ((array.astype(np.float64) - how.zero_point) * how.scale).astype(np.float32)
