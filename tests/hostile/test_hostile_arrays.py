@@ -8,9 +8,9 @@ import zlib
 
 import numpy as np
 import pytest
-from hostile_inputs import at_most, careful, damaged_bytes, slow
 from hypothesis import given
 from hypothesis import strategies as st
+from support.hostile_inputs import at_most, careful, damaged_bytes, slow
 
 from ort_rknn._arrays import ArrayError, names_in, open_npz, read_head, read_member, read_numbers
 from ort_rknn._checking.saved import SavedRunError, saved_runs

@@ -8,9 +8,9 @@ import time
 
 import numpy as np
 import pytest
-from hostile_inputs import at_most, careful, damaged_json, texts, values
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.hostile_inputs import at_most, careful, damaged_json, texts, values
 
 import ort_rknn
 from ort_rknn._bench.compare import read_report
