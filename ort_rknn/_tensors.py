@@ -38,6 +38,11 @@ DTYPES: Mapping[str, tuple[int, int]] = {
     "uint64": (13, 8),
 }
 DTYPE_OF_ELEMENT: Mapping[int, str] = {element: name for name, (element, _) in DTYPES.items()}
+#: onnxruntime's text for a type, as in ``NodeArg.type`` -> numpy dtype name: "tensor(float)" -> "float32". Only
+#: :data:`DTYPES`: no strings, nothing that numpy lacks, no sequences.
+DTYPE_OF_TYPE: Mapping[str, str] = {
+    f"tensor({ {'float32': 'float', 'float64': 'double'}.get(name, name) })": name for name in DTYPES
+}
 #: What ``rknn_inputs_set`` can be fed, in the order of ``rknn_tensor_type``.
 INPUT_DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool")
 

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from support.command_json import validate
 from support.virtual_sessions import MODELS, VIRTUAL, session, virtual_rk3588
 
@@ -41,6 +42,17 @@ def slow_npu(npu):
 
 def by_name(report):
     return {result.setting.name: result for result in report.results}
+
+
+def test_a_model_that_takes_strings_is_not_measured(tmp_path):
+    """Nothing of ours makes up strings."""
+    text = helper.make_tensor_value_info("text", TensorProto.STRING, [1])
+    node = helper.make_node("Identity", ["text"], ["y"])
+    graph = helper.make_graph([node], "g", [text], [helper.make_tensor_value_info("y", TensorProto.STRING, [1])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "text.onnx")
+    with pytest.raises(InvalidArgument, match=r"input 'text' is tensor\(string\): only numbers"):
+        ort.bench(tmp_path / "text.onnx", seconds=0.1)
 
 
 # What is recommended ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ort_rknn._concurrency.interrupts import is_from_a_handler, raised_after
-from ort_rknn.adapter import AdapterError, RknnError
+from ort_rknn.adapter import DTYPE_OF_TYPE, AdapterError, RknnError
 from ort_rknn.files import Disagreement, OnnxFileError, left_out
 
 from ._abi import COMPUTE, Tensor
@@ -38,20 +38,6 @@ _DTYPES = {
     _BFLOAT16: np.uint16,
     32: np.float64,
     33: np.uint64,
-}
-_ONNX_DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(int16)": np.int16,
-    "tensor(uint16)": np.uint16,
-    "tensor(int32)": np.int32,
-    "tensor(uint32)": np.uint32,
-    "tensor(int64)": np.int64,
-    "tensor(uint64)": np.uint64,
-    "tensor(bool)": np.bool_,
 }
 
 
@@ -193,7 +179,7 @@ def _array(tensor: Tensor) -> Array:
 
 def _zeros(port: Any) -> Array:
     """For an input that nothing reads."""
-    return np.zeros([size if isinstance(size, int) else 1 for size in port.shape], _ONNX_DTYPES[port.type])
+    return np.zeros([size if isinstance(size, int) else 1 for size in port.shape], DTYPE_OF_TYPE[port.type])
 
 
 def _repeats(wanted: dict[str, Any], feed: dict[str, Array]) -> int:
@@ -209,7 +195,7 @@ def _repeats(wanted: dict[str, Any], feed: dict[str, Array]) -> int:
 
 def _fitted(port: Any, array: Array, times: int, i: int) -> Array:
     """Part ``i`` of ``times`` of an input, in the twin's dtype and (where that is all that differs) its shape."""
-    dtype = _ONNX_DTYPES.get(port.type)
+    dtype = DTYPE_OF_TYPE.get(port.type)
     if dtype is None:
         raise AdapterError(f"the ONNX twin's input {port.name!r} is a {port.type}, which the virtual NPU cannot feed")
     if times > 1:

@@ -13,14 +13,12 @@ from ort_rknn._concurrency.submitter import Pending, Submitter
 from ort_rknn._executor.conversion import normalized
 from ort_rknn._executor.declared import normalizations
 from ort_rknn._options import Options
-from ort_rknn.adapter import Layout
+from ort_rknn.adapter import DTYPE_OF_TYPE, Layout
 from ort_rknn.files import RknnFile
 
 from ._feeds import Array, cast, runtime_dtype
 from ._nodes import NUMPY_DTYPES, Tensor
 from ._values import quantized
-
-_NUMPY = {"float": "float32", "double": "float64"}
 
 
 def _later() -> Submitter:
@@ -36,7 +34,7 @@ class CpuCalls:
         self._session = onnxruntime.InferenceSession(onnx, sess_options, ["CPUExecutionProvider"])
         self._later = _later()
         self._norms = normalizations(file)
-        self._onnx_types = {v.name: _dtype(v.type) for v in self._session.get_inputs()}
+        self._onnx_types = {v.name: DTYPE_OF_TYPE.get(v.type, v.type) for v in self._session.get_inputs()}
         compiled = {t.name: t for t in (*file.inputs, *file.outputs)} if file is not None else {}
         layout = options.layout
         self.inputs = tuple(
@@ -56,7 +54,7 @@ class CpuCalls:
             shape = tuple(compiled.shape)  # free dimensions have a length there
         if not shape:
             shape = (1,)  # the runtime has no 0-d tensors
-        declared = _dtype(value.type)
+        declared = DTYPE_OF_TYPE.get(value.type, value.type)
         native = (compiled.runtime_dtype if compiled is not None else None) or declared
         layout: Layout = "UNDEFINED"
         native_layout: Layout = "UNDEFINED"
@@ -164,11 +162,6 @@ class CpuCalls:
             else:
                 out.append(result.astype(tensor.native_dtype if tensor.native_dtype in NUMPY_DTYPES else "float32"))
         return out
-
-
-def _dtype(text: str) -> str:
-    inner = text.removeprefix("tensor(").removesuffix(")")
-    return _NUMPY.get(inner, inner)
 
 
 def _in_order(values: Sequence[Any], names: Sequence[str]) -> list[Any]:

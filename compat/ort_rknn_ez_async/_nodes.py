@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ort_rknn.adapter import Layout, Quantization, Shape
+from ort_rknn.adapter import DTYPE_OF_TYPE, Layout, Quantization, Shape
 
-#: numpy's name -> what stands in ``tensor(...)``.
-_IN_ONNX: Mapping[str, str] = {"float32": "float", "float64": "double"}
+_TYPE_OF_DTYPE: Mapping[str, str] = {dtype: text for text, dtype in DTYPE_OF_TYPE.items()}
 #: The dtypes that values can hold; others are "unknown", as in that library.
 NUMPY_DTYPES = (
     "float32",
@@ -26,7 +25,7 @@ NUMPY_DTYPES = (
 
 def type_text(dtype: str) -> str:
     """``tensor(float16)`` for "float16"."""
-    return f"tensor({_IN_ONNX.get(dtype, dtype)})" if dtype in (*NUMPY_DTYPES, "float64") else "tensor(unknown)"
+    return _TYPE_OF_DTYPE[dtype] if dtype in (*NUMPY_DTYPES, "float64") else "tensor(unknown)"
 
 
 class NodeArg:

@@ -12,20 +12,13 @@ import onnxruntime
 from ort_rknn._errors import FAIL, ort_error
 from ort_rknn._executor.conversion import normalized
 from ort_rknn._executor.declared import normalizations
-from ort_rknn._tensors import DTYPE_OF_ELEMENT, DTYPES
-from ort_rknn.adapter import TensorInfo
+from ort_rknn.adapter import DTYPE_OF_TYPE, TensorInfo
 from ort_rknn.files import RknnFile, RknnTensor
 
 from ._arguments import Fed, Input, Refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    **{f"tensor({name})": name for name in DTYPE_OF_ELEMENT.values()},
-}
 
 
 class OnCpu:
@@ -92,8 +85,7 @@ class OnCpu:
         norm = self._normalizations.get(tensor.name)
         if norm is not None and not fed.pass_through:
             array = normalized(array, norm, "NCHW")
-        dtype = _DTYPES[self._wanted[tensor.name].type]
-        assert dtype in DTYPES
+        dtype = DTYPE_OF_TYPE[self._wanted[tensor.name].type]
         return np.ascontiguousarray(array, dtype)
 
 

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._errors import INVALID_ARGUMENT, ort_error
+from .._tensors import DTYPE_OF_TYPE
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -56,7 +59,7 @@ class Measured:
 
 def feed_for(session: Any, samples: int = 1) -> dict[str, NDArray[np.generic]]:
     """Inputs for a session: random floats, zeros of other types. A free axis has its compiled length, else ``samples``
-    at the front and 1 elsewhere."""
+    at the front and 1 elsewhere. Raises InvalidArgument for an input of strings, or of what numpy lacks."""
     rng = np.random.default_rng(0)
     compiled = session.shape_sets[0] if getattr(session, "shape_sets", ()) else None
     feed: dict[str, NDArray[np.generic]] = {}
@@ -64,7 +67,9 @@ def feed_for(session: Any, samples: int = 1) -> dict[str, NDArray[np.generic]]:
         shape = [d if isinstance(d, int) else (samples if k == 0 else 1) for k, d in enumerate(port.shape)]
         if compiled is not None:
             shape = list(compiled[place])
-        dtype = _dtype(port.type)
+        if port.type not in DTYPE_OF_TYPE:
+            raise ort_error(INVALID_ARGUMENT, f"input {port.name!r} is {port.type}: only numbers are made up for a run")
+        dtype = np.dtype(DTYPE_OF_TYPE[port.type])
         if dtype.kind == "f":
             feed[port.name] = rng.random(shape, np.float32).astype(dtype)
         else:
@@ -76,16 +81,11 @@ def fits(session: Any, feed: Mapping[str, NDArray[np.generic]]) -> bool:
     """Whether ``feed`` has just the inputs of ``session``, in dtypes and shapes that it takes."""
     ports = {port.name: port for port in session.get_inputs()}
     return ports.keys() == feed.keys() and all(
-        _dtype(ports[name].type) == array.dtype
+        DTYPE_OF_TYPE.get(ports[name].type) == array.dtype.name
         and len(ports[name].shape) == array.ndim
         and all(not isinstance(d, int) or d == length for d, length in zip(ports[name].shape, array.shape))
         for name, array in feed.items()
     )
-
-
-def _dtype(kind: str) -> np.dtype[Any]:
-    name = kind.removeprefix("tensor(").removesuffix(")")
-    return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
 
 
 def put_load(session: Any, feed: Mapping[str, Any], callers: int, seconds: float, samples: int = 1) -> Measured:

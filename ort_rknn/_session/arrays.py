@@ -12,7 +12,7 @@ import numpy as np
 from .._errors import NpuUnavailable
 from .._executor.allocation import allocate
 from .._executor.buffers import Strided, map_buffer, size_of
-from .._tensors import DTYPES
+from .._tensors import DTYPE_OF_TYPE, DTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -97,7 +97,7 @@ def session_buffers(inputs: Sequence[Any], state: State | None, n: int) -> list[
     for _ in range(n):
         one: dict[str, NDArray[Any]] = {}
         for value in inputs:
-            kind = _DTYPES.get(value.type)
+            kind = DTYPE_OF_TYPE.get(value.type)
             if kind is None:
                 raise ValueError(f"input {value.name!r} is {value.type}: buffers hold tensors of numbers")
             shape = compiled.get(value.name) or tuple(d if isinstance(d, int) else 1 for d in value.shape)
@@ -115,11 +115,6 @@ def session_buffers(inputs: Sequence[Any], state: State | None, n: int) -> list[
 
 def _names(signature: Signature) -> list[str]:
     return [port.name for port in signature.inputs]
-
-
-#: numpy's dtypes by onnxruntime's type texts.
-_DTYPES = {f"tensor({name.removesuffix('32') if name == 'float32' else name})": name for name in DTYPES}
-_DTYPES["tensor(double)"] = _DTYPES.pop("tensor(float64)")
 
 
 def _device(name: str | None) -> Found:

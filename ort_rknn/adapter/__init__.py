@@ -24,7 +24,7 @@ from .._rknpu import (
     soc_family,
     soc_note,
 )
-from .._tensors import INPUT_DTYPES, Layout, Quantization, Shape, onnx_order
+from .._tensors import DTYPE_OF_TYPE, INPUT_DTYPES, Layout, Quantization, Shape, onnx_order
 from .contract import (
     Absence,
     Adapter,
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CORE_MASK_ALL",
     "CORE_MASK_AUTO",
+    "DTYPE_OF_TYPE",
     "INPUT_DTYPES",
     "NOT_DYNAMIC",
     "RKNN_ERRORS",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
+from .._tensors import DTYPE_OF_ELEMENT
 from ._wire import BYTES, VARINT, WireError, WireReader, signed
 
 #: An integer, a symbol, or None for a dimension of which nothing is said.
@@ -44,11 +45,7 @@ _ELEMENTS = {
 }  # fmt: skip
 
 #: numpy's names by TensorProto.DataType, with "bfloat16", "int4" and "uint4", which numpy lacks.
-DTYPES = {
-    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
-    11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16", 21: "uint4",
-    22: "int4",
-}  # fmt: skip
+DTYPES = {**DTYPE_OF_ELEMENT, 14: "complex64", 15: "complex128", 16: "bfloat16", 21: "uint4", 22: "int4"}
 
 
 @dataclass(frozen=True, slots=True)
