@@ -88,6 +88,8 @@ CASES = (
     Case("bool_mask"),
     Case("nd"),
     Case("mean_std", "rk3562", config={"mean_values": MEANS, "std_values": STDS}),
+    Case("tail_f16"),
+    Case("tail_i8", build=QUANTISED),
 )
 
 

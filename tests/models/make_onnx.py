@@ -231,6 +231,24 @@ def mean_std() -> onnx.ModelProto:
     return net.model()
 
 
+def tail_f16() -> onnx.ModelProto:
+    """Takes what conv_f16 gives."""
+    net = Net("tail_f16", 13)
+    x = net.input("y", [1, 8, 16, 16])
+    net.conv(x, "z", (8, 20), stride=2)
+    net.output("z", [1, 20, 8, 8])
+    return net.model()
+
+
+def tail_i8() -> onnx.ModelProto:
+    """Takes what conv_i8 gives: 20 channels, which are two blocks of 16 with 12 that nobody uses."""
+    net = Net("tail_i8", 14)
+    x = net.input("y", [1, 20, 8, 8])
+    net.conv(x, "z", (20, 12))
+    net.output("z", [1, 12, 8, 8])
+    return net.model()
+
+
 MODELS: tuple[Callable[[], onnx.ModelProto], ...] = (
     conv_f16,
     conv_i8,
@@ -244,6 +262,8 @@ MODELS: tuple[Callable[[], onnx.ModelProto], ...] = (
     bool_mask,
     nd,
     mean_std,
+    tail_f16,
+    tail_i8,
 )
 
 

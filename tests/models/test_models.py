@@ -50,7 +50,7 @@ def test_everything_is_listed_and_nothing_else_is_there():
 
 def test_the_models_stay_small():
     committed = [p for pattern in ("*.rknn", "*.onnx", "*.npz", "*.json") for p in HERE.glob(pattern)]
-    assert sum(p.stat().st_size for p in committed) < 1_000_000
+    assert sum(p.stat().st_size for p in committed) < 1_100_000
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -126,7 +126,7 @@ def test_the_particular_files_are_particular():
     assert [n for n, d in declared.items() if d["shape_sets"] > 1] == ["dynamic.rk3588.rknn"]
     assert [n for n, d in declared.items() if d["rknn_batch_size"] != "0"] == ["batch4.rk3588.rknn"]
     quantized = [n for n, d in declared.items() if d["outputs"][0]["dtype"] == "int8"]
-    assert quantized == ["conv_i8.rk3588.rknn", "image_u8.rk3588.rknn"]
+    assert quantized == ["conv_i8.rk3588.rknn", "image_u8.rk3588.rknn", "tail_i8.rk3588.rknn"]
 
 
 @pytest.mark.parametrize("file", GOLDEN)
