@@ -89,6 +89,7 @@ SESSION_ADDED = {
     "run_awaitable": "a run for `await`",
     "run_pipeline": "a stream of feeds with some runs under way",
     "submit": "a run as a `concurrent.futures.Future`",
+    "native_layouts": "how the NPU stores the inputs and outputs that were asked for as it stores them",
     "quantization": "scale and zero point of quantized inputs and outputs",
     "buffers": "sets of input arrays in NPU memory that fit the model, to be filled in turn",
     "stats": "counters: runs, errors, waits, busy time per core, queue, calls on the CPU",

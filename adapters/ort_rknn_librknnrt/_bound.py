@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 #: Questions for inputs and outputs: of a model with one shape, and of one that is set to a shape.
 _PLAIN: Final = (abi.QUERY_INPUT_ATTR, abi.QUERY_OUTPUT_ATTR)
+_NATIVE: Final = (abi.QUERY_NATIVE_INPUT_ATTR, abi.QUERY_NATIVE_OUTPUT_ATTR)
 _CURRENT: Final = (abi.QUERY_CURRENT_INPUT_ATTR, abi.QUERY_CURRENT_OUTPUT_ATTR)
 #: Imported regions that a context remembers; what was not used for longest goes first.
 _KEPT: Final = 64
@@ -49,7 +50,8 @@ class _Port:
     __slots__ = ("attribute", "nbytes", "own", "pitch", "reference", "room", "rows")
 
     def __init__(self, form: PortForm, attribute: abi.TensorAttr, *, is_input: bool) -> None:
-        attribute.type, attribute.fmt = abi.DTYPE_CODES[form.dtype], abi.LAYOUT_CODES[form.layout]
+        if not form.native:
+            attribute.type, attribute.fmt = abi.DTYPE_CODES[form.dtype], abi.LAYOUT_CODES[form.layout]
         attribute.pass_through = int(form.pass_through)
         self.attribute = attribute
         self.reference = ctypes.byref(attribute)
@@ -57,7 +59,7 @@ class _Port:
         self.pitch = 0
         """Bytes from row to row that the runtime insists on; 0: rows follow each other."""
         self.rows = 1
-        if is_input and form.layout == "NHWC" and len(form.shape) == 4:
+        if is_input and form.layout == "NHWC" and len(form.shape) == 4 and not form.native:
             n, h, w, _ = form.shape
             self.rows = n * h
             row = form.nbytes // self.rows
@@ -149,10 +151,14 @@ class BoundRuns:
         queries = _PLAIN if form.shape_set is None else _CURRENT
         made = tuple(
             [
-                _Port(port, read_attribute(model.binding, self._handle, query, index), is_input=side is form.inputs)
+                _Port(
+                    port,
+                    read_attribute(model.binding, self._handle, native if port.native else query, index),
+                    is_input=side is form.inputs,
+                )
                 for index, port in enumerate(side)
             ]
-            for side, query in zip((form.inputs, form.outputs), queries)
+            for side, query, native in zip((form.inputs, form.outputs), queries, _NATIVE)
         )
         known = self._forms[form] = (made[0], made[1])
         return self._handle, known
@@ -225,6 +231,8 @@ def _check_rows(port: _Port, place: int | Region, info: TensorInfo) -> None:
 def _why_not(form: CallForm, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> str:
     """Why calls of this form cannot be bound; "" where they can."""
     for port, info in zip(form.inputs, inputs, strict=True):
+        if port.native:
+            continue
         as_stored = port.dtype == info.dtype and (port.pass_through or info.quantization is None)
         if len(info.shape) == 4:
             if port.layout != "NHWC" or not (as_stored or port.dtype == "uint8"):
@@ -236,6 +244,6 @@ def _why_not(form: CallForm, inputs: Sequence[TensorInfo], outputs: Sequence[Ten
             return f"input {info.name!r} is {port.dtype}; the NPU reads {info.dtype} from memory"
     for port, info in zip(form.outputs, outputs, strict=True):
         another = form.shape_set is None and math.prod(port.shape) != math.prod(info.shape)
-        if port.dtype not in ("float32", info.dtype) or another:
+        if not port.native and (port.dtype not in ("float32", info.dtype) or another):
             return f"output {info.name!r} is {port.dtype}; the NPU writes float32 or {info.dtype} to memory"
     return ""

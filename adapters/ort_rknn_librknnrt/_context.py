@@ -122,6 +122,9 @@ class RuntimeContext:
         """
         call = self._call
         if call is None or call.form is not form:
+            if form.native:  # rknn_inputs_set and rknn_outputs_get do not know it
+                self.run_bound(form, inputs, outputs)
+                return
             call = self._prepared(form)
         input_slots, output_slots = call.input_slots, call.output_slots
         if len(inputs) != len(input_slots) or len(outputs) != len(output_slots):

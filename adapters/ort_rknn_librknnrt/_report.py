@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
-from ort_rknn.adapter import NOT_DYNAMIC, AdapterError, Layout, Quantization, RknnError, Shape, TensorInfo
+from ort_rknn.adapter import (
+    NOT_DYNAMIC,
+    AdapterError,
+    Layout,
+    NativeForm,
+    Quantization,
+    RknnError,
+    Shape,
+    TensorInfo,
+)
 
 from . import _structs as abi
 from ._binding import Binding, Handle, log
@@ -15,6 +25,7 @@ _MAX_TENSORS: Final = 512
 _MAX_TABLE: Final = 16 << 20
 _DTYPES: Final = {code: name for name, code in abi.DTYPE_CODES.items()}
 _LAYOUTS: Final[dict[int, Layout]] = {code: layout for layout, code in abi.LAYOUT_CODES.items()}
+_OF_INPUTS: Final = (abi.QUERY_INPUT_ATTR, abi.QUERY_CURRENT_INPUT_ATTR, abi.QUERY_NATIVE_INPUT_ATTR)
 _QUANTISABLE: Final = ("int4", "int8", "uint8", "int16", "uint16")
 
 
@@ -81,9 +92,32 @@ def _query(binding: Binding, handle: Handle, command: int, answer: ctypes.Struct
 def read_attribute(binding: Binding, handle: Handle, command: int, index: int) -> abi.TensorAttr:
     """One ``rknn_tensor_attr``. Raises RknnError."""
     attribute = abi.TensorAttr(index=index)
-    side = "input" if command in (abi.QUERY_INPUT_ATTR, abi.QUERY_CURRENT_INPUT_ATTR) else "output"
+    side = "input" if command in _OF_INPUTS else "output"
     _query(binding, handle, command, attribute, f"{side} {index}")
     return attribute
+
+
+def read_native(
+    binding: Binding, handle: Handle, command: int, infos: tuple[TensorInfo, ...]
+) -> tuple[NativeForm, ...]:
+    """How the NPU stores its inputs or outputs. Raises RknnError, AdapterError where an answer cannot be true."""
+    return tuple(_native(read_attribute(binding, handle, command, index), info) for index, info in enumerate(infos))
+
+
+def _native(attribute: abi.TensorAttr, info: TensorInfo) -> NativeForm:
+    layout = _LAYOUTS.get(attribute.fmt, "UNDEFINED")
+    shape = _shape(attribute.dims, attribute.n_dims)
+    if layout == "NHWC" and len(shape) == 4 and attribute.w_stride > shape[2]:
+        shape = (*shape[:2], attribute.w_stride, shape[3])
+    if layout == "NHWC" and attribute.h_stride > shape[1] and shape[0] > 1:
+        raise AdapterError(f"tensor {info.name!r} is stored with gaps between its images")
+    dtype = _DTYPES.get(attribute.type)
+    blocks = layout == "NC1HWC2" and len(info.shape) == 4
+    if dtype != info.dtype or blocks != (len(shape) == 5 != len(info.shape)) or prod(shape) < prod(info.shape):
+        raise AdapterError(
+            f"the runtime says that tensor {info.name!r} is stored as {dtype} {list(shape)} ({layout}), which cannot be"
+        )
+    return NativeForm(layout, shape, max(attribute.size_with_stride, attribute.size))
 
 
 def _info(attribute: abi.TensorAttr) -> TensorInfo:

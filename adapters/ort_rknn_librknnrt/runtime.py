@@ -20,6 +20,7 @@ from ort_rknn.adapter import (
     LoadSettings,
     Model,
     ModelSource,
+    NativeForm,
     RknnError,
     SettingError,
     Shape,
@@ -29,7 +30,7 @@ from ._binding import Binding, Handle, destroy, destroy_one, log
 from ._context import RuntimeContext
 from ._custom_ops import CustomOps
 from ._hints import init_hint, knows_renice_flag, mask_hint, run_hint
-from ._report import Report, read_report, read_shapes
+from ._report import Report, read_native, read_report, read_shapes
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -152,6 +153,19 @@ class LoadedModel:
                 self.set_shapes(self._first, shape_set)
                 shapes = self._output_shapes[shape_set] = read_shapes(self.binding, self._first, len(self.outputs))
             return shapes
+
+    def native_forms(self) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
+        """How the NPU stores inputs and outputs. Asks the first context, so never during a run."""
+        from ._structs import QUERY_NATIVE_INPUT_ATTR, QUERY_NATIVE_OUTPUT_ATTR
+
+        with self._lock:
+            self._check_open()
+            if self.shape_sets:
+                raise AdapterError("the model has several shapes, and the NPU stores each in another way")
+            return (
+                read_native(self.binding, self._first, QUERY_NATIVE_INPUT_ATTR, self.inputs),
+                read_native(self.binding, self._first, QUERY_NATIVE_OUTPUT_ATTR, self.outputs),
+            )
 
     def context(self, core_mask: int) -> RuntimeContext:
         """A context on ``core_mask``: the first one of the runtime where it is free, else a new one."""

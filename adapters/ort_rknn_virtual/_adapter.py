@@ -25,6 +25,7 @@ from ort_rknn.adapter import (
     LoadSettings,
     Model,
     ModelSource,
+    NativeForm,
     PortForm,
     Query,
     Region,
@@ -32,6 +33,7 @@ from ort_rknn.adapter import (
     Shape,
     Survey,
     TellsLayers,
+    TellsNativeForms,
     TensorInfo,
     TimesRuns,
     soc_family,
@@ -180,6 +182,9 @@ class _VirtualModel:
 
     def output_shapes(self, shape_set: int | None) -> tuple[Shape, ...]:
         return self.inner.output_shapes(shape_set)
+
+    def native_forms(self) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
+        return cast(TellsNativeForms, self.inner).native_forms()
 
     def context(self, core_mask: int) -> Context:
         inner = self.inner.context(core_mask)

@@ -213,6 +213,8 @@ def _checked(given: Mapping[Any, Any]) -> dict[str, Any]:
         except OptionError as error:
             phrase = _phrase(key, value)
             raise RuntimeError(f"{phrase}: {bare_message(error)}" if phrase else bare_message(error)) from None
+        if "native" in read.layout.values():
+            raise RuntimeError(f"Unknown layout: {value}: layout='native' is for ort_rknn.InferenceSession")
         if name == "custom_op_paths":
             value = [*options.get(name, ()), *read.custom_op_paths]
         options[name] = value

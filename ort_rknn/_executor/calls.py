@@ -222,6 +222,9 @@ class Calls:
                 continue
             shape = given[self._signature.model_index(port)]
             fixed = tuple(d for d in port.dims if isinstance(d, int))
+            if port.native is not None:
+                outputs.append(port.native.shape)
+                continue
             if len(shape) != len(port.dims) or (len(fixed) == len(shape) and math.prod(fixed) == math.prod(shape)):
                 outputs.append(fixed)  # axes of length 1 may lie elsewhere in the compiled model
                 continue
@@ -239,6 +242,12 @@ class Calls:
             if not port.on_npu:
                 continue
             wire = shape
+            if port.native is not None:
+                size = nbytes(wire, port.wire_dtype)
+                in_forms[port.index] = PortForm(
+                    port.wire_dtype, port.layout, wire, size, pass_through=True, native=True
+                )
+                continue
             if port.layout == "NCHW" and port.wire_layout == "NHWC":
                 wire = (shape[0], shape[2], shape[3], shape[1])
             size = nbytes(wire, port.wire_dtype)
@@ -248,6 +257,11 @@ class Calls:
             if not port.on_npu:
                 continue
             shape = self._output_shapes[chosen][port.index]
+            if port.native is not None:
+                shape = port.native.shape
+                size = nbytes(shape, port.wire_dtype)
+                out_forms[port.index] = PortForm(port.wire_dtype, port.layout, shape, size, native=True)
+                continue
             out_forms[port.index] = PortForm(port.wire_dtype, port.info.layout, shape, nbytes(shape, port.wire_dtype))
         return CallForm(
             tuple(in_forms[i] for i in range(len(in_forms))), tuple(out_forms[i] for i in range(len(out_forms))), chosen

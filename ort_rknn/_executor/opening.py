@@ -22,6 +22,7 @@ from .declared import Declared, normalizations
 from .dispatch import resolve
 from .evidence import OnnxEvidence
 from .executor import Executor
+from .native_layout import in_native_layouts
 from .signature import negotiate, override
 
 
@@ -116,6 +117,7 @@ def open_executor(
             if whole:
                 asked = "cpu"  # the ONNX takes every shape
             signature = override(signature, before, overridden, asked)
+        signature = in_native_layouts(signature, model, options, label, stand_in=stand_in)
         undo.pop_all()  # an executor closes what it is given, also when it cannot be made
     try:
         again = None

@@ -17,7 +17,7 @@ import numpy as np
 from .._errors import FAIL, OptionError, ort_error
 from .._options import Options
 from .._tensors import DTYPES, INPUT_DTYPES, Dim, Layout, Shape, onnx_order
-from ..adapter.contract import Model, TensorInfo
+from ..adapter.contract import Model, NativeForm, TensorInfo
 from .batches import Splitting, leads_free, may_split
 from .declared import Declared, Normalization
 from .matching import Evidence, confirm, fits, in_models_order, serve
@@ -52,6 +52,8 @@ class Port:
     """Of an output that is a second name: the number of the output (in the signature's order) that it repeats."""
     raw: bool = False
     """Of an input: the caller feeds it as it is stored, normalized and quantized."""
+    native: NativeForm | None = None
+    """Where the caller's axes are those that the NPU stores: how these are."""
 
     def takes(self, shape: Shape) -> bool:
         """Whether a tensor of this shape is one that the dims allow."""
@@ -241,13 +243,13 @@ def negotiate(
         if len(compiled) == 4 and len(info.shape) == 4:
             layout = "NHWC" if asked == "NHWC" else "NCHW"
             wire_layout = "NHWC" if asked == "NCHW software" else layout
-        elif asked is not None and "*" not in options.layout:
+        elif asked not in (None, "native") and "*" not in options.layout:
             raise OptionError(
                 f"provider option layout: input {value.name!r} has {len(compiled)} axes; only 4-D inputs have a layout"
             )
         layouts.append(layout)
         dtype = pick(options.input_dtype, value.name, "input_dtype", names) or value.dtype
-        raw = dtype == "native"
+        raw = "native" in (dtype, asked)
         if raw:
             dtype = _native_input(value.name, info)
             wire_layout = "NHWC" if layout == "NCHW" else wire_layout  # as it is stored, axes included

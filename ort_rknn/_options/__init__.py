@@ -60,7 +60,8 @@ class RknnProviderOptions(TypedDict, total=False):
     """With ``convert="on_load"``: the shapes to compile, needed for free axes other than the batch."""
     layout: str | Mapping[str, str]
     """Order of axes of 4-D inputs; none given: NCHW. ``"nhwc"`` takes camera frames without a transposition,
-    ``"nchw_software"`` transposes above the runtime instead of in it."""
+    ``"nchw_software"`` transposes above the runtime instead of in it, ``"native"`` takes an input of any rank as the
+    NPU stores it."""
     input_dtype: str | Mapping[str, str]
     """The dtype that an input takes, instead of the ONNX's: ``float32``, ``float16``, ``int8``, ``uint8``, ``int16``,
     ``uint16``, ``int32``, ``uint32``, ``int64``, ``bool``, or ``native``: the compiled dtype, taken as it is stored
@@ -68,6 +69,8 @@ class RknnProviderOptions(TypedDict, total=False):
     output_dtype: str
     """The dtype of the outputs: the ONNX's, ``float32``, or the compiled one, raw; ``session.quantization`` then has
     scale and zero point."""
+    output_layout: str
+    """Order of the outputs' axes: the ONNX's, or as the NPU stores them, raw."""
     on_missing_shape: str
     """What a call does whose shape was not compiled: an error that lists those that were; the ONNX twin on the CPU;
     zeros up to the next compiled set."""
@@ -126,6 +129,7 @@ class Options(NamedTuple):
     layout: Mapping[str, str] = MappingProxyType({})
     input_dtype: Mapping[str, str] = MappingProxyType({})
     output_dtype: Literal["onnx", "float32", "native"] = "onnx"
+    output_layout: Literal["onnx", "native"] = "onnx"
     on_missing_shape: Literal["error", "cpu", "pad"] = "error"
     pad_axes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     split_batch: Literal["auto"] | bool = "auto"
@@ -143,6 +147,13 @@ class Options(NamedTuple):
     # </options>
     given: tuple[str, ...] = ()
     """The keys that the user gave, in order."""
+
+    @property
+    def native_layout(self) -> str:
+        """The option that asks for a tensor as the NPU stores it; "" where none does."""
+        if "native" in self.layout.values():
+            return "layout"
+        return "output_layout" if self.output_layout == "native" else ""
 
     def as_strings(self) -> dict[str, str]:
         """What runs, as ``get_provider_options()`` shows it: only keys that were given or that decide the dispatch."""
@@ -249,7 +260,10 @@ def read_options(given: Mapping[str, object] | None) -> Options:
         _check_text(key, read)
         values[key] = read
     _check_together(values)
-    return Options(**values, given=tuple(values))
+    keys = tuple(values)
+    if values.get("output_layout") == "native":
+        values["output_dtype"] = "native"
+    return Options(**values, given=keys)
 
 
 def _check_together(values: Mapping[str, object]) -> None:
@@ -258,6 +272,11 @@ def _check_together(values: Mapping[str, object]) -> None:
         raise OptionError(
             "provider options 'schedule' and 'tp_mode' exclude each other: schedule spreads whole runs over the cores "
             "(throughput), tp_mode splits one run over several (latency); give one of them"
+        )
+    if values.get("output_layout") == "native" and values.get("output_dtype", "native") != "native":
+        raise OptionError(
+            f"provider options output_layout='native' and output_dtype={values['output_dtype']!r} exclude each other: "
+            "an output is given as it is stored; leave output_dtype out"
         )
     if values.get("on_missing_shape") == "pad" and "pad_axes" not in values:
         raise OptionError(
@@ -285,6 +304,7 @@ def make_provider_options(
     layout: str | Mapping[str, str] | None = None,
     input_dtype: str | Mapping[str, str] | None = None,
     output_dtype: str | None = None,
+    output_layout: str | None = None,
     on_missing_shape: str | None = None,
     pad_axes: str | Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     split_batch: bool | str | None = None,

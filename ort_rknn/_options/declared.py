@@ -34,6 +34,7 @@ LAYOUTS: Final[Mapping[str, str]] = {
     "nchw": "NCHW",
     "nchw_software": "NCHW software",
     "nhwc": "NHWC",
+    "native": "native",
 }
 PRIORITIES: Final = ("high", "medium", "low")
 
@@ -137,10 +138,11 @@ OPTIONS: Final = (
     ),
     Option(
         "layout",
-        PerInput(LAYOUTS, '`"nchw"`, `"nhwc"`, `"nchw_software"`, or a dict of them by input name'),
+        PerInput(LAYOUTS, '`"nchw"`, `"nhwc"`, `"nchw_software"`, `"native"`, or a dict of them by input name'),
         {},
         'order of axes of 4-D inputs; none given: NCHW. `"nhwc"` takes camera frames without a transposition, '
-        '`"nchw_software"` transposes above the runtime instead of in it',
+        '`"nchw_software"` transposes above the runtime instead of in it, `"native"` takes an input of any rank as the '
+        "NPU stores it ([memory.md](memory.md#tensors-as-the-npu-stores-them))",
         signature=True,
     ),
     Option(
@@ -159,6 +161,16 @@ OPTIONS: Final = (
         "onnx",
         "the dtype of the outputs: the ONNX's, `float32`, or the compiled one, raw; `session.quantization` then has "
         "scale and zero point",
+        signature=True,
+        everywhere=False,
+    ),
+    Option(
+        "output_layout",
+        Word("onnx", "native"),
+        "onnx",
+        "order of the outputs' axes: the ONNX's, or as the NPU stores them, raw "
+        "([memory.md](memory.md#tensors-as-the-npu-stores-them))",
+        honored_by="some adapters",
         signature=True,
         everywhere=False,
     ),

@@ -83,6 +83,11 @@ def parts_form(source: str | bytes, onnx: OnnxModel, options: Options, label: st
     asked = [key for key in (*SIGNATURE_OPTIONS, "pad_axes") if key in options.given]
     if not asked:
         return form
+    if options.native_layout:
+        raise OptionError(
+            f"provider option {options.native_layout}='native': {label} has nodes on the NPU and a graph around them, "
+            "which needs tensors as the ONNX has them; leave it out"
+        )
     return _Former(source, onnx, options, label, form).made()
 
 

@@ -17,7 +17,7 @@ from .._tensors import DTYPE_OF_TYPE, DTYPES
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-    from .._executor.signature import Signature
+    from .._executor.signature import Port, Signature
     from ..adapter.plugins import Found
     from .state import State
 
@@ -92,7 +92,7 @@ def session_buffers(inputs: Sequence[Any], state: State | None, n: int) -> list[
     executor = state.executor if state is not None else None
     found = state.plan.found if state is not None and state.plan is not None and state.executors else None
     compiled = {} if executor is None else dict(zip(_names(executor.signature), executor.signature.sets[0]))
-    stored = {} if executor is None else {port.name: port.info for port in executor.signature.inputs}
+    stored = {} if executor is None else {port.name: port for port in executor.signature.inputs}
     sets: list[dict[str, NDArray[Any]]] = []
     for _ in range(n):
         one: dict[str, NDArray[Any]] = {}
@@ -105,12 +105,18 @@ def session_buffers(inputs: Sequence[Any], state: State | None, n: int) -> list[
                 one[value.name] = np.zeros(shape, kind)
                 continue
             size = _bytes(shape, np.dtype(kind))
-            info = stored.get(value.name)
-            # A runtime may ask for as much as the compiled type takes.
-            room = max(size, math.prod(info.shape) * DTYPES.get(info.dtype, (0, 4))[1]) if info is not None else size
-            one[value.name] = allocate(found, room, cached=True)[:size].view(kind).reshape(shape)
+            memory = allocate(found, max(size, _room(stored.get(value.name))), cached=True)
+            one[value.name] = memory[:size].view(kind).reshape(shape)
         sets.append(one)
     return sets
+
+
+def _room(port: Port | None) -> int:
+    """Bytes that a runtime may ask for: as much as the compiled type takes, with what fills up blocks and rows."""
+    if port is None:
+        return 0
+    native = port.native.nbytes if port.native is not None else 0
+    return max(native, math.prod(port.info.shape) * DTYPES.get(port.info.dtype, (0, 4))[1])
 
 
 def _names(signature: Signature) -> list[str]:

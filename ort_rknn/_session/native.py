@@ -80,6 +80,12 @@ def start_on_cpu(given: Given, state: State, decision: Decision) -> None:
     others = request.other_providers
     if request.named and not others:
         others = ["CPUExecutionProvider"]
+    if request.options.native_layout:
+        made = decision.plan
+        raise NpuUnavailable(
+            f"provider option {request.options.native_layout}='native' cannot be kept on the CPU, because it is how "
+            f"the NPU stores tensors; and this session runs on the CPU: {made.fallback or '; '.join(made.story)}"
+        )
     form, unread = None, None
     if any(key in request.options.given for key in SIGNATURE_OPTIONS):
         from .cpu_form import cpu_form

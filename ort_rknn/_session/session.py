@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .._executor.native_layout import NativeLayout
     from .._measure.stats import Stats
     from .._onnxruntime import InferenceSession as _Parent
     from .._onnxruntime import SessionOptions
@@ -191,6 +192,15 @@ class InferenceSession(_Parent, AsynchronousCalls):
         ports = [port for signature in signatures for port in (*signature.inputs, *signature.outputs)]
         raw = self._npu.raw if self._npu is not None else {}
         return {**raw, **{p.name: p.info.quantization for p in ports if p.info.quantization is not None}}
+
+    @property
+    def native_layouts(self) -> Mapping[str, NativeLayout]:
+        """How the NPU stores the inputs and outputs that ``layout="native"`` and ``output_layout="native"`` ask for, by
+        name: layout, shape and strides, and the way there and back (``pack``, ``unpack``)."""
+        from .._executor.native_layout import native_layouts
+
+        executor = self._npu.executor if self._npu is not None else None
+        return native_layouts(executor.signature) if executor is not None else {}
 
     def buffers(self, n: int) -> list[dict[str, NDArray[Any]]]:
         """``n`` sets of input arrays that fit the model, each a feed by input name, to be filled again and again.

@@ -139,6 +139,21 @@ class PortForm:
     shape: Shape
     nbytes: int
     pass_through: bool = False
+    native: bool = False
+    """The buffer holds what :class:`TellsNativeForms` says, and is never converted."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeForm:
+    """How the NPU itself stores an input or output."""
+
+    layout: Layout
+    """"NC1HWC2": in blocks of channels. "NHWC". "NCHW" or "UNDEFINED": as the ONNX has it."""
+    shape: Shape
+    """[N, C1, H, W, C2] of blocks, where C1 x C2 may be more than the channels; [N, H, W, C], where W may count pixels
+    that fill up a row."""
+    nbytes: int
+    """That the runtime wants a buffer to have."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,6 +167,11 @@ class CallForm:
     inputs: tuple[PortForm, ...]
     outputs: tuple[PortForm, ...]
     shape_set: int | None = None
+
+    @property
+    def native(self) -> bool:
+        """Some input or output is as the NPU stores it."""
+        return any(port.native for port in (*self.inputs, *self.outputs))
 
 
 @dataclass(slots=True, eq=False)
@@ -374,6 +394,14 @@ class BindsBuffers(Protocol):
         What was bound is remembered, and given up when its buffer was freed. Raises NotBindable before anything ran
         where the runtime cannot use a region in this form.
         """
+
+
+class TellsNativeForms(Protocol):
+    """What a model may offer besides, where its contexts run forms with :attr:`PortForm.native`."""
+
+    def native_forms(self) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
+        """Of the inputs and of the outputs. Called at load, never during a run. Raises AdapterError where the runtime
+        does not tell them, and for a model with shape sets."""
 
 
 class MakesStandIns(Protocol):

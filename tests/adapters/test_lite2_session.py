@@ -1,6 +1,7 @@
 """Sessions through the lite2 adapter beside plain RKNNLite: the same numbers, the asked cores, our exceptions."""
 
 import json
+import os
 import threading
 import warnings
 
@@ -51,6 +52,29 @@ class Plain:
         return self.rknn.inference(
             inputs=[np.ascontiguousarray(a.transpose(0, 2, 3, 1)) if a.ndim == 4 else a for a in arrays]
         )
+
+
+@pytest.mark.parametrize("options", [{"layout": "native"}, {"output_layout": "native"}])
+def test_what_the_npu_stores_is_not_to_be_had(board, options):
+    """rknn-toolkit-lite2 knows no rknn_set_io_mem."""
+    with pytest.raises(ort.OptionError, match="adapter does not tell how the NPU stores tensors; use the adapter 'lib"):
+        session(**({"output_dtype": "native"} if "output_layout" in options else {}), **options)
+
+
+def test_npu_memory_is_copied_and_counted(board):
+    """An array over somebody's dma-buf is read like any other, and stats() has the run with its reason."""
+    fd = os.memfd_create("camera")
+    os.write(fd, X.tobytes())
+    with session() as s:
+        want = s.run(None, {"x": X})[0]
+        array = ort.from_dmabuf(fd, X.shape, X.dtype)
+        os.close(fd)
+        np.testing.assert_array_equal(s.run(None, {"x": array})[0], want)
+        stats = s.stats()
+        assert (stats.total.bound_runs, stats.total.unbound_runs) == (0, 1)
+        assert stats.models[0].unbound == {"the adapter does not bind memory": 1}
+        with pytest.raises(Fail, match="lite2 of device rk3588 gives no NPU memory"):
+            s.buffers(1)
 
 
 @pytest.mark.parametrize(("name", "golden"), GOLDEN)

@@ -83,6 +83,7 @@ def test_all_options_together_and_their_aliases(npu):
         ({"tp_mode": "1,2"}, "invalid tp_mode"),
         ({"tp_mode": 0}, "tp_mode must be a string"),
         ({"layout": "nhcw"}, "Unknown layout: nhcw"),
+        ({"layout": "native"}, "Unknown layout: native"),
         ({"zero_copy_layout": "x"}, "Unknown zero_copy_layout: x"),
         ({"zero_copy_layout": "native"}, "NC1HWC2"),
         ({"max_queue_size": 0}, "max_queue_size must be > 0"),
