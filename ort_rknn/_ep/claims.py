@@ -42,7 +42,7 @@ from . import advertised, handoff
 from .abi import ATTR_INT, ATTR_STRING, Api
 from .context_nodes import ENABLE, context_node, target_of
 from .kernel import Kernel
-from .originals import Originals
+from .originals import Originals, PartOfOriginal
 
 log = logging.getLogger("ort_rknn")
 
@@ -159,7 +159,11 @@ class Claims:
 
         def load(this: Decision) -> None:
             options = this.request.options
-            self._opened = load_planned(this.facts, this.plan, options, None, {}, optimal_only=self._optimal_only)
+            opened = load_planned(this.facts, this.plan, options, None, {}, optimal_only=self._optimal_only)
+            source = this.facts.onnx_source
+            if this.plan.use_onnx and isinstance(source, str) and not this.request.strict:
+                opened.cpu_fallback = PartOfOriginal(source, path=source).while_gone(opened)
+            self._opened = opened
 
         self._decision = load_first(decision, load)
         _tell_fallback(self._decision)
@@ -323,7 +327,7 @@ class Claims:
         if form is not None:
             options, (inputs, outputs), kept = form.of_node(inputs, outputs)
         part = self._originals.part_of(self._original_name(node), file, model_path, inputs, outputs, label)
-        return open_executor(
+        executor = open_executor(
             found,
             source,
             options,
@@ -338,6 +342,9 @@ class Claims:
             kept=kept,
             optimal_only=making.optimal_only if making is not None else self._optimal_only,
         )
+        if making is not None or not read_request([(PROVIDER, self._given)], None, no_cpu=self._no_cpu).strict:
+            executor.cpu_fallback = part.while_gone(executor)
+        return executor
 
     def _original_name(self, node: int) -> str:
         name = self._api.attribute(node, "onnx_model_filename", ATTR_STRING)

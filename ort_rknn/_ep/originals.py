@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from .._executor.cpu_fallback import CpuFallback, gives_the_same_form, session_of_pinned
 from .._executor.declared import Declared
+from .._executor.executor import Executor
 from .._tensors import DTYPES
-from ..files import Origin, RknnFile, is_stale
+from ..files import Origin, RknnFile, is_stale, read_onnx
 from ..files.between import Original
 from ..files.compiled_places import confined_path
+from ..files.pinned import PinnedModel
 from . import handoff
 
 log = logging.getLogger("ort_rknn")
@@ -32,6 +35,26 @@ class PartOfOriginal:
     folder: str | None = None
     """Of the weights, where it is a small model."""
     cpu_session: Callable[..., Any] | None = None
+    path: str = ""
+    """The original's."""
+
+    def while_gone(self, executor: Executor) -> CpuFallback | None:
+        """What runs the node while the device is gone: the original as it is now, which is held open. None where it is
+        not known, or cannot do it."""
+        if self.twin is None or not gives_the_same_form(executor.signature, executor.options):
+            return None
+        make = self.cpu_session
+        if make is None:
+            from .._planning.session_options import cpu_session
+
+            make = partial(cpu_session, None, any_shape=True)
+        try:
+            pinned = PinnedModel(os.path.realpath(self.path), read_onnx(self.path).external_data)
+        except (OSError, ValueError) as error:
+            log.info("%s: no CPU while the device is gone: %s", executor.label, error)
+            return None
+        part = self.twin if isinstance(self.twin, bytes) else None
+        return CpuFallback(partial(session_of_pinned, pinned, part, make), pinned=pinned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +102,13 @@ class Originals:
                 original = self._open[path] = Original(path)
             make = making.cpu_session if making is not None else None
             if original.is_whole([v.name for v in inputs], [v.name for v in outputs]):
-                return PartOfOriginal(original.path, None, make)
+                return PartOfOriginal(original.path, None, make, original.path)
             if make is None:
                 from .._planning.session_options import cpu_session
 
                 make = partial(cpu_session, None)
             twin = original.between(*([_value(v) for v in side] for side in (inputs, outputs)))
-            return PartOfOriginal(twin, original.folder, partial(make, folder=original.folder))
+            return PartOfOriginal(twin, original.folder, partial(make, folder=original.folder), original.path)
         except (OSError, ValueError) as error:
             log.warning("%s: the ONNX that it was compiled from is not used: %s", label, error)
             return PartOfOriginal()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +15,13 @@ from .._concurrency.forks import keep
 from .._errors import RUNTIME_EXCEPTION, ort_error
 from ..adapter.addresses import array_at
 from ..adapter.contract import RknnError
+from ..files.pinned import PinnedModel
 from .cpu_twin import compute
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .._options import Options
     from .calls import Call, Shapes
     from .signature import Signature
 
@@ -28,6 +31,20 @@ _DEVICE_UNAVAILABLE: Final = -3
 #: Seconds after which a run tries the device at first, and at most between two.
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 4.0
+
+
+def gives_the_same_form(signature: Signature, options: Options) -> bool:
+    """Whether the ONNX takes and gives what callers do, and not only a compiled model: raw inputs and outputs."""
+    return options.output_dtype != "native" and not any(port.raw for port in signature.inputs)
+
+
+def session_of_pinned(pinned: PinnedModel, part: bytes | None, make: Callable[..., Any]) -> Any:
+    """``make``'s session on the ONNX as it was pinned, or on ``part`` of it, whose weights lie in its file.
+
+    Raises FileChangedError where a file was changed in place, and what ``make`` raises.
+    """
+    with pinned.at_a_path(with_all=part is not None) as path:
+        return make(path) if part is None else make(part, folder=os.path.dirname(path))
 
 
 def is_gone(failure: BaseException) -> bool:
@@ -41,15 +58,22 @@ class CpuFallback:
 
     One run now and then tries the device again: where it succeeds, all go there. ``make_session`` makes onnxruntime's
     CPU session on the ONNX when it is needed first. ``allowed`` is asked at the failure: the user may have changed it.
+    ``pinned``: files of its own that it holds open for that.
     """
 
-    def __init__(self, make_session: Callable[[], Any], allowed: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        make_session: Callable[[], Any],
+        allowed: Callable[[], bool] = lambda: True,
+        pinned: PinnedModel | None = None,
+    ) -> None:
         self.gone = False
         """The device is gone, and runs go to the CPU."""
         self.runs = 0
         """Runs on the CPU so far."""
         self._make_session = make_session
-        self._allowed = allowed
+        self.allowed = allowed
+        self._pinned = pinned
         self._session: Any = None
         self._refused = False  # the CPU cannot run it
         self._lock = threading.Lock()
@@ -58,7 +82,7 @@ class CpuFallback:
 
     def takes(self, failure: BaseException, label: str) -> bool:
         """Whether the run that failed so is to be run on the CPU. Others follow it there until the device is back."""
-        if self._refused or not is_gone(failure) or not self._allowed():
+        if self._refused or not is_gone(failure) or not self.allowed():
             return False
         try:
             with self._lock:
@@ -128,3 +152,5 @@ class CpuFallback:
         """Let go of the session. A run that has it ends well."""
         self._refused = True
         self._session = None
+        if self._pinned is not None:
+            self._pinned.close()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from .._executor.cpu_fallback import CpuFallback
+from .._executor.cpu_fallback import CpuFallback, gives_the_same_form, session_of_pinned
 from .._executor.executor import Executor
 from .._planning.decision import Decision
 from .._planning.session_options import EMPTY_MODEL, copy_options, cpu_session, overridden_dims
@@ -25,9 +26,12 @@ def cpu_fallback(
     """
     request, facts, made, so = decision.request, decision.facts, decision.plan, given.so
     source = facts.onnx_source
-    signature = executor.signature
-    raw = executor.options.output_dtype == "native" or any(port.raw for port in signature.inputs)
-    if request.strict or not made.use_onnx or source is None or raw:
+    if (
+        request.strict
+        or not made.use_onnx
+        or source is None
+        or not gives_the_same_form(executor.signature, executor.options)
+    ):
         return None
     if isinstance(source, str) and (pinned is None or os.path.abspath(source) != pinned.path):
         return None
@@ -40,12 +44,22 @@ def cpu_fallback(
     )
 
 
+def let_nodes_fall_back(given: Given, decision: Decision, executors: Iterable[Executor]) -> None:
+    """The same for the nodes of a model, whose ONNX the provider has looked for."""
+    for executor in executors:
+        fallback = executor.cpu_fallback
+        if fallback is not None and decision.request.strict:
+            fallback.close()
+            executor.cpu_fallback = None
+        elif fallback is not None:
+            fallback.allowed = partial(_may_fall_back, weakref.ref(given.session))
+
+
 def _make_session(source: str | bytes, pinned: PinnedModel | None, make: Any) -> Any:
     if isinstance(source, bytes):
         return make(source)
     assert pinned is not None
-    with pinned.at_a_path() as path:
-        return make(path)
+    return session_of_pinned(pinned, None, make)
 
 
 def _may_fall_back(of: weakref.ref[Any]) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnxruntime
 
+from .._executor.cpu_fallback import gives_the_same_form
 from .._options import PROVIDER
 from ..adapter.contract import AdapterError
 from ..files.compatibility import UNSUPPORTED, Compatibility
@@ -107,6 +108,8 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
         lines.append(f"health:    the device is gone, and runs go to the CPU: {fallback.runs} so far")
     elif fallback is not None and fallback.runs:
         lines.append(f"health:    the device was gone, and {fallback.runs} runs went to the CPU")
+    elif fallback is None:
+        lines.append(f"health:    no CPU where the device is gone: {_why_no_cpu(executor, state)}")
     buffers = executor.buffer_runs()
     if buffers.bound:
         lines.append(
@@ -126,6 +129,14 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
     for note in signature.notes:
         lines.append(f"note:      {note}")
     return lines
+
+
+def _why_no_cpu(executor: Executor, state: State) -> str:
+    if state.request is not None and state.request.strict:
+        return state.request.strict_by
+    if not gives_the_same_form(executor.signature, executor.options):
+        return "only the compiled model takes and gives this form"
+    return "the ONNX that it was compiled from is not known, or cannot be held open"
 
 
 def _of_batches(executor: Executor, split: Splitting) -> str:

@@ -24,7 +24,7 @@ from ..adapter.contract import Model
 from ..files import OnnxModel
 from ..files.compatibility import FAIL_ON_SUBOPTIMAL
 from ..files.pinned import FileChangedError, PinnedModel
-from .device_gone import cpu_fallback
+from .device_gone import cpu_fallback, let_nodes_fall_back
 from .load import lender_of, version_notes
 from .native import Given, start_on_cpu, start_on_nodes, start_on_npu, start_on_their_providers
 from .state import State
@@ -152,6 +152,7 @@ def _load(held: ExitStack, given: Given, state: State, decision: Decision, lende
             state.executor = load_planned(facts, made, options, lender, fixed, so, optimal_only=given.optimal_only)
         else:
             start_on_nodes(given, state, this)
+            let_nodes_fall_back(given, this, state.of_nodes)
 
     def may_fall_back(this: Decision, error: Exception) -> bool:
         return given.wants_fallback and _may_fall_back(this, error)

@@ -1,12 +1,15 @@
 """The device is gone: a session that has its ONNX and may fall back goes on with the CPU, and returns."""
 
 import asyncio
+import gc
 import logging
+import os
 import time
 
 import numpy as np
 import onnxruntime
 import pytest
+from support.models_in_parts import their_session, three_steps, write_in_parts
 from support.virtual_sessions import MODELS, X, session, virtual_rk3588
 
 import ort_rknn as ort
@@ -158,3 +161,116 @@ def test_a_deleted_onnx_is_still_held(npu, tmp_path):
         npu.fault("rknn_run", -3)
         right = on_the_cpu(MODELS / "conv_f16.onnx", {"x": X})
         np.testing.assert_array_equal(made.run(None, {"x": X})[0], right)
+
+
+PARTS_X = np.random.default_rng(3).standard_normal((1, 3, 8, 8), dtype=np.float32)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """The ONNX of a model in parts."""
+    return write_in_parts(tmp_path, three_steps())
+
+
+def goes_on_and_returns(npu, run, right):
+    """What ``run`` gives with the device, without it, and with it again."""
+    on_npu = run()
+    npu.fault("rknn_run", -3)
+    for _ in range(20):
+        for one, other in zip(run(), right):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    npu.clear_faults()
+    end = time.monotonic() + 30
+    while not all(np.array_equal(one, other) for one, other in zip(run(), on_npu)):  # each part tries by itself
+        assert time.monotonic() < end, "the device is not used again"
+        time.sleep(0.01)
+
+
+def whole_on_the_cpu(model, feed):
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, feed)
+
+
+@pytest.mark.parametrize("given", ["the ONNX", "the model in parts"])
+@pytest.mark.parametrize("schedule", [None, "0,1,2"])
+def test_a_model_in_parts(npu, parts, given, schedule):
+    model = parts if given == "the ONNX" else parts.with_name("m.rk3588_ctx.onnx")
+    right = whole_on_the_cpu(parts, {"x": PARTS_X})
+    with session(model, **({"schedule": schedule} if schedule else {})) as made:
+        goes_on_and_returns(npu, lambda: made.run(None, {"x": PARTS_X}), right)
+        assert made.explain().count("the device was gone") == 2
+        assert len([m for m in made.stats().models if m.fallback_runs]) == 2
+
+
+def test_a_model_in_parts_whose_onnx_is_gone(npu, parts):
+    right = whole_on_the_cpu(parts, {"x": PARTS_X})
+    with session(parts) as made:
+        parts.unlink()
+        npu.fault("rknn_run", -3)
+        for one, other in zip(made.run(None, {"x": PARTS_X}), right):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_in_parts_whose_onnx_was_changed(npu, parts):
+    with session(parts) as made:
+        with open(parts, "r+b") as file:
+            file.write(b"\0\0\0")
+        npu.fault("rknn_run", -3)
+        with pytest.raises(Exception, match="DEVICE_UNAVAILABLE"):
+            made.run(None, {"x": PARTS_X})
+
+
+def test_a_model_in_parts_without_its_onnx(npu, parts):
+    """explain() says of each part what is missing."""
+    parts.unlink()
+    with session(parts.with_name("m.rk3588_ctx.onnx")) as made:
+        assert made.explain().count("no CPU where the device is gone") == 2
+        npu.fault("rknn_run", -3)
+        with pytest.raises(Exception, match="DEVICE_UNAVAILABLE"):
+            made.run(None, {"x": PARTS_X})
+
+
+def test_a_strict_model_in_parts(npu, parts, monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_STRICT", "1")
+    with session(parts) as made:
+        npu.fault("rknn_run", -3)
+        with pytest.raises(Exception, match="DEVICE_UNAVAILABLE"):
+            made.run(None, {"x": PARTS_X})
+
+
+def test_a_model_in_parts_that_may_not_fall_back(npu, parts):
+    with session(parts) as made:
+        made.disable_fallback()
+        npu.fault("rknn_run", -3)
+        with pytest.raises(Exception, match="DEVICE_UNAVAILABLE"):
+            made.run(None, {"x": PARTS_X})
+        made.enable_fallback()
+        made.run(None, {"x": PARTS_X})
+
+
+@pytest.mark.parametrize("kind", ["a twin", "a model in parts"])
+def test_onnxruntimes_own_class(npu, parts, kind):
+    options = {"device": "virtual:rk3588"}
+    ort.register(**options)
+    if kind == "a twin":
+        run, feed, onnx = their_session(MODELS / "conv_f16.onnx", None, options).run, {"x": X}, MODELS / "conv_f16.onnx"
+    else:
+        model = parts.with_name("m.rk3588_ctx.onnx")
+        run, feed, onnx = their_session(model, None, options).run, {"x": PARTS_X}, parts
+    goes_on_and_returns(npu, lambda: run(None, feed), whole_on_the_cpu(onnx, feed))
+
+
+def test_nodes_give_back_what_they_hold(npu, parts):
+    def descriptors():
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    with session(parts) as made:
+        made.run(None, {"x": PARTS_X})
+    before = descriptors()
+    for _ in range(5):
+        with session(parts) as made:
+            npu.fault("rknn_run", -3)
+            made.run(None, {"x": PARTS_X})
+            npu.clear_faults()
+    del made
+    assert descriptors() <= before
