@@ -8,6 +8,7 @@ libraries loaded, only from places that root and this user alone can change, and
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import platform
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ort_rknn.adapter import SOC_CORES, AdapterError
 
@@ -73,7 +75,7 @@ def find_compiler(*, zig_only: bool = False) -> Compiler | None:
         chosen = os.environ.get("CC", "").strip()
         for text in (chosen,) if chosen else ("cc", "gcc", "clang"):
             try:
-                words = shlex.split(text)
+                words = shlex.split(text) if chosen else [text]
             except ValueError as error:
                 raise AdapterError(f"the environment variable CC is {chosen!r}, no command: {error}") from error
             found = _command(words[0]) if words else None
@@ -245,12 +247,19 @@ def check_soc(soc: str) -> None:
 
 
 def _stem(soc: str) -> str:
-    content = hashlib.sha256()
-    for path in sorted(_SOURCE.glob("*.[ch]")):
-        content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    content = _sources(_SOURCE).copy()
     content.update(repr((_FLAGS, _ZIG_FLAGS, soc)).encode())
     machine = sysconfig.get_config_var("MULTIARCH") or platform.machine()
     return f"{soc}-{machine}-{content.hexdigest()[:16]}"
+
+
+@functools.cache
+def _sources(folder: Path) -> Any:
+    """A hash of the sources, read once: they belong to the package, which stays as it is while it runs."""
+    content = hashlib.sha256()
+    for path in sorted(folder.glob("*.[ch]")):
+        content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return content
 
 
 def _file_name(soc: str, compiler: Compiler) -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "onnx_of_place",
     "other_places",
     "pick_in_folder",
+    "prefix_and_stem",
     "socs_in_name",
 ]
 
@@ -45,17 +46,23 @@ def names_of(soc: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((soc.lower(), family, *variants_of(family))))
 
 
-def other_places(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
+def prefix_and_stem(onnx_path: str | os.PathLike[str]) -> tuple[str, str]:
+    """What stands before an ONNX's name in its path, and the name without its suffix. Paths of what lies beside it are
+    made of these as text: there are some thirty for every session, most of them of nothing."""
+    path = Path(onnx_path)
+    return os.fspath(path).removesuffix(path.name), path.stem
+
+
+def other_places(onnx_path: str | os.PathLike[str], soc: str) -> tuple[str, ...]:
     """Where other programs put the compiled model of an ONNX: Ultralytics ``<stem>_rknn_model/<stem>-<soc>.rknn``,
     Immich ``rknpu/<soc>/<stem>.rknn`` and ``rknpu/<soc>/model.rknn``.
 
     The last one does not tell whose it is: it counts only where the folder holds no other ONNX.
     """
-    path = Path(onnx_path)
-    stem, folder = path.stem, path.parent
-    paths = [folder / f"{stem}{EXPORT_FOLDER}" / f"{stem}-{soc}.rknn", folder / _IMMICH / soc / f"{stem}.rknn"]
-    shared = folder / _IMMICH / soc / "model.rknn"
-    if stem != "model" and is_there(shared) and _is_only_onnx(path):
+    prefix, stem = prefix_and_stem(onnx_path)
+    paths = [f"{prefix}{stem}{EXPORT_FOLDER}/{stem}-{soc}.rknn", f"{prefix}{_IMMICH}/{soc}/{stem}.rknn"]
+    shared = f"{prefix}{_IMMICH}/{soc}/model.rknn"
+    if stem != "model" and is_there(shared) and _is_only_onnx(Path(onnx_path)):
         paths.append(shared)
     return tuple(paths)
 
@@ -77,8 +84,9 @@ def context_model_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Pa
 
 def find_context_models(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
     """Those of :func:`context_model_names` that are there, for the SoC's other names, too."""
-    named = [context_model_names(onnx_path, name)[0] for name in names_of(soc)]
-    return [path for path in (*named, context_model_names(onnx_path, soc)[-1]) if is_there(path)]
+    prefix, stem = prefix_and_stem(onnx_path)
+    named = [f"{prefix}{stem}.{name}_ctx.onnx" for name in names_of(soc)]
+    return [Path(path) for path in (*named, f"{prefix}{stem}_ctx.onnx") if is_there(path)]
 
 
 def onnx_of_place(rknn_path: str | os.PathLike[str]) -> tuple[Path, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._rknpu import SOC_CORES, SOC_VARIANTS, soc_family
-from .compiled_places import find_context_models, is_there, names_of, onnx_of_place, other_places
+from .compiled_places import find_context_models, is_there, names_of, onnx_of_place, other_places, prefix_and_stem
 from .origin import Origin, is_stale
 from .rknn import RknnFile
 
@@ -67,11 +67,10 @@ def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
     One that has an ONNX of its own full name beside it belongs to that: ``net_rk3588.rknn`` to ``net_rk3588.onnx``, not
     to ``net.onnx``."""
     names = names_of(_checked(soc))
-    named = [path for name in names for path in twin_names(onnx_path, name)[:-1]]
+    prefix, stem = prefix_and_stem(onnx_path)
+    named = [f"{prefix}{stem}{separator}{name}.rknn" for name in names for separator in ".-_"]
     named += [path for name in names for path in other_places(onnx_path, name)]
-    paths = (*named, twin_names(onnx_path, soc)[-1])
-    there = [p for p in paths if is_there(p)]
-    stem = Path(onnx_path).stem
+    there = [Path(path) for path in (*named, f"{prefix}{stem}.rknn") if is_there(path)]
     return [p for p in there if p.stem == stem or not os.path.isfile(p.with_suffix(".onnx"))]
 
 
