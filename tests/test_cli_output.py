@@ -1,5 +1,6 @@
 """Tables and JSON of the command line: with and without rich, on a terminal and in a pipe."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -9,7 +10,21 @@ import sys
 import pytest
 
 from ort_rknn._cli import output
-from ort_rknn._cli.output import Cell, Column, Table, live, rich_console, say, say_json, show
+from ort_rknn._cli.arguments import add_device_options, device_options, key_values
+from ort_rknn._cli.output import (
+    Cell,
+    Column,
+    Mistake,
+    Table,
+    check_writable,
+    live,
+    rich_console,
+    say,
+    say_json,
+    show,
+    write_text,
+)
+from ort_rknn._errors import OptionError
 
 
 class Terminal(io.StringIO):
@@ -96,3 +111,37 @@ def test_json_has_its_schema_first_and_only_what_json_can_hold(capsys):
     }
     assert next(iter(json.loads(text))) == "schema"
     assert output.printable(text, sys.stdout) == text
+
+
+# Arguments and files ----------------------------------------------------------------------------------------------
+
+
+def test_provider_options_on_the_command_line():
+    assert key_values("--option", ["schedule=0,1", "device=", "rknn_model=a=b.rknn", "schedule=2"]) == {
+        "schedule": "2",
+        "device": "",
+        "rknn_model": "a=b.rknn",
+    }
+    for bad in ("schedule", "=2", "", "="):
+        with pytest.raises(OptionError, match=f"--option '{bad}': expected KEY=VALUE"):
+            key_values("--option", [bad])
+
+
+def test_a_device_that_was_not_given_is_no_option():
+    parser = argparse.ArgumentParser()
+    add_device_options(parser)
+    assert device_options(parser.parse_args([])) == {}
+    assert device_options(parser.parse_args(["--device", "rk3588"])) == {"device": "rk3588"}
+
+
+@pytest.mark.parametrize("name", ["", "none/report.txt", "a\0b"])
+def test_a_report_that_cannot_be_written(tmp_path, name):
+    with pytest.raises(Mistake, match=r"(Is a directory|No such file or directory|null)"):
+        write_text(f"{tmp_path}/{name}", "x")
+
+
+def test_a_report_is_refused_before_it_is_made(tmp_path):
+    check_writable(str(tmp_path / "report.txt"))
+    for path in (tmp_path, tmp_path / "none" / "report.txt"):
+        with pytest.raises(Mistake, match="cannot be written"):
+            check_writable(str(path))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ort_rknn._cli.arguments import add_key_values, key_values
 from ort_rknn.adapter import Command, hookimpl
 
 _EPILOG = (
@@ -31,9 +32,7 @@ def _fill(parser: argparse.ArgumentParser) -> None:
         "only: the NPU or an error",
     )
     parser.add_argument("--device", metavar="NAME", help="the NPU for every session: rk3588, virtual:rk3588 ...")
-    parser.add_argument(
-        "--options", metavar="KEY=VALUE", action="append", default=[], help="a provider option for every session"
-    )
+    add_key_values(parser, "--options", "a provider option for every session")
     parser.add_argument("--report", action="store_true", help="at the end, tell on stderr what each session got")
     parser.add_argument("--json", action="store_true", help="the same as one JSON object, in the last line of stderr")
     parser.add_argument("--trace", metavar="FILE", help="write what each run did and when, for ui.perfetto.dev")
@@ -52,12 +51,6 @@ def run(argv: Sequence[str]) -> int:
     given = parser.parse_args(ours)
     if module is None and program is None:
         parser.error("expected a program: APP.py or -m MODULE")
-    options: dict[str, object] = {}
-    for text in given.options:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            parser.error(f"--options {text!r}: expected KEY=VALUE")
-        options[key] = value
     from ort_rknn._errors import OptionError, bare_message
     from ort_rknn_rknnlite import offer
 
@@ -65,6 +58,7 @@ def run(argv: Sequence[str]) -> int:
     from ._program import NoProgram, run_module, run_script
 
     try:
+        options = key_values("--options", given.options)
         install(given.policy, device=given.device, options=options, report=given.report)
     except OptionError as error:
         parser.error(bare_message(error))

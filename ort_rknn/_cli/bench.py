@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._errors import OptionError, bare_message
 from ..adapter.command import Command
 from . import schemas
+from .arguments import add_device, device_options
 from .output import (
     FAILED,
     FINE,
@@ -21,10 +22,12 @@ from .output import (
     Table,
     add_json_option,
     check_file,
+    check_writable,
     live,
     one_line,
     say,
     say_json,
+    write_text,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "models", metavar="MODEL", nargs="+", help="an .onnx or .rknn file; several: who gets which cores"
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="about how long it may take (default: 20)")
-    parser.add_argument("--device", metavar="NAME", help="rk3588, virtual:rk3588 ... (default: ORT_RKNN_DEVICE)")
+    add_device(parser)
     parser.add_argument("--html", metavar="FILE", help="write one HTML page with tables and plots")
     parser.add_argument(
         "--compare", metavar="OLD.json", help="compare with what --json printed earlier; 1 where slower"
@@ -50,7 +53,7 @@ def run(given: argparse.Namespace) -> int:
     """Measure, and print what was found."""
     for model in given.models:
         check_file(model)
-    options = {"device": given.device} if given.device else {}
+    options = device_options(given)
     if len(given.models) > 1 and (given.html or given.compare):
         raise Mistake("--html and --compare take one model", USAGE)
     try:
@@ -66,7 +69,7 @@ def _alone(given: argparse.Namespace, options: dict[str, Any]) -> int:
 
     before = _older(given.compare)
     if given.html:
-        _check_writable(given.html)
+        check_writable(given.html)
     model = given.models[0]
     if given.json:
         report = bench(model, seconds=given.seconds, options=options)
@@ -83,7 +86,9 @@ def _alone(given: argparse.Namespace, options: dict[str, Any]) -> int:
             report = bench(model, seconds=given.seconds, options=options, progress=progress)
     changes = _changes(report, before)
     if given.html:
-        _write_page(given.html, report)
+        from .._bench.page import page
+
+        write_text(given.html, page(report))
     if given.json:
         told_changes = [_change_as_json(change) for change in changes]
         say_json("bench", {"report": report.as_json(), "together": None, "changes": told_changes})
@@ -164,23 +169,6 @@ def _changes(report: BenchReport, before: dict[str, float] | None) -> list[Chang
 def _change_as_json(change: Change) -> dict[str, Any]:
     names = ("name", "before", "now", "ratio", "slower")
     return {name: getattr(change, name) for name in names}
-
-
-def _check_writable(path: str) -> None:
-    """Before twenty seconds are spent."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.access(folder, os.W_OK):
-        raise Mistake(f"{path}: cannot be written", USAGE)
-
-
-def _write_page(path: str, report: BenchReport) -> None:
-    from .._bench.page import page
-
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(page(report))
-    except OSError as error:
-        raise Mistake(f"{path}: {error.strerror or error}") from None
 
 
 def _together(given: argparse.Namespace, options: dict[str, Any]) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapter.command import Command
 from . import schemas
-from .devices import add_device_options, device_options
+from .arguments import add_device_options, device_options
 from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, say, say_json
 
 if TYPE_CHECKING:

@@ -8,22 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapter.command import Command
 from . import schemas
+from .arguments import add_device_options, device_options
 from .output import FAILED, FINE, USAGE, Cell, Column, Mistake, Table, add_json_option, say, say_json, show
 
 if TYPE_CHECKING:
     from ..adapter.contract import Absence, Device
-
-
-def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """The options that choose a device, as provider options of the same names do."""
-    parser.add_argument("--device", metavar="NAME", help="rk3588, virtual:rk3588 ... (default: ORT_RKNN_DEVICE)")
-    parser.add_argument("--adapter", metavar="NAME", help="the adapter that must serve it")
-    parser.add_argument("--runtime-library", metavar="PATH", help="the runtime library to use")
-
-
-def device_options(given: argparse.Namespace) -> dict[str, object]:
-    keys = ("device", "adapter", "runtime_library")
-    return {key: value for key in keys if (value := getattr(given, key)) is not None}
 
 
 def run(given: argparse.Namespace) -> int:

@@ -7,12 +7,12 @@ import os
 
 from ..adapter.command import Command
 from . import schemas
+from .arguments import add_device
 from .output import (
     FAILED,
     FINE,
     Cell,
     Column,
-    Mistake,
     Style,
     Table,
     add_json_option,
@@ -20,6 +20,7 @@ from .output import (
     say,
     say_json,
     show,
+    write_text,
 )
 
 _STYLES: dict[str, Style] = {"ok": "good", "warning": "warn", "failure": "bad"}
@@ -27,7 +28,7 @@ _STYLES: dict[str, Style] = {"ok": "good", "warning": "warn", "failure": "bad"}
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", help="an .onnx or .rknn file to look at too")
-    parser.add_argument("--device", metavar="NAME", help="rk3588, virtual:rk3588 ... (default: ORT_RKNN_DEVICE)")
+    add_device(parser)
     parser.add_argument("--report", metavar="FILE", help="write one text file to send to somebody who helps")
     add_json_option(parser)
 
@@ -40,11 +41,7 @@ def run(given: argparse.Namespace) -> int:
         check_file(given.model)
     found = doctor(given.model, device=given.device)
     if given.report is not None:
-        try:
-            with open(given.report, "w", encoding="utf-8") as file:
-                file.write(found.report())
-        except OSError as error:
-            raise Mistake(f"{given.report}: {error.strerror or error}") from None
+        write_text(given.report, found.report())
     if given.json:
         say_json("doctor", found.as_json())
         return FAILED if found.failures else FINE

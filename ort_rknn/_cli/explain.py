@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapter.command import Command
 from . import schemas
-from .devices import add_device_options, device_as_json, device_options
+from .arguments import add_device_options, add_key_values, device_options, key_values
+from .devices import device_as_json
 from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, one_line, say, say_json
 
 if TYPE_CHECKING:
@@ -23,9 +24,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tp-mode", metavar="MODE", help="split each run: auto, all, 0, 1, 2, 0,1 or 0,1,2 (latency)")
     parser.add_argument("--rknn-model", metavar="PATH", help="the compiled model to use")
     parser.add_argument("--onnx-model", metavar="PATH", help="the ONNX that a given .rknn was made from")
-    parser.add_argument(
-        "--option", metavar="KEY=VALUE", action="append", default=[], help="any other provider option; may be repeated"
-    )
+    add_key_values(parser, "--option", "any other provider option; may be repeated")
     add_json_option(parser)
 
 
@@ -42,11 +41,7 @@ def run(given: argparse.Namespace) -> int:
     for key in ("schedule", "threads_per_core", "tp_mode", "rknn_model", "onnx_model"):
         if (value := getattr(given, key)) is not None:
             options[key] = value
-    for text in given.option:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise Mistake(f"--option {text!r}: expected KEY=VALUE", USAGE)
-        options[key] = value
+    options |= key_values("--option", given.option)
     check_file(given.model)
     theirs = [x for x in vars(state).values() if isinstance(x, type) and issubclass(x, Exception)]
     expected: tuple[type[Exception], ...] = (*theirs, AdapterError, OSError, ValueError)

@@ -67,6 +67,22 @@ def check_file(path: str) -> None:
         raise Mistake(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
+def check_writable(path: str) -> None:
+    """Raise Mistake where a report could not be written to ``path``: before the time is spent that it takes."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.access(folder, os.W_OK):
+        raise Mistake(f"{path}: cannot be written", USAGE)
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a report. Raises Mistake where it cannot be written."""
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except (OSError, ValueError) as error:  # the latter: a NUL in the path
+        raise Mistake(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
 # Tables -----------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,22 @@ from typing import TYPE_CHECKING
 
 from ..adapter.command import Command
 from . import schemas
-from .output import FAILED, FINE, Cell, Column, Mistake, Style, Table, add_json_option, printable, say, say_json, show
+from .arguments import add_device
+from .output import (
+    FAILED,
+    FINE,
+    Cell,
+    Column,
+    Style,
+    Table,
+    add_json_option,
+    check_writable,
+    printable,
+    say,
+    say_json,
+    show,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from .._selftest.subject import Line
@@ -19,7 +34,7 @@ _STYLES: dict[str, Style] = {"ok": "good", "told": "", "failure": "bad", "left o
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", metavar="NAME", help="rk3588, virtual:rk3588 ... (default: ORT_RKNN_DEVICE)")
+    add_device(parser)
     parser.add_argument("--adapter", metavar="NAME", help="this adapter only")
     parser.add_argument("--quick", action="store_true", help="shorter measurements")
     parser.add_argument("--report", metavar="FILE", help="write one text file to send")
@@ -30,13 +45,11 @@ def run(given: argparse.Namespace) -> int:
     """Run all checks."""
     from .._selftest.selftest import selftest
 
+    if given.report is not None:
+        check_writable(given.report)
     found = selftest(device=given.device, adapter=given.adapter, quick=given.quick, progress=_progress)
     if given.report is not None:
-        try:
-            with open(given.report, "w", encoding="utf-8") as file:
-                file.write(found.report())
-        except OSError as error:
-            raise Mistake(f"{given.report}: {error.strerror or error}") from None
+        write_text(given.report, found.report())
     good = bool(found.tested) and not found.failures
     if given.json:
         say_json("selftest", found.as_json())

@@ -12,6 +12,7 @@ from .._errors import OptionError, bare_message
 from ..adapter.command import Command
 from ..adapter.plugins import COMMANDS, brought
 from . import schemas
+from .arguments import add_device, add_key_values, device_options, key_values
 from .output import FINE, Cell, Column, Mistake, Table, add_json_option, check_file, one_line, say, say_json, show
 
 if TYPE_CHECKING:
@@ -29,13 +30,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", default="trace.pftrace", help="default: trace.pftrace")
-    parser.add_argument("--device", metavar="NAME", help="rk3588, virtual:rk3588 ... (default: ORT_RKNN_DEVICE)")
+    add_device(parser)
     parser.add_argument("--runs", type=int, default=50, help="of a MODEL, by each caller (default: 50)")
     parser.add_argument("--callers", type=int, default=1, help="threads that call a MODEL (default: 1)")
     parser.add_argument("--layers", action="store_true", help="also how long each layer of a MODEL takes on the NPU")
-    parser.add_argument(
-        "--option", metavar="KEY=VALUE", action="append", default=[], help="a provider option, such as schedule=0,1,2"
-    )
+    add_key_values(parser, "--option", "a provider option, such as schedule=0,1,2")
     add_json_option(parser)
 
 
@@ -47,12 +46,7 @@ def run(given: argparse.Namespace) -> int:
         _add_options(after)
         after.parse_args(given.arguments, given)
     check_file(given.what)
-    options: dict[str, object] = {"device": given.device} if given.device else {}
-    for text in given.option:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise OptionError(f"--option {text!r}: expected KEY=VALUE")
-        options[key] = value
+    options = {**device_options(given), **key_values("--option", given.option)}
     if program:
         if given.json:
             raise OptionError("--json is for a MODEL: what a program prints is its own")

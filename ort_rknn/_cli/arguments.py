@@ -1,0 +1,42 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+from .._errors import OptionError
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--device``."""
+    parser.add_argument("--device", metavar="NAME", help="rk3588, virtual:rk3588 ... (default: ORT_RKNN_DEVICE)")
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that choose a device, as provider options of the same names do."""
+    add_device(parser)
+    parser.add_argument("--adapter", metavar="NAME", help="the adapter that must serve it")
+    parser.add_argument("--runtime-library", metavar="PATH", help="the runtime library to use")
+
+
+def device_options(given: argparse.Namespace) -> dict[str, object]:
+    """What was given of :func:`add_device` or :func:`add_device_options`, as provider options."""
+    keys = ("device", "adapter", "runtime_library")
+    return {key: value for key in keys if (value := getattr(given, key, None)) is not None}
+
+
+def add_key_values(parser: argparse.ArgumentParser, flag: str, meaning: str) -> None:
+    """Adds ``flag``, which is given any number of times, each time with KEY=VALUE. :func:`key_values` reads it."""
+    parser.add_argument(flag, metavar="KEY=VALUE", action="append", default=[], help=meaning)
+
+
+def key_values(flag: str, given: Iterable[str]) -> dict[str, object]:
+    """Provider options from the arguments of ``flag``; the last one of a name counts. Raises OptionError."""
+    options: dict[str, object] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise OptionError(f"{flag} {text!r}: expected KEY=VALUE")
+        options[key] = value
+    return options
