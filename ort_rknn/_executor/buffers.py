@@ -13,7 +13,7 @@ import stat
 import threading
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -217,10 +217,19 @@ class BufferRuns:
 
 def sum_of(counts: Iterable[BufferRuns]) -> BufferRuns:
     """Those of several contexts together."""
+    counts = list(counts)
     total = BufferRuns()
     for one in counts:
         total.bound += one.bound
         total.copied += one.copied
-        for reason, number in one.usual.copy().items():
-            total.usual[reason] = total.usual.get(reason, 0) + number
+    total.usual = sums(one.usual.copy() for one in counts)
+    return total
+
+
+def sums(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """By key: all of them together."""
+    total: dict[str, int] = {}
+    for one in counts:
+        for key, number in one.items():
+            total[key] = total.get(key, 0) + number
     return total

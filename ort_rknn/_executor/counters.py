@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from .._concurrency.forks import renewed_in_child
+from .buffers import sums
 
 if TYPE_CHECKING:
     from .lanes import Lane, Lease
@@ -101,13 +102,10 @@ def gather(
 
     Runs that end meanwhile may be in one of two sums and not yet in the other.
     """
-    unbound: dict[str, int] = {}
+    leases = list(leases)
     idle = {id(lease) for lane in lanes for lease in lane.idle()}
     cores: dict[str, CoreStats] = {}
     for lease in leases:
-        usual = lease.buffer_runs.usual.copy()
-        for reason, number in usual.items():
-            unbound[reason] = unbound.get(reason, 0) + number
         one = CoreStats(
             contexts=1,
             in_use=int(id(lease) not in idle),
@@ -122,11 +120,12 @@ def gather(
             bytes_converted=lease.converted,
             bytes_copied=lease.buffer_runs.copied,
             bound_runs=lease.buffer_runs.bound,
-            unbound_runs=sum(usual.values()),
+            unbound_runs=sum(lease.buffer_runs.usual.copy().values()),
         )
         cores[lease.label] = cores.get(lease.label, CoreStats()) + one
     for core, (times, out) in outages.items():
         cores[core] = replace(cores[core], outages=times, out=int(out))
+    unbound = sums(lease.buffer_runs.usual.copy() for lease in leases)
     return ModelStats(label, cores, sum(lane.queued() for lane in lanes), cpu_calls, fallback_runs, unbound)
 
 
@@ -141,16 +140,13 @@ def merged(models: Iterable[ModelStats]) -> list[ModelStats]:
         cores = dict(before.cores)
         for label, core in one.cores.items():
             cores[label] = cores.get(label, CoreStats()) + core
-        unbound = dict(before.unbound)
-        for reason, number in one.unbound.items():
-            unbound[reason] = unbound.get(reason, 0) + number
         out[one.model] = ModelStats(
             one.model,
             cores,
             before.queued + one.queued,
             before.cpu_calls + one.cpu_calls,
             before.fallback_runs + one.fallback_runs,
-            unbound,
+            sums((before.unbound, one.unbound)),
         )
     return list(out.values())
 

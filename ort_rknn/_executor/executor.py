@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._concurrency.forks import keep, leave_out_exit_handlers
+from .._concurrency.interrupts import start_thread
 from .._concurrency.pacer import Pacer
 from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, ort_error
 from .._options import PRIORITIES, Options
@@ -420,15 +421,15 @@ class Executor:
         on_health_thread = self._health is not None and self._health.is_watcher()
         if on_health_thread or any(lane.is_worker() for lane in self._lanes):
             # The collector may end a session anywhere. A worker cannot wait for itself.
-            threading.Thread(target=self.close, args=(why,), name="ort_rknn close").start()
+            start_thread(threading.Thread(target=self.close, args=(why,), name="ort_rknn close"))
             return
         if any(lease.left_until is not None for lease in self._leases):
             # A run that was left still has its context. Nobody waits for that but a thread of its own, which the
             # end of the process does not wait for either.
             self._end = self._end or why
             if not self._closes_later:
-                self._closes_later = True
-                threading.Thread(target=self._close_later, name="ort_rknn close", daemon=True).start()
+                start_thread(threading.Thread(target=self._close_later, name="ort_rknn close", daemon=True))
+                self._closes_later = True  # where no thread can be had, the next close() tries again
             return
         with self._closing:
             if self._inherited:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from .._concurrency.interrupts import start_thread
 from ..adapter.contract import AdapterError, RknnError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Health:
         if self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="ort_rknn health", daemon=True)
             try:
-                self._thread.start()
+                start_thread(self._thread)
             except RuntimeError:  # no thread can be had: it stays in
                 self._thread, core.out = None, False
 

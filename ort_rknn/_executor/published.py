@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._concurrency.forks import renewed_in_child
+from .._concurrency.interrupts import start_thread
 from .._environment import switched_on
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def begin(read: Reader) -> None:
             return
         made = Publisher(read)
         try:
-            made.thread.start()
+            start_thread(made.thread)
         except RuntimeError:  # the interpreter ends, or there are too many threads
             return
         _publisher = made

@@ -8,6 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._concurrency import forks
+from .._concurrency.interrupts import start_thread
+from .._concurrency.one_shot import Awaited
 from .._errors import bare_message
 from .._executor.run_settings import asynchronous
 
@@ -15,30 +17,26 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 
-class UnderWay:
+class UnderWay(Awaited):
     """A call of ``run_async`` that onnxruntime may still work on. Its session must not be destroyed meanwhile:
     onnxruntime's threads would go on in what is gone."""
 
-    __slots__ = ("_over", "ended", "thread")
+    __slots__ = ("thread",)
 
     def __init__(self) -> None:
-        self.ended = False
+        super().__init__()
         self.thread = 0
         """The one that is inside of the callback."""
-        self._over = threading.Lock()
-        self._over.acquire()
 
     def finish(self) -> None:
-        """Idempotent."""
+        """As :meth:`Awaited.finish`; idempotent."""
         if not self.ended:
-            self.ended = True
-            self._over.release()
+            super().finish()
 
     def wait(self) -> None:
-        # With a bound: an interrupt may leave the lock taken.
-        while not self.ended:
-            if self._over.acquire(timeout=0.1):
-                self._over.release()
+        """As :meth:`Awaited.wait`, for any number of threads: the interrupt of one may leave the lock taken."""
+        while not self.wait_for(0.1):
+            pass
 
 
 class Callback:
@@ -100,7 +98,7 @@ def drop(leaving: list[Any], calls: set[UnderWay]) -> None:
         return
     still = calls.copy()
     if any(call.thread == threading.get_ident() for call in still):
-        threading.Thread(target=partial(_wait_and_drop, leaving, still), name="ort_rknn close").start()
+        start_thread(threading.Thread(target=partial(_wait_and_drop, leaving, still), name="ort_rknn close"))
     else:
         _wait_and_drop(leaving, still)
 
