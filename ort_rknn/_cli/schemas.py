@@ -297,6 +297,7 @@ CHECK = {
                 "place": rows(whole(), "index of the largest difference"),
                 "relative": number("the largest difference, relative"),
                 "same_top": maybe(number("share of samples whose largest element is the same one")),
+                "same": maybe(number("share of the values that are equal; null for floats")),
                 "unlike": maybe(text()),
                 "problem": maybe(text("why it is not within the bound")),
             }

@@ -62,7 +62,7 @@ def _progress(text: str) -> None:
 COMMAND = Command(
     name="toolkit",
     summary="install the vendor's converter, or show where it is",
-    description="'install' makes an environment with rknn-toolkit2 in the user's cache (some 6 GB, about four "
+    description="'install' makes an environment with rknn-toolkit2 in the user's cache (some 6 GB, three to eight "
     "minutes); 'status' shows the one that would be used.",
     add_arguments=_add_arguments,
     run=run,

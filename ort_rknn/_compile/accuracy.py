@@ -61,6 +61,9 @@ class OutputAccuracy:
     unlike: str = ""
     """Why the two cannot be compared: shapes that differ, values that are not finite."""
     samples: int = 0
+    _equal: int = 0
+    _counted: int = 0
+    """Elements that were compared exactly, for what is no floating-point number; how many were equal."""
     _same_top: int = 0
     _tops: int = 0
     _axis: int = 0
@@ -71,6 +74,12 @@ class OutputAccuracy:
         want, got = np.asarray(want), np.asarray(got)
         if want.shape != got.shape:
             self.unlike = f"the ONNX gives {list(want.shape)}, the compiled model {list(got.shape)}"
+            return
+        if want.dtype.kind != "f":
+            self._equal += int(np.count_nonzero(want == got))
+            self._counted += want.size
+        if want.dtype.kind not in "biuf":  # text, or maps
+            self.samples += 1
             return
         if want.ndim == 2 and want.shape[1] > 1:
             self._same_top += int((want.argmax(1) == got.argmax(1)).sum())
@@ -113,6 +122,11 @@ class OutputAccuracy:
         return self._same_top / self._tops if self._tops else None
 
     @property
+    def same(self) -> float | None:
+        """Share of the elements that are equal, for outputs of integers, bool or text; else None."""
+        return self._equal / self._counted if self._counted else None
+
+    @property
     def mixed(self) -> bool:
         """Whether the output holds slices of very different size, as boxes and scores are."""
         return len(self._groups) > 1
@@ -121,6 +135,8 @@ class OutputAccuracy:
         """What breaks the bound; None where it holds."""
         if self.unlike:
             return self.unlike
+        if self.same is not None:
+            return f"{self.same:.2%} of the values are the same" if self.spent(accuracy) > 1 else None
         if self.cosine < accuracy:
             return f"cosine {self.cosine:.4f} < {accuracy:g}"
         for group, allowed in self._bounded(accuracy):
@@ -132,6 +148,10 @@ class OutputAccuracy:
         """How much of the bound the errors use up: 0 where both are equal, above 1 where the bound is broken."""
         if self.unlike:
             return math.inf
+        if self.same is not None:
+            # Labels and masks: as many must be the same. Or the numbers are as near as those of a picture are.
+            numbers = any(group.high > 1 or group.low < 0 for group in self._groups)
+            return min(1 - self.same, 1 - self.cosine if numbers else 1.0) / (1 - accuracy)
         shares = [group.largest / allowed for group, allowed in self._bounded(accuracy)]
         return max((1 - self.cosine) / (1 - accuracy), *shares, 0.0)
 
@@ -153,6 +173,7 @@ class OutputAccuracy:
             "place": list(self.place),
             "relative": self.relative,
             "same_top": self.same_top,
+            "same": self.same,
             "unlike": self.unlike,
         }
 
@@ -187,6 +208,7 @@ def lines_of(outputs: Sequence[OutputAccuracy], accuracy: float) -> list[str]:
     for one in outputs:
         problem = one.problem(accuracy)
         top = f", same top-1 {one.same_top:.1%}" if one.same_top is not None else ""
+        top += f", the same {one.same:.2%}" if one.same is not None else ""
         at = f" at {list(one.place)}" if one.place else ""
         verdict = f"NOT within the bound: {problem}" if problem else "within the bound"
         errors = f"largest error {one.largest:.4g}{at}, relative {one.relative:.3g}"

@@ -15,12 +15,12 @@ from onnx import helper
 from ..files import OnnxModel
 from .accuracy import OutputAccuracy
 from .calibration import Data, Fit, Samples, forms_of, read_samples
-from .converter import BuildSpec, Converter
+from .converter import Converter
 from .cuts import Plan
 from .layers import LayerError
-from .measure import Reference, compare, simulate_parts, spread
+from .measure import Reference, compare, compiled_names, simulate_parts, spread
 from .observe import Observed, observe, random_feeds
-from .partition import GraphPart
+from .parts import BuiltPart
 from .prepare import prepare
 from .recipe import Recipe
 from .record import BuildRecord, RecordError
@@ -111,9 +111,9 @@ def on_simulator(
             )
             made, reference = recipe.build(plan, [fed.feed(index) for index in indices[:2]])
             progress(f"{len(indices)} samples on the simulator")
-            parts = [(each.part, each.spec) for each in made.built]
-            found = compare(reference, fed, indices, simulate_parts(converter, parts, reference, fed, indices))
-            return found, _layers(converter, parts, reference, fed, progress) if layers else ()
+            outputs = simulate_parts(converter, made.built, reference, fed, indices)
+            found = compare(reference, fed, indices, outputs)
+            return found, _layers(converter, made.built, reference, fed, progress) if layers else ()
 
 
 def _check_shapes(record: BuildRecord, signature: OnnxModel) -> None:
@@ -128,7 +128,7 @@ def _check_shapes(record: BuildRecord, signature: OnnxModel) -> None:
 
 def _layers(
     converter: Converter,
-    parts: Sequence[tuple[GraphPart, BuildSpec]],
+    parts: Sequence[BuiltPart],
     reference: Reference,
     samples: Samples,
     progress: Callable[[str], None],
@@ -136,11 +136,12 @@ def _layers(
     """Part by part, each fed what the ONNX computes for the first sample."""
     feed, raw = samples.feed(0), samples.raw(0)
     found: list[LayerError] = []
-    for number, (part, spec) in enumerate(parts):
+    for number, each in enumerate(parts):
         progress(f"the layers of part {number + 1} of {len(parts)}")
-        if converter.last is not spec:
-            converter.build(spec)
-        inputs = dict(zip(part.inputs, reference.run(feed, part.inputs)))
+        if converter.last is not each.spec:
+            converter.build(each.spec)
+        names, _ = compiled_names(each)
+        inputs = dict(zip(names, reference.run(feed, names)))
         found += converter.layer_errors([raw.get(name, value) for name, value in inputs.items()])
     return tuple(found)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _WORKER = Path(__file__).with_name("worker.py")
 #: Bound for one request in seconds; a hybrid quantization of a large model takes minutes.
 _SECONDS = 3600.0
+#: Of an exception's text: so many characters are told.
+_LONGEST = 300
 
 
 class ConversionError(Exception):
@@ -243,7 +246,7 @@ class Converter:
             return BuildLog((), (), ())
 
     def _refused(self, name: str, answer: Mapping[str, Any], log: BuildLog) -> ConversionError:
-        said = "; ".join(log.problems[:4]) or answer["error"]
+        said = "; ".join(log.problems[:4]) or _last_words(answer["error"])
         step = f" in {answer['step']}" if answer["step"] else ""
         return ConversionError(
             f"{name}: the toolkit refused it{step}: {said}. Its whole output: {self.log}",
@@ -276,6 +279,14 @@ def _read_line(stream: IO[str], seconds: float) -> str:
     if not select.select([stream], [], [], seconds)[0]:
         raise ConversionError(f"the toolkit has not answered for {seconds:.0f} seconds; it was ended")
     return stream.readline()
+
+
+def _last_words(error: str) -> str:
+    """What an exception says, without the tracebacks that the toolkit puts into its text."""
+    head, _, trace = error.partition("Traceback (most recent call last)")
+    raised: list[str] = re.findall(r"^(?:\w+\.[\w.]+|\w*(?:Error|Exception)): .+$", trace, re.MULTILINE)
+    said = raised[-1].strip() if raised else head
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
 
 
 def _died(code: int | None) -> str:

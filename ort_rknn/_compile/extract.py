@@ -67,6 +67,9 @@ def extract(
 def value_of(
     name: str, observed: Observed, dims: Mapping[str, Sequence[int | str]] | None = None
 ) -> onnx.ValueInfoProto:
-    """A tensor's declaration, of the observed type, and of the observed shape where ``dims`` has no other."""
+    """A tensor's declaration, of the observed type, and of the observed shape where ``dims`` has no other. What was not
+    observed, a sequence say, has its name alone: onnxruntime infers the type of an output."""
+    if name not in observed.shapes:
+        return onnx.ValueInfoProto(name=name)
     shape = (dims or {}).get(name, observed.shapes[name])
     return helper.make_tensor_value_info(name, observed.elem_types[name], shape)

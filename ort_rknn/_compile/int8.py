@@ -146,8 +146,7 @@ class Search:
         feeds = [self.samples.feed(index) for index in spread(self.samples.count, 2)]
         made, reference = self.recipe.build(plan, feeds, self.refusal)
         indices = spread(self.samples.count, _JUDGED)
-        parts = [(each.part, each.spec) for each in made.built]
-        outputs = simulate_parts(self.recipe.converter, parts, reference, self.samples, indices)
+        outputs = simulate_parts(self.recipe.converter, made.built, reference, self.samples, indices)
         found = compare(reference, self.samples, indices, outputs)
         return Attempt(plan, tuple(found), quantized_share(made), made, time.monotonic() - started, self.accuracy)
 

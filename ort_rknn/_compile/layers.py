@@ -13,12 +13,13 @@ from dataclasses import dataclass
 _STAMP = re.compile(r"^(?:\x1b\[[0-9;]*m)*[DIWE](?:\x1b\[[0-9;]*m)* RKNN: \[[0-9:.]+\] ?")
 _ROW = re.compile(
     r"^(?P<id>\d+)\s+(?P<type>\S+)\s+(?P<dtype>\S+)\s+(?P<target>NPU|CPU|GPU)\s+(?P<shapes>.+?)\s+"
-    r"(?P<cycles>\d+/\d+/\d+)\s+(?P<rw>\d+)\s+(?P<name>\S+)\s*$"
+    r"(?P<cycles>\d+/\d+/\d+)\s+(?:[\d.]+%\s+)?(?P<rw>\d+)\s+(?P<name>\S+)\s*$"  # rk3576's has a share of zeros
 )
 _NO_LOWERING = re.compile(r"No lowering found for: (?P<name>.*), node type = (?P<type>[^,\s]+)")
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
-#: Lines of a traceback, whose last line says what was wrong, and the toolkit's own version.
-_TRACE = re.compile(r"Traceback \(most|: +File \"|: {3,}|\^{3}|toolkit2 version")
+#: Lines of a traceback, whose last line says what was wrong, the toolkit's own version, and the node that it was at
+#: when all of the graph was refused.
+_TRACE = re.compile(r"Traceback \(most|: +File \"|: {3,}|\^{3}|toolkit2 version|^name: *OpType")
 _PROBLEM = re.compile(r"^(?:E |E RKNN: \[[0-9:.]+\] )(?P<text>.+)$")
 
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from .accuracy import OutputAccuracy
 from .calibration import Samples
-from .converter import BuildSpec, ConversionError, Converter
+from .converter import ConversionError, Converter
 from .extract import extract
 from .observe import Observed
-from .partition import GraphPart
+from .parts import BuiltPart
 
 Array = NDArray[Any]
 
@@ -83,7 +83,7 @@ def calibration_list(reference: Reference, samples: Samples, inputs: Sequence[st
 
 def simulate_parts(
     converter: Converter,
-    parts: Sequence[tuple[GraphPart, BuildSpec]],
+    parts: Sequence[BuiltPart],
     reference: Reference,
     samples: Samples,
     indices: Sequence[int],
@@ -91,27 +91,39 @@ def simulate_parts(
     """The model's outputs for the samples ``indices``: parts on the simulator, what is between them on the CPU.
 
     The simulator answers only for the model that was built last, so every part is built again unless it is that one.
+    Outputs that a part was compiled without, constants say, are the ONNX's.
     """
     known = list(samples.forms)
     values = [samples.feed(index) for index in indices]
-    for part, spec in parts:
-        behind = reference.between(known, part.inputs)
-        if converter.last is not spec:
-            converter.build(spec)
+    for each in parts:
+        inputs, outputs = compiled_names(each)
+        behind = reference.between(known, inputs)
+        if converter.last is not each.spec:
+            converter.build(each.spec)
         for index, held in zip(indices, values):
-            feeds = dict(zip(part.inputs, behind(held)))
+            feeds = dict(zip(inputs, behind(held)))
             raw = samples.raw(index)
             ready = [raw.get(n, v) for n, v in feeds.items()]
-            outputs = converter.simulate(ready, ["nchw"] * len(ready))
-            if len(outputs) != len(part.outputs):
-                raise ConversionError(f"the simulator gave {len(outputs)} outputs of {len(part.outputs)}")
-            for name, value in zip(part.outputs, outputs):
+            made = converter.simulate(ready, ["nchw"] * len(ready))
+            if len(made) != len(outputs):
+                raise ConversionError(f"the simulator gave {len(made)} outputs of {len(outputs)}")
+            for name, value in zip(outputs, made):
                 held[name] = np.asarray(value, _dtype(reference.observed, name)).reshape(
                     reference.observed.shapes[name]
                 )
-        known += [name for name in part.outputs if name not in known]
+        known += [name for name in outputs if name not in known]
     finish = reference.between(known, reference.outputs)
     return [list(finish(held)) for held in values]
+
+
+def compiled_names(each: BuiltPart) -> tuple[list[str], list[str]]:
+    """Inputs and outputs of a part that was compiled, in its order: it may lack what no data decide or need."""
+    part, file = each.part, each.built.file
+    sides = []
+    for named, compiled in ((part.inputs, file.inputs), (part.outputs, file.outputs)):
+        kept = [tensor.name for tensor in compiled]
+        sides.append(kept if set(kept) <= set(named) else list(named))
+    return sides[0], sides[1]
 
 
 def compare(

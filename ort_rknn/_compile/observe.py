@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from .prepare import PrepareError
+
 Array = NDArray[Any]
 
 #: Tensors fetched by one run: a bound on the memory for what is looked at.
@@ -57,7 +59,8 @@ def independent_of_data(graph: onnx.GraphProto) -> set[str]:
 def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Array]]) -> Observed:
     """Run ``model`` on each of ``feeds`` and look at every tensor of its main graph.
 
-    ``folder``: where its external data lie. Raises what onnxruntime raises where the model does not run.
+    ``folder``: where its external data lie. Raises PrepareError where onnxruntime does not take the model or does not
+    run it.
     """
     import onnxruntime
 
@@ -70,7 +73,10 @@ def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Ar
     seen.CopyFrom(model)
     given = {value.name for value in seen.graph.output}
     seen.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
-    session = onnxruntime.InferenceSession(seen.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(seen.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for each of its codes
+        raise PrepareError(f"the ONNX is no model that onnxruntime takes: {error}") from error
     del seen
     fixed = independent_of_data(model.graph)
     found = Observed()
@@ -79,13 +85,20 @@ def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Ar
             _look(found, name, value, set())
         for start in range(0, len(names), _AT_ONCE):
             chunk = names[start : start + _AT_ONCE]
-            for name, value in zip(chunk, session.run(chunk, dict(feed))):
+            try:
+                values = session.run(chunk, dict(feed))
+            except Exception as error:
+                raise PrepareError(f"onnxruntime does not run the ONNX at the compiled shapes: {error}") from error
+            for name, value in zip(chunk, values):
                 if isinstance(value, np.ndarray):
                     _look(found, name, value, fixed)
     return found
 
 
 def _look(found: Observed, name: str, value: Array, fixed: set[str]) -> None:
+    if value.dtype.kind in "OUS":
+        found.elem_types[name], found.shapes[name] = onnx.TensorProto.STRING, value.shape
+        return
     if value.dtype.kind not in "biuf":
         return
     found.elem_types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)

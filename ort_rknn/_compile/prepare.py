@@ -14,10 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import OnnxModel, read_onnx
+from ..files import OnnxFileError, OnnxModel, read_onnx
 
 #: The newest opset that the toolkit reads: 2.5.0 says "Unsupport onnx opset 20, need <= 19!".
 NEWEST_OPSET = 19
+#: Attributes that the toolkit cannot do without, with ONNX's defaults: 2.5.0 ends in KeyError: 'LayerNormalization'.
+_DEFAULTS: Mapping[str, Mapping[str, float | int]] = {
+    "LayerNormalization": {"axis": -1, "epsilon": 1e-5, "stash_type": 1},
+}
 #: The newest IR version that the toolkit's onnx (1.18) checks without a complaint.
 NEWEST_IR = 11
 
@@ -50,7 +54,8 @@ def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, 
     if unknown:
         raise PrepareError(f"the model has no input {unknown[0]!r} to freeze; its inputs are {', '.join(names)}")
     opset = signature.opsets.get("", 0)
-    if not freeze and (not lower or (signature.ir_version <= NEWEST_IR and opset <= NEWEST_OPSET)):
+    fits = not lower or (signature.ir_version <= NEWEST_IR and opset <= NEWEST_OPSET)
+    if not freeze and fits and not _wants_rewriting(path):
         return Prepared(path, signature)
     try:
         import onnx
@@ -60,12 +65,34 @@ def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, 
             "pip install 'ort-rknn[convert]'"
         ) from error
     model = onnx.load(path, load_external_data=False)
+    spell_defaults(model)
     notes = _rewrite(model, freeze, lower)
     place = Path(folder) / os.path.basename(path)
     onnx.save(model, place)
     for name in signature.external_data:
         link(Path(path).parent / name, Path(folder) / name)
     return Prepared(str(place), read_onnx(place), tuple(notes))
+
+
+def _wants_rewriting(path: str) -> bool:
+    """Whether the model has functions, which the toolkit does not know, or nodes for :func:`spell_defaults`."""
+    from ..files._onnx_part import read_nodes
+    from ..files._source import open_source
+
+    with open_source(path, OnnxFileError) as data:
+        found = read_nodes(data)
+        return bool(found.functions) or any(node.op_type in _DEFAULTS for node in found.nodes)
+
+
+def spell_defaults(model: Any) -> None:
+    """Give nodes the attributes that the toolkit misses where they have their default."""
+    import onnx
+
+    for node in model.graph.node:
+        given = {attribute.name for attribute in node.attribute}
+        for name, value in _DEFAULTS.get(node.op_type, {}).items():
+            if not node.domain and name not in given:
+                node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
 def _rewrite(model: Any, freeze: Mapping[str, Any], lower: bool) -> list[str]:

@@ -132,7 +132,7 @@ def check_owner(folder: Path) -> None:
 def install(
     *, python: str | None = None, say: Callable[[str], None] = print, run: Callable[..., None] | None = None
 ) -> Toolkit:
-    """Make the environment, with ``uv`` where it is on the PATH, else with ``venv`` and pip. About four minutes.
+    """Make the environment, with ``uv`` where it is on the PATH, else with ``venv`` and pip. Three to eight minutes.
 
     ``python``: the interpreter to make it of; None: one of the versions that the toolkit has wheels for, found on the
     PATH. Removes what a failed installation leaves. Raises ToolkitError where there is no such interpreter, too little

@@ -59,10 +59,11 @@ def context_model(
     out.graph.output.extend(graph.output)
     out.graph.node.extend(_sorted(nodes, graph))
     out.graph.initializer.extend(graph.initializer)
-    leaving = [name for part in parts for name in part.part.outputs]
-    outputs = {value.name for value in graph.output}
-    dims = {name: [f"{name}_{axis}" for axis in range(len(observed.shapes[name]))] for name in leaving} if free else {}
-    out.graph.value_info.extend(value_of(name, observed, dims) for name in leaving if name not in outputs)
+    # What enters a part too: behind a Loop, say, inference does not know even the rank.
+    borders = dict.fromkeys(name for part in parts for name in (*part.part.outputs, *part.part.inputs))
+    declared = {value.name for value in (*graph.input, *graph.output)}
+    dims = {name: [f"{name}_{axis}" for axis in range(len(observed.shapes[name]))] for name in borders} if free else {}
+    out.graph.value_info.extend(value_of(name, observed, dims) for name in borders if name not in declared)
     drop_unused(out.graph)
     return out
 

@@ -68,3 +68,23 @@ def test_top_1_is_told_for_classes():
     one, _ = judged([[0.1, 0.9], [0.8, 0.2]], [[0.2, 0.8], [0.4, 0.6]])
     assert one.same_top == 0.5
     assert "same top-1 50.0%" in lines_of([one], 0.99)[0]
+
+
+def test_masks_and_labels_are_counted_and_text_is_compared():
+    mask = random.random((1, 1000)) > 0.5
+    flipped = mask.copy()
+    flipped[0, :5] ^= True
+    one, problem = judged(mask, flipped)  # as a number, the largest error would be 1
+    assert problem is None and one.same == 0.995
+    assert one.spent(0.99) == pytest.approx(0.5)
+    flipped[0, :20] = ~mask[0, :20]
+    assert judged(mask, flipped)[1] == "98.00% of the values are the same"
+    labels = np.arange(100)
+    assert judged(labels, np.where(labels == 3, 7, labels))[1] is None
+    pixels = random.integers(0, 255, (1, 3, 8, 8)).astype(np.uint8)
+    assert judged(pixels, pixels + np.uint8(1))[1] is None  # not one the same, and a good picture
+    assert judged(pixels, np.zeros_like(pixels))[1] is not None
+    words = np.array(["cat", "dog"], object)
+    assert judged(words, words)[1] is None
+    assert judged(words, words[::-1])[1] == "0.00% of the values are the same"
+    assert "the same 100.00%" in lines_of([judged(words, words)[0]], 0.99)[0]

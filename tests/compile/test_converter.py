@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ort_rknn._compile.converter import BuildSpec, ConversionError, Converter
+from ort_rknn._compile.converter import BuildSpec, ConversionError, Converter, _last_words
 from ort_rknn._compile.layers import read_build_log
 from ort_rknn._compile.toolkit import ToolkitError, find_toolkit
 
@@ -92,3 +92,33 @@ def test_a_log_without_a_table_and_a_cut_off_one():
     assert read_build_log("").layers == ()
     cut = read_build_log("D RKNN: [1:2:3.4] Network Layer Information Table\n0 Conv FLOAT16 NPU")
     assert (cut.layers, cut.no_lowering) == ((), ())
+
+
+def test_a_table_with_the_share_of_zeros_as_for_rk3576():
+    head = "D RKNN: [1:2:3.4] "
+    table = "".join(
+        f"{head}{row}\n"
+        for row in (
+            "Network Layer Information Table",
+            "0 InputOperator FLOAT16 CPU \\ (1,3,32,32) 0/0/0 0 InputOperator:x",
+            "1 ConvRelu INT8 NPU (1,3,32,32),(16,3,3,3),(16) (1,16,16,16) 2084/2304/2304 0% 7 Conv:c1",
+            "2 Conv FLOAT16 NPU (1,16,16,16),(8,16,3,3) (1,8,16,16) 2512/2304/2512 12.5% 10 Conv:y",
+            "<<<<<<<< end: rknn::RKNNModelRegCmdbuildPass",
+        )
+    )
+    layers = read_build_log(table).layers
+    assert [(layer.name, layer.dtype, layer.cycles) for layer in layers] == [
+        ("Conv:c1", "INT8", 2304),
+        ("Conv:y", "FLOAT16", 2512),
+    ]
+
+
+def test_the_node_that_a_refusal_of_the_graph_happened_at_is_not_to_blame():
+    log = "E build: Traceback (most recent call last):\nE name:  OpType: MatMul\nE build: Meet unsupported split\n"
+    assert read_build_log(log).problems == ("build: Meet unsupported split",)
+    frames = 'Traceback (most recent call last):\n  File "a.py", line 1, in a\n'
+    error = f"ValueError: {frames}    run()\nonnx.capi.InvalidGraph: In Node, (Scan)\nname:  OpType: MatMul\n"
+    assert _last_words(error) == "onnx.capi.InvalidGraph: In Node, (Scan)"
+    assert _last_words("KeyError: 'axes'") == "KeyError: 'axes'"
+    assert _last_words(f"ValueError: {frames}") == "ValueError: "
+    assert len(_last_words("E: " + "x" * 5000)) < 400

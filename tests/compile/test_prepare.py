@@ -158,3 +158,33 @@ def test_functions_are_inlined(tmp_path, scratch):
     onnx.save(model, tmp_path / "m.onnx")
     made = prepare(str(tmp_path / "m.onnx"), scratch)
     assert [n.op_type for n in onnx.load(made.path).graph.node] == ["Add"]
+
+
+def test_functions_are_written_out(tmp_path, scratch):
+    opset = helper.make_opsetid("", 17)
+    swish = [node("Sigmoid", ["a"], ["s"]), node("Mul", ["a", "s"], ["b"])]
+    function = helper.make_function("mine", "Swish", ["a"], ["b"], swish, [opset])
+    graph = helper.make_graph(
+        [node("Swish", ["x"], ["y"], domain="mine")], "g", [value("x", 1, 3, 6, 6)], [value("y", 1, 3, 6, 6)]
+    )
+    model = helper.make_model(graph, opset_imports=[opset, helper.make_opsetid("mine", 1)], functions=[function])
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "m.onnx")
+    made = prepare(str(tmp_path / "m.onnx"), scratch).path
+    assert {n.op_type for n in onnx.load(made).graph.node} == {"Sigmoid", "Mul"}
+    np.testing.assert_allclose(run(made, {"x": X})[0], run(str(tmp_path / "m.onnx"), {"x": X})[0], rtol=1e-6)
+
+
+def test_attributes_that_the_toolkit_misses_are_spelled(tmp_path, scratch):
+    norm = node("LayerNormalization", ["x", "w"], ["y"])
+    path = save(
+        tmp_path / "m.onnx",
+        [norm],
+        [value("x", 1, 3, 6, 6)],
+        [value("y", 1, 3, 6, 6)],
+        initializers=[("w", np.ones(6, np.float32))],
+    )
+    made = prepare(path, scratch).path
+    given = {a.name: helper.get_attribute_value(a) for a in onnx.load(made).graph.node[0].attribute}
+    assert given == {"axis": -1, "epsilon": pytest.approx(1e-5), "stash_type": 1}
+    np.testing.assert_array_equal(run(made, {"x": X})[0], run(path, {"x": X})[0])

@@ -166,17 +166,20 @@ def test_a_detector_in_int8_finds_what_the_onnx_finds(installed, tmp_path):
     pictures = np.random.default_rng(2).random((16, 1, 3, 64, 64)).astype(np.float32)
     got = simulated(installed, path, pictures, tmp_path)
     session = onnxruntime.InferenceSession(path)
-    found = expected = 0
-    for picture, outputs in zip(pictures, got):
-        want = session.run(None, {"images": picture})[0][0]
-        scores, boxes = outputs[0, 4:], outputs[0, :4]
-        assert np.abs(scores - want[4:]).max() < 0.03
-        assert np.abs(boxes - want[:4]).max() < 0.01 * 640
-        clear = want[4:].max(0) > 0.5
-        expected += int(clear.sum())
-        # Most scores of random weights lie near the threshold: what is found may miss it by the error that is allowed.
-        found += int((scores.max(0)[clear] > 0.5 - 0.03).sum())
-    assert found == expected == 189
+    want = np.stack([session.run(None, {"images": picture})[0][0] for picture in pictures])
+    got = np.stack([outputs[0] for outputs in got])
+    assert np.abs(got[:, 4:] - want[:, 4:]).max() < 0.03
+    assert np.abs(got[:, :4] - want[:, :4]).max() < 0.01 * 640
+    kind = want[:, 4:].argmax(1)[:, np.newaxis]
+    scores, mine = (np.take_along_axis(a[:, 4:], kind, 1)[:, 0] for a in (want, got))
+    expected = scores >= 0.5
+    assert expected.sum() == 189
+    # The scores of random weights lie close together, a sixth of these within 0.02 above the threshold, and every
+    # tensor of 8 bits moves them: the input alone, in 256 steps, loses one of these.
+    assert (mine[expected] >= 0.5 - 0.03).all()
+    assert (mine[scores >= 0.52] >= 0.5).all()
+    assert (mine[expected] >= 0.5).sum() >= 0.95 * 189
+    assert (mine[~expected] >= 0.5).sum() <= 0.05 * 189
 
 
 def simulated(installed, path, pictures, folder):

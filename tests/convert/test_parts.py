@@ -5,11 +5,13 @@ import json
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 from support.convert_models import FLOAT, INT64
 
 import ort_rknn
 from ort_rknn._cli.main import main
+
+BOOL = TensorProto.BOOL
 
 
 def behind_nms(maker):
@@ -52,7 +54,40 @@ def a_branch_on_the_data(maker):
     return {"y": (FLOAT, [1, 8, 32, 32])}
 
 
-@pytest.mark.parametrize("build", [behind_nms, dynamic_quantization, a_branch_on_the_data])
+def a_loop_over_what_is_outside(maker):
+    maker.conv("x", "a", 8, 3)
+    for name, value in {"times": np.int64(3), "yes": np.bool_(True)}.items():
+        maker.constant(name, value)
+    tensor = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Tanh", ["held"], ["bent"]),
+            helper.make_node("Add", ["bent", "a"], ["more"]),
+            helper.make_node("Identity", ["on"], ["still"]),
+        ],
+        "body",
+        [tensor("i", INT64, []), tensor("on", BOOL, []), tensor("held", FLOAT, [1, 8, 32, 32])],
+        [tensor("still", BOOL, []), tensor("more", FLOAT, [1, 8, 32, 32])],
+    )
+    maker.add("Loop", ["times", "yes", "a"], ["b"], body=body)
+    maker.conv("b", "y", 8, 8)
+    return {"y": (FLOAT, [1, 8, 32, 32])}
+
+
+def sequences(maker):
+    maker.conv("x", "a", 8, 3)
+    maker.constant("length", np.int64(4))
+    maker.constant("second", np.int64(1))
+    maker.add("SplitToSequence", ["a", "length"], ["pieces"], axis=1)
+    maker.add("SequenceAt", ["pieces", "second"], ["b"])
+    maker.conv("b", "y", 8, 4)
+    return {"y": (FLOAT, [1, 8, 32, 32])}
+
+
+BUILDS = [behind_nms, dynamic_quantization, a_branch_on_the_data, a_loop_over_what_is_outside, sequences]
+
+
+@pytest.mark.parametrize("build", BUILDS)
 def test_in_parts(build, maker, tmp_path, real_toolkit, capsys):
     outputs = build(maker)
     path = maker.save(
@@ -74,3 +109,29 @@ def test_in_parts(build, maker, tmp_path, real_toolkit, capsys):
         capsys.readouterr()
         assert main(["check", str(path), "--simulator", "rk3588", "--accuracy", "0.999", *of]) == 0
         assert "verdict: accurate" in capsys.readouterr().out
+
+
+def test_a_whole_with_masks_labels_and_outputs_that_no_data_decide(maker, tmp_path, real_toolkit, capsys):
+    maker.conv("x", "a", 8, 3)
+    maker.constant("half", np.float32(0.5))
+    maker.constant("fixed", np.float32([1, 2, 3]))
+    maker.add("Sigmoid", ["a"], ["s"])
+    maker.add("Greater", ["s", "half"], ["mask"])
+    maker.add("ArgMax", ["s"], ["label"], axis=1, keepdims=0)
+    maker.add("Identity", ["fixed"], ["constant"])
+    maker.constant("scale", np.ones(32, np.float32))
+    maker.add("LayerNormalization", ["s", "scale"], ["normal"])  # its attributes have their defaults
+    outputs = [
+        ("mask", BOOL, [1, 8, 32, 32]),
+        ("label", INT64, [1, 32, 32]),
+        ("constant", FLOAT, [3]),
+        ("normal", FLOAT, [1, 8, 32, 32]),
+    ]
+    path = maker.save(tmp_path / "m.onnx", [("x", FLOAT, [1, 3, 32, 32])], outputs)
+    of = ("--toolkit", real_toolkit.python)
+    assert main(["convert", str(path), "--target", "rk3576", *of]) == 0, capsys.readouterr().err
+    assert (tmp_path / "m.rk3576.rknn").exists()
+    assert " 0 layers" not in capsys.readouterr().out
+    assert main(["check", str(path), "--simulator", "rk3576", *of]) == 0, capsys.readouterr()
+    out = capsys.readouterr().out
+    assert "verdict: accurate" in out and out.count("the same ") == 2
