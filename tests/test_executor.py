@@ -12,6 +12,7 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from support.executors import make
 from support.fake_npu import AdapterError, FakeContext, FakeNpu, RknnError, image, info
+from support.waiting import until
 
 from ort_rknn._executor.declared import Declared, Normalization
 from ort_rknn.adapter import Quantization
@@ -73,8 +74,7 @@ def test_auto_takes_the_first_idle_core(npu, execute):
     npu.gates.update({1: threading.Event(), 2: threading.Event()})
     with ThreadPoolExecutor(2) as pool:
         held = [pool.submit(executor.run, [X]) for _ in range(2)]
-        while len(npu.log) < 2:
-            time.sleep(0.001)
+        until(lambda: len(npu.log) >= 2)
         assert sorted(npu.masks) == [1, 2]
         for _ in range(5):
             executor.run([X])
@@ -90,13 +90,11 @@ def test_a_slow_core_holds_up_nobody_else(npu, execute):
     npu.gates[1] = threading.Event()
     with ThreadPoolExecutor(3) as pool:
         stuck = pool.submit(executor.run, [X])  # run 0: core 0
-        while not npu.log:
-            time.sleep(0.001)
+        until(lambda: npu.log)
         for _ in range(2):  # runs 1 and 2: cores 1 and 2
             executor.run([X])
         waiting = pool.submit(executor.run, [X])  # run 3: core 0 again
-        while not executor._lanes[0]._waiting:  # else run 4 could be it, and wait for ever
-            time.sleep(0.001)
+        until(lambda: executor._lanes[0].queued())  # else run 4 could be it, and wait for ever
         begin = time.monotonic()
         executor.run([X])  # run 4
         executor.run([X])  # run 5
@@ -389,8 +387,7 @@ def test_close_waits_for_what_runs_and_wakes_who_waits(npu, execute, schedule):
     with ThreadPoolExecutor(12) as pool:
         runs = [pool.submit(executor.run, [X]) for _ in range(10)]
         contexts = len(npu.contexts)
-        while len(npu.log) < contexts:
-            time.sleep(0.001)
+        until(lambda: len(npu.log) >= contexts)
         closing = pool.submit(executor.close)
         time.sleep(0.05)
         assert not closing.done()
@@ -410,8 +407,7 @@ def test_retire_lets_through_who_waits(npu, execute):
     npu.gates[1] = threading.Event()
     with ThreadPoolExecutor(6) as pool:
         runs = [pool.submit(executor.run, [X]) for _ in range(5)]
-        while len(npu.log) < 1 or len(executor._lanes[0]._waiting) < 4:
-            time.sleep(0.001)
+        until(lambda: npu.log and executor._lanes[0].queued() == 4)
         retiring = pool.submit(executor.retire)
         npu.gates[1].set()
         retiring.result(20)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support.executors import make
 from support.fake_npu import FakeNpu, info
+from support.waiting import until
 
 from ort_rknn._executor.lanes import Lane, Lease
 
@@ -40,8 +41,7 @@ def lane_of():
 
 
 def waiting(lane, number):
-    while len(lane._waiting) < number:
-        time.sleep(0.001)
+    until(lambda: lane.queued() >= number)
 
 
 def test_contexts_go_round(lane_of):
@@ -130,8 +130,7 @@ def test_close_refuses_who_waits_and_waits_for_what_runs(lane_of):
     lane = lane_of("a", "b")
     gate, refused = threading.Event(), []
     running = [lane.start(lambda lease: gate.wait(10), nothing) for _ in range(2)]
-    while lane._idle or lane._waiting:
-        time.sleep(0.001)
+    until(lambda: not lane.idle() and not lane.queued())
     late = lane.start(lambda lease: None, lambda: refused.append(1))
     with ThreadPoolExecutor(2) as pool:
         blocked = pool.submit(lane.wait_and_run, lambda lease: None)
@@ -177,8 +176,7 @@ def test_a_worker_that_is_made_while_the_lane_closes_ends_too(lane_of, monkeypat
         closing = pool.submit(lane.close, refusal)
         waiting(lane, 1)
         giving = pool.submit(lane.give_back, held)
-        while not any(t.name == "ort_rknn run 1" for t in threading.enumerate()):
-            time.sleep(0.001)
+        until(lambda: any(t.name == "ort_rknn run 1" for t in threading.enumerate()))
         gate.set()  # the first worker serves close(), while the second is still being made
         time.sleep(0.05)
         slow.set()
