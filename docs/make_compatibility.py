@@ -77,7 +77,10 @@ SESSION = {
         "plans again while other threads go on; where it fails the session is as it was (onnxruntime's is dead then)",
     ),
     "run": ("more", "says what is wrong with a feed that is no dict"),
-    "run_async": ("more", "`close` and `set_providers` wait for it; works in a forked child"),
+    "run_async": (
+        "more",
+        "`close` and `set_providers` wait for it; works in a forked child; converts arrays of another byte order",
+    ),
 }
 #: Methods that are onnxruntime's own, called from one of ours on some versions of Python.
 RELAYED = frozenset(("run_with_iobinding",))
@@ -113,7 +116,8 @@ NPU = {
     "get_provider_options": ("more", "those that decide the dispatch are there, given or not"),
     "run": (
         "more",
-        "`run_timeout_ms` bounds the call; terminate gives the caller back while the NPU runs",
+        "converts arrays of another byte order; `run_timeout_ms` bounds the call; terminate gives the caller back "
+        "while the NPU runs",
     ),
     "set_ep_dynamic_options": ("different", "every key is refused: the provider has none"),
 }
@@ -284,6 +288,11 @@ def _session_lines(used: dict[str, list[str]]) -> list[str]:
         "",
         "A session that stays on the CPU is onnxruntime's own, on the ONNX",
         "or, where `layout`, `input_dtype` or `output_dtype` ask for it, on the ONNX with nodes around its graph.",
+        "",
+        "onnxruntime does not look at an array's byte order: of a big-endian array it takes the bytes for other",
+        "numbers. Sessions convert such arrays in `run_async`, and in `submit`, `map` and `run_awaitable` with",
+        "`copy=True`; on the NPU in `run` and with `copy=False` too. On the CPU `run` is as in onnxruntime, because a",
+        "look at every array costs 2 % of the smallest run; an OrtValue or a binding is as in onnxruntime everywhere.",
         "",
         *_table(head, rows),
     ]

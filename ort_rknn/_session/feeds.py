@@ -22,6 +22,28 @@ _BRIEF = 1 << 17
 _BYTES = "?bBhHiIlLqQfd"
 
 
+def in_native_order(feed: Any) -> Any:
+    """A feed whose arrays have the machine's byte order: as it is where all have, else with copies of the others.
+
+    onnxruntime looks at a dtype's number only, which big-endian arrays share: it would take their bytes for other
+    numbers.
+    """
+    try:
+        values = feed.values()
+    except AttributeError:
+        return feed  # ``run`` says what is wrong
+    for value in values:
+        if isinstance(value, np.ndarray) and not value.dtype.isnative:
+            return {name: _in_native_order(one) for name, one in feed.items()}
+    return feed
+
+
+def _in_native_order(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        return value.astype(value.dtype.newbyteorder("="))
+    return value
+
+
 class Feed:
     """A feed that belongs to one call. :meth:`give_back` returns its buffers once the call has ended."""
 
@@ -99,7 +121,8 @@ class Buffers:
     def _array(self, value: np.ndarray[Any, Any], buffers: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         if value.dtype.kind not in _PLAIN:
             return np.array(value)
-        key = (value.shape, value.dtype)
+        native = value.dtype.isnative
+        key = (value.shape, value.dtype if native else value.dtype.newbyteorder("="))
         free = self._free.get(key)
         if free is None:
             if len(self._free) >= _KINDS_KEPT:
@@ -110,7 +133,8 @@ class Buffers:
             buffer = free.pop()
         except IndexError:
             buffer = np.empty(*key)
-        if value.nbytes <= _BRIEF and value.flags.c_contiguous and value.dtype.char in _BYTES and value.size:
+        plain = native and value.flags.c_contiguous and value.dtype.char in _BYTES
+        if plain and 0 < value.nbytes <= _BRIEF:
             target: Any = buffer
             source: Any = value
             memoryview(target).cast("B")[:] = memoryview(source).cast("B")

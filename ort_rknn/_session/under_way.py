@@ -41,13 +41,17 @@ class UnderWay(Awaited):
 
 class Callback:
     """The user's callback. The call has ended when this was called, or when nobody holds it: then onnxruntime did not
-    take the call, whatever was raised and wherever an interrupt came."""
+    take the call, whatever was raised and wherever an interrupt came.
 
-    __slots__ = ("_callback", "_calls", "_under_way")
+    ``feed`` lives as long: onnxruntime 1.23.1 reads arrays without a reference to them.
+    """
+
+    __slots__ = ("_callback", "_calls", "_feed", "_under_way")
 
     def __init__(
-        self, callback: Callable[[list[Any], Any, str], object], calls: set[UnderWay], *, has_options: bool
+        self, callback: Callable[[list[Any], Any, str], object], calls: set[UnderWay], feed: Any, *, has_options: bool
     ) -> None:
+        self._feed = feed
         self._callback = callback
         self._calls = calls
         self._under_way = under_way = UnderWay()
@@ -66,6 +70,7 @@ class Callback:
         self._calls.discard(self._under_way)
         asynchronous.discard(self._under_way)
         self._under_way.finish()
+        self._feed = None
 
     def __del__(self) -> None:
         if hasattr(self, "_under_way"):  # not where __init__ was interrupted, or had no stack left
