@@ -30,7 +30,7 @@ from .recipe import Recipe
 from .record import BuildRecord, record_path
 from .report import Compiled, Part, Report, fates_of
 from .shapes import CompiledShapes, compiled_shapes
-from .spec import part_spec, per_input
+from .spec import part_spec, per_channel, per_input
 from .toolkit import Toolkit, find_toolkit
 
 
@@ -87,6 +87,8 @@ def convert(
         progress("reading the ONNX")
         source, refusal = _prepare(path, scratch, options)
         shapes = compiled_shapes(source.signature, options.shapes)
+        mean = per_channel(options.mean, shapes.sets[0], "mean")
+        options = replace(options, mean=mean, std=per_channel(options.std, shapes.sets[0], "std"))
         samples, notes = _samples(path, source, shapes, options, os.path.join(scratch, "samples"), progress)
         progress("starting the toolkit")
         with Converter(toolkit, log) as converter:

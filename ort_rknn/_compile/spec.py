@@ -50,6 +50,24 @@ def per_input(values: Sequence[tuple[float, ...]], inputs: int, name: str) -> li
     return list(values)
 
 
+def per_channel(
+    values: Sequence[tuple[float, ...]], shapes: Mapping[str, tuple[int, ...]], name: str
+) -> tuple[tuple[float, ...], ...]:
+    """For each input one number per channel (axis 1), as the toolkit wants them; one number counts for all channels.
+
+    Raises ConversionError where there are neither one nor as many as channels.
+    """
+    out = []
+    for (of, shape), row in zip(shapes.items(), per_input(values, len(shapes), name) or ()):
+        channels = (shape[1:2] or shape or (1,))[0]
+        if len(row) not in (1, channels):
+            raise ConversionError(
+                f"{name}: input {of!r} has {channels} channels; expected 1 or {channels} numbers, got {len(row)}"
+            )
+        out.append(row if len(row) == channels else row * channels)
+    return tuple(out)
+
+
 def rows(values: Sequence[float] | Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
     """A row per input: numbers alone are one row."""
     listed: list[Any] = list(values)

@@ -1,5 +1,6 @@
 """``ort-rknn convert`` and ``toolkit``: shapes, names, errors, and files that are whole or absent."""
 
+import json
 import os
 import shutil
 
@@ -59,6 +60,16 @@ def test_a_failure_leaves_the_older_result(cli, toolkit, conv, tmp_path, monkeyp
     assert "made no model" in err
     assert older.read_bytes() == b"older"
     assert sorted(os.listdir(tmp_path)) == ["conv.convert.log", "conv.onnx", "conv.rk3588.rknn"]
+
+
+def test_one_mean_counts_for_all_channels(cli, toolkit, conv, tmp_path):
+    given = ("--mean", "0", "--std", "255", "--toolkit", toolkit.python)
+    assert cli("convert", conv, "--target", "rk3588", *given)[0] == 0
+    record = json.loads((tmp_path / "conv.rk3588.build.json").read_text())
+    assert (record["mean"], record["std"]) == ([[0.0] * 3], [[255.0] * 3])
+    code, _, err = cli("convert", conv, "--target", "rk3588", "--mean", "1,2", "--toolkit", toolkit.python)
+    assert code == 1
+    assert "mean: input 'x' has 3 channels; expected 1 or 3 numbers, got 2" in err
 
 
 def test_wrong_use(cli, toolkit, conv, models, tmp_path, monkeypatch):
