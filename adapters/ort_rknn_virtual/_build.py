@@ -26,9 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ort_rknn.adapter import SOC_CORES, AdapterError
-
-from ._trust import why_unsafe
+from ort_rknn.adapter import SOC_CORES, AdapterError, why_unsafe
+from ort_rknn.adapter import cache_folder as users_cache
 
 _SOURCE = Path(os.path.abspath(__file__)).parent / "c"
 _FLAGS = (
@@ -144,12 +143,10 @@ def _has_working_directory() -> bool:
 
 def cache_folder() -> Path:
     """Where libraries are kept: ``$XDG_CACHE_HOME/ort_rknn/virtual``, else below ``~/.cache``. Creates nothing."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    except RuntimeError as error:
-        raise AdapterError("there is no home folder for a cache. Set XDG_CACHE_HOME to a folder.") from error
-    return root / "ort_rknn" / "virtual"
+    cache = users_cache()
+    if cache is None:
+        raise AdapterError("there is no home folder for a cache. Set XDG_CACHE_HOME to a folder.")
+    return cache / "virtual"
 
 
 def cached(soc: str) -> Path | None:

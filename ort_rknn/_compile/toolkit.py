@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._cache import cache_folder, why_unsafe
 from .pins import INSTALLED_BYTES, PINS, PYTHONS, TOOLKIT_VERSION
 
 ENVIRONMENT_VARIABLE = "ORT_RKNN_TOOLKIT"
@@ -62,12 +63,10 @@ def toolkit_folder() -> Path:
 
     Creates nothing. Raises ToolkitError where there is no home folder.
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    except RuntimeError as error:
-        raise ToolkitError("there is no home folder for a cache; set XDG_CACHE_HOME to a folder") from error
-    return root / "ort_rknn" / f"toolkit-{TOOLKIT_VERSION}"
+    cache = cache_folder()
+    if cache is None:
+        raise ToolkitError("there is no home folder for a cache; set XDG_CACHE_HOME to a folder")
+    return cache / f"toolkit-{TOOLKIT_VERSION}"
 
 
 def find_toolkit(python: str | os.PathLike[str] | None = None) -> Toolkit:
@@ -116,14 +115,16 @@ def _of_interpreter(python: str, chosen_by: str) -> Toolkit:
 
 
 def check_owner(folder: Path) -> None:
-    """Code is run from here, so nobody else may be able to put any there."""
-    for path in (folder.parent, folder):
-        status = path.stat()
-        if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
-            raise ToolkitError(
-                f"{path} belongs to another user or is writable for others, and programs are run from it: "
-                f"remove it, or chmod go-w '{path}'"
-            )
+    """Raise ToolkitError where others could put code or models into ``folder``, by any folder on the way to it."""
+    try:
+        problem = why_unsafe(folder)
+    except OSError as error:
+        problem = str(error)
+    if problem is not None:
+        raise ToolkitError(
+            f"{folder} is not used, because {problem}. Set XDG_CACHE_HOME to a folder of yours. Or remove what "
+            "is there, and make all that leads to it yours or root's, and writable for its owner alone (chmod go-w)."
+        )
 
 
 # Installing -----------------------------------------------------------------------------------------------------
@@ -145,6 +146,7 @@ def install(
     base = _interpreter(python)
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_owner(folder.parent)
         room = shutil.disk_usage(folder.parent).free
     except OSError as error:
         raise ToolkitError(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from .._cache import cache_folder, why_unsafe
 from ..adapter.findings import Finding
 
 _REGISTER = (
@@ -129,14 +130,17 @@ _INSTALL = "ort-rknn toolkit install"
 
 
 def cache() -> Finding:
-    """Can the user's cache be written?"""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
-    place = folder
-    while place != os.path.dirname(place) and not os.path.exists(place):
-        place = os.path.dirname(place)
-    if os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
-        return Finding("cache", "ok", f"{folder} can be written")
-    seen = f"{folder} cannot be written by this user"
+    """Can the user's cache be written, and by nobody else?"""
+    folder = cache_folder()
+    if folder is None:
+        seen = "there is no home folder for a cache"
+    else:
+        place = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+        if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
+            seen = f"{folder} cannot be written by this user"
+        elif (problem := why_unsafe(place)) is not None:
+            seen = f"{folder} is not used: {problem}"
+        else:
+            return Finding("cache", "ok", f"{folder} can be written")
     remedy = "The virtual NPU and the converter keep their results there: name another folder."
     return Finding("cache", "warning", seen, remedy, "export XDG_CACHE_HOME=/tmp/cache-$USER")

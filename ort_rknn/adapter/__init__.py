@@ -56,6 +56,7 @@ from .contract import (
 )
 
 if TYPE_CHECKING:
+    from .._cache import cache_folder, why_unsafe
     from .addresses import array_at
     from .command import Command
     from .findings import Examines, Finding
@@ -103,6 +104,7 @@ __all__ = [
     "TensorInfo",
     "TimesRuns",
     "array_at",
+    "cache_folder",
     "core_masks",
     "find_soc_name",
     "hookimpl",
@@ -110,6 +112,7 @@ __all__ = [
     "onnx_order",
     "soc_family",
     "soc_note",
+    "why_unsafe",
 ]
 
 
@@ -119,7 +122,9 @@ _LAZY = {
     "Examines": ".findings",
     "Finding": ".findings",
     "array_at": ".addresses",
+    "cache_folder": ".._cache",
     "hookimpl": ".hookspecs",
+    "why_unsafe": ".._cache",
 }
 
 

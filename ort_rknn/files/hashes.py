@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .._cache import cache_folder
 from .._regular import open_regular
 
 __all__ = ["hashes_file", "sha256_of"]
@@ -32,12 +33,8 @@ _lock = threading.Lock()
 
 def hashes_file() -> Path | None:
     """``$XDG_CACHE_HOME/ort_rknn/hashes.json``, else below ``~/.cache``; None where there is no home folder."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return root / "ort_rknn" / "hashes.json"
+    folder = cache_folder()
+    return folder / "hashes.json" if folder is not None else None
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

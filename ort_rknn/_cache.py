@@ -1,4 +1,4 @@
-"""Which files code may be loaded or run from: those that only root and this user can change.
+"""The user's cache folder; and which files may be loaded or run: those that only root and this user can change.
 
 A file is as safe as the folders that lead to it: who can write a folder can exchange what is in it. The owner of "/"
 counts as root, because in a user namespace root may have another number.
@@ -12,6 +12,16 @@ from pathlib import Path
 
 _WRITABLE_BY_OTHERS = 0o002
 _WRITABLE_BY_GROUP = 0o020
+
+
+def cache_folder() -> Path | None:
+    """``$XDG_CACHE_HOME/ort_rknn``, else ``~/.cache/ort_rknn``; None where there is no home folder. Creates nothing."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return root / "ort_rknn"
 
 
 def why_unsafe(path: str | os.PathLike[str]) -> str | None:
