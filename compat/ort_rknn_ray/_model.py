@@ -72,14 +72,10 @@ class NpuModel:
         }
 
     def _contexts(self) -> int:
-        """Runs that the session has going at once."""
+        """Runs that the session has going at once: of its parts, those of the one on the most cores."""
         options = self.session.get_provider_options().get("RKNNExecutionProvider", {})
-        schedule = options.get("schedule", "")
-        cores = len(set(schedule.split(","))) if schedule else 1
-        if schedule == "auto":
-            device = next(iter(ort_rknn.devices()), None)
-            cores = device.cores if device is not None else 1
-        return cores * int(options.get("threads_per_core", 1))
+        lanes = max((len(model.cores) for model in self.session.stats().models), default=1)
+        return max(1, lanes) * int(options.get("threads_per_core", 1))
 
     async def ping(self) -> bool:
         """True as soon as the actor answers."""
