@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import BinaryIO
 
 
 class NotRegularError(OSError):
-    """It is a folder, pipe, socket or device, or it is not the user's alone."""
+    """It is a pipe, socket or device, or it is not the user's alone."""
 
 
 def open_regular(
@@ -23,6 +24,8 @@ def open_regular(
     descriptor = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
     try:
         status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
         if not stat.S_ISREG(status.st_mode):
             raise NotRegularError(f"{os.fspath(path)} is not a regular file")
         if (owner is not None and status.st_uid != owner) or status.st_mode & closed_to:

@@ -83,6 +83,11 @@ def run_hint(call: str, code: int, timeout_ms: int) -> str:
     return "RKNN_LOG_LEVEL=4 in the environment makes the runtime say more."
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a pipe without its other end."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def describe_model(source: ModelSource) -> str:
     """Who made the model and for what, as far as the file says: for the text of an error, so it never raises."""
     unknown = "It is not known which toolkit made the model"
@@ -90,7 +95,7 @@ def describe_model(source: ModelSource) -> str:
         return unknown
     try:
         if source.path is not None:
-            with open(source.path, "rb") as file:
+            with open(source.path, "rb", opener=_without_waiting) as file:
                 header = _trailer(file)
         else:
             header = _trailer(BytesIO(source.data or b""))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from .._errors import INVALID_PROTOBUF, OptionError, bare_message, ort_error
 from .._executor.declared import declared_by_onnx
+from .._regular import open_regular
 from ..adapter.contract import Absence, ModelSource, Query
 from ..adapter.plugins import Found
 from ..files import (
@@ -95,7 +96,7 @@ def kind_of(model: Any) -> Kind:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 return "other"  # a pipe gives its bytes once: they are for onnxruntime
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 head = file.read(64)
         except (OSError, ValueError):
             return "other"
@@ -146,7 +147,7 @@ def _gather(model: Any, request: Request, why_unavailable: str | None, query: Qu
 def _check_readable(path: str) -> None:
     """Raise OptionError for a compiled model that is named and not there: what is in it is judged later."""
     try:
-        with open(path, "rb"):
+        with open_regular(path):
             pass
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
@@ -224,7 +225,7 @@ def _may_be_ep_context(model: str | bytes) -> bool:
     try:
         if os.path.getsize(model) > 4 << 20:
             return any(True for _ in read_onnx(model).ep_context_nodes)
-        with open(model, "rb") as file:
+        with open_regular(model) as file:
             return b"EPContext" in file.read()
     except (OnnxFileError, OSError):
         return False

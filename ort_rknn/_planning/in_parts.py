@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from .._regular import open_regular
 from .._rknpu import soc_family
 from ..adapter.contract import ModelSource
 from ..files import (
@@ -80,7 +81,7 @@ def part_of(source: str | bytes, node: EpContextNode) -> RknnFile:
             raise ValueError(f"its compiled model {error}") from None
     if isinstance(source, bytes):
         return read_rknn(source[node.cache_offset : node.cache_offset + node.cache_size])
-    with open(source, "rb") as file:
+    with open_regular(source) as file:
         return read_rknn(os.pread(file.fileno(), node.cache_size, node.cache_offset))
 
 

@@ -14,6 +14,7 @@ from .._errors import OptionError
 from .._executor.declared import Declared
 from .._executor.signature import pick
 from .._options import SIGNATURE_OPTIONS, Options
+from .._regular import open_regular
 from .._tensors import DTYPES
 from ..files import EpContextNode, OnnxModel, OnnxValue, RknnFile, RknnTensor
 from ..files._onnx_part import Node, read_nodes
@@ -248,5 +249,5 @@ def _spell(node: Node) -> str:
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read()

@@ -21,6 +21,7 @@ from .._executor.declared import normalization_of
 from .._executor.signature import pick
 from .._options import SIGNATURE_OPTIONS, Options
 from .._planning.facts import Facts
+from .._regular import open_regular
 from .._tensors import DTYPES, INPUT_DTYPES
 from ..adapter import SOC_CORES, Quantization
 from ..files import (
@@ -92,7 +93,7 @@ def cpu_form(facts: Facts, options: Options, source: str | bytes) -> CpuForm | N
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read()
 
 

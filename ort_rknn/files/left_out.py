@@ -164,7 +164,11 @@ class _Flow:
 
     def root(self, name: str) -> str:
         """The tensor that a name is a second name of; itself where it is the first."""
+        seen: set[str] = set()  # the file may name nodes in a circle
         while (maker := self._maker.get(name)) is not None and maker.op_type == "Identity" and not maker.domain:
+            if name in seen or not maker.inputs:
+                break
+            seen.add(name)
             name = maker.inputs[0]
         return name
 
@@ -175,7 +179,8 @@ class _Flow:
             maker = self._maker.get(left.pop())
             if maker is None:
                 continue
-            by_shape = not maker.domain and maker.op_type in _SHAPES_OF and self._shape(maker.inputs[0]) < _BY_VALUE
+            of_shape = not maker.domain and maker.op_type in _SHAPES_OF and maker.inputs
+            by_shape = of_shape and self._shape(maker.inputs[0]) < _BY_VALUE
             if by_shape and not across_shapes:
                 continue
             for name in maker.reads:
