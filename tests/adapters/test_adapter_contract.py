@@ -16,6 +16,7 @@ from ort_rknn.adapter import Query
 from ort_rknn.adapter.testing import AdapterContract, Case
 from ort_rknn_librknnrt import LibrknnrtAdapter
 from ort_rknn_virtual import VirtualAdapter
+from ort_rknn_virtual._abi import open_library
 from ort_rknn_virtual.control import VirtualNpu
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +92,11 @@ class OnVirtualNpu:
         assert counters.misuses == 0, counters
         return counters.contexts + counters.models + counters.outputs
 
+    def test_bound_buffers_are_right_or_refused(self, adapter, device, case):
+        super().test_bound_buffers_are_right_or_refused(adapter, device, case)
+        if hasattr(adapter, "allocate") and case.name in ("conv_f16", "two_io", "dynamic-1"):
+            assert "set_io_mem" in {event.kind for event in self.npu.events()}, "not refused"
+
     def fail_next_run(self):
         self.npu.fault("rknn_run", -1, times=1)
         return True
@@ -135,7 +141,10 @@ class TestLibrknnrt(OnVirtualNpu, AdapterContract):
         self.npu.reset()
         write_board(tmp_path)
         (tmp_path / "usr/lib/librknnrt.so").symlink_to(self.npu.library)
-        yield LibrknnrtAdapter(tmp_path)
+        adapter = LibrknnrtAdapter(tmp_path)
+        library = open_library(str(self.npu.library))
+        adapter.allocate = lambda device, nbytes, *, cached: library.rknn_virtual_dmabuf(nbytes)  # no dma heap is here
+        yield adapter
         self.npu.reset()
 
 

@@ -116,6 +116,11 @@ class FlawedAdapter:
         self.models.append(FlawedModel(self, handle, settings.share_with))
         return self.models[-1]
 
+    def allocate(self, device, nbytes, *, cached):
+        descriptor = os.memfd_create("doubling")
+        os.ftruncate(descriptor, nbytes)
+        return descriptor
+
     def read(self, source):
         if source.path is None:
             return b"" if self.flaw == "files only" else source.data
@@ -202,6 +207,15 @@ class FlawedContext:
         times = (start, start, time.perf_counter_ns(), time.perf_counter_ns())
         self.times = times[::-1] if self.flaw == "times backwards" else times
 
+    def run_bound(self, form, inputs, outputs):
+        lost = self.flaw == "the offset is ignored"
+
+        def address(place):
+            return place if isinstance(place, int) else place.buffer.address + (0 if lost else place.offset)
+
+        self.run(form, [address(place) for place in inputs], [address(place) for place in outputs])
+        return 0
+
     def check(self, form):
         """What cannot be served is an error."""
         if self.flaw == "serves every form":
@@ -211,8 +225,12 @@ class FlawedContext:
         x, ids = form.inputs
         y, n = form.outputs
         shapes = {"NCHW": (1, 2, 4, 6), "NHWC": (1, 4, 6, 2)}
-        if x.dtype != "float32" or x.shape != shapes.get(x.layout) or (ids.dtype, ids.shape) != ("int64", (5,)):
-            raise AdapterError("x is float32, ids is int64")
+        if (
+            x.dtype not in ("float32", "float16")
+            or x.shape != shapes.get(x.layout)
+            or (ids.dtype, ids.shape) != ("int64", (5,))
+        ):
+            raise AdapterError("x is float32 or float16, ids is int64")
         if y.dtype not in ("float32", "float16") or y.shape != Y.shape or (n.dtype, n.shape) != ("int64", (5,)):
             raise AdapterError("y is float32 or float16, n is int64")
 
@@ -241,7 +259,7 @@ class FlawedContext:
     def compute(self, form, inputs):
         if len(form.inputs) != 2:
             return self.results
-        x = array_at(inputs[0], form.inputs[0].shape, "float32")
+        x = array_at(inputs[0], form.inputs[0].shape, form.inputs[0].dtype)
         ids = array_at(inputs[1], (5,), "int64")
         if self.flaw == "inputs are changed":
             ids[0] += 1

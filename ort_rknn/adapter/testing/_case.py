@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..contract import CallForm, Context, LoadSettings, Model, ModelSource, PortForm, TensorInfo
+from ..contract import BindsBuffers, CallForm, Context, LoadSettings, Model, ModelSource, PortForm, TensorInfo
+from ._shared import SharedTensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,11 +84,13 @@ class Buffer:
 class CaseRuns:
     """Runs of a case on one loaded model: one form, and buffers of its own for every run.
 
-    ``channels_last`` feeds 4-D inputs as NHWC, ``stored`` asks for outputs in their compiled dtypes where they can be
-    had so.
+    ``channels_last`` feeds 4-D inputs as NHWC, ``narrow`` feeds floats as float16 where the model keeps them so.
+    ``stored`` asks for outputs in their compiled dtypes where they can be had so.
     """
 
-    def __init__(self, model: Model, case: Case, *, channels_last: bool = False, stored: bool = False) -> None:
+    def __init__(
+        self, model: Model, case: Case, *, channels_last: bool = False, narrow: bool = False, stored: bool = False
+    ) -> None:
         self.case = case
         self._outputs = model.outputs
         self._arrays: list[NDArray[Any]] = []
@@ -96,6 +100,8 @@ class CaseRuns:
             layout = "NCHW" if array.ndim == len(info.shape) == 4 else "UNDEFINED"
             if layout == "NCHW" and channels_last:
                 array, layout = array.transpose(0, 2, 3, 1), "NHWC"
+            if narrow and info.dtype == "float16" and array.dtype.kind == "f":
+                array = array.astype(np.float16)
             array = np.ascontiguousarray(array).reshape(array.shape)
             self._arrays.append(array)
             inputs.append(PortForm(array.dtype.name, layout, array.shape, array.nbytes))  # type: ignore[arg-type]
@@ -132,6 +138,20 @@ class CaseRuns:
     def check(self, context: Context) -> None:
         """Run once, and hold the outputs against the case."""
         self.case.check(self.run(context))
+
+    def check_bound(self, context: BindsBuffers, allocate: Callable[[int], int]) -> None:
+        """Run on memory that ``allocate`` makes, and hold the outputs against the case. Raises what binding raises."""
+        with ExitStack() as stack:
+
+            def shared(port: PortForm) -> SharedTensor:
+                return stack.enter_context(closing(SharedTensor(allocate, port)))
+
+            fed, got = [shared(port) for port in self.form.inputs], [shared(port) for port in self.form.outputs]
+            for tensor, array in zip(fed, self._arrays):
+                tensor.write(array)
+            copied = context.run_bound(self.form, [t.region for t in fed], [t.region for t in got])
+            assert copied == 0, f"everything was bound, and run_bound() says that it copied {copied} bytes"
+            self.case.check({info.name: _real(info, tensor.read()) for info, tensor in zip(self._outputs, got)})
 
     def check_after_others(self, context: Context) -> None:
         """As :meth:`check`, after a run with other inputs: nothing of that run may be left."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -20,6 +22,7 @@ from ..contract import (
     Device,
     Model,
     ModelSource,
+    NotBindable,
     Query,
     RknnError,
     SettingError,
@@ -270,6 +273,24 @@ class AdapterContract:
             assert error.call and isinstance(error.code, int) and error.code < 0, f"{error.call!r}, {error.code!r}"
             assert error.call in str(error) and str(error.code) in str(error), f"the text is {str(error)!r}"
             runs.check(context)  # and the next run is right
+
+    def test_bound_buffers_are_right_or_refused(self, adapter: Adapter, device: Device, case: Case) -> None:
+        allocate = getattr(adapter, "allocate", None)
+        with self.loaded(adapter, device, case) as model, closing(model.context(0)) as context:
+            if allocate is None or not hasattr(context, "run_bound"):
+                return
+            try:
+                os.close(allocate(device, 4096, cached=True))
+            except AdapterError as error:
+                pytest.skip(f"this system gives no memory of the NPU's: {error}")
+            for stored in (False, True):
+                runs = CaseRuns(model, case, channels_last=True, narrow=True, stored=stored)
+                for _ in range(2):  # with buffers of its own each time
+                    try:
+                        runs.check_bound(context, partial(allocate, device, cached=True))  # type: ignore[arg-type]
+                    except NotBindable:
+                        break
+            CaseRuns(model, case).check(context)  # and runs as usual
 
     # contexts --------------------------------------------------------------------------------------------------
 
