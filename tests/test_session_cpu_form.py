@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import onnx
@@ -214,6 +215,37 @@ def test_a_twin_by_any_name(alone, image, tmp_path, name):
     shutil.copy(image.with_name("image_u8.rk3588.rknn"), tmp_path / name)
     (got,) = made(alone, **AS_PIXELS).run(None, {"image": PIXELS})
     assert np.array_equal(got, plain(image, {"image": as_floats(PIXELS)})[0])
+
+
+@pytest.mark.parametrize("given", ["m.onnx", "m.rk3588_ctx.onnx"])
+def test_the_part_that_reads_the_input(image, tmp_path, given):
+    whole = onnx.load(image)
+    whole.graph.node.append(helper.make_node("Relu", ["logits"], ["positive"]))
+    whole.graph.output[0].name = "positive"
+    onnx.save(whole, tmp_path / "m.onnx")
+    parts = tmp_path / "m.rk3588_parts"
+    parts.mkdir()
+    shutil.copy(image.with_name("image_u8.rk3588.rknn"), parts / "part0.rknn")
+    node = {"embed_mode": 0, "ep_cache_context": "m.rk3588_parts/part0.rknn", "onnx_model_filename": "m.onnx"}
+    node |= {"main_context": 1, "source": OURS, "hardware_architecture": "rk3588"}
+    in_parts = onnx.load(image)
+    del in_parts.graph.node[:], in_parts.graph.initializer[:]
+    in_parts.graph.node.append(helper.make_node("EPContext", ["image"], ["logits"], domain="com.microsoft", **node))
+    in_parts.graph.node.append(whole.graph.node[-1])
+    in_parts.graph.value_info.append(onnx.load(image).graph.output[0])
+    in_parts.graph.output[0].name = "positive"
+    in_parts.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(in_parts, tmp_path / "m.rk3588_ctx.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)  # the model in parts does not warn without a device
+        session = ort_rknn.InferenceSession(tmp_path / given, provider_options=AS_PIXELS)
+    assert session.get_providers() == [CPU]
+    assert "as part0.rknn says" in session.explain()
+    (want,) = plain(tmp_path / "m.onnx", {"image": as_floats(PIXELS)})
+    assert np.array_equal(session.run(None, {"image": PIXELS})[0], want)
+    shutil.rmtree(parts)
+    with pytest.raises(OptionError, match="no compiled model tells the mean"):
+        ort_rknn.InferenceSession(tmp_path / given, provider_options=AS_PIXELS)
 
 
 def test_one_that_is_named_also_for_a_model_in_memory(image):

@@ -9,7 +9,7 @@ integers is then done here too, by its own record.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from .._options import SIGNATURE_OPTIONS, Options
 from .._planning.facts import Facts
 from .._regular import open_regular
 from .._tensors import DTYPES, INPUT_DTYPES
-from ..adapter import SOC_CORES, Quantization
+from ..adapter import Quantization
 from ..files import (
     Disagreement,
     OnnxFileError,
@@ -31,12 +31,12 @@ from ..files import (
     RknnFile,
     RknnFileError,
     RknnTensor,
-    find_twins,
     left_out,
     read_onnx,
     read_rknn,
 )
 from ..files.surrounded import Edge, Step, surrounded
+from .compiled_beside import parts_beside, wholes_beside
 
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 #: Operators as they are used here: Sub and Div broadcast from opset 7 on, Round comes with 11.
@@ -282,6 +282,9 @@ class _Compiled:
                 continue
             norm = normalization_of(tensor) if tensor is not None else None
             said.setdefault((norm.mean, norm.std) if norm is not None else None, (label, tensor))
+        for label, tensor in self._of_parts(name):
+            norm = normalization_of(tensor)
+            said.setdefault((norm.mean, norm.std) if norm is not None else None, (label, tensor))
         if len(said) == 1:
             ((label, tensor),) = said.values()
             norm = normalization_of(tensor) if tensor is not None else None
@@ -297,6 +300,14 @@ class _Compiled:
             f"{asked}, and no compiled model tells the mean and std that make it of integers ({self._looked()}); put "
             "the .rknn beside the ONNX, name it with rknn_model, or leave the option out and feed what the ONNX takes"
         )
+
+    def _of_parts(self, name: str) -> Iterator[tuple[str, RknnTensor]]:
+        """What the parts of a model in parts say of an input that they read."""
+        onnx = self._onnx()
+        for label, file in parts_beside(onnx) if onnx is not None and self._options.rknn_model is None else ():
+            for tensor in file.inputs:
+                if tensor.name == name and (tensor.mean is not None or tensor.std is not None):
+                    yield label, tensor
 
     def output_of(self, name: str) -> RknnTensor | None:
         """What the compiled models say of an output; None where they have left it out, because it never changes.
@@ -372,8 +383,13 @@ class _Compiled:
         """No device was there to look for a twin for: those of any SoC tell the same."""
         if self._options.rknn_model is not None:
             return [self._options.rknn_model]
+        onnx = self._onnx()
+        return wholes_beside(onnx) if onnx is not None else []
+
+    def _onnx(self) -> str | None:
+        """The ONNX's path, of a model with EPContext nodes that of its original; None where it is in memory."""
         onnx = self._source if self._facts.kind == "ep_context" else self._facts.model
-        return compiled_beside(onnx) if isinstance(onnx, str) else []
+        return onnx if isinstance(onnx, str) else None
 
     def _looked(self) -> str:
         told = "; ".join((*(f"{label} does not" for label, _ in self._known()), *self._unread))
@@ -382,12 +398,6 @@ class _Compiled:
         if isinstance(self._facts.model, str):
             return f"none lies beside {self._facts.label}"
         return "a model in memory has none beside it"
-
-
-def compiled_beside(onnx: str) -> list[str]:
-    """The twins of an ONNX for any SoC, those for one SoC first."""
-    found = (os.fspath(path) for soc in SOC_CORES for path in find_twins(onnx, soc))
-    return sorted(dict.fromkeys(found), key=lambda path: path == os.path.splitext(onnx)[0] + ".rknn")
 
 
 def _tensor(tensors: Sequence[RknnTensor], names: Sequence[str], name: str) -> RknnTensor | None:
