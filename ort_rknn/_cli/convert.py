@@ -74,7 +74,7 @@ def run(given: argparse.Namespace) -> int:
         return FINE
     for line in report.lines():
         say(line)
-    name = os.path.join(given.out, os.path.basename(given.model)) if given.out else given.model
+    name = os.path.join(given.out or os.path.dirname(given.model), os.path.basename(report.model))
     say(f'run it: ort_rknn.InferenceSession("{name}")')
     return FINE
 

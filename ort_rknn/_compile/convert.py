@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from .partition import GraphPart
 from .parts import InParts, build_in_parts
 from .place import place_parts, place_whole
 from .prepare import Prepared, prepare
+from .put import put_copy
 from .recipe import Recipe
 from .record import BuildRecord, record_path
 from .report import Compiled, Part, Report, fates_of
@@ -77,14 +77,18 @@ def convert(
     options that do not fit the ONNX, ConversionError where nothing of it can be compiled, OnnxFileError and OSError for
     a file that cannot be read or written.
     """
-    path = os.path.abspath(os.fspath(model))
+    original = path = os.path.abspath(os.fspath(model))
     toolkit = toolkit or find_toolkit()
     folder = Path(options.out).absolute() if options.out is not None else Path(path).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"{Path(path).stem}.convert.log"
-    log.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="ort_rknn-prepare-") as scratch:
         progress("reading the ONNX")
+        frozen: tuple[str, ...] = ()
+        if options.freeze:
+            path, frozen = _frozen(path, os.path.join(scratch, "frozen"), options.freeze)
+            options = replace(options, freeze={})
+        folder.mkdir(parents=True, exist_ok=True)
+        log = folder / f"{Path(path).stem}.convert.log"
+        log.unlink(missing_ok=True)
         source, refusal = _prepare(path, scratch, options)
         shapes = compiled_shapes(source.signature, options.shapes)
         mean = per_channel(options.mean, shapes.sets[0], "mean")
@@ -94,9 +98,20 @@ def convert(
         with Converter(toolkit, log) as converter:
             job = _Job(path, folder, options, source, shapes, refusal, converter, progress, samples)
             compiled = tuple(job.compile(target) for target in options.targets)
-    if options.out is not None and options.with_onnx:
-        _copy_onnx(path, folder)
-    return Report(path, compiled, (*source.notes, *shapes.notes, *notes), str(log), toolkit.version)
+        if frozen or (options.out is not None and options.with_onnx):
+            _copy_onnx(path, folder, Path(original).parent)
+    found = (*frozen, *source.notes, *shapes.notes, *notes)
+    return Report(str(folder / Path(path).name) if frozen else path, compiled, found, str(log), toolkit.version)
+
+
+def _frozen(path: str, folder: str, freeze: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """The ONNX without the inputs that become constants, which is a model of its own: a session of the user's ONNX has
+    these inputs, and must not pass over what it is fed. Returns its path, and notes for the report."""
+    os.mkdir(folder)
+    made = prepare(path, folder, freeze=freeze, lower=False)
+    place = Path(folder) / f"{Path(path).stem}.frozen.onnx"
+    os.rename(made.path, place)
+    return str(place), (*made.notes, f"the model to run is {place.name}, which does not have these inputs")
 
 
 def _prepare(path: str, scratch: str, options: ConvertOptions) -> tuple[Prepared, ConversionError | None]:
@@ -279,11 +294,13 @@ class _Job:
         return any(not isinstance(dim, int) for value in self.source.signature.inputs for dim in (value.dims or ("?",)))
 
 
-def _copy_onnx(path: str, folder: Path) -> None:
-    """The ONNX and the files that hold its weights, for a folder that is whole on the board."""
-    for name in (os.path.basename(path), *read_onnx(path).external_data):
-        source, place = Path(path).parent / name, folder / name
+def _copy_onnx(path: str, folder: Path, data: Path) -> None:
+    """The ONNX and the files that hold its weights, which lie in ``data``: ``folder`` is whole on the board then."""
+    sources = {os.path.basename(path): Path(path)}
+    sources.update((name, data / name) for name in read_onnx(path).external_data)
+    for name, source in sources.items():
+        place = folder / name
         if place.exists() and place.samefile(source):
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, place)
+        put_copy(place, source)

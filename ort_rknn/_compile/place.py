@@ -12,7 +12,7 @@ import onnx
 from onnx import external_data_helper
 
 from .parts import InParts
-from .put import put
+from .put import put, put_copy
 from .write import CompiledPart, context_model
 
 #: What stays on the CPU keeps its weights inside the model up to this size in bytes.
@@ -22,7 +22,7 @@ _INLINE = 64 << 20
 def place_whole(built: str, folder: Path, stem: str, target: str) -> Path:
     """The compiled model ``built`` as ``<stem>.<target>.rknn``. A result in parts that lies there goes."""
     place = folder / f"{stem}.{target}.rknn"
-    put(place, lambda file: _copy(built, file))
+    put_copy(place, built)
     _remove(folder / f"{stem}.{target}_ctx.onnx")
     shutil.rmtree(folder / f"{stem}.{target}_parts", ignore_errors=True)
     return place
@@ -45,7 +45,7 @@ def place_parts(
         name = f"part{number}"
         place = parts_folder / f"{name}-{_digest(each.built.path)[:12]}.rknn"
         if not place.exists():
-            put(place, lambda file, source=each.built.path: _copy(source, file))  # type: ignore[misc]
+            put_copy(place, each.built.path)
         paths.append(place)
         compiled.append(CompiledPart(each.part, name, f"{parts_folder.name}/{place.name}"))
     model = context_model(
@@ -85,11 +85,6 @@ def _own_weights(model: onnx.ModelProto, folder: str, parts_folder: Path) -> Pat
         tensor.data_location = onnx.TensorProto.EXTERNAL
         offset += length
     return place
-
-
-def _copy(source: str, file: IO[bytes]) -> None:
-    with open(source, "rb") as opened:
-        shutil.copyfileobj(opened, file, 1 << 20)
 
 
 def _write(file: IO[bytes], data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,3 +23,9 @@ def put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         Path(fresh).unlink(missing_ok=True)
         raise
+
+
+def put_copy(place: Path, source: str | os.PathLike[str]) -> None:
+    """Write a copy of ``source`` so."""
+    with open(source, "rb") as opened:
+        put(place, lambda file: shutil.copyfileobj(opened, file, 1 << 20))

@@ -65,6 +65,13 @@ class RKNN:
         return 0
 
     def build(self, do_quantization, dataset=None, **rest):
+        if os.environ.get("FAKE_TOOLKIT_ANY"):  # whatever it is becomes this model, except with an operator of a domain
+            if b"a.domain" in Path(self.model).read_bytes():
+                print("E build: it has an operator of a domain")
+                return -1
+            self.compiled = _MODELS / os.environ["FAKE_TOOLKIT_ANY"]
+            print(_TABLE)
+            return 0
         digest = hashlib.sha256(Path(self.model).read_bytes()).hexdigest()
         files = json.loads((_MODELS / "MANIFEST.json").read_text())["files"]
         for name, entry in files.items():
