@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -288,9 +289,29 @@ class Submitter:
         if self._delivery is not None:
             self._delivery.close()
 
+    def drop_and_wait(self) -> None:
+        """Cancel what has not begun, and wait for what runs."""
+        for lane in self._lanes:
+            with suppress(queue.Empty):
+                while True:
+                    job = lane.jobs.get_nowait()
+                    if job is not None:
+                        _cancel(job)
+            lane.jobs.put(None)
+        for thread in self.threads():
+            thread.join()
+
     def __del__(self) -> None:
         for lane in self.__dict__.get("_lanes", ()):  # not there where __init__ raised
             lane.jobs.put(None)
+
+
+def _cancel(job: _Job) -> None:
+    """End a call that nobody has begun: who waits for it goes on."""
+    call: Any = job.args[0] if isinstance(job, partial) else job.__self__  # type: ignore[attr-defined]
+    call.cancel()
+    with suppress(Exception):
+        job()
 
 
 def _work(jobs: _Jobs, threads: dict[threading.Thread, None], tell: Callable[[], None]) -> None:
@@ -307,14 +328,32 @@ def _work(jobs: _Jobs, threads: dict[threading.Thread, None], tell: Callable[[],
 
 _alive: weakref.WeakSet[Submitter] = weakref.WeakSet()
 _exiting = False
+#: A shell's exit code for a program that Ctrl-C ended.
+_INTERRUPTED = 130
 
 
 def _end_all() -> None:
-    """The threads are daemons, since others would keep the interpreter from ending: what was submitted is done now."""
+    """The threads are daemons, since others would keep the interpreter from ending: what was submitted is done now.
+
+    An interrupt meanwhile, as by a second Ctrl-C: what has not begun is dropped, and what runs is waited for, because
+    the interpreter's end would abort the process inside of onnxruntime. One more ends the process at once.
+    """
     global _exiting
     _exiting = True
+    interrupt: BaseException | None = None
     for submitter in list(_alive):
-        submitter.close()
+        if interrupt is None:
+            try:
+                submitter.close()
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            try:
+                submitter.drop_and_wait()
+            except BaseException:
+                os._exit(_INTERRUPTED)
+    if interrupt is not None:
+        raise interrupt
 
 
 atexit.register(_end_all)
