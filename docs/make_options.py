@@ -12,11 +12,11 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ort_rknn import _options
 from ort_rknn._options.declared import OPTIONS, Option
 
-HERE = Path(__file__).parent
-PAGE = HERE / "provider-options.md"
-MODULE = HERE.parent / "ort_rknn" / "_options" / "__init__.py"
+PAGE = Path(__file__).parent / "provider-options.md"
+MODULE = Path(_options.__file__)
 #: The last column of the table. Which adapters honor an option is told by them: docs/adapters.md.
 HONORED_BY = {"every adapter": "every adapter", "some adapters": "`librknnrt`, `virtual`"}
 _LINE = 120

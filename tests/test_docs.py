@@ -64,7 +64,7 @@ def test_a_new_option_is_written_everywhere(monkeypatch):
     assert "| `frobs` | int from 2 | `7` | how many `frobs`, see [x.md](x.md) | executor |\n" in maker.page(
         OPTIONS_PAGE
     )
-    text = maker.module((ROOT / "ort_rknn" / "_options" / "__init__.py").read_text())
+    text = maker.module(maker.MODULE.read_text())
     for line in ("    frobs: int | str\n", "    frobs: int = 7\n", "    frobs: int | None = None,\n"):
         assert text.count(line) == 1
 
