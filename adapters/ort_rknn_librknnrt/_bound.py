@@ -20,14 +20,13 @@ from ort_rknn.adapter import CallForm, NotBindable, PortForm, Region, RknnError,
 from . import _structs as abi
 from ._binding import Handle, log
 from ._hints import run_hint
-from ._report import read_attribute
+from ._report import native_attribute, read_attribute
 
 if TYPE_CHECKING:
     from ._owner import Owner
 
 #: Questions for inputs and outputs: of a model with one shape, and of one that is set to a shape.
 _PLAIN: Final = (abi.QUERY_INPUT_ATTR, abi.QUERY_OUTPUT_ATTR)
-_NATIVE: Final = (abi.QUERY_NATIVE_INPUT_ATTR, abi.QUERY_NATIVE_OUTPUT_ATTR)
 _CURRENT: Final = (abi.QUERY_CURRENT_INPUT_ATTR, abi.QUERY_CURRENT_OUTPUT_ATTR)
 #: Imported regions that a context remembers; what was not used for longest goes first.
 _KEPT: Final = 64
@@ -151,17 +150,19 @@ class BoundRuns:
         queries = _PLAIN if form.shape_set is None else _CURRENT
         made = tuple(
             [
-                _Port(
-                    port,
-                    read_attribute(model.binding, self._handle, native if port.native else query, index),
-                    is_input=side is form.inputs,
-                )
+                _Port(port, self._attribute(port, is_input, index, query), is_input=is_input)
                 for index, port in enumerate(side)
             ]
-            for side, query, native in zip((form.inputs, form.outputs), queries, _NATIVE)
+            for side, is_input, query in zip((form.inputs, form.outputs), (True, False), queries)
         )
         known = self._forms[form] = (made[0], made[1])
         return self._handle, known
+
+    def _attribute(self, port: PortForm, is_input: bool, index: int, query: int) -> abi.TensorAttr:
+        assert self._handle is not None
+        if port.native:
+            return native_attribute(self._model.binding, self._handle, is_input, index, port.layout)
+        return read_attribute(self._model.binding, self._handle, query, index)
 
     def _choose(self, handle: Handle, form: CallForm) -> None:
         """Set a dynamic model to the form's shapes. Whether what was bound for others stays bound is not known."""

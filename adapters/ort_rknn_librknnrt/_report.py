@@ -25,7 +25,10 @@ _MAX_TENSORS: Final = 512
 _MAX_TABLE: Final = 16 << 20
 _DTYPES: Final = {code: name for name, code in abi.DTYPE_CODES.items()}
 _LAYOUTS: Final[dict[int, Layout]] = {code: layout for layout, code in abi.LAYOUT_CODES.items()}
-_OF_INPUTS: Final = (abi.QUERY_INPUT_ATTR, abi.QUERY_CURRENT_INPUT_ATTR, abi.QUERY_NATIVE_INPUT_ATTR)
+#: Questions, by whether they are about inputs.
+_NATIVE: Final = {True: abi.QUERY_NATIVE_INPUT_ATTR, False: abi.QUERY_NATIVE_OUTPUT_ATTR}
+_NATIVE_NHWC: Final = {True: abi.QUERY_NATIVE_NHWC_INPUT_ATTR, False: abi.QUERY_NATIVE_NHWC_OUTPUT_ATTR}
+_OF_INPUTS: Final = (abi.QUERY_INPUT_ATTR, abi.QUERY_CURRENT_INPUT_ATTR, _NATIVE[True], _NATIVE_NHWC[True])
 _QUANTISABLE: Final = ("int4", "int8", "uint8", "int16", "uint16")
 
 
@@ -98,10 +101,24 @@ def read_attribute(binding: Binding, handle: Handle, command: int, index: int) -
 
 
 def read_native(
-    binding: Binding, handle: Handle, command: int, infos: tuple[TensorInfo, ...]
+    binding: Binding, handle: Handle, is_input: bool, infos: tuple[TensorInfo, ...], *, nhwc: bool
 ) -> tuple[NativeForm, ...]:
     """How the NPU stores its inputs or outputs. Raises RknnError, AdapterError where an answer cannot be true."""
-    return tuple(_native(read_attribute(binding, handle, command, index), info) for index, info in enumerate(infos))
+    layout: Layout = "NHWC" if nhwc else "UNDEFINED"
+    return tuple(
+        _native(
+            native_attribute(binding, handle, is_input, index, layout if len(info.shape) == 4 else "UNDEFINED"), info
+        )
+        for index, info in enumerate(infos)
+    )
+
+
+def native_attribute(binding: Binding, handle: Handle, is_input: bool, index: int, layout: Layout) -> abi.TensorAttr:
+    """What the runtime stores; ``layout`` "NHWC": its NHWC form, where it would store blocks."""
+    attribute = read_attribute(binding, handle, _NATIVE[is_input], index)
+    if layout == "NHWC" and attribute.fmt != abi.LAYOUT_CODES["NHWC"]:
+        attribute = read_attribute(binding, handle, _NATIVE_NHWC[is_input], index)
+    return attribute
 
 
 def _native(attribute: abi.TensorAttr, info: TensorInfo) -> NativeForm:

@@ -154,17 +154,15 @@ class LoadedModel:
                 shapes = self._output_shapes[shape_set] = read_shapes(self.binding, self._first, len(self.outputs))
             return shapes
 
-    def native_forms(self) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
+    def native_forms(self, *, nhwc: bool = False) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
         """How the NPU stores inputs and outputs. Asks the first context, so never during a run."""
-        from ._structs import QUERY_NATIVE_INPUT_ATTR, QUERY_NATIVE_OUTPUT_ATTR
-
         with self._lock:
             self._check_open()
             if self.shape_sets:
                 raise AdapterError("the model has several shapes, and the NPU stores each in another way")
             return (
-                read_native(self.binding, self._first, QUERY_NATIVE_INPUT_ATTR, self.inputs),
-                read_native(self.binding, self._first, QUERY_NATIVE_OUTPUT_ATTR, self.outputs),
+                read_native(self.binding, self._first, True, self.inputs, nhwc=nhwc),
+                read_native(self.binding, self._first, False, self.outputs, nhwc=nhwc),
             )
 
     def context(self, core_mask: int) -> RuntimeContext:

@@ -183,8 +183,8 @@ class _VirtualModel:
     def output_shapes(self, shape_set: int | None) -> tuple[Shape, ...]:
         return self.inner.output_shapes(shape_set)
 
-    def native_forms(self) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
-        return cast(TellsNativeForms, self.inner).native_forms()
+    def native_forms(self, *, nhwc: bool = False) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
+        return cast(TellsNativeForms, self.inner).native_forms(nhwc=nhwc)
 
     def context(self, core_mask: int) -> Context:
         inner = self.inner.context(core_mask)

@@ -19,7 +19,8 @@ What is different on purpose:
 * ``NodeArg.type`` is what ``run`` takes and gives (``get_native_inputs()`` has the compiled types),
   ``NodeArg.layout`` is the layout of ``NodeArg.shape``, and "any" means NHWC everywhere.
 * Unknown options, keywords and run options are errors.
-* Values of device "rknpu2" live in host memory. dma-buf, the NPU's own channel blocks (NC1HWC2) and RKNPU3 are refused.
+* Values of device "rknpu2" lie in memory that the NPU shares, where the device gives such; they may be used with any
+  context, and with any session that stores the tensor likewise. RKNPU3 is refused.
 * New: ``flush()`` for the pipeline, ``close()`` and ``with``, ``schedule="auto"``, and the provider options ``device``,
   ``adapter``, ``runtime_library``, ``onnx_model``, ``rknn_model``, ``run_timeout_ms`` and ``retries`` of ort_rknn.
 """

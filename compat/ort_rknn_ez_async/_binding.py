@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._device_values import pack, unpack
 from ._loading import Calls
 from ._nodes import NUMPY_DTYPES, Tensor
+from ._npu import NpuCalls
 from ._values import (
     Array,
     OrtValue,
     check_bound,
+    device_array,
+    is_stored,
     real,
     refuse_pointer,
     tensor_of,
-    to_native_layout,
 )
 
 if TYPE_CHECKING:
@@ -165,11 +168,16 @@ class SessionIOBinding:
         if missing:
             names = ", ".join(missing)
             raise RuntimeError(f"All model inputs must be bound before run_with_iobinding; {names} are not")
+        if isinstance(calls, NpuCalls) and calls.stores and self._fits_the_npu(calls):
+            self._run_stored(calls)
+            return
         arrays: list[Array] = []
         native: list[bool] = []
         for tensor in calls.inputs:
             value, in_native_layout = self._inputs[tensor.name]
             array = value._array
+            if is_stored(array, value._tensor):
+                array, in_native_layout = np.ascontiguousarray(value._logical()), False
             if tensor.quantization is not None and array.dtype.name == tensor.native_dtype:
                 array = real(array, tensor.quantization)
             arrays.append(array)
@@ -181,12 +189,81 @@ class SessionIOBinding:
                 continue
             if output.brought:
                 assert output.value is not None
-                np.copyto(output.value._logical(), result)
+                _write(output.value, result)
             elif output.on_device:
-                stored = to_native_layout(result, tensor)
+                stored = device_array(result, tensor, self.session)
                 output.value = OrtValue._make(stored, tensor, self.session, "output", on_device=True)
             else:
                 output.value = OrtValue._make(result)
+
+    def _fits_the_npu(self, calls: NpuCalls) -> bool:
+        """Whether there are device values, and no pixels whose rows the NPU would read with gaps."""
+        given = {tensor.name: self._inputs[tensor.name][0] for tensor in calls.inputs}
+        on_device = [value._on_device for value in given.values()]
+        on_device += [output.on_device for output in self._outputs.values()]
+        pixels = [t for t in calls.inputs if given[t.name]._array.dtype.name != t.native_dtype]
+        return any(on_device) and not any(map(_has_gaps, pixels))
+
+    def _run_stored(self, calls: NpuCalls) -> None:
+        """On memory as the NPU stores tensors. Device values are read and written where they are."""
+        arrays = [_stored_input(tensor, self._inputs[tensor.name][0]) for tensor in calls.inputs]
+        targets: list[Array] = []
+        made: dict[str, Array] = {}
+        for tensor in calls.outputs:
+            output = self._outputs.get(tensor.name)
+            assert tensor.stored is not None
+            if output is not None and output.on_device and not output.brought:
+                blank = np.zeros([d if isinstance(d, int) else 1 for d in tensor.shape], tensor.native_dtype)
+                target = made[tensor.name] = device_array(blank, tensor, self.session)
+            elif output is not None and output.value is not None and _lies_as(output.value, tensor):
+                target = output.value._array
+            else:
+                target = np.empty(tensor.stored.shape, tensor.native_dtype)
+            targets.append(target)
+        calls.run_stored(arrays, targets)
+        for tensor, target in zip(calls.outputs, targets):
+            output = self._outputs.get(tensor.name)
+            if output is None or (output.value is not None and target is output.value._array):
+                continue
+            if tensor.name in made:
+                output.value = OrtValue._make(target, tensor, self.session, "output", on_device=True)
+            elif output.brought:
+                assert output.value is not None
+                _write(output.value, unpack(target, tensor))
+            else:
+                output.value = OrtValue._make(unpack(target, tensor))
+
+
+def _write(value: OrtValue, result: Array) -> None:
+    """``result`` is in the order of axes that ``run`` uses."""
+    if is_stored(value._array, value._tensor):
+        assert value._tensor is not None
+        value._array[...] = pack(result, value._tensor)
+    else:
+        np.copyto(value._logical(), result)
+
+
+def _has_gaps(tensor: Tensor) -> bool:
+    how = tensor.stored
+    return how is not None and how.layout == "NHWC" and how.shape[2] != how.onnx_shape[3]
+
+
+def _lies_as(value: OrtValue, tensor: Tensor) -> bool:
+    """Whether a value's memory is what the NPU reads or writes as ``tensor``."""
+    theirs = value._tensor
+    return is_stored(value._array, theirs) and theirs is not None and theirs.stored == tensor.stored
+
+
+def _stored_input(tensor: Tensor, value: OrtValue) -> Array:
+    """What the NPU reads: the value's own memory, or a copy of an array that lies otherwise."""
+    array = value._array
+    if _lies_as(value, tensor) or (value._tensor is not None and array.dtype.name != tensor.native_dtype):
+        return array
+    logical = value._logical()
+    if logical.dtype.name == tensor.native_dtype:
+        return pack(logical, tensor)
+    turn = logical.ndim == 4 and tensor.layout == "NCHW"
+    return np.ascontiguousarray(logical.transpose(0, 2, 3, 1) if turn else logical)  # pixels
 
 
 IOBinding = SessionIOBinding

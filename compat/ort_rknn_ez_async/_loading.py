@@ -18,6 +18,7 @@ from ort_rknn.adapter import Model, Query
 from ort_rknn.files import RknnFile, RknnFileError, is_rknpu3, read_rknn
 
 from ._cpu import CpuCalls
+from ._device_values import DeviceValues
 from ._npu import NpuCalls
 from .options import CPU, RKNPU2, RKNPU3, Wish
 
@@ -74,7 +75,8 @@ def _load(content: str | bytes, wish: Wish, sess_options: Any, weights_of: Model
         )
         try:
             perf = os.environ.get("ZTU_EZRKNN_ASYNC_PRINT_PERF", "").strip().lower() in _TRUE
-            calls = NpuCalls(executor, candidate.file, options, print_perf=perf)
+            values = DeviceValues(executor.model, found, wish.zero_copy_layout)
+            calls = NpuCalls(executor, candidate.file, options, values, print_perf=perf)
         except BaseException:
             executor.close()
             raise

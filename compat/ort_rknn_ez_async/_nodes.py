@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ort_rknn._executor.native_layout import NativeLayout
 from ort_rknn.adapter import DTYPE_OF_TYPE, Layout, Quantization, Shape
 
 _TYPE_OF_DTYPE: Mapping[str, str] = {dtype: text for text, dtype in DTYPE_OF_TYPE.items()}
@@ -69,6 +70,10 @@ class Tensor:
     """As device values hold it: NHWC where it has four axes and a layout."""
     native_layout: Layout
     quantization: Quantization | None
+    stored: NativeLayout | None = None
+    """How device values hold it in memory that the NPU shares; None: they are host memory, in the native layout."""
+    room: int = 0
+    """Bytes that the runtime wants such a value to have."""
 
     def node(self) -> NodeArg:
         """For ``get_inputs()``."""

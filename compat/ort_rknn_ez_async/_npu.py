@@ -25,6 +25,7 @@ from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import CallForm, Layout, Model, PortForm, Shape
 from ort_rknn.files import RknnFile
 
+from ._device_values import DeviceValues
 from ._feeds import Array, cast, runtime_dtype
 from ._nodes import NUMPY_DTYPES, Tensor, exchanged, plain_dtype
 
@@ -86,8 +87,11 @@ class _Ready:
 class NpuCalls:
     """A loaded model with its contexts; closes them. Thread safe. Raises RuntimeError."""
 
-    def __init__(self, executor: Executor, file: RknnFile | None, options: Options, *, print_perf: bool) -> None:
+    def __init__(
+        self, executor: Executor, file: RknnFile | None, options: Options, values: DeviceValues, *, print_perf: bool
+    ) -> None:
         self.executor = executor
+        self.values = values
         self._print_perf = print_perf
         asked = [options.layout.get(i.name, options.layout.get("*", "NCHW")) for i in self._model.inputs]
         self._exchanged = tuple(
@@ -130,6 +134,10 @@ class NpuCalls:
             in_order = self._sets[0][k]
             native: Layout = "NHWC" if layout != "UNDEFINED" else "UNDEFINED"
             dtype = told.get(info.name)
+            stored, room = self.values.stored(True, k, info, in_order)
+            native_shape = self._shape_in(in_order, native)
+            if self.values.native and stored is not None:
+                native, native_shape = stored.layout, stored.shape
             tensors.append(
                 Tensor(
                     name=info.name or f"input_{k}",
@@ -137,9 +145,11 @@ class NpuCalls:
                     layout=layout,
                     dtype=dtype if dtype in NUMPY_DTYPES else plain_dtype(info.dtype, info.quantization),
                     native_dtype=info.dtype,
-                    native_shape=self._shape_in(in_order, native),
+                    native_shape=native_shape,
                     native_layout=native,
                     quantization=info.quantization,
+                    stored=stored,
+                    room=room,
                 )
             )
         return tuple(tensors)
@@ -149,6 +159,11 @@ class NpuCalls:
         for k, info in enumerate(self._model.outputs):
             shape = self._output_sets[0][k]
             four = len(shape) == 4 and info.layout == "NCHW"
+            native_shape = exchanged(shape) if four else shape
+            native: Layout = "NHWC" if four else info.layout
+            stored, room = self.values.stored(False, k, info, shape)
+            if self.values.native and stored is not None:
+                native, native_shape = stored.layout, stored.shape
             tensors.append(
                 Tensor(
                     name=info.name or f"output_{k}",
@@ -156,9 +171,11 @@ class NpuCalls:
                     layout=info.layout,
                     dtype="float32",
                     native_dtype=info.dtype,
-                    native_shape=exchanged(shape) if four else shape,
-                    native_layout="NHWC" if four else info.layout,
+                    native_shape=native_shape,
+                    native_layout=native,
                     quantization=info.quantization,
+                    stored=stored,
+                    room=room,
                 )
             )
         return tuple(tensors)
@@ -313,6 +330,16 @@ class NpuCalls:
         return Call(form, inputs, outputs, outputs, 1, in_bytes, out_bytes, direct=True, padded=False)
 
     # Zero copy ------------------------------------------------------------------------------------------------
+
+    @property
+    def stores(self) -> bool:
+        """Whether device values lie as the NPU stores them."""
+        return all(tensor.stored is not None for tensor in (*self.inputs, *self.outputs))
+
+    def run_stored(self, arrays: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """Run on inputs as the NPU stores them (or uint8 NHWC), and write outputs likewise; in the model's order."""
+        pixels = tuple(a.dtype.name != t.native_dtype for a, t in zip(arrays, self.inputs))
+        self._execute(self.values.call(self.inputs, self.outputs, pixels), arrays, outputs)
 
     def run_raw(self, arrays: Sequence[Array], in_native_layout: Sequence[bool]) -> list[Array]:
         """Outputs of the compiled dtypes, in the model's order, as :attr:`outputs` shapes them.

@@ -353,11 +353,11 @@ class InferenceSession:
         return [t.node() for t in self._core.calls.outputs]
 
     def get_native_inputs(self) -> list[NodeArg]:
-        """Types and shapes of device values: the compiled types, NHWC."""
+        """Types and shapes of device values: the compiled types, as the NPU stores them."""
         return [t.native_node() for t in self._core.calls.inputs]
 
     def get_native_outputs(self) -> list[NodeArg]:
-        """Types and shapes of device values: the compiled types, NHWC."""
+        """Types and shapes of device values: the compiled types, as the NPU stores them."""
         return [t.native_node() for t in self._core.calls.outputs]
 
     def get_modelmeta(self) -> ModelMetadata:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ort_rknn._executor.buffers import map_buffer, size_of, table
 from ort_rknn._tensors import DTYPE_OF_ELEMENT
 from ort_rknn.adapter import Quantization
 
+from ._device_values import pack, unpack
 from ._nodes import NUMPY_DTYPES, Tensor, type_text
 
 if TYPE_CHECKING:
@@ -24,7 +28,8 @@ _OTHER_FLAGS = ("non_cacheable", "non-cacheable", "uncached", "try_sram", "sram"
 
 class OrtValue:
     """A tensor in memory. Device "cpu": a numpy array, shared. Device "rknpu2": memory that belongs to one input or
-    output of a session, in its compiled dtype and (four axes) NHWC; here that is host memory too.
+    output of a session, in its compiled dtype, as the NPU stores it: NHWC, or in blocks of channels with
+    ``zero_copy_layout="native"``. On the CPU, and where the device gives no memory, it is host memory.
 
     Made by the static methods only. Not thread safe.
     """
@@ -79,7 +84,7 @@ class OrtValue:
         tensor = tensor_of(session, name, io_kind)
         _check_shape(tensor, io_kind, array.shape)
         stored = to_native_dtype(array, tensor)
-        return OrtValue._make(to_native_layout(stored, tensor), tensor, session, io_kind, on_device=True)
+        return OrtValue._make(device_array(stored, tensor, session), tensor, session, io_kind, on_device=True)
 
     @staticmethod
     def ortvalue_from_shape_and_type(
@@ -110,7 +115,7 @@ class OrtValue:
         assert name is not None and io_kind is not None
         tensor = tensor_of(session, name, io_kind)
         check_bound(tensor, io_kind, dims, dtype)
-        array = to_native_layout(np.zeros(dims, dtype), tensor)
+        array = device_array(np.zeros(dims, dtype), tensor, session)
         return OrtValue._make(array, tensor, session, io_kind, on_device=True)
 
     @staticmethod
@@ -127,11 +132,36 @@ class OrtValue:
         io_kind: str | None = None,
         layout: str = "native",
     ) -> OrtValue:
-        """Refused: values live in host memory here."""
-        raise RuntimeError(
-            "dma-buf values are not supported: values live in host memory here. Map the buffer (mmap) and give an "
-            "array over it to run(), which takes it without a copy above the runtime"
-        )
+        """A value over somebody else's dma-buf, ``offset`` bytes from its start. ``fd`` is duplicated and mapped here:
+        ``virt_addr`` is not needed.
+
+        ``size``: bytes that are the value's. With a session, ``shape`` and ``element_type`` are as in
+        :meth:`ortvalue_from_shape_and_type`, and the bytes lie as ``memory_info()`` and ``get_native_inputs()`` say.
+        Raises RuntimeError for a descriptor that cannot be mapped, and for a buffer that is too small.
+        """
+        dtype = _element_type(element_type)
+        dims = tuple(int(d) for d in shape)
+        _check_layout(layout)
+        _device("rknpu2", 0, session, name, io_kind, standalone=True)
+        tensor = None
+        if session is not None:
+            assert name is not None and io_kind is not None
+            tensor = tensor_of(session, name, io_kind)
+            check_bound(tensor, io_kind, dims, dtype)
+            dims = device_shape(tensor, dims, dtype)
+        need = math.prod(dims) * np.dtype(dtype).itemsize
+        try:
+            there = size_of(fd)
+            if offset < 0 or not need <= size <= there - offset:
+                raise RuntimeError(
+                    f"OrtValue buffer is too small for bound tensor: {need} bytes are needed, and the buffer has "
+                    f"{min(size, there - offset)} at offset {offset}"
+                )
+            whole: Any = map_buffer(os.dup(fd), there)
+        except OSError as error:
+            raise RuntimeError(f"the dma-buf {fd} cannot be used: {error}") from error
+        array: Array = np.ndarray(dims, dtype, whole, offset)
+        return OrtValue._make(array, tensor, session, io_kind or "", on_device=True)
 
     def numpy(self) -> Array:
         """A copy, in the shape and order of axes that ``run`` uses and the value's own dtype."""
@@ -152,11 +182,18 @@ class OrtValue:
             )
         if not self._array.flags.writeable:
             raise RuntimeError("update_inplace: the value shares a read-only array")
-        np.copyto(wanted, array)  # a view of our own memory
+        if is_stored(self._array, self._tensor):
+            self._array[...] = pack(array, self._tensor)  # type: ignore[arg-type]
+        else:
+            np.copyto(wanted, array)  # a view of our own memory
 
     def _logical(self) -> Array:
-        """A view in the order of axes that ``run`` uses."""
-        return to_logical_layout(self._array, self._tensor) if self._tensor is not None else self._array
+        """In the order of axes that ``run`` uses: a view, or a copy of what the NPU stores."""
+        if self._tensor is None:
+            return self._array
+        if is_stored(self._array, self._tensor):
+            return unpack(self._array, self._tensor)
+        return to_logical_layout(self._array, self._tensor)
 
     def data_ptr(self) -> int:
         """Address of the memory; of a device value in its native layout."""
@@ -193,14 +230,16 @@ class OrtValue:
         """Nothing to do: host memory."""
 
     def memory_info(self) -> dict[str, Any]:
-        """Where and how the memory lies. Sizes are bytes; ``fd`` is -1: no dma-buf."""
+        """Where and how the memory lies. Sizes are bytes; ``fd`` is -1 where it is no dma-buf."""
         info: dict[str, Any] = {"device_type": self.device_name(), "device_id": 0}
         if not self._on_device:
             return info
         layout = self._tensor.native_layout if self._tensor is not None else "UNDEFINED"
         size = self._array.nbytes
-        info |= {"size": size, "fd": -1, "offset": 0, "virt_addr": self.data_ptr(), "import_count": 0}
-        info |= {"dmabuf_backed": False, "attr_size": size, "size_with_stride": size}
+        entry = table.find(self.data_ptr(), size)
+        fd, offset = (-1, 0) if entry is None else (entry.buffer.fd, self.data_ptr() - entry.buffer.address)
+        info |= {"size": size, "fd": fd, "offset": offset, "virt_addr": self.data_ptr(), "import_count": 0}
+        info |= {"dmabuf_backed": entry is not None, "attr_size": size, "size_with_stride": size}
         info |= {"w_stride": self._array.shape[2] if layout == "NHWC" else 0, "h_stride": 0, "fmt": _FORMATS[layout]}
         info |= {"pass_through": False, "aligned_size": size, "core_id": -1, "layout": "", "strides": []}
         return info
@@ -272,15 +311,42 @@ def real(array: Array, how: Quantization) -> Array:
     return result
 
 
+def is_stored(array: Array, tensor: Tensor | None) -> bool:
+    """Whether an array of a device value lies as the NPU stores it; else it is in the native layout."""
+    return tensor is not None and tensor.stored is not None and array.dtype.name == tensor.native_dtype
+
+
+def device_shape(tensor: Tensor, shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
+    """Of a device value's array, from the value's shape."""
+    if tensor.stored is not None and dtype == tensor.native_dtype:
+        stored: tuple[int, ...] = tensor.stored.shape
+        return stored
+    turn = len(shape) == 4 and tensor.layout == "NCHW"
+    return (shape[0], shape[2], shape[3], shape[1]) if turn else shape
+
+
+def device_array(array: Array, tensor: Tensor, session: InferenceSession) -> Array:
+    """A device value's array with the content of one in the order of axes that ``run`` uses: in NPU memory, where the
+    session has such."""
+    content = pack(array, tensor) if is_stored(array, tensor) else to_native_layout(array, tensor)
+    values = getattr(session._core.calls, "values", None)
+    memory = values.memory(max(content.nbytes, tensor.room)) if values is not None and content.nbytes else None
+    if memory is None:
+        return content
+    made: Array = memory[: content.nbytes].view(content.dtype).reshape(content.shape)
+    made[...] = content
+    return made
+
+
 def to_native_layout(array: Array, tensor: Tensor) -> Array:
     """A C-contiguous copy in the native layout."""
-    turn = array.ndim == 4 and tensor.layout == "NCHW" and tensor.native_layout == "NHWC"
+    turn = array.ndim == 4 and tensor.layout == "NCHW" and tensor.native_layout != "NCHW"
     return np.array(array.transpose(0, 2, 3, 1) if turn else array, order="C", copy=True)
 
 
 def to_logical_layout(array: Array, tensor: Tensor) -> Array:
     """A view in the order of axes that ``run`` uses."""
-    turn = array.ndim == 4 and tensor.layout == "NCHW" and tensor.native_layout == "NHWC"
+    turn = array.ndim == 4 and tensor.layout == "NCHW" and tensor.native_layout != "NCHW"
     return array.transpose(0, 3, 1, 2) if turn else array
 
 

@@ -121,6 +121,8 @@ class Wish:
     """The same, as ort_rknn reads them; valid."""
     provider: str | None
     """RKNPU2 or RKNPU3 where one was named, CPU where only the CPU was, else None."""
+    zero_copy_layout: str = "nhwc"
+    """"native": device values are in the NPU's own blocks of channels."""
 
 
 def read_wish(providers: Any, provider_options: Any) -> Wish:
@@ -133,7 +135,7 @@ def read_wish(providers: Any, provider_options: Any) -> Wish:
     given = dict(inline or separate)
     if family == RKNPU3:
         return Wish(given, {}, RKNPU3)
-    return Wish(given, _checked(given), family)
+    return Wish(given, _checked(given), family, _zero_copy_layout(given.get("zero_copy_layout", "nhwc")))
 
 
 def _read_providers(providers: Any) -> tuple[list[str], Mapping[Any, Any]]:
@@ -205,7 +207,7 @@ def _checked(given: Mapping[Any, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for key, value in values.items():
         if key == "zero_copy_layout":
-            _check_zero_copy_layout(value)
+            _zero_copy_layout(value)
             continue
         name, value = _in_our_words(key, value)
         try:
@@ -237,16 +239,12 @@ def _in_our_words(key: str, value: Any) -> tuple[str, Any]:
     return _OTHER_NAMES.get(key, key), value
 
 
-def _check_zero_copy_layout(value: Any) -> None:
-    """Raise RuntimeError for another layout of device-side tensors than NHWC."""
+def _zero_copy_layout(value: Any) -> str:
+    """ "nhwc" or "native". Raises RuntimeError for others."""
     word = value.strip().lower() if isinstance(value, str) else value
-    if word == "native":
-        raise RuntimeError(
-            f"provider option zero_copy_layout={value!r}: tensors in the NPU's own channel blocks (NC1HWC2) are not "
-            "supported; 'nhwc' is accepted"
-        )
-    if word != "nhwc":
-        raise RuntimeError(f"Unknown zero_copy_layout: {value}; 'nhwc' is accepted")
+    if word not in ("nhwc", "native"):
+        raise RuntimeError(f"Unknown zero_copy_layout: {value}; 'nhwc' and 'native' are accepted")
+    return str(word)
 
 
 def _phrase(key: str, value: Any) -> str:

@@ -37,8 +37,9 @@ def serve(
     """
     uses: _Uses = []
     odd: list[str] = []
-    sources = _places(signature.inputs, call.inputs, inputs, uses, odd, writes=False)
-    targets = _places(signature.outputs, call.outputs, outputs, uses, odd, writes=True)
+    reads, writes = call.input_dtypes(signature), call.output_dtypes(signature)
+    sources = _places(signature.inputs, reads, call.inputs, inputs, uses, odd, writes=False)
+    targets = _places(signature.outputs, writes, call.outputs, outputs, uses, odd, writes=True)
     if not uses:
         usual(lease, call, inputs, outputs)
         return
@@ -59,7 +60,7 @@ def serve(
             except NotBindable as error:
                 reason = str(error)
         lease.buffer_runs.count_usual(reason)
-        gathered = [_gathered(port, shape, at) for port, shape, at in zip(signature.inputs, call.inputs, inputs)]
+        gathered = [_gathered(dtype, shape, at) for dtype, shape, at in zip(reads, call.inputs, inputs)]
         addresses = [at if array is None else array.ctypes.data for array, at in zip(gathered, inputs)]
         usual(lease, call, addresses, outputs)
     finally:
@@ -68,6 +69,7 @@ def serve(
 
 def _places(
     ports: Sequence[Port],
+    dtypes: Sequence[str],
     shapes: Sequence[Shape],
     addresses: Sequence[int],
     uses: _Uses,
@@ -76,15 +78,15 @@ def _places(
     writes: bool,
 ) -> list[int | Region]:
     places: list[int | Region] = []
-    for port, shape, address in zip(ports, shapes, addresses):
-        size = math.prod(shape) * DTYPES[port.dtype][1]
+    for port, dtype, shape, address in zip(ports, dtypes, shapes, addresses):
+        size = math.prod(shape) * DTYPES[dtype][1]
         entry = table.find(address, size)
         if entry is None or not size:
             places.append(address)
             continue
         offset = address - entry.buffer.address
         pitch = 0
-        if _is_strided(entry, port, shape, offset):
+        if _is_strided(entry, dtype, shape, offset):
             assert entry.strided is not None
             pitch = _row_pitch(entry.strided)
             if not pitch or writes:
@@ -95,10 +97,10 @@ def _places(
     return places
 
 
-def _is_strided(entry: Entry, port: Port, shape: Shape, offset: int) -> bool:
+def _is_strided(entry: Entry, dtype: str, shape: Shape, offset: int) -> bool:
     """Whether this is the tensor that ``from_dmabuf`` was given strides for."""
     lies = entry.strided
-    return lies is not None and (lies.offset, lies.shape, lies.dtype) == (offset, shape, port.dtype)
+    return lies is not None and (lies.offset, lies.shape, lies.dtype) == (offset, shape, dtype)
 
 
 def _row_pitch(lies: Strided) -> int:
@@ -125,14 +127,14 @@ def _why_not(signature: Signature, lease: Lease, call: Call) -> str:
     return "the shape is not the compiled one, or inputs and outputs have another order in the compiled model"
 
 
-def _gathered(port: Port, shape: Shape, address: int) -> NDArray[np.generic] | None:
+def _gathered(dtype: str, shape: Shape, address: int) -> NDArray[np.generic] | None:
     """A contiguous copy of an input with strides of its own, which the usual way does not know; None for others."""
     entry = table.find(address, 1)
-    if entry is None or not _is_strided(entry, port, shape, address - entry.buffer.address):
+    if entry is None or not _is_strided(entry, dtype, shape, address - entry.buffer.address):
         return None
     from ..adapter.addresses import array_at
 
     assert entry.strided is not None
     whole = array_at(entry.buffer.address, (entry.buffer.nbytes,), "uint8")
-    array: NDArray[np.generic] = np.ndarray(shape, port.dtype, whole.data, entry.strided.offset, entry.strided.strides)
+    array: NDArray[np.generic] = np.ndarray(shape, dtype, whole.data, entry.strided.offset, entry.strided.strides)
     return np.ascontiguousarray(array)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .._tensors import Shape
     from .calls import Call
     from .lanes import Lane, Lease, Turn
-    from .signature import Port
     from .work import Work
 
 #: The runtime's own bound comes first: it leaves the context in order.
@@ -59,8 +58,9 @@ class BoundedRun:
     def start(self, lane: Lane, over: Callable[[], None] = _nothing) -> Attempt:
         """Begin it as soon as the lane has a context. ``over`` is called when it has ended, was left or refused."""
         signature = self._work.signature
-        sources, kept = _copies(signature.inputs, self._call.inputs, self._inputs, filled=True)
-        targets, results = _copies(signature.outputs, self._call.outputs, self._outputs, filled=False)
+        reads, writes = self._call.input_dtypes(signature), self._call.output_dtypes(signature)
+        sources, kept = _copies(reads, self._call.inputs, self._inputs, filled=True)
+        targets, results = _copies(writes, self._call.outputs, self._outputs, filled=False)
         attempt = Attempt(self, lane, over, results)
         asked = asked_now(blocks=True)
 
@@ -202,13 +202,13 @@ class Attempt:
 
 
 def _copies(
-    ports: Sequence[Port], shapes: Sequence[Shape], addresses: Sequence[int], *, filled: bool
+    dtypes: Sequence[str], shapes: Sequence[Shape], addresses: Sequence[int], *, filled: bool
 ) -> tuple[list[int], list[NDArray[np.uint8] | None]]:
     """Addresses of copies, and the copies; None for memory that the NPU shares, whose address stays as it is."""
     places: list[int] = []
     copies: list[NDArray[np.uint8] | None] = []
-    for port, shape, address in zip(ports, shapes, addresses):
-        size = nbytes(shape, port.dtype)
+    for dtype, shape, address in zip(dtypes, shapes, addresses):
+        size = nbytes(shape, dtype)
         if not address or (table and table.find(address, size) is not None):
             places.append(address)
             copies.append(None)

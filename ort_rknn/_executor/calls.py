@@ -49,6 +49,16 @@ class Call:
     last: Call | None = None
     """One more run, for the samples that are left and do not fill a compiled batch."""
 
+    def input_dtypes(self, signature: Signature) -> list[str]:
+        """Of the caller's buffers. Faces have direct calls with other dtypes than the signature's."""
+        ports = self.form.inputs if self.direct else signature.inputs
+        return [port.dtype for port in ports]
+
+    def output_dtypes(self, signature: Signature) -> list[str]:
+        """As :meth:`input_dtypes`."""
+        ports = self.form.outputs if self.direct else signature.outputs
+        return [port.dtype for port in ports]
+
 
 @dataclass(frozen=True, slots=True)
 class _Fit:

@@ -294,6 +294,6 @@ REFUSED: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         ("zero_copy_layout", "custom_op_path", "load_custom_ops_from_default_path"),
         "it is a name of EZ RKNN Async, which ort_rknn_ez_async takes; here there are custom_op_paths and "
-        "custom_op_default_path, and device-side tensors are NHWC",
+        "custom_op_default_path, and for tensors as the NPU stores them layout='native' and output_layout='native'",
     ),
 }

@@ -399,9 +399,10 @@ class BindsBuffers(Protocol):
 class TellsNativeForms(Protocol):
     """What a model may offer besides, where its contexts run forms with :attr:`PortForm.native`."""
 
-    def native_forms(self) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
-        """Of the inputs and of the outputs. Called at load, never during a run. Raises AdapterError where the runtime
-        does not tell them, and for a model with shape sets."""
+    def native_forms(self, *, nhwc: bool = False) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
+        """Of the inputs and of the outputs. ``nhwc``: in the NPU's NHWC form instead of blocks, where four axes have
+        one. Called at load, never during a run. Raises AdapterError where the runtime does not tell them, and for a
+        model with shape sets."""
 
 
 class MakesStandIns(Protocol):

@@ -85,7 +85,6 @@ def test_all_options_together_and_their_aliases(npu):
         ({"layout": "nhcw"}, "Unknown layout: nhcw"),
         ({"layout": "native"}, "Unknown layout: native"),
         ({"zero_copy_layout": "x"}, "Unknown zero_copy_layout: x"),
-        ({"zero_copy_layout": "native"}, "NC1HWC2"),
         ({"max_queue_size": 0}, "max_queue_size must be > 0"),
         ({"max_queue_size": -1}, "max_queue_size must be > 0"),
         ({"threads_per_core": 1.5}, "threads_per_core must be an integer"),

@@ -49,7 +49,14 @@ def test_a_device_value_has_the_known_memory_info(session):
         "size_with_stride", "w_stride", "h_stride", "fmt", "pass_through", "aligned_size", "core_id", "layout",
         "strides",
     ]  # fmt: skip
-    assert (info["device_type"], info["size"], info["fd"], info["fmt"], info["w_stride"]) == ("rknpu2", 6144, -1, 1, 32)
+    assert (info["device_type"], info["size"], info["offset"], info["fmt"], info["w_stride"]) == (
+        "rknpu2",
+        6144,
+        0,
+        1,
+        32,
+    )
+    assert info["fd"] >= 0 and info["dmabuf_backed"]
     assert info["virt_addr"] == value.data_ptr()
     assert value.shape() == [1, 3, 32, 32]
     assert value.element_type() == "tensor(float16)"
@@ -115,7 +122,11 @@ def of_shape(session, shape, dtype, name=None, kind=None, device="rknpu2", numbe
         (lambda s: VALUE.ortvalue_from_numpy(X, layout="nc1hwc2"), "layout='nc1hwc2' is not supported"),
         (lambda s: VALUE.ortvalue_from_numpy(X, "rknpu2"), "requires session, name and io_kind"),
         (lambda s: VALUE.ortvalue_from_numpy(np.array(["a"])), "Unsupported numpy dtype"),
-        (lambda s: VALUE.ortvalue_from_dmabuf(3, [1], "float16", size=2), "dma-buf values are not supported"),
+        (lambda s: VALUE.ortvalue_from_dmabuf(10**6, [1], "float16", size=2), "the dma-buf 1000000 cannot be used"),
+        (
+            lambda s: VALUE.ortvalue_from_dmabuf(3, [1], "float16", size=2, name="x"),
+            "requires session, name and io_kind",
+        ),
     ],
 )
 def test_values_that_cannot_be(session, make_it, text):
