@@ -412,7 +412,7 @@ def test_retire_lets_through_who_waits(npu, execute):
         npu.gates[1].set()
         retiring.result(20)
         assert [f.exception(20) for f in runs] == [None] * 5
-    with pytest.raises(state.RuntimeException, match=r"m\.rknn: the session got other providers just then"):
+    with pytest.raises(state.RuntimeException, match=r"m\.rknn: the session's providers were changed during this call"):
         executor.run([X])
     assert (npu.open_models, npu.open_contexts) == (0, 0)
     executor.retire()

@@ -10,7 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ort_rknn._errors import OptionError
 from ort_rknn._options import Options, RknnProviderOptions, from_environment, make_provider_options, read_options
-from ort_rknn._options.declared import OPTIONS
+from ort_rknn._options.declared import OPTIONS, RUN_OPTIONS
 
 
 def read(**given):
@@ -252,6 +252,10 @@ def test_options_in_the_environment(monkeypatch):
     assert [from_environment(name) for name in variables if name != "convert"] == ["cpu"] * (len(variables) - 1)
     with pytest.raises(OptionError, match="ORT_RKNN_CONVERT='cpu': expected off or on_load"):
         from_environment("convert")
+
+
+def test_options_of_a_single_run():
+    assert RUN_OPTIONS == ("run_timeout_ms", "priority")
 
 
 def test_readers_are_told_the_name_of_the_option():

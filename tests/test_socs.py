@@ -102,6 +102,6 @@ def test_twins_that_are_named_after_a_variant(variant, separator, tmp_path, virt
 
 @pytest.mark.parametrize("soc, schedule", [("rk3576", [0, 1, 2]), ("rk3566", "0,1"), ("rv1126b", [1])])
 def test_a_core_too_many_suggests_auto(soc, schedule):
-    with pytest.raises(OptionError, match="only; schedule='auto' takes the cores that there are"):
+    with pytest.raises(OptionError, match="only; schedule='auto' uses all of them"):
         resolve(read_options({"schedule": schedule}), soc, SOC_CORES[soc])
     assert len(resolve(read_options({"schedule": "auto"}), soc, SOC_CORES[soc]).lanes) == SOC_CORES[soc]

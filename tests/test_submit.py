@@ -159,7 +159,7 @@ def test_set_providers_disturbs_nobody(npu):
         caller.join()
     made.close()
     # One that was between onnxruntime and the executor at that moment is told.
-    assert {o for o in outcomes if "got other providers just then" not in str(o)} == {(1, 8, 16, 16)}
+    assert {o for o in outcomes if "providers were changed during this call" not in str(o)} == {(1, 8, 16, 16)}
 
 
 def test_a_closed_session_stays_closed(npu):

@@ -268,7 +268,8 @@ class Claims:
         asked = [key for key in SIGNATURE_OPTIONS if key in options.given]
         if asked:
             raise OptionError(
-                f"provider option {asked[0]!r} changes a session's signature, which only ort_rknn.InferenceSession can"
+                f"provider option {asked[0]!r} changes a session's signature; "
+                "only ort_rknn.InferenceSession can do that"
             )
         return options
 
@@ -295,7 +296,8 @@ class Claims:
         if cache.startswith(handoff.PREFIX):
             raise ort_error(
                 INVALID_ARGUMENT,
-                f"{name}: this model is the inside of a session of another process or time, and cannot be loaded",
+                f"{name}: this model belongs to a session that has ended, or is in another process; "
+                "it cannot be loaded",
             )
         if api.attribute(node, "main_context", ATTR_INT) == 0:
             raise ort_error(INVALID_ARGUMENT, f"{name}: main_context=0 is not supported: the node must hold its model")
@@ -358,7 +360,7 @@ class Claims:
             if not value or element not in DTYPE_OF_ELEMENT:
                 side = "input" if "Input" in get else "output"
                 raise ort_error(
-                    INVALID_ARGUMENT, f"{label}: its {side} {slot} is left out or no tensor that an NPU can hold"
+                    INVALID_ARGUMENT, f"{label}: its {side} {slot} is missing, or is not a tensor that an NPU can hold"
                 )
             free = None if dims is None else tuple(d if d >= 0 else None for d in dims)
             out.append(Declared(value, DTYPE_OF_ELEMENT[element], free))
@@ -371,8 +373,8 @@ def _why_not_exchanged(onnx: OnnxModel) -> str | None:
         return None
     names = ", ".join(value.name for value in onnx.overridable[:3])
     return (
-        f"its initializers ({names} ...) are inputs that can be fed, which a compiled model cannot heed. Take "
-        "them out of the graph's inputs, or use ort_rknn.InferenceSession, which refuses such a feed"
+        f"its initializers ({names} ...) are also inputs of the graph, but a compiled model ignores what is fed to "
+        "them. Take them out of the graph's inputs, or use ort_rknn.InferenceSession, which refuses such a feed"
     )
 
 

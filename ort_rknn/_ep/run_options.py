@@ -18,7 +18,7 @@ from typing import Any, Final
 from .._errors import OptionError
 from .._executor import run_settings
 from .._executor.run_settings import RunSettings
-from .._options import PRIORITIES, PROVIDER, read_option
+from .._options import PRIORITIES, PROVIDER, RUN_OPTIONS, read_option
 from .abi import Api
 from .callbacks import guarded, keep_for_ever
 
@@ -26,7 +26,6 @@ log = logging.getLogger("ort_rknn")
 
 #: Names of config entries that are ours.
 PREFIX: Final = "ort_rknn."
-_NAMES: Final = ("priority", "run_timeout_ms")
 #: The structure is longer than this, in 64-bit words, in every release from 1.23 to 1.32.
 _WORDS: Final = 16
 
@@ -151,11 +150,11 @@ def _given(places: _Places, options: int) -> tuple[int | None, int | None]:
     """``run_timeout_ms`` and ``priority``."""
     if places.count >= 0:
         for name in _entries(options, places.count):
-            if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in _NAMES:
-                known = " and ".join(repr(PREFIX + one) for one in _NAMES)
+            if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in RUN_OPTIONS:
+                known = " and ".join(repr(PREFIX + one) for one in sorted(RUN_OPTIONS))
                 raise OptionError(f"RunOptions: {PROVIDER} has no config entry {name!r}; it has {known}")
     values: dict[str, Any] = {}
-    for name in _NAMES:
+    for name in RUN_OPTIONS:
         text = places.api.GetRunConfigEntry(options, (PREFIX + name).encode())
         if text is not None:
             try:

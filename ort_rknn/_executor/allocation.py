@@ -21,7 +21,7 @@ def allocate(found: Found, size: int, *, cached: bool = True) -> NDArray[np.uint
     """At least ``size`` bytes of a device's memory, known to runs. Raises Fail where there are none."""
     adapter = found.adapter
     if not hasattr(adapter, "allocate"):
-        raise ort_error(FAIL, f"the adapter {adapter.name} of device {found.device.name} gives no NPU memory")
+        raise ort_error(FAIL, f"the adapter {adapter.name} of device {found.device.name} does not provide NPU memory")
     room = -(-size // _PAGE) * _PAGE
     try:
         fd = cast(AllocatesBuffers, adapter).allocate(found.device, room, cached=cached)

@@ -91,7 +91,7 @@ class BoundedRun:
 
     def stuck(self, leases: Sequence[Lease]) -> Exception:
         """The error for a run that no context is left for: ``leases`` hang."""
-        text = f"an earlier run hangs on every context that this one could have (run_timeout_ms={self._timeout_ms})"
+        text = f"earlier runs hang on every context that this run could use (run_timeout_ms={self._timeout_ms})"
         failure = ort_error(RUNTIME_EXCEPTION, f"{self._work.label}: {text}")
         if self._work.health is not None:
             for lease in leases:

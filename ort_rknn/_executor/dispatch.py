@@ -95,7 +95,7 @@ def resolve(options: Options, soc: str, cores: int) -> Dispatch:
                 text = ",".join(map(str, wanted))
                 raise OptionError(
                     f"provider option schedule='{text}' names core {core}, but {soc} has {_name_cores(cores)} only; "
-                    "schedule='auto' takes the cores that there are"
+                    "schedule='auto' uses all of them"
                 )
         used = tuple(sorted(set(wanted)))
         # A one-core runtime answers -13 to rknn_set_core_mask: its core needs no mask.

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ort_rknn")
 
 _INHERITED = (
-    "the process was forked after the session was made, and after_fork='refuse' forbids to open it anew; "
+    "the process was forked after the session was made, and after_fork='refuse' forbids opening it again; "
     "make the session in the child instead"
 )
 
@@ -260,8 +260,8 @@ class Executor:
         if usual and asked is not None and not 0 < asked <= usual:
             raise ort_error(
                 INVALID_ARGUMENT,
-                f"{self.label}: ort_rknn.run_timeout_ms={asked} in RunOptions: the session's run_timeout_ms={usual}, "
-                "which the runtime keeps, cannot be exceeded by a run; expected 1 to that",
+                f"{self.label}: ort_rknn.run_timeout_ms={asked} in RunOptions: expected 1 to {usual}, because "
+                f"the runtime ends every run after the session's run_timeout_ms={usual}",
             )
         return usual > 0 or settings.bounds
 
@@ -410,7 +410,7 @@ class Executor:
             for lane in self._lanes:
                 if not lane.hanging():
                     lane.let_through()
-        self.close("the session got other providers just then: run it again")
+        self.close("the session's providers were changed during this call: run it again")
 
     def close(self, why: str = "the session was closed") -> None:
         """End it for good: waits for what runs, then gives back contexts and model. Idempotent, from any thread.

@@ -255,7 +255,9 @@ def negotiate(
             wire_layout = "NHWC" if layout == "NCHW" else wire_layout  # as it is stored, axes included
         wire = dtype if dtype in INPUT_DTYPES else "float32"
         if dtype != wire and dtype != "float64":
-            raise ort_error(FAIL, f"{label}: input {value.name!r} has dtype {dtype}, which the NPU cannot be fed")
+            raise ort_error(
+                FAIL, f"{label}: input {value.name!r} has dtype {dtype}, which an input on the NPU cannot have"
+            )
         norm = (normalization or {}).get(value.name) if not raw else None
         if norm is not None and dtype.startswith("float"):
             wire = "float32"

@@ -16,6 +16,7 @@ from .declared import DECLARED as DECLARED
 from .declared import LAYOUTS as LAYOUTS
 from .declared import PRIORITIES as PRIORITIES
 from .declared import REFUSED as REFUSED
+from .declared import RUN_OPTIONS as RUN_OPTIONS
 from .declared import SIGNATURE_OPTIONS as SIGNATURE_OPTIONS
 from .kinds import bad_value
 

@@ -56,6 +56,8 @@ class Option(NamedTuple):
     """Words of :attr:`kind` that the variable must not be, and why."""
     signature: bool = False
     """It changes the signature of a session."""
+    per_run: bool = False
+    """RunOptions may give another value for one call, as the config entry ``ort_rknn.<name>``."""
     everywhere: bool = True
     """Sessions of other APIs, the faces, take it too. False: their API has a way of its own, or none."""
 
@@ -247,6 +249,7 @@ OPTIONS: Final = (
         "bound for one run on the NPU in milliseconds; 0: none. A run that hangs in spite of it is left to itself "
         "([reliability.md](reliability.md))",
         honored_by="some adapters",
+        per_run=True,
     ),
     Option(
         "priority",
@@ -255,6 +258,7 @@ OPTIONS: Final = (
         'whose runs the driver takes first where several sessions or programs want a core; `"high"` is the '
         "runtime's own default. How the driver weighs them only a board tells ([board.md](board.md))",
         honored_by="some adapters",
+        per_run=True,
     ),
     Option(
         "retries",
@@ -284,6 +288,8 @@ OPTIONS: Final = (
 DECLARED: Final[Mapping[str, Option]] = {option.name: option for option in OPTIONS}
 #: Options that change the signature of a session.
 SIGNATURE_OPTIONS: Final = tuple(option.name for option in OPTIONS if option.signature)
+#: Options that RunOptions may give.
+RUN_OPTIONS: Final = tuple(option.name for option in OPTIONS if option.per_run)
 
 #: Names that other RKNN libraries use and that are not supported here: refused with a reason, never ignored.
 REFUSED: Final[Mapping[str, str]] = {

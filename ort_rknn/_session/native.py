@@ -196,7 +196,8 @@ def _start_with_provider(given: Given, state: State, decision: Decision, options
         others = [p for p in request.other_providers or () if p != "CPUExecutionProvider"]
         if others:
             state.notes.append(
-                f"{others} are not used: onnxruntime {onnxruntime.__version__} takes us by device, alone"
+                f"{others} are not used: onnxruntime {onnxruntime.__version__} accepts a plugin "
+                "provider by device only, without others"
             )
         parent(content, options, **kwargs)
     # What the user chose is what the session tells, though one node has nothing to run in parallel.

@@ -73,7 +73,7 @@ def test_npu_memory_is_copied_and_counted(board):
         stats = s.stats()
         assert (stats.total.bound_runs, stats.total.unbound_runs) == (0, 1)
         assert stats.models[0].unbound == {"the adapter does not bind memory": 1}
-        with pytest.raises(Fail, match="lite2 of device rk3588 gives no NPU memory"):
+        with pytest.raises(Fail, match="lite2 of device rk3588 does not provide NPU memory"):
             s.buffers(1)
 
 

@@ -30,7 +30,7 @@ def test_a_twin_stands_for_the_whole_graph(npu, models, name):
         ({"schedul": "0"}, "unknown provider option 'schedul'.*known: schedule, threads_per_core"),
         ({"threads_per_core": "many"}, "threads_per_core"),
         ({"schedule": "0,1", "tp_mode": "all"}, "'schedule' and 'tp_mode' exclude each other"),
-        ({"layout": "nhwc"}, "'layout' changes a session's signature, which only ort_rknn.InferenceSession can"),
+        ({"layout": "nhwc"}, "'layout' changes a session's signature; only ort_rknn.InferenceSession can do that"),
     ],
 )
 def test_bad_options_of_an_unmodified_session(npu, models, tmp_path, given_as, given, text):

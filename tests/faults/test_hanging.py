@@ -121,7 +121,7 @@ def test_the_only_core_raises_and_works_again(npu, models, hang):
         hang(0)
         errors = [caught(lambda: made.run(None, {"x": X})) for _ in range(3)]
         assert "the run did not return within run_timeout_ms=200" in str(errors[0])
-        assert all("an earlier run hangs on every context" in str(e) for e in errors[1:])
+        assert all("earlier runs hang on every context" in str(e) for e in errors[1:])
         hang.open()
         end = time.monotonic() + 5
         while isinstance(result := caught(lambda: made.run(None, {"x": X})), Exception):
