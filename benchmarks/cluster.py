@@ -1,6 +1,6 @@
 """Several boards with Ray: what two, three and four do together, and what the engine costs per call.
 
-    python benchmarks/cluster.py [--boards 1,2,4] [--seconds 6]      (extra "ray")
+    python benchmarks/cluster.py [--boards 1,2,4] [--seconds 6] [--inputs kB]      (extra "ray", opencv-python-headless)
 
 Every board is a Ray node on 127.0.0.1 with a virtual RK3588 whose runs take 20 ms, so one board can do 150 runs/s.
 """
@@ -8,11 +8,12 @@ Every board is a Ray node on 127.0.0.1 with a virtual RK3588 whose runs take 20 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 import tempfile
 import time
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # 127.0.0.1 is this machine's address
@@ -20,6 +21,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["ORT_RKNN_DEVICE"] = "virtual:rk3588"
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 
+import cv2
 import numpy as np
 import onnx
 import ray
@@ -33,6 +35,8 @@ RUN_MS, CORES = 20, 3
 IDEAL = CORES * 1000 / RUN_MS
 #: Least share of the boards' sum, for inputs up to 64 kB.
 BAR = 0.9
+#: Seconds before each measurement: nodes that were added are still starting workers.
+WARM_UP = 2.0
 
 
 class Timed(NpuModel):
@@ -43,6 +47,21 @@ class Timed(NpuModel):
 
         virtual_npu("rk3588").run_time_us = RUN_MS * 1000
         super().__init__(*args, **kwargs)
+
+
+class Decoding(Timed):
+    """Takes a picture as JPEG and decodes it on the board."""
+
+    async def run(self, feed: dict[str, np.ndarray], output_names: object = None) -> list[np.ndarray]:
+        picture = await asyncio.to_thread(cv2.imdecode, feed["jpeg"], cv2.IMREAD_COLOR)
+        return await super().run({"x": np.ascontiguousarray(picture.transpose(2, 0, 1)[np.newaxis])}, output_names)
+
+
+def jpeg() -> np.ndarray:
+    """A picture of 640x640 with noise enough for some 100 kB."""
+    coarse = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    _, encoded = cv2.imencode(".jpg", cv2.resize(coarse, (640, 640)), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return encoded.ravel()
 
 
 def model(folder: str, shape: tuple[int, ...], dtype: int) -> str:
@@ -62,11 +81,13 @@ def model(folder: str, shape: tuple[int, ...], dtype: int) -> str:
 
 def rate(boards: Boards, feed: dict[str, np.ndarray], seconds: float) -> float:
     """Runs per second of one stream, after a warm-up."""
-    list(boards.map(feed for _ in range(int(IDEAL) // 3)))
-    started, done = time.perf_counter(), 0
-    for _ in boards.map(feed for _ in islice(count(), int(2 * len(boards) * IDEAL * seconds))):
+    started, done = time.perf_counter() + WARM_UP, 0
+    for _ in boards.map(feed for _ in count()):
+        now = time.perf_counter()
+        if now < started:
+            continue
         done += 1
-        if time.perf_counter() - started > seconds:
+        if now - started > seconds:
             break
     return done / (time.perf_counter() - started)
 
@@ -103,6 +124,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--boards", default="1,2,3,4")
     parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--inputs", default="", help="only those whose name has this, such as kB")
     given = parser.parse_args()
     head = {"num_cpus": 2, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
     cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -115,15 +137,20 @@ def main() -> int:
                 "64 kB float32": ((1, 1, 128, 128), TensorProto.FLOAT),
                 "1.2 MB uint8": ((1, 3, 640, 640), TensorProto.UINT8),
                 "4.9 MB float32": ((1, 3, 640, 640), TensorProto.FLOAT),
+                "JPEG, decoded": ((1, 3, 640, 640), TensorProto.UINT8),
             }
+            chosen = {name: value for name, value in inputs.items() if given.inputs in name}
             print(f"{'input':<16}{'boards':>7}{'runs/s':>9}{'of their sum':>14}")
             for number in map(int, given.boards.split(",")):
                 while len(cluster.list_all_nodes()) < number + 1:
                     cluster.add_node(num_cpus=1, resources={"rknpu": 1}, node_ip_address="127.0.0.1")
                 cluster.wait_for_nodes()
-                for name, (shape, dtype) in inputs.items():
+                for name, (shape, dtype) in chosen.items():
                     feed = {"x": np.zeros(shape, helper.tensor_dtype_to_np_dtype(dtype))}
-                    with Boards(model(folder, shape, dtype), actor_class=Timed, boards=number) as boards:
+                    kind = Timed
+                    if name == "JPEG, decoded":
+                        feed, kind = {"jpeg": jpeg()}, Decoding
+                    with Boards(model(folder, shape, dtype), actor_class=kind, boards=number) as boards:
                         got = rate(boards, feed, given.seconds)
                     share = got / (number * IDEAL)
                     print(f"{name:<16}{number:>7}{got:>9.0f}{share:>14.2f}", flush=True)

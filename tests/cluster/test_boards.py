@@ -1,6 +1,7 @@
 """Calls over several boards: right, in order, and none lost where a board dies, hangs or falls back."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import ray
-from support.timed_model import Gone, Hanging, Timed
+from support.timed_model import Gone, Hanging, SlowBatches, Timed
 
 import ort_rknn
 from ort_rknn_ray import Boards, CallFailed, NpuBatches, NpuModel, put_model
@@ -174,3 +175,43 @@ def test_ray_data(cluster, models, want):
     name = next(key for key in rows[0] if key != "x")
     for k, row in enumerate(rows):
         np.testing.assert_allclose(row[name], want(k)[0], atol=0.01)
+
+
+@pytest.mark.timeout(600)
+def test_ray_data_with_a_node_killed_in_the_middle(cluster, models, want):
+    """Every row is there once, with its own answer."""
+    cluster.add(2)
+    cluster.connect()
+    marks = Path(os.environ["TEST_MARKS"]) / "batches"
+    marks.touch()
+    killed = threading.Event()
+
+    def kill_in_the_middle():
+        while marks.stat().st_size < 20:
+            if killed.wait(0.05):
+                return
+        cluster.kill()
+        killed.set()
+
+    rows = 480
+    data = ray.data.from_numpy(np.stack([frame(k)["x"][0] for k in range(rows)])).rename_columns({"data": "x"})
+    made = data.repartition(30).map_batches(
+        SlowBatches,
+        fn_constructor_args=(str(models / "conv_f16.onnx"),),
+        batch_size=8,
+        batch_format="numpy",
+        num_cpus=0,
+        resources={"rknpu": 1},
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=2),
+    )
+    killer = threading.Thread(target=kill_in_the_middle)
+    killer.start()
+    try:
+        done = made.take_all()
+        assert killed.is_set(), "the job ended before a node was killed"
+    finally:
+        killed.set()
+        killer.join()
+    assert sorted(round(float(row["x"].flat[0]) * 1000) for row in done) == list(range(rows))
+    for row in done:
+        np.testing.assert_allclose(row["y"], want(round(float(row["x"].flat[0]) * 1000))[0], atol=0.01)

@@ -4,7 +4,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from ort_rknn_ray import NpuModel
+from ort_rknn_ray import NpuBatches, NpuModel
 
 MILLISECONDS = 20
 
@@ -65,3 +65,18 @@ class Gone(Timed):
 def _told(path):
     with path.open("a") as file:
         file.write(".")
+
+
+class SlowBatches(NpuBatches):
+    """Leaves a mark per batch, so that the test knows when it is in the middle."""
+
+    def __init__(self, model):
+        from ort_rknn_virtual.control import virtual_npu
+
+        virtual_npu("rk3588").run_time_us = MILLISECONDS * 1000
+        super().__init__(model)
+
+    def __call__(self, batch):
+        made = super().__call__(batch)
+        _told(Path(os.environ["TEST_MARKS"]) / "batches")
+        return made
