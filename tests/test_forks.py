@@ -279,7 +279,6 @@ untouched(3)
 
 IMPORTED_BY = {
     "ort_rknn._concurrency.stream": "list(s.map([X]))",
-    "ort_rknn._session.feeds": "s.submit(None, X).result(20)",
     "ort_rknn._concurrency.submitter": "s.submit(None, X).result(20)",
     "ort_rknn._executor.numbered": "s.submit(None, X).result(20)",
     "ort_rknn._session.explain": "s.explain()",

@@ -11,6 +11,7 @@ from typing import IO
 import onnx
 from onnx import external_data_helper
 
+from ..files.compiled_places import confined_path
 from .parts import InParts
 from .put import put, put_copy
 from .write import CompiledPart, context_model
@@ -66,9 +67,7 @@ def _own_weights(model: onnx.ModelProto, folder: str, parts_folder: Path) -> Pat
     that the original's data files are not needed. Returns that file."""
     for tensor in model.graph.initializer:
         if external_data_helper.uses_external_data(tensor):
-            external_data_helper.load_external_data_for_tensor(tensor, folder)
-            tensor.data_location = onnx.TensorProto.DEFAULT
-            del tensor.external_data[:]
+            _load(tensor, folder)
     raw = [t for t in model.graph.initializer if t.HasField("raw_data") and len(t.raw_data) > 1024]
     if sum(len(t.raw_data) for t in raw) <= _INLINE:
         return None
@@ -85,6 +84,18 @@ def _own_weights(model: onnx.ModelProto, folder: str, parts_folder: Path) -> Pat
         tensor.data_location = onnx.TensorProto.EXTERNAL
         offset += length
     return place
+
+
+def _load(tensor: onnx.TensorProto, folder: str) -> None:
+    """Take a tensor's external data into it. Not by the package onnx, which refuses a file with several names: the
+    toolkit's folder has links to these."""
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    offset, length = int(where.get("offset", 0)), int(where.get("length", -1))
+    with open(confined_path(os.path.join(folder, "model"), where["location"]), "rb") as file:
+        file.seek(offset)
+        tensor.raw_data = file.read(length)
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    del tensor.external_data[:]
 
 
 def _write(file: IO[bytes], data: bytes) -> None:

@@ -124,7 +124,7 @@ def test_a_node_names_a_file_but_the_model_came_from_memory(npu, blob, session_o
         ({"embed_mode": 2}, state.InvalidArgument, "embed_mode=2; expected 0"),
         ({"cache": b"not a model"}, state.InvalidArgument, r"npu \(embedded\): .*not an \.rknn model"),
         ({"cache": b""}, state.InvalidArgument, r"npu \(embedded\): .*not an \.rknn model.*empty"),
-        ({"cache": b"ort_rknn-handoff:" + b"0" * 32}, state.InvalidArgument, "another process or time"),
+        ({"cache": b"ort_rknn-handoff:" + b"0" * 32}, state.InvalidArgument, "or is in another process"),
     ],
 )
 def test_nodes_that_cannot_be_served(npu, blob, session_on, attributes, error, text):
@@ -263,7 +263,7 @@ def test_repeated_inputs(npu, blob, session_on):
 def test_absent_inputs(npu, blob, session_on):
     many_ports(npu)
     node = context_node(["X", ""], ["s", "d", "p"], blob)
-    with pytest.raises(state.InvalidArgument, match="npu: its input 1 is left out"):
+    with pytest.raises(state.InvalidArgument, match="npu: its input 1 is missing"):
         session_on(model([node], [tensor("X", (2, 3))], [tensor(n, (2, 3)) for n in "sdp"]))
 
 
@@ -271,7 +271,7 @@ def test_absent_outputs(npu, blob, session_on):
     """An output that nothing uses has a name all the same: ports are found by it."""
     many_ports(npu)
     node = context_node(["X", "Z"], ["", "d", "p"], blob)
-    with pytest.raises(state.InvalidArgument, match="npu: its output 0 is left out"):
+    with pytest.raises(state.InvalidArgument, match="npu: its output 0 is missing"):
         session_on(model([node], [tensor(n, (2, 3)) for n in "XZ"], [tensor(n, (2, 3)) for n in "dp"]))
 
 

@@ -160,6 +160,7 @@ def test_no_room_for_what_is_written(python, tmp_path):
         python,
         f"""
         folder = {str(tmp_path)!r}
+        sys.dont_write_bytecode = True  # Python keeps what it could write of a module's, and fails on it later
         as_before()
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         # A model with its compiled one inside.
