@@ -8,11 +8,11 @@ import onnxruntime
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from support.models_in_parts import their_session, three_steps, write_in_parts
+from support.virtual_sessions import emptied_rk3588
 
 import ort_rknn as ort
 from ort_rknn.files import read_rknn
 from ort_rknn.files.compatibility import compatibility, info_text, parse_info
-from ort_rknn_virtual.control import virtual_npu
 
 VIRTUAL = {"device": "virtual:rk3588"}
 NPU, CPU = "RKNNExecutionProvider", "CPUExecutionProvider"
@@ -20,14 +20,7 @@ X = np.random.default_rng(1).standard_normal((1, 3, 32, 32), dtype=np.float32)
 OPTIMAL, PREFER, UNSUPPORTED = "EP_SUPPORTED_OPTIMAL", "EP_SUPPORTED_PREFER_RECOMPILATION", "EP_UNSUPPORTED"
 
 
-@pytest.fixture(autouse=True)
-def device():
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    counters = device.counters()
-    device.reset()
-    assert (counters.contexts, counters.models) == (0, 0), counters
+device = pytest.fixture(emptied_rk3588, autouse=True)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import numpy as np
 import onnxruntime
 import pytest
 from support.models_in_parts import their_session, three_steps, write_in_parts
+from support.virtual_sessions import emptied_rk3588
 
 import ort_rknn as ort
 from ort_rknn._executor import core_use
 from ort_rknn._executor.work import Work
-from ort_rknn_virtual.control import virtual_npu
 
 VIRTUAL = {"device": "virtual:rk3588"}
 NPU, CPU = "RKNNExecutionProvider", "CPUExecutionProvider"
@@ -20,12 +20,7 @@ X = np.random.default_rng(1).standard_normal((1, 3, 8, 8), dtype=np.float32)
 
 @pytest.fixture(autouse=True)
 def device():
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    counters = device.counters()
-    device.reset()
-    assert (counters.contexts, counters.models) == (0, 0), counters
+    yield from emptied_rk3588()
     assert not any(core_use._users.values())
 
 

@@ -8,11 +8,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.models_in_parts import TWO_PARTS, their_session, three_steps, value, weights, write_in_parts
+from support.virtual_sessions import emptied_rk3588
 
 import ort_rknn as ort
 from ort_rknn.files import Disagreement, read_onnx
 from ort_rknn.files.between import Original
-from ort_rknn_virtual.control import virtual_npu
 
 VIRTUAL = {"device": "virtual:rk3588"}
 NPU, CPU = "RKNNExecutionProvider", "CPUExecutionProvider"
@@ -21,14 +21,7 @@ X = np.random.default_rng(1).standard_normal((1, 3, 8, 8), dtype=np.float32)
 NEAR = {"rtol": 4e-3, "atol": 4e-3}
 
 
-@pytest.fixture(autouse=True)
-def device():
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    counters = device.counters()
-    device.reset()
-    assert (counters.contexts, counters.models) == (0, 0), counters
+device = pytest.fixture(emptied_rk3588, autouse=True)
 
 
 def same_numbers(path, feed, **options):

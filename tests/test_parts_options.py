@@ -6,23 +6,16 @@ import onnxruntime
 import pytest
 from onnx import helper
 from support.models_in_parts import SHAPES, TWO_PARTS, three_steps, value, weights, write_in_parts
+from support.virtual_sessions import emptied_rk3588
 
 import ort_rknn as ort
-from ort_rknn_virtual.control import virtual_npu
 
 VIRTUAL = {"device": "virtual:rk3588"}
 NPU, CPU = "RKNNExecutionProvider", "CPUExecutionProvider"
 NEAR = {"rtol": 4e-3, "atol": 4e-3}
 
 
-@pytest.fixture(autouse=True)
-def device():
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    counters = device.counters()
-    device.reset()
-    assert (counters.contexts, counters.models) == (0, 0), counters
+device = pytest.fixture(emptied_rk3588, autouse=True)
 
 
 def session(path, **options):

@@ -8,10 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 from support.models_in_parts import their_session, three_steps, write_in_parts
+from support.virtual_sessions import emptied_rk3588
 
 import ort_rknn as ort
 from ort_rknn.files import read_onnx
-from ort_rknn_virtual.control import virtual_npu
 
 VIRTUAL = {"device": "virtual:rk3588"}
 NPU, CPU = "RKNNExecutionProvider", "CPUExecutionProvider"
@@ -19,14 +19,7 @@ PX = np.random.default_rng(1).standard_normal((1, 3, 8, 8), dtype=np.float32)
 X = np.random.default_rng(1).standard_normal((1, 3, 32, 32), dtype=np.float32)
 
 
-@pytest.fixture(autouse=True)
-def device():
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    counters = device.counters()
-    device.reset()
-    assert (counters.contexts, counters.models) == (0, 0), counters
+device = pytest.fixture(emptied_rk3588, autouse=True)
 
 
 @pytest.fixture

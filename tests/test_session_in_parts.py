@@ -11,23 +11,16 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from support.models_in_parts import TWO_PARTS, their_session, three_steps, write_in_parts
+from support.virtual_sessions import emptied_rk3588
 
 import ort_rknn as ort
-from ort_rknn_virtual.control import virtual_npu
 
 VIRTUAL = {"device": "virtual:rk3588"}
 NPU, CPU = "RKNNExecutionProvider", "CPUExecutionProvider"
 X = np.random.default_rng(1).standard_normal((1, 3, 8, 8), dtype=np.float32)
 
 
-@pytest.fixture
-def device():
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    counters = device.counters()
-    device.reset()
-    assert (counters.contexts, counters.models) == (0, 0), counters
+device = pytest.fixture(emptied_rk3588)
 
 
 def session(path, so=None, **options):

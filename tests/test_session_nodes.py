@@ -8,24 +8,17 @@ import numpy as np
 import onnxruntime
 import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, NoSuchFile, RuntimeException
+from support.virtual_sessions import emptied_rk3588
 
 import ort_rknn as ort
 from ort_rknn.files import ep_context_model, read_onnx
-from ort_rknn_virtual.control import virtual_npu
 
 VIRTUAL = {"device": "virtual:rk3588"}
 NPU, CPU = "RKNNExecutionProvider", "CPUExecutionProvider"
 X = np.random.default_rng(1).standard_normal((1, 3, 32, 32), dtype=np.float32)
 
 
-@pytest.fixture
-def device():
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    counters = device.counters()
-    device.reset()
-    assert (counters.contexts, counters.models) == (0, 0), counters
+device = pytest.fixture(emptied_rk3588)
 
 
 @pytest.fixture

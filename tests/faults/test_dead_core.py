@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import pytest
 from support.models_in_parts import three_steps, write_in_parts
+from support.outcome import caught
 from support.virtual_sessions import MODELS, X, session, virtual_rk3588
 
 import ort_rknn_ez_async as ez
@@ -20,13 +21,6 @@ CODES = [-1, -2, -3]
 
 def attempts(npu, mask):
     return sum(event.kind == "run" and event.core_mask == mask for event in npu.events())
-
-
-def caught(call):
-    try:
-        return call()
-    except Exception as error:
-        return error
 
 
 def one_by_one(made, feed, runs):

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import pytest
 from support.models_in_parts import three_steps, write_in_parts
+from support.outcome import caught
 from support.virtual_sessions import MODELS, X, session, virtual_rk3588
 
 import ort_rknn_ez_async as ez
@@ -28,13 +29,6 @@ BLAME_THE_CORE = (-1, -2, -3)
 NOT_RKNN = {"misuse", "set_compute", "virtual_set_compute", "virtual_dmabuf"}
 #: What a run calls. Errors there are tried again on another core.
 OF_A_RUN = {"inputs_set", "run", "outputs_get", "outputs_release", "set_input_shapes"}
-
-
-def caught(call):
-    try:
-        return call()
-    except Exception as error:
-        return error
 
 
 def run(made, feeds):

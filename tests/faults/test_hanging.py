@@ -7,45 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.hanging import gates
+from support.outcome import caught
 
 import ort_rknn as ort
-from ort_rknn._executor import run_settings
 
 MODEL = "conv_f16.onnx"
 X = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
-
-
-@pytest.fixture
-def hang(npu):
-    """A gate per core mask, in front of the runtime's call; all are opened when the test ends."""
-    gates = {}
-
-    def close(mask):
-        npu.gates[mask] = gates[mask] = threading.Event()
-
-    def open_all():
-        for gate in gates.values():
-            gate.set()
-        npu.gates.clear()
-
-    close.open = open_all
-    yield close
-    open_all()
-    end = time.monotonic() + 10
-    while npu.open_contexts and time.monotonic() < end:  # a thread gives them back
-        time.sleep(0.01)
-    assert not run_settings._settings
+hang = pytest.fixture(gates)
 
 
 def session(models, **options):
     return ort.InferenceSession(models / MODEL, provider_options={"run_timeout_ms": 200, **options})
-
-
-def caught(call):
-    try:
-        return call()
-    except Exception as error:
-        return error
 
 
 @pytest.mark.parametrize("schedule", ["0,1,2", "auto"])

@@ -10,6 +10,9 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from support.hanging import gates
+from support.outcome import caught
+from support.waiting import until
 
 import ort_rknn as ort
 from ort_rknn._ep import run_options
@@ -19,27 +22,7 @@ X = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
 WAYS = ["run", "run_async", "submit", "map", "run_awaitable", "binding", "ort values", "batch"]
 
 
-@pytest.fixture
-def hang(npu):
-    """Runs on cores with this mask wait until the test ends, or ``hang.open()``."""
-    gates = {}
-
-    def close(mask=0):
-        npu.gates[mask] = gates[mask] = threading.Event()
-
-    def open_all():
-        for gate in gates.values():
-            gate.set()
-        npu.gates.clear()
-
-    close.open = open_all
-    yield close
-    open_all()
-    end = time.monotonic() + 10
-    while npu.open_contexts and time.monotonic() < end:  # a thread gives them back
-        time.sleep(0.01)
-    assert not run_settings._settings
-    assert not run_settings.asynchronous
+hang = pytest.fixture(gates)
 
 
 def given(**entries):
@@ -54,20 +37,6 @@ def session(models, way="run", **options):
     return ort.InferenceSession(
         model, provider_options={**({"split_batch": True} if way == "batch" else {}), **options}
     )
-
-
-def caught(call):
-    try:
-        return call()
-    except Exception as error:
-        return error
-
-
-def until(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def called(made, way, options):

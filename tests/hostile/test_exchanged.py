@@ -21,6 +21,7 @@ import onnxruntime
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from support.models_in_parts import TWO_PARTS, three_steps, write_in_parts
+from support.virtual_sessions import emptied_rk3588
 
 import ort_rknn
 from ort_rknn import FallbackWarning
@@ -36,7 +37,6 @@ from ort_rknn.files import (
     read_onnx,
     stamp,
 )
-from ort_rknn_virtual.control import virtual_npu
 
 MODELS = Path(__file__).parents[1] / "models"
 VIRTUAL = {"device": "virtual:rk3588"}
@@ -171,14 +171,7 @@ def replaced(place):
 HOW = [cut, emptied, deleted, folder_instead, pipe_instead, link_out, rewritten, replaced]
 
 
-@pytest.fixture(autouse=True)
-def device():
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    counters = device.counters()
-    device.reset()
-    assert (counters.contexts, counters.models) == (0, 0), counters
+device = pytest.fixture(emptied_rk3588, autouse=True)
 
 
 def negated(path):

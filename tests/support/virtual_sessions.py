@@ -28,6 +28,16 @@ def virtual_rk3588():
     assert counters.models == 0, counters
 
 
+def emptied_rk3588():
+    """A fixture: as :func:`virtual_rk3588`, where not even an exception's traceback may hold a session."""
+    device = virtual_npu("rk3588")
+    device.reset()
+    yield device
+    counters = device.counters()
+    device.reset()
+    assert (counters.contexts, counters.models) == (0, 0), counters
+
+
 def folder_with_twin(tmp_path):
     """A fixture: a folder with a model and its twin, to do things to."""
     for name in ("conv_f16.onnx", "conv_f16.rk3588.rknn"):
