@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from .._arrays import ArrayError, Head, names_in, open_npz, read_head, read_numbers
 from .._regular import open_regular
+from .shapes import channels
 
 Array = NDArray[Any]
 Fit = Literal["stretch", "letterbox"]
@@ -284,9 +285,9 @@ def forms_of(
     neither one value nor one per channel."""
     for values, what in ((mean, "mean"), (std, "std")):
         for (name, shape), row in zip(shapes.items(), values or ()):
-            channels = (shape[1:2] or shape or (1,))[0]
-            if len(row) not in (1, channels):
-                raise DataError(f"{what}: input {name!r} has {channels} channels, and {len(row)} values are given")
+            count = channels(shape)
+            if len(row) not in (1, count):
+                raise DataError(f"{what}: input {name!r} has {count} channels, and {len(row)} values are given")
     return {
         name: InputForm(shape, dtypes[name], mean[i] if mean else None, std[i] if std else None)
         for i, (name, shape) in enumerate(shapes.items())

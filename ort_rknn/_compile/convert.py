@@ -30,7 +30,7 @@ from .recipe import Recipe
 from .record import BuildRecord, record_path
 from .report import Compiled, Part, Report, fates_of
 from .shapes import CompiledShapes, compiled_shapes
-from .spec import part_spec, per_channel, per_input
+from .spec import part_spec, per_channel
 from .toolkit import Toolkit, find_toolkit
 
 
@@ -145,15 +145,15 @@ def _samples(
     first = shapes.sets[0]
     types = {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
     dtypes = {name: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(types[name])) for name in first}
-    mean, std = (per_input(v, len(first), n) for v, n in ((options.mean, "mean"), (options.std, "std")))
+    forms = forms_of(first, dtypes, options.mean or None, options.std or None)
     progress("reading the samples")
-    samples = read_samples(options.int8, forms_of(first, dtypes, mean, std), folder, fit=options.fit)
+    samples = read_samples(options.int8, forms, folder, fit=options.fit)
     return samples, samples.notes
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One conversion: what is the same for every target."""
+    """One conversion: what is the same for every target. ``options`` has ``mean`` and ``std`` of every input."""
 
     path: str
     folder: Path
@@ -198,8 +198,8 @@ class _Job:
                 target=target,
                 inputs=first,
                 shape_sets=tuple(tuple(group.values()) for group in sets) if len(sets) > 1 else (),
-                mean=per_input(self.options.mean, len(first), "mean"),
-                std=per_input(self.options.std, len(first), "std"),
+                mean=self.options.mean or None,
+                std=self.options.std or None,
                 batch=self.options.batch,
                 custom_string=self._origin(),
             )

@@ -25,6 +25,12 @@ class CompiledShapes:
     notes: tuple[str, ...] = ()
 
 
+def channels(shape: Sequence[int]) -> int:
+    """How many numbers the toolkit wants as mean, and as std, of an input: 2.5.0 refuses any but the length of axis 1,
+    whatever the rank."""
+    return (*shape[1:2], *shape[:1], 1)[0]
+
+
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     """ "images=1,3,640,640" or "images=1x3x640x640". Raises ShapeError for anything else."""
     name, equals, dims = text.rpartition("=")

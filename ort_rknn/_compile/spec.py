@@ -9,6 +9,7 @@ from typing import Any
 from .converter import BuildSpec, ConversionError
 from .observe import Observed
 from .partition import GraphPart
+from .shapes import channels
 
 
 def part_spec(
@@ -59,12 +60,12 @@ def per_channel(
     """
     out = []
     for (of, shape), row in zip(shapes.items(), per_input(values, len(shapes), name) or ()):
-        channels = (shape[1:2] or shape or (1,))[0]
-        if len(row) not in (1, channels):
+        count = channels(shape)
+        if len(row) not in (1, count):
             raise ConversionError(
-                f"{name}: input {of!r} has {channels} channels; expected 1 or {channels} numbers, got {len(row)}"
+                f"{name}: input {of!r} has {count} channels; expected 1 or {count} numbers, got {len(row)}"
             )
-        out.append(row if len(row) == channels else row * channels)
+        out.append(row if len(row) == count else row * count)
     return tuple(out)
 
 
