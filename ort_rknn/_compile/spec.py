@@ -29,10 +29,9 @@ def part_spec(
     sides = []
     for values, name, neutral in ((mean, "mean", 0.0), (std, "std", 1.0)):
         given = per_input(values, len(named), name)
-        channels = [shape[1] if len(shape) == 4 else 1 for shape in inputs.values()]
         side = [
-            given[named.index(tensor)] if given and tensor in named else (neutral,) * n
-            for tensor, n in zip(inputs, channels)
+            given[named.index(tensor)] if given and tensor in named else (neutral,) * channels(shape)
+            for tensor, shape in inputs.items()
         ]
         sides.append(side if given else None)
     return BuildSpec(path, target, inputs, mean=sides[0], std=sides[1], custom_string=custom_string)
