@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from .._errors import (
     FAIL,
@@ -31,7 +32,7 @@ from .._planning.discovery import query_for, survey
 from .._planning.facts import Facts, gather
 from .._planning.load import load_planned
 from .._planning.plan import fall_back
-from .._planning.request import NO_CPU, OUR_NAMES, read_request
+from .._planning.request import NO_CPU, OUR_NAMES, Request, read_request
 from .._tensors import DTYPE_OF_ELEMENT
 from ..adapter.contract import ModelSource, Query
 from ..adapter.plugins import Found
@@ -142,7 +143,7 @@ class Claims:
     def _decide(self, path: str) -> Decision | None:
         """What runs in place of the model; None where there is nothing to decide."""
         self._options()  # a bad one is an error also where there is no path, and so no twin
-        request = read_request([(PROVIDER, self._given)], None, no_cpu=self._no_cpu)
+        request = self._request
         if not path:
             fall_back(request, Facts("onnx", b""), _FROM_MEMORY, "", ())  # raises where the NPU alone will do
             _tell(_FROM_MEMORY)
@@ -262,6 +263,11 @@ class Claims:
         outputs = tuple(have_out.index(name) if name in have_out else None for name in slots_out)
         return Kernel(self._api, executor, inputs, outputs, checked)
 
+    @cached_property
+    def _request(self) -> Request:
+        """What the session asks for. Raises OptionError."""
+        return read_request([(PROVIDER, self._given)], None, no_cpu=self._no_cpu)
+
     def _options(self) -> Options:
         options = read_options(self._given)
         # onnxruntime holds on to the model's signature.
@@ -344,7 +350,7 @@ class Claims:
             kept=kept,
             optimal_only=making.optimal_only if making is not None else self._optimal_only,
         )
-        if making is not None or not read_request([(PROVIDER, self._given)], None, no_cpu=self._no_cpu).strict:
+        if making is not None or not self._request.strict:
             executor.cpu_fallback = part.while_gone(executor)
         return executor
 
