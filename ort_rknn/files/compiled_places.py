@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from .._rknpu import SOC_CORES, SOC_VARIANTS, soc_family, variants_of
@@ -48,8 +49,11 @@ def names_of(soc: str) -> tuple[str, ...]:
 
 def prefix_and_stem(onnx_path: str | os.PathLike[str]) -> tuple[str, str]:
     """What stands before an ONNX's name in its path, and the name without its suffix. Paths of what lies beside it are
-    made of these as text: there are some thirty for every session, most of them of nothing."""
+    made of these as text: there are some thirty for every session, most of them of nothing. Raises ValueError for a
+    path without a name."""
     path = Path(onnx_path)
+    if not path.name:
+        raise ValueError(f"{path!r} has an empty name")
     return os.fspath(path).removesuffix(path.name), path.stem
 
 
@@ -78,15 +82,18 @@ def _is_only_onnx(path: Path) -> bool:
 def context_model_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
     """Where the model with EPContext nodes of an ONNX is looked for: ``<stem>.<soc>_ctx.onnx``, then
     ``<stem>_ctx.onnx``, which is onnxruntime's default name."""
-    path = Path(onnx_path)
-    return (path.with_name(f"{path.stem}.{soc}_ctx.onnx"), path.with_name(f"{path.stem}_ctx.onnx"))
+    own, default = _context_places(*prefix_and_stem(onnx_path), (soc,))
+    return Path(own), Path(default)
+
+
+def _context_places(prefix: str, stem: str, socs: Iterable[str]) -> list[str]:
+    return [*(f"{prefix}{stem}.{soc}_ctx.onnx" for soc in socs), f"{prefix}{stem}_ctx.onnx"]
 
 
 def find_context_models(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
     """Those of :func:`context_model_names` that are there, for the SoC's other names, too."""
-    prefix, stem = prefix_and_stem(onnx_path)
-    named = [f"{prefix}{stem}.{name}_ctx.onnx" for name in names_of(soc)]
-    return [Path(path) for path in (*named, f"{prefix}{stem}_ctx.onnx") if is_there(path)]
+    places = _context_places(*prefix_and_stem(onnx_path), names_of(soc))
+    return [Path(path) for path in places if is_there(path)]
 
 
 def onnx_of_place(rknn_path: str | os.PathLike[str]) -> tuple[Path, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +53,12 @@ class Verdict:
 def twin_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
     """Where a compiled twin of an ONNX is looked for, in this order: ``model.<soc>.rknn``, ``model-<soc>.rknn``,
     ``model_<soc>.rknn``, ``model.rknn``. Raises ValueError where ``soc`` is no SoC's name."""
-    path = Path(onnx_path)
-    soc = _checked(soc)
-    return tuple(path.with_name(f"{path.stem}{suffix}.rknn") for suffix in (f".{soc}", f"-{soc}", f"_{soc}", ""))
+    prefix, stem = prefix_and_stem(onnx_path)
+    return tuple(map(Path, (*_named_after(prefix, stem, _checked(soc)), f"{prefix}{stem}.rknn")))
+
+
+def _named_after(prefix: str, stem: str, soc: str) -> Iterator[str]:
+    return (f"{prefix}{stem}{separator}{soc}.rknn" for separator in ".-_")
 
 
 def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
@@ -68,7 +72,7 @@ def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
     to ``net.onnx``."""
     names = names_of(_checked(soc))
     prefix, stem = prefix_and_stem(onnx_path)
-    named = [f"{prefix}{stem}{separator}{name}.rknn" for name in names for separator in ".-_"]
+    named = [path for name in names for path in _named_after(prefix, stem, name)]
     named += [path for name in names for path in other_places(onnx_path, name)]
     there = [Path(path) for path in (*named, f"{prefix}{stem}.rknn") if is_there(path)]
     return [p for p in there if p.stem == stem or not os.path.isfile(p.with_suffix(".onnx"))]
