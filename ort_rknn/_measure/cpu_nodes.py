@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ class NodeProfiles:
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="ort_rknn_trace")
         self._sessions: list[tuple[weakref.ref[Any], str, int]] = []
+        self._numbers = itertools.count()  # threads may make sessions at the same time
 
     def make(self, so: Any, start: Callable[[Any], _Session]) -> _Session:
         """The session that ``start`` makes with the SessionOptions it is given: ``so``, or new ones for None, which ask
@@ -31,7 +33,7 @@ class NodeProfiles:
         options = so or onnxruntime.SessionOptions()
         if options.enable_profiling:
             return start(options)
-        before, prefix = options.profile_file_prefix, os.path.join(self._folder, f"session{len(self._sessions)}")
+        before, prefix = options.profile_file_prefix, os.path.join(self._folder, f"session{next(self._numbers)}")
         options.enable_profiling, options.profile_file_prefix = True, prefix
         try:
             session = start(options)
