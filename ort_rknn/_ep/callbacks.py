@@ -25,6 +25,8 @@ log = logging.getLogger("ort_rknn")
 
 _SPARES = 512
 _running = True
+#: A spare status was taken. Whoever calls next, from where the stack has more room, makes new ones.
+short = False
 _api: Api | None = None
 
 
@@ -43,22 +45,23 @@ def use(api: Api) -> None:
     make_spares()
 
 
-def status_of(error: BaseException, ours: bool = False) -> int:
+def status_of(error: BaseException, of_ours: bool = False) -> int:
     """A status for an exception, to be returned at once.
 
-    ``ours``: it is for the ``run`` of a session of ours, which raises the exception itself where that is a
+    ``of_ours``: it is for the ``run`` of a session of ours, which raises the exception itself where that is a
     RecursionError or came from a signal's handler: see :func:`~ort_rknn._concurrency.interrupts.raise_what_ended`. In
     other calls the status becomes onnxruntime's exception, and what a handler raised is raised again after it.
 
     Raises RecursionError where the stack has no room for this; :data:`spares` has one then. Nothing else, though a
     signal's handler may fire even here.
     """
+    global short
     for _ in range(8):
         try:
             if isinstance(error, RecursionError):
-                return _new_status(*_end_of_stack(ours))
+                return _new_status(*_end_of_stack(of_ours))
             if is_from_a_handler(error):
-                code = EP_FAIL if ours else RUNTIME_EXCEPTION
+                code = EP_FAIL if of_ours else RUNTIME_EXCEPTION
                 return raised_after(error, _new_status(code, f"{INTERRUPTED}{bare_message(error)}"))
             code = error.code if isinstance(error, OrtCallFailed) else status_code(error)
             # On EP_FAIL onnxruntime's Python layer would rebuild the session on the CPU, and the cause is lost.
@@ -69,16 +72,22 @@ def status_of(error: BaseException, ours: bool = False) -> int:
             if not is_from_a_handler(another):
                 another = RuntimeError(f"{type(another).__name__} while an error was reported")
             error = another
-    return next(spares)
+    short = True
+    return next(spares_of_ours if of_ours else spares)
 
 
 def _new_status(code: int, message: str) -> int:
     assert _api is not None
-    return _api.status(code, message)
+    try:
+        return _api.status(code, message)
+    except ctypes.ArgumentError as error:
+        if "RecursionError" not in str(error):
+            raise
+        raise RecursionError("maximum recursion depth exceeded") from None
 
 
-def _end_of_stack(ours: bool) -> tuple[int, str]:
-    return EP_FAIL if ours else RUNTIME_EXCEPTION, END_OF_STACK
+def _end_of_stack(of_ours: bool) -> tuple[int, str]:
+    return EP_FAIL if of_ours else RUNTIME_EXCEPTION, END_OF_STACK
 
 
 _made_before: tuple[list[int], list[int]] = ([], [])
@@ -87,13 +96,17 @@ _made_before: tuple[list[int], list[int]] = ([], [])
 spares = iter(_made_before[0])
 #: The same for the ``run`` of sessions of ours.
 spares_of_ours = iter(_made_before[1])
+#: Addresses of what onnxruntime calls for sessions of ours: the first argument of such a callback.
+ours: set[int] = set()
 
 
 def make_spares() -> None:
-    """See that there are enough of them."""
-    for left, made, ours in ((spares, _made_before[0], False), (spares_of_ours, _made_before[1], True)):
+    """See that there are enough of them. Raises RecursionError where the stack has no room for that."""
+    global short
+    for left, made, of_ours in ((spares, _made_before[0], False), (spares_of_ours, _made_before[1], True)):
         for _ in range(_SPARES - operator.length_hint(left)):
-            made.append(_new_status(*_end_of_stack(ours)))
+            made.append(_new_status(*_end_of_stack(of_ours)))
+    short = False
 
 
 def covered(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,18 +147,22 @@ def guarded(callback: Callable[..., None]) -> Callable[..., int]:
     """A callback that returns a status: 0, or the exception's."""
 
     def call(*args: int) -> int:
+        global short
         try:
             try:
+                if short:
+                    make_spares()
                 if _running:
                     callback(*args)
                 return 0
             except BaseException as error:
-                return status_of(error)
+                return status_of(error, args[0] in ours)
         except BaseException as error:
             try:
-                return status_of(error)
+                return status_of(error, args[0] in ours)
             except BaseException:
-                for spare in spares:
+                short = True
+                for spare in spares_of_ours if args[0] in ours else spares:
                     return spare
                 raise
 

@@ -22,14 +22,14 @@ from .._version import package_version
 from ..adapter.contract import Device
 from ..files import RknnFile
 from ..files.compatibility import NOT_APPLICABLE, UNSUPPORTED, compatibility, parse_info
-from . import abi, advertised, host_memory, profiler, run_options
+from . import abi, advertised, callbacks, host_memory, profiler, run_options
 from .abi import Api
 from .callbacks import (
     always,
     covered,
     guarded,
     keep_for_ever,
-    make_spares,
+    ours,
     quiet,
     spares,
     spares_of_ours,
@@ -66,22 +66,6 @@ _eps: dict[int, tuple[ctypes.Structure, Claims]] = {}
 _executors: dict[int, list[Executor]] = {}
 _infos: dict[int, ctypes.Structure] = {}
 _kernels: dict[int, Kernel] = {}
-
-
-class _AfterASpare(dict[int, Kernel]):
-    """In the place of ``_kernels`` for one run, after one that took a spare status."""
-
-    def __missing__(self, this: int) -> Kernel:
-        global _kernels_now
-        make_spares()
-        _kernels_now = _kernels
-        return _kernels[this]
-
-
-_after_a_spare = _AfterASpare()
-#: Those whose session is one of ours.
-_ours: set[int] = set()
-_kernels_now: dict[int, Kernel] = _kernels
 
 
 def live_providers() -> int:
@@ -180,6 +164,7 @@ def _create_ep(this: int, devices: int, metadata: int, count: int, options: int,
 
 
 def _release_ep(this: int, ep: int) -> None:
+    ours.discard(ep)
     row = _eps.pop(ep, None)
     _executors.pop(ep, None)
     if row is not None:
@@ -230,7 +215,7 @@ def _compile(this: int, graphs: int, fused: int, count: int, infos: int, context
             _infos[address] = table
             _kernels[address] = kernel
             if kernel.ours:
-                _ours.add(address)
+                ours.update((address, this))
             made.append(address)
             if claims.exports:
                 nodes.append(claims.context_node(graph_array[i] or 0, fused_array[i] or 0, kernel))
@@ -253,7 +238,7 @@ def _compile(this: int, graphs: int, fused: int, count: int, infos: int, context
 
 def _release_info(address: int) -> None:
     _infos.pop(address, None)
-    _ours.discard(address)
+    ours.discard(address)
     kernel = _kernels.pop(address, None)
     if kernel is not None:
         kernel.close()
@@ -272,19 +257,18 @@ def _create_state(this: int, compute_context: int, out: int) -> None:
 @covered
 def _compute(this: int, state: int, context: int) -> int:
     # The hot path: guarded, written out.
-    global _kernels_now
     try:
         try:
-            _kernels_now[this].compute(context)
+            _kernels[this].compute(context)
             return 0
         except BaseException as error:
-            return status_of(error, this in _ours)
+            return status_of(error, this in ours)
     except BaseException as error:
         try:
-            return status_of(error, this in _ours)
+            return status_of(error, this in ours)
         except BaseException:
-            _kernels_now = _after_a_spare
-            for spare in spares_of_ours if this in _ours else spares:
+            callbacks.short = True
+            for spare in spares_of_ours if this in ours else spares:
                 return spare
             raise
 
@@ -412,8 +396,7 @@ for _thing in (
     _executors,
     _infos,
     _kernels,
-    _ours,
-    _after_a_spare,
+    ours,
 ):
     keep_for_ever(_thing)
 

@@ -212,6 +212,72 @@ def test_near_the_end_of_the_stack_where_a_twin_computes(python, models):
     assert out.strip() == "ok"
 
 
+@pytest.mark.parametrize("where", ["main", "another"])
+def test_the_first_run_of_a_thread_near_the_end_of_the_stack(python, start, where):
+    """What is looked up once for each thread has no room either."""
+    first = "thread = threading.Thread(target=s.run, args=(None, feed)); thread.start(); thread.join()"
+    assert "s.run(None, feed)\nbinding" in start
+    out = python(
+        (start.replace("s.run(None, feed)\nbinding", f"{first}\nbinding") if where == "main" else start)
+        + f"""
+WHERE = {where!r}
+def at(depth):
+    return s.run(None, feed) if depth <= 0 else at(depth - 1)
+told = []
+def near_the_end():
+    for k in range(4, 60):
+        try:
+            at(sys.getrecursionlimit() - k)
+            told.append("right")
+        except RecursionError:
+            told.append("RecursionError")
+        except BaseException as error:
+            told.append((k, repr(error)))
+if WHERE == "main":
+    near_the_end()
+else:
+    thread = threading.Thread(target=near_the_end)
+    thread.start()
+    thread.join()
+others = [one for one in told if one not in ("right", "RecursionError")]
+assert not others, others
+assert told.count("right") > 10 and told.count("RecursionError") > 5, told
+print("ok")
+"""
+    )
+    assert out.strip() == "ok"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_more_runs_at_one_depth_than_there_are_spare_statuses(python, start, way):
+    """Where the same callback takes all of them, no other one makes new ones."""
+    out = python(
+        start
+        + f"""
+def at(depth):
+    return {WAYS[way]} if depth <= 0 else at(depth - 1)
+"""
+        + """
+def again_and_again():
+    for k in range(4, 24):
+        for _ in range(600):
+            try:
+                at(sys.getrecursionlimit() - k)
+            except RecursionError:
+                pass
+            except Exception as error:
+                assert "RecursionError" in str(error), error
+again_and_again()
+thread = threading.Thread(target=again_and_again)
+thread.start()
+thread.join()
+assert len(s.run(None, feed)) == 1
+print("ok")
+"""
+    )
+    assert out.strip() == "ok"
+
+
 def test_more_runs_at_the_end_of_the_stack_than_there_are_spare_statuses(python, start):
     out = python(
         start
