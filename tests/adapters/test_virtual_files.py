@@ -12,6 +12,9 @@ from ort_rknn.files.rknn import read_rknn
 from ort_rknn_virtual import _build
 from ort_rknn_virtual._standin import CUSTOM_STRING, stand_in
 
+#: Damaged copies per model; ``tox -e sanitizers`` tries more, and others each time.
+ROUNDS, SEED = os.environ.get("VIRTUAL_FUZZ_ROUNDS", "4000"), os.environ.get("VIRTUAL_FUZZ_SEED", "11")
+LONGEST = 100 if ROUNDS == "4000" else 3600
 SOURCES = Path(_build.__file__).parent / "c"
 
 
@@ -81,7 +84,8 @@ def test_damage_is_survived(fuzzer, tmp_path, name):
     else:
         model = MODELS / f"{name.removesuffix('.real')}.{soc}.rknn"
     environ = {**os.environ, "RKNN_VIRTUAL_SOC": soc}
-    done = subprocess.run([fuzzer, model, "4000", "11"], capture_output=True, text=True, timeout=100, env=environ)
+    command = [fuzzer, model, ROUNDS, SEED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, env=environ)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "refused" in done.stdout
 

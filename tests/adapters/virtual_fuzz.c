@@ -105,6 +105,8 @@ int main(int argc, char **argv) {
         for (uint32_t hits = 1 + dice(6); hits > 0; hits--) {
             static const uint32_t numbers[] = {0, 1, 4, 0x7fffffff, 0x80000000, 0xffffffff, 0xfffffffc, 0x10000};
             uint32_t at = dice((uint32_t)size), value = numbers[dice(8)];
+            /* Half of the hits where tables and texts are; what comes before are weights, mostly. */
+            if (size > 8192 && dice(2)) at = (uint32_t)size - 1 - dice(8192);
             if (dice(2)) copy[at] = (unsigned char)dice(256);
             else if (at + 4 <= size) memcpy(copy + at, &value, 4);
         }
