@@ -26,12 +26,12 @@ myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 
-#: Pages outside of docs/ that have a page here, by their names.
+#: Pages outside docs/ that have a page here, by their names.
 _OUTSIDE = {"README": "index", "CHANGELOG": "changelog", "CONTRIBUTING": "contributing", "SECURITY": "security"}
 
 
 def _stay_in_the_site(app: Sphinx, document: str, source: list[str]) -> None:
-    """Links to pages outside of docs/ lead to the page that includes them."""
+    """Links to pages outside docs/ lead to the page that includes them."""
     up = "../" * document.count("/")
     source[0] = re.sub(
         r"\]\((?:\.\./)+(\w+)\.md",

@@ -106,7 +106,7 @@ def get_all_providers() -> list[str]:
 
 
 def devices() -> list[Device]:
-    """The NPUs that a session could use now, best first; empty where there is none.
+    """The NPUs that a session could use now, best first; empty if there is none.
 
     Virtual ones are listed only when ``ORT_RKNN_DEVICE`` asks for one.
     """

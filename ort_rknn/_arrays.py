@@ -75,7 +75,7 @@ def read_head(stream: IO[bytes]) -> Head:
 
 
 def read_numbers(stream: IO[bytes], shape: tuple[int, ...], head: Head) -> NDArray[Any]:
-    """The next numbers, of an array or a row of it. Memory is taken as they come. Raises ArrayError where the stream
+    """The next numbers, of an array or a row of it. Memory is taken as they come. Raises ArrayError if the stream
     ends before."""
     data = _exactly(stream, math.prod(shape) * head.dtype.itemsize)
     values: NDArray[Any] = np.frombuffer(data, head.dtype).reshape(shape, order="F" if head.fortran else "C")
@@ -94,8 +94,8 @@ def _exactly(stream: IO[bytes], size: int) -> bytearray:
 
 @contextmanager
 def open_npz(source: str | os.PathLike[str] | BinaryIO) -> Iterator[zipfile.ZipFile]:
-    """An archive of arrays. Raises OSError where it cannot be opened, and ArrayError for whatever is wrong with it or
-    its members, inside of the block, too."""
+    """An archive of arrays. Raises OSError if it cannot be opened, and ArrayError for whatever is wrong with it or
+    its members, inside the block, too."""
     with ExitStack() as opened:
         if isinstance(source, (str, os.PathLike)):
             source = opened.enter_context(open_regular(source))
@@ -108,7 +108,7 @@ def open_npz(source: str | os.PathLike[str] | BinaryIO) -> Iterator[zipfile.ZipF
 
 
 def read_member(archive: zipfile.ZipFile, name: str, most: int) -> NDArray[Any]:
-    """The array ``name`` of an archive, of at most ``most`` bytes. Raises as :func:`open_npz` does, inside of it."""
+    """The array ``name`` of an archive, of at most ``most`` bytes. Raises as :func:`open_npz` does, inside it."""
     with archive.open(f"{name}.npy") as stream:
         head = read_head(stream)
         size = math.prod(head.shape) * head.dtype.itemsize

@@ -15,7 +15,7 @@ _WRITABLE_BY_GROUP = 0o020
 
 
 def cache_folder() -> Path | None:
-    """``$XDG_CACHE_HOME/ort_rknn``, else ``~/.cache/ort_rknn``; None where there is no home folder. Creates nothing."""
+    """``$XDG_CACHE_HOME/ort_rknn``, else ``~/.cache/ort_rknn``; None if there is no home folder. Creates nothing."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
         root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
@@ -25,10 +25,10 @@ def cache_folder() -> Path | None:
 
 
 def why_unsafe(path: str | os.PathLike[str]) -> str | None:
-    """Why somebody else could change what ``path`` leads to; None where only root and this user can.
+    """Why somebody else could change what ``path`` leads to; None if only root and this user can.
 
     Checked are the file, or folder, and every folder on the way to it, through links too. A folder like /tmp, whose
-    sticky bit keeps others from renaming what is not theirs, is safe to pass through. Raises OSError where something on
+    sticky bit keeps others from renaming what is not theirs, is safe to pass through. Raises OSError if something on
     the way cannot be looked at.
     """
     given = Path(os.path.abspath(path))

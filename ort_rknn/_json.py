@@ -38,7 +38,7 @@ def read_json(
 ) -> object:
     """What the file at ``path`` holds. Reads no more than ``most_bytes``.
 
-    ``owner``, ``closed_to``, ``follow``: see :func:`open_regular`. Raises OSError where it cannot be opened or is no
+    ``owner``, ``closed_to``, ``follow``: see :func:`open_regular`. Raises OSError if it cannot be opened or is no
     regular file, JsonError for all else.
     """
     with open_regular(path, owner=owner, closed_to=closed_to, follow=follow) as file:
@@ -51,7 +51,7 @@ def read_json(
 
 
 def parse_json(content: str | bytes, *, most_values: int = MOST_VALUES) -> object:
-    """The value that ``content`` spells, bytes in UTF-8. Raises JsonError, also where it is nested deeper than 200 or
+    """The value that ``content`` spells, bytes in UTF-8. Raises JsonError, also if it is nested deeper than 200 or
     has more than about ``most_values`` values."""
     try:
         spelled = content.decode("utf-8-sig") if isinstance(content, bytes) else content

@@ -38,7 +38,7 @@ def is_soc(name: str) -> bool:
 
 
 def soc_note(name: str) -> str:
-    """What is worth knowing of a variant; "" where nothing is."""
+    """What is worth knowing of a variant; "" if nothing is."""
     return SOC_VARIANTS.get(name.strip().lower(), ("", ""))[1]
 
 

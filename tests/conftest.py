@@ -24,7 +24,7 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(items):
-    """A bound on time says nothing where another program had the processor: only one missed five times is a failure."""
+    """A bound on time says nothing if another program had the processor: only one missed five times is a failure."""
     for item in items:
         if item.get_closest_marker("wall_clock"):
             item.add_marker(pytest.mark.flaky(reruns=4, reruns_delay=1, only_rerun="AssertionError"))

@@ -1,4 +1,4 @@
-"""What is a batch and what is not: a call is cut into runs only where its samples are independent.
+"""What is a batch and what is not: a call is cut into runs only if its samples are independent.
 
 The compiled models are stand-ins, placed beside their ONNX as a converter's would be.
 """

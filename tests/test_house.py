@@ -1,4 +1,4 @@
-"""The house: which module may import which. Read from the sources, imports inside of functions and for type checkers
+"""The house: which module may import which. Read from the sources, imports inside functions and for type checkers
 included."""
 
 import ast

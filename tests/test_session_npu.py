@@ -17,7 +17,7 @@ npu = pytest.fixture(virtual_rk3588)
 folder = pytest.fixture(folder_with_twin)
 
 
-# onnxruntime's own behaviour --------------------------------------------------------------------------------------
+# onnxruntime's own behavior --------------------------------------------------------------------------------------
 
 
 def test_what_is_not_overridden():

@@ -136,7 +136,7 @@ def loops_under_locks(path):
 
 @pytest.mark.parametrize("folder", ["_concurrency", "_executor", "_session"])
 def test_no_loop_while_a_lock_is_held(folder):
-    """CPython 3.12 and 3.13 compile some jumps back outside of what gives the lock back, and a handler may raise there:
+    """CPython 3.12 and 3.13 compile some jumps back outside what gives the lock back, and a handler may raise there:
     see Places._claim. A loop goes into a function that is called under the lock."""
     modules = sorted((Path(ort_rknn.__file__).parent / folder).glob("*.py"))
     assert modules

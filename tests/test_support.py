@@ -10,7 +10,7 @@ TESTS = Path(__file__).parent
 SOURCES = sorted(
     path for path in TESTS.rglob("*.py") if "fake_toolkit" not in path.parts and "downstream" not in path.parts
 )
-#: Also inside of programs that a test starts.
+#: Also inside programs that a test starts.
 IMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+import\b|import\s+([\w., ]+))", re.MULTILINE)
 #: Programs that are run by their name, and imported by what lies beside them.
 PROGRAMS = {"check_release", "check_wheel", "make_onnx", "setup_root"}

@@ -115,7 +115,7 @@ class Binding:
 
 
 class Handle:
-    """One ``rknn_context``, and the shape set that it is at: None until one was set, or where setting one failed.
+    """One ``rknn_context``, and the shape set that it is at: None until one was set, or if setting one failed.
 
     It belongs to the process that made it: a forked child shares the driver's file handle, and would end its parent's.
     """

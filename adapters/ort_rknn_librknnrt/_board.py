@@ -103,7 +103,7 @@ def find_node(root: Path) -> Node | Absence:
 
 
 def driver_version(root: Path) -> str:
-    """The version of the loaded rknpu driver, "" where the kernel does not tell everyone."""
+    """The version of the loaded rknpu driver, "" if the kernel does not tell everyone."""
     try:
         return _read(root / "sys/module/rknpu/version").strip()
     except OSError:
@@ -111,7 +111,7 @@ def driver_version(root: Path) -> str:
 
 
 def driver_of(root: Path) -> str:
-    """The driver that the NPU has: "rknpu", "rocket" (the mainline one), "" where there is no sign of either."""
+    """The driver that the NPU has: "rknpu", "rocket" (the mainline one), "" if there is no sign of either."""
     nodes = [*(root / "sys/class/drm").glob("renderD*"), *(root / "sys/class/accel").glob("accel*")]
     names = [_driver(node) for node in nodes]
     places = (root / "sys/module/rknpu", root / "sys/bus/platform/drivers/RKNPU", root / "dev/rknpu")
@@ -140,7 +140,7 @@ def in_container(root: Path) -> bool:
 
 
 def _driver(device: Path) -> str:
-    """The driver in lower case, "" where it is unknown."""
+    """The driver in lower case, "" if it is unknown."""
     try:
         lines = _read(device / "device/uevent").splitlines()
     except OSError:

@@ -230,7 +230,7 @@ def _check_rows(port: _Port, place: int | Region, info: TensorInfo) -> None:
 
 
 def _why_not(form: CallForm, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> str:
-    """Why calls of this form cannot be bound; "" where they can."""
+    """Why calls of this form cannot be bound; "" if they can."""
     for port, info in zip(form.inputs, inputs, strict=True):
         if port.native:
             continue

@@ -160,7 +160,7 @@ def _opens(library: Library) -> Finding:
 
 
 def runtime_version(path: str) -> str | None:
-    """The version that a library's file carries as text; None where it does not tell."""
+    """The version that a library's file carries as text; None if it does not tell."""
     try:
         if os.path.getsize(path) > _LARGEST_LIBRARY:
             return None

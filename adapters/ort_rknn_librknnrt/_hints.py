@@ -147,7 +147,7 @@ def _is_recent(path: str, *_: int) -> bool:
 
 
 def _after_mark(file: BinaryIO) -> bytes:
-    """The 40 bytes after the first mark; b"" where there is none. Reads a megabyte at a time."""
+    """The 40 bytes after the first mark; b"" if there is none. Reads a megabyte at a time."""
     content = b""
     while part := file.read(_PART):
         content = content[-_AROUND:] + part
@@ -158,7 +158,7 @@ def _after_mark(file: BinaryIO) -> bytes:
 
 
 def _trailer(file: BinaryIO) -> dict[str, object] | None:
-    """The JSON at the end of a model file; None where it is no model at all."""
+    """The JSON at the end of a model file; None if it is no model at all."""
     head = file.read(24)
     if head[:4] != b"RKNN":
         return None

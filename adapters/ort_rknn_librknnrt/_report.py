@@ -48,7 +48,7 @@ class Report:
 
 
 def read_report(binding: Binding, handle: Handle) -> Report:
-    """Ask a context. Raises RknnError where a query fails, AdapterError where an answer cannot be true."""
+    """Ask a context. Raises RknnError if a query fails, AdapterError if an answer cannot be true."""
     version = abi.SdkVersion()
     _query(binding, handle, abi.QUERY_SDK_VERSION, version, "the version")
     number = abi.InputOutputNum()
@@ -71,7 +71,7 @@ def read_report(binding: Binding, handle: Handle) -> Report:
 
 
 def read_layers(binding: Binding, handle: Handle) -> str:
-    """The table of the layers of a context's last run. Raises RknnError where the runtime has none, AdapterError where
+    """The table of the layers of a context's last run. Raises RknnError if the runtime has none, AdapterError where
     its length cannot be true."""
     detail = abi.PerfDetail()
     _query(binding, handle, abi.QUERY_PERF_DETAIL, detail, "the times of its layers")
@@ -103,7 +103,7 @@ def read_attribute(binding: Binding, handle: Handle, command: int, index: int) -
 def read_native(
     binding: Binding, handle: Handle, is_input: bool, infos: tuple[TensorInfo, ...], *, nhwc: bool
 ) -> tuple[NativeForm, ...]:
-    """How the NPU stores its inputs or outputs. Raises RknnError, AdapterError where an answer cannot be true."""
+    """How the NPU stores its inputs or outputs. Raises RknnError, AdapterError if an answer cannot be true."""
     layout: Layout = "NHWC" if nhwc else "UNDEFINED"
     return tuple(
         _native(

@@ -60,7 +60,7 @@ def load_model(
     """Open ``library``, load a compiled model with it and ask it all that :class:`~ort_rknn.adapter.Model` tells.
 
     ``on_context`` is called with the library and the value of the context right after each ``rknn_init``.
-    ``settings.twin`` is not used. Raises RknnError where the runtime refuses the model, AdapterError where the library
+    ``settings.twin`` is not used. Raises RknnError if the runtime refuses the model, AdapterError if the library
     does not open or the source is not readable, SettingError for a setting that is not possible; nothing is left open
     then.
     """

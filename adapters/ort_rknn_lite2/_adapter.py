@@ -60,7 +60,7 @@ class Lite2Adapter:
         """Import the package and load the model.
 
         ``settings.share_weights`` is taken whatever it is: it allows sharing, and every context loads its own weights
-        all the same, which ``versions`` tells. Raises RknnError where the runtime refuses the model, SettingError for
+        all the same, which ``versions`` tells. Raises RknnError if the runtime refuses the model, SettingError for
         a setting that the package has no way for; nothing is left open then.
         """
         refused = (

@@ -6,7 +6,7 @@ from ort_rknn.adapter import CORE_MASK_ALL, Device, core_masks
 
 
 def hint(call: str, code: int, device: Device) -> str:
-    """ "" where nothing is known."""
+    """ "" if nothing is known."""
     if code == -2:
         return "The NPU did not finish in the driver's own time: it is busy or hangs; dmesg may say why."
     if code == -3:

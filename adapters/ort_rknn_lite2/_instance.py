@@ -123,7 +123,7 @@ class Instance:
         return int(function(self._context, *arguments))
 
     def set_core_mask(self, mask: int) -> None:
-        """Raises RknnError where the runtime refuses the mask.
+        """Raises RknnError if the runtime refuses the mask.
 
         The package's own ``core_mask`` argument ends in the same call, but keeps the runtime's answer to itself.
         """

@@ -235,7 +235,7 @@ def _shape_sets(instance: Instance, inputs: int) -> tuple[tuple[Shape, ...], ...
 def _output_sets(
     instance: Instance, inputs: Sequence[TensorInfo], sets: Sequence[tuple[Shape, ...]], outputs: int
 ) -> tuple[tuple[Shape, ...], ...]:
-    """Per set the output shapes. AdapterError where the package would give arrays of another shape.
+    """Per set the output shapes. AdapterError if the package would give arrays of another shape.
 
     rknn-toolkit-lite2 2.5.0 sizes its results by the plain output attribute. Where that stays at the largest shape,
     what it gives for a smaller one ends in memory that is nobody's.

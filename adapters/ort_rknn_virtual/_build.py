@@ -67,7 +67,7 @@ class Compiler:
 def find_compiler(*, zig_only: bool = False) -> Compiler | None:
     """The compiler that would be used, without running it: ``$CC``, cc, gcc, clang, ziglang; None if there is none.
 
-    Raises AdapterError where ``$CC`` names a command that is not there, or one that others can change: it was meant, so
+    Raises AdapterError if ``$CC`` names a command that is not there, or one that others can change: it was meant, so
     nothing replaces it.
     """
     if not zig_only:
@@ -105,7 +105,7 @@ def _search_path() -> str:
 
 
 def _command(name: str) -> str | None:
-    """A command's absolute path; None where it is not there, or relative."""
+    """A command's absolute path; None if it is not there, or relative."""
     if os.path.dirname(name) and not os.path.isabs(name):
         return None
     return shutil.which(name, path=_search_path())
@@ -153,8 +153,8 @@ def cached(soc: str) -> Path | None:
     """The library for ``soc`` that is in the cache already and would be used, or None. Writes nothing.
 
     One that root compiled, in an image say, will do. Where there is no compiler, or the folder cannot be written, one
-    that another compiler made of the same sources is taken. Raises AdapterError where somebody else can change what is
-    in the folder, or where it may not be looked into.
+    that another compiler made of the same sources is taken. Raises AdapterError if somebody else can change what is
+    in the folder, or if it may not be looked into.
     """
     check_soc(soc)
     folder = cache_folder()
@@ -174,7 +174,7 @@ def cached(soc: str) -> Path | None:
 
 
 def check_room() -> None:
-    """Raise AdapterError where :func:`library` could not keep a library that it compiled. Writes nothing."""
+    """Raise AdapterError if :func:`library` could not keep a library that it compiled. Writes nothing."""
     folder = cache_folder()
     try:
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
@@ -275,7 +275,7 @@ _REMEDY_CACHE = "Set XDG_CACHE_HOME to a folder of yours."
 
 
 def _check_folder(folder: Path) -> None:
-    """Code is loaded from here, so only root and this user may be able to put any there. Raises OSError where something
+    """Code is loaded from here, so only root and this user may be able to put any there. Raises OSError if something
     on the way to it is closed."""
     for path in (folder.parent, folder):
         if not stat.S_ISDIR(path.lstat().st_mode):

@@ -64,7 +64,7 @@ class TwinCompute:
 
     def bind(self, twin: str | bytes, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """Check that a compiled model with these names is one of the ONNX ``twin``. It may lack what a converter leaves
-        out. Raises AdapterError where it is not."""
+        out. Raises AdapterError if it is not."""
         if set(inputs) == set(self._inputs) and set(outputs) == self._outputs:
             return
         try:

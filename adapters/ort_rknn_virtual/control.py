@@ -80,7 +80,7 @@ class Counters:
 
 
 class VirtualNpu:
-    """The virtual NPU of one SoC in this process. Compiles it if need be; raises AdapterError where that fails."""
+    """The virtual NPU of one SoC in this process. Compiles it if need be; raises AdapterError if that fails."""
 
     def __init__(self, soc: str = "rk3588", *, library: str | Path | None = None) -> None:
         soc = soc_family(soc)

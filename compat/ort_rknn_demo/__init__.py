@@ -23,7 +23,7 @@ def run(
     ``outcomes`` gets the outcome of each part that was shown.
 
     Returns 0 where everything that ran went well and something ran, else 1. A part one whose packages are missing is
-    left out, which is a failure only where it was asked for by name. A part two without a C compiler is a failure.
+    left out, which is a failure only if it was asked for by name. A part two without a C compiler is a failure.
     """
     from ort_rknn._environment import switched_on
 

@@ -75,7 +75,7 @@ class CpuCalls:
         )
 
     def check(self, arrays: Sequence[Array], *, batch: bool = False) -> None:
-        """Raise RuntimeError where :meth:`run` would for shapes and dtypes, without running."""
+        """Raise RuntimeError if :meth:`run` would for shapes and dtypes, without running."""
         for array, tensor in zip(arrays, self.inputs):
             runtime_dtype(array.dtype, tensor.name)
             if array.ndim != len(tensor.shape):

@@ -18,7 +18,7 @@ from ._nodes import NUMPY_DTYPES, Tensor, exchanged
 
 
 class DeviceValues:
-    """What a session knows of its device values. Raises RuntimeError where ``zero_copy_layout="native"`` cannot be
+    """What a session knows of its device values. Raises RuntimeError if ``zero_copy_layout="native"`` cannot be
     had; NHWC values are host memory then."""
 
     def __init__(self, model: Model, found: Found, zero_copy_layout: str) -> None:
@@ -49,7 +49,7 @@ class DeviceValues:
         return NativeLayout(form.layout, info.dtype, shape, onnx_shape), form.nbytes
 
     def memory(self, size: int) -> Array | None:
-        """New bytes that the NPU shares; None where the device gives none."""
+        """New bytes that the NPU shares; None if the device gives none."""
         try:
             return allocate(self._found, size)
         except (Fail, OSError):

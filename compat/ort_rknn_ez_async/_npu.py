@@ -187,7 +187,7 @@ class NpuCalls:
     # Running --------------------------------------------------------------------------------------------------
 
     def check(self, arrays: Sequence[Array], *, batch: bool = False) -> None:
-        """Raise RuntimeError where :meth:`run` would, without running."""
+        """Raise RuntimeError if :meth:`run` would, without running."""
         self._find(arrays, batch)
 
     def run(self, arrays: Sequence[Array], *, batch: bool = False, lane: int = 0) -> list[Array]:

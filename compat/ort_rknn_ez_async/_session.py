@@ -236,7 +236,7 @@ class InferenceSession:
         own dtypes. ``run_options``: ``{"ztu_modelrt_dispatch_batch": True}``, or an object that answers
         ``get_run_config_entry``: the leading axis then counts samples, which run in parallel and come back stacked.
 
-        It executes on this thread while a context is free. Raises RuntimeError, also where no place became free in
+        It executes on this thread while a context is free. Raises RuntimeError, also if no place became free in
         ``submit_timeout_ms``.
         """
         arrays = arrays_of(input_feed, self._inputs)

@@ -262,7 +262,7 @@ def tensor_of(session: InferenceSession, name: str, io_kind: str) -> Tensor:
 
 
 def check_bound(tensor: Tensor, io_kind: str, shape: tuple[int, ...], dtype: str) -> None:
-    """Raise RuntimeError where a value does not fit a tensor. A quantized input takes uint8 pixels too."""
+    """Raise RuntimeError if a value does not fit a tensor. A quantized input takes uint8 pixels too."""
     _check_shape(tensor, io_kind, shape)
     pixels = io_kind == "input" and tensor.quantization is not None and dtype == "uint8"
     if dtype != tensor.native_dtype and not pixels:

@@ -67,7 +67,7 @@ def make_provider_options(
 ) -> RknnProviderOptions:
     """A dict of options for RKNPU2; those that are None are left out.
 
-    Raises ValueError where both ``schedule`` and ``tp_mode`` are given. Values are checked by the session.
+    Raises ValueError if both ``schedule`` and ``tp_mode`` are given. Values are checked by the session.
     """
     if schedule is not None and tp_mode is not None:
         raise ValueError("provider options 'tp_mode' conflicts with 'schedule'; set only one.")

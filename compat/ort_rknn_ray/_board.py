@@ -32,7 +32,7 @@ class Board:
 
 
 def this_board() -> Board | None:
-    """What this machine offers; None where no NPU is usable (a virtual one counts where ``ORT_RKNN_DEVICE`` asks for
+    """What this machine offers; None if no NPU is usable (a virtual one counts where ``ORT_RKNN_DEVICE`` asks for
     it)."""
     devices = ort_rknn.devices()
     if not devices:

@@ -23,7 +23,7 @@ class Gathering:
     """Runs requests through ``run``, up to ``most`` of one sample in one run, with Ray Serve's ``@serve.batch``.
 
     ``at_once``: runs that are under way together. Requests of several samples run on their own. A request that is wrong
-    fails alone. Raises ValueError where the model does not take ``most`` samples.
+    fails alone. Raises ValueError if the model does not take ``most`` samples.
     """
 
     def __init__(

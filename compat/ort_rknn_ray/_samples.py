@@ -108,7 +108,7 @@ def takes_any_number(session: ort_rknn.InferenceSession, path: str | os.PathLike
 
 
 def _stacked(column: Sequence[Any]) -> Array | None:
-    """One array of all rows; None where they differ in shape."""
+    """One array of all rows; None if they differ in shape."""
     if isinstance(column, np.ndarray) and column.dtype != object:
         return column
     rows = [np.asarray(row) for row in column]

@@ -28,7 +28,7 @@ class _Service(NpuModel):
     """HTTP: POST an ``.npz`` whose arrays are the inputs; the answer is an ``.npz`` of the outputs.
 
     From Python: ``handle.predict.remote({"images": array})``. ``batch``: how many requests of one sample may share a
-    run. Raises ValueError where the model does not take so many.
+    run. Raises ValueError if the model does not take so many.
     """
 
     def __init__(

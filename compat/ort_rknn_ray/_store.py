@@ -30,7 +30,7 @@ class StoredModel:
 def put_model(path: str | os.PathLike[str]) -> StoredModel:
     """Put an ONNX, its external data and its compiled twins for every SoC into the object store.
 
-    Each board picks the twin for its own SoC. Raises OnnxFileError where it is not an ONNX, OSError where a file cannot
+    Each board picks the twin for its own SoC. Raises OnnxFileError if it is not an ONNX, OSError if a file cannot
     be read.
     """
     import ray
@@ -72,7 +72,7 @@ def _escaped(stem: str) -> str:
 def on_this_node(model: str | os.PathLike[str] | StoredModel) -> str:
     """The path of a model on this node: its own, or that of the copy which the first caller here writes.
 
-    Raises ValueError for a stored name that leaves its folder, OSError where the copy cannot be written.
+    Raises ValueError for a stored name that leaves its folder, OSError if the copy cannot be written.
     """
     if not isinstance(model, StoredModel):
         return os.fspath(model)

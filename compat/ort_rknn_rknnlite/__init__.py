@@ -41,7 +41,7 @@ def install() -> None:
     """Make ``from rknnlite.api import RKNNLite`` give ours, in this process and in the Python processes that it starts.
     Idempotent.
 
-    Raises RuntimeError where the vendor's package was imported before: whoever has its class would keep it.
+    Raises RuntimeError if the vendor's package was imported before: whoever has its class would keep it.
     """
     modules = {name: importlib.import_module(ours) for name, ours in _NAMES.items()}
     for name, module in modules.items():
@@ -65,7 +65,7 @@ def offer() -> None:
 
 
 def uninstall() -> None:
-    """Undo :func:`install` and :func:`offer`. Does nothing where the vendor's own modules are in place."""
+    """Undo :func:`install` and :func:`offer`. Does nothing if the vendor's own modules are in place."""
     for name, ours in _NAMES.items():
         current: ModuleType | None = sys.modules.get(name)
         if current is not None and current is sys.modules.get(ours):

@@ -74,7 +74,7 @@ class Loaded(Protocol):
 
     @property
     def native(self) -> tuple[str, int] | None:
-        """The runtime's library and the number of the context in it; None where there is none."""
+        """The runtime's library and the number of the context in it; None if there is none."""
 
     def run(self, feed: Sequence[Fed]) -> list[NDArray[Any]]:
         """Fresh float32 arrays. Raises an exception whose text is for the program's author."""
@@ -90,7 +90,7 @@ def load(model: ModelFile, core_mask: int, target: str | None) -> Loaded:
     """Load on the NPU, else its ONNX twin on the CPU, which a FallbackWarning and the log tell.
 
     Raises Refused for a mask or target that is not there, where the model is no ``.rknn``, and where the twin is
-    missing or ``ORT_RKNN_STRICT=1`` forbids it; onnxruntime's Fail where the runtime refuses the model.
+    missing or ``ORT_RKNN_STRICT=1`` forbids it; onnxruntime's Fail if the runtime refuses the model.
     """
     path = model.path
     if core_mask not in _MODES:

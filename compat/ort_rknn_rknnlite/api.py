@@ -13,7 +13,7 @@ Different from rknn-toolkit-lite2 2.5.0, on purpose:
 * ``reuse_outputs`` gives fresh arrays like any other call. Logging stays as the program set it.
 
 Not there: encrypted models (``key_path``), a board at the other end of a cable (``target``, ``device_id``) and
-``async_mode``: these fail with a reason. Of what is inside of the vendor's objects there is what public programs use:
+``async_mode``: these fail with a reason. Of what is inside the vendor's objects there is what public programs use:
 ``rknn_log`` and ``rknn_runtime`` (see :mod:`ort_rknn_rknnlite.rknn_runtime`). ``docs/adapters.md`` has the whole table.
 """
 

@@ -1,4 +1,4 @@
-"""What programs reach for inside of the vendor's objects: ``RKNNLite.rknn_runtime`` and ``rknnlite.api.rknn_runtime``.
+"""What programs reach for inside the vendor's objects: ``RKNNLite.rknn_runtime`` and ``rknnlite.api.rknn_runtime``.
 
 Names, layouts and codes are those of the runtime's C interface, as public programs use them. On the CPU, and with an
 adapter that has no such library, the numbers come from the compiled file, and :attr:`RKNNRuntime.lib` can do little.

@@ -75,7 +75,7 @@ def install(
 
 
 def uninstall() -> None:
-    """Undo :func:`install`: every name that it changed is onnxruntime's again. Does nothing where there is no swap.
+    """Undo :func:`install`: every name that it changed is onnxruntime's again. Does nothing if there is no swap.
 
     Sessions that were made keep working, and modules that were imported meanwhile keep what they imported.
     """

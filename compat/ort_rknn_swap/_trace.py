@@ -18,7 +18,7 @@ _RUNS = ("run", "run_async", "run_with_iobinding", "run_with_ort_values", "run_w
 
 
 def start(path: str) -> None:
-    """Record from now on. Raises OSError where ``path`` cannot be written."""
+    """Record from now on. Raises OSError if ``path`` cannot be written."""
     recorder = trace(path)
     recorder.__enter__()
     profiles = NodeProfiles()

@@ -40,7 +40,7 @@ def bench(
     batches, uint8 NHWC inputs. ``options``: provider options that all settings have, such as ``device``. ``progress``
     is called before the first setting and after each one, with the report so far.
 
-    Raises OptionError for bad options or ``seconds`` outside of (0, 86400], and what making a session raises. A setting
+    Raises OptionError for bad options or ``seconds`` outside (0, 86400], and what making a session raises. A setting
     that the model or the device does not take is skipped with its reason.
     """
     check_seconds(seconds)
@@ -116,7 +116,7 @@ def open_session(path: str, base: Mapping[str, Any], options: Mapping[str, Any] 
 
 
 def why_not_on_npu(session: Any) -> str:
-    """Why a session has nothing on the NPU; "" where it has."""
+    """Why a session has nothing on the NPU; "" if it has."""
     npu = session._npu
     if npu is not None and npu.executors:
         return ""

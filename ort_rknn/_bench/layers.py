@@ -32,7 +32,7 @@ class Layer:
 def layers_of(session: Any) -> list[Layer]:
     """Run each compiled model of an NPU session once with zeros, in a context of its own that measures its layers.
 
-    The slowest layer first. [] for a session that has nothing on the NPU. Raises Fail where the runtime does not tell,
+    The slowest layer first. [] for a session that has nothing on the NPU. Raises Fail if the runtime does not tell,
     with its reason.
     """
     npu = session._npu

@@ -51,11 +51,11 @@ class BenchReport:
     model: str
     """The path as given."""
     device: str
-    """ "" where there is no NPU for it."""
+    """ "" if there is no NPU for it."""
     cores: int
     results: list[Result] = field(default_factory=list)
     split: SplitShare | None = None
-    """What ``tp_mode`` can gain; None where it is not known, or the device has one core."""
+    """What ``tp_mode`` can gain; None if it is not known, or the device has one core."""
     notes: list[str] = field(default_factory=list)
     advice: str = ""
     """One sentence: what the bottleneck is, and which option helps."""
@@ -72,12 +72,12 @@ class BenchReport:
 
     @property
     def best_throughput_on_npu(self) -> Result | None:
-        """As :attr:`best_throughput`, without the CPU. None where nothing ran on an NPU."""
+        """As :attr:`best_throughput`, without the CPU. None if nothing ran on an NPU."""
         return _simplest(self._on_npu(), _throughput)
 
     @property
     def best_latency_on_npu(self) -> Result | None:
-        """As :attr:`best_latency`, without the CPU. None where nothing ran on an NPU."""
+        """As :attr:`best_latency`, without the CPU. None if nothing ran on an NPU."""
         return _simplest(_alone(self._on_npu()), _latency)
 
     def _usable(self) -> list[Result]:

@@ -27,7 +27,7 @@ class Arrangement:
     schedules: Sequence[str]
     """The provider option ``schedule`` of each model."""
     measured: Sequence[Measured] = ()
-    """What each model did while the others ran, too. Empty where it was skipped."""
+    """What each model did while the others ran, too. Empty if it was skipped."""
     shares: Sequence[float] = ()
     """Of each model: its runs per second as a share of what it does alone on all cores."""
     skipped: str = ""
@@ -98,7 +98,7 @@ def bench_together(
     """Find who gets which cores where ``models`` run at the same time, each with as many callers as there are cores.
 
     ``seconds``, ``options`` and ``progress`` as for :func:`ort_rknn.bench`. Raises OptionError for less than two
-    models, Fail where one of them does not run on the NPU, and what making a session raises.
+    models, Fail if one of them does not run on the NPU, and what making a session raises.
     """
     check_seconds(seconds)
     if len(models) < 2:

@@ -42,8 +42,8 @@ def trace_model(
     """Trace ``runs`` calls of ``model`` by each of ``callers`` threads, after a first one, and write ``path``.
 
     ``options``: provider options. ``layers``: look at the layers of the compiled models too. Raises OptionError for bad
-    options, for less than one run or caller, OSError where ``path`` cannot be written, what making a session or running
-    it raises, and Fail where the runtime does not tell its layers.
+    options, for less than one run or caller, OSError if ``path`` cannot be written, what making a session or running
+    it raises, and Fail if the runtime does not tell its layers.
     """
     for name, value in (("runs", runs), ("callers", callers)):
         if not 1 <= value <= 100_000:

@@ -184,7 +184,7 @@ def in_session(
 
 
 def as_recorded(path: str, feeds: Feeds, soc: str) -> Feeds:
-    """Without data an int8 model is fed what it was made with: random values lie outside of its scales."""
+    """Without data an int8 model is fed what it was made with: random values lie outside its scales."""
     from .._compile.calibration import DataError
     from .._compile.record import RecordError, read_record, record_path
 

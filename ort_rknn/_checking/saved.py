@@ -43,7 +43,7 @@ def save_runs(place: Path, names: Sequence[str], runs: Iterable[Run]) -> int:
 
 
 def saved_runs(path: str, names: Sequence[str]) -> Iterator[Run]:
-    """Read them again. Raises SavedRunError, and OSError where the file cannot be opened."""
+    """Read them again. Raises SavedRunError, and OSError if the file cannot be opened."""
     try:
         with open_npz(path) as archive:
             keys = [key.split("/", 2) for key in names_in(archive)]

@@ -87,7 +87,7 @@ def write_text(path: str, text: str) -> None:
 
 
 def rich_console() -> Console | None:
-    """A rich console on stdout; None where rich is not installed, or stdout is not a terminal.
+    """A rich console on stdout; None if rich is not installed, or stdout is not a terminal.
 
     ``NO_COLOR``, ``FORCE_COLOR``, ``TERM=dumb`` and ``COLUMNS`` mean what they mean to rich.
     """

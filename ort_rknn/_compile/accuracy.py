@@ -132,7 +132,7 @@ class OutputAccuracy:
         return len(self._groups) > 1
 
     def problem(self, accuracy: float) -> str | None:
-        """What breaks the bound; None where it holds."""
+        """What breaks the bound; None if it holds."""
         if self.unlike:
             return self.unlike
         if self.same is not None:

@@ -281,7 +281,7 @@ def forms_of(
     mean: Sequence[tuple[float, ...]] | None,
     std: Sequence[tuple[float, ...]] | None,
 ) -> dict[str, InputForm]:
-    """The form of every input; ``mean`` and ``std`` in the order of the inputs. Raises DataError where one of them has
+    """The form of every input; ``mean`` and ``std`` in the order of the inputs. Raises DataError if one of them has
     neither one value nor one per channel."""
     for values, what in ((mean, "mean"), (std, "std")):
         for (name, shape), row in zip(shapes.items(), values or ()):

@@ -77,8 +77,8 @@ def on_simulator(
 
     Returns the outputs and, with ``layers``, how far each layer is from the ONNX's for the first sample.
 
-    ``data``: None compares on the samples that int8 was made with, else on random values. Raises RecordError where the
-    build cannot be repeated, DataError for samples, ConversionError where the toolkit refuses.
+    ``data``: None compares on the samples that int8 was made with, else on random values. Raises RecordError if the
+    build cannot be repeated, DataError for samples, ConversionError if the toolkit refuses.
     """
     if record.toolkit != toolkit.version:
         raise RecordError(

@@ -73,8 +73,8 @@ def convert(
     """Compile ``model`` for each target: whole where the toolkit takes it, else in parts.
 
     Returns what was made; nothing half-written is left when it raises. ``progress`` is told each step, a line each.
-    Raises ToolkitError where there is no toolkit, ShapeError for shapes that are missing or wrong, PrepareError for
-    options that do not fit the ONNX, ConversionError where nothing of it can be compiled, OnnxFileError and OSError for
+    Raises ToolkitError if there is no toolkit, ShapeError for shapes that are missing or wrong, PrepareError for
+    options that do not fit the ONNX, ConversionError if nothing of it can be compiled, OnnxFileError and OSError for
     a file that cannot be read or written.
     """
     original = path = os.path.abspath(os.fspath(model))
@@ -131,7 +131,7 @@ def _samples(
     folder: str,
     progress: Callable[[str], None],
 ) -> tuple[Samples | None, list[str]]:
-    """What int8 is made with, None where it is not: with notes for the report."""
+    """What int8 is made with, None if it is not: with notes for the report."""
     if options.int8 is None:
         return None, []
     if len(shapes.sets) > 1 or options.batch is not None:

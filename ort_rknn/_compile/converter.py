@@ -1,4 +1,4 @@
-"""Runs the vendor's toolkit: a process of its own, asked in JSON, believed only where its result can be read.
+"""Runs the vendor's toolkit: a process of its own, asked in JSON, believed only if its result can be read.
 
 One :class:`Converter` is one process and one scratch folder. The toolkit drops files where it runs, prints to stdout
 and stderr, and returns 0 for models that no board runs: so it works in the scratch folder, writes to a log, and what
@@ -38,7 +38,7 @@ _LONGEST = 300
 class ConversionError(Exception):
     """The toolkit refused, or made something that no board runs. The text says which, and what to do.
 
-    ``step``: the toolkit's function that refused ("" where none did); ``operators``: (name, type) of the operators that
+    ``step``: the toolkit's function that refused ("" if none did); ``operators``: (name, type) of the operators that
     are to blame, where that is known; ``log``: path of the toolkit's own output.
     """
 
@@ -115,7 +115,7 @@ class Built:
 class Converter:
     """A process of the toolkit. Not thread safe. Must be closed; a context manager.
 
-    ``log``: where the toolkit's output goes, appended. Raises ConversionError where the interpreter cannot be started.
+    ``log``: where the toolkit's output goes, appended. Raises ConversionError if the interpreter cannot be started.
     """
 
     def __init__(self, toolkit: Toolkit, log: str | os.PathLike[str]) -> None:
@@ -143,7 +143,7 @@ class Converter:
             self._opened = opened.pop_all()
 
     def build(self, spec: BuildSpec) -> Built:
-        """Convert. Raises ConversionError where the toolkit refuses, makes nothing, makes what cannot be read, or
+        """Convert. Raises ConversionError if the toolkit refuses, makes nothing, makes what cannot be read, or
         accepts operators that no runtime can run."""
         self._builds += 1
         self.last = None
@@ -173,7 +173,7 @@ class Converter:
     def simulate(self, feeds: Sequence[NDArray[Any]], layouts: Sequence[str]) -> list[NDArray[np.generic]]:
         """Run what was built last on the toolkit's simulator. ``layouts``: "nchw" or "nhwc" per feed.
 
-        Raises ConversionError where the simulator refuses.
+        Raises ConversionError if the simulator refuses.
         """
         import numpy as np
 
@@ -188,7 +188,7 @@ class Converter:
     def layer_errors(self, feeds: Sequence[NDArray[Any]]) -> tuple[LayerError, ...]:
         """How far each layer of what was built last is from the ONNX's, on the simulator, for one sample.
 
-        Raises ConversionError where the toolkit refuses.
+        Raises ConversionError if the toolkit refuses.
         """
         import numpy as np
 

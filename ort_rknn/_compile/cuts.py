@@ -61,7 +61,7 @@ def plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[Pl
 
 
 def with_heads(model: onnx.ModelProto, observed: Observed, plan: Plan) -> Plan | None:
-    """``plan`` with the last layers with weights on the CPU too; None where they are too much work for it, or are not
+    """``plan`` with the last layers with weights on the CPU too; None if they are too much work for it, or are not
     what the plan's cut follows."""
     graph = model.graph
     _, tail = tails(graph)

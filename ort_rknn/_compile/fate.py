@@ -80,7 +80,7 @@ class Trials:
     known: dict[str, str | None] = field(default_factory=dict)
 
     def refuses(self, model: onnx.ModelProto, index: int, observed: Observed) -> str | None:
-        """Why the toolkit refuses node ``index`` by itself; None where it takes it."""
+        """Why the toolkit refuses node ``index`` by itself; None if it takes it."""
         node = model.graph.node[index]
         key = _key(node, observed, self.target)
         if key not in self.known:

@@ -26,7 +26,7 @@ _RANDOM = {
 def freeze_inputs(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
     """Replace inputs of ``model`` by constants, in place, and fold.
 
-    ``values``: a number or nested lists per input, which must fit its dtype and shape. Raises ValueError where one does
+    ``values``: a number or nested lists per input, which must fit its dtype and shape. Raises ValueError if one does
     not.
     """
     graph = model.graph

@@ -28,7 +28,7 @@ from .work import quantized_share
 _JUDGED = 16
 #: Errors up to this share of the bound are small enough: nothing better is looked for.
 _COMFORT = 1 / 3
-#: The scales of the least error take the toolkit many times as long: tried only where so many attempts fit in the time.
+#: The scales of the least error take the toolkit many times as long: tried only if so many attempts fit in the time.
 _REFINING = 10
 
 
@@ -84,7 +84,7 @@ class Search:
         """Try until a plan holds the bound and nothing at the same cost is better, or the time is over.
 
         Returns the attempts; the best is :func:`best_of`. Ctrl-C ends the search and keeps what there is. Raises
-        ConversionError where no plan could be built.
+        ConversionError if no plan could be built.
         """
         deadline = time.monotonic() + self.budget * 60
         attempts: list[Attempt] = []

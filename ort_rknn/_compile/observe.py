@@ -59,7 +59,7 @@ def independent_of_data(graph: onnx.GraphProto) -> set[str]:
 def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Array]]) -> Observed:
     """Run ``model`` on each of ``feeds`` and look at every tensor of its main graph.
 
-    ``folder``: where its external data lie. Raises PrepareError where onnxruntime does not take the model or does not
+    ``folder``: where its external data lie. Raises PrepareError if onnxruntime does not take the model or does not
     run it.
     """
     import onnxruntime

@@ -137,7 +137,7 @@ def _gelu(node: onnx.NodeProto, element: int) -> list[onnx.NodeProto]:
     prefix = f"{y}/gelu"
     tanh = any(a.name == "approximate" and a.s == b"tanh" for a in node.attribute)
 
-    # Of the input's own type, not cast to it: the toolkit fuses the Erf form only where these are plain constants.
+    # Of the input's own type, not cast to it: the toolkit fuses the Erf form only if these are plain constants.
     dtype = helper.tensor_dtype_to_np_dtype(element)
 
     def constant(name: str, value: float) -> onnx.NodeProto:

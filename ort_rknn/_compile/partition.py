@@ -83,7 +83,7 @@ def _with_borders(graph: onnx.GraphProto, nodes: Iterable[int], constant: set[in
     read_outside = {value.name for value in graph.output}
     for index in range(len(graph.node) - 1, -1, -1):
         node = graph.node[index]
-        # A node on shapes alone is one of the outside only where something there needs it.
+        # A node on shapes alone is one of the outside only if something there needs it.
         if index not in inside and (index not in constant or read_outside.intersection(node.output)):
             read_outside |= reads_of(node)
     part = GraphPart(sorted(inside))

@@ -57,7 +57,7 @@ def build_in_parts(
     """Divide the ONNX at ``path`` and build every part. ``first``: why the whole was refused. ``keep``: nodes that stay
     on the CPU, with the reason. ``feeds``: what the shapes and ranges are learned from; () is random.
 
-    ``spec`` makes the build of a part from the path of its ONNX. Raises ConversionError where no part is left, naming
+    ``spec`` makes the build of a part from the path of its ONNX. Raises ConversionError if no part is left, naming
     what keeps the nodes on the CPU.
     """
     folder = os.path.dirname(path)

@@ -2,7 +2,7 @@
 
 The user's file is never changed. Where nothing needs to be done the toolkit gets it as it is, external data included;
 else a copy in the scratch folder, whose external data are links to the user's files. The package ``onnx`` (extra
-``convert``) is imported only where something is to be done.
+``convert``) is imported only if something is to be done.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Recipe:
     ) -> tuple[InParts, Reference]:
         """Build what ``plan`` says. ``feeds``: what shapes are learned from; ``refusal``: why the whole was refused.
 
-        Raises ConversionError where nothing of it can be compiled.
+        Raises ConversionError if nothing of it can be compiled.
         """
         model = onnx.load(self.path, load_external_data=False)
         references: list[Reference] = []

@@ -69,7 +69,7 @@ def record_path(folder: str | os.PathLike[str], stem: str, target: str) -> Path:
 
 def read_record(place: Path, onnx_path: str) -> BuildRecord:
     """The record at ``place``, which must be of the ONNX as it is now. It may come from a stranger, together with the
-    ONNX: every field is checked. Raises RecordError, and OSError where the ONNX cannot be read."""
+    ONNX: every field is checked. Raises RecordError, and OSError if the ONNX cannot be read."""
     try:
         record = _checked(members(read_json(place), "the whole"))
     except FileNotFoundError:

@@ -21,7 +21,7 @@ class Part:
     size: int
     """In bytes."""
     layers: tuple[Layer, ...]
-    """What it consists of; empty where the toolkit's log did not tell."""
+    """What it consists of; empty if the toolkit's log did not tell."""
     file: RknnFile
 
     @property

@@ -55,7 +55,7 @@ def per_channel(
 ) -> tuple[tuple[float, ...], ...]:
     """For each input one number per channel (axis 1), as the toolkit wants them; one number counts for all channels.
 
-    Raises ConversionError where there are neither one nor as many as channels.
+    Raises ConversionError if there are neither one nor as many as channels.
     """
     out = []
     for (of, shape), row in zip(shapes.items(), per_input(values, len(shapes), name) or ()):

@@ -61,7 +61,7 @@ def clean_environment() -> dict[str, str]:
 def toolkit_folder() -> Path:
     """The folder of our environment: ``$XDG_CACHE_HOME/ort_rknn/toolkit-<version>``, else below ``~/.cache``.
 
-    Creates nothing. Raises ToolkitError where there is no home folder.
+    Creates nothing. Raises ToolkitError if there is no home folder.
     """
     cache = cache_folder()
     if cache is None:
@@ -72,7 +72,7 @@ def toolkit_folder() -> Path:
 def find_toolkit(python: str | os.PathLike[str] | None = None) -> Toolkit:
     """The toolkit to use: of the interpreter ``python``, else of ``ORT_RKNN_TOOLKIT``, else the installed one.
 
-    Raises ToolkitError where there is none, saying how to get one, or where the interpreter that was named has none.
+    Raises ToolkitError if there is none, saying how to get one, or if the interpreter that was named has none.
     """
     if python is not None:
         return _of_interpreter(os.fspath(python), "--toolkit")
@@ -115,7 +115,7 @@ def _of_interpreter(python: str, chosen_by: str) -> Toolkit:
 
 
 def check_owner(folder: Path) -> None:
-    """Raise ToolkitError where others could put code or models into ``folder``, by any folder on the way to it."""
+    """Raise ToolkitError if others could put code or models into ``folder``, by any folder on the way to it."""
     try:
         problem = why_unsafe(folder)
     except OSError as error:
@@ -136,7 +136,7 @@ def install(
     """Make the environment, with ``uv`` where it is on the PATH, else with ``venv`` and pip. Three to eight minutes.
 
     ``python``: the interpreter to make it of; None: one of the versions that the toolkit has wheels for, found on the
-    PATH. Removes what a failed installation leaves. Raises ToolkitError where there is no such interpreter, too little
+    PATH. Removes what a failed installation leaves. Raises ToolkitError if there is no such interpreter, too little
     room, or pip fails. An environment that is whole already is left as it is.
     """
     folder = toolkit_folder()

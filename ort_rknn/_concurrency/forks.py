@@ -16,7 +16,7 @@ from typing import Any
 _natives: weakref.WeakSet[Any] = weakref.WeakSet()
 _exit_is_short = False
 
-#: By ``id``: native sessions that this process inherited, and keeps. Empty where it is no forked child.
+#: By ``id``: native sessions that this process inherited, and keeps. Empty if it is no forked child.
 inherited: set[int] = set()
 
 #: Modules that calls of a session import when they need them, and opening it anew in a child. See :func:`_before`.

@@ -2,7 +2,7 @@
 
 No exception leaves a callback from C. The callback returns an error instead, and what the handler raised (a
 KeyboardInterrupt, the SystemExit of a web server's worker, a time limit's own class) is raised again in the main thread
-as soon as that one runs Python code outside of the callback. The handler is not called twice.
+as soon as that one runs Python code outside the callback. The handler is not called twice.
 
 It is done with a signal that nobody uses, whose handler raises what is pending. It is sent for the first time when the
 callback has returned, so that nothing runs in between; then a few times more, because a main thread that has begun to
@@ -57,7 +57,7 @@ C_CALLS_COUNT = sys.version_info < (3, 12)
 
 
 def need_stack(frames: int) -> None:
-    """Raise RecursionError where the stack has no room for so many calls."""
+    """Raise RecursionError if the stack has no room for so many calls."""
     if frames:
         need_stack(frames - 1)
 
@@ -182,7 +182,7 @@ def start_thread(thread: threading.Thread) -> None:
     """``thread.start()``, from which what a signal's handler raises comes out as it is.
 
     Python 3.13 raises a KeyError in its place where the thread had begun already: ``start()`` then tidies up what the
-    thread itself has. Raises RuntimeError where no thread can be had.
+    thread itself has. Raises RuntimeError if no thread can be had.
     """
     try:
         thread.start()

@@ -8,7 +8,7 @@ import threading
 class Awaited:
     """Begun by at most one: whoever wants to begin it, or to give it up before that, must :meth:`claim` it.
 
-    Whoever claimed it calls :meth:`finish`, after setting ``error`` where it failed. One thread waits for it.
+    Whoever claimed it calls :meth:`finish`, after setting ``error`` if it failed. One thread waits for it.
     """
 
     __slots__ = ("_claims", "_over", "ended", "error")

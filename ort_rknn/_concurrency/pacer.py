@@ -22,7 +22,7 @@ class Pacer:
         self._next = 0.0
 
     def wait(self) -> None:
-        """Wait for one's turn. Raises Fail where that would take longer than the timeout."""
+        """Wait for one's turn. Raises Fail if that would take longer than the timeout."""
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._next)

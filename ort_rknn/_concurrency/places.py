@@ -49,7 +49,7 @@ class Places:
         return len(self._slots)
 
     def take(self, timeout: float) -> Place | None:
-        """A place, as soon as one is free; None where none became free in ``timeout`` seconds."""
+        """A place, as soon as one is free; None if none became free in ``timeout`` seconds."""
         place: Place = []
         try:
             if not self._news.empty():
@@ -122,7 +122,7 @@ class Places:
                 self._news.get(timeout=_LOOK_AGAIN)
 
     def _claim(self, place: Place) -> bool:
-        # Nothing but a call in here: the jump back of a loop inside of a `with` may lie outside of what leaves the
+        # Nothing but a call in here: the jump back of a loop inside a `with` may lie outside what leaves the
         # `with` on an exception (CPython 3.12 and 3.13), and a signal's handler may raise there. The lock stays taken.
         with self._lock:
             return self._claim_free(place)
@@ -148,7 +148,7 @@ class _Waiter:
         self._called = loop.create_future()
 
     def wake(self) -> None:
-        """From any thread. Raises RuntimeError where the loop was closed."""
+        """From any thread. Raises RuntimeError if the loop was closed."""
         self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:

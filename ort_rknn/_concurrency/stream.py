@@ -158,7 +158,7 @@ class _Stream(Generic[Item, T]):
         return False
 
     def _take(self) -> bool:
-        """Take an item and start its call where its lane has nothing to do. False where there is none."""
+        """Take an item and start its call where its lane has nothing to do. False if there is none."""
         assert self._items is not None and self._submitter is not None
         try:
             item = next(self._items)
@@ -172,7 +172,7 @@ class _Stream(Generic[Item, T]):
         return True
 
     def _start_waiting(self) -> bool:
-        """Start a call, in the lane that has least to do of those that have one waiting. False where none waits, or
+        """Start a call, in the lane that has least to do of those that have one waiting. False if none waits, or
         there is no place for it now, but calls of ours are under way or a result is there already."""
         lane, least = -1, 0
         for k, waiting in enumerate(self._waiting):

@@ -156,7 +156,7 @@ class Submitter:
     def submit(self, function: Callable[..., T], *args: Any, place: Place | None = None) -> Future[T]:
         """Run ``function(*args)`` soon. Waits for a place, unless it gets one.
 
-        Raises QueueFull where none became free in submit_timeout_ms, Ended after :meth:`close`.
+        Raises QueueFull if none became free in submit_timeout_ms, Ended after :meth:`close`.
         """
         if place is None:
             place = self.take_place()
@@ -336,7 +336,7 @@ def _end_all() -> None:
     """The threads are daemons, since others would keep the interpreter from ending: what was submitted is done now.
 
     An interrupt meanwhile, as by a second Ctrl-C: what has not begun is dropped, and what runs is waited for, because
-    the interpreter's end would abort the process inside of onnxruntime. One more ends the process at once.
+    the interpreter's end would abort the process inside onnxruntime. One more ends the process at once.
     """
     global _exiting
     _exiting = True
@@ -364,7 +364,7 @@ if hasattr(os, "register_at_fork"):
 class Started(Awaited, Generic[T]):
     """A call under way, for one thread that waits for it: a Future without callbacks, and quicker.
 
-    It ends on the thread that runs it, also where it was cancelled: that thread sees no signals.
+    It ends on the thread that runs it, also if it was cancelled: that thread sees no signals.
     """
 
     __slots__ = ("_args", "_function", "_task", "_told", "lane", "place", "value")
@@ -416,7 +416,7 @@ class Started(Awaited, Generic[T]):
         return self.claim()
 
     def exception(self) -> BaseException | None:
-        """Wait until it has ended; what it raised. Raises CancelledError where it was cancelled."""
+        """Wait until it has ended; what it raised. Raises CancelledError if it was cancelled."""
         self.wait()
         if isinstance(self.error, CancelledError):
             raise self.error

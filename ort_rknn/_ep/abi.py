@@ -251,7 +251,7 @@ class Api:
         return (out.value or b"").decode(errors="replace")
 
     def path(self, graph: int) -> str:
-        """The file that the graph's model was loaded from; "" where it came from memory."""
+        """The file that the graph's model was loaded from; "" if it came from memory."""
         out = c_char_p()
         self.check(self.Graph_GetModelPath(graph, ctypes.byref(out)))
         return os.fsdecode(out.value or b"")
@@ -317,7 +317,7 @@ class Api:
         return tuple(dims)
 
     def attribute(self, node: int, name: str, kind: int) -> bytes | int | None:
-        """A node's attribute: ATTR_STRING as bytes (its exact size, NULs kept) or ATTR_INT; None where it is absent."""
+        """A node's attribute: ATTR_STRING as bytes (its exact size, NULs kept) or ATTR_INT; None if it is absent."""
         out = c_void_p()
         status = self.Node_GetAttributeByName(node, name.encode(), ctypes.byref(out))
         if status:

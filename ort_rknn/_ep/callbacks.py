@@ -52,7 +52,7 @@ def status_of(error: BaseException, of_ours: bool = False) -> int:
     RecursionError or came from a signal's handler: see :func:`~ort_rknn._concurrency.interrupts.raise_what_ended`. In
     other calls the status becomes onnxruntime's exception, and what a handler raised is raised again after it.
 
-    Raises RecursionError where the stack has no room for this; :data:`spares` has one then. Nothing else, though a
+    Raises RecursionError if the stack has no room for this; :data:`spares` has one then. Nothing else, though a
     signal's handler may fire even here.
     """
     global short
@@ -101,7 +101,7 @@ ours: set[int] = set()
 
 
 def make_spares() -> None:
-    """See that there are enough of them. Raises RecursionError where the stack has no room for that."""
+    """See that there are enough of them. Raises RecursionError if the stack has no room for that."""
     global short
     for left, made, of_ours in ((spares, _made_before[0], False), (spares_of_ours, _made_before[1], True)):
         for _ in range(_SPARES - operator.length_hint(left)):

@@ -114,7 +114,7 @@ class Claims:
 
     def _stands_for(self, nodes: Sequence[int], path: str) -> bool:
         """Whether a compiled model runs in place of these nodes. It is loaded here: afterwards they cannot be given
-        back. Raises OptionError, and NpuUnavailable where nothing but the NPU will do."""
+        back. Raises OptionError, and NpuUnavailable if nothing but the NPU will do."""
         if not self._looked:
             self._looked = True
             self._decision = self._decide(path)
@@ -141,8 +141,8 @@ class Claims:
         return False
 
     def _decide(self, path: str) -> Decision | None:
-        """What runs in place of the model; None where there is nothing to decide."""
-        self._options()  # a bad one is an error also where there is no path, and so no twin
+        """What runs in place of the model; None if there is nothing to decide."""
+        self._options()  # a bad one is an error also if there is no path, and so no twin
         request = self._request
         if not path:
             fall_back(request, Facts("onnx", b""), _FROM_MEMORY, "", ())  # raises where the NPU alone will do
@@ -211,7 +211,7 @@ class Claims:
         return self._entries.get(ENABLE) == "1" and handoff.making() is None
 
     def compatibility_info(self) -> str:
-        """What the written model says of its compiled ones, that of the oldest toolkit; "" where there are none."""
+        """What the written model says of its compiled ones, that of the oldest toolkit; "" if there are none."""
         return min(self._infos, default="")
 
     def kept_text(self, text: str) -> ctypes.Array[ctypes.c_char]:

@@ -38,7 +38,7 @@ def context_node(
 ) -> int:
     """A node that stands for the executor's compiled model, for the file that the session's ``entries`` ask for.
 
-    Raises InvalidArgument where that shall name a file and lies in memory itself, Fail where the compiled model cannot
+    Raises InvalidArgument if that shall name a file and lies in memory itself, Fail if the compiled model cannot
     be read or written.
     """
     embed = entries.get(EMBED, "0") == "1"

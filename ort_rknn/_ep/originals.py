@@ -31,7 +31,7 @@ class PartOfOriginal:
     """The ONNX of one node's compiled model."""
 
     twin: str | bytes | None = None
-    """The whole original's path where the node stands for all of it, else a small model; None where it is not known."""
+    """The whole original's path where the node stands for all of it, else a small model; None if it is not known."""
     folder: str | None = None
     """Of the weights, where it is a small model."""
     cpu_session: Callable[..., Any] | None = None
@@ -39,7 +39,7 @@ class PartOfOriginal:
     """The original's."""
 
     def while_gone(self, executor: Executor) -> CpuFallback | None:
-        """What runs the node while the device is gone: the original as it is now, which is held open. None where it is
+        """What runs the node while the device is gone: the original as it is now, which is held open. None if it is
         not known, or cannot do it."""
         if self.twin is None or not gives_the_same_form(executor.signature, executor.options):
             return None
@@ -115,7 +115,7 @@ class Originals:
 
 
 def _beside(model_path: str, name: str) -> str | None:
-    """The ONNX that a node names; None where it names none, or the model came from memory.
+    """The ONNX that a node names; None if it names none, or the model came from memory.
 
     Raises ValueError for a name that is not one of a file beside the model: it is input from strangers.
     """

@@ -1,4 +1,4 @@
-"""Runs on the NPU in the file that ``session.end_profiling()`` names, from onnxruntime 1.25 on.
+"""Runs on the NPU in the file that ``session.end_profiling()`` names, since onnxruntime 1.25.
 
 onnxruntime makes one profiler for each session, whether it profiles or not, and starts it where it does. Runs are
 recorded meanwhile (:mod:`~ort_rknn._executor.recording`) and handed over at the end, in onnxruntime's clock:
@@ -87,7 +87,7 @@ class _Profiler:
     def _event(self, row: int, name: str, begin: int, end: int, args: Mapping[str, str]) -> int:
         keys = (c_char_p * len(args))(*(key.encode() for key in args))
         values = (c_char_p * len(args))(*(value.encode(errors="replace") for value in args.values()))
-        # Both rounded down, so that what lies inside of something else stays there.
+        # Both rounded down, so that what lies inside something else stays there.
         at, until = (begin - self.base) // 1000, (end - self.base) // 1000
         out = c_void_p()
         self._api.check(

@@ -80,9 +80,9 @@ def register(
 
     Our sessions do this by themselves. Call it for sessions of the unmodified ``onnxruntime``: they then find
     :data:`~ort_rknn._options.PROVIDER` by name (onnxruntime 1.25.1 and later) or among ``get_ep_devices()``.
-    ``device`` and ``runtime_library`` are as the provider options of these names. Does nothing where it is registered.
+    ``device`` and ``runtime_library`` are as the provider options of these names. Does nothing if it is registered.
 
-    Raises Fail where no device is found (onnxruntime does not know a provider without one) or the provider cannot exist
+    Raises Fail if no device is found (onnxruntime does not know a provider without one) or the provider cannot exist
     in this process, with the reason.
     """
     given: dict[str, object] = {"device": device, "runtime_library": runtime_library}
@@ -119,7 +119,7 @@ def _register(name: str, options: Options, advertise: Device | None) -> None:
 
 
 def unregister() -> None:
-    """Take the provider back. Does nothing where it is not registered.
+    """Take the provider back. Does nothing if it is not registered.
 
     Raises Fail while sessions still have it, or are being made with it: onnxruntime would call into what is gone.
     """
@@ -154,7 +154,7 @@ def get_library_path() -> str:
     """A path for ``onnxruntime.register_execution_provider_library(name, path)``, as plugin packages offer it.
 
     It leads to an image that is made for this process and good in this process only. Devices are those that
-    ``ORT_RKNN_DEVICE`` and the machine offer at this call. Raises Fail where the provider cannot exist here.
+    ``ORT_RKNN_DEVICE`` and the machine offer at this call. Raises Fail if the provider cannot exist here.
     """
     reason = why_unavailable()
     if reason is not None:

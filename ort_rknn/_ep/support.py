@@ -30,7 +30,7 @@ def by_name() -> bool:
 
 @functools.cache
 def why_unavailable() -> str | None:
-    """Why the provider cannot exist in this process; None where it can. Nothing is registered."""
+    """Why the provider cannot exist in this process; None if it can. Nothing is registered."""
     if onnxruntime_version() < OLDEST or not hasattr(onnxruntime, "register_execution_provider_library"):
         return (
             f"onnxruntime {onnxruntime.__version__} does not run plugin execution providers in CPU memory; "

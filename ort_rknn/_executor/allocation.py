@@ -18,7 +18,7 @@ _PAGE = 4096
 
 
 def allocate(found: Found, size: int, *, cached: bool = True) -> NDArray[np.uint8]:
-    """At least ``size`` bytes of a device's memory, known to runs. Raises Fail where there are none."""
+    """At least ``size`` bytes of a device's memory, known to runs. Raises Fail if there are none."""
     adapter = found.adapter
     if not hasattr(adapter, "allocate"):
         raise ort_error(FAIL, f"the adapter {adapter.name} of device {found.device.name} does not provide NPU memory")

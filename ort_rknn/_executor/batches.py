@@ -1,4 +1,4 @@
-"""Whether a batch may be cut into runs: only where its samples do not depend on each other.
+"""Whether a batch may be cut into runs: only if its samples do not depend on each other.
 
 A first axis that the ONNX leaves free may count samples, time steps, tokens or the rows of a picture. Results of runs
 on parts of it may be put together only in the first case.
@@ -71,9 +71,9 @@ def may_split(
     judge: Callable[[Collection[str]], Splitting] | None,
     without: Collection[str],
 ) -> Splitting | None:
-    """May a call be cut along the first axis? None where some input's is fixed, so that it cannot come up.
+    """May a call be cut along the first axis? None if some input's is fixed, so that it cannot come up.
 
-    Raises OptionError for ``split_batch=True`` where there is nothing to cut, or where the results of the runs could
+    Raises OptionError for ``split_batch=True`` where there is nothing to cut, or if the results of the runs could
     not be put together.
     """
     fixed = next((v for v in inputs if not leads_free(v)), None)

@@ -33,7 +33,7 @@ def serve(
 ) -> None:
     """Run ``call`` on ``lease``, as ``usual`` would.
 
-    Raises RuntimeException where another run is writing what this one uses, or reading what this one writes.
+    Raises RuntimeException if another run is writing what this one uses, or reading what this one writes.
     """
     uses: _Uses = []
     odd: list[str] = []
@@ -104,7 +104,7 @@ def _is_strided(entry: Entry, dtype: str, shape: Shape, offset: int) -> bool:
 
 
 def _row_pitch(lies: Strided) -> int:
-    """Bytes from row to row where nothing else has gaps, or where only one image is there; 0 otherwise."""
+    """Bytes from row to row where nothing else has gaps, or if only one image is there; 0 otherwise."""
     if len(lies.shape) != 4:
         return 0
     (n, h, w, c), (image, row, pixel, value) = lies.shape, lies.strides

@@ -76,7 +76,7 @@ class BoundedRun:
         return attempt
 
     def run(self, lane: Lane) -> None:
-        """Run it and wait. Raises what :meth:`Work.do` raises, and RuntimeException where it was given up."""
+        """Run it and wait. Raises what :meth:`Work.do` raises, and RuntimeException if it was given up."""
         self.start(lane).result()
 
     def hangs(self, lease: Lease) -> Exception:

@@ -172,7 +172,7 @@ def size_of(fd: int) -> int:
 def map_buffer(fd: int, nbytes: int, strided: Strided | None = None) -> NDArray[np.uint8]:
     """The first ``nbytes`` of a dma-buf as an array, which is known to runs from now on. Takes over ``fd``.
 
-    Read-only where the descriptor is. Raises OSError where it cannot be mapped.
+    Read-only if the descriptor is. Raises OSError if it cannot be mapped.
     """
     try:
         libc = _libc()

@@ -14,7 +14,7 @@ _MOST = 1024
 class CallOrder:
     """Numbers the calls of a session whose parts run one after the other, each on the thread of its call.
 
-    Call n then has all its parts on ``schedule[n % len(schedule)]``, also where several threads call at once. A part
+    Call n then has all its parts on ``schedule[n % len(schedule)]``, also if several threads call at once. A part
     that runs again on a thread belongs to that thread's next call: of a part in a loop every turn counts as one.
     """
 

@@ -35,7 +35,7 @@ class Call:
     output_shapes: Shapes
     """What the caller gets, all runs together."""
     samples: int
-    """Runs that this call is made of, :attr:`last` not counted; more than one where the caller's batch is cut."""
+    """Runs that this call is made of, :attr:`last` not counted; more than one if the caller's batch is cut."""
     input_strides: tuple[int, ...]
     """Bytes per run of each of the caller's inputs."""
     output_strides: tuple[int, ...]
@@ -109,7 +109,7 @@ class Calls:
         self._direct = in_order and not any(p.converts for p in ports)
 
     def static(self) -> Call | None:
-        """The only call of a model whose declared dims are all fixed; None where there are more."""
+        """The only call of a model whose declared dims are all fixed; None if there are more."""
         shapes = tuple(tuple(d for d in p.dims if isinstance(d, int)) for p in self._signature.inputs)
         if any(len(s) != len(p.dims) for s, p in zip(shapes, self._signature.inputs)):
             return None

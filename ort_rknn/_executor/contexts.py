@@ -19,7 +19,7 @@ def open_contexts(
     """Open them all; one lane for each of the dispatch's, which are the same where the first idle context takes a run.
 
     ``leases`` gets each one as soon as it is open: who calls closes them, also when this raises.
-    Raises RknnError or AdapterError where a context cannot be had.
+    Raises RknnError or AdapterError if a context cannot be had.
     """
     by_lane: list[list[Lease]] = [[] for _ in dispatch.lanes]
     for _ in range(dispatch.contexts_per_lane):

@@ -41,7 +41,7 @@ def gives_the_same_form(signature: Signature, options: Options) -> bool:
 def session_of_pinned(pinned: PinnedModel, part: bytes | None, make: Callable[..., Any]) -> Any:
     """``make``'s session on the ONNX as it was pinned, or on ``part`` of it, whose weights lie in its file.
 
-    Raises FileChangedError where a file was changed in place, and what ``make`` raises.
+    Raises FileChangedError if a file was changed in place, and what ``make`` raises.
     """
     with pinned.at_a_path(with_all=part is not None) as path:
         return make(path) if part is None else make(part, folder=os.path.dirname(path))

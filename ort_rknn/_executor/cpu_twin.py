@@ -34,7 +34,7 @@ class CpuTwin:
     their weights are not loaded twice, and one that does computes with the model that it was made from. The external
     data of an ONNX in memory lies where the SessionOptions say, which only onnxruntime knows: then the session is made
     at once.
-    ``cpu_session`` makes the session. Raises Fail where the ONNX cannot be opened.
+    ``cpu_session`` makes the session. Raises Fail if the ONNX cannot be opened.
     """
 
     def __init__(self, onnx: str | bytes, cpu_session: Callable[[str | bytes], Any] | None = None) -> None:
@@ -127,7 +127,7 @@ def compute(
 def cpu_twin(
     options: Options, onnx: str | bytes | None, cpu_session: Callable[[str | bytes], Any] | None
 ) -> CpuTwin | None:
-    """The CPU twin that ``on_missing_shape`` asks for. Raises OptionError where it cannot be had."""
+    """The CPU twin that ``on_missing_shape`` asks for. Raises OptionError if it cannot be had."""
     if options.on_missing_shape == "pad" and onnx is not None:
         return CpuTwin(onnx, cpu_session)
     if options.on_missing_shape != "cpu":

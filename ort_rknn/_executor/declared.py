@@ -42,7 +42,7 @@ def declared_by_onnx(values: Sequence[OnnxValue]) -> tuple[Declared, ...]:
 
 
 def declared_by_file(file: RknnFile) -> tuple[tuple[Declared, ...], tuple[Declared, ...]] | None:
-    """The ONNX's signature as the compiled file remembers it; None where something of it is unknown."""
+    """The ONNX's signature as the compiled file remembers it; None if something of it is unknown."""
     sides = []
     for tensors in (file.inputs, file.outputs):
         side = []
@@ -78,6 +78,6 @@ def normalizations(file: RknnFile | None) -> dict[str, Normalization]:
 
 
 def normalization_of(tensor: RknnTensor) -> Normalization | None:
-    """What the compiled model does to this input before the network; None where that is nothing."""
+    """What the compiled model does to this input before the network; None if that is nothing."""
     mean, std = tensor.mean, tensor.std
     return Normalization(mean, std) if mean and std and (any(mean) or any(s != 1 for s in std)) else None

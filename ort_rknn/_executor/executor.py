@@ -68,7 +68,7 @@ class Executor:
 
     Takes over ``model``, and ``held``, the open file that it is loaded from: they are closed by :meth:`close`, and also
     when building the contexts fails.
-    Thread safe. Raises RknnError or AdapterError where a context cannot be had.
+    Thread safe. Raises RknnError or AdapterError if a context cannot be had.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Executor:
         self._held = held
         self._device = device
         self.compatibility = compatibility
-        """The verdict on the compiled model; None where nothing of it is known."""
+        """The verdict on the compiled model; None if nothing of it is known."""
         self.source = source if source is not None else ModelSource(data=b"")
         self._load_again = load_again
         self._inherited = False  # by a fork, and not opened here yet
@@ -275,7 +275,7 @@ class Executor:
         return partial(self._work.do_later, asked_now(blocks=True), call, inputs, outputs)
 
     def compiled(self) -> bytes:
-        """The compiled model itself. Raises OSError where its file cannot be read, ValueError where it was changed."""
+        """The compiled model itself. Raises OSError if its file cannot be read, ValueError if it was changed."""
         if self._held is None:
             return self.source.data or b""
         content = self._held.read(0, self._held.size)
@@ -494,7 +494,7 @@ class Executor:
     def open_here(self) -> None:
         """See that it can run in this process, if it was inherited by a fork: load the model and open contexts.
 
-        Raises RuntimeException where it was closed, or must not be opened again; Fail where that fails, and the next
+        Raises RuntimeException if it was closed, or must not be opened again; Fail if that fails, and the next
         call tries again.
         """
         with self._closing:

@@ -2,7 +2,7 @@
 
 Meanwhile the other cores carry its share. Nothing here is on the way of a run that succeeds.
 
-What is to be done is decided under a lock, and done outside of it: lanes run work of others.
+What is to be done is decided under a lock, and done outside it: lanes run work of others.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Health:
     # On the way of a run that failed --------------------------------------------------------------------------
 
     def failed(self, lease: Lease, error: AdapterError) -> bool:
-        """A run failed on ``lease``, which its caller still holds. True where that is the core's fault.
+        """A run failed on ``lease``, which its caller still holds. True if that is the core's fault.
 
         The last core that serves is never taken out: its errors reach the caller.
         """
@@ -131,7 +131,7 @@ class Health:
             self._apply()
 
     def another(self, tried: Collection[str]) -> Lane | None:
-        """A lane where what failed on the cores ``tried`` may be run again; None where no other core serves."""
+        """A lane where what failed on the cores ``tried`` may be run again; None if no other core serves."""
         with self._lock:
             serving = [core for core in self.cores if not core.out and core.label not in tried]
             if not serving:
@@ -224,7 +224,7 @@ class Health:
         return True
 
     def _make_again(self, lease: Lease) -> bool:
-        """Give ``lease`` a new context. False where that must wait. Raises AdapterError.
+        """Give ``lease`` a new context. False if that must wait. Raises AdapterError.
 
         Without a first context that is sound, others keep theirs.
         """
@@ -248,7 +248,7 @@ class Health:
         return True
 
     def _borrow_first(self) -> Callable[[], None] | None:
-        """Keep the first context from running; what is returned lets it go. None where it did not become idle."""
+        """Keep the first context from running; what is returned lets it go. None if it did not become idle."""
         first = self._first
         core = self._by_label[first.label]
         end = time.monotonic() + _PATIENCE

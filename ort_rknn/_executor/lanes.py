@@ -81,7 +81,7 @@ class Lease:
         self.scratch: dict[CallForm, Scratch] = {}
         self.buffer_runs = BufferRuns()
         self.users = users
-        """Contexts of all sessions that run on its core now; None where it has no core of its own."""
+        """Contexts of all sessions that run on its core now; None if it has no core of its own."""
 
     @property
     def hanging(self) -> bool:
@@ -171,7 +171,7 @@ class Lane:
         self._to_collect = self._contexts
 
     def take(self, shape_set: int | None = None) -> Lease | None:
-        """A context, which :meth:`give_back` must get; None where none is idle or others wait already."""
+        """A context, which :meth:`give_back` must get; None if none is idle or others wait already."""
         if self._waiting:
             return None
         if self._by_shape:
@@ -208,7 +208,7 @@ class Lane:
         return taken[0]
 
     def _preferred(self, shape_set: int | None) -> Lease | None:
-        """The idle context that is best for a run; None where any will do."""
+        """The idle context that is best for a run; None if any will do."""
         idle = tuple(lease for lease in tuple(self._idle) if not lease.out)
         if self._by_use:
             return min(idle, key=lambda lease: (len(lease.users or ()), lease.shape_set != shape_set), default=None)
@@ -373,7 +373,7 @@ class Lane:
     def _call_worker(self) -> None:
         """Somebody waits, and a context is idle. Workers bring them together, which a signal cannot interrupt there.
 
-        Makes one where there are fewer than contexts. Where no thread can be had, as while the interpreter ends, it is
+        Makes one if there are fewer than contexts. Where no thread can be had, as while the interpreter ends, it is
         done here.
         """
         if len(self._workers) < self._contexts:
@@ -393,7 +393,7 @@ class Lane:
             self._workers.append(worker)
 
     def _next_idle(self) -> Lease:
-        """Raises IndexError where none is idle. On a worker, which no signal interrupts."""
+        """Raises IndexError if none is idle. On a worker, which no signal interrupts."""
         lease = self._preferred(None) if self._by_use else None
         if lease is not None:
             with suppress(ValueError):
@@ -402,7 +402,7 @@ class Lane:
         return self._idle.popleft()
 
     def _next_turn(self) -> Turn:
-        """Raises IndexError where nobody waits."""
+        """Raises IndexError if nobody waits."""
         while self._by_priority:
             try:
                 turn = min(self._waiting, key=self._priority_of)

@@ -55,7 +55,7 @@ class Evidence(Protocol):
         """The compiled model's own record says that it was made from this ONNX."""
 
     def served(self, inputs: Sequence[str], outputs: Sequence[str]) -> Served:
-        """What a model with these inputs and outputs lacks. Raises Disagreement where it cannot do without."""
+        """What a model with these inputs and outputs lacks. Raises Disagreement if it cannot do without."""
 
     def output_shapes(self, inputs: Mapping[str, Shape]) -> Mapping[str, Shape]:
         """The shapes of the outputs for these shapes of the inputs, by running the ONNX on the CPU. Raises what
@@ -65,7 +65,7 @@ class Evidence(Protocol):
 def serve(
     model: Model, inputs: Sequence[Declared], outputs: Sequence[Declared], evidence: Evidence | None, label: str
 ) -> Served:
-    """What the model lacks of the declared signature. Raises Fail where it cannot be served without."""
+    """What the model lacks of the declared signature. Raises Fail if it cannot be served without."""
     from ..files import Disagreement
 
     have_in, have_out = [i.name for i in model.inputs], [o.name for o in model.outputs]
@@ -144,7 +144,7 @@ def confirm(
 
     Its word is the record of origin, or else a run for each compiled set. Returns the shapes that it gives by name of
     those outputs where axes of length 1 lie elsewhere; a record does not know them, so then it is run all the same.
-    Raises Fail where it gives others.
+    Raises Fail if it gives others.
     """
     moved: dict[str, Shape] = {}
     if evidence.is_origin and not any(_ones_elsewhere(v, s[k]) for v, k in zip(outputs, out_order) for s in out_sets):

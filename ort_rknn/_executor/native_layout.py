@@ -91,7 +91,7 @@ def native_layouts(signature: Signature) -> dict[str, NativeLayout]:
 def in_native_layouts(signature: Signature, model: Model, options: Options, label: str, *, stand_in: bool) -> Signature:
     """The signature with the inputs and outputs that the options want as the NPU stores them.
 
-    Raises OptionError where they cannot be had: from this adapter, of a model with several shapes, in another dtype.
+    Raises OptionError if they cannot be had: from this adapter, of a model with several shapes, in another dtype.
     """
     names = [port.name for port in signature.inputs]
     asked = [name for name in names if pick(options.layout, name, "layout", names) == "native"]

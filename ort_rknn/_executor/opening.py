@@ -157,7 +157,7 @@ seen_versions: dict[str, Mapping[str, str]] = {}
 
 
 def _held(source: ModelSource, failure: str) -> Pinned | None:
-    """The file of a compiled model, held open; None for one in memory. Raises Fail where it cannot be opened."""
+    """The file of a compiled model, held open; None for one in memory. Raises Fail if it cannot be opened."""
     if source.path is None:
         return None
     try:

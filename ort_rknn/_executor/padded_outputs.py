@@ -41,7 +41,7 @@ class PaddedOutputs:
         """The output shapes of a padded call of set ``index``; ``declared``: as the names of axes tell.
 
         Trusted once they were right for all outputs; else the ONNX runs on the CPU, once for every new shape. Without
-        an ONNX, what no name tells has the compiled length. Raises InvalidArgument where the padding cannot be cut off.
+        an ONNX, what no name tells has the compiled length. Raises InvalidArgument if the padding cannot be cut off.
         """
         signature = self._signature
         names = {dim for port in signature.inputs if port.on_npu for dim in port.dims if isinstance(dim, str)}

@@ -36,7 +36,7 @@ Reader = Callable[[], "Sequence[tuple[int, str, ModelStats]]"]
 
 
 def folder() -> Path | None:
-    """The folder of this user's files; None where there is none that only this user can write."""
+    """The folder of this user's files; None if there is none that only this user can write."""
     uid = os.geteuid()
     given = os.environ.get("XDG_RUNTIME_DIR", "")
     for base in (given, f"/run/user/{uid}"):

@@ -70,7 +70,7 @@ class Slice:
         return tuple(part for part in parts if part[2] > part[1])
 
     def cores(self) -> tuple[int, ...]:
-        """The numbers of its cores, all of those that work together; () where the runtime chose one."""
+        """The numbers of its cores, all of those that work together; () if the runtime chose one."""
         return tuple(sorted({int(number) for number in re.findall(r"\d+", self.core)}))
 
 

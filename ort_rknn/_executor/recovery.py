@@ -22,7 +22,7 @@ class Started(Protocol):
 
 
 class Recovery:
-    """Of one executor. Thread safe. ``health`` is None where there are no other cores."""
+    """Of one executor. Thread safe. ``health`` is None if there are no other cores."""
 
     __slots__ = ("_health", "_label", "_retries")
 

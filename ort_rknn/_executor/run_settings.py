@@ -62,7 +62,7 @@ def end() -> None:
 
 
 def current() -> RunSettings | None:
-    """Those of the call that this thread is in; None where it has none."""
+    """Those of the call that this thread is in; None if it has none."""
     return _settings.get(threading.get_ident()) if _settings else None
 
 

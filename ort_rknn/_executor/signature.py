@@ -118,7 +118,7 @@ def override(
 ) -> Signature:
     """The signature with the ONNX's free dimensions fixed: its inputs' dims by name, ``before`` and ``after``.
 
-    Raises Fail where no compiled set has these dims and ``on_missing_shape`` leaves other shapes an error.
+    Raises Fail if no compiled set has these dims and ``on_missing_shape`` leaves other shapes an error.
     """
 
     def fixed(port: Port) -> tuple[Dim, ...]:
@@ -170,7 +170,7 @@ def _caller_shape(compiled: Shape, layout: Layout, port: Port) -> Shape:
 
 
 def pick(options: Mapping[str, str], name: str, key: str, names: Sequence[str]) -> str | None:
-    """What a per-input option says of the input ``name``. Raises OptionError where it names one that is not there."""
+    """What a per-input option says of the input ``name``. Raises OptionError if it names one that is not there."""
     for asked in options:
         if asked != "*" and asked not in names:
             raise OptionError(f"provider option {key} names an input {asked!r}; the model has {', '.join(names)}")
@@ -207,10 +207,10 @@ def negotiate(
     """Match the declared signature with the loaded model. That of a stand-in says nothing about free dimensions.
 
     ``splitting`` judges whether samples are independent (without some inputs and outputs), ``evidence`` is what the
-    ONNX itself says of what the model lacks and of its outputs' shapes; both are asked only where the declarations do
+    ONNX itself says of what the model lacks and of its outputs' shapes; both are asked only if the declarations do
     not settle it. ``kept`` names outputs that stay as declared, whatever ``output_dtype`` says.
 
-    Raises Fail where the compiled model is not one of this ONNX (names, shapes), OptionError where ``layout``,
+    Raises Fail if the compiled model is not one of this ONNX (names, shapes), OptionError if ``layout``,
     ``input_dtype``, ``output_dtype``, ``pad_axes`` or ``split_batch`` ask for what is not there. All is found here and
     not at a run.
     """

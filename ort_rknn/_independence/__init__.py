@@ -32,7 +32,7 @@ def independence_of(source: Source, without: Collection[str] = ()) -> Independen
     inputs alone.
 
     ``without``: names of inputs and outputs that do not count: what no output depends on, and what depends on no input.
-    "Not proved" does not mean that they depend on each other. Raises OnnxFileError where the model is damaged, OSError
+    "Not proved" does not mean that they depend on each other. Raises OnnxFileError if the model is damaged, OSError
     where the file cannot be opened.
     """
     from ._graph import read_nodes

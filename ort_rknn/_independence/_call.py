@@ -112,7 +112,7 @@ class Call:
         return default if found is None or found.number is None else found.number
 
     def numbers(self, name: str) -> list[int] | None:
-        """An attribute that is a list of integers; None where it is not given."""
+        """An attribute that is a list of integers; None if it is not given."""
         found = self.node.attributes.get(name)
         return None if found is None else found.numbers
 

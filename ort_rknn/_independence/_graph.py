@@ -47,7 +47,7 @@ class Constant:
 
     name: str
     dims: tuple[int, ...] | None
-    """None where they are not known (a sparse tensor)."""
+    """None if they are not known (a sparse tensor)."""
     elem_type: int
     """TensorProto.DataType."""
     numbers: Numbers | None = None
@@ -83,7 +83,7 @@ class Node:
 
     @property
     def attributes(self) -> dict[str, Attribute]:
-        """By name. Raises WireError where one is damaged."""
+        """By name. Raises WireError if one is damaged."""
         if self._attributes is None:
             self._attributes = dict(self._read(*span) for span in self._spans)
         return self._attributes
@@ -254,7 +254,7 @@ def _read_constant(reader: WireReader, start: int, end: int) -> Constant:
 def _read_numbers(
     reader: WireReader, elem_type: int, spans: list[tuple[int, int, int, int]], size: int
 ) -> Numbers | None:
-    """The elements of a tensor of ``size`` numbers; None where they are of another type, or not there."""
+    """The elements of a tensor of ``size`` numbers; None if they are of another type, or not there."""
     if elem_type not in _RAW:
         return None
     found: list[float] = []

@@ -72,7 +72,7 @@ def _plain(factor: int, symbols: tuple[int, ...], samples: int) -> Length:
 
 
 def times(a: Length, b: Length) -> Length | None:
-    """The product; None where it has N squared, or is too long."""
+    """The product; None if it has N squared, or is too long."""
     if isinstance(a, int) and isinstance(b, int):
         return a * b
     a, b = _term(a), _term(b)
@@ -98,7 +98,7 @@ def over(a: Length, b: Length) -> Length | None:
 
 
 def product(lengths: Sequence[Length]) -> Length | None:
-    """The product of all; None where it has N squared, or is too long."""
+    """The product of all; None if it has N squared, or is too long."""
     result: Length = 1
     for length in lengths:
         found = times(result, length)

@@ -28,7 +28,7 @@ def number_value(entries: Entries, whole: bool = True) -> Value | Counted:
 
 
 def fold(call: Call) -> Sequence[Abstract] | None:
-    """The outputs where the elements of all inputs are known; None where the node must be followed otherwise."""
+    """The outputs where the elements of all inputs are known; None if the node must be followed otherwise."""
     moves, computes = _MOVES.get(call.node.op_type), _COMPUTES.get(call.node.op_type)
     if moves is None and computes is None and call.node.op_type not in ("Cast", "ReduceProd"):
         return None
@@ -231,7 +231,7 @@ _COMPUTES: dict[str, Callable[..., Element]] = {
     "Where": _where,
 }
 
-# Moving elements about. Each gives the outputs' arrays, or None where the indices are not all known.
+# Moving elements about. Each gives the outputs' arrays, or None if the indices are not all known.
 
 
 def _known(array: Entries) -> list[int] | None:

@@ -92,7 +92,7 @@ RULES: dict[str, Rule] = {
     "ReverseSequence": _indexing.reverse_sequence,
 }  # fmt: skip
 
-#: Operators that are followed only where all inputs are the same for all samples: their outputs are then, too.
+#: Operators that are followed only if all inputs are the same for all samples: their outputs are then, too.
 FIXED_ONLY = frozenset(("Compress", "EyeLike", "NonZero", "ScatterElements", "ScatterND", "Unique"))
 
 #: Operators that end a proof whatever their inputs are.

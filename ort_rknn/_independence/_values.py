@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ._lengths import Length
 
 Dims = tuple[Length, ...]
-#: The elements of a small tensor of integers, in its shape; objects: Length, or None where nothing is known.
+#: The elements of a small tensor of integers, in its shape; objects: Length, or None if nothing is known.
 Entries = npt.NDArray[np.object_]
 
 #: Tensors with more elements are not followed element by element.
@@ -48,7 +48,7 @@ class Value:
     """
 
     dims: Dims | None
-    """None where the rank is not known; never with ``axis``."""
+    """None if the rank is not known; never with ``axis``."""
     axis: int | None = None
     outer: Length = 1
     entries: Entries | None = None

@@ -19,7 +19,7 @@ _OPSETS = range(7, 27)
 def prove(graph: NodeGraph, without: Collection[str] = ()) -> None:
     """Show that the samples are independent; ``without``: inputs and outputs that do not count.
 
-    Raises Unproved with the reason, WireError where a node is damaged.
+    Raises Unproved with the reason, WireError if a node is damaged.
     """
     if graph.opset not in _OPSETS:
         raise Unproved(
@@ -54,7 +54,7 @@ def _add_inputs(graph: NodeGraph, known: dict[str, Abstract], symbols: Symbols, 
             raise Unproved(f"input {value.name!r} has no axes that are known")
         if isinstance(value.dims[0], int):
             raise Unproved(f"input {value.name!r} has {value.dims[0]} along its first axis, not any number")
-        # Named or not: a call is cut only where all other axes have the compiled lengths, so they do not grow with N.
+        # Named or not: a call is cut only if all other axes have the compiled lengths, so they do not grow with N.
         rest = [dim if isinstance(dim, int) else symbols.length() for dim in value.dims[1:]]
         known[value.name] = Value((N, *rest), axis=0)
 

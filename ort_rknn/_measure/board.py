@@ -18,7 +18,7 @@ _CORE_LOAD = re.compile(r"(?:Core(\d+):\s*)?(\d+)\s*%")
 
 
 def read_text(path: Path) -> str | None:
-    """The first 4 KiB of a small file, stripped; None where it cannot be read."""
+    """The first 4 KiB of a small file, stripped; None if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(_MAX_READ).decode("utf-8", "replace").strip()

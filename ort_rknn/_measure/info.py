@@ -47,7 +47,7 @@ class ModelInfo:
     size: int
     """Of the file, in bytes."""
     operators: tuple[OperatorCount, ...]
-    """The most frequent first; of a dynamic .rknn those of its largest shape set; empty where they cannot be read."""
+    """The most frequent first; of a dynamic .rknn those of its largest shape set; empty if they cannot be read."""
     memory: ModelMemory | None
     """None for an ONNX, and where it cannot be read."""
     rknn: RknnFile | None

@@ -29,7 +29,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What models on the NPU did so far. Empty where everything runs on the CPU, which counts nothing."""
+    """What models on the NPU did so far. Empty if everything runs on the CPU, which counts nothing."""
 
     models: Sequence[ModelStats]
     """One for each compiled model."""

@@ -71,14 +71,14 @@ class Usage:
     """The load of all processes of ours together by core number, or "any" where the runtime chooses; by device:
     "rk3588 core 0"."""
     driver: tuple[int, ...] | None
-    """The driver's own load by core in percent, of every program; None where it cannot be read."""
+    """The driver's own load by core in percent, of every program; None if it cannot be read."""
     clock: Clock | None
     temperature: tuple[str, float] | None
     """The thermal zone's name and degrees Celsius."""
     others: tuple[User, ...]
     """Processes that have the NPU open and publish nothing."""
     hint: str
-    """A command that makes more of this readable; "" where everything is."""
+    """A command that makes more of this readable; "" if everything is."""
 
     def as_json(self) -> dict[str, Any]:
         """The members of ``ort-rknn top --json``."""
@@ -168,7 +168,7 @@ def _of_all_users(root: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _process(path: Path, pid: int, owner: int) -> ProcessLoad | None:
-    """What one file tells; None where its process is gone. Raises OSError or ValueError for what is not as expected."""
+    """What one file tells; None if its process is gone. Raises OSError or ValueError for what is not as expected."""
     data = members(read_json(path, most_bytes=MOST_BYTES, owner=owner, follow=False), "the whole")
     if data.get("version") != VERSION or data.get("pid") != pid:
         raise JsonError("of another version, or of another process")

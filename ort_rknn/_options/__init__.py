@@ -151,7 +151,7 @@ class Options(NamedTuple):
 
     @property
     def native_layout(self) -> str:
-        """The option that asks for a tensor as the NPU stores it; "" where none does."""
+        """The option that asks for a tensor as the NPU stores it; "" if none does."""
         if "native" in self.layout.values():
             return "layout"
         return "output_layout" if self.output_layout == "native" else ""
@@ -188,7 +188,7 @@ def _spell(value: object) -> str:
 
 
 def _check_text(key: str, value: object) -> None:
-    """Raise OptionError where ``value`` cannot travel as an option of onnxruntime: it is too long, or text in it is not
+    """Raise OptionError if ``value`` cannot travel as an option of onnxruntime: it is too long, or text in it is not
     Unicode (half of a surrogate pair, or the name of a file that is not UTF-8)."""
     text = _spell(value)
     try:
@@ -213,7 +213,7 @@ def option_names(*, everywhere: bool = False) -> tuple[str, ...]:
 
 
 def from_environment(name: str) -> str | None:
-    """The value that the environment gives to an option that has a variable there; None where it gives none.
+    """The value that the environment gives to an option that has a variable there; None if it gives none.
 
     Raises OptionError for a word that the variable must not be.
     """
@@ -325,7 +325,7 @@ def make_provider_options(
 ) -> RknnProviderOptions:
     """A dict of provider options with only what was given (None: left out), checked as a session would.
 
-    ``misspelt`` takes no names: what ends up there is unknown, and the error suggests a name that is known.
+    ``misspelled`` takes no names: what ends up there is unknown, and the error suggests a name that is known.
 
     Raises OptionError (a ValueError) as :func:`read_options` does.
     """

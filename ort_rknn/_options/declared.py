@@ -51,7 +51,7 @@ class Option(NamedTuple):
     honored_by: Literal["session", "executor", "every adapter", "some adapters"] = "session"
     """"session" and "executor" stand above the adapters, so that the option holds with every one of them."""
     environment: str = ""
-    """The environment variable that decides where a session does not; "" where there is none."""
+    """The environment variable that decides where a session does not; "" if there is none."""
     not_in_environment: Mapping[str, str] = MappingProxyType({})
     """Words of :attr:`kind` that the variable must not be, and why."""
     signature: bool = False

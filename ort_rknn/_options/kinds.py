@@ -53,7 +53,7 @@ def _short(value: object) -> str:
 
 
 def _bound_nesting(text: str) -> None:
-    """Raise RecursionError where JSON is nested deeper than any option: the parser's own bound differs by release."""
+    """Raise RecursionError if JSON is nested deeper than any option: the parser's own bound differs by release."""
     depth = 0
     for character in text:
         if character in "[{":

@@ -1,4 +1,4 @@
-"""The decision what runs where: candidates in order, and the next one where one is ruled out or does not load.
+"""The decision what runs where: candidates in order, and the next one if one is ruled out or does not load.
 
 Sessions of ours and the provider on a session of the unmodified onnxruntime decide here. They differ in what they can
 do with a plan, which they say as :class:`Limits`, and in how they load it.
@@ -23,9 +23,9 @@ class Limits:
     """What a session cannot do with a compiled model, whichever it is."""
 
     of_onnx: Callable[[OnnxModel], str | None] = lambda onnx: None
-    """Why no compiled model may run in this ONNX's place; None where one may."""
+    """Why no compiled model may run in this ONNX's place; None if one may."""
     in_parts: Callable[[str], str | None] = lambda path: None
-    """Why the model in parts at this path may not; None where it may."""
+    """Why the model in parts at this path may not; None if it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Decision:
 def decide(request: Request, facts: Facts, limits: Limits) -> Decision:
     """What to load first. Compiles the ONNX where that was asked for.
 
-    Raises NpuUnavailable where the request is strict, or nothing could stand in for the NPU.
+    Raises NpuUnavailable if the request is strict, or nothing could stand in for the NPU.
     """
     if request.options.convert == "on_load":
         facts = _within(limits, facts)  # before: nothing is compiled in vain

@@ -94,7 +94,7 @@ def _check_library(path: str) -> None:
 
 
 def devices() -> list[Device]:
-    """The NPUs that a session could use now, best first; empty where there is none.
+    """The NPUs that a session could use now, best first; empty if there is none.
 
     Virtual ones are listed only when ``ORT_RKNN_DEVICE`` asks for one.
     """

@@ -212,7 +212,7 @@ def _refuse(key: Literal["rknn_model", "onnx_model"], request: Request, model: A
 
 
 def _foreign(model: Any) -> str | None:
-    """Why a model of kind "other" cannot go to an NPU; None where onnxruntime will not have it either."""
+    """Why a model of kind "other" cannot go to an NPU; None if onnxruntime will not have it either."""
     if isinstance(model, str) and model.lower().endswith(".ort") and os.path.isfile(model):
         return "it is in onnxruntime's own format, which has no compiled twin"
     return None
@@ -232,7 +232,7 @@ def _may_be_ep_context(model: str | bytes) -> bool:
 
 
 def onnx_problem(onnx: OnnxModel) -> str | None:
-    """Why this ONNX cannot be a session's on the NPU; None where it can."""
+    """Why this ONNX cannot be a session's on the NPU; None if it can."""
     try:
         declared_by_onnx((*onnx.inputs, *onnx.outputs))
     except Exception as error:
@@ -261,7 +261,7 @@ def _unreadable(path: str, error: Exception) -> OptionError:
 
 
 def _lacking(file: RknnFile, onnx: OnnxModel, source: str) -> str | None:
-    """What a compiled model lacks of the ONNX and cannot do without; None where there is no such thing, and where
+    """What a compiled model lacks of the ONNX and cannot do without; None if there is no such thing, and where
     their names have nothing to do with each other, which is judged elsewhere."""
     have = [t.name for t in file.inputs], [t.name for t in file.outputs]
     want = {v.name for v in onnx.inputs}, {v.name for v in onnx.outputs}

@@ -26,7 +26,7 @@ from .request import OUR_NAMES
 
 
 def judge_parts(path: str, soc: str, onnx_path: str, onnx: OnnxModel) -> Candidate | None:
-    """The model with EPContext nodes at ``path`` in place of ``onnx``; None where it has no nodes of ours.
+    """The model with EPContext nodes at ``path`` in place of ``onnx``; None if it has no nodes of ours.
 
     It fits where it has the ONNX's inputs and outputs, and each part was compiled for ``soc`` from the ONNX as it is.
     Reads a few kB of each part.

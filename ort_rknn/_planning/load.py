@@ -36,7 +36,7 @@ def load_planned(
     """The executor of a plan for the NPU. ``overridden``: dims of inputs that the user's SessionOptions ``so`` fix.
     ``optimal_only``: see :func:`open_executor`.
 
-    Raises OptionError for options that do not fit the model or the device, Fail where the model does not load.
+    Raises OptionError for options that do not fit the model or the device, Fail if the model does not load.
     """
     found, candidate = made.found, made.candidate
     assert found is not None

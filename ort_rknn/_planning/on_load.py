@@ -17,7 +17,7 @@ log = logging.getLogger("ort_rknn")
 def compiled_on_load(request: Request, facts: Facts) -> Facts:
     """``facts`` with what was compiled now or before, or with the reason why nothing was.
 
-    Does nothing where the option ``convert`` is off, a compiled model fits or was named, or the NPU is not to be used
+    Does nothing if the option ``convert`` is off, a compiled model fits or was named, or the NPU is not to be used
     whatever there is.
     """
     wanted = request.options.convert == "on_load" and request.wants_npu

@@ -77,7 +77,7 @@ def _asked(options: Mapping[str, str], name: str) -> str | None:
 def parts_form(source: str | bytes, onnx: OnnxModel, options: Options, label: str) -> PartsForm:
     """The form of the model with EPContext nodes at ``source`` (a path, or its bytes) that the options ask for.
 
-    Raises OptionError where they ask for what a node on the CPU stands against, naming it, or for what is not there.
+    Raises OptionError if they ask for what a node on the CPU stands against, naming it, or for what is not there.
     """
     names = tuple(value.name for value in onnx.inputs)
     form = PartsForm(options, names)

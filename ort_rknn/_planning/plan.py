@@ -54,7 +54,7 @@ class Plan:
     found: Found | None = None
     candidate: Candidate | None = None
     """For "npu": the compiled model; None: a stand-in is to be made. For "as it is": the model in parts that runs in
-    place of the ONNX; None where the user gave one."""
+    place of the ONNX; None if the user gave one."""
     use_onnx: bool = False
     """For "npu": signature, metadata (and a virtual NPU's numbers) come from the ONNX."""
     fallback: Fallback | None = None
@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def stand_in(self) -> str:
-        """What to tell where a stand-in runs in place of a compiled model; "" where none does."""
+        """What to tell where a stand-in runs in place of a compiled model; "" if none does."""
         return _STAND_IN if self.where == "npu" and self.candidate is None else ""
 
 
@@ -75,7 +75,7 @@ _STAND_IN = (
 
 
 def plan(request: Request, facts: Facts) -> Plan:
-    """Raises NpuUnavailable where the request is strict, or nothing could stand in for the NPU."""
+    """Raises NpuUnavailable if the request is strict, or nothing could stand in for the NPU."""
     if facts.kind == "other":
         if request.wants_npu and facts.onnx_problem is not None:
             return fall_back(request, facts, f"{facts.label}: {facts.onnx_problem}", "", ())
@@ -156,7 +156,7 @@ def _given_onnx(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
 
 
 def _free_dims(facts: Facts) -> str:
-    """What a stand-in cannot fix; "" where only leading axes of inputs and lengths of outputs are free."""
+    """What a stand-in cannot fix; "" if only leading axes of inputs and lengths of outputs are free."""
     assert facts.onnx is not None
     for what, values in (("input", facts.onnx.inputs), ("output", facts.onnx.outputs)):
         for value in values:

@@ -46,7 +46,7 @@ class Request:
     overtaken: tuple[str, ...] = ()
     """Providers that were named before ours, which comes first all the same; but for the CPU, see ``after_cpu``."""
     must_stay: str = ""
-    """Why the session runs on the CPU although the NPU comes first; "" where nothing speaks against the NPU."""
+    """Why the session runs on the CPU although the NPU comes first; "" if nothing speaks against the NPU."""
     notes: tuple[str, ...] = ()
     """What a wish came to, for ``explain()``."""
     after_cpu: bool = False
@@ -255,7 +255,7 @@ def _split(providers: Any, provider_options: Any) -> tuple[bool, Mapping[str, ob
 
 
 def _check_names(providers: Any) -> None:
-    """Raise OptionError where ours is named in a form that onnxruntime does not take, or misspelt.
+    """Raise OptionError if ours is named in a form that onnxruntime does not take, or misspelled.
 
     onnxruntime prints an error in both cases, and goes on with the CPU.
     """

@@ -27,7 +27,7 @@ def has_providers(so: Any) -> bool:
 
 
 def config_entry(so: Any, key: str) -> str | None:
-    """A session config entry; None where it is not set."""
+    """A session config entry; None if it is not set."""
     if not so or not hasattr(so, "get_session_config_entry"):
         return None
     try:
@@ -236,7 +236,7 @@ _IN_MEMORY = "add_external_initializers_from_files_in_memory"
 
 
 def overridden_dims(so: Any, inputs: Sequence[OnnxValue]) -> dict[str, tuple[Dimension, ...]]:
-    """The dims that free dimension overrides, by name or by denotation, give to ``inputs``; {} where they change none.
+    """The dims that free dimension overrides, by name or by denotation, give to ``inputs``; {} if they change none.
 
     onnxruntime is asked by a session on a model that has these inputs and nothing else. Raises what it raises.
     """

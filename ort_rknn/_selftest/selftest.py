@@ -33,9 +33,9 @@ class SelfTest:
     """What :func:`selftest` found."""
 
     tested: tuple[Tested, ...]
-    """Empty where no adapter sees a device."""
+    """Empty if no adapter sees a device."""
     reason: str
-    """Why there is no device; "" where there is one."""
+    """Why there is no device; "" if there is one."""
 
     @property
     def virtual(self) -> bool:
@@ -136,7 +136,7 @@ def _lines(subject: Subject) -> Iterator[Line]:
 
 
 def _bounded(name: str, check: Callable[[Subject], Line], subject: Subject) -> Line | None:
-    """What ``check`` answers. None where it takes longer than :data:`SECONDS`: its thread is left behind."""
+    """What ``check`` answers. None if it takes longer than :data:`SECONDS`: its thread is left behind."""
     answers: list[Line] = []
 
     def ask() -> None:

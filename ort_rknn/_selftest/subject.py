@@ -65,7 +65,7 @@ class Subject:
         return str(MODELS / f"{name}.onnx")
 
     def compiled(self, name: str = "conv_f16", soc: str = "") -> str | None:
-        """Path of the model compiled for this device, or for another SoC; None where there is none."""
+        """Path of the model compiled for this device, or for another SoC; None if there is none."""
         path = MODELS / f"{name}.{soc or self.found.device.soc}.rknn"
         return str(path) if path.exists() else None
 

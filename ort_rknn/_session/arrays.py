@@ -32,7 +32,7 @@ def empty(
     suits buffers that only other hardware touches. Feed it, or bind it as an output, like any array; views of it too.
     The memory lives as long as the array or a view of it.
 
-    Raises NpuUnavailable where there is no such device, Fail where it gives no memory (the text names what was tried),
+    Raises NpuUnavailable if there is no such device, Fail if it gives no memory (the text names what was tried),
     ValueError for a shape without elements or a negative one.
     """
     kind = np.dtype(dtype)
@@ -53,7 +53,7 @@ def from_dmabuf(
 
     ``offset``: bytes from the buffer's start. ``strides``: bytes per axis as numpy's, where rows or planes have gaps
     (pitch, vertical stride); None: contiguous. ``fd`` is duplicated: the caller may close it at once. The array is
-    read-only where the descriptor is. The mapping lives as long as the array or a view of it.
+    read-only if the descriptor is. The mapping lives as long as the array or a view of it.
 
     onnxruntime copies an array with gaps before a run. ``io_binding.bind_input(name, "cpu", 0, array.dtype,
     array.shape, array.ctypes.data)`` hands over its address, and the gaps are taken into account.

@@ -99,7 +99,7 @@ class AsynchronousCalls:
         results that are done may have to wait for an older one: 64 calls at most, or 64 MiB of results and copied
         feeds. ``depth``: how many calls at most, done or not. When the consumer stops early,
         or ``feeds`` raises, what has not begun is dropped and what runs is waited for. Raises ValueError for a depth
-        below 1, TypeError for one that is no whole number, QueueFull where others hold all places for too long.
+        below 1, TypeError for one that is no whole number, QueueFull if others hold all places for too long.
         """
         from .._concurrency.stream import in_order
 

@@ -39,7 +39,7 @@ from ..files.surrounded import Edge, Step, surrounded
 from .compiled_beside import parts_beside, wholes_beside
 
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
-#: Operators as they are used here: Sub and Div broadcast from opset 7 on, Round comes with 11.
+#: Operators as they are used here: Sub and Div broadcast since opset 7, Round comes with 11.
 _OPSET, _OPSET_OF_RAW = 7, 11
 
 
@@ -57,7 +57,7 @@ class CpuForm:
 
 
 def cpu_form(facts: Facts, options: Options, source: str | bytes) -> CpuForm | None:
-    """The form that the options ask for of the ONNX at ``source``; None where it has that form already.
+    """The form that the options ask for of the ONNX at ``source``; None if it has that form already.
 
     Raises OptionError for options that cannot be kept: an input is not there, has no layout, or is fed integers while
     no compiled model tells what these mean. Raises OnnxFileError or OSError for an ONNX that cannot be read.
@@ -172,7 +172,7 @@ def _cast(dtype: str) -> Step:
 
 
 def _own_dtype(what: str, value: OnnxValue, asked: str) -> str:
-    """The ONNX's dtype. Raises OptionError where it is none that is converted."""
+    """The ONNX's dtype. Raises OptionError if it is none that is converted."""
     if value.dtype is None or value.dtype not in DTYPES:
         raise OptionError(
             f"provider option {asked}: {what} {value.name!r} is {value.type_text}, which is not converted; leave it out"
@@ -261,7 +261,7 @@ class _Compiled:
         self.raw: dict[str, Quantization] = {}
 
     def shape_of(self, name: str) -> Sequence[int] | None:
-        """An input's compiled shape in the ONNX's order of axes; None where nothing tells it."""
+        """An input's compiled shape in the ONNX's order of axes; None if nothing tells it."""
         for _, file in self._known():
             tensor = _tensor(file.inputs, self._names[0], name)
             if tensor is not None and tensor.shape is not None:
@@ -269,9 +269,9 @@ class _Compiled:
         return None
 
     def input_of(self, name: str, dtype: str) -> RknnTensor | None:
-        """What the compiled models say of an input; None where they have dropped it, because nothing reads it.
+        """What the compiled models say of an input; None if they have dropped it, because nothing reads it.
 
-        Raises OptionError where there is none that tells mean and std, or where they differ.
+        Raises OptionError if there is none that tells mean and std, or if they differ.
         """
         said: dict[Any, tuple[str, RknnTensor | None]] = {}
         for label, file in self._known():
@@ -310,16 +310,16 @@ class _Compiled:
                     yield label, tensor
 
     def output_of(self, name: str) -> RknnTensor | None:
-        """What the compiled models say of an output; None where they have left it out, because it never changes.
+        """What the compiled models say of an output; None if they have left it out, because it never changes.
 
-        Raises OptionError where they tell no type, or differ.
+        Raises OptionError if they tell no type, or differ.
         """
         return self._stored("output", name, self._output)
 
     def stored_input(self, name: str) -> RknnTensor | None:
-        """What the compiled models say of an input's type; None where they have dropped it, because nothing reads it.
+        """What the compiled models say of an input's type; None if they have dropped it, because nothing reads it.
 
-        Raises OptionError where they tell no type, or differ.
+        Raises OptionError if they tell no type, or differ.
         """
         return self._stored("input", name, self._input)
 
@@ -387,7 +387,7 @@ class _Compiled:
         return wholes_beside(onnx) if onnx is not None else []
 
     def _onnx(self) -> str | None:
-        """The ONNX's path, of a model with EPContext nodes that of its original; None where it is in memory."""
+        """The ONNX's path, of a model with EPContext nodes that of its original; None if it is in memory."""
         onnx = self._source if self._facts.kind == "ep_context" else self._facts.model
         return onnx if isinstance(onnx, str) else None
 

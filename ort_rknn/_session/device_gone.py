@@ -19,7 +19,7 @@ from .native import Given
 def cpu_fallback(
     given: Given, decision: Decision, executor: Executor, pinned: PinnedModel | None
 ) -> CpuFallback | None:
-    """What runs a session's calls while its device is gone; None where an error is to be raised then.
+    """What runs a session's calls while its device is gone; None if an error is to be raised then.
 
     The session must have been given the ONNX, which ``pinned`` holds open where it is a file, and must not be strict.
     A form that only a compiled model takes or gives cannot be kept on the CPU.

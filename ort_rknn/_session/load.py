@@ -22,7 +22,7 @@ _NOTHING: Any = object()
 
 
 def lender_of(kwargs: Mapping[str, Any]) -> Model | None:
-    """The model of the session that ``use_weight_from`` names; None where that one has none on the NPU."""
+    """The model of the session that ``use_weight_from`` names; None if that one has none on the NPU."""
     other = kwargs.get("use_weight_from")
     if other is None:
         return None

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 def save_context(state: State, so: Any) -> None:
-    """Write what the session's config entries ask for. Raises Fail where the file exists already, as onnxruntime, or
-    cannot be written; InvalidArgument where its place is not known."""
+    """Write what the session's config entries ask for. Raises Fail if the file exists already, as onnxruntime, or
+    cannot be written; InvalidArgument if its place is not known."""
     if config_entry(so, ENABLE) != "1":
         return
     assert state.plan is not None and state.facts is not None

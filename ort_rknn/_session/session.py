@@ -219,7 +219,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
         stream, ``map(feeds, copy=False, depth=n)`` over sets that take turns never gets one that is still being read.
         A free axis has its compiled length, or 1.
 
-        Raises ValueError for an ``n`` below 1 or an input that is no tensor of numbers, Fail where no memory is given.
+        Raises ValueError for an ``n`` below 1 or an input that is no tensor of numbers, Fail if no memory is given.
         """
         from .arrays import session_buffers
 
@@ -229,7 +229,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
         """Plan again from the model that was given at first, as onnxruntime's does for its own providers.
 
         A session on the NPU holds that model open: its path may be relative, deleted or replaced by now. When it fails
-        the session goes on as it was. Raises RuntimeException for a session that was closed, Fail where the model was
+        the session goes on as it was. Raises RuntimeException for a session that was closed, Fail if the model was
         changed in place.
         """
         from .closed import Closed, closed_error

@@ -23,7 +23,7 @@ def check_the_stack(session: Any) -> None:
 
 
 def _need_room(frames: int) -> None:
-    """Raise RecursionError where callbacks would have no room, or no spare status for want of room."""
+    """Raise RecursionError if callbacks would have no room, or no spare status for want of room."""
     if callbacks.short:
         callbacks.make_spares()
     if C_CALLS_COUNT:

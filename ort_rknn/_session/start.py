@@ -89,7 +89,7 @@ _NO_LIMITS = Limits()
 @contextmanager
 def model_again(state: State | None, given: str | bytes) -> Iterator[str | bytes]:
     """The model that a session was made from, to plan from it again inside the ``with``; ``given`` is as the user gave
-    it. Raises Fail where its file was changed in place."""
+    it. Raises Fail if its file was changed in place."""
     if isinstance(given, bytes) or state is None or state.path is None:
         yield given
     elif state.pinned is None:

@@ -24,7 +24,7 @@ class State:
     again: bool = False
     """Made by set_providers, not by the constructor."""
     decision: Decision | None = None
-    """None where the user chose providers on the SessionOptions, which is onnxruntime's business."""
+    """None if the user chose providers on the SessionOptions, which is onnxruntime's business."""
     executor: Executor | None = None
     """Where the whole model is one compiled model."""
     of_nodes: list[Executor] = field(default_factory=list)

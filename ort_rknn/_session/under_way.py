@@ -26,7 +26,7 @@ class UnderWay(Awaited):
     def __init__(self) -> None:
         super().__init__()
         self.thread = 0
-        """The one that is inside of the callback."""
+        """The one that is inside the callback."""
 
     def finish(self) -> None:
         """As :meth:`Awaited.finish`; idempotent."""

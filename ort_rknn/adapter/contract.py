@@ -42,7 +42,7 @@ class SettingError(AdapterError):
 class RknnError(AdapterError):
     """A call of the NPU runtime failed.
 
-    ``call`` is the function's name, ``code`` its return value, ``hint`` what to do about it ("" where nothing is
+    ``call`` is the function's name, ``code`` its return value, ``hint`` what to do about it ("" if nothing is
     known). The text names the call, the code and the vendor's name for it.
     """
 
@@ -67,7 +67,7 @@ class Device:
     cores: int
     """Number of NPU cores."""
     virtual: bool = False
-    """True where no NPU hardware is behind it."""
+    """True if no NPU hardware is behind it."""
     runtime: str = ""
     """Absolute path of the runtime library, or what else runs it."""
     details: Mapping[str, str] = field(default_factory=dict)
@@ -190,7 +190,7 @@ class SharedBuffer:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A tensor inside of a :class:`SharedBuffer`."""
+    """A tensor inside a :class:`SharedBuffer`."""
 
     buffer: SharedBuffer
     offset: int
@@ -207,7 +207,7 @@ class HeldFile(Protocol):
     """An open file. See :class:`ort_rknn.files.pinned.Pinned`."""
 
     def change(self) -> str | None:
-        """What was done to the file since it was opened; None where it is as it was."""
+        """What was done to the file since it was opened; None if it is as it was."""
 
     def is_at_its_path(self) -> bool:
         """Whether its path still leads to this file."""
@@ -228,7 +228,7 @@ class ModelSource:
     def open_path(self) -> str:
         """A path at which the file can be opened now: ``path`` while it leads to the same file.
 
-        For a model in a file. A path that was deleted or replaced since makes no difference; AdapterError where the
+        For a model in a file. A path that was deleted or replaced since makes no difference; AdapterError if the
         file was changed in place, because contexts of one model must not come from two.
         """
         assert self.path is not None
@@ -241,7 +241,7 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """How to load a model. An adapter that cannot honour a field that is not at its default raises SettingError."""
+    """How to load a model. An adapter that cannot honor a field that is not at its default raises SettingError."""
 
     twin: str | bytes | None = None
     """The ONNX model (a path, or its bytes) that the compiled one was made from, where it is known. Real runtimes have
@@ -277,7 +277,7 @@ class Context(Protocol):
         """Run once: read the buffers at ``inputs``, write those at ``outputs`` (addresses, in the form's order).
 
         Blocks until the outputs are written; releases the GIL while the NPU works. After an error the output buffers
-        hold nothing that may be read. Raises RknnError where the runtime failed, AdapterError where the form is one
+        hold nothing that may be read. Raises RknnError if the runtime failed, AdapterError if the form is one
         that this adapter cannot serve, and after close(). Structures are prepared at a form's first run and kept until
         close(). Addresses differ from run to run. Inputs are only read.
         """
@@ -341,7 +341,7 @@ class ChecksDevices(Protocol):
     """What an adapter may offer besides: a closer look at a device that it sees."""
 
     def check(self, device: Device) -> Absence | None:
-        """Why no model could be loaded on ``device``, None where nothing is found. May take seconds, and keep on disk
+        """Why no model could be loaded on ``device``, None if nothing is found. May take seconds, and keep on disk
         what loading a model would keep. For people who ask: sessions find out when they load."""
 
 
@@ -364,7 +364,7 @@ class AllocatesBuffers(Protocol):
         """A new dma-buf of ``nbytes`` (from 1 on): its file descriptor, which the caller closes.
 
         ``cached``: whether the CPU may keep it in its caches, which :meth:`BindsBuffers.run_bound` then keeps in step.
-        Raises AdapterError where the system refuses.
+        Raises AdapterError if the system refuses.
         """
 
 
@@ -381,7 +381,7 @@ class TellsLayers(Protocol):
     """What a context may offer besides, of a model that was loaded with ``collect_layers``."""
 
     def layer_table(self) -> str:
-        """The runtime's own table of the layers of the last run, as text. Raises RknnError where it has none."""
+        """The runtime's own table of the layers of the last run, as text. Raises RknnError if it has none."""
 
 
 class BindsBuffers(Protocol):
@@ -401,7 +401,7 @@ class TellsNativeForms(Protocol):
 
     def native_forms(self, *, nhwc: bool = False) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
         """Of the inputs and of the outputs. ``nhwc``: in the NPU's NHWC form instead of blocks, where four axes have
-        one. Called at load, never during a run. Raises AdapterError where the runtime does not tell them, and for a
+        one. Called at load, never during a run. Raises AdapterError if the runtime does not tell them, and for a
         model with shape sets."""
 
 

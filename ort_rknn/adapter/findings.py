@@ -22,9 +22,9 @@ class Finding:
     seen: str
     """What was seen, in one sentence without a full stop."""
     remedy: str = ""
-    """What to do about it, in a sentence or two; "" where nothing is wrong."""
+    """What to do about it, in a sentence or two; "" if nothing is wrong."""
     command: str = ""
-    """One line to paste into a shell; "" where no command helps."""
+    """One line to paste into a shell; "" if no command helps."""
 
 
 class Examines(Protocol):

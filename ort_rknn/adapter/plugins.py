@@ -88,7 +88,7 @@ def brought(
 
 
 def name_brought(name: str) -> Any:
-    """What the built-in plugins offer as a name of ``ort_rknn``. Raises AttributeError where none does."""
+    """What the built-in plugins offer as a name of ``ort_rknn``. Raises AttributeError if none does."""
     names = brought(COMMANDS, "ort_rknn_names", lambda plugin, error: None, built_in_only=True)
     for _, _, (known, value) in names:
         if known == name:
@@ -117,8 +117,8 @@ def load_plugin(manager: pluggy.PluginManager, value: str, hook: str) -> list[An
     """What the function ``hook`` of a plugin brings. ``value`` is its entry point's: "package.module" or
     "package.module:object".
 
-    Raises whatever its import raises, AttributeError where there is no such object or it lacks the hook, and pluggy's
-    PluginValidationError for a hook that nobody knows, a misspelt one. It is not registered then.
+    Raises whatever its import raises, AttributeError if there is no such object or it lacks the hook, and pluggy's
+    PluginValidationError for a hook that nobody knows, a misspelled one. It is not registered then.
     """
     module, _, attribute = value.partition(":")
     plugin: Any = importlib.import_module(module.strip())

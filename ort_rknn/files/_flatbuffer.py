@@ -33,7 +33,7 @@ class Budget:
         self.left = size
 
     def spend(self, size: int) -> None:
-        """Raises FlatbufferError where less than ``size`` bytes are left."""
+        """Raises FlatbufferError if less than ``size`` bytes are left."""
         if size > self.left:
             raise FlatbufferError("it would take more memory than any such file needs")
         self.left -= size
@@ -48,8 +48,8 @@ _OBJECT_COST = 48
 class Table:
     """A table at ``position`` of ``data``, inside a buffer that lies at ``start`` to ``end``.
 
-    Fields are named by their slot: the index in the vtable. A getter gives None where the slot is absent, and raises
-    FlatbufferError where an offset leaves the buffer.
+    Fields are named by their slot: the index in the vtable. A getter gives None if the slot is absent, and raises
+    FlatbufferError if an offset leaves the buffer.
     """
 
     __slots__ = ("_budget", "_data", "_end", "_position", "_slots", "_start", "_vtable")

@@ -57,11 +57,11 @@ class OnnxValue:
     elem_type: int | None
     """TensorProto.DataType of a tensor; None for other kinds."""
     dims: tuple[Dimension, ...] | None
-    """Of a tensor: None where the rank is unknown."""
+    """Of a tensor: None if the rank is unknown."""
     type_text: str
     """The type as onnxruntime writes it: "tensor(float)", "seq(tensor(int64))"."""
     denotations: tuple[str, ...] = ()
-    """Of a tensor with a rank: what each dimension is said to mean ("DATA_BATCH"), "" where nothing is said."""
+    """Of a tensor with a rank: what each dimension is said to mean ("DATA_BATCH"), "" if nothing is said."""
 
     @property
     def dtype(self) -> str | None:
@@ -82,7 +82,7 @@ class EpContextNode:
     embed_mode: int
     """1: the compiled model is inside the node; 0: the node has its path."""
     cache_context: bytes | None
-    """With embed_mode 0: the path as written, relative to the model's folder and not checked. None where there is none
+    """With embed_mode 0: the path as written, relative to the model's folder and not checked. None if there is none
     (or it is longer than any path)."""
     cache_size: int
     """Bytes of ``ep_cache_context``, whatever the mode."""

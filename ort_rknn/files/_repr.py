@@ -18,7 +18,7 @@ _WORDS = {"True": "true", "False": "false", "None": "null", "nan": "NaN", "inf":
 
 
 def parse_repr(text: str) -> object:
-    """The value that ``text`` is the ``repr`` of; tuples come back as lists. Raises ValueError where it is not one."""
+    """The value that ``text`` is the ``repr`` of; tuples come back as lists. Raises ValueError if it is not one."""
     import json
 
     def as_json(match: re.Match[str]) -> str:

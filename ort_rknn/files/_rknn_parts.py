@@ -194,7 +194,7 @@ def _read_trailer(data: Data, trailer: tuple[int, int], parts: Parts, budget: Bu
 
 
 def _spend_on_text(text: str, budget: Budget) -> None:
-    """Before JSON or a repr is parsed. Raises FlatbufferError where it would take too much."""
+    """Before JSON or a repr is parsed. Raises FlatbufferError if it would take too much."""
     budget.spend(2 * len(text) + sum(cost * text.count(sign) for sign, cost in _COSTS.items()))
 
 
@@ -221,7 +221,7 @@ def _sequence(value: object) -> list[object]:
 
 
 def as_shape(value: object) -> Shape | None:
-    """``value`` as a shape, None where it is not one."""
+    """``value`` as a shape, None if it is not one."""
     if not isinstance(value, (list, tuple)) or len(value) > _RANK_LIMIT:
         return None
     if not all(type(size) is int and 0 <= size < 1 << 31 for size in value):
@@ -230,7 +230,7 @@ def as_shape(value: object) -> Shape | None:
 
 
 def as_shapes(value: object) -> tuple[Shape, ...] | None:
-    """``value`` as a list of shapes, None where it is not one or has more of them than the runtime takes."""
+    """``value`` as a list of shapes, None if it is not one or has more of them than the runtime takes."""
     if not isinstance(value, list) or len(value) > _SET_LIMIT:
         return None
     shapes = [shape for shape in map(as_shape, value) if shape is not None]
@@ -238,7 +238,7 @@ def as_shapes(value: object) -> tuple[Shape, ...] | None:
 
 
 def as_floats(value: object) -> tuple[float, ...] | None:
-    """``value`` as finite floats, None where it is something else."""
+    """``value`` as finite floats, None if it is something else."""
     if not isinstance(value, list) or len(value) > _PORT_LIMIT:
         return None
     if not all(type(item) in (int, float) and abs(item) < 1e30 for item in value):

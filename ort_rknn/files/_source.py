@@ -24,7 +24,7 @@ _MOST_BLOCKS = 64
 class FileData:
     """The bytes of an open file, read on demand: ``data[7]``, ``data[100:200]``, ``len(data)``.
 
-    The last blocks are kept, so that small reads near each other cost one system call. Raises EOFError where the file
+    The last blocks are kept, so that small reads near each other cost one system call. Raises EOFError if the file
     has become shorter since it was opened.
     """
 
@@ -98,7 +98,7 @@ def describe_source(source: Source) -> str:
 def open_source(source: Source, error: type[ValueError]) -> Iterator[Data]:
     """The bytes of ``source`` for reading at any offset. A file that this opens is closed on every path.
 
-    Raises OSError where the file cannot be opened (IsADirectoryError for a folder), ``error`` where it is something
+    Raises OSError if the file cannot be opened (IsADirectoryError for a folder), ``error`` if it is something
     that has no contents to read at an offset (a pipe, a device), and where it was changed meanwhile: whatever was made
     of it is not to be used then.
     """
@@ -125,7 +125,7 @@ def _data(file: Pinned) -> Data:
 
 @contextmanager
 def _unchanged(file: Pinned, error: type[ValueError]) -> Iterator[None]:
-    """Raises ``error`` where the file is another one at the end: also in place of what its reader raised."""
+    """Raises ``error`` if the file is another one at the end: also in place of what its reader raised."""
     try:
         yield
     except (ValueError, EOFError) as problem:

@@ -35,7 +35,7 @@ _OLDEST_IR = 4
 class Original:
     """An ONNX model that parts were compiled from, held open until :meth:`close`.
 
-    Raises OSError or ValueError where the file cannot be opened, OnnxFileError where it is no ONNX or damaged.
+    Raises OSError or ValueError if the file cannot be opened, OnnxFileError if it is no ONNX or damaged.
     """
 
     def __init__(self, path: str) -> None:
@@ -67,7 +67,7 @@ class Original:
         """The model that makes ``outputs`` from ``inputs``, tensors of the main graph with their types.
 
         A graph input of which the part needs the shape only is zeros of that shape, with 1 for a free first axis.
-        Raises Disagreement where something else is needed that is not behind ``inputs``, OnnxFileError for a damaged
+        Raises Disagreement if something else is needed that is not behind ``inputs``, OnnxFileError for a damaged
         model or one that was changed.
         """
         try:

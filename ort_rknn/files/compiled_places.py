@@ -29,7 +29,7 @@ _WORD = re.compile(r"[a-z0-9]+", re.ASCII)
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether anything is at ``path``: a file, a link (to nothing, too), a folder (containers make one where a file
+    """Whether anything is at ``path``: a file, a link (to nothing, too), a folder (containers make one if a file
     that does not exist is mounted), or something that this user may not look at. Whoever reads it says what is wrong
     with it."""
     try:
@@ -61,7 +61,7 @@ def other_places(onnx_path: str | os.PathLike[str], soc: str) -> tuple[str, ...]
     """Where other programs put the compiled model of an ONNX: Ultralytics ``<stem>_rknn_model/<stem>-<soc>.rknn``,
     Immich ``rknpu/<soc>/<stem>.rknn`` and ``rknpu/<soc>/model.rknn``.
 
-    The last one does not tell whose it is: it counts only where the folder holds no other ONNX.
+    The last one does not tell whose it is: it counts only if the folder holds no other ONNX.
     """
     prefix, stem = prefix_and_stem(onnx_path)
     paths = [f"{prefix}{stem}{EXPORT_FOLDER}/{stem}-{soc}.rknn", f"{prefix}{_IMMICH}/{soc}/{stem}.rknn"]
@@ -109,7 +109,7 @@ def onnx_of_place(rknn_path: str | os.PathLike[str]) -> tuple[Path, ...]:
 
 def pick_in_folder(folder: str | os.PathLike[str], soc: str | None) -> Path | None:
     """The compiled model in a folder that Ultralytics exported, given the folder: that for ``soc`` where there is one,
-    else any, which is judged like every other. None where it is no such folder, or holds none."""
+    else any, which is judged like every other. None if it is no such folder, or holds none."""
     path = Path(folder)
     if not path.absolute().name.endswith(EXPORT_FOLDER) or not path.is_dir():
         return None

@@ -32,13 +32,13 @@ _lock = threading.Lock()
 
 
 def hashes_file() -> Path | None:
-    """``$XDG_CACHE_HOME/ort_rknn/hashes.json``, else below ``~/.cache``; None where there is no home folder."""
+    """``$XDG_CACHE_HOME/ort_rknn/hashes.json``, else below ``~/.cache``; None if there is no home folder."""
     folder = cache_folder()
     return folder / "hashes.json" if folder is not None else None
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file's contents, in hex. Raises OSError where it cannot be read or is no regular file."""
+    """The sha256 of a file's contents, in hex. Raises OSError if it cannot be read or is no regular file."""
     with open_regular(path) as file:
         info = os.fstat(file.fileno())
         name = os.path.realpath(path)
@@ -69,7 +69,7 @@ Entries = dict[str, Any]
 
 
 def _remembered() -> Entries:
-    """What the file says; {} where there is none that can be trusted."""
+    """What the file says; {} if there is none that can be trusted."""
     from .._json import JsonError, members, read_json
 
     path = hashes_file()

@@ -35,7 +35,7 @@ class LeftOut:
     copies: Mapping[str, str] = field(default_factory=dict)
     """Outputs that are second names of a tensor: the compiled model's name for it, by theirs."""
     part: bytes = b""
-    """The ONNX model that computes the constants; b"" where there are none."""
+    """The ONNX model that computes the constants; b"" if there are none."""
     part_inputs: tuple[OnnxValue, ...] = ()
     """Its inputs, all of fixed shape. Of their values nothing depends, only of their shapes."""
 
@@ -43,8 +43,8 @@ class LeftOut:
 def left_out(source: Source, inputs: Sequence[str], outputs: Sequence[str]) -> LeftOut:
     """What a compiled model with these inputs and outputs lacks of the ONNX at ``source`` (a path, or its bytes).
 
-    Raises Disagreement where it lacks more than can be served without it, OnnxFileError where the ONNX is damaged,
-    OSError where it cannot be opened.
+    Raises Disagreement if it lacks more than can be served without it, OnnxFileError if the ONNX is damaged,
+    OSError if it cannot be opened.
     """
     with open_source(source, OnnxFileError) as data:
         try:
@@ -115,7 +115,7 @@ _RANDOM = frozenset(
 )
 #: Their outputs' shapes depend on the first input's values.
 _SHAPED_BY_VALUES = frozenset(("NonZero", "Unique", "Compress", "NonMaxSuppression", "ConstantOfShape", "Range"))
-#: Their outputs' shapes depend on no input's values, also where several inputs are no constants.
+#: Their outputs' shapes depend on no input's values, also if several inputs are no constants.
 _SHAPED_BY_SHAPES = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Mod", "Pow", "Min", "Max", "Sum", "Mean", "PRelu", "Where", "And", "Or", "Xor"),

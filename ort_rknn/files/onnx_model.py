@@ -40,7 +40,7 @@ class OnnxModel:
     producer_version: str
     domain: str
     model_version: int | None
-    """None where the model has none (onnxruntime then reports 2**63 - 1)."""
+    """None if the model has none (onnxruntime then reports 2**63 - 1)."""
     doc_string: str
     opsets: Mapping[str, int]
     """Version by domain; the standard domain is ""."""
@@ -63,14 +63,14 @@ class OnnxModel:
 
 
 def is_onnx(head: bytes) -> bool:
-    """True where ``head``, the first 64 bytes of a file, looks like the start of an ONNX model."""
+    """True if ``head``, the first 64 bytes of a file, looks like the start of an ONNX model."""
     return looks_like(head) == "an ONNX model"
 
 
 def read_onnx(source: Source) -> OnnxModel:
     """Read what an ONNX model (a path, or its bytes) says of itself.
 
-    Raises OnnxFileError where it is not an ONNX model or is damaged, OSError where the file cannot be opened.
+    Raises OnnxFileError if it is not an ONNX model or is damaged, OSError if the file cannot be opened.
     """
     name = describe_source(source)
     with open_source(source, OnnxFileError) as data:

@@ -63,7 +63,7 @@ _ALONE_ON_CPU = frozenset((
 
 
 def alone(op_type: str, domain: str = "") -> Where | None:
-    """Where an ONNX operator ran when it was compiled alone; None where that is not known."""
+    """Where an ONNX operator ran when it was compiled alone; None if that is not known."""
     if domain not in ("", "ai.onnx"):
         return None
     if op_type in NO_LOWERING:
@@ -124,8 +124,8 @@ class Operators:
 def read_operators(source: Source) -> Operators:
     """Read them from an .rknn file (a path, or its bytes). Takes some microseconds an operator.
 
-    Raises RknnFileError where it is not an .rknn model, is cut short, or its tables cannot be read (encrypted models);
-    OSError where it cannot be opened.
+    Raises RknnFileError if it is not an .rknn model, is cut short, or its tables cannot be read (encrypted models);
+    OSError if it cannot be opened.
     """
     name = describe_source(source)
     with open_source(source, RknnFileError) as data:

@@ -70,7 +70,7 @@ class Origin:
     ) -> Origin:
         """The record of an ONNX as it is now. Reads it, and its external data, from end to end.
 
-        Raises OSError where a file cannot be read, OnnxFileError where it is not an ONNX model or names external data
+        Raises OSError if a file cannot be read, OnnxFileError if it is not an ONNX model or names external data
         outside its folder.
         """
         path = Path(onnx_path)
@@ -87,7 +87,7 @@ class Origin:
     def to_custom_string(self, others: Mapping[str, object] | None = None) -> str:
         """The record as a custom string for the converter, beside ``others``: what else the custom string holds.
 
-        Raises ValueError where it would not be shorter than 1,024 characters; the text says what to shorten.
+        Raises ValueError if it would not be shorter than 1,024 characters; the text says what to shorten.
         """
         import json
 
@@ -118,7 +118,7 @@ class Origin:
 
     @staticmethod
     def parse(custom_string: str | None) -> Origin | None:
-        """The record in a custom string; None where there is none that can be read. Never raises."""
+        """The record in a custom string; None if there is none that can be read. Never raises."""
         if not custom_string or len(custom_string) > 4 * CUSTOM_STRING_LIMIT or _KEY not in custom_string:
             return None
         from .._json import JsonError, parse_json
@@ -145,7 +145,7 @@ class Origin:
 
     @staticmethod
     def others_in(custom_string: str | None) -> dict[str, object] | None:
-        """What a custom string holds beside the record; None where it is no JSON object, so that no record fits in."""
+        """What a custom string holds beside the record; None if it is no JSON object, so that no record fits in."""
         from .._json import JsonError, parse_json
 
         if not custom_string:
@@ -158,9 +158,9 @@ class Origin:
 
 
 def is_stale(origin: Origin, onnx_path: str | os.PathLike[str]) -> str | None:
-    """None where the ONNX is still what it was when ``origin`` was recorded, else what is different, in words.
+    """None if the ONNX is still what it was when ``origin`` was recorded, else what is different, in words.
 
-    Sizes and mtimes are compared; only where an mtime alone differs is the file read and hashed, once (see
+    Sizes and mtimes are compared; only if an mtime alone differs is the file read and hashed, once (see
     :mod:`ort_rknn.files.hashes`). The names of the ONNX and its folder do not matter.
     """
     path = Path(onnx_path)

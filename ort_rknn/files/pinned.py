@@ -33,7 +33,7 @@ class Pinned:
     read any more as it was: :meth:`change` tells. Closed by :meth:`close`, at the end of a ``with``, or when dropped;
     then it still knows what the file was.
 
-    Raises OSError where the file cannot be opened (IsADirectoryError for a folder), ValueError where it is not a
+    Raises OSError if the file cannot be opened (IsADirectoryError for a folder), ValueError if it is not a
     regular file (a pipe, a device).
     """
 
@@ -59,7 +59,7 @@ class Pinned:
         self._device, self._inode = info.st_dev, info.st_ino
 
     def change(self) -> str | None:
-        """What was done to the file since it was opened, for the text of an error; None where it is as it was."""
+        """What was done to the file since it was opened, for the text of an error; None if it is as it was."""
         if self.descriptor >= 0:
             info = os.fstat(self.descriptor)
         elif self.is_at_its_path():
@@ -94,7 +94,7 @@ class Pinned:
         raise FileNotFoundError(errno.ENOENT, "the file was deleted or replaced, and there is no /proc", self.path)
 
     def read(self, start: int, size: int) -> bytes:
-        """``size`` bytes from ``start`` on. Raises EOFError where the file has become shorter."""
+        """``size`` bytes from ``start`` on. Raises EOFError if the file has become shorter."""
         part = os.pread(self.descriptor, size, start)
         if len(part) == size:
             return part
@@ -132,7 +132,7 @@ class PinnedModel:
 
     ``parts`` are the names of files without which the model is not the same one (external data, the compiled models of
     EPContext nodes); ``beside`` are others that are looked for beside it (its twin). Names that leave the model's
-    folder, and files that are not there, are left out. Raises OSError or ValueError where the model itself cannot be
+    folder, and files that are not there, are left out. Raises OSError or ValueError if the model itself cannot be
     pinned.
     """
 
@@ -168,7 +168,7 @@ class PinnedModel:
 
         ``with_all``: the files beside it too, all under their own names. It is the model's own path as long as that
         leads to the same files, else one in a private folder that goes with the ``with``. Raises FileChangedError where
-        a file was changed in place, also meanwhile, and OSError where there is no room for copies.
+        a file was changed in place, also meanwhile, and OSError if there is no room for copies.
         """
         with self._lock:
             self._users += 1

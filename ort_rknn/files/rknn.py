@@ -81,11 +81,11 @@ class RknnFile:
     framework: str | None
     """What the model was made from: "ONNX"."""
     custom_string: str | None
-    """The converter's ``custom_string``; "" where none was given."""
+    """The converter's ``custom_string``; "" if none was given."""
     batch: int
     """``rknn_batch_size``; 1 where none was given."""
     dynamic: bool
-    """True where the model was compiled for a choice of input shapes."""
+    """True if the model was compiled for a choice of input shapes."""
     inputs: tuple[RknnTensor, ...]
     outputs: tuple[RknnTensor, ...]
     shape_sets: tuple[tuple[Shape, ...], ...]
@@ -97,12 +97,12 @@ class RknnFile:
 
 
 def is_rknn(head: bytes) -> bool:
-    """True where ``head``, the first 8 bytes of a file or more, starts an .rknn model (encrypted ones included)."""
+    """True if ``head``, the first 8 bytes of a file or more, starts an .rknn model (encrypted ones included)."""
     return head.startswith((b"RKNN", b"CYPTRKNN"))
 
 
 def is_rknpu3(head: bytes) -> bool:
-    """True where ``head``, the first 4 bytes of a file or more, starts a model for RKNPU3: another generation, whose
+    """True if ``head``, the first 4 bytes of a file or more, starts a model for RKNPU3: another generation, whose
     models neither this library nor librknnrt can run."""
     return head.startswith(b"RKNX")
 
@@ -110,7 +110,7 @@ def is_rknpu3(head: bytes) -> bool:
 def read_rknn(source: Source) -> RknnFile:
     """Read what an .rknn file (a path, or its bytes) says of itself. Takes under a millisecond whatever the size.
 
-    Raises RknnFileError where it is not an .rknn model, is cut short, or has lengths that cannot be; OSError where
+    Raises RknnFileError if it is not an .rknn model, is cut short, or has lengths that cannot be; OSError where
     the file cannot be opened. Damage elsewhere is not an error: see :attr:`RknnFile.unknown`.
     """
     name = describe_source(source)

@@ -35,7 +35,7 @@ class Content:
 
 def compiled_file(target: str, source: _HasPath, content: Callable[[], bytes], name: str) -> bytes:
     """The path of a compiled model relative to the model ``target`` that names it: its own where it lies in that
-    folder, else that of a copy ``<target's stem>.<name>.rknn``. Raises OSError where it cannot be written."""
+    folder, else that of a copy ``<target's stem>.<name>.rknn``. Raises OSError if it cannot be written."""
     folder = os.path.dirname(target)
     if source.path is not None:
         relative = os.path.relpath(os.path.realpath(source.path), os.path.realpath(folder))
@@ -48,7 +48,7 @@ def compiled_file(target: str, source: _HasPath, content: Callable[[], bytes], n
 
 
 def put(place: str, content: bytes, *, replace: bool) -> None:
-    """Write a file as a whole or not at all. Raises FileExistsError where it is there and not to be replaced."""
+    """Write a file as a whole or not at all. Raises FileExistsError if it is there and not to be replaced."""
     descriptor, fresh = tempfile.mkstemp(prefix=f".{os.path.basename(place)}.", dir=os.path.dirname(place))
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -68,7 +68,7 @@ def put(place: str, content: bytes, *, replace: bool) -> None:
 def with_contents(data: bytes, contents: Sequence[Content]) -> bytes:
     """The model ``data`` whose EPContext nodes of the main graph hold ``contents``, in the file's order.
 
-    Raises OnnxFileError for a damaged model, ValueError where it has another number of such nodes.
+    Raises OnnxFileError for a damaged model, ValueError if it has another number of such nodes.
     """
     left = list(contents)
     reader = WireReader(data, _FIELD_LIMIT)

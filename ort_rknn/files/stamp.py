@@ -49,8 +49,8 @@ def stamp(
     the ONNX's graph alone does not prove that it may. None keeps what a record of the same ONNX said.
 
     The file is replaced in one step, with its mode kept; a session that is under way keeps the old one. Returns the
-    record. Raises StampError where the two do not belong together, the compiled model's custom string is used for
-    something else, or the file is a link; RknnFileError and OnnxFileError where one cannot be understood; OSError where
+    record. Raises StampError if the two do not belong together, the compiled model's custom string is used for
+    something else, or the file is a link; RknnFileError and OnnxFileError if one cannot be understood; OSError where
     it cannot be read or written.
     """
     path = os.fspath(rknn_path)

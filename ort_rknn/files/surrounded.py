@@ -174,7 +174,7 @@ class _Rewriter:
             before = last
 
     def text_of(self, start: int, end: int, wanted: int) -> str:
-        """A message's text field; "" where it has none."""
+        """A message's text field; "" if it has none."""
         text = ""
         for number, kind, first, last in self._reader.fields(start, end):
             if number == wanted and kind == BYTES:

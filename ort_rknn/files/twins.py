@@ -45,14 +45,14 @@ class Verdict:
 
     fit: bool
     reasons: tuple[str, ...] = ()
-    """Why it is not fit, each with what to do about it. () where it is."""
+    """Why it is not fit, each with what to do about it. () if it is."""
     notes: tuple[str, ...] = ()
     """What could not be checked, or is worth knowing."""
 
 
 def twin_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
     """Where a compiled twin of an ONNX is looked for, in this order: ``model.<soc>.rknn``, ``model-<soc>.rknn``,
-    ``model_<soc>.rknn``, ``model.rknn``. Raises ValueError where ``soc`` is no SoC's name."""
+    ``model_<soc>.rknn``, ``model.rknn``. Raises ValueError if ``soc`` is no SoC's name."""
     prefix, stem = prefix_and_stem(onnx_path)
     return tuple(map(Path, (*_named_after(prefix, stem, _checked(soc)), f"{prefix}{stem}.rknn")))
 
@@ -192,7 +192,7 @@ def _judge_version(file: RknnFile, runtime_version: str | None, reasons: list[st
 
 
 def version_of(text: str | None) -> tuple[int, ...] | None:
-    """The first version in a text, as numbers; None where there is none."""
+    """The first version in a text, as numbers; None if there is none."""
     match = _VERSION.search(text[:256]) if text else None
     return tuple(map(int, match.group().split("."))) if match else None
 

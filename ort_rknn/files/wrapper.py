@@ -124,7 +124,7 @@ def ep_context_model(
 
 def identity_model(inputs: Sequence[OnnxValue]) -> bytes:
     """An ONNX model that has these inputs, as float32, with their dimensions' symbols and denotations, and does
-    nothing but copy the first. Raises IndexError where there is none."""
+    nothing but copy the first. Raises IndexError if there is none."""
     output = "copy of the first"
     node = text_field(1, inputs[0].name) + text_field(2, output) + text_field(4, "Identity")
     float32 = int_field(1, 1)

@@ -8,7 +8,7 @@ programs in it. A folder that is complete and made by the same text of this file
 
 Needs Debian 12 (or another system whose apt knows python3.11 for arm64), apt-get, dpkg-deb, pip and ziglang; no root,
 no binfmt_misc, no change to the system: apt works on lists and folders of its own. Nothing that is fetched here enters
-the repository; the vendor's package stays under the vendor's licence.
+the repository; the vendor's package stays under the vendor's license.
 """
 
 from __future__ import annotations

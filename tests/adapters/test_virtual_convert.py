@@ -39,7 +39,7 @@ def rng():
 
 
 def test_float16_rounds_as_ieee_does(rt):
-    """Every float16, the middles between them and their neighbours, infinities and not a number."""
+    """Every float16, the middles between them and their neighbors, infinities and not a number."""
     halves = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
     finite = np.sort(halves[np.isfinite(halves)])
     middles = (finite[1:] + finite[:-1]) / 2

@@ -20,7 +20,7 @@ SOURCES = Path(_build.__file__).parent / "c"
 
 @pytest.fixture(scope="module", params=["as built", "with sanitizers"])
 def fuzzer(request, tmp_path_factory):
-    """The damage tester: as users build it, and watched by the sanitizers for addresses and undefined behaviour."""
+    """The damage tester: as users build it, and watched by the sanitizers for addresses and undefined behavior."""
     watched = "" if request.param == "as built" else "address,undefined"
     return _program("virtual_fuzz.c", watched, tmp_path_factory.mktemp("fuzz") / "fuzz")
 

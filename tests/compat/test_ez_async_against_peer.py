@@ -21,7 +21,7 @@ PYTHON = os.environ.get("ORT_RKNN_PEER_PYTHON", "")
 
 
 def peer_python():
-    """The interpreter that has the peer; None where there is none."""
+    """The interpreter that has the peer; None if there is none."""
     if PYTHON:
         return PYTHON
     try:

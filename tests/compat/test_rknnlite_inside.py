@@ -1,4 +1,4 @@
-"""What public programs reach for inside of the vendor's objects: the logger, names, shapes, the context."""
+"""What public programs reach for inside the vendor's objects: the logger, names, shapes, the context."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def destroy_what_is_left(npu):
 
 
 def judge(npu, name, way, rights, function, code, after):
-    """What is wrong about this case; None where nothing is."""
+    """What is wrong about this case; None if nothing is."""
     npu.reset()
     before = npu.counters()
     npu.fault(f"rknn_{function}", code, after=after, times=1)

@@ -251,7 +251,7 @@ ENDS = {
 }
 
 
-#: Python waits for its own threads, and a second Ctrl-C ends that inside of onnxruntime.
+#: Python waits for its own threads, and a second Ctrl-C ends that inside onnxruntime.
 ALL = [(work, end) for work in WORK for end in ENDS if work != "threads" or not end.startswith("Ctrl-C ")]
 CASES = ALL if EVERYTHING else [(w, e) for w, e in ALL if e == "its last line" or (w == "submit" and "all" not in e)]
 

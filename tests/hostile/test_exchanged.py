@@ -303,7 +303,7 @@ def test_a_build_record_and_its_onnx(tmp_path, monkeypatch, how):
 
 @pytest.mark.parametrize("how", HOW, ids=lambda how: how.__name__)
 def test_the_onnx_that_an_origin_is_compared_with(tmp_path, monkeypatch, how):
-    """Not stale only where the contents were those of the record when they were read."""
+    """Not stale only if the contents were those of the record when they were read."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = tmp_path / "m.onnx"
     for at in (1, 2, 3):

@@ -47,7 +47,7 @@ def npz(members, compression=zipfile.ZIP_DEFLATED):
 
 
 def read(content, name, folder, forms=X):
-    """What ``read_samples`` makes of one file; None where it refuses it."""
+    """What ``read_samples`` makes of one file; None if it refuses it."""
     place = folder / "data"
     place.mkdir(exist_ok=True)
     for old in place.iterdir():

@@ -41,7 +41,7 @@ NUMBERS = [-1, 0, 1, 2**31 - 1, -(2**31), 2**31, 2**62, 2**63 - 1, -(2**63)]
 
 
 def messages(message):
-    """A protobuf message and all inside of it."""
+    """A protobuf message and all inside it."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is not None:

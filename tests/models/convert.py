@@ -115,7 +115,7 @@ def draw(random: np.random.Generator, dtype: str, shape: Sequence[int]) -> Array
 
 
 def draw_image(random: np.random.Generator, shape: Sequence[int]) -> Array:
-    """Smooth coloured waves, [N, C, H, W] bytes: unlike noise, such images differ after the mean over all pixels."""
+    """Smooth colored waves, [N, C, H, W] bytes: unlike noise, such images differ after the mean over all pixels."""
     n, c, h, w = shape
     y, x = np.mgrid[0:h, 0:w] / max(h, w)
     planes = []

@@ -1,4 +1,4 @@
-"""pytest inside of a test."""
+"""pytest inside a test."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 def run_pytest(tmp_path, file, *arguments, **environment):
     """pytest on ``file`` in a process of its own, and without this project's settings: by class its tests, each with
-    what was wrong ("" where it passed); and all that was said."""
+    what was wrong ("" if it passed); and all that was said."""
     report = tmp_path / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--rootdir"]
     command += [str(tmp_path), "-c", os.devnull, f"--junitxml={report}", str(file), *arguments]

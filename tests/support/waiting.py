@@ -4,7 +4,7 @@ import time
 
 
 def until(condition, seconds=60):
-    """Return as soon as ``condition()`` holds. AssertionError where it does not in time, which is a hang."""
+    """Return as soon as ``condition()`` holds. AssertionError if it does not in time, which is a hang."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not so after {seconds} seconds"

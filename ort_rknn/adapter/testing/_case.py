@@ -51,7 +51,7 @@ class Case:
         return LoadSettings(twin=None if self.onnx is None else os.fspath(self.onnx), **given)
 
     def check(self, results: Mapping[str, NDArray[Any]]) -> None:
-        """Raises AssertionError where ``results`` are not the outputs of this case."""
+        """Raises AssertionError if ``results`` are not the outputs of this case."""
         for name, right in self.outputs.items():
             result = results[name]
             assert result.size == right.size, f"output {name!r} has shape {result.shape}; the case says {right.shape}"
@@ -76,7 +76,7 @@ class Buffer:
         self.array = self._bytes[_GUARD : _GUARD + nbytes].view(dtype).reshape(shape)
 
     def check_guards(self, what: str) -> None:
-        """Raises AssertionError where something beside the tensor was written."""
+        """Raises AssertionError if something beside the tensor was written."""
         around = np.concatenate([self._bytes[:_GUARD], self._bytes[_GUARD + self._nbytes :]])
         assert (around == _FILL).all(), f"the run wrote beyond the buffer of {what}"
 
@@ -113,7 +113,7 @@ class CaseRuns:
         self.form = CallForm(tuple(inputs), tuple(outputs), case.shape_set)
 
     def run(self, context: Context, form: CallForm | None = None, *, others: bool = False) -> dict[str, NDArray[Any]]:
-        """Run once; the outputs by name, as real numbers. AssertionError where the run wrote what it may not.
+        """Run once; the outputs by name, as real numbers. AssertionError if the run wrote what it may not.
 
         ``others`` feeds other inputs than the case's: the same elements, backwards.
         """

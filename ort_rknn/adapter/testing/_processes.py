@@ -21,7 +21,7 @@ def open_descriptors() -> int:
 
 
 def in_forked_child(work: Callable[[], None]) -> str:
-    """Call ``work`` in a forked child: "" where it returned, else what went wrong."""
+    """Call ``work`` in a forked child: "" if it returned, else what went wrong."""
     gc.collect()  # what earlier tests left belongs to this process, and must not be destroyed in the child
     reader, writer = os.pipe()
     with warnings.catch_warnings():

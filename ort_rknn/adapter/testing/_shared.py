@@ -20,7 +20,7 @@ _OFFSET = 4096
 
 
 class SharedTensor:
-    """A dma-buf with one tensor inside of it. ``allocate`` makes one of so many bytes."""
+    """A dma-buf with one tensor inside it. ``allocate`` makes one of so many bytes."""
 
     def __init__(self, allocate: Callable[[int], int], port: PortForm) -> None:
         size = _OFFSET + -(-max(port.nbytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
