@@ -1,1 +1,1 @@
-"""What runs where, and why: the request, the facts, the plan."""
+"""Planning: the request, the facts, and the plan that says what runs where and why."""

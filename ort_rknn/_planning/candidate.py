@@ -1,4 +1,4 @@
-"""A compiled model beside an ONNX, and whether it fits."""
+"""A compiled model found for an ONNX, and whether it fits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..files import OnnxModel, RknnFile
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A compiled model that might be used, and what speaks against it."""
+    """A compiled model that might be used, and the reasons against it."""
 
     source: ModelSource
     name: str
@@ -19,4 +19,4 @@ class Candidate:
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     context_model: OnnxModel | None = None
-    """Where it is a model in parts: an ONNX with EPContext nodes of ours, which onnxruntime loads."""
+    """For a model in parts: the ONNX with our EPContext nodes, which onnxruntime loads."""

@@ -1,7 +1,7 @@
-"""The decision what runs where: candidates in order, and the next one if one is ruled out or does not load.
+"""Decides what runs where: tries candidates in order, and moves on when one is ruled out or fails to load.
 
-Sessions of ours and the provider on a session of the unmodified onnxruntime decide here. They differ in what they can
-do with a plan, which they say as :class:`Limits`, and in how they load it.
+Shared by our sessions and by the provider in a session of the unmodified onnxruntime. They differ in what they can do
+with a plan, which they describe as :class:`Limits`, and in how they load it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from .request import Request
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a session cannot do with a compiled model, whichever it is."""
+    """What a session cannot do with a compiled model."""
 
     of_onnx: Callable[[OnnxModel], str | None] = lambda onnx: None
-    """Why no compiled model may run in this ONNX's place; None if one may."""
+    """Why no compiled model may replace this ONNX; None if one may."""
     in_parts: Callable[[str], str | None] = lambda path: None
-    """Why the model in parts at this path may not; None if it may."""
+    """Why the model in parts at this path may not be used; None if it may."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A plan with what it rests on."""
+    """A plan, with the request and the facts it is based on."""
 
     request: Request
     facts: Facts
@@ -38,12 +38,12 @@ class Decision:
 
 
 def decide(request: Request, facts: Facts, limits: Limits) -> Decision:
-    """What to load first. Compiles the ONNX where that was asked for.
+    """Decide what to load first. Compiles the ONNX if the request asks for it.
 
-    Raises NpuUnavailable if the request is strict, or nothing could stand in for the NPU.
+    Raises NpuUnavailable if the request is strict, or if nothing can replace the NPU.
     """
     if request.options.convert == "on_load":
-        facts = _within(limits, facts)  # before: nothing is compiled in vain
+        facts = _within(limits, facts)  # checked first, so that nothing is compiled in vain
     facts = compiled_on_load(request, facts)
     made = plan(request, facts)
     if made.where != "cpu" and (within := _within(limits, facts)) is not facts:
@@ -59,7 +59,7 @@ def decide(request: Request, facts: Facts, limits: Limits) -> Decision:
 
 
 def _within(limits: Limits, facts: Facts) -> Facts:
-    """``facts`` with what keeps the ONNX from being exchanged."""
+    """``facts``, with the reason why the ONNX may not be replaced, if there is one."""
     if facts.kind != "onnx" or facts.onnx is None or facts.found is None:
         return facts
     problem = limits.of_onnx(facts.onnx)
@@ -71,11 +71,11 @@ def load_first(
     load: Callable[[Decision], None],
     may_fall_back: Callable[[Decision, Exception], bool] = lambda decision, error: True,
 ) -> Decision:
-    """``load`` what was decided; where that fails, the next compiled model that fits. Returns the decision that it came
-    to, one for the CPU where none loads.
+    """Call ``load`` with the decision; if that fails, with the next compiled model that fits.
 
-    Raises what ``load`` raised where that is for the user: a bad option, a request for the NPU alone, the end of the
-    stack, an error of a signal handler, and what ``may_fall_back`` says. Raises as :func:`decide` does, too.
+    Returns the decision that loaded, or one for the CPU if none did. Raises what ``load`` raised if the error is the
+    user's to handle: a bad option, a request for the NPU alone, a RecursionError, an exception from a signal handler,
+    or whatever ``may_fall_back`` rejects. Also raises as :func:`decide` does.
     """
     while decision.plan.where != "cpu":
         try:

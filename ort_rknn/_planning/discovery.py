@@ -1,4 +1,4 @@
-"""Which NPUs there are: asks the adapters."""
+"""Finds NPUs by asking the adapters."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ..adapter.plugins import Found, adapters, is_built_in
 
 @dataclass(frozen=True, slots=True)
 class DeviceReport:
-    """All devices, best first, and the reasons of the adapters that see none."""
+    """All devices, best first, and why the other adapters see none."""
 
     found: tuple[Found, ...]
     absences: tuple[Absence, ...]
 
     def why_none(self) -> Absence:
-        """The first check that failed, of the adapter with the highest priority."""
+        """The first failed check of the adapter with the highest priority."""
         if self.absences:
             return self.absences[0]
         return Absence("", "no adapter is installed", "reinstall ort-rknn")
 
 
 def survey(query: Query, adapter: str | None = None) -> DeviceReport:
-    """Ask the adapters, or the one named (None and "auto": all). Raises OptionError for one that is not installed."""
+    """Ask all adapters, or only the one named (None and "auto": all). Raises OptionError if it is not installed."""
     known = adapters()
     if adapter == "auto":
         adapter = None
@@ -45,7 +45,7 @@ def survey(query: Query, adapter: str | None = None) -> DeviceReport:
         answer = candidate.find(query)
         found += [Found(device, candidate) for device in answer.devices]
         absences += answer.absences
-    if adapter is not None and not found and not absences:  # what is wanted is another adapter's business
+    if adapter is not None and not found and not absences:  # only the named adapter's reasons matter
         if query.device is None:
             reason, remedy = "has no device that is not asked for by name", "Name one with the option device."
         else:
@@ -57,7 +57,7 @@ def survey(query: Query, adapter: str | None = None) -> DeviceReport:
 
 
 def _check_device(name: str, variable: str | None) -> None:
-    """Raise OptionError for a device that no machine could have, as far as the adapters here know."""
+    """Raise OptionError for a device name that, as far as the installed adapters know, can never exist."""
     word = name.strip().lower()
     kind, colon, soc = word.partition(":")
     if word == "npu" or is_soc(word) or (kind == "virtual" and (not colon or is_soc(soc))):
@@ -68,8 +68,8 @@ def _check_device(name: str, variable: str | None) -> None:
 
 
 def query_for(options: Options) -> Query:
-    """What provider options and environment say about devices. Raises OptionError for a runtime library that is not
-    named by an absolute path, or that cannot be read."""
+    """The device query that provider options and environment ask for. Raises OptionError for a runtime library whose
+    path is not absolute or cannot be read."""
     library = options.runtime_library
     if library is not None:
         _check_library(library)
@@ -94,9 +94,9 @@ def _check_library(path: str) -> None:
 
 
 def devices() -> list[Device]:
-    """The NPUs that a session could use now, best first; empty if there is none.
+    """The NPUs that a session could use now, best first; empty if there are none.
 
-    Virtual ones are listed only when ``ORT_RKNN_DEVICE`` asks for one.
+    Virtual NPUs are listed only if ``ORT_RKNN_DEVICE`` asks for one.
     """
     if switched_on("ORT_RKNN_DISABLE"):
         return []

@@ -1,6 +1,6 @@
-"""The facts that a plan rests on: what was given, which device there is, which files lie beside the model.
+"""The facts a plan is based on: the model given, the device found, the files beside the model.
 
-Only what the request needs is looked at: a session that stays on the CPU asks no adapter and no twin.
+Only what the request needs is examined: a session that stays on the CPU asks no adapter and looks for no twin.
 """
 
 from __future__ import annotations
@@ -46,45 +46,45 @@ Kind = Literal["onnx", "rknn", "ep_context", "other"]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything that :func:`ort_rknn._planning.plan.plan` looks at besides the request."""
+    """What :func:`ort_rknn._planning.plan.plan` examines, besides the request."""
 
     kind: Kind
-    """By magic, not by name. "other": not for us to judge (onnxruntime's own format, a missing file, a wrong type)."""
+    """Determined by magic, not by name. "other": left to onnxruntime (its own format, a missing file, a wrong type)."""
     model: Any
-    """What the user gave: a path as str, or bytes."""
+    """The user's model: a path as str, or bytes."""
     found: Found | None = None
     absence: Absence | None = None
     """Why there is no device."""
     machine_has_npu: bool = False
-    """The device is a real one."""
+    """The device is real, not virtual."""
     onnx: OnnxModel | None = None
     """The ONNX, or the twin of a given ``.rknn``."""
     onnx_source: str | bytes | None = None
-    """Where that ONNX is."""
+    """The path or the bytes of that ONNX."""
     onnx_problem: str | None = None
-    """Why this ONNX cannot go to an NPU at all."""
+    """Why this ONNX can never run on an NPU."""
     candidates: tuple[Candidate, ...] = ()
-    """Compiled models, best first; for a given ``.rknn`` that one."""
+    """Compiled models, best first. For a given ``.rknn``: that one only."""
     looked_for: tuple[str, ...] = ()
-    """Names of twins that were looked for."""
+    """Names of the twins that were looked for."""
     for_others: tuple[str, ...] = ()
-    """Names of compiled models of the ONNX for other SoCs, where there is none for this one."""
+    """Names of the ONNX's compiled models for other SoCs, if there is none for this one."""
     not_compiled: str = ""
-    """Why the ONNX was not compiled, where that was asked for."""
+    """Why the ONNX was not compiled, if compiling was asked for."""
     also: tuple[str, ...] = ()
     """Other adapters that see a device."""
 
     @property
     def label(self) -> str:
-        """The model's name for messages."""
+        """The model's name, for messages."""
         return os.path.basename(self.model) if isinstance(self.model, str) else f"{self.kind} model in memory"
 
 
 def kind_of(model: Any) -> Kind:
     """What a model argument is. Reads 64 bytes of a file.
 
-    Told by magic. The name says only whose words a file gets that is neither: onnxruntime's of a download that went
-    wrong are "Protobuf parsing failed", which for a ``.rknn`` mislead.
+    Determined by magic. The name matters only if the magic is neither: then a ``.rknn`` gets our error message, because
+    onnxruntime's ("Protobuf parsing failed", say for a broken download) would mislead.
     """
     named_rknn = False
     if isinstance(model, bytes):
@@ -95,7 +95,7 @@ def kind_of(model: Any) -> Kind:
             return "other"
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
-                return "other"  # a pipe gives its bytes once: they are for onnxruntime
+                return "other"  # a pipe can be read only once: leave it to onnxruntime
             with open_regular(path) as file:
                 head = file.read(64)
         except (OSError, ValueError):
@@ -109,11 +109,11 @@ def kind_of(model: Any) -> Kind:
 
 
 def gather(model: Any, request: Request, why_unavailable: str | None, query: Query | None = None) -> Facts:
-    """Look at what the request makes relevant.
+    """Gather the facts that the request needs.
 
-    ``why_unavailable``: why the provider cannot exist in this process. ``query``: what is asked of the adapters, where
-    that is not what the request says. Raises InvalidProtobuf for a given ``.rknn`` that cannot be read, OptionError for
-    an adapter that is not installed, for a device that does not exist, and for a named file that cannot be read.
+    ``why_unavailable``: why the provider cannot exist in this process. ``query``: asked of the adapters in place of the
+    request's own query. Raises InvalidProtobuf for a given ``.rknn`` that cannot be read; OptionError for an adapter
+    that is not installed, a device that does not exist, or a named file that cannot be read.
     """
     facts = _gather(model, request, why_unavailable, query)
     if request.wants_npu and request.options.rknn_model is not None and facts.kind in ("onnx", "other"):
@@ -145,7 +145,7 @@ def _gather(model: Any, request: Request, why_unavailable: str | None, query: Qu
 
 
 def _check_readable(path: str) -> None:
-    """Raise OptionError for a compiled model that is named and not there: what is in it is judged later."""
+    """Raise OptionError if a compiled model was named but cannot be opened. Its content is judged later."""
     try:
         with open_regular(path):
             pass
@@ -155,7 +155,7 @@ def _check_readable(path: str) -> None:
 
 
 def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence: Absence | None) -> Facts:
-    """The facts about a model, given the device or why there is none."""
+    """The facts about a model, given the device or the reason why there is none."""
     has_npu = found is not None and not found.device.virtual
     if kind == "rknn":
         _refuse("rknn_model", request, model, "is a compiled model itself")
@@ -166,7 +166,7 @@ def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence
     try:
         onnx = read_onnx(model)
     except (OnnxFileError, OSError) as error:
-        # onnxruntime says what is wrong with it, or runs what this reader does not understand.
+        # onnxruntime reports what is wrong with it, or runs what this reader does not understand.
         return Facts("other", model, onnx_problem=f"it is not read as ONNX: {error}")
     if any(node.source in OUR_NAMES for node in onnx.ep_context_nodes):
         _refuse("rknn_model", request, model, "holds its compiled model, or names it")
@@ -191,7 +191,7 @@ def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence
 
 
 def _beside(model: str, soc: str, onnx: OnnxModel) -> list[Candidate]:
-    """The compiled models that lie beside an ONNX, those that are named after the SoC first, whole or in parts."""
+    """The compiled models beside an ONNX, whole or in parts; those named after the SoC first."""
     whole, in_parts = find_twins(model, soc), find_context_models(model, soc)
     plain = [path for path in whole if path == twin_names(model, soc)[-1]]
     default = [path for path in in_parts if path == context_model_names(model, soc)[-1]]
@@ -204,7 +204,7 @@ def _beside(model: str, soc: str, onnx: OnnxModel) -> list[Candidate]:
 
 
 def _refuse(key: Literal["rknn_model", "onnx_model"], request: Request, model: Any, why: str) -> None:
-    """An option that would be without effect on this model."""
+    """Raise OptionError for an option that would have no effect on this model."""
     value = getattr(request.options, key)
     if value is not None:
         name = os.path.basename(model) if isinstance(model, str) else "the model in memory"
@@ -212,14 +212,15 @@ def _refuse(key: Literal["rknn_model", "onnx_model"], request: Request, model: A
 
 
 def _foreign(model: Any) -> str | None:
-    """Why a model of kind "other" cannot go to an NPU; None if onnxruntime will not have it either."""
+    """Why a model of kind "other" cannot run on an NPU; None if onnxruntime cannot load it either."""
     if isinstance(model, str) and model.lower().endswith(".ort") and os.path.isfile(model):
         return "it is in onnxruntime's own format, which has no compiled twin"
     return None
 
 
 def _may_be_ep_context(model: str | bytes) -> bool:
-    """Whether an ONNX could hold EPContext nodes of ours: then the CPU needs another model. Cheap, errs on yes."""
+    """Whether an ONNX may contain our EPContext nodes, so that the CPU needs another model. Cheap; may return a false
+    True."""
     if isinstance(model, bytes):
         return b"EPContext" in model
     try:
@@ -232,7 +233,7 @@ def _may_be_ep_context(model: str | bytes) -> bool:
 
 
 def onnx_problem(onnx: OnnxModel) -> str | None:
-    """Why this ONNX cannot be a session's on the NPU; None if it can."""
+    """Why this ONNX cannot run on the NPU; None if it can."""
     try:
         declared_by_onnx((*onnx.inputs, *onnx.outputs))
     except Exception as error:
@@ -246,7 +247,7 @@ def onnx_problem(onnx: OnnxModel) -> str | None:
 
 
 def judge(path: str, soc: str, onnx_path: str | None) -> Candidate:
-    """The compiled model at ``path``, and what speaks against it for ``soc`` and the ONNX."""
+    """The compiled model at ``path``, and the reasons against using it for ``soc`` and the ONNX."""
     source, name = ModelSource(path=path), os.path.basename(path)
     try:
         file = read_rknn(path)
@@ -261,8 +262,8 @@ def _unreadable(path: str, error: Exception) -> OptionError:
 
 
 def _lacking(file: RknnFile, onnx: OnnxModel, source: str) -> str | None:
-    """What a compiled model lacks of the ONNX and cannot do without; None if there is no such thing, and where
-    their names have nothing to do with each other, which is judged elsewhere."""
+    """What the ONNX has, the compiled model lacks, and a session needs. None if nothing is missing, or if the two have
+    no names in common, which is judged elsewhere."""
     have = [t.name for t in file.inputs], [t.name for t in file.outputs]
     want = {v.name for v in onnx.inputs}, {v.name for v in onnx.outputs}
     if (
@@ -318,7 +319,8 @@ def _rknn_facts(
 def _ep_context_facts(
     model: str | bytes, request: Request, found: Found | None, absence: Absence | None, has_npu: bool, onnx: OnnxModel
 ) -> Facts:
-    """The original ONNX: named by option, in the node or the metadata, or beside it (``model_ctx.onnx``)."""
+    """The facts about a model with EPContext nodes. The original ONNX is named by an option, by the node or by the
+    metadata, or lies beside the model (``model_ctx.onnx``)."""
     looked_for: list[str] = []
     original: str | None = None
     if request.options.onnx_model is not None:
@@ -336,7 +338,7 @@ def _ep_context_facts(
         names += [stem[: -len(end)] + ".onnx" for end in ("_ctx", "-ctx", ".ctx") if stem.endswith(end)]
         for name in dict.fromkeys(names):
             looked_for.append(name)
-            # Only beside the model: a name in a file is input from strangers.
+            # Only beside the model: a file name stored in a model is untrusted input.
             path = os.path.join(folder, os.path.basename(name))
             if os.path.basename(name) == name and os.path.isfile(path) and not os.path.samefile(path, model):
                 original = original or path

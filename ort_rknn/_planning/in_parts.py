@@ -1,4 +1,4 @@
-"""A model in parts beside its ONNX (``model.rk3588_ctx.onnx``): whether it may run in the ONNX's place."""
+"""A model in parts beside its ONNX (``model.rk3588_ctx.onnx``), and whether it may replace the ONNX."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from .request import OUR_NAMES
 
 
 def judge_parts(path: str, soc: str, onnx_path: str, onnx: OnnxModel) -> Candidate | None:
-    """The model with EPContext nodes at ``path`` in place of ``onnx``; None if it has no nodes of ours.
+    """The model with EPContext nodes at ``path``, as a candidate to replace ``onnx``; None if it has no nodes of ours.
 
-    It fits where it has the ONNX's inputs and outputs, and each part was compiled for ``soc`` from the ONNX as it is.
-    Reads a few kB of each part.
+    It fits if its inputs and outputs are the ONNX's, and if each part was compiled for ``soc`` from this version of the
+    ONNX. Reads a few kB of each part.
     """
     source, name = ModelSource(path=path), os.path.basename(path)
     try:
@@ -51,7 +51,7 @@ def judge_parts(path: str, soc: str, onnx_path: str, onnx: OnnxModel) -> Candida
             continue
         facts = (*file.targets, node.hardware_architecture, file.toolkit_version or "", file.custom_string or "")
         if facts in judged:
-            continue  # of one build: the same answer
+            continue  # from the same build: the same answer
         judged.add(facts)
         verdict = judge_twin(file, soc=soc, runtime_version=None, onnx_path=onnx_path, rknn_path=path)
         said = list(verdict.reasons)
@@ -64,10 +64,10 @@ def judge_parts(path: str, soc: str, onnx_path: str, onnx: OnnxModel) -> Candida
 
 
 def part_of(source: str | bytes, node: EpContextNode) -> RknnFile:
-    """What the compiled model of an EPContext node of the model at ``source`` (a path, or its bytes) says of itself.
+    """The compiled model of an EPContext node in the model at ``source`` (a path, or the model's bytes).
 
-    Raises ValueError for a node that holds none or names one outside the model's folder, RknnFileError or OSError where
-    it cannot be read.
+    Raises ValueError for a node that holds no compiled model or names one outside the model's folder, RknnFileError or
+    OSError if the compiled model cannot be read.
     """
     if not node.main_context:
         raise ValueError("main_context=0 is not supported: the node must hold its model")
@@ -86,7 +86,7 @@ def part_of(source: str | bytes, node: EpContextNode) -> RknnFile:
 
 
 def _differences(what: str, have: Sequence[OnnxValue], want: Sequence[OnnxValue]) -> list[str]:
-    """What keeps a program that knows the ONNX from running on this model."""
+    """What would keep a program written for the ONNX from running on this model."""
     if [v.name for v in have] != [v.name for v in want]:
         return [f"its {what}s are {[v.name for v in have]}, the ONNX has {[v.name for v in want]}: convert it again"]
     return [

@@ -1,4 +1,4 @@
-"""From a plan for the NPU to an executor of its compiled model."""
+"""Opens an executor for the compiled model that a plan chose."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def load_planned(
     *,
     optimal_only: bool = False,
 ) -> Executor:
-    """The executor of a plan for the NPU. ``overridden``: dims of inputs that the user's SessionOptions ``so`` fix.
-    ``optimal_only``: see :func:`open_executor`.
+    """The executor for a plan that uses the NPU.
 
-    Raises OptionError for options that do not fit the model or the device, Fail if the model does not load.
+    ``overridden``: dims of inputs that the user's SessionOptions ``so`` fix. ``optimal_only``: see
+    :func:`open_executor`. Raises OptionError for options that do not fit the model or the device, Fail if the model
+    does not load.
     """
     found, candidate = made.found, made.candidate
     assert found is not None
@@ -53,7 +54,8 @@ def load_planned(
     else:
         declared = declared_by_file(file) if file is not None else None
         inputs, outputs = declared or (None, None)
-    # The session for missing shapes is made at the first of them, and the user's options may be another session's then.
+    # The session for missing shapes is created when the first one occurs. By then the user may have reused the options
+    # for another session.
     as_it_was = copy_options(so, EMPTY_MODEL) if so and options.on_missing_shape == "cpu" else None
     executor = open_executor(
         found,

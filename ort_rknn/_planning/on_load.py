@@ -1,4 +1,4 @@
-"""Compiling an ONNX that has no compiled model which fits, where the session asks for it."""
+"""Compiles an ONNX that has no fitting compiled model, if the session asks for it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger("ort_rknn")
 
 
 def compiled_on_load(request: Request, facts: Facts) -> Facts:
-    """``facts`` with what was compiled now or before, or with the reason why nothing was.
+    """``facts``, with the model that was compiled now or earlier, or with the reason why none was.
 
-    Does nothing if the option ``convert`` is off, a compiled model fits or was named, or the NPU is not to be used
-    whatever there is.
+    Does nothing if the option ``convert`` is off, if a compiled model fits or was named, or if the NPU will not be used
+    anyway.
     """
     wanted = request.options.convert == "on_load" and request.wants_npu
     hopeless = request.after_cpu or bool(request.must_stay) or facts.onnx_problem is not None
@@ -41,7 +41,7 @@ def compiled_on_load(request: Request, facts: Facts) -> Facts:
 
 
 def _say(label: str, text: str) -> None:
-    """A step, for the log; and for a person who waits at a terminal."""
+    """Report a step in the log, and to a person at a terminal."""
     log.info("convert=on_load, %s: %s", label, text)
     if sys.stderr is not None and sys.stderr.isatty():
         print(f"ort_rknn compiles {os.path.basename(label)}: {text}", file=sys.stderr)

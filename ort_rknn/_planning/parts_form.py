@@ -1,8 +1,8 @@
-"""A model in parts in the form that provider options ask for: what ``layout``, ``input_dtype`` and ``output_dtype`` say
-of the graph's inputs and outputs is kept by the parts that read and make them, as a whole compiled model keeps it.
+"""Applies ``layout``, ``input_dtype`` and ``output_dtype`` to a model in parts. The parts that read the graph's inputs
+and produce its outputs convert them, as a whole compiled model does.
 
-The graph declares other types then, and onnxruntime holds callers to those. No node is added: a part converts on its
-way to the NPU. What a node on the CPU reads or makes has to stay as it is.
+The graph then declares the converted types, which onnxruntime enforces. No node is added: a part converts on the way to
+and from the NPU. What a node on the CPU reads or produces keeps its form.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ Original = tuple[Sequence[Declared], Sequence[Declared]]
 
 @dataclass(frozen=True, slots=True)
 class PartsForm:
-    """What the provider needs to know of a model in parts, besides the model itself."""
+    """What the provider needs to know about a model in parts, besides the model itself."""
 
     options: Options
-    """Of the session."""
+    """The session's options."""
     names: tuple[str, ...]
-    """Of the graph's inputs."""
+    """Names of the graph's inputs."""
     declared: Mapping[str, Declared] = field(default_factory=dict)
-    """The inputs and outputs that the graph declares in another form, as they were."""
+    """The original declarations of the inputs and outputs that the graph now declares in another form."""
     content: bytes | None = None
-    """What onnxruntime loads; None: the model as it is."""
+    """The model that onnxruntime loads; None: the model as given."""
 
     def of_node(self, inputs: Sequence[Declared], outputs: Sequence[Declared]) -> tuple[Options, Original, set[str]]:
-        """For a node with these tensors: its options, the tensors as its compiled model has them, and the outputs that
-        stay as the ONNX has them."""
+        """For a node with these tensors: its options, the tensors as its compiled model declares them, and the outputs
+        that keep the ONNX's form."""
         own = [self.declared.get(value.name, value) for value in inputs]
         made = [self.declared.get(value.name, value) for value in outputs]
         ranks = {value.name: len(value.dims) if value.dims is not None else 0 for value in own}
@@ -61,7 +61,7 @@ class PartsForm:
         return _asked(self.options.layout, name) if name in self.names and rank == 4 else None
 
     def _pad_axes(self, name: str, rank: int) -> tuple[int, ...]:
-        """A tensor between parts may be padded where a graph input of its rank may."""
+        """The axes of a tensor between parts that may be padded: those that a graph input of its rank may pad."""
         given = self.options.pad_axes
         if name in given or "*" in given:
             return tuple(axis for axis in given.get(name, given.get("*", ())) if name in given or axis < rank)
@@ -75,9 +75,10 @@ def _asked(options: Mapping[str, str], name: str) -> str | None:
 
 
 def parts_form(source: str | bytes, onnx: OnnxModel, options: Options, label: str) -> PartsForm:
-    """The form of the model with EPContext nodes at ``source`` (a path, or its bytes) that the options ask for.
+    """The form that the options ask for, of the model with EPContext nodes at ``source`` (a path, or the model's
+    bytes).
 
-    Raises OptionError if they ask for what a node on the CPU stands against, naming it, or for what is not there.
+    Raises OptionError, naming the node, if a node on the CPU prevents it, and for inputs and outputs that do not exist.
     """
     names = tuple(value.name for value in onnx.inputs)
     form = PartsForm(options, names)
@@ -205,14 +206,14 @@ class _Former:
     # Parts ----------------------------------------------------------------------------------------------------
 
     def _part(self, node: Node) -> EpContextNode | None:
-        """The EPContext node of ours that a node of the main graph is."""
+        """The EPContext node of ours that this node of the main graph is; None for any other node."""
         if node.op_type != "EPContext" or node.domain != "com.microsoft":
             return None
         part = next((self._parts[name] for name in node.outputs if name in self._parts), None)
         return part if part is not None and part.source in OUR_NAMES else None
 
     def _stored(self, what: str, name: str, parts: Sequence[EpContextNode | None]) -> str:
-        """The dtype in which the parts' compiled models hold a tensor."""
+        """The dtype in which the parts' compiled models store a tensor."""
         asked = f"provider option {what}_dtype='native': {what} {name!r} of {self._label}"
         found: dict[str | None, None] = {}
         for part in parts:

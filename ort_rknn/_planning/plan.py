@@ -1,4 +1,4 @@
-"""The plan: from the request and the facts to what runs where, and why. A pure function.
+"""The plan: what runs where, and why. A pure function of the request and the facts.
 
 | given           | NPU usable        | virtual device asked for      | neither                            |
 |-----------------|-------------------|-------------------------------|------------------------------------|
@@ -7,7 +7,7 @@
 | ``model.rknn``  | itself            | itself                        | the ONNX twin on the CPU, or error |
 | EPContext nodes | as it is          | as it is                      | the original ONNX, or error        |
 
-What falls back, warns or raises is told in :class:`Fallback`.
+:class:`Fallback` says what falls back, warns or raises.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Where = Literal["npu", "cpu", "as it is"]
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """The NPU came first but is not used: the first check that failed, and its remedy.
+    """The NPU comes first but is not used: the first failed check, and its remedy.
 
-    Loud (one warning, one log record) where the user asked for the NPU or the machine has one, else one INFO record.
+    Reported as a warning and a log record if the user asked for the NPU or the machine has one, else as an INFO record.
     """
 
     reason: str
@@ -48,26 +48,26 @@ class Plan:
 
     where: Where
     """"npu": a wrapper around a compiled model; "cpu": onnxruntime's own session; "as it is": onnxruntime's session
-    with the provider, on a model that holds EPContext nodes."""
+    with the provider, on a model with EPContext nodes."""
     parent_model: Any = None
-    """For "cpu" and "as it is": what onnxruntime loads."""
+    """For "cpu" and "as it is": the model that onnxruntime loads."""
     found: Found | None = None
     candidate: Candidate | None = None
-    """For "npu": the compiled model; None: a stand-in is to be made. For "as it is": the model in parts that runs in
-    place of the ONNX; None if the user gave one."""
+    """For "npu": the compiled model; None: a stand-in is to be built. For "as it is": the model in parts that replaces
+    the ONNX; None if the user gave one."""
     use_onnx: bool = False
-    """For "npu": signature, metadata (and a virtual NPU's numbers) come from the ONNX."""
+    """For "npu": the ONNX provides the signature and metadata (and a virtual NPU's numbers)."""
     fallback: Fallback | None = None
     story: tuple[str, ...] = ()
-    """Everything that led here, for ``explain()``."""
+    """The reasons that led to this plan, for ``explain()``."""
 
     @property
     def stand_in(self) -> str:
-        """What to tell where a stand-in runs in place of a compiled model; "" if none does."""
+        """The note about a stand-in that runs in place of a compiled model; "" if there is none."""
         return _STAND_IN if self.where == "npu" and self.candidate is None else ""
 
 
-#: Told wherever a stand-in is used: a board has none.
+#: Reported wherever a stand-in is used: a board has none.
 _STAND_IN = (
     "no compiled twin, so the virtual NPU runs a stand-in made from the signature, with the ONNX's numbers; on a board "
     "this session would run on the CPU"
@@ -75,7 +75,7 @@ _STAND_IN = (
 
 
 def plan(request: Request, facts: Facts) -> Plan:
-    """Raises NpuUnavailable if the request is strict, or nothing could stand in for the NPU."""
+    """The plan for a session. Raises NpuUnavailable if the request is strict, or if nothing can replace the NPU."""
     if facts.kind == "other":
         if request.wants_npu and facts.onnx_problem is not None:
             return fall_back(request, facts, f"{facts.label}: {facts.onnx_problem}", "", ())
@@ -156,7 +156,8 @@ def _given_onnx(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
 
 
 def _free_dims(facts: Facts) -> str:
-    """What a stand-in cannot fix; "" if only leading axes of inputs and lengths of outputs are free."""
+    """The free dims that a stand-in does not support; "" if only leading axes of inputs and lengths of outputs are
+    free."""
     assert facts.onnx is not None
     for what, values in (("input", facts.onnx.inputs), ("output", facts.onnx.outputs)):
         for value in values:
@@ -185,7 +186,7 @@ def _given_rknn(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
 
 
 def _same_names(candidate: Candidate, facts: Facts) -> bool:
-    """Whether the ONNX beside a given ``.rknn`` has its inputs and outputs. It may have more, which the facts judge."""
+    """Whether the ONNX beside a given ``.rknn`` has its inputs and outputs. It may have more; the facts judge that."""
     file, onnx = candidate.file, facts.onnx
     if file is None or onnx is None or not file.inputs or not file.outputs:
         return onnx is not None
@@ -195,9 +196,9 @@ def _same_names(candidate: Candidate, facts: Facts) -> bool:
 
 
 def plan_after(request: Request, facts: Facts, made: Plan, error: Exception) -> tuple[Facts, Plan]:
-    """Facts and plan after loading on the NPU failed: another compiled model that fits, else the CPU.
+    """Facts and plan after loading on the NPU failed: the next compiled model that fits, else the CPU.
 
-    Raises as :func:`plan` does; the failure is the cause then.
+    Raises as :func:`plan` does, with the failure as the cause.
     """
     reason = bare_message(error)
     try:
@@ -210,7 +211,7 @@ def plan_after(request: Request, facts: Facts, made: Plan, error: Exception) -> 
 
 
 def plan_without(request: Request, facts: Facts, made: Plan, reason: str) -> tuple[Facts, Plan]:
-    """Facts and plan where ``reason`` rules out what was planned. Raises as :func:`plan` does."""
+    """Facts and plan after ``reason`` ruled out the current plan. Raises as :func:`plan` does."""
     others = tuple(
         replace(c, fit=False, reasons=(*c.reasons, reason)) if c is made.candidate else c for c in facts.candidates
     )
@@ -221,7 +222,7 @@ def plan_without(request: Request, facts: Facts, made: Plan, reason: str) -> tup
 
 
 def fall_back(request: Request, facts: Facts, reason: str, remedy: str, story: tuple[str, ...]) -> Plan:
-    """The CPU's plan, with its reason. Raises NpuUnavailable as :func:`plan` does."""
+    """A plan for the CPU, with its reason. Raises NpuUnavailable as :func:`plan` does."""
     text = f"{reason}. {remedy}" if remedy else reason
     if request.strict:
         raise NpuUnavailable(f"{text} (no fallback to the CPU: {request.strict_by})")

@@ -1,4 +1,4 @@
-"""What the user asked for: providers in all of onnxruntime's spellings, provider options, environment."""
+"""What the user asked for: providers in every form that onnxruntime accepts, provider options, environment."""
 
 from __future__ import annotations
 
@@ -25,51 +25,53 @@ _POLICIES: tuple[Policy, ...] = ("respect", "prefer", "only")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One session's wishes about where it runs."""
+    """What one session asks for about where it runs."""
 
     options: Options
-    """For the NPU; defaults where the user gave none."""
+    """For the NPU; the defaults if the user gave none."""
     wants_npu: bool
-    """The NPU comes first: named, or no provider was named, or the policy puts it there."""
+    """The NPU comes first: it was named, no provider was named, or the policy puts it first."""
     asked: bool
-    """The user said so (named the provider, gave it options, set our environment), so a fallback is worth a warning."""
+    """The user asked for the NPU (named the provider, gave it options, set our environment), so a fallback deserves a
+    warning."""
     strict: bool
-    """No fallback to the CPU: what cannot go to the NPU is an error."""
+    """No fallback to the CPU: if the model cannot run on the NPU, that is an error."""
     strict_by: str
     """What made it strict, for messages."""
     named: bool
-    """Ours is among ``providers``."""
+    """Our provider is in ``providers``."""
     other_providers: Any
-    """``providers`` without ours, as onnxruntime takes it."""
+    """``providers`` without ours, in onnxruntime's form."""
     other_options: Any
-    """``provider_options`` that belong to ``other_providers``."""
+    """The ``provider_options`` of ``other_providers``."""
     overtaken: tuple[str, ...] = ()
-    """Providers that were named before ours, which comes first all the same; but for the CPU, see ``after_cpu``."""
+    """Providers named before ours. Ours comes first nevertheless, except after the CPU: see ``after_cpu``."""
     must_stay: str = ""
-    """Why the session runs on the CPU although the NPU comes first; "" if nothing speaks against the NPU."""
+    """Why the session runs on the CPU although the NPU comes first; "" if nothing prevents the NPU."""
     notes: tuple[str, ...] = ()
-    """What a wish came to, for ``explain()``."""
+    """Remarks on what the request led to, for ``explain()``."""
     after_cpu: bool = False
-    """The CPU was named before ours, and the list is law: it takes every node that it can run, as in onnxruntime."""
+    """The CPU was named before ours, and the order is binding: the CPU takes every node that it can run, as in
+    onnxruntime."""
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What holds for the sessions of a whole program (the import swap sets it), where they do not say otherwise."""
+    """Process-wide defaults for sessions (set by the import swap); a session's own settings override them."""
 
     policy: Policy | None = None
     """None: ``ORT_RKNN_POLICY``."""
     options: Mapping[str, object] = field(default_factory=dict)
-    """Provider options for the NPU; those that a session brings itself win."""
+    """Provider options for the NPU; a session's own options override them."""
     unchanged: bool = False
-    """The program knows onnxruntime alone: with policy "prefer", no call that the CPU can serve may fail."""
+    """The program was written for onnxruntime alone: with policy "prefer", no call that the CPU can serve may fail."""
 
 
 _defaults = Defaults()
 
 
 def set_defaults(defaults: Defaults) -> Defaults:
-    """Put others in place; returns those that were. Raises OptionError for a bad policy or bad options."""
+    """Set the defaults and return the previous ones. Raises OptionError for a bad policy or bad options."""
     global _defaults
     if defaults.policy is not None and defaults.policy not in _POLICIES:
         raise OptionError(f"policy={defaults.policy!r}: expected one of {', '.join(_POLICIES)}")
@@ -79,12 +81,12 @@ def set_defaults(defaults: Defaults) -> Defaults:
 
 
 def default_options() -> Options:
-    """The defaults' provider options, read."""
+    """The provider options of the defaults, parsed."""
     return read_options(_defaults.options)
 
 
 def policy() -> Policy:
-    """The defaults' policy, else ``ORT_RKNN_POLICY``. Raises OptionError for another word."""
+    """The policy of the defaults, else ``ORT_RKNN_POLICY``. Raises OptionError for an unknown policy."""
     if _defaults.policy is not None:
         return _defaults.policy
     text = os.environ.get("ORT_RKNN_POLICY") or "respect"
@@ -95,12 +97,13 @@ def policy() -> Policy:
 
 
 def strict_policy() -> str:
-    """Policy "only" as the user set it, for messages."""
+    """The user's setting that made the policy "only", for messages."""
     return "ORT_RKNN_POLICY=only" if _defaults.policy is None else "policy='only'"
 
 
 def _over_defaults(given: Mapping[str, object] | None) -> Mapping[str, object] | None:
-    """The defaults' options under those that were given. Of the two that exclude each other, the given one stays."""
+    """The defaults' options, overridden by the given ones. Of two options that exclude each other, the given one
+    wins."""
     if not _defaults.options:
         return given
     rivals = {"schedule": "tp_mode", "tp_mode": "schedule"}
@@ -109,10 +112,10 @@ def _over_defaults(given: Mapping[str, object] | None) -> Mapping[str, object] |
 
 
 def check_keywords(kwargs: Mapping[str, Any], known: Collection[object]) -> None:
-    """Raise OptionError for a keyword argument of the session that is not among ``known``, saying where it belongs.
+    """Raise OptionError for a keyword argument of the session that is not in ``known``, and say where it belongs.
 
-    onnxruntime ignores keywords that it does not know. Under the import swap they are logged and ignored too: a program
-    that knows onnxruntime only must not fail because of us.
+    onnxruntime ignores unknown keywords. Under the import swap they are logged and ignored as well: a program written
+    for onnxruntime alone must not fail because of us.
     """
     for name, value in kwargs.items():
         if name in known:
@@ -135,11 +138,11 @@ def check_keywords(kwargs: Mapping[str, Any], known: Collection[object]) -> None
 
 
 def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_stay: str = "") -> Request:
-    """Sort out what belongs to the NPU.
+    """Separate what belongs to the NPU from what belongs to other providers.
 
-    ``no_cpu``: the session config says ``session.disable_cpu_ep_fallback=1``. ``must_stay``: see :class:`Request`.
-    Raises OptionError for bad options of ours, and for ``providers`` that names ours in a form that onnxruntime does
-    not take, or with a spelling mistake; what is malformed otherwise is left for onnxruntime to refuse.
+    ``no_cpu``: the session config sets ``session.disable_cpu_ep_fallback=1``. ``must_stay``: see :class:`Request`.
+    Raises OptionError for bad options of ours, and for ``providers`` that name ours in a form that onnxruntime does not
+    accept, or misspelled. Other malformed arguments are left for onnxruntime to reject.
     """
     rule = policy()
     named, given, others, other_options = _split(providers, provider_options)
@@ -172,7 +175,7 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_st
             options = options._replace(on_missing_shape="error")
             notes.append(f"a call of a shape that was not compiled is an error, not run on the CPU: {why_not}")
     if no_cpu and named:
-        # onnxruntime refuses a CPU that is named together with this entry; nothing may run there anyway.
+        # onnxruntime rejects a CPU provider named together with this entry; nothing may run there anyway.
         others, other_options = _without_cpu(others, other_options)
     overtaken = _overtaken(providers) if named else ()
     return Request(
@@ -192,7 +195,7 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_st
 
 
 def _on_missing_shape(rule: Policy) -> Literal["error", "cpu"]:
-    """What holds where neither the session nor the defaults' options say anything. Raises OptionError for a bad
+    """The rule if neither the session nor the defaults set one. Raises OptionError for a bad
     ``ORT_RKNN_ON_MISSING_SHAPE``."""
     word = from_environment("on_missing_shape")
     if word is None:
@@ -201,7 +204,7 @@ def _on_missing_shape(rule: Policy) -> Literal["error", "cpu"]:
 
 
 def names_ours(providers: Any) -> bool:
-    """Whether a list of providers names ours. Raises OptionError as :func:`read_request` does."""
+    """Whether a list of providers includes ours. Raises OptionError as :func:`read_request` does."""
     return _split(providers, None)[0]
 
 
@@ -210,14 +213,14 @@ def _is_empty(providers: Any) -> bool:
 
 
 def _split(providers: Any, provider_options: Any) -> tuple[bool, Mapping[str, object] | None, Any, Any]:
-    """(ours is named, options of ours, the other providers, their options)."""
+    """Returns (ours is named, our options, the other providers, their options)."""
     if isinstance(providers, str) and providers in OUR_NAMES:
         providers = [providers]
     if _is_empty(providers):
         return False, _only_options(provider_options), providers, None
     if not isinstance(providers, Sequence) or isinstance(providers, (str, bytes)):
         _check_names(providers)
-        return False, None, providers, provider_options  # onnxruntime says what is wrong with it
+        return False, None, providers, provider_options  # onnxruntime reports what is wrong with it
     _check_names(providers)
     ours = [i for i, item in enumerate(providers) if _name_of(item) in OUR_NAMES]
     if not ours:
@@ -255,9 +258,9 @@ def _split(providers: Any, provider_options: Any) -> tuple[bool, Mapping[str, ob
 
 
 def _check_names(providers: Any) -> None:
-    """Raise OptionError if ours is named in a form that onnxruntime does not take, or misspelled.
+    """Raise OptionError if our provider is named in a form that onnxruntime does not accept, or misspelled.
 
-    onnxruntime prints an error in both cases, and goes on with the CPU.
+    onnxruntime prints an error in both cases and continues on the CPU.
     """
     if isinstance(providers, str):
         items: Sequence[Any] = [providers]
@@ -308,7 +311,7 @@ def _meant(name: str) -> str | None:
     return PROVIDER if close and names[close[0]] in OUR_NAMES else None
 
 
-#: What a name of ours begins with, however it goes on.
+#: Prefixes of our provider's possible names.
 _STEMS = ("rknn", "rknpu", "rockchip", "rk35")
 
 
@@ -331,7 +334,7 @@ def _name_of(item: Any) -> Any:
 
 
 def _only_options(provider_options: Any) -> Mapping[str, object] | None:
-    """Options without providers belong to the NPU."""
+    """The options given without providers, which belong to the NPU; None if there are none."""
     if provider_options is None or isinstance(provider_options, Mapping):
         return provider_options
     if isinstance(provider_options, Sequence) and not isinstance(provider_options, str):

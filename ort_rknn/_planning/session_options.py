@@ -1,4 +1,4 @@
-"""What the user's SessionOptions say. Much of it has no getter: it is found by trying, on copies of them."""
+"""Reads the user's SessionOptions. Many settings have no getter; they are found by trial, on copies."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .._concurrency.forks import renewed_in_child
 from ..files import Dimension, OnnxModel, OnnxValue, identity_model
 from .request import NO_CPU
 
-#: onnxruntime's session config entry: where the weights of a model in memory lie.
+#: onnxruntime's session config entry: the folder of the weights of a model in memory.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 #: onnxruntime's session config entry: write an EPContext model.
 SAVE_CONTEXT = "ep.context_enable"
 
 
 def has_providers(so: Any) -> bool:
-    """The user chose providers, devices or a policy on the options themselves."""
+    """Whether the options themselves choose providers, devices or a policy."""
     return hasattr(so, "has_providers") and bool(so.has_providers())
 
 
@@ -38,18 +38,18 @@ def config_entry(so: Any, key: str) -> str | None:
 
 
 def copy_options(so: Any, content: bytes) -> Any:
-    """An independent copy of the user's SessionOptions, which Python cannot copy: a native session makes one of its
-    own when it is created, long before it is initialized."""
+    """An independent copy of the user's SessionOptions. Python cannot copy them, but a native session copies them when
+    it is created, long before it is initialized."""
     if not so:
         return onnxruntime.SessionOptions()
     native = C.InferenceSession(so, content, False, False)
     if so.enable_profiling:
-        # It opened a profile of its own.
+        # It has opened a profile of its own.
         os.unlink(native.end_profiling())
     copy = native.session_options
-    # The copy keeps its native session, with threads that nothing would ever run on: a copy of a copy without them.
+    # The copy keeps its native session, whose threads would stay idle: make a copy of a copy without threads.
     threads, profiling = (copy.intra_op_num_threads, copy.inter_op_num_threads), copy.enable_profiling
-    mode = copy.execution_mode  # onnxruntime makes ORT_PARALLEL with one thread sequential
+    mode = copy.execution_mode  # onnxruntime turns ORT_PARALLEL with one thread into sequential mode
     copy.intra_op_num_threads = copy.inter_op_num_threads = 1
     copy.enable_profiling = False
     copy = C.InferenceSession(copy, content, False, False).session_options
@@ -72,13 +72,13 @@ def cpu_session(
     any_shape: bool = False,
     folder: str | None = None,
 ) -> Any:
-    """onnxruntime's CPU session on ``onnx``, with what the user's SessionOptions ``so`` say (None: the defaults).
+    """onnxruntime's CPU session on ``onnx``, configured like the user's SessionOptions ``so`` (None: the defaults).
 
-    It computes in place of an NPU: it writes no files of its own, its threads do not spin and are ``threads`` (0: as
-    many as onnxruntime likes) unless the user set a number, and it may be on the CPU. ``as_it_was``: a copy of ``so``
-    from when the NPU's session was made, for one that is made later. ``any_shape``: without free dimension overrides,
-    because it is fed the compiled shapes. ``folder``: of the weights of an ONNX in memory. Raises what
-    onnxruntime raises.
+    It computes in place of an NPU: it writes no files, may run on the CPU, and its threads do not spin. It has
+    ``threads`` threads (0: onnxruntime's choice) unless the user set a number. ``as_it_was``: a copy of ``so`` from the
+    time when the NPU's session was created, for a session that is created later. ``any_shape``: ignore free dimension
+    overrides, because the session is fed the compiled shapes. ``folder``: where the weights of an ONNX in memory lie.
+    Raises what onnxruntime raises.
     """
     given = as_it_was or so
     made = _chosen_settings(given) if any_shape else copy_options(given, EMPTY_MODEL)
@@ -88,14 +88,14 @@ def cpu_session(
     try:
         return onnxruntime.InferenceSession(onnx, made, ["CPUExecutionProvider"], enable_fallback=0)
     except Exception:
-        # Libraries of custom operators do not come along into a copy.
+        # A copy does not include libraries of custom operators.
         if not so or folder is not None:
             raise
     return _with_operators(so, onnx)
 
 
 class _Native:
-    """A native session, with what is called of a session that computes in place of an NPU."""
+    """A native session, with the methods used of a session that computes in place of an NPU."""
 
     def __init__(self, native: Any) -> None:
         self._native = native
@@ -114,8 +114,8 @@ class _Native:
 
 
 def _with_operators(so: Any, onnx: str | bytes) -> _Native:
-    """A session on the CPU with the user's custom operators, which only the user's own options have. What is not for
-    this session is taken out of them for the moment in which onnxruntime copies them."""
+    """A CPU session with the user's custom operators, which only the user's own options have. Settings that do not
+    apply to this session are removed from them while onnxruntime copies them."""
     given = {key: entry for key in _NOT_ITS if (entry := config_entry(so, key)) not in (None, "0")}
     with _changing:
         profiling, path = so.enable_profiling, so.optimized_model_filepath
@@ -133,11 +133,11 @@ def _with_operators(so: Any, onnx: str | bytes) -> _Native:
 
 
 _changing = renewed_in_child(threading.Lock())
-#: Config entries that a session on the CPU alone would fail for, or write files for.
+#: Config entries that would make a CPU session fail or write files.
 _NOT_ITS = ("session.disable_cpu_ep_fallback", "ep.context_enable")
 _SPINNING = "session.intra_op.allow_spinning"
-#: What of SessionOptions matters to a session that computes on the CPU. Free dimension overrides are not among these,
-#: and cannot be taken out of a copy.
+#: The attributes of SessionOptions that matter to a CPU session. Free dimension overrides are not included: they cannot
+#: be removed from a copy.
 _ATTRIBUTES = (
     "enable_cpu_mem_arena",
     "enable_mem_pattern",
@@ -206,8 +206,8 @@ def _prepare(options: Any, so: Any, threads: int) -> None:
 
 
 def replaced_weights(so: Any, onnx: OnnxModel) -> str | None:
-    """The method of the SessionOptions that puts other weights in place of the model's, and for which name; None where
-    there is none. A compiled model has its weights inside."""
+    """The SessionOptions method that replaces weights of the model, and the name of a replaced one; None if no weight
+    is replaced. A compiled model has its weights built in."""
     if not so or not (onnx.initializers or onnx.external_data):
         return None
     trial = copy_options(so, EMPTY_MODEL)
@@ -236,16 +236,16 @@ _IN_MEMORY = "add_external_initializers_from_files_in_memory"
 
 
 def overridden_dims(so: Any, inputs: Sequence[OnnxValue]) -> dict[str, tuple[Dimension, ...]]:
-    """The dims that free dimension overrides, by name or by denotation, give to ``inputs``; {} if they change none.
+    """The dims that free dimension overrides, by name or denotation, give to ``inputs``; {} if they change none.
 
-    onnxruntime is asked by a session on a model that has these inputs and nothing else. Raises what it raises.
+    Determined by an onnxruntime session on a model with only these inputs. Raises what onnxruntime raises.
     """
     if not so or not any(v.dims and not all(isinstance(d, int) and not s for d, s in _both(v)) for v in inputs):
         return {}
     options = copy_options(so, EMPTY_MODEL)
     options.enable_profiling = False
     options.optimized_model_filepath = ""
-    # The trial's one node runs on the CPU, and is nothing to compile or to save.
+    # The trial's one node runs on the CPU, and there is nothing to compile or save.
     options.add_session_config_entry(NO_CPU, "0")
     options.add_session_config_entry(SAVE_CONTEXT, "0")
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL

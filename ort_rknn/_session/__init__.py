@@ -1,1 +1,1 @@
-"""The session: onnxruntime's own, over a model that was planned first."""
+"""The session: onnxruntime's own, with a plan made first."""

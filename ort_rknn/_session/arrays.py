@@ -1,4 +1,4 @@
-"""Arrays in memory that the NPU reads and writes itself."""
+"""Arrays in memory that the NPU reads and writes directly."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 def empty(
     shape: int | Sequence[int], dtype: DTypeLike = np.float32, *, device: str | None = None, cached: bool = True
 ) -> NDArray[Any]:
-    """A new array in memory that the NPU reads and writes itself. An ordinary numpy array otherwise, zeros at first.
+    """A new array in memory that the NPU reads and writes directly. Otherwise an ordinary numpy array, initially zero.
 
-    ``device`` is as the provider option ``device``; None: the device that a session would take. ``cached``: the CPU
-    keeps the memory in its caches, and runs keep them in step; without, every access of the CPU goes to memory, which
-    suits buffers that only other hardware touches. Feed it, or bind it as an output, like any array; views of it too.
-    The memory lives as long as the array or a view of it.
+    Feed it or bind it as an output like any array; views of it work too. ``device`` is as the provider option
+    ``device``; None: the device that a session would use. ``cached``: the CPU caches the memory, and runs keep the
+    cache coherent. Uncached, every CPU access goes to memory, which suits buffers that only other hardware touches. The
+    memory lives as long as the array or a view of it.
 
-    Raises NpuUnavailable if there is no such device, Fail if it gives no memory (the text names what was tried),
-    ValueError for a shape without elements or a negative one.
+    Raises NpuUnavailable if there is no such device, Fail if it cannot allocate the memory (the message says what was
+    tried), ValueError for a negative shape or one without elements.
     """
     kind = np.dtype(dtype)
     dims = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
@@ -49,17 +49,17 @@ def from_dmabuf(
     offset: int = 0,
     strides: Sequence[int] | None = None,
 ) -> NDArray[Any]:
-    """An array over a dma-buf that somebody else made: a camera, a decoder, RGA.
+    """An array over an existing dma-buf, for example from a camera, a decoder or RGA.
 
-    ``offset``: bytes from the buffer's start. ``strides``: bytes per axis as numpy's, where rows or planes have gaps
-    (pitch, vertical stride); None: contiguous. ``fd`` is duplicated: the caller may close it at once. The array is
-    read-only if the descriptor is. The mapping lives as long as the array or a view of it.
+    ``offset``: bytes from the start of the buffer. ``strides``: bytes per axis as in numpy, for rows or planes with
+    padding (pitch, vertical stride); None: contiguous. ``fd`` is duplicated, so the caller may close it at once. The
+    array is read-only if the descriptor is. The mapping lives as long as the array or a view of it.
 
-    onnxruntime copies an array with gaps before a run. ``io_binding.bind_input(name, "cpu", 0, array.dtype,
-    array.shape, array.ctypes.data)`` hands over its address, and the gaps are taken into account.
+    onnxruntime copies a non-contiguous array before a run. ``io_binding.bind_input(name, "cpu", 0, array.dtype,
+    array.shape, array.ctypes.data)`` passes its address instead, and the strides are honored.
 
-    Raises OSError for a descriptor that is closed or cannot be mapped, ValueError for a tensor that does not lie inside
-    of the buffer, for negative strides, and for a shape without elements.
+    Raises OSError for a descriptor that is closed or cannot be mapped, ValueError for a tensor that does not lie within
+    the buffer, for negative strides, and for a shape without elements.
     """
     kind = np.dtype(dtype)
     dims = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
@@ -86,7 +86,7 @@ def from_dmabuf(
 
 
 def session_buffers(inputs: Sequence[Any], state: State | None, n: int) -> list[dict[str, NDArray[Any]]]:
-    """See :meth:`ort_rknn.InferenceSession.buffers`; ``inputs`` are what the session's ``get_inputs()`` gives."""
+    """See :meth:`ort_rknn.InferenceSession.buffers`. ``inputs``: the session's ``get_inputs()``."""
     if n < 1:
         raise ValueError(f"the number of sets must be at least 1; got {n}")
     executor = state.executor if state is not None else None
@@ -112,7 +112,7 @@ def session_buffers(inputs: Sequence[Any], state: State | None, n: int) -> list[
 
 
 def _room(port: Port | None) -> int:
-    """Bytes that a runtime may ask for: as much as the compiled type takes, with what fills up blocks and rows."""
+    """The bytes that a runtime may ask for: the size of the compiled type, with padding of blocks and rows."""
     if port is None:
         return 0
     native = port.native.nbytes if port.native is not None else 0

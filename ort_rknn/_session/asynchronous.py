@@ -1,4 +1,4 @@
-"""Calls that return before the result is there, beside onnxruntime's own ``run_async``."""
+"""Calls that return before the result is ready, besides onnxruntime's own ``run_async``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from .feeds import Buffers, Feed
     from .state import State
 
-#: Held for moments, while a session's parts are exchanged.
+#: Held briefly while a session's parts are replaced.
 making = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    # forks.renewed_in_child, written out: importing ort_rknn imports nothing that only sessions need.
+    # forks.renewed_in_child inlined: importing ort_rknn imports nothing that only sessions need.
     os.register_at_fork(after_in_child=making._at_fork_reinit)  # type: ignore[attr-defined]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,7 +33,7 @@ def _depth(depth: int) -> int:
 
 
 def no_feed(feed: object, inputs: Sequence[Any] | None) -> str:
-    """What is wrong with a feed that is no dict."""
+    """The error message for a feed that is not a dict."""
     what = type(feed).__name__
     shape = getattr(feed, "shape", None)
     if isinstance(shape, tuple):
@@ -43,21 +43,24 @@ def no_feed(feed: object, inputs: Sequence[Any] | None) -> str:
 
 
 class AsynchronousCalls:
-    """Mixed into our InferenceSession. A call runs ``session.run`` on a thread of ours, made on first use: one for
-    every NPU context (one on the CPU), and where a core has one context one more that waits with its call ready.
+    """Mixin of our InferenceSession. A call runs ``session.run`` on one of our threads, which are created on first use:
+    one per NPU context (one on the CPU), plus one per core that has a single context, which waits with the next call
+    ready.
 
-    Call k runs on core ``schedule[k % len(schedule)]``. k counts blocking runs and calls of all kinds, each when it was
-    accepted, whatever thread starts it later. Calls wait per core: a slow core holds up no call of another one.
+    Call k runs on core ``schedule[k % len(schedule)]``. k counts blocking runs and calls of all kinds in the order in
+    which they were accepted, whichever thread starts them later. Calls queue per core: a slow core delays no other
+    core.
 
-    Feeds are copied when a call is made, dict, arrays, lists and OrtValues, into buffers that are used again: they may
-    be changed at once. ``copy=False`` saves the copy, for callers who leave all of it alone until the result is there.
+    Feeds (dict, arrays, lists and OrtValues) are copied into reused buffers when the call is made, so the caller may
+    change them at once. ``copy=False`` skips the copy, for callers who leave the feed unchanged until the result is
+    ready.
     """
 
     _npu: State | None
     _submitter: Submitter | None = None
     _submitter_process = 0
     _ending: tuple[Submitter, ...] = ()
-    """Closed or about to be: what they accepted is still waited for."""
+    """Closed or being closed; the calls they accepted are still waited for."""
     _buffers: Buffers | None = None
     _pipeline: Pipeline | None = None
 
@@ -75,9 +78,9 @@ class AsynchronousCalls:
     ) -> Future[list[Any]]:
         """Run soon; the future gives what ``run`` returns or raises.
 
-        Waits for a place in the queue at most ``submit_timeout_ms``. Raises QueueFull when none became free. Callbacks
-        that are added to the future come in the order of submission, with ``sequential_callbacks=False`` as runs
-        finish; ``asyncio.wrap_future`` never waits for earlier calls.
+        Waits up to ``submit_timeout_ms`` for a place in the queue, then raises QueueFull. Callbacks added to the future
+        are called in submission order, or, with ``sequential_callbacks=False``, as runs finish; then
+        ``asyncio.wrap_future`` never waits for earlier calls.
         """
         feed = self._feed(input_feed, copy)
         return self._retried(
@@ -93,13 +96,13 @@ class AsynchronousCalls:
         run_options: Any = None,
         copy: bool = True,
     ) -> Iterator[list[Any]]:
-        """Results of a stream of feeds, in their order, several in flight: all cores work for one caller.
+        """The results of a stream of feeds, in order, with several runs in flight: one caller keeps all cores busy.
 
-        The stream may be endless: feeds are taken as results are asked for, and as many as keep every core busy. So
-        results that are done may have to wait for an older one: 64 calls at most, or 64 MiB of results and copied
-        feeds. ``depth``: how many calls at most, done or not. When the consumer stops early,
-        or ``feeds`` raises, what has not begun is dropped and what runs is waited for. Raises ValueError for a depth
-        below 1, TypeError for one that is no whole number, QueueFull if others hold all places for too long.
+        The stream may be endless: feeds are consumed as results are requested, and as needed to keep every core busy.
+        Finished results may have to wait for an older one: at most 64 calls, or 64 MiB of results and copied feeds.
+        ``depth``: the maximum number of calls, finished or not. If the consumer stops early, or ``feeds`` raises, calls
+        that have not started are dropped and running ones are waited for. Raises ValueError for a depth below 1,
+        TypeError for one that is not an integer, QueueFull if other callers hold all places for too long.
         """
         from .._concurrency.stream import in_order
 
@@ -121,10 +124,10 @@ class AsynchronousCalls:
         *,
         copy: bool = True,
     ) -> Coroutine[Any, Any, list[Any]]:
-        """``await`` it: what ``run`` returns or raises. Never blocks the event loop, and takes no thread of its
-        executor. While the queue is full, calls wait in their order; after ``submit_timeout_ms`` it raises QueueFull.
+        """Awaitable: returns what ``run`` returns or raises. Never blocks the event loop, and uses no thread of its
+        executor. While the queue is full, calls wait in order; after ``submit_timeout_ms`` QueueFull is raised.
 
-        The feed is copied at the call, before it is awaited. When it is cancelled before it runs, it does not run.
+        The feed is copied at the call, not at the ``await``. A call that is canceled before it runs does not run.
         """
         return self._awaited(output_names, self._feed(input_feed, copy), run_options)
 
@@ -140,7 +143,7 @@ class AsynchronousCalls:
                 future = submitter.submit(self._run_feed, feed, output_names, run_options, place=place)
                 break
             except Ended:
-                pass  # by set_providers(), or by close(): the next one's calls say so
+                pass  # by set_providers() or close(): the next one's calls report it
             finally:
                 del place
         return await asyncio.wrap_future(future)
@@ -154,11 +157,11 @@ class AsynchronousCalls:
         output_names: Any = None,
         copy: bool = True,
     ) -> list[Any] | None:
-        """Submit a feed and get the result of the one ``depth`` calls ago; None for the first ``depth`` calls.
+        """Submit a feed and return the result of the call made ``depth`` calls ago; None for the first ``depth`` calls.
 
-        ``reset``, or another depth, begins anew: results still in flight are lost. :meth:`flush` gives the last ones.
-        Raises the error of the call whose result it would be, ValueError for a depth below 1, TypeError for one that is
-        no whole number, QueueFull as :meth:`submit` does.
+        ``reset``, or a different depth, starts over: results still in flight are lost. :meth:`flush` returns the last
+        ones. Raises the error of the call whose result is due, ValueError for a depth below 1, TypeError for one that
+        is not an integer, QueueFull as :meth:`submit` does.
         """
         from .._concurrency.submitter import Pipeline
 
@@ -173,8 +176,8 @@ class AsynchronousCalls:
         return result
 
     def flush(self) -> list[list[Any]]:
-        """The results still in the pipeline, oldest first; also after close(). Raises the first error among them, after
-        all have ended, and RuntimeException in a forked child: the results are the parent's."""
+        """The results still in the pipeline, oldest first; works after close(), too. Raises the first error among them
+        once all have ended, and RuntimeException in a forked child: the results belong to the parent."""
         pipeline = self._pipeline
         if pipeline is None:
             return []
@@ -192,7 +195,7 @@ class AsynchronousCalls:
         if not copied:
             return Feed(feed)
         if self._buffers is None:
-            # As many as can be under way.
+            # As many as can be in flight.
             self._buffers = Buffers(len(self._submitters().places))
         return self._buffers.copy(feed)
 
@@ -209,7 +212,7 @@ class AsynchronousCalls:
             try:
                 return submit(self._submitters())
             except Ended:
-                pass  # by set_providers(), or by close(): the next one's calls say so
+                pass  # by set_providers() or close(): the next one's calls report it
 
     def _submitters(self) -> Submitter:
         submitter = self._submitter
@@ -221,7 +224,7 @@ class AsynchronousCalls:
 
         with making:
             if self._submitter is None or self._submitter_process != os.getpid():
-                # In a forked child the threads of the parent's are missing, and its calls are not ours.
+                # In a forked child the parent's threads do not exist, and its calls are not ours.
                 self._pipeline, self._ending = None, ()
                 state = self._npu
                 options = state.request.options if state is not None and state.request is not None else Options()
@@ -234,8 +237,8 @@ class AsynchronousCalls:
             return self._submitter
 
     def _end_submissions(self) -> None:
-        """Wait for what was submitted. What is in the pipeline stays for flush(). Where it is interrupted, the next one
-        goes on."""
+        """Wait for submitted calls. What is in the pipeline stays for flush(). If interrupted, the next call
+        continues."""
         with making:
             if self._submitter_process != os.getpid():
                 self._ending = ()

@@ -1,6 +1,6 @@
-"""What is left of a session that was closed: its signature and metadata, and an error for everything else.
+"""What remains of a closed session: its signature and metadata, and an error for everything else.
 
-onnxruntime's own objects for these keep the native session alive, and with it its threads and its memory.
+onnxruntime's own objects would keep the native session alive, with its threads and its memory.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any, NoReturn
 from .._ep.support import onnxruntime_version
 from .._errors import RUNTIME_EXCEPTION, ort_error
 
-#: The first onnxruntime that was found to keep a session alive for its IOBindings; 1.28.0 does not.
+#: The first onnxruntime found to keep a session alive for its IOBindings; 1.28.0 does not.
 _BINDINGS_KEEP_IT = (1, 30, 0)
 
 
 def bindings_keep_it() -> bool:
-    """Whether onnxruntime's native session lives as long as its IOBindings, so that ``close()`` may drop it."""
+    """Whether IOBindings keep onnxruntime's native session alive, so that ``close()`` may drop it."""
     return onnxruntime_version() >= _BINDINGS_KEEP_IT
 
 
@@ -26,7 +26,7 @@ def closed_error() -> Exception:
 
 
 class Closed:
-    """Stands where onnxruntime's native session was, or what only that can tell: every use raises."""
+    """Replaces onnxruntime's native session, or values that only it can provide: every use raises."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise closed_error()
@@ -35,13 +35,13 @@ class Closed:
         raise closed_error()
 
     def __repr__(self) -> str:
-        # Part of onnxruntime's message where this is passed for a native session.
+        # Appears in onnxruntime's message if this is passed as a native session.
         return "<the session was closed>"
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedNodeArg:
-    """An input, output or overridable initializer, as onnxruntime's NodeArg describes it."""
+    """An input, output or overridable initializer, with the attributes of onnxruntime's NodeArg."""
 
     name: str
     shape: list[Any]
@@ -54,7 +54,7 @@ class ClosedNodeArg:
 
 @dataclass(frozen=True, slots=True)
 class ClosedModelMetadata:
-    """As onnxruntime's ModelMetadata."""
+    """Metadata with the attributes of onnxruntime's ModelMetadata."""
 
     custom_metadata_map: dict[str, str]
     description: str
@@ -70,10 +70,11 @@ _GONE = ("_input_meminfos", "_output_meminfos", "_input_epdevices")
 
 
 def let_go(session: Any) -> None:
-    """Drop the native session and all that keeps it alive; ``get_inputs`` and its siblings go on with copies.
+    """Drop the native session and everything that keeps it alive; ``get_inputs`` and its siblings return copies from
+    now on.
 
-    Where an IOBinding does not keep the native session alive, ``session`` does, as long as it lives itself: a binding
-    that outlives the native session crashes the process.
+    If IOBindings do not keep the native session alive, ``session`` keeps it as long as it lives itself: a binding that
+    outlives the native session crashes the process.
     """
     attributes = session.__dict__
     if not bindings_keep_it():

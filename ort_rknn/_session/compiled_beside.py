@@ -1,4 +1,4 @@
-"""Compiled models that lie beside an ONNX, for any SoC: what they tell of it holds where none can be run, too."""
+"""Compiled models beside an ONNX, for any SoC. What they say about it is true even if none of them can run here."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..files.compiled_places import confined_path, find_context_models
 
 
 def wholes_beside(onnx: str) -> list[str]:
-    """The twins of an ONNX for any SoC, those for one SoC first."""
+    """The twins of an ONNX for any SoC, those for a single SoC first."""
     found = (os.fspath(path) for soc in SOC_CORES for path in find_twins(onnx, soc))
     return sorted(dict.fromkeys(found), key=lambda path: path == os.path.splitext(onnx)[0] + ".rknn")
 
 
 def parts_beside(onnx: str) -> Iterator[tuple[str, RknnFile]]:
-    """The compiled parts of an ONNX that lies there in parts, with their names. Those that cannot be read are left out:
-    a session that loads them says why."""
+    """The compiled parts beside an ONNX, with their names. Unreadable ones are skipped: a session that loads them
+    reports why."""
     models = dict.fromkeys(os.fspath(path) for soc in SOC_CORES for path in find_context_models(onnx, soc))
     for model in models:
         try:

@@ -1,9 +1,9 @@
-"""The ONNX in the form that provider options ask for, where onnxruntime's CPU session runs it.
+"""The ONNX in the form that provider options ask for, for onnxruntime's CPU session.
 
-``layout``, ``input_dtype`` and ``output_dtype`` say what a program feeds and gets. A session that falls back to the CPU
-keeps to them by nodes in front of the ONNX's graph (Transpose, Cast, Sub, Div) and behind it (Cast), so that
-``get_inputs()`` is true and ``run`` stays onnxruntime's. A compiled model may normalize what it is fed: what it does to
-integers is then done here too, by its own record.
+``layout``, ``input_dtype`` and ``output_dtype`` say what a program feeds and receives. A session that falls back to the
+CPU keeps that form with extra nodes before the ONNX's graph (Transpose, Cast, Sub, Div) and after it (Cast), so that
+``get_inputs()`` is correct and ``run`` stays onnxruntime's. A compiled model may normalize its integer inputs; then the
+same is done here, as recorded in the compiled model.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ..files.surrounded import Edge, Step, surrounded
 from .compiled_beside import parts_beside, wholes_beside
 
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
-#: Operators as they are used here: Sub and Div broadcast since opset 7, Round comes with 11.
+#: Operators as used here: Sub and Div broadcast since opset 7, Round exists since 11.
 _OPSET, _OPSET_OF_RAW = 7, 11
 
 
@@ -49,18 +49,18 @@ class CpuForm:
 
     model: bytes
     folder: str | None
-    """Of the files that hold the weights, where there are any: the model itself is in memory."""
+    """The folder of the weight files, if there are any; the model itself is in memory."""
     notes: tuple[str, ...]
     """What was added, for ``explain()``."""
     quantization: Mapping[str, Quantization]
-    """Of the inputs and outputs that are raw, by name."""
+    """Of the raw inputs and outputs, by name."""
 
 
 def cpu_form(facts: Facts, options: Options, source: str | bytes) -> CpuForm | None:
-    """The form that the options ask for of the ONNX at ``source``; None if it has that form already.
+    """The form that the options ask for, of the ONNX at ``source``; None if it has that form already.
 
-    Raises OptionError for options that cannot be kept: an input is not there, has no layout, or is fed integers while
-    no compiled model tells what these mean. Raises OnnxFileError or OSError for an ONNX that cannot be read.
+    Raises OptionError for options that cannot be satisfied: an input does not exist, has no layout, or is fed integers
+    and no compiled model says what they mean. Raises OnnxFileError or OSError for an ONNX that cannot be read.
     """
     onnx = read_onnx(source)
     names = [value.name for value in onnx.inputs]
@@ -98,10 +98,10 @@ def _read(path: str) -> bytes:
 
 
 def _weights(source: str | bytes, files: Sequence[str]) -> tuple[str | None, Mapping[str, str]]:
-    """The folder of a model's external data, and other paths of it there than are written.
+    """The folder of a model's external data, and the files in it whose paths differ from those stored in the model.
 
-    A hub's cache holds links to files of other names. onnxruntime follows those from a model's path, but not from a
-    model in memory, whose data has to lie in its folder.
+    A hub's cache contains links to files with other names. onnxruntime follows them for a model given by path, but not
+    for a model in memory, whose data must lie in its folder.
     """
     if isinstance(source, bytes) or not files:
         return None, {}
@@ -111,7 +111,7 @@ def _weights(source: str | bytes, files: Sequence[str]) -> tuple[str | None, Map
         return folder, {}
     if all(_inside(blobs, path) for path in behind.values()):
         return blobs, {name: os.path.relpath(path, blobs) for name, path in behind.items()}
-    return folder, {}  # for onnxruntime to judge
+    return folder, {}  # left to onnxruntime
 
 
 def _inside(folder: str, path: str) -> bool:
@@ -151,8 +151,8 @@ def _input(value: OnnxValue, names: Sequence[str], options: Options, compiled: _
 
 
 def _raw_input(value: OnnxValue, own: str, compiled: _Compiled) -> tuple[str, list[Step]]:
-    """The dtype of an input as the compiled model stores it, and the way from there to the ONNX's: what is stored is
-    normalized already."""
+    """The dtype of an input as the compiled model stores it, and the steps from there to the ONNX's input: stored
+    values are already normalized."""
     tensor = compiled.stored_input(value.name)
     if tensor is None:
         return own, []
@@ -172,7 +172,7 @@ def _cast(dtype: str) -> Step:
 
 
 def _own_dtype(what: str, value: OnnxValue, asked: str) -> str:
-    """The ONNX's dtype. Raises OptionError if it is none that is converted."""
+    """The ONNX's dtype. Raises OptionError if it cannot be converted."""
     if value.dtype is None or value.dtype not in DTYPES:
         raise OptionError(
             f"provider option {asked}: {what} {value.name!r} is {value.type_text}, which is not converted; leave it out"
@@ -181,7 +181,8 @@ def _own_dtype(what: str, value: OnnxValue, asked: str) -> str:
 
 
 def _is_nhwc(value: OnnxValue, asked: str | None, options: Options, compiled: _Compiled) -> bool:
-    """Whether the caller's axes are in another order. Raises OptionError for an input that was named and has none."""
+    """Whether the caller's axes are in another order than the ONNX's. Raises OptionError for a named input that has no
+    layout."""
     if asked is None:
         return False
     shape: Sequence[Any] | None = value.dims if value.dims is not None else compiled.shape_of(value.name)
@@ -204,13 +205,13 @@ def _is_nhwc(value: OnnxValue, asked: str | None, options: Options, compiled: _C
 
 
 def _norm(value: OnnxValue, dtype: str, compiled: _Compiled) -> list[Step]:
-    """What a compiled model does to integers, in float32 and the ONNX's order of axes: ``(x - mean) / std``, or
-    nothing."""
+    """The steps a compiled model applies to integers, in float32 and the ONNX's order of axes: ``(x - mean) / std``, or
+    none."""
     tensor = compiled.input_of(value.name, dtype)
     norm = normalization_of(tensor) if tensor is not None else None
     if norm is None:
         return []
-    std, mean = per_channel(norm, "NCHW", 4)  # files tell it of inputs with four axes only
+    std, mean = per_channel(norm, "NCHW", 4)  # files record it for four-dimensional inputs only
     return [_cast("float32"), Step("Sub", constant=mean), Step("Div", constant=std)]
 
 
@@ -225,7 +226,7 @@ def _output(value: OnnxValue, options: Options, compiled: _Compiled) -> Edge | N
 
 
 def _raw(value: OnnxValue, own: str, compiled: _Compiled) -> Edge | None:
-    """An output as the compiled model holds it."""
+    """The steps from the ONNX's output to the form in which the compiled model stores it."""
     tensor = compiled.output_of(value.name)
     if tensor is None:
         return None
@@ -246,7 +247,7 @@ def _raw(value: OnnxValue, own: str, compiled: _Compiled) -> Edge | None:
 
 
 class _Compiled:
-    """The compiled models that belong to the ONNX, whether they can be run here or not."""
+    """The compiled models of the ONNX, whether or not they can run here."""
 
     def __init__(
         self, facts: Facts, options: Options, source: str | bytes, inputs: Sequence[str], outputs: Sequence[str]
@@ -261,7 +262,7 @@ class _Compiled:
         self.raw: dict[str, Quantization] = {}
 
     def shape_of(self, name: str) -> Sequence[int] | None:
-        """An input's compiled shape in the ONNX's order of axes; None if nothing tells it."""
+        """An input's compiled shape in the ONNX's order of axes; None if it is unknown."""
         for _, file in self._known():
             tensor = _tensor(file.inputs, self._names[0], name)
             if tensor is not None and tensor.shape is not None:
@@ -269,9 +270,9 @@ class _Compiled:
         return None
 
     def input_of(self, name: str, dtype: str) -> RknnTensor | None:
-        """What the compiled models say of an input; None if they have dropped it, because nothing reads it.
+        """What the compiled models say about an input; None if they dropped it because nothing reads it.
 
-        Raises OptionError if there is none that tells mean and std, or if they differ.
+        Raises OptionError if none of them records mean and std, or if they differ.
         """
         said: dict[Any, tuple[str, RknnTensor | None]] = {}
         for label, file in self._known():
@@ -302,7 +303,7 @@ class _Compiled:
         )
 
     def _of_parts(self, name: str) -> Iterator[tuple[str, RknnTensor]]:
-        """What the parts of a model in parts say of an input that they read."""
+        """What the parts of a model in parts say about an input that they read."""
         onnx = self._onnx()
         for label, file in parts_beside(onnx) if onnx is not None and self._options.rknn_model is None else ():
             for tensor in file.inputs:
@@ -310,16 +311,16 @@ class _Compiled:
                     yield label, tensor
 
     def output_of(self, name: str) -> RknnTensor | None:
-        """What the compiled models say of an output; None if they have left it out, because it never changes.
+        """What the compiled models say about an output; None if they left it out because it is constant.
 
-        Raises OptionError if they tell no type, or differ.
+        Raises OptionError if they record no type, or if they differ.
         """
         return self._stored("output", name, self._output)
 
     def stored_input(self, name: str) -> RknnTensor | None:
-        """What the compiled models say of an input's type; None if they have dropped it, because nothing reads it.
+        """What the compiled models say about an input's type; None if they dropped it because nothing reads it.
 
-        Raises OptionError if they tell no type, or differ.
+        Raises OptionError if they record no type, or if they differ.
         """
         return self._stored("input", name, self._input)
 
@@ -380,14 +381,14 @@ class _Compiled:
         return self._files
 
     def _paths(self) -> list[str]:
-        """No device was there to look for a twin for: those of any SoC tell the same."""
+        """Without a device there is no SoC to look for; twins for any SoC agree on this."""
         if self._options.rknn_model is not None:
             return [self._options.rknn_model]
         onnx = self._onnx()
         return wholes_beside(onnx) if onnx is not None else []
 
     def _onnx(self) -> str | None:
-        """The ONNX's path, of a model with EPContext nodes that of its original; None if it is in memory."""
+        """The ONNX's path (for a model with EPContext nodes, that of the original); None if it is in memory."""
         onnx = self._source if self._facts.kind == "ep_context" else self._facts.model
         return onnx if isinstance(onnx, str) else None
 
@@ -401,7 +402,7 @@ class _Compiled:
 
 
 def _tensor(tensors: Sequence[RknnTensor], names: Sequence[str], name: str) -> RknnTensor | None:
-    """The one that stands for the ONNX's ``name``: by name, else (all names foreign) by position."""
+    """The tensor for the ONNX's ``name``: by name, or by position if no name matches."""
     by_name = {tensor.name: tensor for tensor in tensors}
     if name in by_name:
         return by_name[name]

@@ -1,4 +1,4 @@
-"""Whether a session may go on without its device, and with what."""
+"""Whether a session may continue without its device, and on what."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .native import Given
 def cpu_fallback(
     given: Given, decision: Decision, executor: Executor, pinned: PinnedModel | None
 ) -> CpuFallback | None:
-    """What runs a session's calls while its device is gone; None if an error is to be raised then.
+    """What runs a session's calls while its device is gone; None if an error is to be raised instead.
 
-    The session must have been given the ONNX, which ``pinned`` holds open where it is a file, and must not be strict.
-    A form that only a compiled model takes or gives cannot be kept on the CPU.
+    The session must have been given the ONNX, which ``pinned`` holds open if it is a file, and must not be strict. A
+    form that only a compiled model accepts or returns cannot be kept on the CPU.
     """
     request, facts, made, so = decision.request, decision.facts, decision.plan, given.so
     source = facts.onnx_source
@@ -36,7 +36,7 @@ def cpu_fallback(
     if isinstance(source, str) and (pinned is None or os.path.abspath(source) != pinned.path):
         return None
     fixed = bool(facts.onnx is not None and so and overridden_dims(so, facts.onnx.inputs))
-    # The user's options may be another session's by the time of the failure.
+    # By the time of the failure the user may have reused the options for another session.
     as_it_was = copy_options(so, EMPTY_MODEL) if so else None
     return CpuFallback(
         partial(_make_session, source, pinned, partial(cpu_session, so, as_it_was=as_it_was, any_shape=fixed)),
@@ -45,7 +45,7 @@ def cpu_fallback(
 
 
 def let_nodes_fall_back(given: Given, decision: Decision, executors: Iterable[Executor]) -> None:
-    """The same for the nodes of a model, whose ONNX the provider has looked for."""
+    """As :func:`cpu_fallback`, for the nodes of a model whose ONNX the provider has found."""
     for executor in executors:
         fallback = executor.cpu_fallback
         if fallback is not None and decision.request.strict:
@@ -63,6 +63,6 @@ def _make_session(source: str | bytes, pinned: PinnedModel | None, make: Any) ->
 
 
 def _may_fall_back(of: weakref.ref[Any]) -> bool:
-    """As onnxruntime's ``enable_fallback()`` and ``disable_fallback()`` left it."""
+    """The current setting of onnxruntime's ``enable_fallback()`` and ``disable_fallback()``."""
     session = of()
     return session is not None and bool(session._falls_back)

@@ -1,4 +1,4 @@
-"""The story of a session, as text."""
+"""A text report of a session."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def explain(state: State | None) -> str:
-    """What runs, where, why, and what it did so far."""
+    """What runs, where and why, and what it has done so far."""
     if state is None:
         return "runs:      onnxruntime's own session (ORT_RKNN_DISABLE=1)"
     plan, facts = state.plan, state.facts
@@ -51,7 +51,7 @@ def explain(state: State | None) -> str:
 
 
 def cannot_run(state: State) -> list[str]:
-    """Operators of the compiled model that no runtime can run; a board fails at the first run."""
+    """Operators of the compiled model that no runtime supports; on a board the first run fails."""
     from ..files import RknnFileError
     from ..files.operators import read_operators
 
@@ -62,7 +62,7 @@ def cannot_run(state: State) -> list[str]:
     try:
         found = read_operators(source.data if source.data is not None else source.open_path())
     except (RknnFileError, AdapterError, OSError):
-        return []  # the session runs what it has open; only this look at the file is missing
+        return []  # the session keeps running from its open file; only this check cannot be made
     return [
         f"{candidate.name}: no runtime has the operator {one.kind} ({one.name!r}), so a board cannot run this model: "
         "compile it with `ort-rknn convert`, which leaves that operator to the CPU"

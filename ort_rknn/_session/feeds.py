@@ -1,4 +1,4 @@
-"""Feeds that are copied when a call is made: the caller may change its arrays at once, as a camera loop does."""
+"""Copies of feeds, made at the call: the caller may change its arrays at once, as a camera loop does."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-#: Shapes and dtypes for which buffers are kept.
+#: The number of combinations of shape and dtype for which buffers are kept.
 _KINDS_KEPT = 16
-#: Dtypes whose elements are plain bytes: bool, numbers.
+#: Kinds of dtypes whose elements are plain bytes: bool, numbers.
 _PLAIN = "biufc"
 
-#: numpy gives up the GIL while it copies, and waits for others to get it back. Not worth it below so many bytes.
+#: numpy releases the GIL while copying and then waits to get it back, which does not pay below this many bytes.
 _BRIEF = 1 << 17
-#: Of the dtypes that a memoryview takes, too.
+#: Those of the dtypes that memoryview supports.
 _BYTES = "?bBhHiIlLqQfd"
 
 
 def in_native_order(feed: Any) -> Any:
-    """A feed whose arrays have the machine's byte order: as it is where all have, else with copies of the others.
+    """A feed whose arrays have native byte order: the same one if all have, else with copies of the others.
 
-    onnxruntime looks at a dtype's number only, which big-endian arrays share: it would take their bytes for other
-    numbers.
+    onnxruntime looks only at a dtype's number, which big-endian arrays share, and would misread their bytes.
     """
     try:
         values = feed.values()
     except AttributeError:
-        return feed  # ``run`` says what is wrong
+        return feed  # ``run`` reports what is wrong
     for value in values:
         if isinstance(value, np.ndarray) and not value.dtype.isnative:
             return {name: _in_native_order(one) for name, one in feed.items()}
@@ -45,7 +44,7 @@ def _in_native_order(value: Any) -> Any:
 
 
 class Feed:
-    """A feed that belongs to one call. :meth:`give_back` returns its buffers once the call has ended."""
+    """The feed of one call. :meth:`give_back` returns its buffers once the call has ended."""
 
     __slots__ = ("_buffers", "_pool", "nbytes", "values")
 
@@ -61,8 +60,8 @@ class Feed:
             self.nbytes += buffer.nbytes
 
     def without(self, results: list[Any]) -> list[Any]:
-        """``results``, those that lie in a buffer copied: of a model whose output is its input. Releases of onnxruntime
-        before 1.24 give such a result without a reference to the array that it lies in."""
+        """``results``, with copies of those that lie in one of the buffers, which happens if a model's output is its
+        input. Before 1.24, onnxruntime returns such a result without a reference to the array that it lies in."""
         if self._buffers and isinstance(results, list):
             for place, result in enumerate(results):
                 if isinstance(result, np.ndarray) and any(np.may_share_memory(result, b) for b in self._buffers):
@@ -70,8 +69,8 @@ class Feed:
         return results
 
     def give_back(self) -> None:
-        """The call has ended. A buffer that anybody still refers to is left to them: a result of a model whose output
-        is its input, an exception's traceback, a subclass that keeps its feeds."""
+        """Return the buffers after the call. A buffer that is still referenced is not reused: by a result of a model
+        whose output is its input, by an exception's traceback, or by a subclass that keeps its feeds."""
         self.values = None
         pool, buffers = self._pool, self._buffers
         self._buffers = None
@@ -79,14 +78,14 @@ class Feed:
             return
         while buffers:
             buffer = buffers.pop()
-            if sys.getrefcount(buffer) == 2:  # this name, and the function's argument
+            if sys.getrefcount(buffer) == 2:  # this name, and the argument of getrefcount
                 pool.put(buffer)
 
 
 class Buffers:
-    """Arrays that are used again, by shape and dtype: fresh pages cost as much as the copy. Thread safe.
+    """A pool of arrays by shape and dtype: fresh pages cost as much as the copy. Thread-safe.
 
-    ``kept``: so many of one shape and dtype.
+    ``kept``: the number of arrays kept for each shape and dtype.
     """
 
     def __init__(self, kept: int) -> None:
@@ -94,8 +93,8 @@ class Buffers:
         self._free: dict[tuple[tuple[int, ...], np.dtype[Any]], deque[np.ndarray[Any, Any]]] = {}
 
     def copy(self, feed: Any) -> Feed:
-        """A copy of a feed: dict, arrays, lists and OrtValues. What is no feed is left as it is, for ``run`` to say
-        so."""
+        """A copy of a feed: dict, arrays, lists and OrtValues. Anything else is returned as is, for ``run`` to
+        reject."""
         if not isinstance(feed, Mapping):
             return Feed(feed)
         buffers: list[np.ndarray[Any, Any]] = []
@@ -103,7 +102,7 @@ class Buffers:
         return Feed(values, self, buffers)
 
     def put(self, buffer: np.ndarray[Any, Any]) -> None:
-        """It is free."""
+        """Return a buffer to the pool."""
         free = self._free.get((buffer.shape, buffer.dtype))
         if free is not None and len(free) < self._kept:
             free.append(buffer)
@@ -115,7 +114,7 @@ class Buffers:
             return self._ort_value(value, buffers)
         try:
             return copy.deepcopy(value)
-        except Exception:  # it cannot be copied: if it can be run, then as it is
+        except Exception:  # it cannot be copied; pass it on as is, in case it can be run
             return value
 
     def _array(self, value: np.ndarray[Any, Any], buffers: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
@@ -145,14 +144,14 @@ class Buffers:
 
     def _ort_value(self, value: onnxruntime.OrtValue, buffers: list[np.ndarray[Any, Any]]) -> Any:
         if not value.is_tensor() or value.data_type() == "tensor(string)":
-            return value  # a sequence, a map or strings, which Python cannot change
+            return value  # a sequence, a map or strings, which are immutable from Python
         if value.data_type() in _AS_BITS:
             return _copied_bits(value)
-        # numpy() of a value in another memory is a copy already; a second one does no harm.
+        # numpy() of a value in other memory is already a copy; a second one does no harm.
         return onnxruntime.OrtValue.ortvalue_from_numpy(self._array(value.numpy(), buffers))
 
 
-#: Types that numpy lacks, with the size of an element in bytes.
+#: Types that numpy lacks, with their element size in bytes.
 _AS_BITS = {
     "tensor(bfloat16)": 2,
     "tensor(float8e4m3fn)": 1,

@@ -1,4 +1,4 @@
-"""The compiled model of a plan: loading it, and the wrapper that stands for it in onnxruntime."""
+"""The compiled model of a plan: loading it, and the wrapper that represents it in onnxruntime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOTHING: Any = object()
 
 
 def lender_of(kwargs: Mapping[str, Any]) -> Model | None:
-    """The model of the session that ``use_weight_from`` names; None if that one has none on the NPU."""
+    """The model of the session given as ``use_weight_from``; None if that session has none on the NPU."""
     other = kwargs.get("use_weight_from")
     if other is None:
         return None
@@ -34,14 +34,14 @@ def lender_of(kwargs: Mapping[str, Any]) -> Model | None:
         raise OptionError("use_weight_from: that session was closed")
     if executor is None:
         return None
-    executor.open_here()  # in a forked child it may not be open yet
+    executor.open_here()  # after a fork, the child may not have opened it yet
     lender: Model = executor.model
     return lender
 
 
 @dataclass(frozen=True, slots=True)
 class _FileFields:
-    """A model's metadata where no ONNX tells it."""
+    """A model's metadata, if there is no ONNX."""
 
     graph_name: str
     metadata: Mapping[str, str]
@@ -54,7 +54,7 @@ class _FileFields:
 
 
 def fields_of(facts: Facts, made: Plan) -> ModelFields:
-    """A model's metadata: the ONNX's, else the compiled model's."""
+    """A model's metadata: the ONNX's if there is one, else the compiled model's."""
     if made.use_onnx:
         assert facts.onnx is not None
         return facts.onnx
@@ -65,7 +65,7 @@ def fields_of(facts: Facts, made: Plan) -> ModelFields:
 
 
 def wrapper_of(facts: Facts, made: Plan, executor: Executor, token: bytes) -> bytes:
-    """The ONNX that onnxruntime loads in place of the compiled model: one EPContext node that holds ``token``, with the
+    """The ONNX that onnxruntime loads in place of the compiled model: one EPContext node containing ``token``, with the
     signature of ``executor`` and the metadata of the ONNX."""
     return ep_context_model(
         model=fields_of(facts, made),
@@ -78,7 +78,8 @@ def wrapper_of(facts: Facts, made: Plan, executor: Executor, token: bytes) -> by
 
 
 def version_notes(made: Plan, executor: Executor) -> list[str]:
-    """A runtime's version is known only once it has loaded the model: then it is worth a note, not a refusal."""
+    """Notes about the runtime's version. It is known only after the model has loaded, so it deserves a note, not an
+    error."""
     file = made.candidate.file if made.candidate is not None else None
     if file is None or made.found is None:
         return []

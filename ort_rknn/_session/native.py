@@ -1,4 +1,4 @@
-"""onnxruntime's session under one of ours: on the CPU, on one compiled model, on a model with compiled nodes."""
+"""Starts onnxruntime's session under ours: on the CPU, on one compiled model, or on a model with compiled nodes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SPINNING = "session.intra_op.allow_spinning"
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the constructor of a session, or its ``set_providers``, was called with."""
+    """The arguments of a session's constructor or of ``set_providers``."""
 
     session: Any
     parent: Callable[..., None]
@@ -50,7 +50,7 @@ class Given:
     provider_options: Any
     kwargs: dict[str, Any]
     again: bool = False
-    """By set_providers, not by the constructor."""
+    """Called by set_providers, not by the constructor."""
 
     @property
     def wants_fallback(self) -> bool:
@@ -59,12 +59,12 @@ class Given:
 
     @property
     def optimal_only(self) -> bool:
-        """A compiled model that onnxruntime would call suboptimal is an error."""
+        """Whether a compiled model that onnxruntime would call suboptimal is an error."""
         return config_entry(self.so, FAIL_ON_SUBOPTIMAL) == "1"
 
 
 def start_on_their_providers(given: Given) -> None:
-    """The user chose devices or a policy on the SessionOptions themselves: onnxruntime's business."""
+    """Start on the devices or policy that the user chose on the SessionOptions, which onnxruntime handles."""
     with registration.held():
         given.parent(given.model, given.so, given.providers, given.provider_options, **given.kwargs)
     chosen = given.session._providers[0]
@@ -75,7 +75,8 @@ def start_on_their_providers(given: Given) -> None:
 
 
 def start_on_cpu(given: Given, state: State, decision: Decision) -> None:
-    """onnxruntime's own session, on the user's ONNX: with nodes around its graph where options ask for another form."""
+    """Start onnxruntime's own session on the user's ONNX, with extra nodes around its graph if options ask for another
+    form."""
     request, facts, model = decision.request, decision.facts, decision.plan.parent_model
     others = request.other_providers
     if request.named and not others:
@@ -105,19 +106,19 @@ def start_on_cpu(given: Given, state: State, decision: Decision) -> None:
     given.parent(model, options, others, request.other_options, **given.kwargs)
     if options is not given.so:
         given.session._sess_options_initial = given.so
-    if unread is not None:  # onnxruntime's own words come first
+    if unread is not None:  # onnxruntime's own message comes first
         key = next(key for key in SIGNATURE_OPTIONS if key in request.options.given)
         raise OptionError(f"provider option {key!r} cannot be kept on the CPU: {facts.label}: {unread}")
 
 
 def start_on_npu(given: Given, state: State, decision: Decision, executor: Executor) -> None:
-    """onnxruntime's session on the wrapper of one compiled model. Closes ``executor`` when it raises."""
+    """Start onnxruntime's session on the wrapper of one compiled model. Closes ``executor`` if it raises."""
     token = handoff.offer(executor)
     try:
         wrapper = wrapper_of(decision.facts, decision.plan, executor, token)
         options = copy_options(given.so, wrapper)
         _set_threads(options, given.so, executor.dispatch.contexts)
-        # Little but one node: nothing to run side by side, and a run stays on its caller's thread.
+        # The model is a single node: nothing runs in parallel, and a run stays on its caller's thread.
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         _start_with_provider(given, state, decision, options, wrapper)
     except BaseException:
@@ -128,21 +129,21 @@ def start_on_npu(given: Given, state: State, decision: Decision, executor: Execu
 
 
 def start_on_nodes(given: Given, state: State, decision: Decision) -> None:
-    """onnxruntime's session on a model that holds EPContext nodes of ours, and nodes for the CPU perhaps."""
+    """Start onnxruntime's session on a model with our EPContext nodes, and possibly nodes for the CPU."""
     request, facts, made, so = decision.request, decision.facts, decision.plan, given.so
     assert made.found is not None
     content, device, candidate = made.parent_model, made.found.device, made.candidate
     onnx = candidate.context_model if candidate is not None else facts.onnx
     label = candidate.name if candidate is not None else facts.label
     assert onnx is not None
-    # What is wrong with the options is found here, where it can be told from what is wrong with a model.
+    # Bad options are detected here, where they can be distinguished from a bad model.
     dispatch = resolve(request.options, device.soc, device.cores)
     chosen = request.options._replace(device=request.options.device or device.name)
     form = parts_form(content, onnx, chosen, label)
     options = copy_options(so, content if isinstance(content, bytes) else EMPTY_MODEL)
     if not so or so.log_severity_level < 0:
-        # onnxruntime warns, in yellow and twice, that nodes are on the CPU: a model in parts is just that. Its errors
-        # are raised, too. The default logger's own severity, which has no getter, may be as high already.
+        # onnxruntime warns, in yellow and twice, that nodes run on the CPU, which is the point of a model in parts. Its
+        # errors are raised anyway. The default logger's own severity, which has no getter, may be as high already.
         options.log_severity_level = _FATAL
     if onnx.node_count == len(onnx.ep_context_nodes):
         _set_threads(options, so, dispatch.contexts)
@@ -170,7 +171,7 @@ def start_on_nodes(given: Given, state: State, decision: Decision) -> None:
 
 
 def _start_with_provider(given: Given, state: State, decision: Decision, options: Any, content: Any) -> None:
-    """onnxruntime's session with our provider on it, by name or (before 1.25.1) by device."""
+    """Start onnxruntime's session with our provider, by name or (before 1.25.1) by device."""
     session, parent, request, found = given.session, given.parent, decision.request, decision.plan.found
     assert found is not None
     ours = request.options.as_strings()
@@ -185,7 +186,7 @@ def _start_with_provider(given: Given, state: State, decision: Decision, options
         try:
             parent(content, options, [(PROVIDER, ours), *others], **kwargs)
         except (RuntimeError, ValueError) as error:
-            # onnxruntime's constructor forgives mistakes about providers, but not its set_providers.
+            # onnxruntime's constructor tolerates mistakes about providers; its set_providers does not.
             if not others or given.again or not given.wants_fallback:
                 raise
             parent(content, options, [(PROVIDER, ours)], **kwargs)
@@ -200,9 +201,9 @@ def _start_with_provider(given: Given, state: State, decision: Decision, options
                 "provider by device only, without others"
             )
         parent(content, options, **kwargs)
-    # What the user chose is what the session tells, though one node has nothing to run in parallel.
+    # The session reports the user's choice, although a single node has nothing to run in parallel.
     session._sess_options.execution_mode = (given.so or options).execution_mode
-    # onnxruntime before 1.26 does not repeat a plugin's options.
+    # onnxruntime before 1.26 does not report a plugin's options.
     session._provider_options = {**session._provider_options, PROVIDER: ours}
     session._sess_options_initial = given.so
     session._enable_fallback = given.wants_fallback
@@ -222,10 +223,12 @@ def _with_options(providers: Any, options: Any) -> list[Any]:
 
 
 def _set_threads(options: Any, so: Any, contexts: int) -> None:
-    """A session that is all on the NPU needs threads for ``run_async`` only, and none that spin."""
+    """Set the number of threads: a session entirely on the NPU needs threads only for ``run_async``, and no spinning
+    ones."""
     if config_entry(so, _SPINNING) is None:
         options.add_session_config_entry(_SPINNING, "0")
     if not options.intra_op_num_threads and options.use_per_session_threads:
-        # onnxruntime counts a caller of run() as one of them. Calls of run_async that wait for a core ready to be run:
-        # else it stands still while the thread that ended the last call tells its callback and fetches the next one.
+        # onnxruntime counts a caller of run() as one of them. The last term is for run_async calls that wait, ready to
+        # run, for a core: otherwise the core idles while the thread of the last call runs its callback and fetches the
+        # next call.
         options.intra_op_num_threads = 1 + contexts + min(contexts, MOST_READY)

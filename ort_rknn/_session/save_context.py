@@ -1,6 +1,6 @@
-"""``ep.context_enable`` in our sessions: the model is written with its compiled nodes, by our own writer.
+"""``ep.context_enable`` in our sessions: our own writer writes the model with its compiled nodes.
 
-What onnxruntime writes has its newest IR version, which no older release loads; this file loads in all of them.
+onnxruntime would write its newest IR version, which older releases do not load; our file loads in all of them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 def save_context(state: State, so: Any) -> None:
-    """Write what the session's config entries ask for. Raises Fail if the file exists already, as onnxruntime, or
-    cannot be written; InvalidArgument if its place is not known."""
+    """Write the model that the session's config entries ask for. Raises Fail, as onnxruntime does, if the file exists
+    or cannot be written; InvalidArgument if there is no path to write to."""
     if config_entry(so, ENABLE) != "1":
         return
     assert state.plan is not None and state.facts is not None
@@ -131,7 +131,7 @@ def _in_parts(state: State, target: str, embed: bool) -> bytes:
 
 
 def _take_weights(onnx: OnnxModel, folder: str, into: str) -> None:
-    """What stays on the CPU needs its data file beside the written model."""
+    """Copy the data file of the nodes that stay on the CPU beside the written model."""
     if os.path.realpath(folder) == os.path.realpath(into):
         return
     for name in onnx.external_data:

@@ -1,4 +1,4 @@
-"""The session: onnxruntime's own, over a model that was planned first."""
+"""The session: onnxruntime's own, with a plan made first."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import onnxruntime
 
 from .asynchronous import AsynchronousCalls, making
 
-# Importing ort_rknn should cost what importing onnxruntime costs: whatever only a session needs is imported when the
-# first one is made.
+# Importing ort_rknn should cost no more than importing onnxruntime: modules that only a session needs are imported when
+# the first one is created.
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import TypeAlias
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
     #: Providers as onnxruntime takes them, or one name.
     Providers: TypeAlias = str | Sequence[str | tuple[str, Mapping[str, object]]] | None
-    #: One dict for each provider; or what belongs to the NPU alone.
+    #: One dict per provider, or one for the NPU alone.
     ProviderOptions: TypeAlias = Mapping[str, object] | Sequence[Mapping[str, object]] | None
 else:
     _Parent = onnxruntime.InferenceSession
 _run: Callable[..., Any] = onnxruntime.InferenceSession.run
 
-#: Is told of every session that was made or planned again (the import swap's report).
+#: Called with every session that was created or planned again (for the import swap's report).
 _watch: Callable[[InferenceSession], None] | None = None
 
 
@@ -49,27 +49,27 @@ def _disabled() -> bool:
 
 
 class InferenceSession(_Parent, AsynchronousCalls):
-    """onnxruntime's InferenceSession, on the NPU where there is one and a compiled model for it, else on the CPU.
+    """onnxruntime's InferenceSession, on the NPU if there is one and a compiled model for it, else on the CPU.
 
     ``path_or_bytes``: an ONNX model (its compiled twin is looked for beside it), a compiled ``.rknn``, or an ONNX with
-    EPContext nodes; a path or bytes. ``providers`` and ``provider_options`` are as in onnxruntime;
-    ``provider_options`` alone, a dict or a list of one, belongs to ``RKNNExecutionProvider``. What runs where, and why,
-    is told by :meth:`explain`. Everything else is onnxruntime's: ``run`` adds a message for a feed that is no dict,
-    ``run_async`` is waited for by :meth:`close`, and their siblings are not overridden.
+    EPContext nodes; a path or bytes. ``providers`` and ``provider_options`` are as in onnxruntime; ``provider_options``
+    alone, a dict or a list of one, belong to ``RKNNExecutionProvider``. :meth:`explain` says what runs where, and why.
+    Everything else is onnxruntime's, with two additions: ``run`` explains what is wrong with a feed that is not a dict,
+    and :meth:`close` waits for calls of ``run_async``.
 
     Raises what onnxruntime raises; OptionError (InvalidArgument and ValueError) for provider options that are unknown,
-    bad, or ask for cores that the device lacks; NpuUnavailable (Fail) where the NPU is insisted on and cannot be used.
+    invalid, or ask for cores that the device lacks; NpuUnavailable (Fail) if the NPU is required and cannot be used.
     """
 
-    # An attribute of a session whose __dict__ was asked for costs 13 ns more in CPython 3.11 and 3.12, and a run reads
-    # six: what every session goes through asks for none.
+    # In CPython 3.11 and 3.12, attribute access costs 13 ns more once an object's __dict__ has been materialized, and a
+    # run reads six attributes. So no code that every session runs touches __dict__.
     _npu: State | None = None
     _falls_back: Any = True
     _in_order: Callable[[Any], Any] | None = None
-    """On the NPU: gives a feed whose arrays have the machine's byte order, which onnxruntime does not look at."""
+    """On the NPU: converts a feed's arrays to native byte order, which onnxruntime does not check."""
     _under_way: set[UnderWay]
     _leaving: list[Any]
-    """Native sessions that are to be destroyed."""
+    """Native sessions waiting to be destroyed."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
         first = super().__init__
 
         def parent(*args: Any, **kwargs: Any) -> None:
-            # onnxruntime's set_providers has no fallback to other providers: its constructor has.
+            # onnxruntime's constructor falls back to other providers; its set_providers does not.
             first(*args, **({**kwargs, "enable_fallback": 0} if again else kwargs))
 
         if _disabled():
@@ -114,8 +114,8 @@ class InferenceSession(_Parent, AsynchronousCalls):
 
     @property
     def _enable_fallback(self) -> Any:
-        """onnxruntime's own attribute, which its ``run`` reads when a provider's status ended the call. A callback of
-        ours uses that where the exception that ended it has to be raised by ``run`` itself."""
+        """onnxruntime's own attribute, read by its ``run`` when a provider's status ended the call. Our callbacks use
+        it if ``run`` has to raise the exception that ended the call."""
         error = sys.exc_info()[1]
         if error is not None:
             from .._concurrency.interrupts import raise_what_ended
@@ -128,7 +128,8 @@ class InferenceSession(_Parent, AsynchronousCalls):
         self._falls_back = value
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None) -> Any:
-        """onnxruntime's own, which says more where the feed is no dict. Costs less than 1 % of the smallest CPU run."""
+        """onnxruntime's own, with a clearer error if the feed is not a dict. Costs less than 1 % of the smallest CPU
+        run."""
         try:
             if self._in_order is not None:
                 input_feed = self._in_order(input_feed)
@@ -140,7 +141,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
 
             raise AttributeError(f"{error}: {no_feed(input_feed, getattr(self, '_inputs_meta', None))}") from None
 
-    run.__qualname__ = "Session.run"  # onnxruntime's, which Python names where arguments are missing
+    run.__qualname__ = "Session.run"  # appears in Python's message about missing arguments
 
     def run_async(
         self,
@@ -150,9 +151,8 @@ class InferenceSession(_Parent, AsynchronousCalls):
         user_data: Any,
         run_options: Any = None,
     ) -> None:
-        """onnxruntime's own. :meth:`close` and :meth:`set_providers` wait for such calls and their callbacks, and in a
-        forked child, where onnxruntime's threads are missing, a session that was inherited runs them as :meth:`submit`
-        does."""
+        """onnxruntime's own. :meth:`close` and :meth:`set_providers` wait for such calls and their callbacks. In a
+        forked child, which lacks onnxruntime's threads, an inherited session runs them as :meth:`submit` does."""
         from .._concurrency.forks import inherited
         from .feeds import in_native_order
         from .under_way import Callback, run_in_child
@@ -166,37 +166,36 @@ class InferenceSession(_Parent, AsynchronousCalls):
             told = Callback(callback, self._under_way, input_feed, has_options=run_options is not None)
         super().run_async(output_names, input_feed, told, user_data, run_options)
 
-    run_async.__qualname__ = "Session.run_async"  # onnxruntime's, which Python names where arguments are missing
+    run_async.__qualname__ = "Session.run_async"  # appears in Python's message about missing arguments
 
     # Beyond onnxruntime's -------------------------------------------------------------------------------------
 
     def explain(self) -> str:
-        """The whole story: what was given, what runs where and why, cores and contexts, counters. Text of some
-        lines."""
+        """A report of a few lines: the model given, what runs where and why, cores and contexts, counters."""
         from .explain import explain
 
         return explain(self._npu) if "_npu" in self.__dict__ else "runs:      nothing: __init__ was not called yet"
 
     def stats(self) -> Stats:
-        """Counters of what this session did on the NPU so far: runs, errors, waits, seconds by part, for each model and
-        core. No models on the CPU. Always on; costs a run well below a microsecond. Closed sessions keep theirs in
-        :func:`ort_rknn.stats`."""
+        """Counters of what this session has done on the NPU: runs, errors, waits and seconds by phase, for each model
+        and core. On the CPU there are no models. Always on; costs well below a microsecond per run. Counters of closed
+        sessions stay in :func:`ort_rknn.stats`."""
         from .._measure.stats import of_executors
 
         return of_executors(self._npu.executors if self._npu is not None else ())
 
     @property
     def shape_sets(self) -> tuple[tuple[Shape, ...], ...]:
-        """For a dynamic-shape model on the NPU: the compiled sets, one shape per input each. () otherwise."""
+        """For a dynamic-shape model on the NPU: the compiled sets, with one shape per input in each. Otherwise ()."""
         executor = self._npu.executor if self._npu is not None else None
         return executor.signature.sets if executor is not None and executor.signature.dynamic else ()
 
     @property
     def quantization(self) -> Mapping[str, Quantization]:
-        """Scale and zero point by input and output name, of the tensors that are quantized on the NPU.
+        """Scale and zero point of the tensors that are quantized on the NPU, by input and output name.
 
-        They tell how to read raw outputs (``output_dtype="native"``). Those of EPContext nodes by the names in the
-        graph. On the CPU: of raw outputs only.
+        Needed to read raw outputs (``output_dtype="native"``). For EPContext nodes, the names are those in the graph.
+        On the CPU: raw outputs only.
         """
         signatures = [executor.signature for executor in (self._npu.executors if self._npu is not None else ())]
         ports = [port for signature in signatures for port in (*signature.inputs, *signature.outputs)]
@@ -205,32 +204,33 @@ class InferenceSession(_Parent, AsynchronousCalls):
 
     @property
     def native_layouts(self) -> Mapping[str, NativeLayout]:
-        """How the NPU stores the inputs and outputs that ``layout="native"`` and ``output_layout="native"`` ask for, by
-        name: layout, shape and strides, and the way there and back (``pack``, ``unpack``)."""
+        """How the NPU stores the inputs and outputs that ``layout="native"`` and ``output_layout="native"`` select, by
+        name: layout, shape, strides, and conversions in both directions (``pack``, ``unpack``)."""
         from .._executor.native_layout import native_layouts
 
         executor = self._npu.executor if self._npu is not None else None
         return native_layouts(executor.signature) if executor is not None else {}
 
     def buffers(self, n: int) -> list[dict[str, NDArray[Any]]]:
-        """``n`` sets of input arrays that fit the model, each a feed by input name, to be filled again and again.
+        """``n`` sets of input arrays that fit the model, each a feed by input name, to be filled repeatedly.
 
-        On the NPU they lie in memory that it reads itself (:func:`ort_rknn.empty`); on the CPU they are numpy's. For a
-        stream, ``map(feeds, copy=False, depth=n)`` over sets that take turns never gets one that is still being read.
-        A free axis has its compiled length, or 1.
+        On the NPU they lie in memory that it reads directly (:func:`ort_rknn.empty`); on the CPU they are numpy's. In a
+        stream, ``map(feeds, copy=False, depth=n)`` over alternating sets never refills one that is still being read. A
+        free axis has its compiled length, or 1.
 
-        Raises ValueError for an ``n`` below 1 or an input that is no tensor of numbers, Fail if no memory is given.
+        Raises ValueError for an ``n`` below 1 or an input that is not a numeric tensor, Fail if memory cannot be
+        allocated.
         """
         from .arrays import session_buffers
 
         return session_buffers(self.get_inputs(), self._npu, n)
 
     def set_providers(self, providers: Providers = None, provider_options: ProviderOptions = None) -> None:
-        """Plan again from the model that was given at first, as onnxruntime's does for its own providers.
+        """Plan again from the original model, as onnxruntime's does for its own providers.
 
-        A session on the NPU holds that model open: its path may be relative, deleted or replaced by now. When it fails
-        the session goes on as it was. Raises RuntimeException for a session that was closed, Fail if the model was
-        changed in place.
+        A session on the NPU holds that model open, so its path may be relative, deleted or replaced by now. If this
+        fails, the session continues as before. Raises RuntimeException for a closed session, Fail if the model was
+        modified in place.
         """
         from .closed import Closed, closed_error
         from .start import model_again
@@ -238,7 +238,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
         if isinstance(self.__dict__.get("_sess"), Closed):
             raise closed_error()
 
-        # Beside this one, which serves other threads meanwhile.
+        # Built separately, while this one keeps serving other threads.
         other = object.__new__(type(self))
         path, npu = self._model_path, self._npu
         kwargs = npu.kwargs if npu else {}
@@ -248,7 +248,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
             other._npu.inherit(npu)
         other._model_path = path
         other._enable_fallback = self._enable_fallback
-        before = dict(self.__dict__)  # what goes with it goes after the lock
+        before = dict(self.__dict__)  # destroyed after the lock is released
         with making:
             closed = isinstance(self.__dict__.get("_sess"), Closed)
             if not closed:
@@ -278,14 +278,14 @@ class InferenceSession(_Parent, AsynchronousCalls):
             drop(native, calls)
 
     def close(self) -> None:
-        """End the session for good: waits for what runs on the NPU and for calls of ``run_async``, then gives back
-        contexts, model, and onnxruntime's threads and memory.
+        """Close the session permanently: wait for runs on the NPU and calls of ``run_async``, then release contexts,
+        model, and onnxruntime's threads and memory.
 
-        Idempotent, from any thread; where it is interrupted, the next one goes on. A later ``run`` raises
-        RuntimeException; ``get_inputs`` and its siblings still answer. What onnxruntime made for the caller from this
-        session keeps these alive: an IOBinding, what ``get_inputs`` gave before. Before onnxruntime 1.30 the closed
-        session does too, because a binding would crash without them. onnxruntime's sessions have no such method;
-        dropping the last reference does the same.
+        Idempotent, from any thread; if interrupted, the next call continues. A later ``run`` raises RuntimeException;
+        ``get_inputs`` and its siblings still answer. Objects that onnxruntime created from this session for the caller
+        keep its threads and memory alive: an IOBinding, the results of earlier ``get_inputs`` calls. Before onnxruntime
+        1.30 the closed session does so too, because a binding would crash without them. onnxruntime's sessions have no
+        such method; dropping the last reference has the same effect.
         """
         from .closed import Closed, let_go
         from .under_way import drop
@@ -298,9 +298,9 @@ class InferenceSession(_Parent, AsynchronousCalls):
                 executor.close()
             if npu is not None:
                 npu.unpin()
-            before = dict(self.__dict__)  # what goes with it goes after the lock
+            before = dict(self.__dict__)  # destroyed after the lock is released
             with making:
-                if self._npu is npu:  # else set_providers() was faster
+                if self._npu is npu:  # else set_providers() came first
                     leaving.append(native)
                     let_go(self)
             del native, before

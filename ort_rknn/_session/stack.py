@@ -1,9 +1,9 @@
-"""Room on the stack for callbacks.
+"""Stack space for callbacks.
 
-A callback at the end of the stack returns a status that was made before, and what ctypes returns to C where there is
-none left is not defined. Nor is it for a callback that has no room for its first frame, on Pythons that count calls of
-C functions towards the recursion limit. So both are found in Python code of onnxruntime's own methods, before they go
-into C.
+A callback near the end of the stack returns a status that was allocated in advance. If none is left, what ctypes
+returns to C is undefined. It is also undefined if there is no room for the callback's first frame, on Pythons that
+count calls of C functions toward the recursion limit. So both are checked from the Python code of onnxruntime's own
+methods, before they call into C.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .._ep import callbacks
 
 
 def check_the_stack(session: Any) -> None:
-    """See that a session on the NPU has room for its callbacks. Its methods stay onnxruntime's."""
+    """Make sure that a session on the NPU has room for its callbacks. Its methods stay onnxruntime's."""
     session._inputs_meta = Inputs(session._inputs_meta)
     session.__dict__["run_with_iobinding"] = RunWithIOBinding(session)
 
 
 def _need_room(frames: int) -> None:
-    """Raise RecursionError if callbacks would have no room, or no spare status for want of room."""
+    """Raise RecursionError if callbacks would lack room, or a spare status."""
     if callbacks.short:
         callbacks.make_spares()
     if C_CALLS_COUNT:
@@ -31,7 +31,8 @@ def _need_room(frames: int) -> None:
 
 
 class Inputs(list[Any]):
-    """``run``, ``run_with_ort_values`` and ``run_async`` read a session's inputs before they go into C."""
+    """The list of a session's inputs, which ``run``, ``run_with_ort_values`` and ``run_async`` read before they call
+    into C."""
 
     def __iter__(self) -> Iterator[Any]:
         _need_room(4)
@@ -39,12 +40,12 @@ class Inputs(list[Any]):
 
 
 class RunWithIOBinding:
-    """``run_with_iobinding`` reads nothing that could be asked: this stands before the class's own."""
+    """``run_with_iobinding`` reads no such list, so this instance attribute overrides the method of the class."""
 
     __slots__ = ("_session",)
 
     def __init__(self, session: Any) -> None:
-        self._session = weakref.ref(session)  # whose attribute this is
+        self._session = weakref.ref(session)  # the session that has this attribute
 
     def __call__(self, iobinding: Any, run_options: Any = None) -> None:
         _need_room(6)

@@ -1,4 +1,4 @@
-"""Making a session: plan, load, and start onnxruntime's session on what was planned."""
+"""Creates a session: plan, load, and start onnxruntime's session on what was planned."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ log.addHandler(logging.NullHandler())
 
 
 def make(given: Given) -> State:
-    """Decide first, then start onnxruntime's session on that. Leaves nothing open when it raises.
+    """Decide first, then start onnxruntime's session accordingly. Leaves nothing open if it raises.
 
-    onnxruntime's own fallback is kept off for our provider: it would print a block to stdout and hide the cause. The
-    user's wish about it is kept here: with ``enable_fallback=0`` a model that does not load on the NPU is an error.
+    onnxruntime's own fallback is disabled for our provider: it would print a block to stdout and hide the cause. The
+    user's setting still applies here: with ``enable_fallback=0`` a model that does not load on the NPU is an error.
     """
     so, model = given.so, given.model
     if given.kwargs:
         check_keywords(given.kwargs, _keywords(given.kwargs))
-    if so and has_providers(so) and not names_ours(given.providers):  # else those named here win, as in onnxruntime
+    if so and has_providers(so) and not names_ours(given.providers):  # else the named ones win, as in onnxruntime
         start_on_their_providers(given)
         return State(given.kwargs, given.again, path=absolute(model))
     lender = lender_of(given.kwargs)
@@ -88,8 +88,8 @@ _NO_LIMITS = Limits()
 
 @contextmanager
 def model_again(state: State | None, given: str | bytes) -> Iterator[str | bytes]:
-    """The model that a session was made from, to plan from it again inside the ``with``; ``given`` is as the user gave
-    it. Raises Fail if its file was changed in place."""
+    """The session's original model, for planning again inside the ``with`` block; ``given`` is what the user passed.
+    Raises Fail if its file was modified in place."""
     if isinstance(given, bytes) or state is None or state.path is None:
         yield given
     elif state.pinned is None:
@@ -103,17 +103,17 @@ def model_again(state: State | None, given: str | bytes) -> Iterator[str | bytes
 
 
 def absolute(model: Any) -> str | None:
-    """The absolute path of a model that is given as a path; None for one in memory, and where there is none."""
+    """The absolute path of a model given as a path; None for a model in memory, or if there is no absolute path."""
     if not isinstance(model, (str, os.PathLike)):
         return None
     try:
         return os.path.abspath(os.fsdecode(model))
-    except (OSError, ValueError, TypeError):  # the working directory was deleted; a path that onnxruntime refuses
+    except (OSError, ValueError, TypeError):  # the working directory was deleted, or onnxruntime rejects the path
         return None
 
 
 def _pin(state: State, decision: Decision) -> PinnedModel | None:
-    """The files of a session that shall run on the NPU; None for a model in memory."""
+    """The files of a session that is to run on the NPU; None for a model in memory."""
     facts, made = decision.facts, decision.plan
     if state.path is None:
         return None
@@ -126,25 +126,25 @@ def _pin(state: State, decision: Decision) -> PinnedModel | None:
     used = [facts.onnx_source, *(candidate.source.path for candidate in facts.candidates if candidate.fit)]
     beside = [os.path.relpath(path, folder) for path in used if isinstance(path, str)]
     if made.candidate is not None and (model := made.candidate.context_model) is not None:
-        # Copies where the originals are gone: a node may not name a file behind a link out of the folder.
+        # Copies, if the originals are gone: a node may not name a file behind a link that leads out of the folder.
         parts += [os.path.basename(made.candidate.source.path or ""), *model.external_data]
         parts += [n.cache_context.decode(errors="replace") for n in model.ep_context_nodes if n.cache_context]
     try:
         return PinnedModel(state.path, parts, beside)
     except (OSError, ValueError):
-        return None  # deleted this very moment: whoever loads it says so
+        return None  # deleted at this moment: the loader reports it
 
 
 def _load(held: ExitStack, given: Given, state: State, decision: Decision, lender: Model | None) -> Decision:
-    """Load what was decided, or the next that loads. Returns the decision that it came to, which is for the CPU where
-    none does. ``held`` keeps the provider registered."""
+    """Load the decision, or the next one that loads. Returns the decision that loaded; it is for the CPU if none did.
+    ``held`` keeps the provider registered."""
     so = given.so
 
     def load(this: Decision) -> None:
         state.decide(this)
         facts, made = this.facts, this.plan
         assert made.found is not None
-        # First: a host may let no library be opened, which only shows here.
+        # First, because some systems refuse to open any library, which only shows here.
         held.enter_context(registration.held(made.found.device))
         if made.where == "npu":
             fixed = overridden_dims(so, facts.onnx.inputs) if so and made.use_onnx and facts.onnx else {}
@@ -166,9 +166,9 @@ def _load(held: ExitStack, given: Given, state: State, decision: Decision, lende
 
 
 def _may_fall_back(decision: Decision, error: Exception) -> bool:
-    """Whether a failure to load is a reason to run on the CPU. Nodes of the user's own have their original to fall back
-    on, or their own error."""
-    if f"{FAIL_ON_SUBOPTIMAL}=1" in str(error):  # a node's, which comes through onnxruntime as its text
+    """Whether a failure to load permits a fallback to the CPU. EPContext nodes that the user provided fall back to
+    their original model, or raise their own error."""
+    if f"{FAIL_ON_SUBOPTIMAL}=1" in str(error):  # raised by a node; onnxruntime passes on only its text
         return False
     if decision.plan.where == "npu" or decision.plan.candidate is not None:
         return True
@@ -176,7 +176,7 @@ def _may_fall_back(decision: Decision, error: Exception) -> bool:
 
 
 def _finish_on_npu(given: Given, state: State, decision: Decision, lender: Model | None) -> None:
-    """Start onnxruntime's session on the model that was loaded, with what is to be told of it."""
+    """Start onnxruntime's session on the loaded model, and set what the session reports."""
     facts, made, executor = decision.facts, decision.plan, state.executor
     assert executor is not None
     state.notes += version_notes(made, executor)
@@ -195,7 +195,7 @@ def _finish_on_npu(given: Given, state: State, decision: Decision, lender: Model
 
 
 def _save(session: Any, state: State, so: Any) -> None:
-    """Write the model with its compiled nodes; where that fails, the session is not made."""
+    """Write the model with its compiled nodes. If that fails, so does creating the session."""
     if not state.executors:
         state.notes.append(f"{SAVE_CONTEXT}: nothing is written, because the session runs on the CPU")
         return
@@ -211,7 +211,7 @@ def _save(session: Any, state: State, so: Any) -> None:
 
 
 def _tell(made: Plan) -> None:
-    """Falling back is never a secret."""
+    """Report a fallback: it is never silent."""
     if made.fallback is None:
         return
     text = f"this session runs on the CPU: {made.fallback}"
@@ -222,9 +222,9 @@ def _tell(made: Plan) -> None:
         log.info(text)
 
 
-#: Keywords of the session: onnxruntime's since 1.23, and ours.
+#: Keyword arguments of the session: onnxruntime's since 1.23, and ours.
 _KEYWORDS = frozenset(("enable_fallback", "read_config_from_model", "disabled_optimizers", "use_weight_from"))
-#: Frames that finding a device and loading a model may need. Where the stack ends amid that, it would look as if there
+#: Frames that finding a device and loading a model may need. If the stack ended in between, it would look as if there
 #: were no NPU.
 _FRAMES = 150
 _OPTIMIZED = (
@@ -234,8 +234,8 @@ _OPTIMIZED = (
 
 
 def _keywords(kwargs: Mapping[str, Any]) -> Collection[object]:
-    """The keywords that a session takes."""
+    """The keyword arguments that a session accepts."""
     if kwargs.keys() <= _KEYWORDS:
         return _KEYWORDS
-    # A later onnxruntime's too: its constructor looks for them by name.
+    # Also those of a later onnxruntime, whose constructor looks them up by name.
     return _KEYWORDS.union(c for c in onnxruntime.InferenceSession.__init__.__code__.co_consts if isinstance(c, str))

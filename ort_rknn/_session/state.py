@@ -1,4 +1,4 @@
-"""What a session of ours knows of itself."""
+"""A session's own state."""
 
 from __future__ import annotations
 
@@ -18,57 +18,57 @@ from ..files.pinned import PinnedModel
 
 @dataclass(slots=True)
 class State:
-    """What a session of ours knows besides onnxruntime's own attributes."""
+    """The state of our session, besides onnxruntime's own attributes."""
 
     kwargs: dict[str, Any]
     again: bool = False
-    """Made by set_providers, not by the constructor."""
+    """Created by set_providers, not by the constructor."""
     decision: Decision | None = None
-    """None if the user chose providers on the SessionOptions, which is onnxruntime's business."""
+    """None if the user chose providers on the SessionOptions, which onnxruntime handles."""
     executor: Executor | None = None
-    """Where the whole model is one compiled model."""
+    """Set if the whole model is one compiled model."""
     of_nodes: list[Executor] = field(default_factory=list)
-    """Where the model has EPContext nodes: one executor each."""
+    """For a model with EPContext nodes: one executor per node."""
     notes: list[str] = field(default_factory=list)
     raw: Mapping[str, Quantization] = field(default_factory=dict)
-    """Outputs that the CPU gives as a compiled model would hold them."""
+    """Outputs that the CPU returns in the form in which a compiled model would store them."""
     parallel: bool = False
-    """Nodes run on onnxruntime's own threads (ORT_PARALLEL), so a run is not told by its thread."""
+    """Nodes run on onnxruntime's own threads (ORT_PARALLEL), so the thread does not identify the run."""
     pinned: PinnedModel | None = None
-    """The model that was given and what was used with it, for set_providers(). None for one in memory, and on the CPU:
-    there it is :attr:`path`, as in onnxruntime."""
+    """The model that was given and the files used with it, for set_providers(). None for a model in memory, and on the
+    CPU, where :attr:`path` is used as in onnxruntime."""
     path: str | None = None
     """The absolute path of the model that was given."""
 
     @property
     def request(self) -> Request | None:
-        """Of the decision."""
+        """The decision's request."""
         return self.decision.request if self.decision is not None else None
 
     @property
     def facts(self) -> Facts | None:
-        """Of the decision."""
+        """The decision's facts."""
         return self.decision.facts if self.decision is not None else None
 
     @property
     def plan(self) -> Plan | None:
-        """Of the decision."""
+        """The decision's plan."""
         return self.decision.plan if self.decision is not None else None
 
     def decide(self, decision: Decision) -> None:
-        """Put ``decision`` in the place of one that did not load."""
+        """Replace the decision after its model did not load."""
         self.decision = decision
         self.of_nodes.clear()
         self.notes[:] = decision.request.notes
 
     @property
     def executors(self) -> list[Executor]:
-        """All of them."""
+        """All executors of the session."""
         return [*self.of_nodes] if self.executor is None else [self.executor]
 
     @contextmanager
     def released_on_error(self) -> Iterator[None]:
-        """What raises in here leaves no file open."""
+        """Close the open files if the block raises."""
         try:
             yield
         except BaseException:
@@ -76,8 +76,8 @@ class State:
             raise
 
     def inherit(self, other: State) -> None:
-        """Take over the files of the state that this one was made from again: a session that goes to the CPU may come
-        back, and what was read from copies has no path of its own."""
+        """Take over the files of the previous state: a session that moves to the CPU may move back, and models read
+        from copies have no path of their own."""
         if other.pinned is not None and (self.pinned is None or self.path != other.path):
             self.unpin()
             self.pinned, other.pinned = other.pinned, None

@@ -1,4 +1,4 @@
-"""Calls of ``run_async`` that are under way: onnxruntime's session may be destroyed only when they are over."""
+"""Pending ``run_async`` calls: onnxruntime's session may be destroyed only when they are over."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class UnderWay(Awaited):
-    """A call of ``run_async`` that onnxruntime may still work on. Its session must not be destroyed meanwhile:
-    onnxruntime's threads would go on in what is gone."""
+    """A ``run_async`` call that onnxruntime may still be working on. Destroying its session now would leave
+    onnxruntime's threads working on freed memory."""
 
     __slots__ = ("thread",)
 
     def __init__(self) -> None:
         super().__init__()
         self.thread = 0
-        """The one that is inside the callback."""
+        """The thread that is inside the callback."""
 
     def finish(self) -> None:
         """As :meth:`Awaited.finish`; idempotent."""
@@ -34,16 +34,16 @@ class UnderWay(Awaited):
             super().finish()
 
     def wait(self) -> None:
-        """As :meth:`Awaited.wait`, for any number of threads: the interrupt of one may leave the lock taken."""
+        """As :meth:`Awaited.wait`, for any number of threads: a thread that is interrupted may leave the lock taken."""
         while not self.wait_for(0.1):
             pass
 
 
 class Callback:
-    """The user's callback. The call has ended when this was called, or when nobody holds it: then onnxruntime did not
-    take the call, whatever was raised and wherever an interrupt came.
+    """The user's callback. The call is over once this was called or is no longer referenced. In the latter case
+    onnxruntime did not accept the call, whatever was raised and wherever an interrupt came.
 
-    ``feed`` lives as long: onnxruntime 1.23.1 reads arrays without a reference to them.
+    ``feed`` is kept alive as long: onnxruntime 1.23.1 reads arrays without holding a reference to them.
     """
 
     __slots__ = ("_callback", "_calls", "_feed", "_under_way")
@@ -73,13 +73,13 @@ class Callback:
         self._feed = None
 
     def __del__(self) -> None:
-        if hasattr(self, "_under_way"):  # not where __init__ was interrupted, or had no stack left
+        if hasattr(self, "_under_way"):  # not if __init__ was interrupted, or ran out of stack
             self._finish()
 
 
 def run_in_child(session: Any, output_names: Any, feed: Any, callback: Any, user_data: Any, options: Any) -> None:
-    """``run_async`` of a session that was inherited by a fork, as ``submit``: onnxruntime's threads are the parent's,
-    and a call for them would never begin. Raises what ``submit`` does, QueueFull among it."""
+    """``run_async`` of a session inherited through a fork, implemented as ``submit``: onnxruntime's threads are the
+    parent's, so its own call would never start. Raises what ``submit`` raises, including QueueFull."""
     session._validate_input(list(feed.keys()))
 
     def tell(future: Future[list[Any]]) -> None:
@@ -93,13 +93,13 @@ def run_in_child(session: Any, output_names: Any, feed: Any, callback: Any, user
 
 
 def drop(leaving: list[Any], calls: set[UnderWay]) -> None:
-    """Drop native sessions, once the calls of ``run_async`` are over that may use them. Where it is interrupted,
-    ``leaving`` still holds them, for the next time.
+    """Drop native sessions once the ``run_async`` calls that may use them are over. If interrupted, ``leaving`` still
+    holds them, for the next time.
 
-    In a callback of such a call, which cannot wait for itself, another thread does it.
+    Inside a callback of such a call, which cannot wait for itself, another thread does it.
     """
     if any(id(native) in forks.inherited for native in leaving):
-        leaving.clear()  # kept for good, and the calls are the parent's
+        leaving.clear()  # never destroyed: the calls are the parent's
         return
     still = calls.copy()
     if any(call.thread == threading.get_ident() for call in still):
