@@ -1,1 +1,1 @@
-"""Calls that return before their result is there: threads, callbacks, pacing."""
+"""Asynchronous calls: threads, callbacks, pacing."""

@@ -1,4 +1,4 @@
-"""Who is told that a call has ended: in which order, and on which thread."""
+"""Callbacks for calls that have ended: in which order they run, and on which thread."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: What a callback gets: the result or None, and the error or None.
+#: A callback's arguments: the result or None, and the error or None.
 Callback = Callable[[Any, "BaseException | None"], None]
 
 
 class Order:
-    """The futures whose callbacks wait for earlier ones.
+    """Futures whose callbacks run in submission order.
 
-    :meth:`expect` may be cut off by a signal's exception; the others are called on threads that see no signals.
+    :meth:`expect` may be interrupted by a signal's exception; the other methods are called on threads that get no
+    signals.
     """
 
     def __init__(self) -> None:
@@ -35,14 +36,14 @@ class Order:
         self._at_it = False
 
     def expect(self, future: InOrder[Any], job: object) -> None:
-        """``future`` is next. Where ``job``, which sets it, is gone before it ran, nobody waits for it."""
+        """Append ``future``. If ``job``, which sets it, is garbage-collected before it ran, the future is skipped."""
         self._waiting.append((future, weakref.ref(job)))
 
     def advance(self, ended: InOrder[Any]) -> None:
-        """Call what is due, on this thread unless another is at it."""
+        """Run the callbacks that are due, on this thread, unless another thread is doing so."""
         with self.lock:
             if not ended.callbacks:
-                ended.place.clear()  # nobody waits for its turn
+                ended.place.clear()  # no longer waits for its turn
             if self._at_it:
                 return
             self._at_it = True
@@ -57,9 +58,9 @@ class Order:
                 due.place.clear()
             for callback in callbacks:
                 try:
-                    # It has ended, so this calls it, and logs what it raises.
+                    # The future has ended, so this calls the callback and logs what it raises.
                     Future.add_done_callback(due, callback)
-                except BaseException:  # a SystemExit, say: the next callback comes all the same
+                except BaseException:  # such as SystemExit: later callbacks must still run
                     sys.excepthook(*sys.exc_info())
             del due, callbacks
 
@@ -75,9 +76,9 @@ class Order:
 
 
 class InOrder(CallFuture[T]):
-    """A future whose callbacks come after those of all that were submitted before it.
+    """A future whose callbacks run after those of all futures submitted before it.
 
-    Those of ``asyncio.wrap_future`` do not wait: they hand over the result, as :meth:`result` does.
+    Callbacks of ``asyncio.wrap_future`` do not wait: they pass on the result, as :meth:`result` does.
     """
 
     def __init__(self, place: Place, order: Order) -> None:
@@ -98,7 +99,7 @@ class InOrder(CallFuture[T]):
 
 
 class Delivery:
-    """Hands outcomes to callbacks on one thread, in the order of submission or of completion."""
+    """Passes outcomes to callbacks on one thread, in order of submission or of completion."""
 
     def __init__(self, sequential: bool) -> None:
         self._sequential = sequential
@@ -108,7 +109,7 @@ class Delivery:
 
     def expect(self, future: CallFuture[Any], callback: Callback) -> None:
         if self._sequential:
-            self._outcomes.put((future, callback))  # the thread waits for it
+            self._outcomes.put((future, callback))  # the thread waits for the future
         else:
             outcomes = self._outcomes
             future.add_done_callback(lambda done: outcomes.put((future, callback)))
@@ -136,6 +137,6 @@ def _deliver(outcomes: queue.SimpleQueue[tuple[CallFuture[Any], Callback] | None
         try:
             callback(result, error)
         except BaseException:
-            # As threading does for a thread's function: shown, and the next callback comes all the same.
+            # Like threading for a thread's function: print it, and continue with the next callback.
             sys.excepthook(*sys.exc_info())
         del callback, result, error

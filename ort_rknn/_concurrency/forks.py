@@ -1,8 +1,8 @@
-"""What a forked child does with what it inherited.
+"""How a forked child treats what it inherited.
 
-The threads of the parent are missing in a child: those of onnxruntime's sessions, of the NPU's runtime and of this
-package. And the driver's file handle is the parent's. So nothing that was inherited is ever destroyed in a child:
-onnxruntime would wait for its threads for ever, and the runtime would end the parent's contexts.
+The parent's threads do not exist in a child: those of onnxruntime's sessions, of the NPU's runtime and of this package.
+The driver's file handle is the parent's, too. So a child never destroys anything it inherited: onnxruntime would wait
+for its threads forever, and the runtime would end the parent's contexts.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 _natives: weakref.WeakSet[Any] = weakref.WeakSet()
 _exit_is_short = False
 
-#: By ``id``: native sessions that this process inherited, and keeps. Empty if it is no forked child.
+#: Native sessions that this process inherited and keeps, by ``id``. Empty in a process that was not forked.
 inherited: set[int] = set()
 
-#: Modules that calls of a session import when they need them, and opening it anew in a child. See :func:`_before`.
+#: Modules that calls of a session, or reopening it in a child, import on demand. See :func:`_before`.
 _USED_LATER = (
     "signal",
     "ort_rknn._concurrency.stream",
@@ -34,32 +34,32 @@ _USED_LATER = (
 
 
 def watch(native: Any) -> None:
-    """onnxruntime's native session: a forked child keeps it."""
-    # These register handlers of forks themselves, and must not do so during one: the parent's would run without its
-    # counterpart before the fork.
+    """Register onnxruntime's native session, so that a forked child keeps it."""
+    # These modules register fork handlers themselves, and must not do so during a fork: the handler for the parent
+    # would then run without its counterpart from before the fork.
     for name in ("concurrent.futures.thread", "logging"):
-        with suppress(RuntimeError):  # while the interpreter ends, the pool's module cannot be imported any more
+        with suppress(RuntimeError):  # during interpreter shutdown the pool's module can no longer be imported
             __import__(name)
     _natives.add(native)
 
 
 def renewed_in_child(lock: Any) -> Any:
-    """``lock``, which is free in a forked child, whoever had it in the parent: that thread is not there."""
+    """``lock``, reset in a forked child: the thread that held it does not exist there."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lock._at_fork_reinit)
     return lock
 
 
 def keep(thing: Any) -> None:
-    """A reference that nobody gives back."""
+    """Keep a reference that is never released."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def _before() -> None:
-    """Load what a session may import later, or wait until another thread has.
+    """Import what a session may import later, or wait until another thread has.
 
-    The lock of a module that another thread is importing stays taken in a child for ever, and the child would wait for
-    it at its own first call.
+    The import lock of a module that another thread is importing would stay locked in a child forever, and the child
+    would block on it at its first call.
     """
     if _natives:
         for name in _USED_LATER:
@@ -76,10 +76,10 @@ def _in_child() -> None:
 
 
 def leave_out_exit_handlers() -> None:
-    """End this process without the exit handlers in C that were there before the fork.
+    """End this process without the C exit handlers that were registered before the fork.
 
-    When Python has ended, they destroy what belongs to threads that are not there: with onnxruntime 1.32 alone a forked
-    child never ends. What is written by C is flushed first. Handlers that are registered from now on come before.
+    After Python has ended, they destroy objects of threads that do not exist here: with onnxruntime 1.32 alone, a
+    forked child never ends. C output is flushed first. Handlers registered from now on run before.
     """
     global _exit_is_short
     if _exit_is_short:

@@ -1,4 +1,4 @@
-"""A ``concurrent.futures.Future`` that no signal's handler can break."""
+"""A ``concurrent.futures.Future`` that stays intact when a signal handler raises."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _RLock: Any = _thread.RLock
 
 
 class _Gate(_RLock):  # type: ignore[misc]  # the type is not public
-    """What a Future uses of a ``threading.Condition``, on a lock whose ``with`` is C code.
+    """The part of ``threading.Condition`` that a Future uses, on a lock whose ``with`` is implemented in C.
 
-    ``Condition.__enter__`` is Python code: an exception of a signal's handler on its way out would leave the lock
-    taken, and the thread that sets the result would wait for it forever.
+    ``Condition.__enter__`` is Python code: if a signal handler raised on its way out, the lock would stay locked, and
+    the thread that sets the result would wait for it forever.
     """
 
     def __init__(self) -> None:
         self._waiters: deque[_thread.LockType] = deque()
 
     def notify_all(self) -> None:
-        """Wake up whoever waits."""
+        """Wake up all waiting threads."""
         while self._waiters:
             with suppress(IndexError, RuntimeError):
                 self._waiters.popleft().release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """As a Condition's, with the lock taken once."""
+        """As a Condition's, with the lock acquired once."""
         self.release()
         try:
             return self.sleep(timeout)
@@ -42,7 +42,7 @@ class _Gate(_RLock):  # type: ignore[misc]  # the type is not public
             self.acquire()
 
     def sleep(self, timeout: float | None, over: Any = bool) -> bool:
-        """Without the lock: wait for the next :meth:`notify_all`, unless ``over()`` by then."""
+        """Wait, without the lock, for the next :meth:`notify_all`, unless ``over()`` is true already."""
         mine = threading.Lock()
         mine.acquire()
         self._waiters.append(mine)
@@ -54,7 +54,7 @@ class _Gate(_RLock):  # type: ignore[misc]  # the type is not public
 
 
 class CallFuture(Future[T]):
-    """The outcome of a call. ``place`` is what it holds in the queue."""
+    """The outcome of a call. ``place`` is its place in the queue."""
 
     _condition: _Gate
 
@@ -78,8 +78,8 @@ class CallFuture(Future[T]):
             self._condition.sleep(timeout, self.done)
 
     def begin(self) -> bool:
-        """On the thread that would run the call: false where it was cancelled."""
+        """Called on the thread that would run the call. False if it was canceled."""
         if self.set_running_or_notify_cancel():
             return True
-        self._condition.notify_all()  # cancel() may have been interrupted before it did
+        self._condition.notify_all()  # cancel() may have been interrupted before its own call
         return False

@@ -1,12 +1,12 @@
-"""What a signal's handler raises while C code is calling Python.
+"""Exceptions of signal handlers that are raised while C code is calling Python.
 
-No exception leaves a callback from C. The callback returns an error instead, and what the handler raised (a
-KeyboardInterrupt, the SystemExit of a web server's worker, a time limit's own class) is raised again in the main thread
-as soon as that one runs Python code outside the callback. The handler is not called twice.
+No exception can leave a callback from C. The callback returns an error instead, and the handler's exception (a
+KeyboardInterrupt, the SystemExit of a web server's worker, a timeout class of the user) is raised again in the main
+thread as soon as it runs Python code outside the callback. The handler is not called twice.
 
-It is done with a signal that nobody uses, whose handler raises what is pending. It is sent for the first time when the
-callback has returned, so that nothing runs in between; then a few times more, because a main thread that has begun to
-wait by then (``time.sleep``, ``Event.wait``) looks at signals only when one wakes it.
+This uses an otherwise unused signal, whose handler raises the pending exception. The signal is sent first when the
+callback has returned, so that nothing runs in between. It is then repeated a few times, because a main thread that has
+started to wait meanwhile (``time.sleep``, ``Event.wait``) handles signals only when one wakes it up.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from typing import Any
 
 _pending: deque[BaseException] = deque()
 _number: int | None = None
-#: ``raise`` of the C library, as the callback of a weak reference, which is its second argument.
+#: ``raise`` of the C library, used as the callback of a weak reference; the second argument is the weak reference.
 _raise: Any = None
 _references: deque[Any] = deque(maxlen=8)
-#: Seconds between the signals that wake a main thread that waits.
+#: Seconds between the signals that wake up a waiting main thread.
 _PAUSES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0)
 
 
-#: With these begin the texts of statuses for what :func:`raise_what_ended` raises itself.
+#: Prefix of the status messages for exceptions that :func:`raise_what_ended` raises itself.
 INTERRUPTED = "interrupted: "
 END_OF_STACK = "RecursionError: maximum recursion depth exceeded in the RKNN execution provider"
 
 
 def raise_what_ended(error: BaseException | None) -> None:
-    """Raise what ended a run, where ``error`` is how onnxruntime reported it and a callback of ours said so.
+    """Raise the exception that ended a run, if ``error``, as reported by onnxruntime, came from a callback of ours.
 
-    A signal's exception that is pending is raised in any case, as Python enters this function.
+    A pending signal exception is raised in any case, when Python enters this function.
     """
     if error is None:
         return
@@ -51,19 +51,19 @@ def raise_what_ended(error: BaseException | None) -> None:
         raise _pending.popleft()
 
 
-#: Whether calls of functions in C count towards the recursion limit: then a callback may have no room for its first
-#: frame, and what ctypes returns to C for it is not defined.
+#: Whether calls of C functions count toward the recursion limit. If so, a callback may have no room for its first
+#: frame, and what ctypes then returns to C is undefined.
 C_CALLS_COUNT = sys.version_info < (3, 12)
 
 
 def need_stack(frames: int) -> None:
-    """Raise RecursionError if the stack has no room for so many calls."""
+    """Raise RecursionError if the stack has no room for this many calls."""
     if frames:
         need_stack(frames - 1)
 
 
 class _Result(int):
-    """A callback's result that tells when C has taken it: ``word`` goes with it."""
+    """A callback's return value that shows when C has taken it: ``word`` is freed with it."""
 
     word: _Word
 
@@ -73,7 +73,7 @@ class _Word:
 
 
 def is_from_a_handler(error: BaseException) -> bool:
-    """Whether the handler of a signal raised it, on this thread. Others than the main thread run no handlers."""
+    """Whether a signal handler raised the exception on this thread. Only the main thread runs signal handlers."""
     import signal
 
     if threading.get_ident() != threading.main_thread().ident:
@@ -103,9 +103,9 @@ def _code(handler: Any) -> Any:
 
 
 def raised_after(error: BaseException, result: int) -> int:
-    """What a callback has to return, so that ``error`` is raised again when it has returned ``result``.
+    """The value that a callback must return for ``error`` to be raised again once ``result`` has been returned.
 
-    On the main thread. Nothing else may refer to the result.
+    For the main thread. Nothing else may hold a reference to the value.
     """
     number = _claimed()
     if number is None:
@@ -119,7 +119,7 @@ def raised_after(error: BaseException, result: int) -> int:
             )
         return result
     _pending.append(error)
-    with suppress(RuntimeError):  # no more threads can be had
+    with suppress(RuntimeError):  # cannot start new thread
         _thread.start_new_thread(_wake, (threading.get_ident(), number))
     return _with_word(result)
 
@@ -149,7 +149,7 @@ def _wake(thread: int, number: int) -> None:
 
 
 def _claimed() -> int | None:
-    """A real-time signal that nobody handles, ignores or blocks in this process; it is ours from now on."""
+    """A real-time signal that is not handled, ignored or blocked in this process. It is ours from now on."""
     import signal
 
     global _number, _raise
@@ -169,7 +169,7 @@ def _claimed() -> int | None:
 
 
 def _used_signals() -> int:
-    """A bit for every signal that is caught or ignored, by code in C too."""
+    """A bit mask of the signals that are caught or ignored, including by C code."""
     used = 0
     with suppress(OSError, ValueError), open("/proc/self/status") as file:
         for line in file:
@@ -179,10 +179,10 @@ def _used_signals() -> int:
 
 
 def start_thread(thread: threading.Thread) -> None:
-    """``thread.start()``, from which what a signal's handler raises comes out as it is.
+    """``thread.start()`` that lets exceptions of signal handlers through unchanged.
 
-    Python 3.13 raises a KeyError in its place where the thread had begun already: ``start()`` then tidies up what the
-    thread itself has. Raises RuntimeError if no thread can be had.
+    Python 3.13 raises a KeyError instead if the thread was already running: ``start()`` then cleans up what the thread
+    cleans up itself. Raises RuntimeError if no thread can be started.
     """
     try:
         thread.start()

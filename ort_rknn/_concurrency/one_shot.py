@@ -1,4 +1,5 @@
-"""What another thread brings to its end, for one who waits: a run that waits for a context, a call under way."""
+"""A one-shot result: completed by one thread, awaited by another. For a run that waits for a context, or a pending
+call."""
 
 from __future__ import annotations
 
@@ -6,9 +7,9 @@ import threading
 
 
 class Awaited:
-    """Begun by at most one: whoever wants to begin it, or to give it up before that, must :meth:`claim` it.
+    """Started at most once: whoever wants to start it, or to give it up before that, must :meth:`claim` it.
 
-    Whoever claimed it calls :meth:`finish`, after setting ``error`` if it failed. One thread waits for it.
+    The claimant calls :meth:`finish`, after setting ``error`` if it failed. One thread waits for it.
     """
 
     __slots__ = ("_claims", "_over", "ended", "error")
@@ -21,34 +22,34 @@ class Awaited:
         self._over.acquire()
 
     def claim(self) -> bool:
-        """Whether it is the caller's now. True once."""
+        """Whether the caller has claimed it. True exactly once."""
         try:
             return self._claims.pop()
         except IndexError:
             return False
 
     def finish(self) -> None:
-        """It is over: who waits goes on. Once."""
-        self.ended = True  # before the lock: who got it has seen this
+        """Mark it as ended and release the waiting thread. Call it once."""
+        self.ended = True  # before the lock, so that whoever gets the lock sees it
         self._over.release()
 
     def wait(self) -> None:
-        """Until it has ended."""
-        if not self.ended:  # where an interrupted wait left the lock taken, it has ended
+        """Wait until it has ended."""
+        if not self.ended:  # if an interrupted wait left the lock acquired, it has ended
             with self._over:
                 pass
 
     def wait_for(self, seconds: float) -> bool:
-        """As :meth:`wait`, but no longer than that. Whether it has ended."""
+        """As :meth:`wait`, for at most ``seconds``. Returns whether it has ended."""
         if not self.ended and self._over.acquire(timeout=seconds):
             self._over.release()
         return self.ended
 
     def raise_error(self) -> None:
-        """Raise what it failed with. It is forgotten then."""
+        """Raise the error, if it failed, and forget it."""
         error, self.error = self.error, None
         if error is not None:
             try:
                 raise error
             finally:
-                del error  # else its traceback would lead back to it
+                del error  # else its traceback would refer back to it

@@ -1,4 +1,4 @@
-"""Pacing: calls are let in evenly instead of in bursts."""
+"""Pacing: admits calls evenly instead of in bursts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from .._errors import FAIL, ort_error
 
 
 class Pacer:
-    """Lets one call in per mean run time divided by the number of lanes. Thread safe.
+    """Admits one call per mean run time divided by the number of lanes. Thread-safe.
 
-    The mean is exponential (0.95 old, 0.05 new). Whoever must wait sleeps, at most ``timeout_ms``.
+    The mean is exponential (0.95 old, 0.05 new). A call that must wait sleeps for at most ``timeout_ms``.
     """
 
     def __init__(self, lanes: int, timeout_ms: int) -> None:
@@ -22,7 +22,7 @@ class Pacer:
         self._next = 0.0
 
     def wait(self) -> None:
-        """Wait for one's turn. Raises Fail if that would take longer than the timeout."""
+        """Wait for this call's turn. Raises Fail if that would take longer than the timeout."""
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._next)
@@ -37,6 +37,6 @@ class Pacer:
             time.sleep(turn - now)
 
     def record(self, seconds: float) -> None:
-        """Tell how long a run took."""
+        """Record how long a run took."""
         with self._lock:
             self._mean = seconds if not self._mean else 0.95 * self._mean + 0.05 * seconds

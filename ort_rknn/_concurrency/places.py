@@ -1,9 +1,9 @@
-"""Back-pressure: so many calls at a time, and who waits for a place. Sessions and the faces for other APIs use it.
+"""Back-pressure: a limited number of calls at a time. Used by sessions and by the faces for other APIs.
 
-A signal's handler may raise between any two steps of Python code, on the main thread. So nothing is counted up and
-down here: a place is taken while somebody holds its token, and is free again when the token is gone. Whatever an
-exception leaves behind, the interpreter drops, and with it the token. ``threading.Semaphore`` and ``Condition`` are
-Python code: an exception inside one can leave its lock taken for good.
+On the main thread, a signal handler may raise between any two steps of Python code. So nothing is incremented and
+decremented here: a place is taken while a reference to its token exists, and is free once the token is deallocated.
+Whatever an exception leaves behind is dropped by the interpreter, and the token with it. ``threading.Semaphore`` and
+``Condition`` are Python code: an exception inside them can leave their lock locked forever.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ class _Token:
     __slots__ = ("__weakref__",)
 
 
-#: A place that was taken. ``place.clear()`` gives it back: any number of times, and in one step that no signal cuts in
-#: two. So does dropping the list.
+#: A place that was taken. ``place.clear()`` returns it: idempotent, and in a single step that no signal can interrupt.
+#: Dropping the list does the same.
 Place = list[_Token]
 
-#: Who waits looks again after so many seconds, in case whoever freed a place was interrupted before it said so.
+#: Waiting threads check again after this many seconds, in case the thread that freed a place was interrupted before it
+#: notified them.
 _LOOK_AGAIN = 0.2
 
 
 class Places:
-    """A fixed number of places. Thread safe; usable from any event loop."""
+    """A fixed number of places. Thread-safe; usable from any event loop."""
 
     def __init__(self, number: int) -> None:
         self._slots: list[weakref.ref[_Token] | None] = [None] * number
@@ -49,7 +50,7 @@ class Places:
         return len(self._slots)
 
     def take(self, timeout: float) -> Place | None:
-        """A place, as soon as one is free; None if none became free in ``timeout`` seconds."""
+        """A place as soon as one is free; None if none became free within ``timeout`` seconds."""
         place: Place = []
         try:
             if not self._news.empty():
@@ -70,7 +71,7 @@ class Places:
             raise
 
     async def wait(self, timeout: float) -> Place | None:
-        """As :meth:`take`, without blocking the event loop and without a thread. Who came first is served first."""
+        """As :meth:`take`, without blocking the event loop and without a thread. First come, first served."""
         import asyncio
 
         waiter = _Waiter(asyncio.get_running_loop())
@@ -93,7 +94,7 @@ class Places:
             self.tell()
 
     def tell(self) -> None:
-        """A place may be free: wake up who waits on an event loop."""
+        """Wake up the tasks on event loops: a place may be free."""
         while self._waiting:
             try:
                 first = self._waiting[0]
@@ -108,22 +109,22 @@ class Places:
 
     @property
     def awaited(self) -> bool:
-        """Whether somebody waits on an event loop, who came first."""
+        """Whether a task on an event loop is waiting, and so comes first."""
         return bool(self._waiting)
 
     def taken(self) -> int:
-        """How many are taken."""
+        """The number of places taken."""
         return sum(slot is not None and slot() is not None for slot in self._slots)
 
     def wait_until_free(self) -> None:
-        """Return when all are free."""
+        """Wait until all places are free."""
         while self.taken():
             with suppress(Empty):
                 self._news.get(timeout=_LOOK_AGAIN)
 
     def _claim(self, place: Place) -> bool:
-        # Nothing but a call in here: the jump back of a loop inside a `with` may lie outside what leaves the
-        # `with` on an exception (CPython 3.12 and 3.13), and a signal's handler may raise there. The lock stays taken.
+        # Only a call in here: the backward jump of a loop inside a `with` may lie outside the range whose exceptions
+        # leave the `with` (CPython 3.12 and 3.13). A signal handler that raises there would leave the lock locked.
         with self._lock:
             return self._claim_free(place)
 
@@ -141,14 +142,14 @@ class Places:
 
 
 class _Waiter:
-    """A task that waits, on its event loop."""
+    """A waiting task, on its event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._called = loop.create_future()
 
     def wake(self) -> None:
-        """From any thread. Raises RuntimeError if the loop was closed."""
+        """Thread-safe. Raises RuntimeError if the loop was closed."""
         self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
@@ -156,7 +157,7 @@ class _Waiter:
             self._called.set_result(None)
 
     async def sleep(self, seconds: float) -> None:
-        """Until it is called, ``seconds`` at most."""
+        """Sleep until :meth:`wake`, for at most ``seconds``."""
         import asyncio
 
         await asyncio.wait({self._called}, timeout=seconds)

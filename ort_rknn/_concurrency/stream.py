@@ -1,4 +1,4 @@
-"""A stream of calls whose results come in their order, with as many in flight as keep every lane busy."""
+"""A stream of calls with results in order, and enough calls in flight to keep every lane busy."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
 T = TypeVar("T")
 
-#: Without a given depth: calls between the oldest one and the newest, at most. It covers a core that is 25 times slower
-#: than two others.
+#: If no depth is given: the maximum distance between the oldest and the newest call. It covers a core that is 25 times
+#: slower than two others.
 _WINDOW = 64
-#: And so many bytes of results and feeds that wait, roughly; fewer calls than there are threads never wait.
+#: And roughly this many bytes of waiting results and feeds; as many calls as there are threads are always allowed.
 _HELD_BYTES = 64 << 20
 
 
 class Prepared(Protocol):
-    """A call's feed, ready to be run."""
+    """The feed of a call, ready to run."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it holds."""
+        """The memory it holds, in bytes."""
         ...
 
 
 class _Call(Started[T]):
-    """A call for an item that was taken: it waits, runs, or has its result."""
+    """The call for an item that was taken: waiting, running, or finished."""
 
     __slots__ = ("begun", "held", "known")
 
@@ -46,7 +46,7 @@ class _Call(Started[T]):
         """Counted among the calls of its lane."""
 
 
-#: No place: of calls that were not started.
+#: No place, for calls that were not started.
 _NOWHERE: Place = []
 
 
@@ -57,11 +57,11 @@ def in_order(
     items: Iterable[Item],
     depth: int | None,
 ) -> Iterator[T]:
-    """Results of ``function(prepare(item))`` in the items' order; ``prepare`` is called when the item is taken.
+    """Results of ``function(prepare(item))`` in the order of the items; ``prepare`` is called when the item is taken.
 
-    An item is taken when a lane has too little to do, and at most ``depth`` are between the oldest result that was not
-    asked for and the newest item. When the consumer stops early, or ``items`` raises, calls that have not begun are
-    dropped and the running ones waited for.
+    An item is taken when a lane runs short of calls; at most ``depth`` calls lie between the oldest result not yet
+    requested and the newest item. If the consumer stops early, or ``items`` raises, calls that have not started are
+    dropped and running ones are waited for.
     """
     stream = _Stream(submitters, function, prepare, iter(items), depth)
     try:
@@ -90,7 +90,7 @@ class _Stream(Generic[Item, T]):
         self._held = 0
         self._flying = 0
         self._submitter: Submitter | None = None
-        self._waiting: list[deque[_Call[T]]] = []  # for a place, by lane
+        self._waiting: list[deque[_Call[T]]] = []  # waiting for a place, by lane
         self._busy: list[int] = []  # calls in flight, by lane
         self._most: list[int] = []
         self._enough = 0
@@ -100,14 +100,14 @@ class _Stream(Generic[Item, T]):
         while not self._news.empty():
             self._note(self._news.get())
         submitter = self._submitters()
-        if submitter is not self._submitter:  # the first one, or the session has got others
+        if submitter is not self._submitter:  # the first one, or the session was planned again
             self._adopt(submitter)
         while self._start_waiting() or (self._hungry() and self._take()):
             pass
         return bool(self._calls)
 
     def oldest(self) -> T:
-        """Wait for the oldest call; its result, or raise its error."""
+        """Wait for the oldest call. Returns its result or raises its error."""
         call = self._calls[0]
         while not call.ended:
             self._note(self._news.get())
@@ -118,7 +118,7 @@ class _Stream(Generic[Item, T]):
         return call.result()
 
     def stop(self) -> None:
-        """Drop what has not begun and wait for what runs."""
+        """Drop calls that have not started and wait for running ones."""
         running = [call for call in self._calls if call.begun and not call.cancel()]
         for call in running:
             try:
@@ -127,7 +127,7 @@ class _Stream(Generic[Item, T]):
                 pass
 
     def _adopt(self, submitter: Submitter) -> None:
-        """The first submitter, or the next one, where the session has got other providers."""
+        """Use the first submitter, or a new one after the session's providers changed."""
         self._submitter = submitter
         self._busy = [0] * len(submitter.workers)
         self._most = [self._depth or count + 1 for count in submitter.workers]
@@ -135,20 +135,20 @@ class _Stream(Generic[Item, T]):
         self._waiting = [deque() for _ in submitter.workers]
         for call in self._calls:
             if call.begun:
-                call.known = False  # runs elsewhere
+                call.known = False  # runs on another submitter
             else:
                 call.assign(submitter.task())
                 self._waiting[call.lane].append(call)
 
     def _hungry(self) -> bool:
-        """Whether a lane lacks calls, and another item may be taken."""
+        """Whether a lane lacks calls and another item may be taken."""
         if self._items is None:
             return False
         ahead = len(self._calls)
         if self._depth is not None:
             return ahead < self._depth
         if ahead >= self._enough and (
-            # Only an older call that takes its time is a reason to go further ahead; a slow consumer is none.
+            # Only a slow older call is a reason to run further ahead, not a slow consumer.
             self._calls[0].ended or ahead >= _WINDOW or self._held >= _HELD_BYTES
         ):
             return False
@@ -158,7 +158,7 @@ class _Stream(Generic[Item, T]):
         return False
 
     def _take(self) -> bool:
-        """Take an item and start its call where its lane has nothing to do. False if there is none."""
+        """Take an item, and start its call if its lane is idle. False if there are no more items."""
         assert self._items is not None and self._submitter is not None
         try:
             item = next(self._items)
@@ -172,8 +172,8 @@ class _Stream(Generic[Item, T]):
         return True
 
     def _start_waiting(self) -> bool:
-        """Start a call, in the lane that has least to do of those that have one waiting. False if none waits, or
-        there is no place for it now, but calls of ours are under way or a result is there already."""
+        """Start a waiting call, in the lane with the fewest calls in flight. False if none is waiting, or if there is
+        no place now but calls of ours are in flight or a result is ready."""
         lane, least = -1, 0
         for k, waiting in enumerate(self._waiting):
             if waiting and self._busy[k] < self._most[k] and (lane < 0 or self._busy[k] < least):
@@ -205,7 +205,7 @@ class _Stream(Generic[Item, T]):
         return True
 
     def _note(self, call: _Call[T]) -> None:
-        """It has ended."""
+        """Record that a call has ended."""
         self._flying -= 1
         if call.known:
             self._busy[call.lane] -= 1

@@ -1,6 +1,6 @@
-"""Asynchronous calls: a bounded number of them in flight, on threads that are made on first use.
+"""Asynchronous calls: a bounded number in flight, on threads that are started on first use.
 
-It knows nothing of sessions: it runs functions. A session and the faces for other APIs use the same class.
+Independent of sessions: it runs functions. Sessions and the faces for other APIs use the same class.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ T = TypeVar("T")
 
 
 class Contexts(Protocol):
-    """What calls run on: see :class:`ort_rknn._executor.dispatch.Dispatch`."""
+    """What calls run on; see :class:`ort_rknn._executor.dispatch.Dispatch`."""
 
     @property
     def contexts(self) -> int:
-        """How many runs may be under way at once."""
+        """The maximum number of runs at once."""
 
     @property
     def workers(self) -> tuple[int, ...]:
-        """How many threads start calls, for each group of cores that calls wait for."""
+        """The number of threads that start calls, per group of cores that calls wait for."""
 
 
 class Ended(RuntimeError):
@@ -56,10 +56,10 @@ class Task:
         self.lane = lane
 
     def begin(self) -> None:
-        """On the thread that runs the call, before it."""
+        """Called before the call, on the thread that runs it."""
 
     def end(self) -> None:
-        """After it."""
+        """Called after it."""
 
 
 _FIRST = Task()
@@ -74,20 +74,20 @@ class _Lane:
         self.number = number
         self.workers = workers
         self.jobs: _Jobs = queue.SimpleQueue()
-        #: A dict, because a thread and who starts it both enter it: either may be cut off by a signal's exception.
+        #: A dict, because both the thread and its creator insert it: either may be interrupted by a signal's exception.
         self.threads: dict[threading.Thread, None] = {}
 
 
 class Submitter:
-    """Runs functions on ``workers[lane]`` threads for each lane, with at most ``places`` accepted at a time.
+    """Runs functions on ``workers[lane]`` threads per lane, with at most ``places`` calls accepted at a time.
 
-    Calls of one lane are taken up in their order, and hold up no other lane. The threads are made as calls come and
-    wait for more. They end with :meth:`close`, when it is collected, or when the interpreter ends, and in each case
-    after what was submitted. Thread safe, and no exception of a signal's handler costs a place or a thread.
+    Calls of a lane start in order and do not delay other lanes. Threads are created as calls arrive, and wait for more.
+    They end with :meth:`close`, when the submitter is collected, or at interpreter exit, always after the submitted
+    calls. Thread-safe; an exception of a signal handler never loses a place or a thread.
 
-    ``sequential_callbacks``: callbacks come in the order of submission, else as calls finish. They are those of
-    :meth:`submit_with_callback`, and those of the futures of :meth:`submit_in_order`. ``task`` gives the next call's
-    :class:`Task`; it is asked once the call has its place, so the order of calls is that of acceptance.
+    ``sequential_callbacks``: callbacks run in submission order, otherwise as calls finish. This applies to
+    :meth:`submit_with_callback` and to the futures of :meth:`submit_in_order`. ``task`` returns the next call's
+    :class:`Task`; it is called once the call has its place, so calls are ordered by acceptance.
     """
 
     def __init__(
@@ -116,9 +116,10 @@ class Submitter:
     def for_dispatch(
         cls, dispatch: Contexts | None, options: Options, task: Callable[[], Task] | None = None
     ) -> Submitter:
-        """For calls that run on these contexts; None: on the CPU. ``options.max_queue_size`` may wait besides.
+        """A submitter for calls on these contexts (None: on the CPU), with ``options.max_queue_size`` more that may
+        wait.
 
-        Without ``task`` there is one lane: nobody knows beforehand where a call will run.
+        Without ``task`` there is one lane: it is not known in advance where a call will run.
         """
         workers = dispatch.workers if dispatch is not None else (2,)
         return cls(
@@ -130,7 +131,7 @@ class Submitter:
         )
 
     def take_place(self, timeout: float | None = None) -> Place:
-        """Wait for a place at most ``timeout`` seconds (None: submit_timeout_ms). Raises QueueFull."""
+        """Wait for a place for at most ``timeout`` seconds (None: submit_timeout_ms). Raises QueueFull."""
         seconds = self._timeout if timeout is None else timeout
         place = self.places.take(seconds)
         if place is None:
@@ -154,9 +155,9 @@ class Submitter:
         )
 
     def submit(self, function: Callable[..., T], *args: Any, place: Place | None = None) -> Future[T]:
-        """Run ``function(*args)`` soon. Waits for a place, unless it gets one.
+        """Run ``function(*args)`` soon. Waits for a place, unless ``place`` is given.
 
-        Raises QueueFull if none became free in submit_timeout_ms, Ended after :meth:`close`.
+        Raises QueueFull if none became free within submit_timeout_ms, Ended after :meth:`close`.
         """
         if place is None:
             place = self.take_place()
@@ -177,9 +178,9 @@ class Submitter:
         task: Task | None = None,
         over: Callable[[Started[T]], None] | None = None,
     ) -> Started[T]:
-        """As :meth:`submit`, for who waits for the result alone and from one thread: with less around it.
+        """As :meth:`submit` with less overhead, for a caller that only waits for the result, from one thread.
 
-        ``over`` is called when it has ended, on the thread that ran it.
+        ``over`` is called when the call has ended, on the thread that ran it.
         """
         if place is None:
             place = self.take_place()
@@ -192,12 +193,12 @@ class Submitter:
         return started
 
     def start_call(self, started: Started[Any]) -> None:
-        """Start a call that was made before, and that has its place."""
+        """Start a call that was created earlier and has its place."""
         self._start(started.run, started.lane)
 
     def submit_in_order(self, function: Callable[..., T], *args: Any) -> Future[T]:
-        """As :meth:`submit`; with ``sequential_callbacks`` the callbacks that are added to the futures wait for their
-        turn, and hold the place until then. Results do not wait."""
+        """As :meth:`submit`. With ``sequential_callbacks``, callbacks added to the futures wait for their turn, and
+        hold the place until then. Results do not wait."""
         if not self._sequential:
             return self.submit(function, *args)
         place = self.take_place()
@@ -206,10 +207,10 @@ class Submitter:
             task = self.task()
             job = partial(_in_order, future, self._order, task, function, args)
             try:
-                self._order.expect(future, job)  # before it starts, and may end
+                self._order.expect(future, job)  # before the call starts, and may end
                 self._start(job, task.lane)
             except BaseException:
-                future.over = True  # nobody waits for it
+                future.over = True  # the future will not be waited for
                 raise
         except BaseException:
             place.clear()
@@ -227,8 +228,8 @@ class Submitter:
     ) -> None:
         """As :meth:`submit`; the outcome goes to ``callback``, on a thread that does nothing else.
 
-        The place becomes free when the callback's turn comes, so slow callbacks hold up submitters, not memory. A
-        callback that raises has its traceback shown by ``sys.excepthook`` and harms no other.
+        The place becomes free at the callback's turn, so slow callbacks delay submitters instead of using memory. If a
+        callback raises, ``sys.excepthook`` prints the traceback, and the other callbacks still run.
         """
         if place is None:
             place = self.take_place()
@@ -263,20 +264,20 @@ class Submitter:
         )
         try:
             start_thread(thread)
-        except RuntimeError:  # no more threads can be had: those that are there do it
+        except RuntimeError:  # cannot start another thread: the existing ones do the work
             if not lane.threads:
                 raise
         else:
             lane.threads[thread] = None
 
     def threads(self) -> list[threading.Thread]:
-        """Those that it has made."""
+        """The threads it has started."""
         return [thread for lane in self._lanes for thread in list(lane.threads)]
 
     def close(self) -> None:
-        """Wait for everything submitted, callbacks included; called from a callback, only for what runs.
+        """Wait for everything submitted, including callbacks; if called from a callback, only for running calls.
 
-        Where it is interrupted, it can be called again.
+        If interrupted, it can be called again.
         """
         with self._gate:
             self._ended = True
@@ -290,7 +291,7 @@ class Submitter:
             self._delivery.close()
 
     def drop_and_wait(self) -> None:
-        """Cancel what has not begun, and wait for what runs."""
+        """Cancel calls that have not started, and wait for running ones."""
         for lane in self._lanes:
             with suppress(queue.Empty):
                 while True:
@@ -302,12 +303,12 @@ class Submitter:
             thread.join()
 
     def __del__(self) -> None:
-        for lane in self.__dict__.get("_lanes", ()):  # not there where __init__ raised
+        for lane in self.__dict__.get("_lanes", ()):  # not there if __init__ raised
             lane.jobs.put(None)
 
 
 def _cancel(job: _Job) -> None:
-    """End a call that nobody has begun: who waits for it goes on."""
+    """End a call that has not started, and release whoever waits for it."""
     call: Any = job.args[0] if isinstance(job, partial) else job.__self__  # type: ignore[attr-defined]
     call.cancel()
     with suppress(Exception):
@@ -319,24 +320,26 @@ def _work(jobs: _Jobs, threads: dict[threading.Thread, None], tell: Callable[[],
     while (job := jobs.get()) is not None:
         try:
             job()
-        except BaseException:  # a SystemExit out of a future's callback, say: the next call comes all the same
+        except BaseException:  # such as SystemExit from a future's callback: the next call must still run
             sys.excepthook(*sys.exc_info())
         del job
         tell()
-    jobs.put(None)  # for the next one
+    jobs.put(None)  # for the next thread
 
 
 _alive: weakref.WeakSet[Submitter] = weakref.WeakSet()
 _exiting = False
-#: A shell's exit code for a program that Ctrl-C ended.
+#: A shell's exit code for a program ended by Ctrl-C.
 _INTERRUPTED = 130
 
 
 def _end_all() -> None:
-    """The threads are daemons, since others would keep the interpreter from ending: what was submitted is done now.
+    """Finish submitted calls at interpreter exit. The threads are daemons, because others would keep the interpreter
+    alive.
 
-    An interrupt meanwhile, as by a second Ctrl-C: what has not begun is dropped, and what runs is waited for, because
-    the interpreter's end would abort the process inside onnxruntime. One more ends the process at once.
+    On an interrupt, such as a second Ctrl-C, calls that have not started are dropped and running ones are waited for:
+    otherwise the end of the interpreter would abort the process inside onnxruntime. Another interrupt ends the process
+    at once.
     """
     global _exiting
     _exiting = True
@@ -362,9 +365,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class Started(Awaited, Generic[T]):
-    """A call under way, for one thread that waits for it: a Future without callbacks, and quicker.
+    """A pending call for one waiting thread: a faster Future without callbacks.
 
-    It ends on the thread that runs it, also if it was cancelled: that thread sees no signals.
+    It ends on the thread that runs it, even if it was canceled: that thread gets no signals.
     """
 
     __slots__ = ("_args", "_function", "_task", "_told", "lane", "place", "value")
@@ -385,10 +388,10 @@ class Started(Awaited, Generic[T]):
         self.lane = task.lane
         self._told = over
         self.value: T | None = None
-        """What it gave, once it has ended; given away by :meth:`result`."""
+        """The return value, once it has ended; released by :meth:`result`."""
 
     def run(self) -> None:
-        """Do it, unless it was cancelled."""
+        """Run the call, unless it was canceled."""
         if self.claim():
             assert self._function is not None
             self._task.begin()
@@ -407,27 +410,27 @@ class Started(Awaited, Generic[T]):
             self._told(self)
 
     def assign(self, task: Task) -> None:
-        """Another task, before it is started."""
+        """Assign another task before the call starts."""
         self._task = task
         self.lane = task.lane
 
     def cancel(self) -> bool:
-        """Whether it will never run: false where it has begun."""
+        """Cancel the call. True if it will never run, False if it has started."""
         return self.claim()
 
     def exception(self) -> BaseException | None:
-        """Wait until it has ended; what it raised. Raises CancelledError if it was cancelled."""
+        """Wait for the end; return the exception it raised, if any. Raises CancelledError if it was canceled."""
         self.wait()
         if isinstance(self.error, CancelledError):
             raise self.error
         return self.error
 
     def result(self) -> T:
-        """Wait until it has ended; what it gave, or raise what it raised. Once."""
+        """Wait for the end; return the result or raise the exception. Call it once."""
         self.wait()
         self.raise_error()
         value, self.value = self.value, None
-        return value  # type: ignore[return-value]  # None is a T where the function gives None
+        return value  # type: ignore[return-value]  # T may be None
 
 
 def _done(task: Task, function: Callable[..., T], args: tuple[Any, ...]) -> T:
@@ -439,7 +442,7 @@ def _done(task: Task, function: Callable[..., T], args: tuple[Any, ...]) -> T:
 
 
 def _set(future: CallFuture[T], task: Task, function: Callable[..., T], args: tuple[Any, ...]) -> None:
-    """Run it and set the future; its place is given back elsewhere."""
+    """Run the function and set the future. The place is returned elsewhere."""
     if not future.begin():
         return
     try:
@@ -470,12 +473,12 @@ class Pending(Protocol):
     """A call that was started, such as a Future."""
 
     def result(self) -> Any:
-        """Wait for it; give its result or raise its error."""
+        """Wait for the call; return its result or raise its error."""
         ...
 
 
 class Pipeline:
-    """Calls go in, results come out ``depth`` calls later, in order: one caller keeps all cores busy. Thread safe."""
+    """Calls go in, results come out ``depth`` calls later, in order: one caller keeps all cores busy. Thread-safe."""
 
     def __init__(self, depth: int) -> None:
         self.depth = depth
@@ -483,14 +486,15 @@ class Pipeline:
         self._lock = threading.Lock()
 
     def push(self, call: Pending) -> Any:
-        """The result of the call ``depth`` calls ago, or None while there is none. Raises that call's error."""
+        """The result of the call ``depth`` calls ago; None if there is none yet. Raises that call's error."""
         with self._lock:
             self._flying.append(call)
             due = self._flying.popleft() if len(self._flying) > self.depth else None
         return due.result() if due is not None else None
 
     def flush(self) -> list[Any]:
-        """The results that are still in it, oldest first; empties it. Raises the first error, after all have ended."""
+        """The remaining results, oldest first; empties the pipeline. Raises the first error, once all calls have
+        ended."""
         results: list[Any] = []
         first: BaseException | None = None
         with self._lock:
@@ -504,5 +508,5 @@ class Pipeline:
             try:
                 raise first
             finally:
-                del first  # else its traceback would lead back to it
+                del first  # else its traceback would refer back to it
         return results

@@ -1,1 +1,1 @@
-"""One loaded model on its cores: signature, calls, dispatch, lanes, the executor."""
+"""One loaded model on its cores: signature, calls, dispatch, lanes, executor."""

@@ -1,4 +1,4 @@
-"""Memory that the NPU shares, from the adapter of a device."""
+"""Allocates memory shared with the NPU, through the adapter of a device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PAGE = 4096
 
 
 def allocate(found: Found, size: int, *, cached: bool = True) -> NDArray[np.uint8]:
-    """At least ``size`` bytes of a device's memory, known to runs. Raises Fail if there are none."""
+    """At least ``size`` bytes of a device's memory, registered for runs. Raises Fail if it cannot be allocated."""
     adapter = found.adapter
     if not hasattr(adapter, "allocate"):
         raise ort_error(FAIL, f"the adapter {adapter.name} of device {found.device.name} does not provide NPU memory")
@@ -31,7 +31,7 @@ def allocate(found: Found, size: int, *, cached: bool = True) -> NDArray[np.uint
 
 
 def allocate_on(device: Device, size: int) -> NDArray[np.uint8]:
-    """As :func:`allocate`, where the device is known but its adapter is not at hand."""
+    """As :func:`allocate`, for a device whose adapter is not known yet."""
     from ..adapter.plugins import Found, adapters
 
     return allocate(Found(device, adapters()[device.adapter]), size)

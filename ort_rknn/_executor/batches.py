@@ -1,7 +1,7 @@
-"""Whether a batch may be cut into runs: only if its samples do not depend on each other.
+"""Whether a batch may be split into runs: only if its samples do not depend on each other.
 
-A first axis that the ONNX leaves free may count samples, time steps, tokens or the rows of a picture. Results of runs
-on parts of it may be put together only in the first case.
+A first axis that the ONNX leaves free may count samples, time steps, tokens or rows of an image. Only for samples may
+results of separate runs be concatenated.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """May a call be cut into runs along the first axis, and how that is known."""
+    """Whether a call may be split into runs along the first axis, and how that is known."""
 
     allowed: bool
     reason: str
     """A clause that follows "because"."""
     can_be_stated: bool = True
-    """``split_batch=True`` would help, where the user knows better."""
+    """``split_batch=True`` would help, if the user knows that the samples are independent."""
 
 
 def judge_splitting(
     asked: Literal["auto"] | bool, origin: Origin | None, onnx: Source | None, without: Collection[str] = ()
 ) -> Splitting:
-    """What is known of a model whose inputs all leave their first axis free.
+    """Whether to split, for a model whose inputs all have a free first axis.
 
-    ``asked`` is the provider option ``split_batch`` and goes first, then the record in the compiled model
-    (``origin``), then a proof from the graph of ``onnx``, which reads it; ``without`` names the inputs and outputs that
-    the compiled model does without. Where nothing is known, nothing is cut.
+    The provider option ``split_batch`` (``asked``) decides first, then the record in the compiled model (``origin``),
+    then a proof from the graph of ``onnx``, which is read for it; ``without`` names the inputs and outputs that the
+    compiled model lacks. If nothing is known, calls are not split.
     """
     if asked != "auto":
         return Splitting(asked, f"the provider option split_batch={asked} states it")
@@ -71,10 +71,11 @@ def may_split(
     judge: Callable[[Collection[str]], Splitting] | None,
     without: Collection[str],
 ) -> Splitting | None:
-    """May a call be cut along the first axis? None if some input's is fixed, so that it cannot come up.
+    """Whether a call may be split along the first axis. None if some input's is fixed, so that the question never
+    arises.
 
-    Raises OptionError for ``split_batch=True`` where there is nothing to cut, or if the results of the runs could
-    not be put together.
+    Raises OptionError for ``split_batch=True`` if there is nothing to split, or if the results of the runs could not be
+    concatenated.
     """
     fixed = next((v for v in inputs if not leads_free(v)), None)
     if fixed is not None:

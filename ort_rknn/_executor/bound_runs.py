@@ -1,6 +1,6 @@
-"""Runs of which an input or output lies in memory that the NPU shares.
+"""Runs with an input or output in memory shared with the NPU.
 
-What fits is bound, and nothing is copied for it. What does not goes the usual way, which is counted by its reason.
+Tensors that fit are bound, and nothing is copied for them. Others take the usual path; these are counted by reason.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def serve(
 ) -> None:
     """Run ``call`` on ``lease``, as ``usual`` would.
 
-    Raises RuntimeException if another run is writing what this one uses, or reading what this one writes.
+    Raises RuntimeException if another run is writing memory that this one uses, or reading memory that this one writes.
     """
     uses: _Uses = []
     odd: list[str] = []
@@ -98,13 +98,13 @@ def _places(
 
 
 def _is_strided(entry: Entry, dtype: str, shape: Shape, offset: int) -> bool:
-    """Whether this is the tensor that ``from_dmabuf`` was given strides for."""
+    """Whether this is the tensor for which ``from_dmabuf`` was given strides."""
     lies = entry.strided
     return lies is not None and (lies.offset, lies.shape, lies.dtype) == (offset, shape, dtype)
 
 
 def _row_pitch(lies: Strided) -> int:
-    """Bytes from row to row where nothing else has gaps, or if only one image is there; 0 otherwise."""
+    """Bytes between rows, if nothing else is padded or there is only one image; 0 otherwise."""
     if len(lies.shape) != 4:
         return 0
     (n, h, w, c), (image, row, pixel, value) = lies.shape, lies.strides
@@ -128,7 +128,7 @@ def _why_not(signature: Signature, lease: Lease, call: Call) -> str:
 
 
 def _gathered(dtype: str, shape: Shape, address: int) -> NDArray[np.generic] | None:
-    """A contiguous copy of an input with strides of its own, which the usual way does not know; None for others."""
+    """A contiguous copy of an input with its own strides, which the usual path does not support; None for others."""
     entry = table.find(address, 1)
     if entry is None or not _is_strided(entry, dtype, shape, address - entry.buffer.address):
         return None

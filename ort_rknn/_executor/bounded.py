@@ -1,8 +1,8 @@
-"""Runs with a bound on their time, which the caller leaves when they hang, or when ``RunOptions.terminate`` is set.
+"""Runs with a timeout: the caller leaves them if they hang, or if ``RunOptions.terminate`` is set.
 
-The runtime gets the bound too, and ends most runs itself. One that it does not end keeps its context and the thread
-that waits for it, so it must not have the caller's memory: such runs work on copies of inputs and outputs. Memory that
-the NPU shares is not copied: it stays in use until the run returns.
+The runtime gets the timeout too, and ends most runs itself. A run that it does not end keeps its context and the thread
+that waits for it, so it must not use the caller's memory: these runs work on copies of inputs and outputs. Memory
+shared with the NPU is not copied: it stays in use until the run returns.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from .lanes import Lane, Lease, Turn
     from .work import Work
 
-#: The runtime's own bound comes first: it leaves the context in order.
+#: The runtime's own timeout comes first, because it leaves the context usable.
 _FACTOR: Final = 1.25
 _GRACE: Final = 0.1
-#: Seconds between two looks whether it has begun, or the user wants an end.
+#: Seconds between checks whether the run has started, or whether the user wants to end it.
 _GLANCE: Final = 0.02
-#: Seconds after which a run that its user ended hangs, where it has no bound.
+#: Seconds after which a run that its user ended counts as hanging, if it has no timeout.
 _LEFT_WITHOUT_BOUND: Final = 1.0
 
 
@@ -44,7 +44,7 @@ def _nothing() -> None:
 
 
 class BoundedRun:
-    """One run of ``call`` that is given up after ``timeout_ms`` and some grace (0: never), or when its caller's
+    """One run of ``call`` that is abandoned after ``timeout_ms`` and a grace period (0: never), or when its caller's
     RunOptions say so. :meth:`start` may be called again."""
 
     def __init__(self, work: Work, call: Call, inputs: Sequence[int], outputs: Sequence[int], timeout_ms: int) -> None:
@@ -56,7 +56,8 @@ class BoundedRun:
         self._settings = run_settings.current()
 
     def start(self, lane: Lane, over: Callable[[], None] = _nothing) -> Attempt:
-        """Begin it as soon as the lane has a context. ``over`` is called when it has ended, was left or refused."""
+        """Start it as soon as the lane has a context. ``over`` is called when it has ended, was abandoned or
+        refused."""
         signature = self._work.signature
         reads, writes = self._call.input_dtypes(signature), self._call.output_dtypes(signature)
         sources, kept = _copies(reads, self._call.inputs, self._inputs, filled=True)
@@ -76,11 +77,11 @@ class BoundedRun:
         return attempt
 
     def run(self, lane: Lane) -> None:
-        """Run it and wait. Raises what :meth:`Work.do` raises, and RuntimeException if it was given up."""
+        """Run it and wait. Raises what :meth:`Work.do` raises, and RuntimeException if it was abandoned."""
         self.start(lane).result()
 
     def hangs(self, lease: Lease) -> Exception:
-        """The error for a run that is given up."""
+        """The error for an abandoned run."""
         lease.errors += 1
         text = f"the run did not return within run_timeout_ms={self._timeout_ms}, and was left to hang"
         failure = ort_error(RUNTIME_EXCEPTION, f"{self._work.label}: rknn_run hangs: {text} [on {lease.label}]")
@@ -90,7 +91,7 @@ class BoundedRun:
         return failure
 
     def stuck(self, leases: Sequence[Lease]) -> Exception:
-        """The error for a run that no context is left for: ``leases`` hang."""
+        """The error for a run that cannot get a context because all ``leases`` hang."""
         text = f"earlier runs hang on every context that this run could use (run_timeout_ms={self._timeout_ms})"
         failure = ort_error(RUNTIME_EXCEPTION, f"{self._work.label}: {text}")
         if self._work.health is not None:
@@ -101,23 +102,23 @@ class BoundedRun:
 
     @property
     def terminated(self) -> bool:
-        """Whether the caller's RunOptions say so by now."""
+        """Whether the caller's RunOptions ask for its end."""
         return self._settings is not None and self._settings.terminated
 
     @property
     def bounded(self) -> bool:
-        """Whether it is given up after a time."""
+        """Whether it has a timeout."""
         return self._timeout_ms > 0
 
     @property
     def seconds(self) -> float:
-        """For how long a run may last."""
+        """The maximum duration of the run."""
         return self._timeout_ms / 1000 * _FACTOR + _GRACE if self._timeout_ms else math.inf
 
     def terminate(self, lease: Lease | None) -> Exception:
-        """The error for a run that was ended by its user; ``lease``: what it still has.
+        """The error for a run that its user ended; ``lease``: the context it still holds.
 
-        Where nothing says how long it may go on, it counts as one that hangs.
+        Without a timeout, it counts as hanging.
         """
         if lease is not None and not self._timeout_ms and self._work.health is not None:
             self._work.health.hung(lease, "RunOptions.terminate ended its run, which has not returned yet")
@@ -131,7 +132,7 @@ class BoundedRun:
 
 
 class Attempt:
-    """A bounded run under way. One thread waits for it."""
+    """A bounded run in progress. One thread waits for it."""
 
     turn: Turn
 
@@ -149,13 +150,13 @@ class Attempt:
         self._left = False
 
     def begin(self, lease: Lease) -> None:
-        """On the worker: it has a context."""
+        """Called on the worker when it has a context."""
         with self._lock:
             self._started = time.monotonic()
             self._lease = lease
 
     def end(self) -> None:
-        """On the worker: it returned."""
+        """Called on the worker when the run has returned."""
         with self._lock:
             self._ended = True
             left = self._left
@@ -165,7 +166,7 @@ class Attempt:
             self._over()
 
     def result(self) -> None:
-        """Wait for it. Raises why it failed, or that it was given up. Once."""
+        """Wait for it. Raises its error, or that it was abandoned. Call it once."""
         try:
             while not self.turn.wait_for(self._patience()):
                 lease = self._lease
@@ -179,7 +180,7 @@ class Attempt:
                 elif time.monotonic() >= self._started + self._run.seconds and self._leave(lease):
                     self._over()
                     raise self._run.hangs(lease)
-        except BaseException:  # a signal's, too: a run that has begun may go on, with its copies
+        except BaseException:  # a signal's, too: a run that has started may continue, on its copies
             if self.turn.claim():
                 self._over()
             raise
@@ -204,7 +205,7 @@ class Attempt:
 def _copies(
     dtypes: Sequence[str], shapes: Sequence[Shape], addresses: Sequence[int], *, filled: bool
 ) -> tuple[list[int], list[NDArray[np.uint8] | None]]:
-    """Addresses of copies, and the copies; None for memory that the NPU shares, whose address stays as it is."""
+    """The addresses of copies, and the copies; None for memory shared with the NPU, which keeps its address."""
     places: list[int] = []
     copies: list[NDArray[np.uint8] | None] = []
     for dtype, shape, address in zip(dtypes, shapes, addresses):

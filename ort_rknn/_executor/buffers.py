@@ -1,7 +1,7 @@
-"""Arrays in memory that the NPU shares: dma-bufs under ordinary numpy arrays, and a table to know them by.
+"""Arrays in memory shared with the NPU: ordinary numpy arrays over dma-bufs, and a table to recognize them.
 
-onnxruntime hands a numpy array's address to the kernel as it is, so an address range is all that is needed to know such
-an array again, whatever way it came: ``run``, IOBinding, an OrtValue over it, ``submit``, ``map``.
+onnxruntime passes a numpy array's address to the kernel unchanged, so an address range suffices to recognize such an
+array however it arrives: ``run``, IOBinding, an OrtValue over it, ``submit``, ``map``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 
 @dataclass(slots=True, eq=False)
 class Strided:
-    """How a tensor lies in a buffer where it is not contiguous."""
+    """The position and strides of a non-contiguous tensor in a buffer."""
 
     offset: int
     shape: Shape
@@ -42,18 +42,18 @@ class Strided:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A mapped buffer, and who uses it now."""
+    """A mapped buffer, and the runs that use it."""
 
     buffer: SharedBuffer
     strided: Strided | None = None
     uses: list[tuple[int, int, bool]] = field(default_factory=list)
-    """Of runs under way: first byte, one past the last, whether it is written."""
+    """One entry per active run: first byte, one past the last, whether it is written."""
 
 
 class Table:
-    """Mapped buffers by address. Thread safe; a look-up takes no lock.
+    """Mapped buffers by address. Thread-safe; lookups take no lock.
 
-    False while it is empty. A finalizer may come in the middle of everything, also of a change on the same thread.
+    False while it is empty. A finalizer may run at any point, even during a change on the same thread.
     """
 
     def __init__(self) -> None:
@@ -68,30 +68,30 @@ class Table:
         return bool(self._entries)
 
     def add(self, entry: Entry) -> None:
-        """Know a buffer by its addresses from now on."""
+        """Recognize a buffer by its addresses from now on."""
         self._entries[entry.buffer.address] = entry
         self._renew()
 
     def remove(self, entry: Entry) -> None:
-        """Forget it: it is about to be unmapped."""
+        """Forget a buffer that is about to be unmapped."""
         entry.buffer.freed = True
         self._entries.pop(entry.buffer.address, None)
         self._renew()
 
     def _renew(self) -> None:
         self._last = next(self._changes)
-        with self._lock:  # and no loop in here: see Places._claim
+        with self._lock:  # no loop in here: see Places._claim
             self._sort()
 
     def _sort(self) -> None:
         last = None
-        while last != self._last:  # a finalizer came in between
+        while last != self._last:  # a finalizer ran in between
             last = self._last
             entries = sorted(self._entries.copy().values(), key=lambda entry: entry.buffer.address)
             self._index = ([entry.buffer.address for entry in entries], entries)
 
     def find(self, address: int, nbytes: int) -> Entry | None:
-        """The buffer that holds these bytes."""
+        """The buffer that contains these bytes; None if there is none."""
         starts, entries = self._index
         place = bisect_right(starts, address) - 1
         if place < 0:
@@ -100,16 +100,16 @@ class Table:
         return entry if address + nbytes <= entry.buffer.address + entry.buffer.nbytes else None
 
     def begin(self, uses: Sequence[tuple[Entry, int, int, bool]]) -> bool:
-        """Note what a run reads and writes; False, and nothing noted, where another run writes it, or reads what this
+        """Record what a run reads and writes. False, and nothing recorded, if another run writes it, or reads what this
         one would write."""
-        with self._using:  # and no loop in here: see Places._claim
+        with self._using:  # no loop in here: see Places._claim
             if _conflict(uses):
                 return False
             _note(uses)
             return True
 
     def end(self, uses: Sequence[tuple[Entry, int, int, bool]]) -> None:
-        """The run is over."""
+        """Remove the records of a run that has ended."""
         with self._using:
             _forget(uses)
 
@@ -133,7 +133,7 @@ table = Table()
 
 
 class _Mapping:
-    """What numpy keeps as the owner of the memory; it is unmapped when the last array over it has gone."""
+    """The owner of the memory, for numpy; the memory is unmapped when the last array over it is gone."""
 
     __slots__ = ("__array_interface__", "__weakref__")
 
@@ -145,7 +145,7 @@ class _Mapping:
             "shape": (buffer.nbytes,),
             "data": (buffer.address, not writable),
         }
-        weakref.finalize(self, _release, entry).atexit = False  # the process's end unmaps it
+        weakref.finalize(self, _release, entry).atexit = False  # the end of the process unmaps it
 
 
 def _libc() -> Any:
@@ -157,20 +157,20 @@ def _libc() -> Any:
 
 
 def _release(entry: Entry) -> None:
-    table.remove(entry)  # first: the addresses may be somebody else's as soon as it is unmapped
+    table.remove(entry)  # before unmapping: then the addresses may be reused at once
     buffer = entry.buffer
     _libc().munmap(buffer.address, buffer.nbytes)
     os.close(buffer.fd)
 
 
 def size_of(fd: int) -> int:
-    """Bytes of a dma-buf or memfd. Raises OSError for what is neither, and for a descriptor that is closed."""
+    """Size of a dma-buf or memfd, in bytes. Raises OSError for any other descriptor, and for a closed one."""
     status = os.fstat(fd)
     return status.st_size if stat.S_ISREG(status.st_mode) else os.lseek(fd, 0, os.SEEK_END)
 
 
 def map_buffer(fd: int, nbytes: int, strided: Strided | None = None) -> NDArray[np.uint8]:
-    """The first ``nbytes`` of a dma-buf as an array, which is known to runs from now on. Takes over ``fd``.
+    """The first ``nbytes`` of a dma-buf as an array that runs recognize from now on. Takes ownership of ``fd``.
 
     Read-only if the descriptor is. Raises OSError if it cannot be mapped.
     """
@@ -194,19 +194,19 @@ def map_buffer(fd: int, nbytes: int, strided: Strided | None = None) -> NDArray[
     return array
 
 
-#: More reasons than this are not told apart.
+#: Further reasons are counted together.
 _REASONS = 32
 
 
 class BufferRuns:
-    """Counts of one context. ``usual``: by reason, runs that had such memory and could not bind it."""
+    """Counters of one context. ``usual``: runs that had such memory and could not bind it, by reason."""
 
     __slots__ = ("bound", "copied", "usual")
 
     def __init__(self) -> None:
         self.bound = 0
         self.copied = 0
-        """Bytes that bound runs copied, for those of their inputs and outputs that are ordinary memory."""
+        """Bytes that bound runs copied, for inputs and outputs in ordinary memory."""
         self.usual: dict[str, int] = {}
 
     def count_usual(self, reason: str) -> None:
@@ -216,7 +216,7 @@ class BufferRuns:
 
 
 def sum_of(counts: Iterable[BufferRuns]) -> BufferRuns:
-    """Those of several contexts together."""
+    """The sum over several contexts."""
     counts = list(counts)
     total = BufferRuns()
     for one in counts:
@@ -227,7 +227,7 @@ def sum_of(counts: Iterable[BufferRuns]) -> BufferRuns:
 
 
 def sums(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """By key: all of them together."""
+    """The sum of each key."""
     total: dict[str, int] = {}
     for one in counts:
         for key, number in one.items():

@@ -1,4 +1,4 @@
-"""One number for all runs of a call, where a session has several compiled models: a model in parts."""
+"""Call numbers for a session with several compiled models (a model in parts): all runs of a call share one."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-#: Threads that are remembered; more are ended ones.
+#: The number of threads remembered; beyond it, older ones have ended.
 _MOST = 1024
 
 
 class CallOrder:
     """Numbers the calls of a session whose parts run one after the other, each on the thread of its call.
 
-    Call n then has all its parts on ``schedule[n % len(schedule)]``, also if several threads call at once. A part
-    that runs again on a thread belongs to that thread's next call: of a part in a loop every turn counts as one.
+    Thus all parts of call n run on ``schedule[n % len(schedule)]``, even if several threads call at once. If a part
+    runs again on a thread, that is the thread's next call: for a part in a loop, each iteration counts as a call.
     """
 
     __slots__ = ("_numbers", "_rows")
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        #: By thread: the number of its call, and which parts of that it has run (a bit each).
+        #: By thread: the number of its call, and a bit mask of the parts it has run.
         self._rows: dict[int, tuple[int, int]] = {}
 
     def take(self) -> int:
@@ -30,7 +30,7 @@ class CallOrder:
         return next(self._numbers)
 
     def number(self, bit: int) -> int:
-        """The number of the call that this thread is in, for the part of ``bit``."""
+        """The number of this thread's current call, for the part of ``bit``."""
         thread = threading.get_ident()
         row = self._rows.get(thread)
         if row is None or row[1] & bit:
@@ -42,14 +42,14 @@ class CallOrder:
 
 
 class TakesTurns(Protocol):
-    """An executor, as far as its place in the order goes."""
+    """An executor, as far as call numbers are concerned."""
 
     def join(self, order: CallOrder, bit: int) -> None:
-        """From now on take the numbers of runs from ``order``, as the part of ``bit``."""
+        """Take run numbers from ``order`` from now on, as the part of ``bit``."""
 
 
 def run_in_one_order(executors: Sequence[TakesTurns]) -> None:
-    """Let the parts of a model take their cores call by call. For executors of the same dispatch, before their first
+    """Let the parts of a model take their cores call by call. For executors with the same dispatch, before their first
     run."""
     if len(executors) > 1:
         order = CallOrder()

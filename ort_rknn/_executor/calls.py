@@ -1,9 +1,9 @@
-"""Calls: from the shapes that a caller feeds to what is run for them.
+"""Calls: which runs serve the shapes that a caller feeds.
 
-A compiled model runs the shapes that it was compiled for. What else is served is decided here, once per shape: several
-samples where they are independent (one run for so many as a set was compiled for, the last one filled up), the next
-compiled set with zeros around (``on_missing_shape="pad"``), both at once, or nothing at all, which leaves the call to
-the ONNX twin (``"cpu"``) or makes it an error.
+A compiled model runs only the shapes that it was compiled for. Any other shape is decided here, once per shape: several
+independent samples are split into runs of a compiled batch size, the last one filled up; smaller shapes are zero-padded
+to the next compiled set (``on_missing_shape="pad"``), or both. Otherwise the ONNX twin serves the call (``"cpu"``), or
+it is an error.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ Shapes = tuple[Shape, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """A call of known shapes: everything about it that need not be worked out again."""
+    """A call for known shapes: everything about it that need not be computed again."""
 
     form: CallForm
     """The form of one run on one context."""
     inputs: Shapes
-    """What the caller feeds for one run."""
+    """The caller's input shapes, per run."""
     outputs: Shapes
-    """What the caller gets of one run."""
+    """The caller's output shapes, per run."""
     output_shapes: Shapes
-    """What the caller gets, all runs together."""
+    """The caller's output shapes, all runs together."""
     samples: int
-    """Runs that this call is made of, :attr:`last` not counted; more than one if the caller's batch is cut."""
+    """The number of runs, not counting :attr:`last`; more than one if the caller's batch is split."""
     input_strides: tuple[int, ...]
     """Bytes per run of each of the caller's inputs."""
     output_strides: tuple[int, ...]
     """Bytes per run of each of the caller's outputs."""
     direct: bool
-    """The runtime reads and writes the caller's buffers themselves: nothing is converted above the seam."""
+    """The runtime reads and writes the caller's buffers directly: nothing is converted above the adapter."""
     padded: bool
     """The caller's shapes are smaller than the compiled ones."""
     filled: bool = False
-    """Padded along the batch only, which is no shape that was missing."""
+    """Padded only along the batch axis, which does not count as a missing shape."""
     last: Call | None = None
-    """One more run, for the samples that are left and do not fill a compiled batch."""
+    """One more run, for remaining samples that do not fill a compiled batch."""
 
     def input_dtypes(self, signature: Signature) -> list[str]:
-        """Of the caller's buffers. Faces have direct calls with other dtypes than the signature's."""
+        """The dtypes of the caller's input buffers. In direct calls of faces they differ from the signature's."""
         ports = self.form.inputs if self.direct else signature.inputs
         return [port.dtype for port in ports]
 
@@ -66,21 +66,21 @@ class _Fit:
 
     index: int
     samples: int | None
-    """Length of the first axis, which may be cut; None: not."""
+    """Length of the first axis, which may be split; None: it may not."""
     batch: int
-    """Samples of one run."""
+    """Samples per run."""
     padded: bool
-    """Zeros are needed around other axes."""
+    """Other axes need zero padding."""
     volume: int
     """Elements of all inputs of all runs."""
 
 
-#: Shapes for which a call is remembered; beyond it the oldest is forgotten.
+#: The number of shapes for which calls are remembered; beyond it the oldest is forgotten.
 _KEPT = 256
 
 
 class Calls:
-    """The calls of one model, remembered by shape. Thread safe: at worst two threads work out the same call."""
+    """The calls of one model, cached by shape. Thread-safe: at worst two threads compute the same call."""
 
     def __init__(
         self,
@@ -92,8 +92,8 @@ class Calls:
         whole: bool = False,
         extents: Callable[[Shapes], Shapes] | None = None,
     ) -> None:
-        """``whole``: the compiled shapes are not the ONNX's, and every call is for the ONNX. ``extents``: the shapes
-        that the ONNX gives for shapes of its inputs, found by running it."""
+        """``whole``: the compiled shapes are not the ONNX's, so the ONNX serves every call. ``extents``: computes the
+        ONNX's output shapes for input shapes by running it."""
         self._signature = signature
         self._output_shapes = output_shapes
         self._options = options
@@ -116,9 +116,9 @@ class Calls:
         return self.find(shapes)
 
     def find(self, shapes: Shapes) -> Call | None:
-        """The call for input shapes (signature's order and layout); None: it is for the ONNX.
+        """The call for input shapes (signature's order and layout); None: the ONNX serves it.
 
-        Raises InvalidArgument for shapes that were not compiled and that no policy covers, naming those that were.
+        Raises InvalidArgument for shapes that were not compiled and that no policy covers, and names the compiled ones.
         """
         try:
             return self._known[shapes]
@@ -144,7 +144,7 @@ class Calls:
         raise ort_error(INVALID_ARGUMENT, self._refusal(shapes))
 
     def _same(self, shapes: Shapes, group: Shapes) -> bool:
-        """Whether these are a compiled set's shapes. What the model does without may have any."""
+        """Whether these are the shapes of a compiled set. Inputs that the model lacks may have any shape."""
         return all(s == c for p, s, c in zip(self._signature.inputs, shapes, group) if p.on_npu)
 
     def _fit(self, index: int, shapes: Shapes) -> _Fit | None:
@@ -175,7 +175,7 @@ class Calls:
         return self._options.pad_axes.get(name, self._options.pad_axes.get("*", ()))
 
     def _serve(self, fit: _Fit, shapes: Shapes) -> Call:
-        """The runs of a call: full ones, and one for the samples that are left."""
+        """The runs of a call: full ones, and one for the remaining samples."""
         if fit.samples is None:
             return self._call(fit.index, shapes)
         full, left = divmod(fit.samples, fit.batch)
@@ -192,7 +192,7 @@ class Calls:
         return tuple((samples, *s[1:]) if p.on_npu else s for p, s in zip(self._signature.inputs, shapes))
 
     def _call(self, index: int, inputs: Shapes, samples: int | None = None) -> Call:
-        """One run of set ``index``; ``samples`` of it are the caller's where a batch is cut."""
+        """One run of set ``index``. In a split batch, ``samples`` of its samples are the caller's."""
         signature = self._signature
         compiled = signature.sets[index]
         chosen = index if signature.dynamic else None
@@ -218,8 +218,8 @@ class Calls:
         )
 
     def _cropped(self, inputs: Shapes, compiled: Shapes, given: Shapes, samples: int | None) -> Shapes:
-        """The caller's output shapes: an axis that the ONNX calls by the name of a padded input axis is cut back, and
-        where a batch is cut the first axis is the number of its ``samples``."""
+        """The caller's output shapes: an axis whose ONNX name is that of a padded input axis is cropped, and in a split
+        batch the first axis has the length ``samples``."""
         cut: dict[str, tuple[int, int]] = {}
         for port, shape, group in zip(self._signature.inputs, inputs, compiled):
             for dim, length, whole in zip(port.dims, shape, group) if port.on_npu else ():
@@ -236,7 +236,7 @@ class Calls:
                 outputs.append(port.native.shape)
                 continue
             if len(shape) != len(port.dims) or (len(fixed) == len(shape) and math.prod(fixed) == math.prod(shape)):
-                outputs.append(fixed)  # axes of length 1 may lie elsewhere in the compiled model
+                outputs.append(fixed)  # axes of length 1 may be placed differently in the compiled model
                 continue
             dims: list[int] = []
             for dim, length in zip(port.dims, shape):
@@ -246,7 +246,7 @@ class Calls:
         return tuple(outputs)
 
     def _form(self, chosen: int | None, inputs: Shapes) -> CallForm:
-        """In the model's own order; ``inputs`` in the signature's."""
+        """The form in the model's own order, from ``inputs`` in the signature's order."""
         in_forms: dict[int, PortForm] = {}
         for port, shape in zip(self._signature.inputs, inputs):
             if not port.on_npu:
@@ -298,7 +298,7 @@ class Calls:
         return f". No set is larger in the axes of pad_axes ({dict(self._options.pad_axes)}) and equal in the others"
 
     def spell(self, group: Sequence[Shape]) -> str:
-        """Shapes for messages: "x: [1, 3, 32, 32]"."""
+        """Shapes as text, for messages: "x: [1, 3, 32, 32]"."""
         return ", ".join(f"{p.name}: {list(s)}" for p, s in zip(self._signature.inputs, group))
 
 

@@ -1,4 +1,4 @@
-"""The contexts of a model: opened as the dispatch says, and looked after where there are several cores."""
+"""The contexts of a model: opened according to the dispatch, and monitored if there are several cores."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from .work import Work
 def open_contexts(
     model: Model, dispatch: Dispatch, device: str, leases: list[Lease], *, by_shape: bool
 ) -> tuple[Lane, ...]:
-    """Open them all; one lane for each of the dispatch's, which are the same where the first idle context takes a run.
+    """Open all contexts. Returns one lane per lane of the dispatch; they are all the same if the first idle context
+    takes a run.
 
-    ``leases`` gets each one as soon as it is open: who calls closes them, also when this raises.
-    Raises RknnError or AdapterError if a context cannot be had.
+    Each context is appended to ``leases`` as soon as it is open: the caller closes them, even if this raises.
+    Raises RknnError or AdapterError if a context cannot be opened.
     """
     by_lane: list[list[Lease]] = [[] for _ in dispatch.lanes]
     for _ in range(dispatch.contexts_per_lane):
@@ -40,7 +41,7 @@ def watch_cores(
     call: Callable[[], Call | None] | None,
     changed: Callable[[], None],
 ) -> Health:
-    """The health of several cores. ``call`` gives what to try them with; None: the next run is the trial.
+    """The health of several cores. ``call`` returns a call to test them with; None: the next run is the test.
     ``changed``: see :class:`~.health.Health`."""
     cores = [
         Core(plan.label, lane, [lease for lease in leases if lease.label == plan.label])

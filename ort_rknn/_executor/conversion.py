@@ -1,7 +1,6 @@
-"""Conversions that the runtime does not do: dtypes that it cannot be fed or cannot give, axes, padding, and undoing a
-normalization.
+"""Conversions that the runtime does not do: unsupported dtypes, axis order, padding, and undoing a normalization.
 
-Only calls that need one pay for it; all others hand the caller's buffers to the runtime.
+Only calls that need one pay for it; all others pass the caller's buffers to the runtime.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 class Scratch:
     """Wire buffers of one context for one form: allocated once, used by one run at a time.
 
-    ``inputs`` / ``outputs`` are the caller's shapes, in the signature's order; where they differ from the form's, the
-    call is padded.
+    ``inputs`` / ``outputs`` are the caller's shapes, in the signature's order; if they differ from the form's, the call
+    is padded.
     """
 
     __slots__ = ("_reads", "_writes", "caller_inputs", "caller_outputs", "inputs", "nbytes", "outputs")
@@ -56,8 +55,7 @@ class Scratch:
         self.nbytes = sum(array.nbytes for array in (*self.inputs, *self.outputs) if array is not None)
 
     def fill(self, signature: Signature, inputs: Sequence[int]) -> list[int]:
-        """Convert the caller's inputs where they need it; the addresses that the runtime reads, in the model's
-        order."""
+        """Convert the caller's inputs as needed. Returns the addresses that the runtime reads, in the model's order."""
         addresses = [0] * self._reads
         for port, wire, shape, address in zip(signature.inputs, self.inputs, self.caller_inputs, inputs):
             if not port.on_npu:
@@ -70,7 +68,7 @@ class Scratch:
         return addresses
 
     def output_addresses(self, signature: Signature, outputs: Sequence[int]) -> list[int]:
-        """Where the runtime writes, in the model's order."""
+        """The addresses that the runtime writes, in the model's order."""
         addresses = [0] * self._writes
         for port, wire, address in zip(signature.outputs, self.outputs, outputs):
             if port.on_npu:
@@ -78,7 +76,7 @@ class Scratch:
         return addresses
 
     def read(self, signature: Signature, outputs: Sequence[int]) -> None:
-        """Convert what the runtime wrote to what the caller asked for, and write what the model lacks."""
+        """Convert the runtime's outputs to what the caller asked for, and write the outputs that the model lacks."""
         for port, wire, shape, address in zip(signature.outputs, self.outputs, self.caller_outputs, outputs):
             if wire is not None:
                 part = wire[_region(shape)] if len(shape) == wire.ndim else wire.reshape(shape)
@@ -119,15 +117,15 @@ def per_channel(norm: Normalization, layout: str, ndim: int) -> tuple[NDArray[np
 
 
 def normalized(given: NDArray[np.generic], norm: Normalization, layout: str) -> NDArray[np.float32]:
-    """What a compiled model makes of integers before the network, for an ONNX that takes it so: float32, in the
-    caller's order of axes."""
+    """Integers as a compiled model normalizes them before the network, for an ONNX that takes normalized input:
+    float32, in the caller's axis order."""
     std, mean = per_channel(norm, layout, given.ndim)
     result: NDArray[np.float32] = (given.astype(np.float32) - mean) / std
     return result
 
 
 def checked(signature: Signature, feed: Sequence[NDArray[np.generic]], label: str) -> list[NDArray[np.generic]]:
-    """The arrays, C-contiguous. Raises InvalidArgument for a wrong number of arrays, dtype or shape."""
+    """The arrays, made C-contiguous. Raises InvalidArgument for a wrong number of arrays, dtype or shape."""
     ports = signature.inputs
     if len(feed) != len(ports):
         raise ort_error(INVALID_ARGUMENT, f"{label}: expected {len(ports)} inputs, got {len(feed)}")

@@ -1,4 +1,4 @@
-"""Which cores the sessions of this process use just now: what ``schedule="auto"`` looks at besides its own contexts."""
+"""Which cores the sessions of this process are using. ``schedule="auto"`` considers it besides its own contexts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ _users: dict[tuple[str, int], set[Any]] = {}
 
 
 def users_of(device: str, core_mask: int) -> set[Any] | None:
-    """The contexts that run on a device's core now: who runs adds its own, and discards it. None for a mask that is not
-    one core's. Adding and discarding are atomic and idempotent, so nothing is miscounted where a signal interrupts."""
+    """The contexts running on a device's core now: a running context adds itself and discards itself afterwards. None
+    for a mask of several cores or none. Adding and discarding are atomic and idempotent, so a signal cannot corrupt the
+    count."""
     if core_mask <= 0 or core_mask & (core_mask - 1):
         return None
     return _users.setdefault((device, core_mask), set())

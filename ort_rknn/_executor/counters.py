@@ -1,6 +1,7 @@
 """Counters of executors: what a model's cores have done, and what they are doing.
 
-Runs count into the context that they have, which nobody else uses meanwhile: no lock, no lost count. Reading sums up.
+A run updates the counters of the context it holds, which nothing else uses meanwhile: no lock, no lost count. Reading
+adds them up.
 """
 
 from __future__ import annotations
@@ -19,41 +20,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CoreStats:
-    """One core, or a group of cores that run together. Seconds and counts are sums since the session was made."""
+    """One core, or a group of cores that run together. Seconds and counts are sums since the session was created."""
 
     contexts: int = 0
     """Contexts that are open now."""
     in_use: int = 0
-    """Contexts that run now."""
+    """Contexts that are running now."""
     runs: int = 0
-    """Runs that succeeded. A batch that is cut counts for each of its runs."""
+    """Runs that succeeded. Each run of a split batch counts."""
     errors: int = 0
-    """Runs that the runtime refused or that failed."""
+    """Runs that failed, or that the runtime refused."""
     waits: int = 0
     """Runs that waited for a context."""
     wait_seconds: float = 0.0
-    """How long they waited, together."""
+    """Total time they waited."""
     convert_seconds: float = 0.0
-    """Setting inputs: converting and copying, by us and by the runtime. On the CPU."""
+    """Setting inputs: conversion and copies, by us and by the runtime. On the CPU."""
     run_seconds: float = 0.0
-    """In the runtime's run call: the NPU works, or a run of another context has the core. With one context per core
-    this is the time for which the core was busy."""
+    """In the runtime's run call: the NPU is working, or a run of another context has the core. With one context per
+    core, this is the time that the core was busy."""
     fetch_seconds: float = 0.0
-    """Getting outputs: widening and copying, by the runtime and by us. On the CPU."""
+    """Getting outputs: widening and copies, by the runtime and by us. On the CPU."""
     padded: int = 0
-    """Runs that were filled up with zeros because their shape was not compiled."""
+    """Runs that were zero-padded because their shape was not compiled."""
     bytes_converted: int = 0
-    """Bytes that were converted above the runtime (dtypes, layouts and padding that it does not do itself)."""
+    """Bytes converted above the runtime (dtypes, layouts and padding that it does not handle itself)."""
     bytes_copied: int = 0
-    """Bytes that runs with NPU memory copied, for those of their inputs and outputs that are ordinary memory."""
+    """Bytes copied by runs with NPU memory, for inputs and outputs in ordinary memory."""
     bound_runs: int = 0
     """Runs that read or wrote NPU memory (:func:`ort_rknn.empty`) without a copy."""
     unbound_runs: int = 0
-    """Runs that had NPU memory and copied it; :attr:`ModelStats.unbound` tells why."""
+    """Runs that had NPU memory and copied it; :attr:`ModelStats.unbound` gives the reasons."""
     outages: int = 0
-    """How often it was taken out because it failed repeatedly."""
+    """How often it was taken out of service after repeated failures."""
     out: int = 0
-    """Whether it is out now, and gets no runs: 1; sums count the cores that are."""
+    """1 if it is out of service now, and gets no runs; in sums, the number of such cores."""
 
     def __add__(self, other: CoreStats) -> CoreStats:
         return CoreStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(CoreStats)))
@@ -61,20 +62,20 @@ class CoreStats:
 
 @dataclass(frozen=True, slots=True)
 class ModelStats:
-    """One compiled model of a session; a model in parts has one for each part."""
+    """One compiled model of a session; a model in parts has one per part."""
 
     model: str
     """The compiled model's label: its file name."""
     cores: Mapping[str, CoreStats]
     """By "core 0", "cores 0,1 together", "one core of the runtime's choice"."""
     queued: int = 0
-    """Runs that wait for a context now."""
+    """Runs waiting for a context now."""
     cpu_calls: int = 0
     """Calls that ran on the ONNX on the CPU because their shape was not compiled."""
     fallback_runs: int = 0
     """Runs of the ONNX on the CPU because the device was gone."""
     unbound: Mapping[str, int] = field(default_factory=dict)
-    """By reason: runs that had NPU memory and copied it."""
+    """Runs that had NPU memory and copied it, by reason."""
 
     @property
     def total(self) -> CoreStats:
@@ -83,7 +84,7 @@ class ModelStats:
 
 
 def sum_up(cores: Iterable[CoreStats]) -> CoreStats:
-    """All of them together."""
+    """The sum of all cores."""
     total = CoreStats()
     for core in cores:
         total += core
@@ -98,9 +99,9 @@ def gather(
     fallback_runs: int,
     outages: Mapping[str, tuple[int, bool]],
 ) -> ModelStats:
-    """The counters of an executor's contexts now.
+    """The current counters of an executor's contexts.
 
-    Runs that end meanwhile may be in one of two sums and not yet in the other.
+    A run that ends meanwhile may be in one of two sums and not yet in the other.
     """
     leases = list(leases)
     idle = {id(lease) for lane in lanes for lease in lane.idle()}
@@ -130,7 +131,7 @@ def gather(
 
 
 def merged(models: Iterable[ModelStats]) -> list[ModelStats]:
-    """One for each model: sessions of the same model together."""
+    """One entry per model: sessions of the same model are added up."""
     out: dict[str, ModelStats] = {}
     for one in models:
         before = out.get(one.model)
@@ -152,12 +153,12 @@ def merged(models: Iterable[ModelStats]) -> list[ModelStats]:
 
 
 _closed: dict[str, ModelStats] = {}
-#: Reentrant: the collector may close an executor anywhere.
+#: Reentrant, because garbage collection may close an executor anywhere.
 _lock = renewed_in_child(threading.RLock())
 
 
 def remember_closed(stats: ModelStats) -> None:
-    """An executor was closed: what it did stays in the sums of the process, which never go down."""
+    """Keep the counters of a closed executor in the sums of the process, which never decrease."""
     rest = {label: replace(core, contexts=0, in_use=0, out=0) for label, core in stats.cores.items()}
     with _lock:
         both = [s for s in (_closed.get(stats.model),) if s is not None]
@@ -165,11 +166,11 @@ def remember_closed(stats: ModelStats) -> None:
 
 
 def closed_models() -> list[ModelStats]:
-    """The sums of all that were closed."""
+    """The sums of all closed executors."""
     with _lock:
         return list(_closed.values())
 
 
 def forget_closed() -> None:
-    """In a forked child: those were the parent's."""
+    """In a forked child: forget the parent's sums."""
     _closed.clear()

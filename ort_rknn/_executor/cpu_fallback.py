@@ -1,4 +1,4 @@
-"""The CPU in place of a device that is gone."""
+"""Runs on the CPU while the device is gone."""
 
 from __future__ import annotations
 
@@ -28,37 +28,38 @@ if TYPE_CHECKING:
 log = logging.getLogger("ort_rknn")
 
 _DEVICE_UNAVAILABLE: Final = -3
-#: Seconds after which a run tries the device at first, and at most between two.
+#: Seconds until a run first tries the device again, and the maximum between two attempts.
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 4.0
 
 
 def gives_the_same_form(signature: Signature, options: Options) -> bool:
-    """Whether the ONNX takes and gives what callers do, and not only a compiled model: raw inputs and outputs."""
+    """Whether the ONNX accepts and returns the callers' tensors. Raw inputs and outputs exist only in a compiled
+    model."""
     return options.output_dtype != "native" and not any(port.raw for port in signature.inputs)
 
 
 def session_of_pinned(pinned: PinnedModel, part: bytes | None, make: Callable[..., Any]) -> Any:
-    """``make``'s session on the ONNX as it was pinned, or on ``part`` of it, whose weights lie in its file.
+    """``make``'s session on the pinned ONNX, or on ``part`` of it, whose weights lie in the ONNX's file.
 
-    Raises FileChangedError if a file was changed in place, and what ``make`` raises.
+    Raises FileChangedError if a file was modified in place, and what ``make`` raises.
     """
     with pinned.at_a_path(with_all=part is not None) as path:
         return make(path) if part is None else make(part, folder=os.path.dirname(path))
 
 
 def is_gone(failure: BaseException) -> bool:
-    """Whether a run failed because there is no device any more."""
+    """Whether a run failed because the device no longer exists."""
     error = failure.__cause__
     return isinstance(error, RknnError) and error.code == _DEVICE_UNAVAILABLE
 
 
 class CpuFallback:
-    """Runs the ONNX on the CPU while the device is gone. Thread safe.
+    """Runs the ONNX on the CPU while the device is gone. Thread-safe.
 
-    One run now and then tries the device again: where it succeeds, all go there. ``make_session`` makes onnxruntime's
-    CPU session on the ONNX when it is needed first. ``allowed`` is asked at the failure: the user may have changed it.
-    ``pinned``: files of its own that it holds open for that.
+    From time to time a run tries the device again; if it succeeds, all runs go there. ``make_session`` creates
+    onnxruntime's CPU session on the ONNX when it is first needed. ``allowed`` is called at the failure, because the
+    user may have changed the setting. ``pinned``: files that it holds open for this purpose.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class CpuFallback:
         self._pause = _FIRST_PAUSE
 
     def takes(self, failure: BaseException, label: str) -> bool:
-        """Whether the run that failed so is to be run on the CPU. Others follow it there until the device is back."""
+        """Whether the CPU takes over the run that failed like this. Later runs follow it until the device is back."""
         if self._refused or not is_gone(failure) or not self.allowed():
             return False
         try:
@@ -103,25 +104,25 @@ class CpuFallback:
         return True
 
     def try_device(self) -> bool:
-        """Whether this run is to try the device, of those that come while it is gone."""
+        """Whether this run should try the device while it is gone."""
         if time.monotonic() < self._due:
             return False
         with self._lock:
             if time.monotonic() < self._due:
                 return False
-            self._due = time.monotonic() + _LONGEST_PAUSE  # for this one alone; takes() says when the next may
+            self._due = time.monotonic() + _LONGEST_PAUSE  # blocks others; takes() sets the time of the next try
             return True
 
     def is_back(self, label: str) -> None:
-        """A run on the device succeeded."""
+        """Record that a run on the device succeeded."""
         with self._lock:
             was, self.gone = self.gone, False
         if was:
             log.warning("%s: the device is back, and runs go there again", label)
 
     def run(self, signature: Signature, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """One run of ``call``, as :meth:`Executor.execute`. Raises what onnxruntime raises, and RuntimeException where
-        the ONNX gives other shapes than the compiled model."""
+        """One run of ``call``, as :meth:`Executor.execute`. Raises what onnxruntime raises, and RuntimeException if the
+        ONNX's output shapes differ from the compiled model's."""
         results = self.run_whole(signature, call.inputs, inputs)
         shapes = tuple(result.shape for result in results)
         if shapes != call.outputs:
@@ -143,13 +144,13 @@ class CpuFallback:
         return results
 
     def after_fork(self) -> None:
-        """In a forked child: the session works without its threads, but is never destroyed there."""
+        """In a forked child: the session works without its threads, but is never destroyed."""
         self._lock = threading.Lock()
         if self._session is not None:
             keep(self._session)
 
     def close(self) -> None:
-        """Let go of the session. A run that has it ends well."""
+        """Release the session. A run that is using it finishes normally."""
         self._refused = True
         self._session = None
         if self._pinned is not None:

@@ -1,5 +1,5 @@
-"""The ONNX twin on the CPU: runs the calls whose shapes were not compiled (``on_missing_shape="cpu"``), and tells how
-long the outputs of padded ones are (``"pad"``)."""
+"""The ONNX twin on the CPU: runs calls whose shapes were not compiled (``on_missing_shape="cpu"``), and determines the
+output shapes of padded calls (``"pad"``)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ log = logging.getLogger("ort_rknn")
 
 
 class CpuTwin:
-    """A plain onnxruntime session on the ONNX, made at the first call that needs it. Thread safe.
+    """A plain onnxruntime session on the ONNX, created at the first call that needs it. Thread-safe.
 
-    The ONNX and its external data are held open until then: most sessions never meet a shape that was not compiled, so
-    their weights are not loaded twice, and one that does computes with the model that it was made from. The external
-    data of an ONNX in memory lies where the SessionOptions say, which only onnxruntime knows: then the session is made
-    at once.
-    ``cpu_session`` makes the session. Raises Fail if the ONNX cannot be opened.
+    Until then the ONNX and its external data are held open. Most sessions never see a shape that was not compiled, so
+    their weights are not loaded twice; and one that does computes with the model that it was created from. The external
+    data of an ONNX in memory lies where the SessionOptions say, which only onnxruntime knows; in this case the session
+    is created at once. ``cpu_session`` creates the session. Raises Fail if the ONNX cannot be opened.
     """
 
     def __init__(self, onnx: str | bytes, cpu_session: Callable[[str | bytes], Any] | None = None) -> None:
@@ -63,12 +62,12 @@ class CpuTwin:
         return results
 
     def tell_once(self, label: str, spell: Callable[[], str]) -> None:
-        """Log that a call's shapes, which ``spell`` gives, were not compiled: of the first such call only."""
+        """Log that a call's shapes, returned by ``spell``, were not compiled. Only for the first such call."""
         if self._told.acquire(blocking=False):  # never released
             log.info("%s: no shape set was compiled for %s: such calls run on the ONNX, on the CPU", label, spell())
 
     def output_shapes(self, signature: Signature, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
-        """The shapes of the outputs for these shapes of the inputs, by a run on zeros that is not counted."""
+        """The output shapes for these input shapes, from a run on zeros that is not counted."""
         zeros = [np.zeros(shape, port.dtype) for port, shape in zip(signature.inputs, shapes)]
         results = compute(self._made(), signature, shapes, [array.ctypes.data for array in zeros])
         return tuple(result.shape for result in results)
@@ -93,13 +92,13 @@ class CpuTwin:
         return session
 
     def after_fork(self) -> None:
-        """In a forked child: the session works without its threads, but is never destroyed there."""
+        """In a forked child: the session works without its threads, but is never destroyed."""
         self._making, self._told = threading.Lock(), threading.Lock()
         if self._session is not None:
             keep(self._session)
 
     def close(self) -> None:
-        """Let go of the files and of the session; a run that has it already ends well. Idempotent."""
+        """Release the files and the session; a run that is using it finishes normally. Idempotent."""
         with self._making:
             self._closed = True
             self._session = None
@@ -141,6 +140,6 @@ def cpu_twin(
 
 def _plain_session(onnx: str | bytes) -> Any:
     options = onnxruntime.SessionOptions()
-    # It is called now and then, between runs on the NPU: threads that spin would take the cores from those.
+    # It is called only occasionally, between runs on the NPU; spinning threads would take CPU cores from those.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(onnx, options, ["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""What an ONNX, or a compiled file that remembers one, declares of its inputs and outputs."""
+"""What an ONNX, or the record of it in a compiled file, declares about its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """An input or output as the ONNX (or, without one, the compiled file) declares it. ``dims`` None: unknown rank."""
+    """An input or output as declared by the ONNX, or by the compiled file if there is no ONNX. ``dims`` None: unknown
+    rank."""
 
     name: str
     dtype: str
@@ -24,14 +25,15 @@ class Declared:
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """``(pixel - mean) / std`` per channel, compiled into a model and applied by the runtime to what it is fed."""
+    """``(pixel - mean) / std`` per channel, compiled into a model and applied by the runtime to its inputs."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 def declared_by_onnx(values: Sequence[OnnxValue]) -> tuple[Declared, ...]:
-    """The tensors of an ONNX signature. Raises Fail for a value that an NPU cannot hold, naming it and its type."""
+    """The tensors of an ONNX signature. Raises Fail for a value that an NPU cannot represent, naming it and its
+    type."""
     out = []
     for value in values:
         dtype = DTYPE_OF_ELEMENT.get(value.elem_type or 0) if value.kind == "tensor" else None
@@ -42,7 +44,7 @@ def declared_by_onnx(values: Sequence[OnnxValue]) -> tuple[Declared, ...]:
 
 
 def declared_by_file(file: RknnFile) -> tuple[tuple[Declared, ...], tuple[Declared, ...]] | None:
-    """The ONNX's signature as the compiled file remembers it; None if something of it is unknown."""
+    """The ONNX's signature as recorded in the compiled file; None if part of it is unknown."""
     sides = []
     for tensors in (file.inputs, file.outputs):
         side = []
@@ -72,12 +74,12 @@ def _free_where_sets_differ(shapes: Sequence[tuple[int, ...]], name: str) -> tup
 
 
 def normalizations(file: RknnFile | None) -> dict[str, Normalization]:
-    """What the compiled model does to its inputs before the network, by input name; plain ones left out."""
+    """The normalizations that the compiled model applies to its inputs, by name; inputs without one are left out."""
     made = {tensor.name: normalization_of(tensor) for tensor in (file.inputs if file is not None else ())}
     return {name: norm for name, norm in made.items() if norm is not None}
 
 
 def normalization_of(tensor: RknnTensor) -> Normalization | None:
-    """What the compiled model does to this input before the network; None if that is nothing."""
+    """The normalization that the compiled model applies to this input; None if there is none."""
     mean, std = tensor.mean, tensor.std
     return Normalization(mean, std) if mean and std and (any(mean) or any(s != 1 for s in std)) else None

@@ -1,4 +1,4 @@
-"""Dispatch: which core a run goes to, told by ``schedule`` / ``threads_per_core`` / ``tp_mode``.
+"""Dispatch: which core a run uses, according to ``schedule`` / ``threads_per_core`` / ``tp_mode``.
 
 Data parallel: ``schedule=[0, 1, 2]`` sends run n to core ``schedule[n % 3]``; repeats bias the share.
 Tensor parallel: ``tp_mode`` gives every context one core mask, and a run occupies all its cores.
@@ -12,23 +12,23 @@ from .._errors import OptionError
 from .._options import Options
 from .._rknpu import CORE_MASK_AUTO, TP_MODES
 
-#: So many calls wait for a core on threads, ready to be run, at most.
+#: The maximum number of calls that wait for a core on threads, ready to run.
 MOST_READY = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Contexts that wait for the same core or cores."""
+    """Contexts for the same core or cores."""
 
     core_mask: int
-    """The mask that each of its contexts gets."""
+    """The mask of each of its contexts."""
     label: str
     """"core 0", "cores 0,1,2", "one core of the runtime's choice": for messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """What runs where: run n takes a context of ``lanes[order[n % len(order)]]``.
+    """Where runs go: run n takes a context of ``lanes[order[n % len(order)]]``.
 
     With ``first_idle`` the order does not matter: the first idle context of any lane takes the run.
     """
@@ -40,15 +40,15 @@ class Dispatch:
 
     @property
     def contexts(self) -> int:
-        """Number of runtime contexts in all."""
+        """The total number of runtime contexts."""
         return len(self.lanes) * self.contexts_per_lane
 
     @property
     def ready(self) -> int:
-        """Calls that are worth a thread of their own besides those that have a context.
+        """The number of calls that deserve a thread of their own, besides those that have a context.
 
-        A core with one context stands still while its next call is fetched, unless that waits there already. A core
-        with several has its next run with it: more threads would only take turns.
+        A core with one context idles while its next call is fetched, unless that is already waiting. A core with
+        several contexts already has its next run: more threads would only take turns.
         """
         if self.contexts_per_lane > 1 and all(lane.core_mask != CORE_MASK_AUTO for lane in self.lanes):
             return 0
@@ -56,14 +56,14 @@ class Dispatch:
 
     @property
     def workers(self) -> tuple[int, ...]:
-        """Threads for asynchronous calls, per lane (one lane where the first idle context takes a run): one for each
-        context, and for the calls that wait :attr:`ready`."""
+        """The number of threads for asynchronous calls, per lane (one lane if the first idle context takes a run): one
+        per context, plus those of :attr:`ready`."""
         if self.first_idle:
             return (self.contexts + self.ready,)
         return (self.contexts_per_lane + (self.ready > 0),) * len(self.lanes)
 
     def lane_of(self, number: int) -> int:
-        """The lane of run ``number``; 0 where the first idle context takes it."""
+        """The lane of run ``number``; 0 if the first idle context takes it."""
         return 0 if self.first_idle else self.order[number % len(self.order)]
 
     def describe(self) -> str:
@@ -98,7 +98,7 @@ def resolve(options: Options, soc: str, cores: int) -> Dispatch:
                     "schedule='auto' uses all of them"
                 )
         used = tuple(sorted(set(wanted)))
-        # A one-core runtime answers -13 to rknn_set_core_mask: its core needs no mask.
+        # A one-core runtime returns -13 from rknn_set_core_mask: its core needs no mask.
         lanes = tuple(Lane(1 << core if cores > 1 else CORE_MASK_AUTO, f"core {core}") for core in used)
         return Dispatch(lanes, tuple(used.index(core) for core in wanted), threads, first_idle)
 

@@ -1,4 +1,4 @@
-"""What an ONNX says of itself where its declarations are not enough: by reading its graph, or by running it."""
+"""Facts about an ONNX beyond its declarations, found by reading its graph or by running it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class OnnxEvidence:
-    """The ONNX of a compiled model: see :class:`~ort_rknn._executor.matching.Evidence`.
+    """The ONNX of a compiled model; see :class:`~ort_rknn._executor.matching.Evidence`.
 
-    ``inputs``: what the ONNX declares. ``origin``: the compiled model's record, if it has one. ``cpu_session``
-    makes a session as the user's SessionOptions say, for an ONNX that needs them. ``folder``: of the weights of an ONNX
-    in memory.
+    ``inputs``: declared by the ONNX. ``origin``: the compiled model's record, if it has one. ``cpu_session`` creates a
+    session with the user's SessionOptions, for an ONNX that needs them. ``folder``: of the weights of an ONNX in
+    memory.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class OnnxEvidence:
     def output_shapes(self, inputs: Mapping[str, Shape]) -> Mapping[str, Shape]:
         feed = {}
         for value in self._inputs:
-            # What the compiled model lacks, nothing reads.
+            # Inputs that the compiled model lacks are not read by anything.
             shape = inputs.get(value.name, tuple(d if isinstance(d, int) else 1 for d in value.dims or ()))
             feed[value.name] = np.zeros(shape, value.dtype)
         try:
@@ -78,7 +78,7 @@ class OnnxEvidence:
 def _session(onnx: str | bytes, folder: str | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # it warns of declared shapes that do not come, which is what is looked at here
+    options.log_severity_level = 3  # else it warns of shapes that differ from the declared ones, which are tested here
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     return onnxruntime.InferenceSession(onnx, options, ["CPUExecutionProvider"])

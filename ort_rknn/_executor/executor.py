@@ -1,10 +1,11 @@
 """The executor: one loaded model on its cores.
 
-A run executes on the caller's own thread, on a context that it borrows: no queue, no thread hop, no copy of the input
-where the runtime takes it as it is. Runs wait per core, so a slow core holds up nobody else. Threads of ours exist only
-where runs wait (see :mod:`~ort_rknn._executor.lanes`) or one call has several samples, and are made on first use.
+A run executes on the caller's own thread, on a context that it borrows: no queue, no thread switch, no copy of the
+input if the runtime accepts it unchanged. Runs wait per core, so a slow core delays no others. We use threads only if
+runs wait (see :mod:`~ort_rknn._executor.lanes`) or one call has several samples; they are started on first use.
 
-Buffers travel as addresses, so the same code serves the execution provider (onnxruntime's buffers) and numpy callers.
+Buffers are passed as addresses, so the same code serves the execution provider (onnxruntime's buffers) and numpy
+callers.
 """
 
 from __future__ import annotations
@@ -61,14 +62,14 @@ _INHERITED = (
 
 
 class Executor:
-    """A loaded model, its contexts, and who runs where.
+    """A loaded model, its contexts, and the dispatch of runs to them.
 
-    In a forked child it is opened anew at its first use there, by ``load_again``, and with contexts of its own; without
-    ``load_again`` its runs are refused there. What the parent opened stays untouched.
+    A forked child reopens it on first use, with ``load_again`` and with contexts of its own; without ``load_again``,
+    runs in the child are refused. What the parent opened stays untouched.
 
-    Takes over ``model``, and ``held``, the open file that it is loaded from: they are closed by :meth:`close`, and also
-    when building the contexts fails.
-    Thread safe. Raises RknnError or AdapterError if a context cannot be had.
+    Takes ownership of ``model`` and of ``held``, the open file that it is loaded from: :meth:`close` closes them, and
+    so does a failure to create the contexts. Thread-safe. Raises RknnError or AdapterError if a context cannot be
+    created.
     """
 
     def __init__(
@@ -88,17 +89,17 @@ class Executor:
         source: ModelSource | None = None,
         compatibility: Compatibility | None = None,
     ) -> None:
-        """``onnx``: what calls of shapes that were not compiled run on, where ``options`` say so, in a session that
-        ``cpu_session`` makes. ``whole``: every call runs the ONNX whole, which ``model`` offers
-        (:class:`ort_rknn.adapter.RunsWhole`). ``device``: its name, for what sessions know of each other's cores.
-        ``source``: where the compiled model was loaded from."""
+        """``onnx``: the ONNX for calls whose shapes were not compiled, if ``options`` say so; ``cpu_session`` creates
+        its session. ``whole``: every call runs the whole ONNX, which ``model`` supports
+        (:class:`ort_rknn.adapter.RunsWhole`). ``device``: its name, by which sessions share their use of cores.
+        ``source``: what the compiled model was loaded from."""
         self._held = held
         self._device = device
         self.compatibility = compatibility
-        """The verdict on the compiled model; None if nothing of it is known."""
+        """The verdict on the compiled model; None if nothing is known about it."""
         self.source = source if source is not None else ModelSource(data=b"")
         self._load_again = load_again
-        self._inherited = False  # by a fork, and not opened here yet
+        self._inherited = False  # by a fork, and not reopened yet
         self.model = model
         self.dispatch = dispatch
         self.signature = signature
@@ -108,25 +109,26 @@ class Executor:
         self._leases: list[Lease] = []
         self._lanes: tuple[Lane, ...] = ()
         self._closing = threading.RLock()
-        self._closes = False  # seen by the thread that closes only
-        self._closes_later = False  # a thread does it when the runs that hang have returned
+        self._closes = False  # used only by the thread that closes
+        self._closes_later = False  # a thread will, when the hanging runs have returned
         self._end: str | None = None
         self._over = False  # nothing is left to close
         self._samples = SampleRuns(dispatch.contexts)
         self._tasks = itertools.count()
         self._order_of_calls: CallOrder | None = None
         self._bit = 0
-        #: By thread: the number of the call that it runs, where the call got one when it was accepted. All runs of such
-        #: a call go to its core.
+        #: By thread: the number of the call that it runs, if the call got one when it was accepted. All runs of such a
+        #: call go to its core.
         self.numbers: dict[int, int] = {}
         self._cpu_twin: CpuTwin | None = None
         self._pacer = self._new_pacer()
         self._health: Health | None = None
         self.cpu_fallback: CpuFallback | None = None
-        """What serves runs while the device is gone; who makes the session sets it, before the first run."""
+        """Serves runs while the device is gone; set by whoever creates the session, before the first run."""
         try:
             self._cpu_twin = cpu_twin(self.options, onnx, cpu_session)
-            # Asked now: a runtime tells the shapes of a set by switching a context to it, which no run survives.
+            # Queried now, because a runtime returns the shapes of a set by switching a context to it, which would break
+            # a run.
             sets: Sequence[int | None] = range(len(signature.sets)) if signature.dynamic else (None,)
             output_shapes = {k: model.output_shapes(k) for k in sets}
             extents = partial(self._cpu_twin.output_shapes, signature) if self._cpu_twin is not None else None
@@ -148,7 +150,7 @@ class Executor:
         return open_contexts(self.model, self.dispatch, self._device, self._leases, by_shape=by_shape)
 
     def _begin(self) -> None:
-        """The contexts are open: make what belongs to them."""
+        """Create what depends on the open contexts."""
         self._order = tuple(self._lanes[i] for i in self.dispatch.order)
         for lane in self._lanes:
             lane.usual_priority = PRIORITIES.index(self.options.priority)
@@ -170,7 +172,7 @@ class Executor:
     def call_for(self, shapes: Shapes) -> Call | None:
         """The call for input shapes (signature's order and layout); None: :meth:`run_onnx` serves it.
 
-        Raises InvalidArgument for shapes that were not compiled and that no policy covers, naming those that were.
+        Raises InvalidArgument for shapes that were not compiled and that no policy covers, and names the compiled ones.
         """
         return self._calls.find(shapes)
 
@@ -179,8 +181,8 @@ class Executor:
     def execute(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """Run ``call``: read the buffers at ``inputs``, write those at ``outputs`` (addresses, signature's order).
 
-        Blocks; the GIL is released while the NPU works. Raises RuntimeException naming the model, the core and the
-        RKNN error code. The outputs then hold nothing that may be read.
+        Blocks; the GIL is released while the NPU works. Raises RuntimeException naming the model, the core and the RKNN
+        error code; the outputs are then undefined.
         """
         if call.samples == 1 and call.last is None:
             self._run_one(call, inputs, outputs)
@@ -196,9 +198,9 @@ class Executor:
     def start_on(
         self, lane: int, call: Call, inputs: Sequence[int], outputs: Sequence[int], over: Callable[[], None]
     ) -> Started:
-        """As :meth:`execute_on` on another thread; returns at once, or when pacing lets it in. ``over`` is called when
-        the run has ended: it keeps the buffers alive until then, and until the result is there. ``result()`` waits, and
-        raises what :meth:`execute` raises. A run that is tried again on another core is so by ``result()``."""
+        """As :meth:`execute_on`, on another thread; returns at once, or when pacing admits the run. ``over`` is called
+        when the run has ended; it keeps the buffers alive until then, and until the result is ready. ``result()``
+        waits, and raises what :meth:`execute` raises. It also performs retries on other cores."""
 
         def work(lease: Lease) -> None:
             try:
@@ -255,7 +257,8 @@ class Executor:
             fallback.is_back(self.label)  # type: ignore[union-attr]
 
     def _waits_apart(self, settings: RunSettings) -> bool:
-        """Whether the caller of a run waits apart from it. Raises InvalidArgument for a bound beyond the session's."""
+        """Whether the caller waits on a different thread than the run. Raises InvalidArgument for a timeout longer than
+        the session's."""
         usual, asked = self.options.run_timeout_ms, settings.timeout_ms
         if usual and asked is not None and not 0 < asked <= usual:
             raise ort_error(
@@ -275,7 +278,7 @@ class Executor:
         return partial(self._work.do_later, asked_now(blocks=True), call, inputs, outputs)
 
     def compiled(self) -> bytes:
-        """The compiled model itself. Raises OSError if its file cannot be read, ValueError if it was changed."""
+        """The compiled model itself. Raises OSError if its file cannot be read, ValueError if it was modified."""
         if self._held is None:
             return self.source.data or b""
         content = self._held.read(0, self._held.size)
@@ -288,7 +291,7 @@ class Executor:
         return next(self._tasks) if self._order_of_calls is None else self._order_of_calls.take()
 
     def join(self, order: CallOrder, bit: int) -> None:
-        """Take the numbers of calls from ``order``, together with the session's other executors; ``bit`` is its own."""
+        """Take call numbers from ``order``, shared with the session's other executors; ``bit`` identifies this one."""
         self._order_of_calls, self._bit = order, bit
 
     def _own_number(self) -> int:
@@ -296,11 +299,12 @@ class Executor:
         return next(self._tasks) if order is None else order.number(self._bit)
 
     def _lane(self, number: int) -> Lane:
-        order = self._order  # another thread may exchange it
+        order = self._order  # another thread may replace it
         return order[number % len(order)]
 
     def run_onnx(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
-        """Run a call that :meth:`call_for` gave None for on the ONNX: on the CPU, or whole on a context of a stand-in.
+        """Run a call for which :meth:`call_for` returned None on the ONNX: on the CPU, or whole on a context of a
+        stand-in.
 
         ``inputs`` are addresses, in the signature's order. Returns arrays in the signature's order.
         """
@@ -326,7 +330,7 @@ class Executor:
         return results
 
     def _run_samples(self, call: Call, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """The runs of a batch, over all contexts at once."""
+        """The runs of a batch, on all contexts at once."""
         last = call.last
         number = self.numbers.get(threading.get_ident())
         if number is None and self._order_of_calls is not None:
@@ -371,7 +375,7 @@ class Executor:
     # Counters and the end -------------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """By core (or group of cores): ``runs`` that succeeded and ``errors``."""
+        """Per core (or group of cores): ``runs`` that succeeded, and ``errors``."""
         out: dict[str, dict[str, int]] = {}
         for lease in self._leases:
             entry = out.setdefault(lease.label, {"runs": 0, "errors": 0})
@@ -386,17 +390,17 @@ class Executor:
         return gather(self.label, list(self._leases), set(self._lanes), on_cpu, instead, self.outages())
 
     def outages(self) -> dict[str, tuple[int, bool]]:
-        """By core that was ever taken out because it failed: how often, and whether it is out now."""
+        """For each core that was ever taken out of service: how often, and whether it is out now."""
         cores = self._health.cores if self._health is not None else ()
         return {core.label: (core.outages, core.out) for core in cores if core.outages}
 
     def missing_shapes(self) -> dict[str, int]:
-        """How many calls of shapes that were not compiled were "padded", and how many ran on the "cpu"."""
+        """How many calls with shapes that were not compiled were "padded", and how many ran on the "cpu"."""
         on_cpu = self._cpu_twin.runs if self._cpu_twin is not None else 0
         return {"padded": sum(lease.padded for lease in self._leases), "cpu": on_cpu}
 
     def buffer_runs(self) -> BufferRuns:
-        """What runs did with arrays in memory that the NPU shares, all contexts together."""
+        """Counters of runs with arrays in memory shared with the NPU, all contexts together."""
         return sum_of(lease.buffer_runs for lease in self._leases)
 
     @property
@@ -405,7 +409,7 @@ class Executor:
         return self._end is not None and not self._inherited
 
     def retire(self) -> None:
-        """As :meth:`close`, for a session that goes on with another executor: who waits still gets a context."""
+        """As :meth:`close`, for a session that continues with another executor: waiting runs still get a context."""
         if not any(lane.is_worker() for lane in self._lanes):
             for lane in self._lanes:
                 if not lane.hanging():
@@ -413,23 +417,23 @@ class Executor:
         self.close("the session's providers were changed during this call: run it again")
 
     def close(self, why: str = "the session was closed") -> None:
-        """End it for good: waits for what runs, then gives back contexts and model. Idempotent, from any thread.
+        """Close it permanently: wait for active runs, then release contexts and model. Idempotent, from any thread.
 
-        Whoever waits for a context or comes later gets a RuntimeException that says ``why``. A run that hangs past
-        ``run_timeout_ms`` is not waited for: what it uses is given back when it returns.
+        Runs that wait for a context or come later get a RuntimeException with the reason ``why``. A run that hangs past
+        ``run_timeout_ms`` is not waited for: its resources are released when it returns.
         """
         on_health_thread = self._health is not None and self._health.is_watcher()
         if on_health_thread or any(lane.is_worker() for lane in self._lanes):
-            # The collector may end a session anywhere. A worker cannot wait for itself.
+            # Garbage collection may end a session anywhere, and a worker cannot wait for itself.
             start_thread(threading.Thread(target=self.close, args=(why,), name="ort_rknn close"))
             return
         if any(lease.left_until is not None for lease in self._leases):
-            # A run that was left still has its context. Nobody waits for that but a thread of its own, which the
-            # end of the process does not wait for either.
+            # An abandoned run still has its context. Only a separate thread waits for it, which does not delay the end
+            # of the process either.
             self._end = self._end or why
             if not self._closes_later:
                 start_thread(threading.Thread(target=self._close_later, name="ort_rknn close", daemon=True))
-                self._closes_later = True  # where no thread can be had, the next close() tries again
+                self._closes_later = True  # if no thread can be started, the next close() tries again
             return
         with self._closing:
             if self._inherited:
@@ -439,7 +443,7 @@ class Executor:
             if self._end is None:
                 self._end = why
             elif self._over or self._closes:
-                return  # closed already, forked, or the collector came by while this very thread is closing it
+                return  # already closed, forked, or garbage collection ran while this very thread is closing it
             self._closes = True
             try:
                 self._close()
@@ -456,7 +460,7 @@ class Executor:
         if self._health is not None:
             self._health.stop()
         refusal = partial(ort_error, RUNTIME_EXCEPTION, f"{self.label}: {self._end}")
-        # A Ctrl-C may end the waiting: the next close() goes on with what is left.
+        # A Ctrl-C may interrupt the waiting: the next close() continues with the rest.
         if not all(lane.close(refusal) for lane in self._lanes):
             return
         self._over = True
@@ -472,7 +476,7 @@ class Executor:
     # In a forked child ----------------------------------------------------------------------------------------
 
     def _leave_to_parent(self) -> None:
-        """In the child, right after the fork, where no other thread is."""
+        """In the child, right after the fork, when there is no other thread."""
         for thing in (self.model, self._leases, self._lanes, self._health):
             keep(thing)
         leave_out_exit_handlers()
@@ -492,10 +496,10 @@ class Executor:
             self._end = _INHERITED
 
     def open_here(self) -> None:
-        """See that it can run in this process, if it was inherited by a fork: load the model and open contexts.
+        """Make sure that an executor inherited by a fork can run in this process: load the model and open contexts.
 
-        Raises RuntimeException if it was closed, or must not be opened again; Fail if that fails, and the next
-        call tries again.
+        Raises RuntimeException if it was closed or must not be reopened; Fail if reopening fails, in which case the
+        next call tries again.
         """
         with self._closing:
             if self._end is None:
@@ -519,7 +523,7 @@ class Executor:
             _alive.add(self)
             if self._publishes:
                 published.begin(_loads)
-            self._end = None  # last: other threads look at it without a lock
+            self._end = None  # last, because other threads read it without a lock
         log.info("%s: opened again in the forked process %d", self.label, os.getpid())
 
     def _new_pacer(self) -> Pacer | None:
@@ -528,7 +532,7 @@ class Executor:
 
 
 def _choose_order(of: weakref.ref[Executor]) -> None:
-    """Which lanes runs go round: those with a core that serves."""
+    """Restrict the round-robin to lanes with a core in service."""
     executor = of()
     if executor is not None:
         lanes = executor._lanes
@@ -548,22 +552,22 @@ def _close_all(closers: Sequence[Callable[[], None]]) -> None:
         raise first
 
 
-#: Executors of this process, in the order in which they were made.
+#: Numbers the executors of this process in order of creation.
 _numbers = itertools.count(1)
 _alive: weakref.WeakSet[Executor] = weakref.WeakSet()
 
 
 def alive() -> list[Executor]:
-    """Every executor of this process that was not closed."""
+    """The executors of this process that are not closed."""
     while True:
         try:
             return list(_alive)
-        except RuntimeError:  # one came or went meanwhile
+        except RuntimeError:  # one was added or removed meanwhile
             pass
 
 
 def _loads() -> list[tuple[int, str, ModelStats]]:
-    """For :mod:`~ort_rknn._executor.published`. Those that a fork left to the parent are not among them."""
+    """For :mod:`~ort_rknn._executor.published`. Does not include executors that a fork left to the parent."""
     return [
         (each.number, each._device.rpartition(" ")[2], each.stats())
         for each in alive()

@@ -1,8 +1,8 @@
-"""The health of cores: one that fails repeatedly is taken out, tried now and then, and comes back.
+"""The health of cores: a core that fails repeatedly is taken out of service, tested from time to time, and put back.
 
-Meanwhile the other cores carry its share. Nothing here is on the way of a run that succeeds.
+Meanwhile the other cores do its share. A successful run never executes this code.
 
-What is to be done is decided under a lock, and done outside it: lanes run work of others.
+Decisions are made under a lock and carried out outside it, because lanes run foreign work.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ort_rknn")
 
-#: RKNN_ERR_FAIL, TIMEOUT and DEVICE_UNAVAILABLE. The other codes blame the call or the model.
+#: RKNN_ERR_FAIL, TIMEOUT and DEVICE_UNAVAILABLE. Other codes are the call's or the model's fault.
 _BLAME_THE_CORE: Final = (-1, -2, -3)
-#: So many failures with no success in between, and the core is taken out.
+#: A core is taken out of service after this many failures without a success in between.
 _LIMIT: Final = 2
-#: Seconds before the first trial, and at most between two.
+#: Seconds until the first test, and the maximum between two tests.
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 4.0
-#: Seconds between two looks whether a context is idle, and the longest time to wait for it.
+#: Seconds between checks whether a context is idle, and the maximum time to wait for it.
 _GLANCE: Final = 0.002
 _PATIENCE: Final = 1.0
 
 
 class Core:
-    """A core, or cores that work together: its contexts, and the lane that they belong to."""
+    """A core, or cores that work together: its contexts, and the lane they belong to."""
 
     def __init__(self, label: str, lane: Lane, leases: Sequence[Lease]) -> None:
         self.label = label
         self.lane = lane
         self.leases = leases
         self.out = False
-        """It gets no runs."""
+        """Out of service: it gets no runs."""
         self.outages = 0
         self.failures = 0
-        """In a row."""
+        """Consecutive failures."""
         self.runs_then = 0
-        """Runs that had succeeded at the last failure."""
+        """The number of successful runs at the time of the last failure."""
         self.due = 0.0
         self.pause = _FIRST_PAUSE
         self.back_at = 0.0
@@ -59,10 +59,10 @@ def _nothing() -> None:
 
 
 class Health:
-    """Of all cores of an executor. Thread safe; holds no reference to the executor.
+    """The health of all cores of an executor. Thread-safe; holds no reference to the executor.
 
-    ``renew`` gives a context that replaces a lease's; ``trial`` makes one run on a lease; ``changed`` is called when
-    other cores serve than before. :meth:`stop` must be called: it ends the thread that tries cores.
+    ``renew`` returns a context to replace a lease's; ``trial`` makes one run on a lease; ``changed`` is called when the
+    set of serving cores changes. :meth:`stop` must be called: it ends the thread that tests cores.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class Health:
         self._trial = trial
         self._changed = changed
         self._by_label = {core.label: core for core in cores}
-        #: Made first, so other contexts may be duplicates of its own: it must not run while one is made.
+        #: Created first, so other contexts may be duplicates of it: it must not run while one is being created.
         self._first = cores[0].leases[0]
         self._first_is_sound = True
-        # Reentrant: the collector may close the executor anywhere, and a lane without threads runs work where it is.
+        # Reentrant: garbage collection may close the executor anywhere, and a lane without threads runs work in place.
         self._lock = threading.RLock()
         self._applying = threading.RLock()
         self._stopped = threading.Event()
@@ -92,9 +92,9 @@ class Health:
     # On the way of a run that failed --------------------------------------------------------------------------
 
     def failed(self, lease: Lease, error: AdapterError) -> bool:
-        """A run failed on ``lease``, which its caller still holds. True if that is the core's fault.
+        """Handle a failed run on ``lease``, which its caller still holds. True if the core is at fault.
 
-        The last core that serves is never taken out: its errors reach the caller.
+        The last serving core is never taken out of service: its errors reach the caller.
         """
         if not isinstance(error, RknnError) or error.code not in _BLAME_THE_CORE:
             return False
@@ -113,13 +113,14 @@ class Health:
                 self._label,
                 core.label,
                 core.failures,
-                str(error),  # a log record that is kept would keep the error's traceback, and so the session
+                str(error),  # a stored log record would keep the error's traceback, and so the session
             )
             self._apply()
         return True
 
     def hung(self, lease: Lease, why: str) -> None:
-        """A run on ``lease`` was given up and still has its context: the core is taken out if another serves."""
+        """Handle an abandoned run that still holds ``lease``: its core is taken out of service if another one
+        serves."""
         core = self._by_label[lease.label]
         with self._lock:
             others = any(not other.out for other in self.cores if other is not core)
@@ -131,7 +132,7 @@ class Health:
             self._apply()
 
     def another(self, tried: Collection[str]) -> Lane | None:
-        """A lane where what failed on the cores ``tried`` may be run again; None if no other core serves."""
+        """A lane on which to retry what failed on the cores ``tried``; None if no other core serves."""
         with self._lock:
             serving = [core for core in self.cores if not core.out and core.label not in tried]
             if not serving:
@@ -150,15 +151,15 @@ class Health:
             self._thread = threading.Thread(target=self._watch, name="ort_rknn health", daemon=True)
             try:
                 start_thread(self._thread)
-            except RuntimeError:  # no thread can be had: it stays in
+            except RuntimeError:  # no thread can be started: it stays in service
                 self._thread, core.out = None, False
 
     def _divert(self) -> Lane | None:
-        """For lanes of which no core serves."""
+        """A lane for runs waiting in lanes without a serving core."""
         return self.another(())
 
     def _apply(self) -> None:
-        """Let the lanes know which cores serve. Idempotent; what was interrupted is mended by the next time."""
+        """Tell the lanes which cores serve. Idempotent; an interrupted call is repaired by the next one."""
         with self._applying:
             for core in self.cores:
                 for lease in core.leases:
@@ -192,7 +193,7 @@ class Health:
     def _try(self, core: Core) -> None:
         held = core.lane.withdraw(core.leases)
         try:
-            if len(held) < len(core.leases):  # a run still has one: nothing may touch its context
+            if len(held) < len(core.leases):  # a run still holds one: its context must not be touched
                 core.due = time.monotonic() + _FIRST_PAUSE / 10
                 return
             works = self._works(core)
@@ -212,7 +213,7 @@ class Health:
             core.lane.call_who_waits()
 
     def _works(self, core: Core) -> bool:
-        """Make its contexts again and try each with one run. Its leases are held."""
+        """Recreate its contexts and test each with one run. Its leases are held."""
         try:
             for lease in core.leases:
                 if not self._make_again(lease):
@@ -226,7 +227,7 @@ class Health:
     def _make_again(self, lease: Lease) -> bool:
         """Give ``lease`` a new context. False if that must wait. Raises AdapterError.
 
-        Without a first context that is sound, others keep theirs.
+        Without a working first context, the others keep theirs.
         """
         if lease is self._first:
             self._first_is_sound = False
@@ -248,14 +249,14 @@ class Health:
         return True
 
     def _borrow_first(self) -> Callable[[], None] | None:
-        """Keep the first context from running; what is returned lets it go. None if it did not become idle."""
+        """Keep the first context from running; the returned function releases it. None if it did not become idle."""
         first = self._first
         core = self._by_label[first.label]
         end = time.monotonic() + _PATIENCE
         held: list[Lease] = []
         try:
             while not held and time.monotonic() < end and not self._stopped.is_set():
-                first.out = True  # whoever has it puts it aside
+                first.out = True  # its user will set it aside
                 held = core.lane.withdraw([first])
                 if not held:
                     time.sleep(_GLANCE)
@@ -271,11 +272,11 @@ class Health:
         return let_go if held else None
 
     def is_watcher(self) -> bool:
-        """Whether this thread is the one that tries cores: it must not :meth:`stop` itself."""
+        """Whether this is the thread that tests cores, which must not call :meth:`stop`."""
         return threading.current_thread() is self._thread
 
     def stop(self) -> None:
-        """End the trials and let every context be collected. Idempotent."""
+        """End the tests and release every context. Idempotent."""
         self._stopped.set()
         thread = self._thread
         if thread is not None and not sys.is_finalizing():

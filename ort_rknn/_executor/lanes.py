@@ -1,11 +1,11 @@
 """Lanes: the contexts of one core, or of cores that work together, and the runs that wait for one.
 
-While a context is idle, a run executes on its caller's own thread: no hop. Where runs wait, workers take over, one for
-every context and made on first use: the next run begins on the thread that ended the last one, so that no core waits
-for a thread to wake up.
+While a context is idle, a run executes on its caller's own thread, without a thread switch. If runs wait, workers take
+over, one per context, started on first use: the next run starts on the thread that ended the previous one, so no core
+waits for a thread to wake up.
 
-Nobody is forgotten: whoever makes a context idle looks afterwards who waits, and whoever begins to wait looks
-afterwards for an idle context. Single operations on a deque are atomic, so there is no lock on a run's way.
+No waiting run is missed: whoever makes a context idle then checks for waiting runs, and whoever starts to wait then
+checks for an idle context. Single deque operations are atomic, so a run takes no lock.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _popleft: Callable[[deque[Lease]], Lease] = deque.popleft
 
 
 class Lease:
-    """A context and what belongs to it. Has one user at a time: whoever took it from its lane."""
+    """A context and its data. Has one user at a time: whoever took it from its lane."""
 
     __slots__ = (
         "began",
@@ -62,22 +62,23 @@ class Lease:
         self.context = context
         self.label = label
         self.out = False
-        """Its core gets no runs: see :mod:`~ort_rknn._executor.health`."""
+        """Its core is out of service; see :mod:`~ort_rknn._executor.health`."""
         self.left_until: float | None = None
-        """Its run was left by its caller and has not returned yet: from this ``time.monotonic()`` on it hangs."""
+        """If its caller abandoned the run, which has not returned yet: the ``time.monotonic()`` after which it counts
+        as hanging."""
         self.runs = 0
         self.errors = 0
         self.padded = 0
         self.waits = 0
-        """Runs that found no idle context; those that are started for later always wait."""
+        """Runs that found no idle context; runs started for later always wait."""
         self.wait_ns = self.convert_ns = self.run_ns = self.fetch_ns = 0
         self.converted = 0
-        """Bytes of inputs and outputs that were converted above the runtime."""
+        """Bytes of inputs and outputs converted above the runtime."""
         self.began = self.ended = 0
-        """Of the last run that was converted above the runtime, conversions included: ``time.perf_counter_ns()``."""
+        """``time.perf_counter_ns()`` of the last run that was converted above the runtime, conversions included."""
         self.timed = hasattr(context, "times")
         self.shape_set: int | None = None
-        """The shape set that the context stands at, where the model has several."""
+        """The context's current shape set, if the model has several."""
         self.scratch: dict[CallForm, Scratch] = {}
         self.buffer_runs = BufferRuns()
         self.users = users
@@ -85,15 +86,15 @@ class Lease:
 
     @property
     def hanging(self) -> bool:
-        """Whether its run was left, and takes longer than it may."""
+        """Whether its run was abandoned and exceeds its time limit."""
         until = self.left_until
         return until is not None and time.monotonic() >= until
 
 
 class Turn(Awaited):
-    """A run that waits for a context; without ``work``, somebody who wants the context itself.
+    """A run that waits for a context; without ``work``, a thread that wants the context itself.
 
-    Whoever takes it off the queue must :meth:`claim` it, and so must the one who waits before giving up: only one can.
+    Whoever takes it off the queue must :meth:`claim` it, and so must the waiting thread before giving up: only one can.
     """
 
     __slots__ = ("_refused", "lease", "priority", "work")
@@ -103,12 +104,12 @@ class Turn(Awaited):
         self.work = work
         settings = run_settings.current()
         self.priority = settings.priority if settings is not None else None
-        """Those of a lower number go first; None: the session's."""
+        """Lower numbers go first; None: the session's priority."""
         self.lease: Lease | None = None
         self._refused = refused
 
     def execute(self, lease: Lease) -> None:
-        """Do the work. What it raises is for :meth:`result`."""
+        """Do the work. Its exception is raised by :meth:`result`."""
         assert self.work is not None
         try:
             self.work(lease)
@@ -122,47 +123,47 @@ class Turn(Awaited):
         self.finish()
 
     def refuse(self, error: BaseException) -> None:
-        """It will never run."""
+        """End it without running."""
         self.error = error
         if self._refused is not None:
             self._refused()
         self.finish()
 
     def finish(self) -> None:
-        """As :meth:`Awaited.finish`; gives up the work."""
+        """As :meth:`Awaited.finish`; also drops the work."""
         self.work = self._refused = None  # they hold buffers
         super().finish()
 
     def result(self) -> None:
-        """Wait until it has ended; raise what the work raised, or why it never ran. Once, from one thread."""
+        """Wait until it has ended; raise the work's exception, or why it never ran. Call it once, from one thread."""
         self.wait()
         self.raise_error()
 
 
 class Lane:
-    """Contexts of which any may take the next run. Thread safe.
+    """Contexts of which any may take the next run. Thread-safe.
 
-    ``by_shape``: an idle context that stands at the wanted shape set is preferred, since switching costs the runtime
-    time. ``by_use``: before that, one whose core the fewest contexts use, those of other sessions among them.
-    Holds no reference to whoever uses it. :meth:`close` must be called: it ends the workers.
+    ``by_shape``: prefer an idle context whose shape set is the wanted one, since switching costs the runtime time.
+    ``by_use``: before that, prefer one whose core is used by the fewest contexts, including other sessions' contexts.
+    Holds no reference to its users. :meth:`close` must be called: it ends the workers.
     """
 
     def __init__(self, leases: Iterable[Lease], *, by_shape: bool = False, by_use: bool = False) -> None:
         self._leases = tuple(leases)
         self._idle = deque(self._leases)
         self._source = (self._idle,)
-        self._parked: deque[Lease] = deque()  # met idle, but their core gets no runs
-        #: Where none of the lane's cores gets runs: gives a lane that does, for who waits here.
+        self._parked: deque[Lease] = deque()  # found idle, but their core is out of service
+        #: If no core of the lane serves: returns a lane that does, for the runs waiting here.
         self.divert: Callable[[], Lane | None] | None = None
-        #: The first half of :meth:`give_back`, for who may be interrupted by a signal: no Python function, so that
-        #: nothing is raised before it is done. Then comes :meth:`call_who_waits`.
+        #: The first half of :meth:`give_back`, for callers that a signal may interrupt. Not a Python function, so
+        #: nothing can be raised before it is done. :meth:`call_who_waits` must follow.
         self.put_back: Callable[[Lease], None] = self._idle.append
         self._contexts = len(self._idle)
         self._by_use = by_use and self._contexts > 1
         self._by_shape = (by_shape or self._by_use) and self._contexts > 1
         self._waiting: deque[Turn] = deque()
         self.usual_priority = 0
-        self._by_priority = False  # some had one of their own
+        self._by_priority = False  # some runs had their own priority
         self._workers: list[threading.Thread] = []
         self._starting = threading.Lock()
         self._jobs: SimpleQueue[bool] = SimpleQueue()  # False: the workers end
@@ -171,7 +172,8 @@ class Lane:
         self._to_collect = self._contexts
 
     def take(self, shape_set: int | None = None) -> Lease | None:
-        """A context, which :meth:`give_back` must get; None if none is idle or others wait already."""
+        """A context, which must be returned with :meth:`give_back`; None if none is idle or other runs are already
+        waiting."""
         if self._waiting:
             return None
         if self._by_shape:
@@ -182,14 +184,14 @@ class Lane:
                 except ValueError:
                     pass  # another thread was faster
                 except BaseException:
-                    self.give_back(lease)  # a signal's, after it was taken
+                    self.give_back(lease)  # a signal's exception, after it was taken
                     raise
                 else:
                     return lease
         taken: list[Lease] = []
         try:
-            # One call from the deque into the list: between "popleft" and an assignment a signal's handler may raise,
-            # and the context would be nobody's.
+            # A single call from the deque into the list: between "popleft" and an assignment a signal handler may
+            # raise, and the context would be lost.
             taken.extend(map(_popleft, self._source))
         except IndexError:
             return None
@@ -208,26 +210,26 @@ class Lane:
         return taken[0]
 
     def _preferred(self, shape_set: int | None) -> Lease | None:
-        """The idle context that is best for a run; None if any will do."""
+        """The best idle context for a run; None if any will do."""
         idle = tuple(lease for lease in tuple(self._idle) if not lease.out)
         if self._by_use:
             return min(idle, key=lambda lease: (len(lease.users or ()), lease.shape_set != shape_set), default=None)
         return next((lease for lease in idle if lease.shape_set == shape_set), None)
 
     def give_back(self, lease: Lease) -> None:
-        """The context is free for the next."""
+        """Return a context, for the next run."""
         try:
             self.put_back(lease)
         finally:
             self.call_who_waits()
 
     def call_who_waits(self) -> None:
-        """Somebody made a context idle: the next may have it."""
+        """A context became idle: give it to the next waiting run."""
         if self._waiting:
             self._call_worker()
 
     def withdraw(self, leases: Iterable[Lease]) -> list[Lease]:
-        """Those of the contexts that nobody uses. :meth:`give_back` must get them."""
+        """Take those of the contexts that are idle. They must be returned with :meth:`give_back`."""
         held = []
         for lease in leases:
             for where in (self._idle, self._parked):
@@ -241,18 +243,18 @@ class Lane:
 
     def _park(self, lease: Lease) -> None:
         self._parked.append(lease)
-        if not lease.out:  # its core came back just then
+        if not lease.out:  # its core came back just now
             self.put_back_parked()
 
     def put_back_parked(self) -> None:
-        """Cores of the lane get runs again."""
+        """Cores of the lane are in service again: return their contexts."""
         for _ in range(len(self._parked)):
             with suppress(IndexError):
                 self.put_back(self._parked.popleft())
         self.call_who_waits()
 
     def divert_waiting(self) -> None:
-        """Send who waits here to other lanes, while ``divert`` gives any."""
+        """Move waiting runs to other lanes, as long as ``divert`` returns one."""
         for _ in range(len(self._waiting)):
             other = self.divert() if self.divert is not None else None
             if other is None or other is self:
@@ -269,7 +271,7 @@ class Lane:
     def wait_and_run(self, work: Callable[[Lease], None]) -> None:
         """Wait for a context and run ``work`` on it, on a worker. Raises what it raises, or why it never ran.
 
-        A KeyboardInterrupt ends the waiting, but never while ``work`` runs: it may use the caller's buffers.
+        A KeyboardInterrupt ends the waiting, but never while ``work`` runs, because it may use the caller's buffers.
         """
         turn = Turn(work)
         self._await(turn)
@@ -278,18 +280,18 @@ class Lane:
     def start(self, work: Callable[[Lease], None], refused: Callable[[], None]) -> Turn:
         """Run ``work`` on a worker as soon as there is a context. Returns at once.
 
-        ``refused`` is called instead where the lane is closed first.
+        ``refused`` is called instead if the lane is closed first.
         """
         turn = Turn(work, refused)
         self._enqueue(turn)
         return turn
 
     def queued(self) -> int:
-        """How many wait for a context now."""
+        """The number of runs waiting for a context now."""
         return len(self._waiting)
 
     def idle(self) -> tuple[Lease, ...]:
-        """The contexts that nobody uses now."""
+        """The contexts that are idle now."""
         while True:
             try:
                 return tuple(self._idle)
@@ -297,24 +299,25 @@ class Lane:
                 pass
 
     def hanging(self) -> Sequence[Lease]:
-        """All of its contexts, where runs that hang have all of them; else none."""
+        """All of its contexts if hanging runs hold them all; otherwise none."""
         return self._leases if all(lease.hanging for lease in self._leases) else ()
 
     def let_through(self) -> None:
-        """Return when everybody who waits now has had a context, or was refused."""
+        """Return when every run that waits now has had a context, or was refused."""
         if self._waiting:
             with suppress(Exception):  # refused, and so are they
                 self.wait_and_run(lambda lease: None)
 
     def is_worker(self) -> bool:
-        """Whether this thread is one of the lane's."""
+        """Whether this thread is one of the lane's workers."""
         return threading.current_thread() in self._workers
 
     def close(self, refusal: Callable[[], Exception]) -> bool:
-        """Refuse who waits or comes later with ``refusal()``, wait for what runs, then end the workers. Idempotent.
+        """Refuse waiting and later runs with ``refusal()``, wait for active ones, then end the workers. Idempotent.
 
-        Not on a worker of this lane. A KeyboardInterrupt ends the waiting: the next call goes on. False, and nothing
-        was waited for, where a context is in use while the interpreter ends: its user does not run any more.
+        Must not be called on a worker of this lane. A KeyboardInterrupt ends the waiting; the next call continues.
+        Returns False, without waiting, if a context is in use while the interpreter shuts down: its user no longer
+        runs.
         """
         self._refusal = refusal
         self._refuse_all(refusal)
@@ -324,7 +327,7 @@ class Lane:
                     return False
                 self._await(Turn(None))
             self._to_collect -= 1
-        with self._starting:  # whoever makes one just now has counted it when this is got
+        with self._starting:  # whoever is starting a worker has counted it when this lock is acquired
             self._over = True
         self._jobs.put(False)
         while self._workers and not sys.is_finalizing():
@@ -371,10 +374,10 @@ class Lane:
                 turn.refuse(refusal())
 
     def _call_worker(self) -> None:
-        """Somebody waits, and a context is idle. Workers bring them together, which a signal cannot interrupt there.
+        """A run waits, and a context is idle. Workers bring them together, because no signal can interrupt them.
 
-        Makes one if there are fewer than contexts. Where no thread can be had, as while the interpreter ends, it is
-        done here.
+        Starts a worker if there are fewer than contexts. If no thread can be started, as during interpreter shutdown,
+        the work is done here.
         """
         if len(self._workers) < self._contexts:
             with suppress(RuntimeError), self._starting:
@@ -393,7 +396,7 @@ class Lane:
             self._workers.append(worker)
 
     def _next_idle(self) -> Lease:
-        """Raises IndexError if none is idle. On a worker, which no signal interrupts."""
+        """Raises IndexError if none is idle. Runs on a worker, which no signal interrupts."""
         lease = self._preferred(None) if self._by_use else None
         if lease is not None:
             with suppress(ValueError):
@@ -402,14 +405,14 @@ class Lane:
         return self._idle.popleft()
 
     def _next_turn(self) -> Turn:
-        """Raises IndexError if nobody waits."""
+        """Raises IndexError if nothing waits."""
         while self._by_priority:
             try:
                 turn = min(self._waiting, key=self._priority_of)
                 self._waiting.remove(turn)
                 return turn
             except RuntimeError:
-                pass  # somebody came meanwhile
+                pass  # one arrived meanwhile
             except ValueError:
                 if not self._waiting:
                     break
@@ -419,12 +422,12 @@ class Lane:
         return self.usual_priority if turn.priority is None else turn.priority
 
     def serve(self) -> None:
-        """Execute those who wait, by priority and in their order, on one context after the other, while one is idle."""
+        """Execute waiting runs by priority and in order, on any idle context, as long as there is one."""
         while self._waiting:
             try:
                 lease = self._next_idle()
             except IndexError:
-                return  # whoever has them will see who waits
+                return  # whoever holds them will see the waiting runs
             while True:
                 if lease.out:
                     self._park(lease)
@@ -445,4 +448,4 @@ class Lane:
 def _work(lane: Lane, jobs: SimpleQueue[bool]) -> None:
     while jobs.get():
         lane.serve()
-    jobs.put(False)  # for the next one
+    jobs.put(False)  # for the next worker

@@ -1,7 +1,7 @@
-"""Which tensor of a compiled model is which input or output of the ONNX: by name, or by proof, never by place.
+"""Which tensor of a compiled model is which input or output of the ONNX: by name or by proof, never by position.
 
-Where the two sides differ, the ONNX itself is asked (:class:`Evidence`): converters leave out what needs no NPU, and
-exports declare output shapes that their graphs do not give.
+If the two sides differ, the ONNX itself is examined (:class:`Evidence`): converters leave out what needs no NPU, and
+exporters declare output shapes that their graphs do not produce.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the compiled model lacks of the ONNX, and is served without it."""
+    """What the compiled model lacks compared to the ONNX, and is served without it."""
 
     unread: frozenset[str] = frozenset()
     """Inputs that no output depends on."""
     constants: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
-    """Outputs that never change, and their values."""
+    """Constant outputs, and their values."""
     copies: Mapping[str, str] = field(default_factory=dict)
-    """Outputs that are a second name of a tensor: the output that the model gives, by theirs."""
+    """Outputs that are a second name of a tensor: their name -> the output that the model has."""
 
     @property
     def names(self) -> frozenset[str]:
-        """All that neither counts samples nor mixes them."""
+        """All of them; none of these counts or mixes samples."""
         return self.unread | self.constants.keys()
 
     @property
     def notes(self) -> list[str]:
-        """A line each, for ``explain()``."""
+        """Lines for ``explain()``."""
         return [
             *(f"input {name!r}: nothing reads it, and the compiled model lacks it" for name in sorted(self.unread)),
             *(f"output {name!r}: it never changes, and comes from the ONNX" for name in self.constants),
@@ -48,24 +48,24 @@ class Served:
 
 
 class Evidence(Protocol):
-    """What the ONNX of a compiled model says beyond its declarations. Each answer reads the graph, or runs it."""
+    """Facts about the ONNX of a compiled model beyond its declarations. Each answer reads the graph, or runs it."""
 
     @property
     def is_origin(self) -> bool:
-        """The compiled model's own record says that it was made from this ONNX."""
+        """Whether the compiled model's own record says that it was compiled from this ONNX."""
 
     def served(self, inputs: Sequence[str], outputs: Sequence[str]) -> Served:
-        """What a model with these inputs and outputs lacks. Raises Disagreement if it cannot do without."""
+        """What a model with these inputs and outputs lacks. Raises Disagreement if it cannot be served without."""
 
     def output_shapes(self, inputs: Mapping[str, Shape]) -> Mapping[str, Shape]:
-        """The shapes of the outputs for these shapes of the inputs, by running the ONNX on the CPU. Raises what
-        onnxruntime raises."""
+        """The output shapes for these input shapes, found by running the ONNX on the CPU. Raises what onnxruntime
+        raises."""
 
 
 def serve(
     model: Model, inputs: Sequence[Declared], outputs: Sequence[Declared], evidence: Evidence | None, label: str
 ) -> Served:
-    """What the model lacks of the declared signature. Raises Fail if it cannot be served without."""
+    """What the model lacks compared to the declared signature. Raises Fail if it cannot be served without."""
     from ..files import Disagreement
 
     have_in, have_out = [i.name for i in model.inputs], [o.name for o in model.outputs]
@@ -88,11 +88,10 @@ def in_models_order(
     *,
     by_place: bool,
 ) -> list[int]:
-    """For each declared value the index of the model's tensor.
+    """For each declared value, the index of the model's tensor.
 
-    Found by name. Where all names are foreign: by place with ``by_place`` (there is no ONNX, as for an EPContext node,
-    whose inputs and outputs are the model's in their order), else by shape, where each fits one tensor only. Raises
-    Fail.
+    Matched by name. If no name matches: by position with ``by_place`` (if there is no ONNX, as for an EPContext node,
+    whose inputs and outputs are the model's in order), else by shape, if each fits one tensor only. Raises Fail.
     """
     names = [info.name for info in infos]
     wanted = [value.name for value in declared]
@@ -117,7 +116,7 @@ def in_models_order(
 
 
 def fits(declared: Sequence[Dim], compiled: Sequence[Dim]) -> bool:
-    """Whether a compiled shape is one that the ONNX allows (axes of length 1 may come and go)."""
+    """Whether the ONNX allows a compiled shape (which may have more or fewer axes of length 1)."""
     if len(declared) == len(compiled):
         return all(not isinstance(d, int) or not isinstance(c, int) or d == c for d, c in zip(declared, compiled))
     if all(isinstance(d, int) for d in declared):
@@ -140,11 +139,11 @@ def confirm(
     out_sets: Sequence[tuple[Shape, ...]],
     label: str,
 ) -> dict[str, Shape]:
-    """Make sure that the ONNX really gives the compiled shapes of ``stale`` outputs, which it declares otherwise.
+    """Make sure that the ONNX really produces the compiled shapes of ``stale`` outputs, which it declares differently.
 
-    Its word is the record of origin, or else a run for each compiled set. Returns the shapes that it gives by name of
-    those outputs where axes of length 1 lie elsewhere; a record does not know them, so then it is run all the same.
-    Raises Fail if it gives others.
+    The evidence is the record of origin, or else a run for each compiled set. Returns, by name, the ONNX's shapes of
+    those outputs whose axes of length 1 are placed differently; a record does not contain these, so the ONNX is run for
+    them anyway. Raises Fail if the shapes differ otherwise.
     """
     moved: dict[str, Shape] = {}
     if evidence.is_origin and not any(_ones_elsewhere(v, s[k]) for v, k in zip(outputs, out_order) for s in out_sets):

@@ -1,6 +1,7 @@
-"""Inputs and outputs as the NPU itself stores them: what ``layout="native"`` and ``output_layout="native"`` ask for.
+"""Inputs and outputs in the NPU's own storage format, as requested by ``layout="native"`` and
+``output_layout="native"``.
 
-A model's output can be another's input then, and nothing on the way rearranges it.
+One model's output can then be another's input without any rearranging in between.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NativeLayout:
-    """How the NPU stores an input or output, and the way there and back."""
+    """How the NPU stores an input or output, with conversions in both directions."""
 
     layout: Layout
-    """"NC1HWC2": blocks of C2 channels, the last of which may be filled up. "NHWC": rows may be filled up. Others: as
-    the ONNX has it."""
+    """"NC1HWC2": blocks of C2 channels, the last of which may be padded. "NHWC": rows may be padded. Others: as in the
+    ONNX."""
     dtype: str
-    """The compiled dtype, of quantized tensors that of the stored integers: "float16", "int8" ..."""
+    """The compiled dtype, for quantized tensors that of the stored integers: "float16", "int8" ..."""
     shape: Shape
-    """[N, C1, H, W, C2], or [N, H, W, C] where W counts the pixels that fill up a row."""
+    """[N, C1, H, W, C2], or [N, H, W, C] where W includes the padding pixels of a row."""
     onnx_shape: Shape
-    """The same tensor in the ONNX's order of axes: [N, C, H, W]."""
+    """The same tensor in the ONNX's axis order: [N, C, H, W]."""
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -42,7 +43,7 @@ class NativeLayout:
         return tuple(itemsize * math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape)))
 
     def pack(self, array: ArrayLike) -> NDArray[Any]:
-        """A new array as the NPU stores it, from one in the ONNX's order of axes. What fills up blocks and rows is 0.
+        """A new array in the NPU's format, from one in the ONNX's axis order. Padding of blocks and rows is 0.
 
         Values are kept: those of a quantized tensor are stored integers. Raises ValueError for another shape or dtype.
         """
@@ -60,7 +61,7 @@ class NativeLayout:
         return stored
 
     def unpack(self, array: ArrayLike) -> NDArray[Any]:
-        """A new array in the ONNX's order of axes, from one as the NPU stores it. Raises ValueError as :meth:`pack`."""
+        """A new array in the ONNX's axis order, from one in the NPU's format. Raises ValueError as :meth:`pack`."""
         stored = self._checked(array, self.shape)
         if self.layout == "NC1HWC2":
             n, c1, h, w, c2 = self.shape
@@ -77,7 +78,7 @@ class NativeLayout:
 
 
 def native_layouts(signature: Signature) -> dict[str, NativeLayout]:
-    """Of the inputs and outputs that are as the NPU stores them, by name."""
+    """The layouts of the inputs and outputs in the NPU's format, by name."""
     found = {}
     for is_input, ports in ((True, signature.inputs), (False, signature.outputs)):
         for port in ports:
@@ -89,9 +90,9 @@ def native_layouts(signature: Signature) -> dict[str, NativeLayout]:
 
 
 def in_native_layouts(signature: Signature, model: Model, options: Options, label: str, *, stand_in: bool) -> Signature:
-    """The signature with the inputs and outputs that the options want as the NPU stores them.
+    """The signature, with the inputs and outputs that the options want in the NPU's format.
 
-    Raises OptionError if they cannot be had: from this adapter, of a model with several shapes, in another dtype.
+    Raises OptionError if that is not possible: with this adapter, for a model with several shapes, in another dtype.
     """
     names = [port.name for port in signature.inputs]
     asked = [name for name in names if pick(options.layout, name, "layout", names) == "native"]
@@ -130,7 +131,7 @@ def in_native_layouts(signature: Signature, model: Model, options: Options, labe
 
 
 def _check(options: Options, asked: list[str], names: list[str], key: str) -> None:
-    """Raise OptionError for options that do not go with it."""
+    """Raise OptionError for options that do not combine with it."""
     for name in asked:
         dtype = pick(options.input_dtype, name, "input_dtype", names)
         if dtype not in (None, "native"):
@@ -147,7 +148,8 @@ def _check(options: Options, asked: list[str], names: list[str], key: str) -> No
 
 
 def _check_read_from_memory(port: Port, what: str) -> None:
-    """Raise OptionError for an input that would have to be converted: a run is all in the NPU's memory then, or not."""
+    """Raise OptionError for an input that would need conversion: either all tensors of a run are in the NPU's memory,
+    or none."""
     as_stored = port.wire_dtype == port.info.dtype and (port.raw or port.info.quantization is None)
     four = len(port.info.shape) == 4
     fits = as_stored if not four else port.wire_layout == "NHWC" and (as_stored or port.wire_dtype == "uint8")
@@ -180,7 +182,7 @@ def _native(port: Port, form: NativeForm) -> Port:
 
 
 def _as_declared(port: Port, info: TensorInfo) -> Shape:
-    """The shape of a tensor that is stored as the ONNX has it; axes of length 1 may lie elsewhere in the compiled
+    """The shape of a tensor that is stored as in the ONNX; axes of length 1 may be placed differently in the compiled
     model."""
     fixed = tuple(dim for dim in port.dims if isinstance(dim, int))
     return fixed if len(fixed) == len(port.dims) and math.prod(fixed) == math.prod(info.shape) else info.shape

@@ -10,7 +10,7 @@ from .executor import Executor
 
 
 class Numbered(Task):
-    """A call's number, the same in every executor of the session. It tells the cores of all its runs."""
+    """A call's number, the same in every executor of the session. It determines the cores of all its runs."""
 
     __slots__ = ("_first", "_number", "_others")
 

@@ -1,4 +1,4 @@
-"""From a compiled model and options to an executor: load, match the signature, open the contexts."""
+"""Creates an executor from a compiled model and options: load, match the signature, open the contexts."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ def open_executor(
 ) -> Executor:
     """Load a compiled model and open its contexts.
 
-    ``inputs`` / ``outputs`` None: what the runtime reports is the signature. ``share_with``: a model that lends its
-    weights. ``overridden``: the declared inputs' dims with free dimensions fixed, by name. ``cpu_session`` makes
-    onnxruntime's CPU session on an ONNX, as the user's SessionOptions say, with so many ``threads`` where these say
-    nothing of it. ``stand_in``: it was made from the ONNX's signature: a call whose shapes that does not fix runs the
-    ONNX whole. ``folder``: of the weights, where ``twin`` is in memory. ``part``: the model is a part of the ONNX that
-    its record is about, so what that says of the samples is not said of it. ``kept``: outputs that stay as declared,
-    whatever ``output_dtype`` says.
+    ``inputs`` / ``outputs`` None: the signature is what the runtime reports. ``share_with``: a model that lends its
+    weights. ``overridden``: the declared inputs' dims with free dimensions fixed, by name. ``cpu_session`` creates
+    onnxruntime's CPU session on an ONNX with the user's SessionOptions, and with ``threads`` threads if these do not
+    set a number. ``stand_in``: the model was built from the ONNX's signature; a call whose shapes it does not fix runs
+    the whole ONNX. ``folder``: of the weights, if ``twin`` is in memory. ``part``: the model is a part of the ONNX that
+    its record describes, so the record's statement about samples does not apply to it. ``kept``: outputs that stay as
+    declared, regardless of ``output_dtype``.
 
-    ``optimal_only``: a model that had better be compiled again is an error, NpuUnavailable.
+    ``optimal_only``: raise NpuUnavailable for a model that should be recompiled.
 
-    Raises OptionError for options that the device or the model cannot serve, Fail (naming the model and what the
-    runtime said) where loading fails. Leaves nothing open when it raises. Where there is no ``twin``,
-    on_missing_shape="cpu" is an error only if it was asked for by this session.
+    Raises OptionError for options that the device or the model cannot serve, Fail (naming the model and the runtime's
+    error) if loading fails. Leaves nothing open if it raises. Without a ``twin``, on_missing_shape="cpu" is an error
+    only if this session asked for it.
     """
     if twin is None and options.on_missing_shape == "cpu" and "on_missing_shape" not in options.given:
         options = options._replace(on_missing_shape="error")
     dispatch = resolve(options, found.device.soc, found.device.cores)
-    # Contexts may be made later, and then of this very file.
+    # Contexts may be created later, and must come from this very file.
     held = _held(source, f"{label} does not load on {found.device.name}")
     if held is not None:
         source = replace(source, path=held.path, file=held)
@@ -115,14 +115,14 @@ def open_executor(
             before = {value.name: value.dims or () for value in inputs}
             asked = options.on_missing_shape if "on_missing_shape" in options.given else "error"
             if whole:
-                asked = "cpu"  # the ONNX takes every shape
+                asked = "cpu"  # the ONNX accepts every shape
             signature = override(signature, before, overridden, asked)
         signature = in_native_layouts(signature, model, options, label, stand_in=stand_in)
-        undo.pop_all()  # an executor closes what it is given, also when it cannot be made
+        undo.pop_all()  # an executor closes what it is given, even if creating it fails
     try:
         again = None
         if options.after_fork == "reopen":
-            # Not with the weights of another model: that one was the parent's.
+            # Not with another model's weights, which were the parent's.
             again = partial(found.adapter.load, found.device, source, replace(settings, share_with=None))
         return Executor(
             model,
@@ -144,7 +144,7 @@ def open_executor(
 
 
 def _judge(model: Model, file: RknnFile, found: Found) -> Compatibility:
-    """The verdict on a model that is loaded. The versions are remembered for models that are not."""
+    """The verdict on a loaded model. The versions are remembered for models that are not loaded."""
     versions = model.versions
     seen_versions[found.device.name] = versions
     device = found.device
@@ -152,12 +152,12 @@ def _judge(model: Model, file: RknnFile, found: Found) -> Compatibility:
     return compatibility(file, soc=device.soc, runtime=versions.get("runtime"), driver=driver, loaded=True)
 
 
-#: What the runtimes of this process said of their versions, by device.
+#: The versions reported by the runtimes of this process, by device.
 seen_versions: dict[str, Mapping[str, str]] = {}
 
 
 def _held(source: ModelSource, failure: str) -> Pinned | None:
-    """The file of a compiled model, held open; None for one in memory. Raises Fail if it cannot be opened."""
+    """The file of a compiled model, held open; None for a model in memory. Raises Fail if it cannot be opened."""
     if source.path is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""How long the outputs of a padded call are, and whether the padding can be cut off again."""
+"""The output shapes of a padded call, and whether the padding can be cropped."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Shapes = tuple[Shape, ...]
 class PaddedOutputs:
     """The output shapes of padded calls of one model.
 
-    ``output_shapes``: of the compiled sets, in the model's order. ``ask``: the shapes that the ONNX gives for shapes of
-    its inputs, found by running it; None: there is no ONNX.
+    ``output_shapes``: of the compiled sets, in the model's order. ``ask``: computes the ONNX's output shapes for input
+    shapes by running it; None: there is no ONNX.
     """
 
     def __init__(
@@ -33,15 +33,16 @@ class PaddedOutputs:
         self._output_shapes = output_shapes
         self._ask = ask
         self._label = label
-        self._declared_right = False  # what the ONNX declares of its outputs' lengths was found to be true once
+        self._declared_right = False  # whether a run confirmed the output lengths that the ONNX declares
         self._told = False
         self._behind: dict[int, list[list[int]]] = {}
 
     def outputs(self, inputs: Shapes, declared: Shapes, index: int) -> Shapes:
-        """The output shapes of a padded call of set ``index``; ``declared``: as the names of axes tell.
+        """The output shapes of a padded call of set ``index``; ``declared``: derived from the names of axes.
 
-        Trusted once they were right for all outputs; else the ONNX runs on the CPU, once for every new shape. Without
-        an ONNX, what no name tells has the compiled length. Raises InvalidArgument if the padding cannot be cut off.
+        These are trusted once they were right for all outputs; otherwise the ONNX runs on the CPU, once per new shape.
+        Without an ONNX, an axis that has no name keeps its compiled length. Raises InvalidArgument if the padding
+        cannot be cropped.
         """
         signature = self._signature
         names = {dim for port in signature.inputs if port.on_npu for dim in port.dims if isinstance(dim, str)}
@@ -84,8 +85,8 @@ class PaddedOutputs:
         return self._output_shapes[index if self._signature.dynamic else None][self._signature.model_index(port)]
 
     def _axes_behind(self, index: int) -> list[list[int]]:
-        """For each axis of each output, how many of the inputs' free axes its length depends on: two where rows and
-        columns became one axis. Found by running the ONNX for other lengths, once for a set."""
+        """For each axis of each output, the number of free input axes that its length depends on: two if rows and
+        columns became one axis. Found by running the ONNX with other lengths, once per set."""
         if index in self._behind:
             return self._behind[index]
         assert self._ask is not None

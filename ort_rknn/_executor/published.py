@@ -1,9 +1,9 @@
-"""What ``ort-rknn top`` reads: each process with a model on the NPU writes its load to a small file, once a second.
+"""The data for ``ort-rknn top``: each process with a model on the NPU writes its load to a small file once a second.
 
-The file is ``PID.json`` in a folder that only this user may enter: ``$XDG_RUNTIME_DIR/ort_rknn``, else
-``/run/user/UID/ort_rknn``, else ``/tmp/ort_rknn-UID``. One thread writes it, while there are executors; runs pay
-nothing, because contexts count anyway. A forked child begins with its own first executor. ``ORT_RKNN_NO_TOP=1``:
-nothing of this.
+The file is ``PID.json`` in a folder that only this user can access: ``$XDG_RUNTIME_DIR/ort_rknn``, else
+``/run/user/UID/ort_rknn``, else ``/tmp/ort_rknn-UID``. One thread writes it while there are executors; runs cost
+nothing extra, because contexts count anyway. A forked child starts with its own first executor. ``ORT_RKNN_NO_TOP=1``
+disables it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .._environment import switched_on
 if TYPE_CHECKING:
     from .counters import ModelStats
 
-#: Seconds between two writings.
+#: Seconds between writes.
 INTERVAL = 1.0
 VERSION = 1
-#: Models and bytes that a file has at most.
+#: The maximum number of models and bytes in a file.
 MOST_MODELS, MOST_BYTES = 64, 1 << 16
 
-#: For each executor: its number, its device and its counters.
+#: Returns for each executor: its number, its device and its counters.
 Reader = Callable[[], "Sequence[tuple[int, str, ModelStats]]"]
 
 
@@ -42,12 +42,12 @@ def folder() -> Path | None:
     for base in (given, f"/run/user/{uid}"):
         if os.path.isabs(base) and is_private(Path(base)):
             return Path(base) / "ort_rknn"
-    return Path(f"/tmp/ort_rknn-{uid}")  # noqa: S108  # checked by is_private before it is used
+    return Path(f"/tmp/ort_rknn-{uid}")  # noqa: S108  # checked by is_private before use
 
 
 def is_private(place: Path, uid: int | None = None) -> bool:
-    """Whether it is a folder itself, not a link to one, that belongs to this user (or ``uid``) and that nobody else may
-    write."""
+    """Whether ``place`` is a folder, not a link to one, that belongs to this user (or ``uid``) and that no other user
+    can write."""
     try:
         status = place.lstat()
     except OSError:
@@ -57,8 +57,8 @@ def is_private(place: Path, uid: int | None = None) -> bool:
 
 
 def start_of(pid: int) -> int | None:
-    """When a process began, in the kernel's ticks since boot: with the pid it names a process for good. None where
-    there is no such process."""
+    """The start time of a process, in the kernel's ticks since boot: together with the pid it identifies a process.
+    None if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read(4096).rpartition(b")")[2].split()[19])
@@ -86,7 +86,7 @@ class Publisher:
         self._wake.set()
 
     def look(self) -> None:
-        """Something has changed: look at once, and wait a moment for that."""
+        """Something has changed: have the thread check now, and wait briefly for it."""
         self._wake.set()
         if threading.current_thread() is not self.thread:
             self.thread.join(0.5)
@@ -102,7 +102,7 @@ class Publisher:
                 del found
                 self._wake.wait(self._interval)
         except OSError:
-            pass  # a full or read-only disk: nobody sees this process in `top`, and nothing else is lost
+            pass  # a full or read-only disk: `top` does not show this process, and nothing else is lost
         finally:
             _forget(self)
             self.remove()
@@ -157,7 +157,7 @@ class Publisher:
         os.replace(fresh, self._path)
 
     def remove(self) -> None:
-        """Remove the file. Nothing in a forked child, whose parent has it."""
+        """Remove the file. Does nothing in a forked child: the file is the parent's."""
         if self._path is not None and os.getpid() == self._pid:
             for place in (self._path.with_suffix(".new"), self._path):
                 try:
@@ -175,12 +175,12 @@ _lock = renewed_in_child(threading.Lock())
 
 
 def wanted() -> bool:
-    """Whether the environment lets this process publish. Raises OptionError for a misspelled switch."""
+    """Whether the environment lets this process publish. Raises OptionError for an invalid value."""
     return not switched_on("ORT_RKNN_NO_TOP")
 
 
 def begin(read: Reader) -> None:
-    """An executor was opened, and ``read`` tells of it: publish from now on, where that has not begun."""
+    """An executor was opened, and ``read`` returns its load: start publishing, unless that has started already."""
     global _publisher
     with _lock:
         if _publisher is not None:
@@ -188,21 +188,21 @@ def begin(read: Reader) -> None:
         made = Publisher(read)
         try:
             start_thread(made.thread)
-        except RuntimeError:  # the interpreter ends, or there are too many threads
+        except RuntimeError:  # interpreter shutdown, or too many threads
             return
         _publisher = made
 
 
 def last_closed() -> None:
-    """The last executor was closed: the file and the thread go, before this returns where they are quick."""
+    """The last executor was closed: remove the file and end the thread, before this returns if they are quick."""
     publisher = _publisher
     if publisher is not None:
         publisher.look()
 
 
 def _ends(publisher: Publisher) -> bool:
-    """Whether no executors are left: the next one begins with a new publisher. Read again under the lock, because one
-    may have come meanwhile, which saw this publisher at work."""
+    """Whether no executors are left, so that the next one starts with a new publisher. Checked again under the lock,
+    because one may have come meanwhile that saw this publisher running."""
     with _lock:
         if publisher._read():
             return False

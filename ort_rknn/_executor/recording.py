@@ -1,6 +1,6 @@
-"""What each run did and when, for profiles and traces. Nothing is recorded while nobody listens.
+"""What each run did and when, for profiles and traces. Nothing is recorded while there is no listener.
 
-A run looks at :data:`sinks` once, after its work; an empty list costs it one test.
+A run checks :data:`sinks` once, after its work; if the list is empty, that is all it costs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from .signature import Signature
 
 
-#: Of a run that waited for a context: since when (``time.perf_counter_ns()``), which thread asked for it
+#: For a run that waited for a context: when it began to wait (``time.perf_counter_ns()``), which thread asked for it
 #: (``threading.get_native_id()``), and whether that thread sleeps until the run has ended.
 Asked: TypeAlias = tuple[int, int, bool]
 
 
 def asked_now(*, blocks: bool) -> Asked:
-    """That of a run that begins to wait now."""
+    """The values for a run that starts to wait now."""
     return time.perf_counter_ns(), threading.get_native_id(), blocks
 
 
@@ -32,35 +32,35 @@ class Slice:
     """One run. Times are ``time.perf_counter_ns()``, in this order."""
 
     owner: Signature
-    """One object for each executor."""
+    """One object per executor."""
     model: str
     """The compiled model's label."""
     core: str
     """"core 0", "cores 0,1 together": as in ``stats()``."""
     context: int
-    """Tells contexts apart; not the runtime's own number."""
+    """Identifies the context; not the runtime's own number."""
     thread: int
-    """The kernel's number of the thread that it ran on (``threading.get_native_id()``)."""
+    """The native id of the thread that it ran on (``threading.get_native_id()``)."""
     caller: int
-    """That of the thread that asked for it."""
+    """The native id of the thread that asked for it."""
     blocks: bool
     """That thread sleeps until the run has ended."""
     asked: int
-    """When it began to wait for a context; equal to :attr:`start` where one was idle."""
+    """Started to wait for a context; equal to :attr:`start` if one was idle."""
     start: int
-    """Inputs began to be set."""
+    """Started to set inputs."""
     ready: int
-    """The NPU was asked to run."""
+    """Called the NPU."""
     over: int
-    """It had run."""
+    """The NPU had run."""
     end: int
-    """Outputs were written."""
+    """The outputs were written."""
     error: str = ""
-    """Why it failed. What it did meanwhile is not known then: :attr:`start` is :attr:`ready`, :attr:`over` is
+    """The error, if it failed. The times in between are then unknown: :attr:`start` is :attr:`ready`, :attr:`over` is
     :attr:`end`."""
 
     def parts(self) -> tuple[tuple[str, int, int], ...]:
-        """(name, from, to) of what took time: wait, convert, run, fetch."""
+        """(name, from, to) of the phases that took time: wait, convert, run, fetch."""
         parts = (
             ("wait", self.asked, self.start),
             ("convert", self.start, self.ready),
@@ -74,16 +74,16 @@ class Slice:
         return tuple(sorted({int(number) for number in re.findall(r"\d+", self.core)}))
 
 
-#: Who listens. Called on the thread of the run; must not block, and must not raise.
+#: The listeners. Called on the thread of the run; must not block, and must not raise.
 sinks: list[Callable[[Slice], None]] = []
 
 
 def record(
     owner: Signature, model: str, lease: Lease, times: tuple[int, int, int, int], asked: Asked | None = None
 ) -> None:
-    """Tell those who listen about a run on ``lease``. ``asked``: of one that waited."""
+    """Report a run on ``lease`` to the listeners. ``asked``: for a run that waited."""
     start, ready, over, end = times
-    if lease.began <= start and end <= lease.ended:  # it was converted above the runtime, too
+    if lease.began <= start and end <= lease.ended:  # it was also converted above the runtime
         start, end = lease.began, lease.ended
     _tell(owner, model, lease, (start, ready, over, end), asked)
 
@@ -91,7 +91,7 @@ def record(
 def record_failure(
     owner: Signature, model: str, lease: Lease, began: int, error: Exception, asked: Asked | None = None
 ) -> None:
-    """Tell those who listen about a run on ``lease`` that failed. ``began``: when it was called."""
+    """Report a failed run on ``lease`` to the listeners. ``began``: when it was called."""
     end = time.perf_counter_ns()
     _tell(owner, model, lease, (began, began, end, end), asked, str(error))
 
@@ -112,10 +112,10 @@ def _tell(
 
 
 def on_cores(slices: Iterable[Slice]) -> Iterator[tuple[int, Slice, int]]:
-    """(core, slice, begin) of each run on a core that is known: once for each of its cores, in the order of ends.
+    """(core, slice, begin) of each run on a known core: once for each of its cores, ordered by end.
 
-    Several contexts may have asked a core to run: their runs follow each other there, so a run begins where the one
-    before it ended, if it was asked for earlier.
+    Several contexts may have called a core: their runs are serialized there, so a run that was called earlier begins
+    where the previous one ended.
     """
     last: dict[int, int] = {}
     for one in sorted(slices, key=lambda one: one.over):
@@ -126,24 +126,24 @@ def on_cores(slices: Iterable[Slice]) -> Iterator[tuple[int, Slice, int]]:
 
 
 class Recorder:
-    """Collects slices from :meth:`start` to :meth:`stop`. At most ``limit``."""
+    """Collects slices from :meth:`start` to :meth:`stop`, up to ``limit``."""
 
     def __init__(self, limit: int = 1_000_000) -> None:
         self._limit = limit
         self._slices: list[Slice] = []
         self.lost = 0
-        """Runs beyond the limit, which are not kept."""
+        """Runs beyond the limit, which are dropped."""
         self.began = 0
         """When it was started, as ``time.perf_counter_ns()``."""
 
     def start(self) -> None:
-        """Begin. What an earlier recording kept is forgotten."""
+        """Start. Earlier slices are dropped."""
         self._slices, self.lost, self.began = [], 0, time.perf_counter_ns()
         if self._keep not in sinks:
             sinks.append(self._keep)
 
     def stop(self) -> list[Slice]:
-        """End, and give what was recorded, in the order in which runs ended. [] where it is not recording."""
+        """Stop, and return the recorded slices, ordered by end. [] if it is not recording."""
         if self._keep in sinks:
             sinks.remove(self._keep)
         slices, self._slices = self._slices, []

@@ -1,4 +1,4 @@
-"""What becomes of runs that failed: they are tried on another core, or go to the CPU."""
+"""Recovery of failed runs: they are retried on another core, or moved to the CPU."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Started(Protocol):
     """A run on another thread."""
 
     def result(self) -> None:
-        """Wait until it has ended; raise why it failed. Once, from one thread."""
+        """Wait until it has ended; raise its error. Call it once, from one thread."""
 
 
 class Recovery:
-    """Of one executor. Thread safe. ``health`` is None if there are no other cores."""
+    """The recovery of one executor. Thread-safe. ``health`` is None if there are no other cores."""
 
     __slots__ = ("_health", "_label", "_retries")
 
@@ -32,8 +32,8 @@ class Recovery:
         self._label = label
 
     def succeeds(self, failure: Exception, work: WorkerRun, fallback: CpuFallback | None = None) -> bool:
-        """A run failed: do ``work`` on another core where that may help. True: that succeeded. False: the device is
-        gone, and ``fallback`` is to run it. Raises the last failure otherwise."""
+        """Handle a failed run: retry ``work`` on another core if that may help. True: the retry succeeded. False: the
+        device is gone, and ``fallback`` is to run it. Otherwise raises the last failure."""
         try:
             if self._can_retry(failure):
                 try:
@@ -47,15 +47,15 @@ class Recovery:
                 return False
             raise failure
         finally:
-            del failure  # else its traceback would lead back to it
+            del failure  # else its traceback would refer back to it
 
     def _can_retry(self, failure: Exception) -> bool:
         return self._health is not None and self._retries > 0 and hasattr(failure, "failed_on")
 
     def _run_elsewhere(self, failure: Exception, work: WorkerRun) -> None:
-        """Do ``work``, which failed on a core, on as many others as the option ``retries`` says.
+        """Retry ``work``, which failed on a core, on up to as many other cores as the option ``retries`` allows.
 
-        Raises the last failure. Nobody holds a context meanwhile.
+        Raises the last failure. The caller holds no context meanwhile.
         """
         tried: set[str] = set()
         try:
@@ -65,7 +65,8 @@ class Recovery:
                     if len(tried) == self._retries:
                         break
                     tried.add(core)
-                # Where the first idle core takes a run it may be the same again, which is then out before long.
+                # If the first idle core takes a run, this may be the same core again, which is then soon out of
+                # service.
                 lane = self._health.another(tried) if self._health is not None else None
                 if lane is None:
                     break
@@ -76,17 +77,17 @@ class Recovery:
                     failure = error
             raise failure
         finally:
-            del failure  # else its traceback would lead back to it
+            del failure  # else its traceback would refer back to it
 
 
 class Retried:
-    """A run on another thread that is tried again on another core where its own failed."""
+    """A run on another thread that is retried on another core if its own failed."""
 
     def __init__(self, recovery: Recovery, turn: Started, work: WorkerRun, buffers: object) -> None:
         self._recovery = recovery
         self._turn = turn
         self._work = work
-        self._buffers = buffers  # kept alive until the result is there
+        self._buffers = buffers  # kept alive until the result is ready
 
     def result(self) -> None:
         """See :class:`Started`."""
@@ -97,7 +98,7 @@ class Retried:
 
 
 def wait(lane: Lane, run: WorkerRun) -> None:
-    """Have a worker of the lane do it. Raises why it failed."""
+    """Run it on a worker of the lane. Raises its error."""
     if isinstance(run, BoundedRun):
         run.run(lane)
     else:

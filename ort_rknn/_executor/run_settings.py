@@ -1,17 +1,18 @@
-"""What a call was given for itself, with its RunOptions: see :mod:`ort_rknn._ep.run_options`, which reads them."""
+"""A call's own settings from its RunOptions; :mod:`ort_rknn._ep.run_options` reads them."""
 
 from __future__ import annotations
 
 import threading
 from ctypes import c_bool
 
-#: Calls of ``run_async`` under way that were given RunOptions. Only these can be ended by their user: the others have
-#: options that nobody knows of, which look the same from inside.
+#: Active calls of ``run_async`` that were given RunOptions. Only these can be ended by their user: the others have
+#: options that the user cannot reach, and that look the same from inside.
 asynchronous: set[object] = set()
 
 
 class RunSettings:
-    """Of one call. ``flag`` is its ``terminate``, in onnxruntime's memory, which stays until the call returns."""
+    """The settings of one call. ``flag`` is its ``terminate``, in onnxruntime's memory, which is valid until the call
+    returns."""
 
     __slots__ = ("_flag", "bounds", "leaves", "priority", "timeout_ms")
 
@@ -25,21 +26,21 @@ class RunSettings:
     ) -> None:
         self._flag = flag
         self.leaves = leaves and flag is not None
-        """The user may set ``terminate`` while it runs: its caller must wait apart from it."""
+        """The user may set ``terminate`` while it runs, so its caller must wait on a different thread."""
         self.timeout_ms = timeout_ms
         """``run_timeout_ms``; None: the session's."""
         self.priority = priority
-        """Place in :data:`ort_rknn._options.PRIORITIES`; None: the session's."""
+        """Index into :data:`ort_rknn._options.PRIORITIES`; None: the session's."""
         self.bounds = self.leaves or bool(timeout_ms)
-        """Its caller waits apart from it, whatever the session says."""
+        """Its caller waits on a different thread, regardless of the session's settings."""
 
     @property
     def terminated(self) -> bool:
-        """Whether ``terminate`` is set by now."""
+        """Whether ``terminate`` is set."""
         return self._flag is not None and self._flag.value
 
 
-#: By thread: of the call that it is in.
+#: By thread: the settings of its current call.
 _settings: dict[int, RunSettings] = {}
 
 
@@ -57,16 +58,16 @@ def lend(settings: RunSettings | None) -> bool:
 
 
 def end() -> None:
-    """The call of this thread is over."""
+    """This thread's call is over."""
     _settings.pop(threading.get_ident(), None)
 
 
 def current() -> RunSettings | None:
-    """Those of the call that this thread is in; None if it has none."""
+    """The settings of this thread's current call; None if it has none."""
     return _settings.get(threading.get_ident()) if _settings else None
 
 
 def forget() -> None:
-    """In a forked child: those of other threads are the parent's."""
+    """In a forked child: drop the settings of the parent's other threads."""
     _settings.clear()
     asynchronous.clear()

@@ -1,4 +1,4 @@
-"""The runs of a batch, over all contexts at once."""
+"""The runs of a batch, on all contexts at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class SampleRuns:
-    """Runs the samples of batches on up to ``contexts`` threads, which are made on first use. Thread safe.
+    """Runs the samples of batches on up to ``contexts`` threads, which are started on first use. Thread-safe.
 
     :meth:`close` must be called: it ends the threads.
     """
@@ -26,7 +26,7 @@ class SampleRuns:
     def run_all(self, one: Callable[[int], None], runs: int) -> None:
         """Call ``one`` with 0 to ``runs`` - 1; the caller's own thread takes part.
 
-        Returns when nobody works for it any more. The first error ends it, and is raised.
+        Returns when no thread works on it any more. The first error stops it, and is raised.
         """
         numbers = iter(range(runs))
         lock = threading.Lock()
@@ -50,13 +50,14 @@ class SampleRuns:
                 self._let_others_help(work, min(runs, self._contexts) - 1, others)
                 work()
             finally:
-                # Nobody may still write into the caller's buffers when this returns.
+                # No thread may still write to the caller's buffers when this returns.
                 while others:
                     others.pop().exception()
             if failed:
                 raise failed[0]
         finally:
-            # Its traceback leads here: a list that kept it would keep the session until the collector comes.
+            # Its traceback leads here: a list that kept it would keep the session alive until the next garbage
+            # collection.
             failed.clear()
 
     def _let_others_help(self, work: Callable[[], None], number: int, others: list[Future[None]]) -> None:
@@ -67,7 +68,7 @@ class SampleRuns:
             try:
                 others.append(pool.submit(work))
             except RuntimeError:
-                return  # shut down by close(): the caller's own run says so
+                return  # shut down by close(): the caller's own run reports it
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._pool_lock:

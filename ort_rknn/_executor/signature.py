@@ -1,9 +1,8 @@
 """The signature of a session on the NPU: what the caller feeds and gets, and how that maps to the compiled model.
 
-The rule is the ONNX's dtypes, shapes and NCHW order. Provider options change it where a user wants speed: ``layout``
-and
-``input_dtype`` per input, ``output_dtype`` for all outputs. What neither the runtime nor a plain cast can do is refused
-when the session is made.
+By default it has the ONNX's dtypes, shapes and NCHW order. Provider options change it for speed: ``layout`` and
+``input_dtype`` per input, ``output_dtype`` for all outputs. What neither the runtime nor a plain cast can do is an
+error when the session is created.
 """
 
 from __future__ import annotations
@@ -34,44 +33,46 @@ class Port:
     dtype: str
     dims: tuple[Dim, ...]
     layout: Layout
-    """Order of the caller's axes: NCHW or NHWC for 4-D inputs, else UNDEFINED."""
+    """The caller's axis order: NCHW or NHWC for 4-D inputs, else UNDEFINED."""
     wire_dtype: str
-    """What the runtime is given or gives: equal to ``dtype`` where nothing needs to be converted above the seam."""
+    """The dtype that the runtime is given or returns; equal to ``dtype`` unless something is converted above the
+    adapter."""
     info: TensorInfo
     index: int
-    """Index among the model's own inputs or outputs; -1: the model has no such tensor, and it is served without it."""
+    """Index in the model's own inputs or outputs; -1: the model lacks this tensor and is served without it."""
     wire_layout: Layout
-    """What the runtime is given or gives: differs from ``layout`` where axes are exchanged above the seam."""
+    """The layout that the runtime is given or returns; differs from ``layout`` if axes are exchanged above the
+    adapter."""
     onnx_dtype: str
     """The dtype that the ONNX declares."""
     normalization: Normalization | None = None
-    """What the runtime does to what it is fed."""
+    """The normalization that the runtime applies to the input."""
     constant: NDArray[np.generic] | None = None
-    """Of an output that the model lacks because it never changes: its value."""
+    """For an output that the model lacks because it is constant: its value."""
     copy_of: int | None = None
-    """Of an output that is a second name: the number of the output (in the signature's order) that it repeats."""
+    """For an output that is a second name: the index (in the signature's order) of the output that it repeats."""
     raw: bool = False
-    """Of an input: the caller feeds it as it is stored, normalized and quantized."""
+    """For an input: the caller feeds it as stored, that is, normalized and quantized."""
     native: NativeForm | None = None
-    """Where the caller's axes are those that the NPU stores: how these are."""
+    """The NPU's storage format, if the caller's axes are in that format."""
 
     def takes(self, shape: Shape) -> bool:
-        """Whether a tensor of this shape is one that the dims allow."""
+        """Whether the dims allow a tensor of this shape."""
         return len(shape) == len(self.dims) and all(not isinstance(d, int) or d == n for d, n in zip(self.dims, shape))
 
     @property
     def on_npu(self) -> bool:
-        """Whether the runtime reads or writes it; else the compiled model does without it."""
+        """Whether the runtime reads or writes it; otherwise the compiled model lacks it."""
         return self.index >= 0 and self.copy_of is None
 
     @property
     def denormalizes(self) -> bool:
-        """The runtime will normalize, but the caller's floats are normalized already: undone first."""
+        """The caller's floats are already normalized, but the runtime would normalize them again: undo that first."""
         return self.normalization is not None and self.dtype.startswith("float")
 
     @property
     def converts(self) -> bool:
-        """Something is to be done above the seam; else the runtime reads and writes the caller's buffer itself."""
+        """Whether something is converted above the adapter; otherwise the runtime uses the caller's buffer directly."""
         return self.dtype != self.wire_dtype or self.layout != self.wire_layout or self.denormalizes
 
     @property
@@ -87,26 +88,27 @@ class Signature:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     split: Splitting | None = None
-    """May a call be cut into runs along the first axis? None: some input has no free first axis, so nobody asks."""
+    """Whether a call may be split into runs along the first axis. None: some input has no free first axis, so the
+    question never arises."""
     sets: tuple[tuple[Shape, ...], ...] = ()
     """The compiled sets: one shape per input, in the caller's axis order. A static model has one."""
     dynamic: bool = False
-    """The model has shape sets to choose from."""
+    """The model has several shape sets."""
     notes: tuple[str, ...] = field(default=())
 
     @property
     def splits(self) -> bool:
-        """A call of any number of samples is cut into runs of a compiled set's number."""
+        """A call with any number of samples is split into runs of a compiled set's number."""
         return self.split is not None and self.split.allowed
 
     @property
     def fixes_shapes(self) -> bool:
-        """Every shape is known before a run: no dimension is free, but for a batch that is cut into runs."""
+        """Every shape is known before a run: no dimension is free, except a batch that is split into runs."""
         first = 1 if self.splits else 0
         return all(isinstance(d, int) for p in (*self.inputs, *self.outputs) for d in p.dims[first:])
 
     def model_index(self, output: Port) -> int:
-        """Which of the model's outputs is behind one of ours; for a second name that of the first."""
+        """The index of the model's output behind one of ours; for a second name, that of the first."""
         return output.index if output.copy_of is None else self.outputs[output.copy_of].index
 
 
@@ -116,9 +118,9 @@ def override(
     after: Mapping[str, tuple[Dim, ...]],
     on_missing_shape: Literal["error", "cpu", "pad"],
 ) -> Signature:
-    """The signature with the ONNX's free dimensions fixed: its inputs' dims by name, ``before`` and ``after``.
+    """The signature after free dimensions of the ONNX were fixed: its inputs' dims by name, ``before`` and ``after``.
 
-    Raises Fail if no compiled set has these dims and ``on_missing_shape`` leaves other shapes an error.
+    Raises Fail if no compiled set has these dims and ``on_missing_shape`` makes other shapes an error.
     """
 
     def fixed(port: Port) -> tuple[Dim, ...]:
@@ -141,7 +143,7 @@ def override(
         replace(p, dims=tuple(n if not isinstance(d, int) else d for d, n in zip(p.dims, fixed(p))))
         for p in signature.inputs
     )
-    if on_missing_shape == "pad":  # outputs may come out longer, which onnxruntime would print a warning about
+    if on_missing_shape == "pad":  # outputs may be longer, and onnxruntime would print a warning
         return replace(signature, inputs=inputs)
     outputs = tuple(
         replace(p, dims=tuple(lengths.get(d, d) if isinstance(d, str) else d for d in p.dims))
@@ -164,13 +166,14 @@ def _caller_order(shape: Sequence[Dim], layout: Layout) -> tuple[Dim, ...]:
 
 
 def _caller_shape(compiled: Shape, layout: Layout, port: Port) -> Shape:
-    """A compiled input shape as the caller feeds it; with the caller's axes of length 1 where the compiled differ."""
+    """A compiled input shape as the caller feeds it, with the caller's axes of length 1 if the compiled ones differ."""
     shape = _caller_order(compiled, layout) if len(compiled) == len(port.dims) else port.dims
     return tuple(d for d in shape if isinstance(d, int))
 
 
 def pick(options: Mapping[str, str], name: str, key: str, names: Sequence[str]) -> str | None:
-    """What a per-input option says of the input ``name``. Raises OptionError if it names one that is not there."""
+    """The value of a per-input option for the input ``name``. Raises OptionError if the option names an unknown
+    input."""
     for asked in options:
         if asked != "*" and asked not in names:
             raise OptionError(f"provider option {key} names an input {asked!r}; the model has {', '.join(names)}")
@@ -204,15 +207,16 @@ def negotiate(
     label: str = "model",
     kept: Collection[str] = (),
 ) -> Signature:
-    """Match the declared signature with the loaded model. That of a stand-in says nothing about free dimensions.
+    """Match the declared signature with the loaded model. The signature of a stand-in says nothing about free
+    dimensions.
 
-    ``splitting`` judges whether samples are independent (without some inputs and outputs), ``evidence`` is what the
-    ONNX itself says of what the model lacks and of its outputs' shapes; both are asked only if the declarations do
-    not settle it. ``kept`` names outputs that stay as declared, whatever ``output_dtype`` says.
+    ``splitting`` judges whether samples are independent (without some inputs and outputs); ``evidence`` is what the
+    ONNX itself says about tensors that the model lacks and about output shapes. Both are used only if the declarations
+    do not suffice. ``kept`` names outputs that stay as declared, regardless of ``output_dtype``.
 
-    Raises Fail if the compiled model is not one of this ONNX (names, shapes), OptionError if ``layout``,
-    ``input_dtype``, ``output_dtype``, ``pad_axes`` or ``split_batch`` ask for what is not there. All is found here and
-    not at a run.
+    Raises Fail if the compiled model does not match this ONNX (names, shapes), OptionError if ``layout``,
+    ``input_dtype``, ``output_dtype``, ``pad_axes`` or ``split_batch`` ask for something unavailable. All of this is
+    detected here, not at a run.
     """
     names = [value.name for value in inputs]
     notes: list[str] = []
@@ -252,7 +256,7 @@ def negotiate(
         raw = "native" in (dtype, asked)
         if raw:
             dtype = _native_input(value.name, info)
-            wire_layout = "NHWC" if layout == "NCHW" else wire_layout  # as it is stored, axes included
+            wire_layout = "NHWC" if layout == "NCHW" else wire_layout  # as stored, including the axis order
         wire = dtype if dtype in INPUT_DTYPES else "float32"
         if dtype != wire and dtype != "float64":
             raise ort_error(
@@ -285,7 +289,7 @@ def negotiate(
     _check_pad_axes(options.pad_axes, in_ports)
 
     stale = [v for v, index in zip(real_out, out_order) if v.dims and not all(fits(v.dims, s[index]) for s in out_sets)]
-    moved: dict[str, Shape] = {}  # where axes of length 1 lie elsewhere in the compiled model
+    moved: dict[str, Shape] = {}  # where axes of length 1 are placed differently in the compiled model
     if stale and evidence is not None:
         moved = confirm(evidence, stale, real_in, real_out, in_order, out_order, sets, out_sets, label)
         notes += [
@@ -325,7 +329,7 @@ def negotiate(
 
 
 def _native_input(name: str, info: TensorInfo) -> str:
-    """The dtype of an input that is fed as it is stored."""
+    """The dtype of an input that is fed as stored."""
     if info.dtype not in INPUT_DTYPES:
         raise OptionError(
             f"provider option input_dtype='native': input {name!r} is stored as {info.dtype}, which numpy lacks. "
@@ -348,7 +352,7 @@ def _unread(value: Declared, options: Options, names: Sequence[str]) -> Port:
 
 
 def _constant(value: Declared, array: NDArray[np.generic], asked: Literal["onnx", "float32", "native"]) -> Port:
-    """An output that the compiled model lacks because it never changes."""
+    """An output that the compiled model lacks because it is constant."""
     dtype = "float32" if asked == "float32" else value.dtype
     array = np.ascontiguousarray(array, dtype).reshape(array.shape)
     info = TensorInfo(value.name, array.shape, dtype, "UNDEFINED")
@@ -356,7 +360,7 @@ def _constant(value: Declared, array: NDArray[np.generic], asked: Literal["onnx"
 
 
 def _lengths(inputs: Sequence[Declared], order: Sequence[int], shapes: Sequence[Shape]) -> dict[str, int]:
-    """The lengths that a compiled set gives to the ONNX's symbols."""
+    """The lengths that a compiled set assigns to the ONNX's symbols."""
     return {
         dim: length
         for value, index in zip(inputs, order)
@@ -377,10 +381,10 @@ def _merge_dims(
     what: Literal["input", "output"],
     label: str,
 ) -> tuple[Dim, ...]:
-    """The ONNX's dims, with an integer wherever every compiled set agrees and a call cannot differ.
+    """The ONNX's dims, with an integer wherever all compiled sets agree and a call cannot differ.
 
-    All stay free where a policy covers missing shapes (``keep_free``). A free first axis that might be a batch stays
-    free too (``keep_first``): then a refusal is ours, and names what was compiled.
+    All stay free if a policy covers missing shapes (``keep_free``). A free first axis that might be a batch stays free
+    too (``keep_first``): then our own error is raised, which names the compiled shapes.
     """
     dims: Sequence[Dim] = value.dims if value.dims is not None else (None,) * len(compiled[0])
     for shape in compiled:
@@ -403,7 +407,7 @@ def _merge_dims(
 def _output_dtypes(
     value: Declared, info: TensorInfo, asked: Literal["onnx", "float32", "native"], label: str
 ) -> tuple[str, str]:
-    """(dtype that the caller gets, dtype that the runtime gives). Integers never travel through float."""
+    """(dtype that the caller gets, dtype that the runtime returns). Integers never pass through float."""
     if asked == "native":
         if info.dtype not in DTYPES:
             raise OptionError(f"provider option output_dtype='native': output {value.name!r} is {info.dtype}")
@@ -419,7 +423,7 @@ def _output_dtypes(
     if dtype in ("float32", "float64", "float16"):
         return dtype, "float32"
     if info.quantization is None and info.dtype in DTYPES and not info.dtype.startswith("float"):
-        return dtype, info.dtype  # an integer of another width: a plain cast above the seam
+        return dtype, info.dtype  # an integer of another width: a plain cast above the adapter
     raise ort_error(
         FAIL,
         f"{label}: output {value.name!r} is {dtype} in the ONNX, but the compiled model gives "

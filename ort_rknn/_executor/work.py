@@ -1,4 +1,4 @@
-"""What a run does with its context."""
+"""The work of a run on its context."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 
 class Work:
-    """What a run does with its context. Apart from the executor, so that a worker keeps no executor alive."""
+    """The work of a run on its context. Separate from the executor, so that a worker does not keep an executor
+    alive."""
 
     __slots__ = ("_pacer", "health", "label", "signature")
 
@@ -36,7 +37,7 @@ class Work:
         self.label = label
         self._pacer = pacer
         self.health: Health | None = None
-        """Of the cores, where there are several."""
+        """Of the cores, if there are several."""
 
     def do(
         self,
@@ -46,7 +47,7 @@ class Work:
         lease: Lease,
         asked: Asked | None = None,
     ) -> None:
-        """``asked``: of a run that waited."""
+        """Run ``call`` on ``lease``. ``asked``: for a run that waited."""
         started = time.perf_counter() if self._pacer is not None else 0.0
         began = time.perf_counter_ns() if sinks else 0
         users = lease.users
@@ -61,7 +62,7 @@ class Work:
                 self._converted(lease, call, inputs, outputs)
         except AdapterError as error:
             lease.errors += 1
-            lease.shape_set = None  # what a failed call leaves behind is not known
+            lease.shape_set = None  # after a failed call the state is unknown
             if began:
                 record_failure(self.signature, self.label, lease, began, error, asked)
             raise self._failure(lease, error) from error
@@ -110,7 +111,7 @@ class Work:
     def do_whole(
         self, model: Model, shapes: Shapes, inputs: Sequence[int], results: list[NDArray[np.generic]], lease: Lease
     ) -> None:
-        """As :meth:`do`, where the ONNX is run whole: what it gives is appended to ``results``."""
+        """As :meth:`do`, for the whole ONNX: its outputs are appended to ``results``."""
         started, began = time.perf_counter(), time.perf_counter_ns()
         ports = self.signature.inputs
         feed: list[NDArray[np.generic]] = [np.empty(0)] * len(ports)
@@ -165,7 +166,7 @@ class Work:
         lease.converted += scratch.nbytes
 
     def _failure(self, lease: Lease, error: AdapterError) -> Exception:
-        """A RuntimeException. Where the core is at fault, its ``failed_on`` is the core's label."""
+        """A RuntimeException. If the core is at fault, its ``failed_on`` is the core's label."""
         core = lease.label
         code = f", RKNN error code {error.code}" if isinstance(error, RknnError) else ""
         failure = ort_error(RUNTIME_EXCEPTION, f"{self.label}: {error} [on {core}{code}]")
