@@ -1,6 +1,6 @@
-"""onnxruntime's C ABI for plugin providers, as far as it is needed here: slots, structures, calls.
+"""The part of onnxruntime's C ABI for plugin providers that is needed here: slots, structures, calls.
 
-Slot numbers and signatures are those of ABI 23 (onnxruntime 1.23). Tables only grow, so every later release serves
+Slot numbers and signatures are those of ABI 23 (onnxruntime 1.23). Tables only grow, so all later releases support
 them.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from .._errors import FAIL
 
 ABI = 23
-#: Declared by a session's table where onnxruntime is as new: it looks for a profiler then.
+#: Declared in a session's table if onnxruntime is at least as new, which makes it look for a profiler.
 ABI_WITH_PROFILER = 25
 P = c_void_p
 
@@ -33,8 +33,8 @@ _SPARE = 64
 def _table(*names: str) -> type[ctypes.Structure]:
     fields: list[tuple[str, Any]] = [("ort_version_supported", c_uint32)]
     fields += [(name, c_void_p) for name in names]
-    # Later releases of onnxruntime read slots behind those of ABI 23 without asking for the version (1.26 the factory's
-    # slot 13): what is there must be zero, which means "not served", or a function.
+    # Later releases of onnxruntime read slots beyond those of ABI 23 without checking the version (1.26: slot 13 of the
+    # factory). They must contain zero, which means "not implemented", or a function.
     fields.append(("spare", c_void_p * _SPARE))
     return type("Table", (ctypes.Structure,), {"_fields_": fields})
 
@@ -88,8 +88,8 @@ class OrtNodeFusionOptions(ctypes.Structure):
     )
 
 
-#: Kept GIL for short getters (a release costs more than the call); released where onnxruntime may wait on its allocator
-#: while the allocator's owner logs to Python.
+#: Short getters keep the GIL (releasing it costs more than the call). It is released for calls in which onnxruntime may
+#: wait for its allocator while the allocator's owner logs to Python.
 _keep = ctypes.PYFUNCTYPE
 _release = ctypes.CFUNCTYPE
 
@@ -181,8 +181,8 @@ ATTR_INT, ATTR_STRING = 1, 5
 class Api:
     """The OrtApi and OrtEpApi functions of the onnxruntime that opened us.
 
-    ``raw`` has the bare functions (for the hot path: a non-zero return is a status that the caller must give to
-    :meth:`fail`); the methods of this class raise OrtCallFailed.
+    ``raw`` has the bare functions, for the hot path: a non-zero return value is a status that the caller must pass to
+    :meth:`fail`. The methods of this class raise OrtCallFailed.
     """
 
     def __init__(self, api_base: int) -> None:
@@ -232,7 +232,7 @@ class Api:
             raise OrtCallFailed(message, code)
 
     def status(self, code: int, message: str) -> int:
-        """A new status; onnxruntime releases it."""
+        """A new status, which onnxruntime releases."""
         status: int = self.CreateStatus(code, message.replace("\0", "?").encode(errors="replace"))
         return status
 
@@ -257,7 +257,7 @@ class Api:
         return os.fsdecode(out.value or b"")
 
     def pointers(self, count: str, get: str, handle: int) -> list[int | None]:
-        """Call a pair of functions that give a number and an array of pointers."""
+        """Call a pair of functions that return a count and an array of pointers."""
         n = c_size_t()
         self.check(getattr(self, count)(handle, ctypes.byref(n)))
         array = (c_void_p * n.value)()
@@ -269,7 +269,7 @@ class Api:
         """Whether the graph is the body of a node (If, Loop, Scan)."""
         if self.minor() >= (1, 24):
             return self.pointer("Graph_GetParentNode", graph) is not None
-        # 1.23 does not tell. The branches of an If have no inputs, which is what a whole model always has.
+        # 1.23 has no getter for this. The branches of an If have no inputs; a whole model always has some.
         count = c_size_t()
         self.check(self.Graph_GetNumInputs(graph, ctypes.byref(count)))
         return count.value == 0
@@ -279,15 +279,15 @@ class Api:
         return [n for n in self.pointers("Graph_GetNumNodes", "Graph_GetNodes", graph) if n]
 
     def value_names(self, count: str, get: str, node: int) -> list[str]:
-        """Names of a node's inputs or outputs; "" for one that is left out."""
+        """Names of a node's inputs or outputs; "" for an omitted one."""
         return [self.text("GetValueInfoName", v) if v else "" for v in self.pointers(count, get, node)]
 
     def input_names(self, node: int) -> list[str]:
-        """Names of a node's inputs; "" for one that is left out."""
+        """Names of a node's inputs; "" for an omitted one."""
         return self.value_names("Node_GetNumInputs", "Node_GetInputs", node)
 
     def output_names(self, node: int) -> list[str]:
-        """Names of a node's outputs; "" for one that is left out."""
+        """Names of a node's outputs; "" for an omitted one."""
         return self.value_names("Node_GetNumOutputs", "Node_GetOutputs", node)
 
     def tensor_types(self, count: str, get: str, node: int) -> dict[str, tuple[int, tuple[int, ...] | None]]:
@@ -349,7 +349,7 @@ class Api:
             self.ReleaseKeyValuePairs(pairs)
 
     def entries(self, pairs: int) -> dict[str, str]:
-        """What is in an OrtKeyValuePairs."""
+        """The content of an OrtKeyValuePairs."""
         keys, values, n = c_void_p(), c_void_p(), c_size_t()
         self.GetKeyValuePairs(pairs, ctypes.byref(keys), ctypes.byref(values), ctypes.byref(n))
         if not n.value or not keys.value or not values.value:

@@ -1,4 +1,4 @@
-"""What was said about devices at registration, and what onnxruntime was told of."""
+"""The device query given at registration, and the devices advertised to onnxruntime."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _devices: tuple[Device, ...] = ()
 
 
 def put(query: Query, devices: Sequence[Device]) -> None:
-    """What holds from now on. Under the lock of the registration."""
+    """Set both. Requires the lock of the registration."""
     global _query, _devices
     _query, _devices = query, tuple(devices)
 
 
 def query() -> Query | None:
-    """What was said about devices at registration."""
+    """The device query given at registration."""
     return _query
 
 
 def devices() -> tuple[Device, ...]:
-    """The devices that onnxruntime is told of, one OrtEpDevice each."""
+    """The devices advertised to onnxruntime, one OrtEpDevice each."""
     return _devices

@@ -1,8 +1,8 @@
-"""Python functions that C calls: what every callback of the provider keeps to.
+"""Python functions called from C: the rules for every callback of the provider.
 
-No exception leaves a callback: what ctypes would return instead is undefined, and onnxruntime would take it for a
-status. Callbacks are made once per process and never freed. After interpreter exit has begun they do nothing, but for
-a run, which may still be under way.
+No exception leaves a callback: ctypes would return an undefined value, which onnxruntime would take for a status.
+Callbacks are created once per process and never freed. Once the interpreter has started to shut down they do nothing,
+except for a run that may still be active.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger("ort_rknn")
 
 _SPARES = 512
 _running = True
-#: A spare status was taken. Whoever calls next, from where the stack has more room, makes new ones.
+#: A spare status was used. The next caller with enough stack creates new ones.
 short = False
 _api: Api | None = None
 
@@ -39,7 +39,7 @@ atexit.register(_stop)
 
 
 def use(api: Api) -> None:
-    """The functions that make a status. Called before any guarded callback can be."""
+    """Set the functions that create a status. Must be called before any guarded callback."""
     global _api
     _api = api
     make_spares()
@@ -48,12 +48,12 @@ def use(api: Api) -> None:
 def status_of(error: BaseException, of_ours: bool = False) -> int:
     """A status for an exception, to be returned at once.
 
-    ``of_ours``: it is for the ``run`` of a session of ours, which raises the exception itself where that is a
-    RecursionError or came from a signal's handler: see :func:`~ort_rknn._concurrency.interrupts.raise_what_ended`. In
-    other calls the status becomes onnxruntime's exception, and what a handler raised is raised again after it.
+    ``of_ours``: for the ``run`` of one of our sessions, which raises the exception itself if it is a RecursionError or
+    came from a signal handler; see :func:`~ort_rknn._concurrency.interrupts.raise_what_ended`. In other calls the
+    status becomes onnxruntime's exception, and a signal handler's exception is raised again afterwards.
 
-    Raises RecursionError if the stack has no room for this; :data:`spares` has one then. Nothing else, though a
-    signal's handler may fire even here.
+    Raises RecursionError if the stack has no room for this; :data:`spares` has a status for that case. Raises nothing
+    else, although a signal handler may run even here.
     """
     global short
     for _ in range(8):
@@ -64,7 +64,7 @@ def status_of(error: BaseException, of_ours: bool = False) -> int:
                 code = EP_FAIL if of_ours else RUNTIME_EXCEPTION
                 return raised_after(error, _new_status(code, f"{INTERRUPTED}{bare_message(error)}"))
             code = error.code if isinstance(error, OrtCallFailed) else status_code(error)
-            # On EP_FAIL onnxruntime's Python layer would rebuild the session on the CPU, and the cause is lost.
+            # For EP_FAIL, onnxruntime's Python layer would rebuild the session on the CPU and lose the cause.
             return _new_status(RUNTIME_EXCEPTION if code == EP_FAIL else code, bare_message(error))
         except RecursionError:
             raise
@@ -91,17 +91,17 @@ def _end_of_stack(of_ours: bool) -> tuple[int, str]:
 
 
 _made_before: tuple[list[int], list[int]] = ([], [])
-#: Statuses that were made before, for a callback at the very end of the stack, where Python calls no function any more:
-#: a ``for`` over this takes one. Each is good once.
+#: Preallocated statuses for a callback at the very end of the stack, where Python can call no more functions: a ``for``
+#: over this takes one. Each can be used once.
 spares = iter(_made_before[0])
-#: The same for the ``run`` of sessions of ours.
+#: The same, for the ``run`` of our sessions.
 spares_of_ours = iter(_made_before[1])
-#: Addresses of what onnxruntime calls for sessions of ours: the first argument of such a callback.
+#: Addresses of the objects whose callbacks onnxruntime calls for our sessions: the first argument of such a callback.
 ours: set[int] = set()
 
 
 def make_spares() -> None:
-    """See that there are enough of them. Raises RecursionError if the stack has no room for that."""
+    """Replenish the preallocated statuses. Raises RecursionError if the stack has no room for that."""
     global short
     for left, made, of_ours in ((spares, _made_before[0], False), (spares_of_ours, _made_before[1], True)):
         for _ in range(_SPARES - operator.length_hint(left)):
@@ -112,10 +112,10 @@ def make_spares() -> None:
 def covered(callback: Callable[..., Any]) -> Callable[..., Any]:
     """A callback whose first ``try`` covers its entry too.
 
-    Python runs signal handlers at a function's first instruction: a Ctrl-C from the time before the call (during a long
-    node on the CPU, say) would be raised there, outside any ``try``, and leave the callback. Python 3.10 looks for
+    Python runs signal handlers at a function's first instruction: a Ctrl-C from before the call (for example during a
+    long node on the CPU) would be raised there, outside any ``try``, and leave the callback. Python 3.10 checks for
     signals only after a leading ``try`` is set up; 3.11 to 3.14 keep the ranges of ``try`` in a table, whose first row
-    is made to begin at the first instruction. On a release whose table is not known the callback is left as it is.
+    is made to begin at the first instruction. On a release with an unknown table the callback is left unchanged.
     """
     code: Any = callback.__code__
     table: bytes = getattr(code, "co_exceptiontable", b"")
@@ -139,7 +139,7 @@ def covered(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def always(value: Any) -> Callable[..., Any]:
-    """A function of one argument that gives ``value``, without Python code: nothing can be raised in it."""
+    """A function of one argument that returns ``value`` without running Python code, so that it can raise nothing."""
     return functools.partial(getattr, types.SimpleNamespace(value=value), "value")
 
 
@@ -170,8 +170,8 @@ def guarded(callback: Callable[..., None]) -> Callable[..., int]:
 
 
 def quiet(callback: Callable[..., None]) -> Callable[..., int | None]:
-    """A callback that returns nothing: an exception is logged, or raised again afterwards where it is a signal
-    handler's."""
+    """A callback that returns nothing: an exception is logged or, if it came from a signal handler, raised again
+    afterwards."""
 
     def call(*args: int) -> int | None:
         try:
@@ -190,6 +190,7 @@ def quiet(callback: Callable[..., None]) -> Callable[..., int | None]:
 
 
 def keep_for_ever(thing: Any) -> None:
-    """A reference that nobody gives back. Sessions that live in a cycle, or in an exception's traceback, are released
-    while the interpreter clears its modules, and onnxruntime then still calls into what these modules held."""
+    """Keep a reference that is never released. Sessions in a reference cycle, or in an exception's traceback, are
+    released while the interpreter clears its modules, and onnxruntime then still calls into objects of these
+    modules."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

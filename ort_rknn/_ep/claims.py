@@ -1,7 +1,8 @@
 """Which nodes of a graph the provider takes, and the kernels for them.
 
-Three kinds: the wrapper of one of our sessions (a token in an EPContext node), EPContext nodes that a user brings
-(embedded, or a file in the model's folder), and, for the unmodified onnxruntime, a whole graph with a twin beside it.
+There are three kinds: the wrapper in one of our sessions (an EPContext node with a token), EPContext nodes of the
+user's model (embedded, or a file in the model's folder), and, in the unmodified onnxruntime, a whole graph with a twin
+beside it.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ from .originals import Originals, PartOfOriginal
 
 log = logging.getLogger("ort_rknn")
 
-#: Attributes of an EPContext node that its copy has, too.
+#: Attributes that the copy of an EPContext node keeps.
 _COPIED = ("partition_name", "ep_sdk_version", "hardware_architecture", "onnx_model_filename", "notes")
 
 
 class Claims:
-    """What one onnxruntime session lets the provider do."""
+    """What the provider claims in one onnxruntime session."""
 
     def __init__(self, api: Api, given: Mapping[str, str], device: str | None, entries: Mapping[str, str]) -> None:
         self._api = api
@@ -71,7 +72,7 @@ class Claims:
         self._text = ctypes.create_string_buffer(1)
 
     def close(self) -> None:
-        """Give back what was opened and never compiled."""
+        """Release what was opened but never compiled."""
         self._originals.close()
         executor, self._opened = self._opened, None
         if executor is not None:
@@ -86,7 +87,7 @@ class Claims:
         if contexts:
             self._has_contexts = True
             return [[node] for node in contexts]
-        # Subgraphs come before the graph that they are in. Of a model that has nodes of ours no other is taken.
+        # Subgraphs come before the graph that contains them. In a model with nodes of ours, no other node is taken.
         if self._has_contexts or self._api.is_subgraph(graph):
             return []
         if self._refusal is not None:
@@ -94,7 +95,8 @@ class Claims:
         try:
             return [nodes] if nodes and self._stands_for(nodes, self._api.path(graph)) else []
         except (OptionError, NpuUnavailable, RecursionError, FallbackWarning) as error:  # the last: made an error
-            # Raised here, onnxruntime would log it and go on without us: compile() raises what the caller should see.
+            # If raised here, onnxruntime would log it and continue without us: compile() raises what the caller should
+            # see.
             self._refusal = error.with_traceback(None)
             return [nodes]
 
@@ -113,15 +115,15 @@ class Claims:
         return isinstance(source, bytes) and source.decode(errors="replace") in OUR_NAMES
 
     def _stands_for(self, nodes: Sequence[int], path: str) -> bool:
-        """Whether a compiled model runs in place of these nodes. It is loaded here: afterwards they cannot be given
-        back. Raises OptionError, and NpuUnavailable if nothing but the NPU will do."""
+        """Whether a compiled model replaces these nodes. It is loaded here, because afterwards the nodes cannot be
+        given back. Raises OptionError, and NpuUnavailable if only the NPU is allowed."""
         if not self._looked:
             self._looked = True
             self._decision = self._decide(path)
         decision = self._decision
         if decision is None or decision.plan.where != "npu" or decision.facts.onnx is None:
             return False
-        # A subgraph (the body of an If, say) has the same model path: only the graph that makes the model's own
+        # A subgraph (such as the body of an If) has the same model path. Only the graph that computes the model's own
         # outputs from the model's own inputs is the whole one.
         made = {name for node in nodes for name in self._api.output_names(node)}
         used = {name for node in nodes for name in self._api.input_names(node)}
@@ -132,7 +134,7 @@ class Claims:
             self._open(decision)
         if self._opened is None:
             return False
-        # What never changes onnxruntime has folded into constants, and what nothing reads no node has.
+        # onnxruntime has folded constant outputs, and no node has inputs that nothing reads.
         signature = self._opened.signature
         whole = all(o.name in made or o.constant is not None for o in signature.outputs)
         if whole and all(i.name in used or not i.on_npu for i in signature.inputs):
@@ -141,11 +143,11 @@ class Claims:
         return False
 
     def _decide(self, path: str) -> Decision | None:
-        """What runs in place of the model; None if there is nothing to decide."""
-        self._options()  # a bad one is an error also if there is no path, and so no twin
+        """What replaces the model; None if there is nothing to decide."""
+        self._options()  # bad options are an error even without a path, and so without a twin
         request = self._request
         if not path:
-            fall_back(request, Facts("onnx", b""), _FROM_MEMORY, "", ())  # raises where the NPU alone will do
+            fall_back(request, Facts("onnx", b""), _FROM_MEMORY, "", ())  # raises if only the NPU is allowed
             _tell(_FROM_MEMORY)
             return None
         facts = gather(path, request, None, self._query(request.options))
@@ -156,7 +158,7 @@ class Claims:
         return decision
 
     def _open(self, decision: Decision) -> None:
-        """Open the first compiled model that loads; told where none does."""
+        """Open the first compiled model that loads; report it if none does."""
 
         def load(this: Decision) -> None:
             options = this.request.options
@@ -172,11 +174,11 @@ class Claims:
     # The kernels ----------------------------------------------------------------------------------------------
 
     def compiled(self) -> None:
-        """All nodes were compiled, or it failed: what was read for that is closed."""
+        """All nodes were compiled, or compiling failed: close what was read for it."""
         self._originals.close()
 
     def compile(self, graph: int, fused: int) -> Kernel:
-        """The kernel of one fused node. Raises what the caller should see; leaves nothing open then."""
+        """The kernel of one fused node. Raises what the caller should see, and then leaves nothing open."""
         if self._refusal is not None:
             refusal, self._refusal = self._refusal, None
             raise refusal
@@ -194,7 +196,7 @@ class Claims:
             slots_in = self._api.input_names(context)
             slots_out = self._api.output_names(context)
             handed = handoff.take(cache) if cache.startswith(handoff.PREFIX) else None
-            # A wrapper declares our own signature, which onnxruntime then enforces before a kernel is called.
+            # A wrapper declares our own signature, which onnxruntime enforces before it calls a kernel.
             checked = handed is None
             executor = handed or self._open_node(graph, context, cache)
         try:
@@ -207,20 +209,21 @@ class Claims:
 
     @property
     def exports(self) -> bool:
-        """onnxruntime writes a model with compiled nodes, and wants them of :meth:`context_node`."""
+        """Whether onnxruntime is writing a model with compiled nodes and calls :meth:`context_node` for them."""
         return self._entries.get(ENABLE) == "1" and handoff.making() is None
 
     def compatibility_info(self) -> str:
-        """What the written model says of its compiled ones, that of the oldest toolkit; "" if there are none."""
+        """The compatibility text of the compiled models in the written model, that of the oldest toolkit; "" if there
+        are none."""
         return min(self._infos, default="")
 
     def kept_text(self, text: str) -> ctypes.Array[ctypes.c_char]:
-        """``text`` for C, as long as this lives."""
+        """``text`` as a C string that lives as long as this object."""
         self._text = ctypes.create_string_buffer(text.encode())
         return self._text
 
     def context_node(self, graph: int, fused: int, kernel: Kernel) -> int:
-        """The node that stands for a fused node in the model that onnxruntime writes. Raises what the caller should
+        """The node that replaces a fused node in the model that onnxruntime writes. Raises what the caller should
         see."""
         api, executor = self._api, kernel.executor
         nodes = api.nodes(graph)
@@ -252,7 +255,7 @@ class Claims:
     def _kernel(
         self, executor: Executor, fused: int, slots_in: Sequence[str], slots_out: Sequence[str], checked: bool
     ) -> Kernel:
-        # The fused node's inputs are without repetitions, its outputs without those that nobody uses.
+        # The fused node's inputs have no duplicates, and its outputs omit unused ones.
         have_in = self._api.input_names(fused)
         have_out = self._api.output_names(fused)
         unread = {port.name for port in executor.signature.inputs if not port.on_npu}
@@ -265,12 +268,12 @@ class Claims:
 
     @cached_property
     def _request(self) -> Request:
-        """What the session asks for. Raises OptionError."""
+        """The session's request. Raises OptionError."""
         return read_request([(PROVIDER, self._given)], None, no_cpu=self._no_cpu)
 
     def _options(self) -> Options:
         options = read_options(self._given)
-        # onnxruntime holds on to the model's signature.
+        # onnxruntime enforces the model's signature.
         asked = [key for key in SIGNATURE_OPTIONS if key in options.given]
         if asked:
             raise OptionError(
@@ -280,12 +283,12 @@ class Claims:
         return options
 
     def _query(self, options: Options) -> Query:
-        """What is asked of the adapters: what the session says, else what was said at registration."""
+        """The query for the adapters: from the session's options, else as given at registration."""
         asked = query_for(options)
         if asked.device is None and options.runtime_library is None:
             asked = advertised.query() or asked
             if self._device is not None:
-                # A session may have advertised it that came after the registration, which says nothing of it then.
+                # A session may have advertised it after the registration, whose query then does not mention it.
                 asked = replace(asked, device=self._device)
         return asked
 
@@ -374,7 +377,8 @@ class Claims:
 
 
 def _why_not_exchanged(onnx: OnnxModel) -> str | None:
-    """onnxruntime lets a caller, or an active LoRA adapter, feed initializers, and passes over what nobody takes."""
+    """Why the ONNX may not be replaced: onnxruntime lets a caller, or an active LoRA adapter, feed initializers, and
+    ignores those that nothing takes."""
     if not onnx.overridable:
         return None
     names = ", ".join(value.name for value in onnx.overridable[:3])
@@ -385,7 +389,7 @@ def _why_not_exchanged(onnx: OnnxModel) -> str | None:
 
 
 def _why_not_in_parts(path: str) -> str:
-    """onnxruntime has loaded the ONNX, whose nodes stay as they are."""
+    """Why a model in parts may not replace the ONNX: onnxruntime has loaded the ONNX, whose nodes stay as they are."""
     return (
         f"its compiled model is in parts, in a model of its own that onnxruntime can load: load {path} instead, or use "
         "ort_rknn.InferenceSession, which does so itself"
@@ -402,13 +406,14 @@ def _tell_fallback(decision: Decision) -> None:
 
 
 def _tell(text: str) -> None:
-    """Falling back is never a secret: who has the provider on a session of the unmodified onnxruntime asked for it."""
+    """Report a fallback: it is never silent, because whoever uses the provider in the unmodified onnxruntime asked for
+    it."""
     log.warning(text)
     warn_of_fallback(text, "onnxruntime")
 
 
 def _confined(model_path: str, relative: str, node: str) -> str:
-    """The file that an EPContext node names, if it lies in the model's folder: see :func:`confined_path`."""
+    """The file named by an EPContext node, if it lies in the model's folder; see :func:`confined_path`."""
     if not model_path:
         raise ort_error(
             INVALID_ARGUMENT,

@@ -1,7 +1,7 @@
-"""EPContext nodes that Compile returns where onnxruntime writes a model with compiled nodes (``ep.context_enable``).
+"""EPContext nodes returned from Compile if onnxruntime writes a model with compiled nodes (``ep.context_enable``).
 
-onnxruntime then owns them. A node has its fused node's name and the model's real inputs: what else it had would stay in
-the written file.
+onnxruntime then owns them. A node has its fused node's name and only the model's real inputs: anything else would stay
+in the written file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENABLE, FILE_PATH, EMBED = "ep.context_enable", "ep.context_file_path", "ep.cont
 
 
 def target_of(entries: Mapping[str, str], model_path: str) -> str:
-    """The file that is written: as the session's entries say, else onnxruntime's default; "" for one in memory."""
+    """The file to write: as the session's entries say, else onnxruntime's default; "" for a model in memory."""
     if entries.get(FILE_PATH):
         return os.path.abspath(entries[FILE_PATH])
     return f"{os.path.splitext(os.path.abspath(model_path))[0]}_ctx.onnx" if model_path else ""
@@ -36,10 +36,10 @@ def context_node(
     entries: Mapping[str, str],
     model_path: str,
 ) -> int:
-    """A node that stands for the executor's compiled model, for the file that the session's ``entries`` ask for.
+    """A node with the executor's compiled model, for the file that the session's ``entries`` ask for.
 
-    Raises InvalidArgument if that shall name a file and lies in memory itself, Fail if the compiled model cannot
-    be read or written.
+    Raises InvalidArgument if the node is to name a file but the compiled model is in memory, Fail if the compiled model
+    cannot be read or written.
     """
     embed = entries.get(EMBED, "0") == "1"
     target = target_of(entries, model_path)
@@ -76,7 +76,7 @@ def context_node(
         for attribute in made:
             api.ReleaseOpAttr(attribute)
         raise
-    assert node  # which has taken over the attributes
+    assert node  # it now owns the attributes
     return node
 
 

@@ -1,7 +1,7 @@
-"""How a session hands its executor to the provider: a random token in the wrapper, resolved in this process only. And
-the way back, for the executors that a model's own EPContext nodes bring.
+"""How a session passes its executor to the provider: by a random token in the wrapper, valid in this process only. Also
+the reverse, for the executors of a model's own EPContext nodes.
 
-A 300 MB blob in the node would cost over a gigabyte while loading, and a path could be exchanged between check and use.
+A 300 MB blob in the node would take over a gigabyte while loading, and a path could be replaced between check and use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _waiting: dict[bytes, Executor] = {}
 
 
 def offer(executor: Executor) -> bytes:
-    """A token for an executor. Good for one :func:`take`; :func:`withdraw` it when no session came of it."""
+    """A token for an executor, valid for one :func:`take`. Call :func:`withdraw` if creating the session failed."""
     token = PREFIX + secrets.token_hex(16).encode()
     with _lock:
         _waiting[token] = executor
@@ -34,7 +34,7 @@ def offer(executor: Executor) -> bytes:
 
 
 def take(token: bytes) -> Executor | None:
-    """The executor of a token, once; None for a token of another process, session or time."""
+    """The executor of a token, once; None for a token of another process, another session, or one already used."""
     with _lock:
         return _waiting.pop(token, None)
 
@@ -47,20 +47,20 @@ def withdraw(token: bytes) -> None:
 
 @dataclass(slots=True)
 class Making:
-    """What a session of ours tells the provider of the model with EPContext nodes that it makes just now."""
+    """What our session tells the provider about the model with EPContext nodes that it is loading."""
 
     executors: list[Executor]
-    """Gets those that the provider opens."""
+    """The provider adds the executors that it opens."""
     original: str | None = None
-    """The ONNX that the model was compiled from, where the session knows it: the nodes' own word is a stranger's."""
+    """The ONNX that the model was compiled from, if the session knows it; the path stored in the nodes is untrusted."""
     cpu_session: Callable[..., Any] | None = None
-    """Makes onnxruntime's CPU session on an ONNX, as the user's SessionOptions say."""
+    """Creates onnxruntime's CPU session on an ONNX, with the user's SessionOptions."""
     form: PartsForm | None = None
     """The form that the options ask for, which the graph declares."""
     model_path: str = ""
-    """The file of the model, where onnxruntime loads it from memory."""
+    """The model's file, if onnxruntime loads it from memory."""
     optimal_only: bool = False
-    """A compiled model that had better be compiled again is an error."""
+    """A compiled model that should be recompiled is an error."""
 
 
 class _Here(threading.local):
@@ -72,8 +72,8 @@ _here = _Here()
 
 @contextmanager
 def collected(making: Making) -> Iterator[None]:
-    """Executors that the provider opens on this thread meanwhile are added to ``making``; onnxruntime compiles on the
-    thread that makes the session. None is added where that fails."""
+    """Executors that the provider opens on this thread in the block are added to ``making``; onnxruntime compiles on
+    the thread that creates the session. None are added if creating it fails."""
     _here.making = making
     try:
         yield
@@ -85,11 +85,11 @@ def collected(making: Making) -> Iterator[None]:
 
 
 def making() -> Making | None:
-    """What this thread makes inside :func:`collected`: a session of ours, else None."""
+    """The session that this thread is creating inside :func:`collected`, if it is one of ours; else None."""
     return _here.making
 
 
 def opened(executor: Executor) -> None:
-    """The provider opened an executor."""
+    """Record that the provider opened an executor."""
     if _here.making is not None:
         _here.making.executors.append(executor)

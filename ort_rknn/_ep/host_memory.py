@@ -1,9 +1,9 @@
-"""onnxruntime's own spelling of NPU memory: an allocator of host-accessible memory for OrtValues.
+"""NPU memory in onnxruntime's own terms: an allocator of host-accessible memory for OrtValues.
 
     ep_device.memory_info(onnxruntime.OrtDeviceMemoryType.HOST_ACCESSIBLE)
 
-It is declared as memory of the CPU with our vendor id: then ``numpy()`` is a view, and ``update_inplace`` and DLPack
-work. A DEFAULT allocator is not offered, because onnxruntime would copy every plain input into it.
+It is declared as CPU memory with our vendor id, so that ``numpy()`` is a view, and ``update_inplace`` and DLPack work.
+There is no DEFAULT allocator, because onnxruntime would copy every ordinary input into it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ P = c_void_p
 _NAME = b"RknnHostAccessible"
 _CPU, _HOST_ACCESSIBLE, _DEVICE_ALLOCATOR = 0, 5, 0
 _ALIGNMENT = 4096
-#: Python's onnxruntime makes OrtValues in such memory from here on.
+#: Python's onnxruntime creates OrtValues in such memory since this release.
 SINCE = (1, 28)
 
 
 class _Allocator:
-    """The allocator of one device. Never freed, as its memory info: onnxruntime refers to them until it ends."""
+    """The allocator of one device. Never freed, nor is its memory info: onnxruntime refers to them until it ends."""
 
     def __init__(self, device: Device, info: int) -> None:
         self.device = device
@@ -44,15 +44,15 @@ class _Allocator:
             setattr(self.table, slot, ctypes.cast(callback, c_void_p).value)
 
 
-#: By device number and, the same, by the table's address.
+#: By device number, and also by the table's address.
 _by_number: dict[int, _Allocator] = {}
 _by_address: dict[int, _Allocator] = {}
-#: What is in use, by address.
+#: Arrays in use, by address.
 _arrays: dict[int, np.ndarray[Any, Any]] = {}
 
 
 def offer(api: Api, ep_device: int, device: Device, vendor: int) -> None:
-    """Tell onnxruntime that the OrtEpDevice has such memory, where its release can use it and the adapter has it."""
+    """Advertise such memory for the OrtEpDevice, if this onnxruntime can use it and the adapter has it."""
     from ..adapter.plugins import adapters
 
     adapter = adapters().get(device.adapter)
@@ -79,7 +79,7 @@ def create_allocator(api: Api, info: int, out: int) -> None:
 
 
 def _array(this: int, size: int) -> np.ndarray[Any, Any]:
-    """NPU memory; where none is given ordinary memory, since onnxruntime does not look whether it got any."""
+    """NPU memory, or ordinary memory if it cannot be allocated: onnxruntime does not check whether it got any."""
     try:
         return allocate_on(_by_address[this].device, max(size, 1))
     except Exception as error:
@@ -116,7 +116,7 @@ _callbacks: dict[str, Any] = {
     "Free": CFUNCTYPE(None, P, P)(quiet(_free)),
     "Info": CFUNCTYPE(P, P)(_info),
 }
-#: Allocators stay: there is nothing to release.
+#: Allocators are never freed: there is nothing to release.
 release_allocator = CFUNCTYPE(None, P, P)(quiet(lambda this, allocator: None))
 
 for _thing in (_callbacks, release_allocator, _by_number, _by_address, _arrays):

@@ -15,14 +15,14 @@ _BITS = {
     "runtime library": MISSING,
     "runtime opens": MISSING,
 }
-#: onnxruntime's notes are text for people; a long list of paths is not.
+#: onnxruntime's notes are meant for people; a long list of paths is not.
 _LONGEST = 2000
 
 
 def reasons(query: Query | None, *, is_npu: bool) -> tuple[int, str]:
-    """(bits, notes) for a hardware device: (0, "") where sessions can use it. The checks are those of ``doctor``.
+    """(bits, notes) for a hardware device: (0, "") if sessions can use it. The checks are those of ``doctor``.
 
-    ``query``: what was said about devices at registration; ``is_npu``: the device is one that we made.
+    ``query``: the device query given at registration; ``is_npu``: the device is one that we created.
     """
     from .._options import Options
 

@@ -1,4 +1,4 @@
-"""The kernel: one EPContext node's run, between onnxruntime's buffers and the executor."""
+"""The kernel: one run of an EPContext node, between onnxruntime's buffers and the executor."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .._tensors import Shape
 from . import handoff
 from .abi import Api, OrtCallFailed
 
-#: Plans that a kernel remembers.
+#: The number of plans that a kernel caches.
 _KEPT = 128
-#: Per output of the signature: index in the kernel context, dims as C wants them, rank; or for what nobody reads None,
-#: the address of a buffer, and its array, which lives as long as whoever uses the plan.
+#: Per output of the signature: index in the kernel context, dims as a C array, rank; or, for an unused output: None,
+#: the address of a buffer, and its array, which the plan keeps alive.
 _Plan = tuple[tuple["int | None", Any, Any], ...]
 
 
 class Kernel:
     """Runs an executor on the inputs and outputs of a kernel context.
 
-    ``inputs`` and ``outputs`` are, per port of the executor's signature, the index among the fused node's own (None: an
-    input that nothing reads or an output that nothing uses, which the fused node lacks). ``checked``: the inputs come
-    from other nodes, whose shapes onnxruntime does not hold against our signature.
+    ``inputs`` and ``outputs`` map each port of the executor's signature to the index among the fused node's own (None:
+    an input that nothing reads, or an unused output, which the fused node lacks). ``checked``: the inputs come from
+    other nodes, so onnxruntime does not check their shapes against our signature.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Kernel:
             if index is None
         }
         self._plans: dict[Call, _Plan] = {}
-        # What was found right once: looking again costs more than the run's own calls.
+        # Calls already found: finding one again costs more than the rest of our code in a run.
         self._found: dict[tuple[Shape, ...], Call] = {}
         self._sizes: list[dict[Shape, int]] = [{} for _ in inputs]
 
@@ -103,7 +103,7 @@ class Kernel:
         self.executor.execute(call, sources, targets)
 
     def _compute_onnx(self, context: int, shapes: tuple[Shape, ...], sources: list[int]) -> None:
-        """A shape that was not compiled, by the ONNX: its output shapes are known only afterwards."""
+        """Run a shape that was not compiled on the ONNX: its output shapes are known only afterwards."""
         cell = c_void_p()
         for output, result in zip(self._outputs, self.executor.run_onnx(shapes, sources)):
             if output is None:
@@ -132,7 +132,7 @@ class Kernel:
         return tuple(dims)
 
     def _missing(self, place: int) -> Exception:
-        """Where inputs are bound, onnxruntime leaves it to the kernels to find that one is not there."""
+        """The error for a missing input: with bound inputs, onnxruntime leaves this check to the kernels."""
         return ort_error(FAIL, f"Missing Input: {self.executor.signature.inputs[place].name}")
 
     def _call(self, shapes: tuple[Shape, ...]) -> Call | None:
@@ -154,7 +154,7 @@ class Kernel:
         return call
 
     def _check_size(self, value: c_void_p, shape: Shape, index: int) -> None:
-        """The address and the size are all that the runtime gets: they must agree."""
+        """Check the buffer size: the runtime gets only the address and the size, so they must agree."""
         size = c_size_t()
         self._api.check(self._api.GetTensorSizeInBytes(value, byref(size)))
         sizes = self._sizes[index]
@@ -187,5 +187,5 @@ class Kernel:
         return plan
 
     def close(self) -> None:
-        """Give back the executor: the session is gone."""
+        """Release the executor: the session is gone."""
         self.executor.close()

@@ -1,7 +1,7 @@
-"""What the nodes of a model in parts were compiled from: for each the part of the original ONNX between its tensors.
+"""The original ONNX of a model in parts: for each node, the part of the original between the node's inputs and outputs.
 
-A virtual NPU computes with it, and it is the evidence for what a compiled model does not say itself: whether samples
-are independent, what a converter left out, what calls of other shapes run on.
+A virtual NPU computes with it, and it provides facts that a compiled model does not record: whether samples are
+independent, what a converter left out, and how to run calls with other shapes.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class PartOfOriginal:
     """The ONNX of one node's compiled model."""
 
     twin: str | bytes | None = None
-    """The whole original's path where the node stands for all of it, else a small model; None if it is not known."""
+    """The original's path if the node covers all of it, else a small model; None if it is unknown."""
     folder: str | None = None
-    """Of the weights, where it is a small model."""
+    """The folder of the weights, for a small model."""
     cpu_session: Callable[..., Any] | None = None
     path: str = ""
-    """The original's."""
+    """The original's path."""
 
     def while_gone(self, executor: Executor) -> CpuFallback | None:
-        """What runs the node while the device is gone: the original as it is now, which is held open. None if it is
-        not known, or cannot do it."""
+        """What runs the node while the device is gone: the current original, which is held open. None if it is unknown
+        or unsuitable."""
         if self.twin is None or not gives_the_same_form(executor.signature, executor.options):
             return None
         make = self.cpu_session
@@ -86,8 +86,8 @@ class Originals:
         outputs: Sequence[Declared],
         label: str,
     ) -> PartOfOriginal:
-        """The part of the ONNX ``name`` beside the model at ``model_path``, or of the one that the session names, that
-        a node with these tensors stands for. Where it cannot be used, a log record says why."""
+        """The part of the original that a node with these tensors covers. The original is the one the session names,
+        else the ONNX ``name`` beside the model at ``model_path``. If it cannot be used, a log record says why."""
         making = handoff.making()
         try:
             path = making.original if making is not None and making.original else _beside(model_path, name)
@@ -117,7 +117,7 @@ class Originals:
 def _beside(model_path: str, name: str) -> str | None:
     """The ONNX that a node names; None if it names none, or the model came from memory.
 
-    Raises ValueError for a name that is not one of a file beside the model: it is input from strangers.
+    Raises ValueError for a name that is not a file beside the model: it is untrusted input.
     """
     if not name or not model_path:
         return None
@@ -129,7 +129,7 @@ def _beside(model_path: str, name: str) -> str | None:
         return None
     if os.path.samefile(path, model_path):
         return None
-    # Under its own name: a hub's cache has links.
+    # Not resolved: a hub's cache contains links.
     return os.path.join(os.path.dirname(os.path.abspath(model_path)), name)
 
 

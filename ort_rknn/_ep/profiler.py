@@ -1,8 +1,8 @@
-"""Runs on the NPU in the file that ``session.end_profiling()`` names, since onnxruntime 1.25.
+"""Runs on the NPU in the profile of ``session.end_profiling()``, since onnxruntime 1.25.
 
-onnxruntime makes one profiler for each session, whether it profiles or not, and starts it where it does. Runs are
-recorded meanwhile (:mod:`~ort_rknn._executor.recording`) and handed over at the end, in onnxruntime's clock:
-microseconds since the profile began.
+onnxruntime creates one profiler per session and starts it only if the session profiles. Runs are recorded meanwhile
+(:mod:`~ort_rknn._executor.recording`) and passed on at the end, in onnxruntime's clock: microseconds since the start of
+the profile.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ log = logging.getLogger("ort_rknn")
 
 #: OrtProfilingEventCategory: what runs inside a node.
 _KERNEL = 2
-#: The threads of a profile are the rows of a viewer. The cores get rows of their own, above the numbers of threads.
+#: A viewer shows the threads of a profile as rows. Cores get rows of their own, with numbers above those of threads.
 CORE_ROW = 900_000
-#: Events that are handed over at once.
+#: Events passed on at a time.
 _AT_ONCE = 4096
 
 
 class _Profiler:
-    """That of one session."""
+    """The profiler of one session."""
 
     def __init__(self, api: Api, executors: Callable[[], list[Executor]]) -> None:
         self.table = abi.OrtEpProfilerImpl()
@@ -41,12 +41,12 @@ class _Profiler:
             setattr(self.table, name, ctypes.cast(callback, c_void_p).value)
         self.recorder = Recorder()
         self.base = 0
-        """When the profile began, as ``time.perf_counter_ns()``."""
+        """The start of the profile, as ``time.perf_counter_ns()``."""
         self._api = api
         self._executors = executors
 
     def hand_over(self, container: int) -> None:
-        """End, and give the session's runs to onnxruntime."""
+        """Stop, and pass the session's runs to onnxruntime."""
         slices = self.recorder.stop()
         owners = {id(executor.signature) for executor in self._executors()}
         events: list[int] = []
@@ -78,7 +78,7 @@ class _Profiler:
 
     def _events(self, one: Slice) -> Iterator[int]:
         args = _args(one)
-        # A run that waited is executed on another thread. Its caller sleeps meanwhile, or goes on and nobody waits.
+        # A run that waited executes on another thread. Its caller sleeps meanwhile, or continues without waiting.
         row = one.caller if one.blocks else one.thread
         for name, begin, end in one.parts():
             if name != "wait" or one.blocks:
@@ -87,7 +87,7 @@ class _Profiler:
     def _event(self, row: int, name: str, begin: int, end: int, args: Mapping[str, str]) -> int:
         keys = (c_char_p * len(args))(*(key.encode() for key in args))
         values = (c_char_p * len(args))(*(value.encode(errors="replace") for value in args.values()))
-        # Both rounded down, so that what lies inside something else stays there.
+        # Both are rounded down, so that nested events stay nested.
         at, until = (begin - self.base) // 1000, (end - self.base) // 1000
         out = c_void_p()
         self._api.check(
@@ -104,12 +104,12 @@ def _args(one: Slice) -> Mapping[str, str]:
     return {**told, "error": one.error} if one.error else told
 
 
-#: Live ones by the address of their table.
+#: Live profilers by the address of their table.
 _profilers: dict[int, _Profiler] = {}
 
 
 def create(api: Api, executors: Callable[[], list[Executor]], out: int) -> None:
-    """Make the profiler of a session, whose executors ``executors`` tells when the profile ends."""
+    """Create the profiler of a session; ``executors`` returns its executors when the profile ends."""
     if not hasattr(api, "CreateProfilingEvent"):
         raise OrtCallFailed(f"onnxruntime {api.version} takes no events of providers")
     profiler = _Profiler(api, executors)
@@ -119,7 +119,7 @@ def create(api: Api, executors: Callable[[], list[Executor]], out: int) -> None:
 
 
 def _start(this: int, offset: int) -> None:
-    """The profile began ``offset`` nanoseconds ago."""
+    """The profile started ``offset`` nanoseconds ago."""
     profiler = _profilers[this]
     profiler.base = time.perf_counter_ns() - offset
     profiler.recorder.start()

@@ -1,7 +1,7 @@
 """The execution provider: onnxruntime's tables, filled with Python callbacks.
 
-The rules that hold for all callbacks are in ``_callbacks``. ``ReleaseEpFactory`` runs when Python is gone, so it is a
-function of libc.
+The rules for all callbacks are in ``callbacks``. ``ReleaseEpFactory`` runs after Python has ended, so it is a function
+of libc.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ P = c_void_p
 
 
 class _Factory:
-    """Everything between CreateEpFactories and interpreter exit. One per process: onnxruntime has one registry."""
+    """All state between CreateEpFactories and interpreter exit. One per process: onnxruntime has one registry."""
 
     def __init__(self, api_base: int) -> None:
         self.api = Api(api_base)
@@ -62,14 +62,14 @@ _factory: _Factory | None = None
 _lock = renewed_in_child(threading.Lock())
 #: Live structures by address; onnxruntime holds the addresses.
 _eps: dict[int, tuple[ctypes.Structure, Claims]] = {}
-#: What runs for each session, until the session ends.
+#: The executors of each session, until the session ends.
 _executors: dict[int, list[Executor]] = {}
 _infos: dict[int, ctypes.Structure] = {}
 _kernels: dict[int, Kernel] = {}
 
 
 def live_providers() -> int:
-    """Number of sessions that have the provider now."""
+    """The number of sessions that have the provider now."""
     return len(_eps)
 
 
@@ -114,8 +114,8 @@ def _create_allocator(this: int, info: int, options: int, out: int) -> None:
 
 
 def _hardware(api: Api, name: str, details: dict[str, str]) -> int | None:
-    """An NPU device of our own: onnxruntime does not discover a SoC's NPU. Kept for the life of the process, because
-    releasing it has no slot in ABI 23."""
+    """An NPU device of our own, because onnxruntime does not discover a SoC's NPU. Kept for the life of the process,
+    because ABI 23 has no slot to release it."""
     assert _factory is not None
     if name not in _factory.hardware:
         metadata = api.key_values(details)
@@ -129,7 +129,7 @@ def _hardware(api: Api, name: str, details: dict[str, str]) -> int | None:
 
 
 def _incompatibility(this: int, hardware: int, details: int) -> None:
-    """onnxruntime 1.26 and later ask why a device cannot be used. See :mod:`.incompatibility`."""
+    """Why a device cannot be used; called by onnxruntime 1.26 and later. See :mod:`.incompatibility`."""
     from .advertised import query
     from .incompatibility import reasons
 
@@ -256,7 +256,7 @@ def _create_state(this: int, compute_context: int, out: int) -> None:
 
 @covered
 def _compute(this: int, state: int, context: int) -> int:
-    # The hot path: guarded, written out.
+    # The hot path: `guarded`, inlined.
     try:
         try:
             _kernels[this].compute(context)
@@ -277,7 +277,8 @@ def _compute(this: int, state: int, context: int) -> int:
 
 
 def _validate(this: int, hardware: int, count: int, info: int, out: int) -> None:
-    """``info``: what :func:`_compatibility_info` wrote when the model was compiled. onnxruntime's numbers."""
+    """Whether a compiled model is still good. ``info``: written by :func:`_compatibility_info` when the model was
+    compiled. The result is one of onnxruntime's numbers."""
     text = (ctypes.c_char_p(info).value or b"").decode(errors="replace") if info else ""
     file = parse_info(text)
     level = NOT_APPLICABLE
@@ -298,7 +299,7 @@ def _level(file: RknnFile, device: Device) -> int:
 
 @covered
 def _compatibility_info(this: int, graph: int) -> int:
-    """The text for a model that is being written. It lives as long as the provider."""
+    """The compatibility text for a model being written. It lives as long as the provider."""
     try:
         row = _eps.get(this)
         text = row[1].compatibility_info() if row is not None else ""
@@ -318,7 +319,7 @@ _strings = {text: ctypes.create_string_buffer(text) for text in (_NAME, VENDOR, 
 _get_name = _text(always(ctypes.addressof(_strings[_NAME])))
 _get_vendor = _text(always(ctypes.addressof(_strings[VENDOR])))
 _get_version = _text(always(ctypes.addressof(_strings[_VERSION])))
-#: For the slots that onnxruntime calls without looking: success, and nothing is made.
+#: For slots that onnxruntime calls without a check for NULL: success, and nothing is created.
 _nothing = CFUNCTYPE(P, P, P, P)(lambda *args: 0)
 
 _factory_callbacks: dict[str, Any] = {
@@ -329,7 +330,7 @@ _factory_callbacks: dict[str, Any] = {
     "ReleaseEp": CFUNCTYPE(None, P, P)(quiet(_release_ep)),
     "GetVendorId": CFUNCTYPE(c_uint32, P)(always(VENDOR_ID)),
     "GetVersion": _get_version,
-    # onnxruntime calls this one without a test for NULL.
+    # onnxruntime calls this one without a check for NULL.
     "CreateDataTransfer": CFUNCTYPE(P, P, P)(guarded(lambda this, out: _set_null(out))),
     "CreateAllocator": CFUNCTYPE(P, P, P, P, P)(guarded(_create_allocator)),
     "ReleaseAllocator": host_memory.release_allocator,
@@ -346,7 +347,7 @@ _ep_callbacks: dict[str, Any] = {
     "CreateProfiler": CFUNCTYPE(P, P, P)(guarded(_create_profiler)),
     "ReleaseNodeComputeInfos": CFUNCTYPE(None, P, P, c_size_t)(quiet(_release_infos)),
 }
-#: A compiled model has its weights inside: onnxruntime may let go of the graph's.
+#: A compiled model has its weights built in: onnxruntime may free the graph's.
 _without_weights = abi.OrtNodeFusionOptions(abi.ABI, True)
 _info_callbacks: dict[str, Any] = {
     "CreateState": CFUNCTYPE(P, P, P, P)(guarded(_create_state)),
@@ -404,7 +405,7 @@ for _thing in (
 def entry_points() -> dict[str, int]:
     """The two symbols of the plugin library and their addresses."""
     libc = ctypes.CDLL(None)
-    # Called when Python is gone already. This function of libc does nothing and returns 0: a success.
+    # Called after Python has ended. This function of libc does nothing and returns 0: success.
     release = ctypes.cast(libc.pthread_mutexattr_destroy, c_void_p).value
     create = ctypes.cast(_create, c_void_p).value
     assert create and release

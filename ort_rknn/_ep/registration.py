@@ -1,4 +1,4 @@
-"""Registering the provider with onnxruntime, and taking it back."""
+"""Registers the provider with onnxruntime, and unregisters it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .support import why_unavailable
 
 _lock = renewed_in_child(threading.RLock())
 _registered_as: str | None = None
-_being_made = 0  # sessions between registration and onnxruntime's constructor's end
+_being_made = 0  # sessions between registration and the end of onnxruntime's constructor
 
 
 def _in_child() -> None:
     global _being_made
-    _being_made = 0  # by threads that are not there
+    _being_made = 0  # by threads that do not exist here
 
 
 if hasattr(os, "register_at_fork"):
@@ -34,7 +34,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def may_open_a_library() -> bool:
-    """Whether this host lets the image be put where ``dlopen`` finds it: told by trying."""
+    """Whether this system lets ``dlopen`` open the image; found by trying."""
     if _registered_as is not None:
         return True
     try:
@@ -47,16 +47,17 @@ def may_open_a_library() -> bool:
 def is_registered() -> bool:
     """Whether onnxruntime knows the provider now.
 
-    Asked of onnxruntime too: its own ``unregister_execution_provider_library`` does not tell us.
+    Asks onnxruntime too, because its own ``unregister_execution_provider_library`` does not notify us.
     """
     return _registered_as is not None and any(d.ep_name == PROVIDER for d in onnxruntime.get_ep_devices())
 
 
 @contextmanager
 def held(device: Device | None = None) -> Iterator[None]:
-    """While a session is being made: :func:`unregister` refuses, because onnxruntime's constructor reads what it frees.
+    """Held while a session is being created: :func:`unregister` refuses, because onnxruntime's constructor reads what
+    it frees.
 
-    With ``device``, the provider is registered first; raises as :func:`register` then.
+    With ``device``, registers the provider first, and raises as :func:`register` does.
     """
     global _being_made
     with _lock:
@@ -76,21 +77,22 @@ def register(
     device: str | None = None,
     runtime_library: str | None = None,
 ) -> None:
-    """Make the provider known to onnxruntime in this process, under the registration name ``name``.
+    """Register the provider with onnxruntime in this process, under the registration name ``name``.
 
-    Our sessions do this by themselves. Call it for sessions of the unmodified ``onnxruntime``: they then find
-    :data:`~ort_rknn._options.PROVIDER` by name (onnxruntime 1.25.1 and later) or among ``get_ep_devices()``.
-    ``device`` and ``runtime_library`` are as the provider options of these names. Does nothing if it is registered.
+    Our sessions do this themselves. Call it for sessions of the unmodified ``onnxruntime``, which then find
+    :data:`~ort_rknn._options.PROVIDER` by name (onnxruntime 1.25.1 and later) or among ``get_ep_devices()``. ``device``
+    and ``runtime_library`` are as the provider options of these names. Does nothing if the provider is already
+    registered.
 
-    Raises Fail if no device is found (onnxruntime does not know a provider without one) or the provider cannot exist
-    in this process, with the reason.
+    Raises Fail, with the reason, if no device is found (onnxruntime requires one) or if the provider cannot exist in
+    this process.
     """
     given: dict[str, object] = {"device": device, "runtime_library": runtime_library}
     _register(name, read_options({k: v for k, v in given.items() if v is not None}), None)
 
 
 def _register(name: str, options: Options, advertise: Device | None) -> None:
-    """As :func:`register`; ``advertise``: a device that onnxruntime is told of although it is not found."""
+    """As :func:`register`; ``advertise``: a device to advertise to onnxruntime although it was not found."""
     global _registered_as
     with _lock:
         if is_registered():
@@ -119,9 +121,9 @@ def _register(name: str, options: Options, advertise: Device | None) -> None:
 
 
 def unregister() -> None:
-    """Take the provider back. Does nothing if it is not registered.
+    """Unregister the provider. Does nothing if it is not registered.
 
-    Raises Fail while sessions still have it, or are being made with it: onnxruntime would call into what is gone.
+    Raises Fail while sessions use it or are being created with it: onnxruntime would call into freed objects.
     """
     global _registered_as
     from .provider import live_providers
@@ -151,10 +153,10 @@ def _kept_stub() -> StubFile:
 
 
 def get_library_path() -> str:
-    """A path for ``onnxruntime.register_execution_provider_library(name, path)``, as plugin packages offer it.
+    """A path for ``onnxruntime.register_execution_provider_library(name, path)``, as other plugin packages provide.
 
-    It leads to an image that is made for this process and good in this process only. Devices are those that
-    ``ORT_RKNN_DEVICE`` and the machine offer at this call. Raises Fail if the provider cannot exist here.
+    It refers to an image created for this process and valid only in it. Devices are those that ``ORT_RKNN_DEVICE`` and
+    the machine offer at this call. Raises Fail if the provider cannot exist here.
     """
     reason = why_unavailable()
     if reason is not None:

@@ -1,9 +1,9 @@
-"""A call's RunOptions: what they say of the call, and what they say while it is under way.
+"""Reads a call's RunOptions, when the call starts and while it is active.
 
-onnxruntime shows them to a provider when a call starts. The C API gives a config entry by its name, but has no getter
-for ``terminate`` and does not list the entries. So two places are looked for in a structure of our own: the byte that
-setting ``terminate`` changes, and the list of entries, which tells those that we do not know. Where either is not as
-expected, it is logged once, and done without.
+onnxruntime shows them to a provider when a call starts. The C API returns a config entry by name, but has no getter for
+``terminate`` and does not list the entries. So both are located by experiment in a structure of our own: the byte that
+setting ``terminate`` changes, and the list of entries, which reveals unknown ones. If either is not as expected, this
+is logged once, and the feature is unavailable.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .callbacks import guarded, keep_for_ever
 
 log = logging.getLogger("ort_rknn")
 
-#: Names of config entries that are ours.
+#: Prefix of the config entries that are ours.
 PREFIX: Final = "ort_rknn."
-#: The structure is longer than this, in 64-bit words, in every release from 1.23 to 1.32.
+#: The structure is longer than this number of 64-bit words in every release from 1.23 to 1.32.
 _WORDS: Final = 16
 
 
 class _Places:
-    """Where things lie in an OrtRunOptions; -1 where that is not clear."""
+    """Offsets in an OrtRunOptions; -1 if unknown."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
@@ -39,7 +39,7 @@ class _Places:
         assert options
         try:
             self.terminate = _find_terminate(api, options)
-            #: The number of entries; the first one's address lies before it.
+            #: The number of entries; the address of the first one precedes it.
             self.count = _find_count(api, options)
         finally:
             api.ReleaseRunOptions(options)
@@ -64,7 +64,7 @@ def _find_terminate(api: Api, options: int) -> int:
 
 
 def _find_count(api: Api, options: int) -> int:
-    """The entries are nodes of a list: next, then the key's characters and their number, then the value's."""
+    """Where the number of entries is. An entry is a node of a list: next, the key's characters and length, the value's."""
     names = (f"{PREFIX}the first name that is looked for", f"{PREFIX}the second name that is looked for")
     seen = [_words(options, _WORDS)]
     for name in names:
@@ -84,7 +84,7 @@ def _words(address: int, number: int) -> list[int]:
 
 
 def _is_block(address: int) -> bool:
-    """Whether this may be the address of as much memory as an entry takes."""
+    """Whether this may be the address of a block as large as an entry."""
     return address > 4096 and address % 16 == 0 and _size_of_block(address) >= 80
 
 
@@ -103,12 +103,13 @@ def _entries(options: int, count: int) -> list[str]:
 
 
 _places: _Places | None = None
-#: By thread: where its stack lies. A call without RunOptions has some on its caller's stack, which nobody else knows.
+#: The stack's address range, by thread. The RunOptions of a call without any lie on its caller's stack, where nothing
+#: else can reach them.
 _stacks: dict[int, tuple[int, int]] = {}
 
 
 def watch(api: Api, table: ctypes.Structure) -> None:
-    """Read the RunOptions of the calls of the session whose OrtEp this is."""
+    """Read the RunOptions of the calls of the session with this OrtEp."""
     global _places
     if _places is None:
         _places = _Places(api)
@@ -117,9 +118,9 @@ def watch(api: Api, table: ctypes.Structure) -> None:
 
 
 def _start(this: int, options: int) -> None:
-    """A call begins. Raises OptionError for entries that are wrong."""
+    """A call begins. Raises OptionError for invalid entries."""
     if run_settings.current() is not None:
-        run_settings.end()  # a signal's handler ended the last one's start
+        run_settings.end()  # a signal handler ended the previous call's start
     places = _places
     if not options or places is None:
         return
@@ -133,7 +134,7 @@ def _start(this: int, options: int) -> None:
     if places.count < 0 or c_size_t.from_address(options + places.count).value:
         timeout_ms, priority = _given(places, options)
     flag = c_bool.from_address(options + places.terminate) if places.terminate >= 0 else None
-    # Below a synchronous call's callback is the frame of who called it.
+    # Below a synchronous call's callback is its caller's frame.
     leaves = bool(run_settings.asynchronous) or _has_caller()
     run_settings.begin(RunSettings(flag, leaves=leaves, timeout_ms=timeout_ms, priority=priority))
 
@@ -166,7 +167,7 @@ def _given(places: _Places, options: int) -> tuple[int | None, int | None]:
 
 
 def _stack_here() -> tuple[int, int]:
-    """The addresses of this thread's stack; none where they cannot be had."""
+    """The address range of this thread's stack; empty if it is unknown."""
     libc = ctypes.CDLL(None)
     attributes = ctypes.create_string_buffer(256)
     start, size = c_void_p(), c_size_t()

@@ -1,9 +1,9 @@
 """A shared library with no code in it: an ELF image whose exported symbols are absolute addresses.
 
 onnxruntime opens a plugin provider with ``dlopen`` and looks up two symbols. Both are ctypes callbacks of this process,
-so the "library" needs no instructions: two dynamic symbols with section index SHN_ABS, whose values glibc's ``dlsym``
-(2.28 and later) returns unrelocated. The image is about 500 bytes, holds no executable segment, and means nothing in
-any other process.
+so the "library" needs no code, just two dynamic symbols with section index SHN_ABS, whose values glibc's ``dlsym``
+(2.28 and later) returns unrelocated. The image is about 500 bytes, has no executable segment, and is meaningless in any
+other process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GLOBAL_FUNC = (1 << 4) | 2
 
 
 class StubUnavailable(Exception):
-    """This process cannot open such a library; the text says why."""
+    """This process cannot open such a library; the message says why."""
 
 
 def stub_image(symbols: Mapping[str, int], soname: str, machine: int) -> bytes:
@@ -65,7 +65,7 @@ def stub_image(symbols: Mapping[str, int], soname: str, machine: int) -> bytes:
     ident = b"\x7fELF" + bytes((2, 1, 1)) + bytes(9)
     image = ident + struct.pack("<HHIQQQIHHHHHH", 3, machine, 1, 0, 64, 0, 0, 64, 56, 3, 0, 0, 0)
     image += struct.pack("<IIQQQQQQ", _PT_LOAD, _RW, 0, 0, 0, size, size, _PAGE)
-    # glibc writes into the dynamic section, so it is writable.
+    # glibc writes to the dynamic section, so it is writable.
     image += struct.pack(
         "<IIQQQQQQ", _PT_DYNAMIC, _RW, at_dynamic, at_dynamic, at_dynamic, len(dynamic), len(dynamic), 8
     )
@@ -81,7 +81,7 @@ def _aligned(offset: int) -> int:
 
 
 def this_machine() -> int:
-    """The ELF machine number of this process. Raises StubUnavailable where the technique does not apply."""
+    """The ELF machine number of this process. Raises StubUnavailable if the technique is not supported here."""
     if not sys.platform.startswith("linux"):
         raise StubUnavailable(f"the execution provider needs Linux; this is {sys.platform}")
     if sys.byteorder != "little" or struct.calcsize("P") != 8:
@@ -95,9 +95,10 @@ def this_machine() -> int:
 
 
 class StubFile:
-    """The image where ``dlopen`` can find it: an anonymous memory file, or (forbidden there) a temporary one.
+    """The image in a place where ``dlopen`` can find it: an anonymous memory file or, if that is forbidden, a temporary
+    file.
 
-    ``path`` is valid until :meth:`close`. Raises StubUnavailable where both ways are forbidden.
+    ``path`` is valid until :meth:`close`. Raises StubUnavailable if both are forbidden.
     """
 
     def __init__(self, image: bytes) -> None:
@@ -119,8 +120,8 @@ class StubFile:
             raise OSError("not available")
         self._fd = os.memfd_create("ort_rknn", os.MFD_CLOEXEC)
         _write_all(self._fd, image)
-        # glibc knows an open library by the spelling of its path, and would give back somebody else's that was opened
-        # from a file of the same number: so a spelling that others do not use.
+        # glibc identifies an open library by the spelling of its path, and would return a library that other code
+        # opened from a file of the same number. So use a spelling that nobody else uses.
         path = f"/proc/self/fd/./{self._fd}"
         os.stat(path)
         return path
@@ -135,7 +136,7 @@ class StubFile:
         return self._temporary
 
     def close(self) -> None:
-        """Forget the file; a library that is open stays so. Idempotent."""
+        """Forget the file; an open library stays open. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,4 +1,4 @@
-"""What the installed onnxruntime and this machine can do with a plugin provider."""
+"""What the installed onnxruntime and this machine support for a plugin provider."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import onnxruntime
 
 from .stub import StubUnavailable, this_machine
 
-#: From this release on onnxruntime runs plugin providers that work in CPU memory; 1.23.0 inserts copies that no kernel
-#: can do ("Kernel not found").
+#: Since this release onnxruntime runs plugin providers that work in CPU memory; 1.23.0 inserts copies for which no
+#: kernel exists ("Kernel not found").
 OLDEST = (1, 23, 1)
-#: From this release on ``providers=["RKNNExecutionProvider"]`` finds a plugin by name; before, only by device.
+#: Since this release ``providers=["RKNNExecutionProvider"]`` finds a plugin by name; before, only by device.
 BY_NAME = (1, 25, 1)
 
 
@@ -24,13 +24,13 @@ def onnxruntime_version() -> tuple[int, ...]:
 
 
 def by_name() -> bool:
-    """Whether the installed onnxruntime takes the provider by name."""
+    """Whether the installed onnxruntime accepts the provider by name."""
     return onnxruntime_version() >= BY_NAME
 
 
 @functools.cache
 def why_unavailable() -> str | None:
-    """Why the provider cannot exist in this process; None if it can. Nothing is registered."""
+    """Why the provider cannot exist in this process; None if it can. Registers nothing."""
     if onnxruntime_version() < OLDEST or not hasattr(onnxruntime, "register_execution_provider_library"):
         return (
             f"onnxruntime {onnxruntime.__version__} does not run plugin execution providers in CPU memory; "

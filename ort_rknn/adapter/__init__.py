@@ -1,11 +1,12 @@
-"""The public door for authors of plugins: adapters, which own an NPU runtime, and commands of ``ort-rknn``.
+"""The public API for plugin authors. Plugins provide adapters, which drive an NPU runtime, and commands of
+``ort-rknn``.
 
 A plugin needs one import::
 
     from ort_rknn.adapter import Device, Survey, hookimpl
 
-See :mod:`ort_rknn.adapter.contract` for what an adapter is, :mod:`ort_rknn.adapter.hookspecs` for how one is found, and
-``docs/adapters.md`` for a walk through a small one. :mod:`ort_rknn.adapter.testing` tests one.
+:mod:`ort_rknn.adapter.contract` defines an adapter, :mod:`ort_rknn.adapter.hookspecs` says how it is found,
+``docs/adapters.md`` walks through a small one, and :mod:`ort_rknn.adapter.testing` tests one.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ __all__ = [
 ]
 
 
-#: Imported at first use: a session needs neither pluggy's markers nor argparse, and looking for a device no numpy.
+#: Imported at first use: a session needs neither pluggy's markers nor argparse, and device discovery needs no numpy.
 _LAZY = {
     "Command": ".command",
     "Examines": ".findings",

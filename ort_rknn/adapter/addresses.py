@@ -1,4 +1,4 @@
-"""From the addresses that a run is given to arrays."""
+"""Arrays over the addresses that a run is given."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def array_at(address: int, shape: Sequence[int], dtype: str) -> NDArray[np.generic]:
-    """The C-contiguous buffer at ``address`` as an array, without a copy: what is written to it is in the buffer.
+    """The C-contiguous buffer at ``address`` as an array, without a copy: writing to the array writes to the buffer.
 
     ``dtype`` is numpy's name for it. The array is valid as long as the buffer is, which in a run is until
-    :meth:`Context.run` returns: never keep one.
+    :meth:`Context.run` returns. Never keep one.
     """
     kind = np.dtype(dtype)
     count = math.prod(shape)

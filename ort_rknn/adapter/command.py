@@ -1,4 +1,4 @@
-"""What a command of ``ort-rknn`` is. Other packages bring them with the hook ``ort_rknn_commands``."""
+"""A command of ``ort-rknn``. Packages provide commands with the hook ``ort_rknn_commands``."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ class Command:
     run: Callable[[argparse.Namespace], int]
     """Runs the command and returns the exit code."""
     takes_over: Callable[[Sequence[str]], int] | None = None
-    """Called instead of ``run`` with the words after the command's name. For a command that reads its arguments itself
-    and whose exceptions must not be caught, as one that runs a user's program."""
+    """Called instead of ``run``, with the words after the command's name. For a command that parses its own arguments
+    and whose exceptions must not be caught, such as one that runs a user's program."""
     epilog: str = "Exit codes: 0 fine, 1 failed, 2 used wrongly."
     """The last paragraph of ``--help``."""
     usage: str | None = None
-    """The usage line, where argparse's own would mislead."""
+    """The usage line, if argparse's own would mislead."""
     json_output: Mapping[str, Schema] | None = None
-    """The members of the object that ``--json`` prints, besides "schema", as :mod:`ort_rknn.adapter.json_output` makes
-    them. None for a command without ``--json``."""
+    """The members of the object that ``--json`` prints, besides "schema", built with
+    :mod:`ort_rknn.adapter.json_output`. None for a command without ``--json``."""
     json_version: int = 1
-    """Grows where a member of that object goes away or changes its meaning."""
+    """Increased when a member of that object is removed or changes its meaning."""
 
     def schema_name(self) -> str:
         """The value of the member "schema": "ort-rknn/COMMAND/VERSION"."""
         return f"ort-rknn/{self.name}/{self.json_version}"
 
     def json_schema(self) -> Schema | None:
-        """The JSON Schema (draft 7) of what ``--json`` prints; None for a command without it."""
+        """The JSON Schema (draft 7) of the ``--json`` output; None for a command without it."""
         if self.json_output is None:
             return None
         first = {"type": "string", "const": self.schema_name()}

@@ -1,22 +1,23 @@
-"""The seam between the executor and an NPU runtime: what an adapter is.
+"""The interface between the executor and an NPU runtime: the contract of an adapter.
 
 An adapter answers four questions and no more: which devices do you see (or why none, and what would help), load this
 model, give me a context on these cores, run it. Whatever two adapters would both need (dispatch, batching, dtype
-conversions that the runtime does not do, counters, error texts) lives above this module.
+conversions that the runtime does not do, counters, error texts) is implemented above this module.
 
-Adapters are plugins: see :mod:`ort_rknn.adapter.hookspecs`. The core never imports one.
-:mod:`ort_rknn.adapter.testing` has what is promised here as tests, which any adapter can run.
+Adapters are plugins; see :mod:`ort_rknn.adapter.hookspecs`. The core never imports one.
+:mod:`ort_rknn.adapter.testing` contains this contract as tests, which any adapter can run.
 
 Conventions. A *shape* is a tuple of ints. A *dtype* is numpy's name for it ("float32", "int8", "bool" ...) or
 "bfloat16" / "int4", which numpy lacks. An *address* is the integer address of a C-contiguous buffer that stays alive
 and unmoved during the call. A *core mask* has bit k set for core k; 0 lets the runtime choose one core and 0xffff
-means all of them (both are the values of ``rknn_core_mask``).
+means all of them (both are values of ``rknn_core_mask``).
 
-Forks. A forked child inherits the objects of this contract, but not the runtime's threads, nor a right to the driver's
-file descriptors, which it shares with its parent. So what was opened belongs to the process that opened it. In a child
-``close()`` of an inherited context or model does nothing: the parent goes on using what is behind it. The same holds
-when an inherited object is dropped. The core makes no other call of an inherited context or model; it calls
-:meth:`Adapter.load` in the child instead, so ``find`` and ``load`` work in a child, whatever the parent has open.
+Forks. A forked child inherits the objects of this contract, but not the runtime's threads. It must not use the driver's
+file descriptors, which it shares with its parent. So whatever was opened belongs to the process that opened it. In a
+child, ``close()`` of an inherited context or model does nothing, because the parent still uses the underlying
+resources. The same applies when an inherited object is dropped. The core makes no other call on an inherited context or
+model; it calls :meth:`Adapter.load` in the child instead. So ``find`` and ``load`` must work in a child, whatever the
+parent has open.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ class AdapterError(Exception):
 
 
 class SettingError(AdapterError):
-    """A field of :class:`LoadSettings` that this adapter has no way for. The user's to change, so the session makes it
-    an OptionError, and never falls back to the CPU for it."""
+    """A field of :class:`LoadSettings` that this adapter does not support. The session raises it as an OptionError,
+    because the user can change it, and never falls back to the CPU for it."""
 
 
 class RknnError(AdapterError):
     """A call of the NPU runtime failed.
 
-    ``call`` is the function's name, ``code`` its return value, ``hint`` what to do about it ("" if nothing is
-    known). The text names the call, the code and the vendor's name for it.
+    ``call`` is the function's name, ``code`` its return value, ``hint`` what to do about it ("" if unknown). The
+    message contains the call, the code and the vendor's name for it.
     """
 
     def __init__(self, call: str, code: int, hint: str = "") -> None:
@@ -61,28 +62,28 @@ class Device:
     adapter: str
     """Name of the adapter that sees it."""
     name: str
-    """What the provider option ``device`` selects it by: "rk3588", "virtual:rk3588"."""
+    """Its name in the provider option ``device``: "rk3588", "virtual:rk3588"."""
     soc: str
     """Lower-case SoC name as in :data:`SOC_CORES`."""
     cores: int
     """Number of NPU cores."""
     virtual: bool = False
-    """True if no NPU hardware is behind it."""
+    """True if there is no NPU hardware behind it."""
     runtime: str = ""
-    """Absolute path of the runtime library, or what else runs it."""
+    """Absolute path of the runtime library, or a description of what runs the device."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """More for ``explain()`` and the OrtEpDevice's metadata, as text."""
+    """Further text for ``explain()`` and the OrtEpDevice's metadata."""
 
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """Why an adapter sees no device: the first check that failed, and its remedy."""
+    """Why an adapter sees no device: the first failed check, and its remedy."""
 
     adapter: str
     reason: str
     remedy: str = ""
     tried: tuple[str, ...] = ()
-    """Paths and the like that were looked at, in order."""
+    """The paths (and similar) that were examined, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,12 @@ class Query:
     """What the user said about devices."""
 
     device: str | None = None
-    """The provider option ``device``, else ``ORT_RKNN_DEVICE``; None: whatever is there (never a virtual one)."""
+    """The provider option ``device``, else ``ORT_RKNN_DEVICE``; None: any real device (never a virtual one)."""
     device_by_environment: bool = field(default=False, kw_only=True)
-    """``device`` is ``ORT_RKNN_DEVICE``'s, for messages."""
+    """``device`` is from ``ORT_RKNN_DEVICE``; for messages."""
     runtime_library: str | None = None
-    """The provider option ``runtime_library``; an adapter then looks nowhere else, and skips checks of the device
-    node: the named library's own answer decides."""
+    """The provider option ``runtime_library``. If given, an adapter looks nowhere else and skips checks of the device
+    node: the named library decides."""
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
 
@@ -109,9 +110,9 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """An input or output as the runtime reports it after loading.
+    """An input or output as reported by the runtime after loading.
 
-    ``shape`` and ``layout`` are the runtime's: a 4-D input is NHWC whatever the ONNX said, an output is as in the ONNX.
+    ``shape`` and ``layout`` are the runtime's: a 4-D input is NHWC whatever the ONNX says, an output is as in the ONNX.
     ``dtype`` is the compiled type (float16, int8 ...), ``quantization`` is None for types that are not quantized
     (float16 with scale 1 and zero point 0 counts as not quantized).
     """
@@ -122,15 +123,15 @@ class TensorInfo:
     layout: Layout
     quantization: Quantization | None = None
     raw: bool = True
-    """Of an output: whether it can be had as it is stored. False: as float32 only."""
+    """For an output: whether it can be read as stored. False: as float32 only."""
 
 
 @dataclass(frozen=True, slots=True)
 class PortForm:
-    """What the caller's buffer for one input or output holds.
+    """The content of the caller's buffer for one input or output.
 
-    ``shape`` is the buffer's own, in ``layout`` (UNDEFINED for tensors that are not 4-D). For an input the runtime
-    converts ``dtype`` and ``layout`` to the model's own unless ``pass_through`` is set. For an output ``dtype`` is
+    ``shape`` is the buffer's own, in ``layout`` (UNDEFINED for tensors that are not 4-D). For an input, the runtime
+    converts ``dtype`` and ``layout`` to the model's own unless ``pass_through`` is set. For an output, ``dtype`` is
     either "float32" (the runtime widens and dequantizes) or the compiled dtype (raw).
     """
 
@@ -140,7 +141,7 @@ class PortForm:
     nbytes: int
     pass_through: bool = False
     native: bool = False
-    """The buffer holds what :class:`TellsNativeForms` says, and is never converted."""
+    """The buffer has the form reported by :class:`TellsNativeForms`, and is never converted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +149,12 @@ class NativeForm:
     """How the NPU itself stores an input or output."""
 
     layout: Layout
-    """"NC1HWC2": in blocks of channels. "NHWC". "NCHW" or "UNDEFINED": as the ONNX has it."""
+    """"NC1HWC2": blocks of channels. "NHWC". "NCHW" or "UNDEFINED": as in the ONNX."""
     shape: Shape
-    """[N, C1, H, W, C2] of blocks, where C1 x C2 may be more than the channels; [N, H, W, C], where W may count pixels
-    that fill up a row."""
+    """[N, C1, H, W, C2] for blocks, where C1 x C2 may exceed the number of channels; [N, H, W, C], where W may include
+    padding pixels of a row."""
     nbytes: int
-    """That the runtime wants a buffer to have."""
+    """The buffer size that the runtime requires."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,7 +162,7 @@ class CallForm:
     """The form of a call: everything about it except the addresses.
 
     Compared and hashed by identity, so a context prepares its structures once per form and finds them again with one
-    look-up. ``shape_set`` is an index into :attr:`Model.shape_sets`, None for a static model.
+    lookup. ``shape_set`` is an index into :attr:`Model.shape_sets`, None for a static model.
     """
 
     inputs: tuple[PortForm, ...]
@@ -170,22 +171,23 @@ class CallForm:
 
     @property
     def native(self) -> bool:
-        """Some input or output is as the NPU stores it."""
+        """Whether some input or output is in the NPU's own format."""
         return any(port.native for port in (*self.inputs, *self.outputs))
 
 
 @dataclass(slots=True, eq=False)
 class SharedBuffer:
-    """A dma-buf that is mapped into this process. Compared and hashed by identity."""
+    """A dma-buf mapped into this process. Compared and hashed by identity."""
 
     fd: int
     """Its file descriptor; open until :attr:`freed`."""
     address: int
     """Where it is mapped."""
     nbytes: int
-    """Bytes that are mapped, from the dma-buf's first."""
+    """The number of bytes mapped, from the start of the dma-buf."""
     freed: bool = False
-    """Nobody can reach the mapping any more. What an adapter made of the buffer should go at its next opportunity."""
+    """The mapping can no longer be reached. An adapter should release what it created for the buffer at the next
+    opportunity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,18 +198,19 @@ class Region:
     offset: int
     """Bytes from the buffer's start to the tensor."""
     row_pitch: int = 0
-    """Of a 4-D NHWC tensor: bytes from one row of pixels to the next. 0: nothing lies between the rows."""
+    """For a 4-D NHWC tensor: bytes from one row of pixels to the next. 0: rows are not padded."""
 
 
 class NotBindable(AdapterError):
-    """A :meth:`BindsBuffers.run_bound` that did not begin: the text is the reason. The call can be run as usual."""
+    """Raised by :meth:`BindsBuffers.run_bound` before anything ran; the message is the reason. The call can be run as
+    usual."""
 
 
 class HeldFile(Protocol):
     """An open file. See :class:`ort_rknn.files.pinned.Pinned`."""
 
     def change(self) -> str | None:
-        """What was done to the file since it was opened; None if it is as it was."""
+        """How the file was changed since it was opened; None if it is unchanged."""
 
     def is_at_its_path(self) -> bool:
         """Whether its path still leads to this file."""
@@ -223,13 +226,13 @@ class ModelSource:
     path: str | None = None
     data: bytes | None = None
     file: HeldFile | None = field(default=None, compare=False, repr=False)
-    """The file at ``path``, held open by who loads the model for as long as the model is loaded."""
+    """The file at ``path``, held open by whoever loads the model, for as long as the model is loaded."""
 
     def open_path(self) -> str:
-        """A path at which the file can be opened now: ``path`` while it leads to the same file.
+        """A path at which the file can be opened now: ``path`` if it still leads to the same file.
 
-        For a model in a file. A path that was deleted or replaced since makes no difference; AdapterError if the
-        file was changed in place, because contexts of one model must not come from two.
+        For a model in a file. It does not matter if the path was deleted or replaced since. Raises AdapterError if the
+        file was modified in place, because contexts of one model must not come from two versions.
         """
         assert self.path is not None
         if self.file is None:
@@ -241,34 +244,34 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """How to load a model. An adapter that cannot honor a field that is not at its default raises SettingError."""
+    """How to load a model. An adapter raises SettingError for a non-default field that it does not support."""
 
     twin: str | bytes | None = None
-    """The ONNX model (a path, or its bytes) that the compiled one was made from, where it is known. Real runtimes have
-    no use for it; a virtual one computes with it."""
+    """The ONNX model (a path, or its bytes) that the compiled one was made from, if it is known. Real runtimes ignore
+    it; a virtual one computes with it."""
     cpu_session: Callable[[str | bytes], Any] | None = None
-    """Makes onnxruntime's CPU session on an ONNX, with what the user's SessionOptions say (libraries of custom
-    operators, the folder of external data, threads, config entries); raises what onnxruntime raises. Real runtimes have
-    no use for it; a virtual one computes with it. None: there are no SessionOptions."""
+    """Creates onnxruntime's CPU session on an ONNX, with the user's SessionOptions (libraries of custom operators,
+    folder of external data, threads, config entries); raises what onnxruntime raises. Real runtimes ignore it; a
+    virtual one computes with it. None: there are no SessionOptions."""
     run_timeout_ms: int = 0
-    """Bound for one run on the NPU in milliseconds; 0: none."""
+    """Timeout for one run on the NPU, in milliseconds; 0: none."""
     share_weights: bool = True
     """Contexts of one model share its weights (``rknn_dup_context``)."""
     share_with: Model | None = None
-    """Use the weights of another model of the same adapter, loaded before. It is unloaded after this one, whichever is
+    """Use the weights of another, already loaded model of the same adapter. It is unloaded after this one, whichever is
     closed first."""
     custom_op_paths: tuple[str, ...] = ()
     """Libraries of custom operators, to be registered with every context before its first run."""
     custom_op_default_path: bool = False
-    """The libraries in the runtime's own folder for them too."""
+    """Also register the libraries in the runtime's own folder for custom operators."""
     priority: Literal["high", "medium", "low"] = "high"
     """Whose runs the driver takes first. "high" is the runtime's own default."""
     collect_layers: bool = False
-    """Contexts measure their layers (:class:`TellsLayers`), which makes runs slower."""
+    """Contexts measure their layers (:class:`TellsLayers`), which slows down runs."""
 
 
 class Context(Protocol):
-    """One runtime context on one core mask. Not thread safe: the executor gives it to one caller at a time."""
+    """One runtime context on one core mask. Not thread-safe: the executor gives it to one caller at a time."""
 
     @property
     def core_mask(self) -> int: ...
@@ -276,15 +279,15 @@ class Context(Protocol):
     def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """Run once: read the buffers at ``inputs``, write those at ``outputs`` (addresses, in the form's order).
 
-        Blocks until the outputs are written; releases the GIL while the NPU works. After an error the output buffers
-        hold nothing that may be read. Raises RknnError if the runtime failed, AdapterError if the form is one
-        that this adapter cannot serve, and after close(). Structures are prepared at a form's first run and kept until
-        close(). Addresses differ from run to run. Inputs are only read.
+        Blocks until the outputs are written; releases the GIL while the NPU works. After an error the content of the
+        output buffers is undefined. Raises RknnError if the runtime failed, AdapterError if this adapter cannot serve
+        the form, and after close(). Structures are prepared at a form's first run and kept until close(). Addresses
+        differ from run to run. Inputs are only read.
         """
 
     def close(self) -> None:
-        """Destroy the context. Idempotent. Never while run() is under way (the executor sees to it). Does nothing in a
-        forked child of the process that made the context."""
+        """Destroy the context. Idempotent. Never called during run() (the executor ensures this). Does nothing in a
+        forked child of the process that created the context."""
 
 
 class Model(Protocol):
@@ -298,20 +301,20 @@ class Model(Protocol):
 
     @property
     def shape_sets(self) -> tuple[tuple[Shape, ...], ...]:
-        """For a dynamic model its sets: per set one shape per input, in the ONNX's order of axes. () when static."""
+        """For a dynamic model, its sets: per set one shape per input, in the ONNX's axis order. () if static."""
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """What the runtime says of itself: "runtime", "driver" where known."""
+        """Versions reported by the runtime: "runtime", "driver" if known."""
 
     def output_shapes(self, shape_set: int | None) -> tuple[Shape, ...]:
-        """The output shapes under a shape set (None for a static model). Called at load, never during a run."""
+        """The output shapes for a shape set (None for a static model). Called at load, never during a run."""
 
     def context(self, core_mask: int) -> Context:
-        """A context on ``core_mask``. The first call may reuse what loading made; weights are shared where they can be.
+        """A context on ``core_mask``. The first call may reuse what loading created; weights are shared if possible.
 
-        Raises RknnError, with a hint that names the mask, where the runtime refuses it, and AdapterError after close().
-        Nothing new is open then, and the model can be used as before.
+        Raises RknnError, with a hint that names the mask, if the runtime refuses it, and AdapterError after close(). In
+        both cases nothing new is open, and the model can be used as before.
         """
 
     def close(self) -> None:
@@ -323,94 +326,93 @@ class Adapter(Protocol):
 
     @property
     def name(self) -> str:
-        """Short, unique: "librknnrt", "lite2", "virtual". What the provider option ``adapter`` selects it by."""
+        """Short, unique: "librknnrt", "lite2", "virtual". The value of the provider option ``adapter``."""
 
     @property
     def priority(self) -> int:
-        """Where several adapters see a device, the highest number is taken (librknnrt 100, lite2 50, virtual 0)."""
+        """If several adapters see a device, the highest priority wins (librknnrt 100, lite2 50, virtual 0)."""
 
     def find(self, query: Query) -> Survey:
-        """Which devices are there. Cheap (milliseconds, no NPU work, nothing stays open) and without side effects;
-        never raises for a device that is not there: that is an Absence."""
+        """The devices present. Cheap (milliseconds, no NPU work, nothing stays open) and without side effects; never
+        raises for a device that is not there: that is an Absence."""
 
     def load(self, device: Device, source: ModelSource, settings: LoadSettings) -> Model:
-        """Load a compiled model. Raises RknnError, SettingError or AdapterError; leaves nothing open when it does."""
+        """Load a compiled model. Raises RknnError, SettingError or AdapterError, and then leaves nothing open."""
 
 
 class ChecksDevices(Protocol):
-    """What an adapter may offer besides: a closer look at a device that it sees."""
+    """Optional for an adapter: a closer look at a device that it sees."""
 
     def check(self, device: Device) -> Absence | None:
-        """Why no model could be loaded on ``device``, None if nothing is found. May take seconds, and keep on disk
-        what loading a model would keep. For people who ask: sessions find out when they load."""
+        """Why no model could be loaded on ``device``; None if no problem is found. May take seconds, and may store on
+        disk what loading a model would store. For diagnostics: sessions find out when they load."""
 
 
 class RunsWhole(Protocol):
-    """What the model of a stand-in offers besides: runs whose shapes nobody compiled."""
+    """Optional for the model of a stand-in: runs with shapes that were not compiled."""
 
     def run_whole(self, context: Context, inputs: Sequence[Any]) -> list[Any]:
         """Run the ONNX itself as one run of ``context``, with its time, its errors and its place in the counters.
 
-        ``inputs`` are numpy arrays in the order of :attr:`Model.inputs`, in the ONNX's dtypes and order of axes, of any
-        shape that the ONNX takes. Returns new arrays in the order of :attr:`Model.outputs`, of the shapes that the ONNX
-        gives. Floats have the resolution of the compiled types. Raises as :meth:`Context.run`.
+        ``inputs`` are numpy arrays in the order of :attr:`Model.inputs`, in the ONNX's dtypes and axis order, with any
+        shapes that the ONNX accepts. Returns new arrays in the order of :attr:`Model.outputs`, with the ONNX's output
+        shapes. Floats have the resolution of the compiled types. Raises as :meth:`Context.run`.
         """
 
 
 class AllocatesBuffers(Protocol):
-    """What an adapter may offer besides: memory that the NPU reads and writes itself."""
+    """Optional for an adapter: memory that the NPU reads and writes directly."""
 
     def allocate(self, device: Device, nbytes: int, *, cached: bool) -> int:
-        """A new dma-buf of ``nbytes`` (from 1 on): its file descriptor, which the caller closes.
+        """A new dma-buf of ``nbytes`` (at least 1). Returns its file descriptor, which the caller closes.
 
-        ``cached``: whether the CPU may keep it in its caches, which :meth:`BindsBuffers.run_bound` then keeps in step.
-        Raises AdapterError if the system refuses.
+        ``cached``: whether the CPU may cache it; :meth:`BindsBuffers.run_bound` then keeps the caches coherent. Raises
+        AdapterError if the system refuses.
         """
 
 
 class TimesRuns(Protocol):
-    """What a context may offer besides: when the parts of its last run happened."""
+    """Optional for a context: the times of the phases of its last run."""
 
     @property
     def times(self) -> tuple[int, int, int, int]:
-        """Of the last run that succeeded, in nanoseconds of ``time.perf_counter_ns()``: when its inputs were begun to
-        be set, when the NPU was asked to run, when it had run, and when the outputs were written."""
+        """For the last successful run, in nanoseconds of ``time.perf_counter_ns()``: when setting its inputs began,
+        when the NPU was started, when the NPU was done, and when the outputs were written."""
 
 
 class TellsLayers(Protocol):
-    """What a context may offer besides, of a model that was loaded with ``collect_layers``."""
+    """Optional for a context of a model that was loaded with ``collect_layers``."""
 
     def layer_table(self) -> str:
         """The runtime's own table of the layers of the last run, as text. Raises RknnError if it has none."""
 
 
 class BindsBuffers(Protocol):
-    """What a context may offer besides: runs that read and write dma-bufs without a copy."""
+    """Optional for a context: runs that read and write dma-bufs without a copy."""
 
     def run_bound(self, form: CallForm, inputs: Sequence[int | Region], outputs: Sequence[int | Region]) -> int:
-        """As :meth:`Context.run`; regions are bound to the NPU, and caches are kept in step. Returns how many bytes
-        were copied for the sake of those that are ordinary addresses.
+        """As :meth:`Context.run`; regions are bound to the NPU, and caches are kept coherent. Returns the number of
+        bytes copied for ordinary addresses.
 
-        What was bound is remembered, and given up when its buffer was freed. Raises NotBindable before anything ran
-        where the runtime cannot use a region in this form.
+        Bindings are kept, and released once their buffer was freed. Raises NotBindable, before anything ran, if the
+        runtime cannot use a region in this form.
         """
 
 
 class TellsNativeForms(Protocol):
-    """What a model may offer besides, where its contexts run forms with :attr:`PortForm.native`."""
+    """Optional for a model whose contexts support forms with :attr:`PortForm.native`."""
 
     def native_forms(self, *, nhwc: bool = False) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
-        """Of the inputs and of the outputs. ``nhwc``: in the NPU's NHWC form instead of blocks, where four axes have
-        one. Called at load, never during a run. Raises AdapterError if the runtime does not tell them, and for a
-        model with shape sets."""
+        """The forms of the inputs and of the outputs. ``nhwc``: in the NPU's NHWC form instead of blocks, for 4-D
+        tensors that have one. Called at load, never during a run. Raises AdapterError if the runtime does not report
+        them, and for a model with shape sets."""
 
 
 class MakesStandIns(Protocol):
-    """What an adapter of virtual devices may offer besides: a compiled model made from a signature alone."""
+    """Optional for an adapter of virtual devices: a compiled model built from a signature alone."""
 
     def stand_in(
         self, device: Device, inputs: Sequence[tuple[str, str, Shape]], outputs: Sequence[tuple[str, str, Shape]]
     ) -> bytes:
-        """The bytes of a ``.rknn`` that has these inputs and outputs (name, dtype, shape in the ONNX's order) and no
-        program of its own: it computes with :attr:`LoadSettings.twin`. Raises AdapterError for a dtype that it
-        lacks."""
+        """The bytes of a ``.rknn`` with these inputs and outputs (name, dtype, shape in the ONNX's order) and no
+        program of its own: it computes with :attr:`LoadSettings.twin`. Raises AdapterError for an unsupported dtype."""

@@ -1,4 +1,4 @@
-"""What a check found. Adapters that know a board offer checks for ``ort-rknn doctor``."""
+"""The result of a check. Adapters that know a board provide checks for ``ort-rknn doctor``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ State = Literal["ok", "warning", "failure"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The answer of one check."""
+    """The result of one check."""
 
     check: str
-    """What was looked at, in a word or two: "device node". The same in every release."""
+    """What was checked, in a word or two: "device node". The same in every release."""
     state: State
-    """"failure": no session can use the NPU like this. "warning": it works, but slower or less than it could."""
+    """"failure": no session can use the NPU this way. "warning": it works, but with less speed or fewer features."""
     seen: str
-    """What was seen, in one sentence without a full stop."""
+    """What was found, in one sentence without a full stop."""
     remedy: str = ""
     """What to do about it, in a sentence or two; "" if nothing is wrong."""
     command: str = ""
@@ -28,9 +28,8 @@ class Finding:
 
 
 class Examines(Protocol):
-    """What an adapter may offer besides: its checks one by one, where :meth:`Adapter.find` stops at the first that
-    fails."""
+    """Optional for an adapter: all of its checks, whereas :meth:`Adapter.find` stops at the first failure."""
 
     def examine(self, query: Query) -> Iterable[Finding]:
-        """Every check, in the order in which things fail. May take a second. Changes nothing and never raises for what
-        it finds. Nothing where ``query`` asks for a device that this adapter never has."""
+        """Run every check, in the order in which things fail. May take a second. Changes nothing, and never raises for
+        what it finds. Yields nothing if ``query`` asks for a device that this adapter never has."""

@@ -1,6 +1,6 @@
-"""The schema of what a command prints under ``--json``, in JSON Schema's words.
+"""Builds the JSON Schema of a command's ``--json`` output.
 
-Every member of an object is always there; what may be unknown is null (:func:`maybe`).
+Every member of an object is always present; a value that may be unknown is null (:func:`maybe`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def whole(about: str = "") -> Schema:
 
 
 def number(about: str = "") -> Schema:
-    """A number; null where it is not finite."""
+    """A number; null if it is not finite."""
     return {**_plain("number", about), "type": ["number", "null"]}
 
 
@@ -47,7 +47,7 @@ def rows(item: Schema, about: str = "") -> Schema:
 
 
 def table(value: Schema, about: str = "") -> Schema:
-    """An object whose members have names that are not known beforehand."""
+    """An object whose member names are not known in advance."""
     return {**_plain("object", about), "additionalProperties": value}
 
 
@@ -57,7 +57,7 @@ def record(members: Mapping[str, Schema], about: str = "") -> Schema:
 
 
 def maybe(schema: Schema) -> Schema:
-    """The same, or null."""
+    """The given schema, or null."""
     kind = schema["type"]
     kinds = [*kind, "null"] if isinstance(kind, list) else [kind, "null"]
     more = {"enum": [*schema["enum"], None]} if "enum" in schema else {}

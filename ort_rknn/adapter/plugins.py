@@ -1,4 +1,4 @@
-"""Plugins: which are installed, and what they bring. The adapters among them, and who serves a device."""
+"""Finds and loads the installed plugins, including the adapters and the devices they serve."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def adapters() -> Mapping[str, Adapter]:
     """The installed adapters by name, highest priority first.
 
     Found through the entry points of the group ``ort_rknn``; with ``ORT_RKNN_NO_PLUGINS=1`` only the built-in ones. A
-    plugin that fails to load is logged as an error and left out; two adapters of one name: the built-in one, else the
-    first, is kept and the other logged.
+    plugin that fails to load is logged as an error and skipped. Of two adapters with the same name, the built-in one
+    (else the first) is kept and the other logged.
     """
     return {adapter.name: adapter for adapter, _ in installed_adapters()}
 
 
 def is_built_in(name: str) -> bool:
-    """Whether the adapter of this name is one of this distribution's own."""
+    """Whether the adapter of this name belongs to this distribution."""
     return any(built_in and adapter.name == name for adapter, built_in in installed_adapters())
 
 
 @functools.cache
 def installed_adapters() -> tuple[tuple[Adapter, bool], ...]:
-    """As :func:`adapters`, each with whether it is built in. Looked for once."""
+    """As :func:`adapters`, each with whether it is built in. Cached."""
 
     def complain(plugin: str, error: Exception) -> None:
         log.error("plugin %s of ort_rknn does not load and is left out: %s: %s", plugin, type(error).__name__, error)
@@ -66,9 +66,9 @@ def installed_adapters() -> tuple[tuple[Adapter, bool], ...]:
 def brought(
     group: str, hook: str, complain: Callable[[str, Exception], None], *, built_in_only: bool = False
 ) -> Iterator[tuple[str, bool, Any]]:
-    """What the installed plugins of a group of entry points bring: (plugin, whether it is built in, what it brought).
+    """What the installed plugins of a group of entry points provide: (plugin, whether it is built in, object).
 
-    The built-in plugins come first. One that does not load is told to ``complain`` and left out.
+    The built-in plugins come first. A plugin that does not load is reported to ``complain`` and skipped.
     """
     import pluggy
 
@@ -88,7 +88,7 @@ def brought(
 
 
 def name_brought(name: str) -> Any:
-    """What the built-in plugins offer as a name of ``ort_rknn``. Raises AttributeError if none does."""
+    """The object that the built-in plugins export as a name of ``ort_rknn``. Raises AttributeError if there is none."""
     names = brought(COMMANDS, "ort_rknn_names", lambda plugin, error: None, built_in_only=True)
     for _, _, (known, value) in names:
         if known == name:
@@ -97,8 +97,8 @@ def name_brought(name: str) -> Any:
 
 
 def plugins(group: str) -> dict[str, bool]:
-    """The values of the entry points of the group, the built-in ones first: value -> whether it is built in. Those of
-    other distributions are left out with ``ORT_RKNN_NO_PLUGINS=1``."""
+    """The values of the group's entry points, built-in ones first: value -> whether it is built in. With
+    ``ORT_RKNN_NO_PLUGINS=1``, only those of this distribution."""
     import importlib.metadata
 
     theirs: list[str] = []
@@ -114,11 +114,11 @@ def plugins(group: str) -> dict[str, bool]:
 
 
 def load_plugin(manager: pluggy.PluginManager, value: str, hook: str) -> list[Any]:
-    """What the function ``hook`` of a plugin brings. ``value`` is its entry point's: "package.module" or
+    """What the function ``hook`` of a plugin returns. ``value`` is its entry point's: "package.module" or
     "package.module:object".
 
     Raises whatever its import raises, AttributeError if there is no such object or it lacks the hook, and pluggy's
-    PluginValidationError for a hook that nobody knows, a misspelled one. It is not registered then.
+    PluginValidationError for an unknown (for example misspelled) hook. The plugin is not registered then.
     """
     module, _, attribute = value.partition(":")
     plugin: Any = importlib.import_module(module.strip())

@@ -1,6 +1,6 @@
-"""The contract with adapters as tests, for packages that have one. Needs pytest; nothing else imports this module.
+"""The adapter contract as a test suite, for packages with an adapter. Needs pytest; nothing else imports this module.
 
-In a file of tests of the package::
+In a test file of the package::
 
     import numpy as np
     import pytest
@@ -23,9 +23,9 @@ In a file of tests of the package::
         def left_open(self):
             return count_of_contexts_and_models()
 
-pytest then runs each test of :class:`AdapterContract` on the adapter, and those that take a case on each case. A test
-fails with the promise that was broken. What an adapter may offer besides (:class:`~ort_rknn.adapter.TimesRuns` ...) is
-tested where it is offered.
+pytest then runs each test of :class:`AdapterContract` on the adapter, and on each case if the test takes one. A failing
+test names the broken promise. Optional features (:class:`~ort_rknn.adapter.TimesRuns` ...) are tested if the adapter
+has them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model with inputs and the outputs that are right for them, and how it is run at the seam."""
+"""A model with inputs and the expected outputs, and how to run it through the adapter contract."""
 
 from __future__ import annotations
 
@@ -17,41 +17,42 @@ from ._shared import SharedTensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Bytes before and after a buffer that nobody may write.
+#: Guard bytes before and after a buffer, which must not be written.
 _GUARD = 256
-#: What a buffer is full of before a run: NaN in every float type.
+#: The content of a buffer before a run: NaN in every float type.
 _FILL = 0xFF
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A compiled model, what it is fed, and what it must answer."""
+    """A compiled model, its inputs, and the expected outputs."""
 
     name: str
-    """What pytest calls it."""
+    """The test id in pytest."""
     compiled: str | os.PathLike[str]
     """The compiled model's file."""
     inputs: Mapping[str, NDArray[Any]]
-    """By name, in the ONNX's order of axes, of a dtype that the runtime can be fed (float32 for a float16 model)."""
+    """By name, in the ONNX's axis order, with a dtype that the runtime accepts (float32 for a float16 model)."""
     outputs: Mapping[str, NDArray[Any]]
-    """By name. float32, which the runtime widens and dequantizes to, or the compiled dtype of what is not quantized."""
+    """By name. float32, to which the runtime widens and dequantizes, or the compiled dtype of a tensor that is not
+    quantized."""
     tolerance: float | Mapping[str, float] = 0.0
-    """The greatest absolute difference, for all outputs or by name."""
+    """The maximum absolute difference, for all outputs or by name."""
     onnx: str | os.PathLike[str] | None = None
     """The file of the ONNX that the model was made from (:attr:`~ort_rknn.adapter.LoadSettings.twin`)."""
     shape_set: int | None = None
-    """Of a dynamic model: which of its shape sets the inputs have."""
+    """For a dynamic model: the shape set of the inputs."""
 
     def source(self) -> ModelSource:
         """The compiled model as a file."""
         return ModelSource(path=os.fspath(self.compiled))
 
     def settings(self, **given: Any) -> LoadSettings:
-        """Settings for loading, with the ONNX where there is one."""
+        """Settings for loading, with the ONNX if there is one."""
         return LoadSettings(twin=None if self.onnx is None else os.fspath(self.onnx), **given)
 
     def check(self, results: Mapping[str, NDArray[Any]]) -> None:
-        """Raises AssertionError if ``results`` are not the outputs of this case."""
+        """Raise AssertionError if ``results`` are not the outputs of this case."""
         for name, right in self.outputs.items():
             result = results[name]
             assert result.size == right.size, f"output {name!r} has shape {result.shape}; the case says {right.shape}"
@@ -76,16 +77,16 @@ class Buffer:
         self.array = self._bytes[_GUARD : _GUARD + nbytes].view(dtype).reshape(shape)
 
     def check_guards(self, what: str) -> None:
-        """Raises AssertionError if something beside the tensor was written."""
+        """Raise AssertionError if anything beside the tensor was written."""
         around = np.concatenate([self._bytes[:_GUARD], self._bytes[_GUARD + self._nbytes :]])
         assert (around == _FILL).all(), f"the run wrote beyond the buffer of {what}"
 
 
 class CaseRuns:
-    """Runs of a case on one loaded model: one form, and buffers of its own for every run.
+    """Runs of a case on one loaded model: one form, and new buffers for every run.
 
-    ``channels_last`` feeds 4-D inputs as NHWC, ``narrow`` feeds floats as float16 where the model keeps them so.
-    ``stored`` asks for outputs in their compiled dtypes where they can be had so.
+    ``channels_last`` feeds 4-D inputs as NHWC; ``narrow`` feeds floats as float16 if the model stores them so.
+    ``stored`` asks for outputs in their compiled dtypes where possible.
     """
 
     def __init__(
@@ -113,13 +114,13 @@ class CaseRuns:
         self.form = CallForm(tuple(inputs), tuple(outputs), case.shape_set)
 
     def run(self, context: Context, form: CallForm | None = None, *, others: bool = False) -> dict[str, NDArray[Any]]:
-        """Run once; the outputs by name, as real numbers. AssertionError if the run wrote what it may not.
+        """Run once; returns the outputs by name, as real numbers. AssertionError if the run wrote where it must not.
 
-        ``others`` feeds other inputs than the case's: the same elements, backwards.
+        ``others`` feeds inputs other than the case's: the same elements, backwards.
         """
         form = form or self.form
         arrays = [array.reshape(-1)[::-1].reshape(array.shape) for array in self._arrays] if others else self._arrays
-        room = max((port.nbytes for port in form.inputs), default=0)  # an impossible form may say more than there is
+        room = max((port.nbytes for port in form.inputs), default=0)  # an impossible form may claim more than there is
         fed = [Buffer(array.shape, array.dtype.name, room) for array in arrays]
         for buffer, array in zip(fed, arrays):
             buffer.array[...] = array
@@ -136,11 +137,11 @@ class CaseRuns:
         return {info.name: _real(info, buffer.array) for info, buffer in zip(self._outputs, got)}
 
     def check(self, context: Context) -> None:
-        """Run once, and hold the outputs against the case."""
+        """Run once, and compare the outputs with the case."""
         self.case.check(self.run(context))
 
     def check_bound(self, context: BindsBuffers, allocate: Callable[[int], int]) -> None:
-        """Run on memory that ``allocate`` makes, and hold the outputs against the case. Raises what binding raises."""
+        """Run on memory from ``allocate``, and compare the outputs with the case. Raises what binding raises."""
         with ExitStack() as stack:
 
             def shared(port: PortForm) -> SharedTensor:
@@ -154,13 +155,13 @@ class CaseRuns:
             self.case.check({info.name: _real(info, tensor.read()) for info, tensor in zip(self._outputs, got)})
 
     def check_after_others(self, context: Context) -> None:
-        """As :meth:`check`, after a run with other inputs: nothing of that run may be left."""
+        """As :meth:`check`, after a run with other inputs, of which nothing may remain."""
         self.run(context, others=True)
         self.check(context)
 
 
 def can_be_stored(info: TensorInfo) -> bool:
-    """Whether an output can be asked for in its compiled dtype, and numpy has it."""
+    """Whether an output can be requested in its compiled dtype, and numpy has that dtype."""
     return info.raw and info.dtype not in ("bfloat16", "int4")
 
 

@@ -1,4 +1,4 @@
-"""What the tests hold against what they see."""
+"""Expectations used by the tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OWN_DTYPES = ("bfloat16", "int4")
 
 @contextmanager
 def refused(what: str) -> Iterator[pytest.ExceptionInfo[AdapterError]]:
-    """AdapterError, or one of its kind, is raised inside."""
+    """Expect AdapterError, or a subclass, to be raised inside."""
     with pytest.raises(AdapterError) as caught:
         try:
             yield caught

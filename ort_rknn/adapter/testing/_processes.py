@@ -1,4 +1,4 @@
-"""What a test sees of its own process: open descriptors, and a forked child."""
+"""What a test examines in its own process: open descriptors, and a forked child."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-#: Seconds. A child that takes longer hangs.
+#: Seconds after which a child counts as hanging.
 _PATIENCE = 120.0
 
 
 def open_descriptors() -> int:
-    """How many descriptors this process has open, when the garbage is gone."""
+    """The number of open descriptors in this process, after garbage collection."""
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 
 def in_forked_child(work: Callable[[], None]) -> str:
     """Call ``work`` in a forked child: "" if it returned, else what went wrong."""
-    gc.collect()  # what earlier tests left belongs to this process, and must not be destroyed in the child
+    gc.collect()  # garbage of earlier tests belongs to this process, and must not be destroyed in the child
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: this process may have threads

@@ -1,4 +1,4 @@
-"""Buffers in the NPU's memory, for runs that are bound."""
+"""Buffers in the NPU's memory, for bound runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..contract import PortForm, Region, SharedBuffer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Where in its buffer a tensor lies. Not at its start, so that an offset that is not looked at is seen.
+#: The tensor's offset in its buffer. Not 0, so that an ignored offset is detected.
 _OFFSET = 4096
 
 
 class SharedTensor:
-    """A dma-buf with one tensor inside it. ``allocate`` makes one of so many bytes."""
+    """A dma-buf with one tensor inside. ``allocate`` creates one of the given size in bytes."""
 
     def __init__(self, allocate: Callable[[int], int], port: PortForm) -> None:
         size = _OFFSET + -(-max(port.nbytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -37,7 +37,7 @@ class SharedTensor:
         self.region = Region(self._buffer, _OFFSET)
 
     def write(self, array: NDArray[Any]) -> None:
-        """Put a tensor there."""
+        """Write the tensor."""
         self._map[_OFFSET : _OFFSET + array.nbytes] = array.tobytes()
 
     def read(self) -> NDArray[Any]:
@@ -46,7 +46,7 @@ class SharedTensor:
         return np.frombuffer(data, self._port.dtype).reshape(self._port.shape)
 
     def close(self) -> None:
-        """Free it, while a context may remember it."""
+        """Free it, while a context may still remember it."""
         self._buffer.freed = True
         self._first = None
         self._map.close()

@@ -1,4 +1,4 @@
-"""The tests: what :mod:`ort_rknn.adapter.contract` promises, one test for each promise."""
+"""The tests: one for each promise of :mod:`ort_rknn.adapter.contract`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ._case import Case, CaseRuns
 from ._checks import check_cores, check_info, impossible_forms, refused
 from ._processes import in_forked_child, open_descriptors
 
-#: Fields of LoadSettings that are not at their defaults.
+#: Non-default fields of LoadSettings.
 _SETTINGS: dict[str, Any] = {
     "run_timeout_ms": 60_000,
     "share_weights": False,
@@ -43,13 +43,13 @@ _SETTINGS: dict[str, Any] = {
 
 
 class AdapterContract:
-    """Tests of one adapter. A subclass says which: its fixture ``adapter``, :attr:`query`, :attr:`cases` and
+    """Tests of one adapter. A subclass provides its fixture ``adapter``, :attr:`query`, :attr:`cases` and
     :meth:`left_open`; it may override the other methods that do not begin with ``test_``."""
 
     query: ClassVar[Query] = Query()
-    """What makes ``find`` see the device to test with: the first one that it sees."""
+    """A query for which ``find`` sees the device to test with: its first one."""
     cases: ClassVar[Sequence[Case]] = ()
-    """At least one. Tests without a case of their own take the first."""
+    """At least one. Tests without a case use the first."""
 
     @pytest.fixture
     def adapter(self) -> Any:
@@ -57,20 +57,21 @@ class AdapterContract:
         raise NotImplementedError("a subclass of AdapterContract needs a fixture 'adapter' that gives the adapter")
 
     def left_open(self) -> int:
-        """How many contexts and models the runtime has open: more while one is open than before and after. What it
-        counts is the adapter's, and must not be what ``close()`` itself counts down. To be overridden."""
+        """The number of contexts and models open in the runtime: more while one is open than before and after. The
+        adapter chooses what to count, but it must not be a count that ``close()`` itself decrements. To be
+        overridden."""
         raise NotImplementedError("a subclass of AdapterContract needs left_open(), which counts what is open")
 
     def fail_next_run(self) -> bool:
-        """Make the next run fail in the runtime. False: it cannot be done here, and is not tested."""
+        """Make the next run fail in the runtime. False: not possible, and so not tested."""
         return False
 
     def cores_of_last_run(self) -> int | None:
-        """The core mask that the last run really had, by the runtime's own account. None: it gives none."""
+        """The core mask that the last run really used, as reported by the runtime. None: it reports none."""
         return None
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Each test that takes a case runs on each."""
+        """Run each test that takes a case on each case."""
         if not self.cases:
             raise pytest.UsageError(f"{type(self).__name__} has no cases: an adapter is tested with at least one")
         if "case" in metafunc.fixturenames:
@@ -220,7 +221,7 @@ class AdapterContract:
     def test_the_outputs_are_right(self, adapter: Adapter, device: Device, case: Case) -> None:
         with self.loaded(adapter, device, case) as model, closing(model.context(0)) as context:
             runs = CaseRuns(model, case)
-            for _ in range(3):  # with buffers of its own each time
+            for _ in range(3):  # with new buffers each time
                 runs.check_after_others(context)
 
     def test_channels_last_is_right_or_refused(self, adapter: Adapter, device: Device, case: Case) -> None:
@@ -249,7 +250,7 @@ class AdapterContract:
             for what, form in impossible_forms(runs.form, model):
                 with refused(f"a form with {what}"):
                     runs.run(context, form)
-            runs.check(context)  # the context is as good as before
+            runs.check(context)  # the context still works
 
     def test_times_of_a_run(self, adapter: Adapter, device: Device) -> None:
         with self.loaded(adapter, device, self.cases[0]) as model, closing(model.context(0)) as context:
@@ -285,7 +286,7 @@ class AdapterContract:
                 pytest.skip(f"this system gives no memory of the NPU's: {error}")
             for stored in (False, True):
                 runs = CaseRuns(model, case, channels_last=True, narrow=True, stored=stored)
-                for _ in range(2):  # with buffers of its own each time
+                for _ in range(2):  # with new buffers each time
                     try:
                         runs.check_bound(context, partial(allocate, device, cached=True))  # type: ignore[arg-type]
                     except NotBindable:
@@ -427,7 +428,7 @@ def _repeated(runs: CaseRuns, context: Context) -> Callable[[], None]:
 
 
 def _on_threads(works: Sequence[Callable[[], None]]) -> None:
-    """Each on a thread of its own. Raises what the first of them raised."""
+    """Run each on its own thread. Raises the first one's error."""
     errors: list[BaseException] = []
 
     def guarded(work: Callable[[], None]) -> None:
