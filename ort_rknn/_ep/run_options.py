@@ -64,7 +64,10 @@ def _find_terminate(api: Api, options: int) -> int:
 
 
 def _find_count(api: Api, options: int) -> int:
-    """Where the number of entries is. An entry is a node of a list: next, the key's characters and length, the value's."""
+    """Where the number of entries is.
+
+    An entry is a node of a list: next, then the key's characters and length, then the value's.
+    """
     names = (f"{PREFIX}the first name that is looked for", f"{PREFIX}the second name that is looked for")
     seen = [_words(options, _WORDS)]
     for name in names:

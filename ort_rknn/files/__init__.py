@@ -1,12 +1,13 @@
-"""Reading and judging model files, without any runtime.
+"""Reads and judges model files, without any runtime.
 
-* :func:`read_rknn`: what a compiled model says of itself; :func:`read_onnx`: what an ONNX model says of itself. Both
-  take a path or bytes, touch only the small parts, and bound whatever they take from the file.
+* :func:`read_rknn`, :func:`read_onnx`: the metadata of a compiled model and of an ONNX model. Both take a path or
+  bytes,
+  read only the small parts, and limit how much they take from the file.
 * :func:`ep_context_model`: the ONNX model that carries a compiled one through onnxruntime.
 * :func:`find_twins`, :func:`judge_twin`: which compiled model lies beside an ONNX, and whether it may be used.
-* :func:`left_out`: what a converter left out of a compiled model and the ONNX still has.
-* :func:`stamp`: write into a compiled model which ONNX it was made from.
-* :class:`Origin`, :func:`is_stale`: which ONNX a compiled model was made from, and whether that has changed since.
+* :func:`left_out`: what the ONNX has and the converter left out of the compiled model.
+* :func:`stamp`: record in a compiled model which ONNX it was made from.
+* :class:`Origin`, :func:`is_stale`: which ONNX a compiled model was made from, and whether it has changed since.
 """
 
 from .left_out import Disagreement, LeftOut, left_out

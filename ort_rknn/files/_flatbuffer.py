@@ -1,7 +1,7 @@
-"""A bounds-checked reader of FlatBuffers tables, no more of the format than an .rknn file needs.
+"""A bounds-checked reader of FlatBuffers tables, limited to what an .rknn file needs.
 
-Nothing is copied but what is asked for. Every offset from the file is checked against the buffer before it is used,
-and every vector's length against the bytes that are there.
+Copies only what is asked for. Every offset in the file is checked against the buffer before use, and every vector's
+length against the bytes available.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _U32 = struct.Struct("<I")
 
 
 class FlatbufferError(ValueError):
-    """The buffer is not what a FlatBuffers writer makes."""
+    """The buffer is not valid FlatBuffers data."""
 
 
 class Budget:
-    """How many bytes of memory may still be spent on what one file says of itself.
+    """How many bytes of memory may still be used for the metadata of one file.
 
-    Any number of offsets may lead to the same string, so bounds on each string do not bound their sum: 20 kB can hold a
-    terabyte of names.
+    Any number of offsets may point to the same string, so limits on single strings do not limit their sum: 20 kB can
+    contain a terabyte of names.
     """
 
     __slots__ = ("left",)
@@ -33,23 +33,23 @@ class Budget:
         self.left = size
 
     def spend(self, size: int) -> None:
-        """Raises FlatbufferError if less than ``size`` bytes are left."""
+        """Raise FlatbufferError if less than ``size`` bytes are left."""
         if size > self.left:
             raise FlatbufferError("it would take more memory than any such file needs")
         self.left -= size
 
 
-#: What a table costs: the object, and what a reader makes of it.
+#: The cost of a table: the object, and what a reader creates from it.
 _TABLE_COST = 400
-#: What a text or number costs beside its contents.
+#: The cost of a text or number, in addition to its contents.
 _OBJECT_COST = 48
 
 
 class Table:
-    """A table at ``position`` of ``data``, inside a buffer that lies at ``start`` to ``end``.
+    """A table at ``position`` of ``data``, in a buffer from ``start`` to ``end``.
 
-    Fields are named by their slot: the index in the vtable. A getter gives None if the slot is absent, and raises
-    FlatbufferError if an offset leaves the buffer.
+    Fields are identified by their slot, the index in the vtable. A getter returns None if the slot is absent, and
+    raises FlatbufferError if an offset leaves the buffer.
     """
 
     __slots__ = ("_budget", "_data", "_end", "_position", "_slots", "_start", "_vtable")
@@ -64,7 +64,8 @@ class Table:
 
     @classmethod
     def root(cls, data: Data, start: int, end: int, budget: Budget) -> Table:
-        """The root table of the buffer at ``start`` to ``end`` of ``data``; it and its tables spend ``budget``."""
+        """The root table of the buffer from ``start`` to ``end`` of ``data``; the table and its subtables spend
+        ``budget``."""
         if start < 0 or end > len(data) or end - start < 8:
             raise FlatbufferError("no room for a root table")
         return cls(data, start, end, start + _U32.unpack(data[start : start + 4])[0], budget)
@@ -85,7 +86,7 @@ class Table:
         return self._position + offset if offset else None
 
     def _vector(self, slot: int, item_size: int, limit: int) -> tuple[int, int] | None:
-        """Position and number of the items of a vector (or, with 1, the bytes of a string)."""
+        """Position and number of the items of a vector (with item size 1: the bytes of a string)."""
         field = self._field(slot)
         if field is None:
             return None
@@ -111,7 +112,7 @@ class Table:
         vector = self._vector(slot, 1, limit)
         if vector is None:
             return None
-        self._budget.spend(_OBJECT_COST + 2 * vector[1])  # its bytes, and the text that is made of them
+        self._budget.spend(_OBJECT_COST + 2 * vector[1])  # its bytes, and the text made from them
         return self._data[vector[0] : vector[0] + vector[1]]
 
     def place_of_string(self, slot: int, limit: int) -> tuple[int, int, int] | None:
@@ -135,7 +136,7 @@ class Table:
         return struct.unpack(f"<{vector[1]}{kind}", self._take(vector[0], 4 * vector[1]))
 
     def count(self, slot: int, limit: int) -> int:
-        """The number of tables in a vector of at most ``limit`` tables; 0 where the slot is absent."""
+        """The number of tables in a vector of at most ``limit`` tables; 0 if the slot is absent."""
         vector = self._vector(slot, 4, limit)
         return 0 if vector is None else vector[1]
 

@@ -1,4 +1,4 @@
-"""Reading a GraphProto in place: its values, and of its nodes and tensors what names other things."""
+"""Reads a GraphProto in place: its values, and those parts of its nodes and tensors that name other things."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Literal, TypeVar
 from .._tensors import DTYPE_OF_ELEMENT
 from ._wire import BYTES, VARINT, WireError, WireReader, signed
 
-#: An integer, a symbol, or None for a dimension of which nothing is said.
+#: An integer, a symbol, or None for an unspecified dimension.
 Dimension = int | str | None
 T = TypeVar("T")
 Kind = Literal["tensor", "sequence", "map", "optional", "sparse_tensor", "unknown"]
 
-# Bounds on what is kept, far above any model.
+# Limits on what is kept, far above any real model.
 _ITEM_LIMIT = 1 << 18
 _RANK_LIMIT = 1024
 _PATH_LIMIT = 4096
 _DEPTH_LIMIT = 32
-#: Operators whose attributes hold graphs or tensors. Those of other domains may (com.microsoft:BeamSearch does).
+#: Operators whose attributes contain graphs or tensors. Those of other domains may too (com.microsoft:BeamSearch does).
 _OPERATORS_WITH_PARTS = frozenset((b"If", b"Loop", b"Scan", b"SequenceMap", b"Constant", b"ConstantOfShape"))
 _OPERATOR_LENGTH = 64
 _SEARCHED_LENGTH = 1 << 16
@@ -44,7 +44,7 @@ _ELEMENTS = {
     27: "float6e2m3", 28: "float6e3m2",
 }  # fmt: skip
 
-#: numpy's names by TensorProto.DataType, with "bfloat16", "int4" and "uint4", which numpy lacks.
+#: numpy's names by TensorProto.DataType, plus "bfloat16", "int4" and "uint4", which numpy lacks.
 DTYPES = {**DTYPE_OF_ELEMENT, 14: "complex64", 15: "complex128", 16: "bfloat16", 21: "uint4", 22: "int4"}
 
 
@@ -57,16 +57,16 @@ class OnnxValue:
     elem_type: int | None
     """TensorProto.DataType of a tensor; None for other kinds."""
     dims: tuple[Dimension, ...] | None
-    """Of a tensor: None if the rank is unknown."""
+    """Of a tensor; None if the rank is unknown."""
     type_text: str
     """The type as onnxruntime writes it: "tensor(float)", "seq(tensor(int64))"."""
     denotations: tuple[str, ...] = ()
-    """Of a tensor with a rank: what each dimension is said to mean ("DATA_BATCH"), "" if nothing is said."""
+    """For a tensor with a rank: the denotation of each dimension ("DATA_BATCH"), "" if there is none."""
 
     @property
     def dtype(self) -> str | None:
-        """numpy's name of a tensor's type ("float32"; "bfloat16", "int4", "uint4" beyond numpy). None for strings and
-        for what is not a tensor."""
+        """numpy's name of a tensor's type ("float32"; also "bfloat16", "int4", "uint4", which numpy lacks). None for
+        strings and for values that are not tensors."""
         return DTYPES.get(self.elem_type) if self.elem_type is not None else None
 
 
@@ -76,18 +76,18 @@ class EpContextNode:
 
     name: str
     source: str
-    """By which an execution provider knows its nodes."""
+    """By this, an execution provider recognizes its nodes."""
     main_context: bool
     """False: the node shares the context of another one."""
     embed_mode: int
     """1: the compiled model is inside the node; 0: the node has its path."""
     cache_context: bytes | None
-    """With embed_mode 0: the path as written, relative to the model's folder and not checked. None if there is none
-    (or it is longer than any path)."""
+    """With embed_mode 0: the path as written, relative to the model's folder and not checked. None if there is none (or
+    it is longer than any path)."""
     cache_size: int
-    """Bytes of ``ep_cache_context``, whatever the mode."""
+    """Size of ``ep_cache_context`` in bytes, whatever the mode."""
     cache_offset: int
-    """Where they start in the file, whatever the mode."""
+    """Its offset in the file, whatever the mode."""
     partition_name: str
     hardware_architecture: str
     ep_sdk_version: str
@@ -99,7 +99,7 @@ class EpContextNode:
 
 @dataclass(slots=True)
 class Graph:
-    """What is gathered from a graph; of graphs inside its nodes only EPContext nodes and external data."""
+    """What is collected from a graph; from subgraphs only EPContext nodes and external data."""
 
     name: str = ""
     doc_string: str = ""
@@ -108,12 +108,12 @@ class Graph:
     initializers: list[str] = field(default_factory=list)
     ep_context_nodes: list[EpContextNode] = field(default_factory=list)
     external_data: dict[str, None] = field(default_factory=dict)
-    """Names in the order of their first use."""
+    """Names in order of first use."""
     node_count: int = 0
 
 
 def read_graph(reader: WireReader, start: int, end: int, graph: Graph, depth: int = 0) -> None:
-    """Add the GraphProto at ``start`` to ``end`` to ``graph``. Raises WireError."""
+    """Add the GraphProto from ``start`` to ``end`` to ``graph``. Raises WireError."""
     if depth > _DEPTH_LIMIT:
         raise WireError(f"offset {start}: graphs inside graphs, {_DEPTH_LIMIT} deep")
     for number, kind, first, last in reader.fields(start, end):
@@ -146,9 +146,9 @@ def _keep(items: list[T], item: T, offset: int) -> None:
 
 
 def _read_node(reader: WireReader, start: int, end: int, graph: Graph, depth: int) -> None:
-    """Most nodes hold nothing of interest, and a search for what would be is ten times as fast as going through them:
-    a domain's tag (an EPContext node has one), the operators of the standard domain that hold graphs, and the key
-    that external data is written with."""
+    """Most nodes contain nothing of interest, and searching for the relevant bytes is ten times as fast as parsing:
+    a domain's tag (EPContext nodes have one), the standard operators that contain graphs, and the key of external
+    data."""
     if end - start < _SEARCHED_LENGTH:
         node = reader.take(start, end)
         for sign in _SIGNS:
@@ -174,7 +174,7 @@ def _read_node(reader: WireReader, start: int, end: int, graph: Graph, depth: in
 
 
 def _read_attribute_parts(reader: WireReader, start: int, end: int, graph: Graph, depth: int) -> None:
-    """The tensors and graphs that an attribute holds."""
+    """Read the tensors and graphs in an attribute."""
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
             continue
@@ -219,7 +219,7 @@ def _read_ep_context(reader: WireReader, start: int, end: int, attributes: list[
     def text(key: str) -> str:
         return reader.text(*spans[key]) if key in spans else ""
 
-    # The operator's schema has 1 as the default of both numbers.
+    # In the operator's schema, the default of both numbers is 1.
     embed_mode = numbers.get("embed_mode", 1)
     first, last = spans.get("ep_cache_context", (0, 0))
     has_path = embed_mode == 0 and "ep_cache_context" in spans and last - first <= _PATH_LIMIT
@@ -242,7 +242,7 @@ def _read_ep_context(reader: WireReader, start: int, end: int, attributes: list[
 
 
 def _read_tensor(reader: WireReader, start: int, end: int, graph: Graph) -> str:
-    """The tensor's name; the file that holds its data, if one does, goes to ``graph``."""
+    """Return the tensor's name; if a file holds its data, add it to ``graph``."""
     name = ""
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
@@ -271,7 +271,7 @@ def read_string_pair(reader: WireReader, start: int, end: int) -> tuple[str, str
 
 
 def read_value(reader: WireReader, start: int, end: int) -> OnnxValue:
-    """The ValueInfoProto at ``start`` to ``end``. Raises WireError."""
+    """The ValueInfoProto from ``start`` to ``end``. Raises WireError."""
     name = ""
     kind_of_value: Kind = "unknown"
     elem_type: int | None = None
@@ -344,7 +344,7 @@ def _read_tensor_type(
 
 
 def _read_dimension(reader: WireReader, start: int, end: int) -> tuple[Dimension, str]:
-    """A dimension, as onnxruntime takes them (a negative number or an empty symbol says nothing), and its
+    """A dimension as onnxruntime interprets it (a negative number or an empty symbol counts as unspecified), and its
     denotation."""
     dimension: Dimension = None
     denotation = ""

@@ -26,23 +26,23 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node, and where it lies in the file."""
+    """A node, and its position in the file."""
 
     op_type: str
     domain: str
     """ "" for the standard one."""
     inputs: tuple[str, ...]
-    """As written: "" for one that is left out."""
+    """As written: "" for an omitted one."""
     outputs: tuple[str, ...]
     captured: tuple[str, ...]
-    """Names that the graphs inside it may read."""
+    """Names that its subgraphs may read."""
     has_graph: bool
     span: Span
     name: str = ""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Every name that it reads."""
+        """All names that it reads."""
         return tuple(name for name in (*self.inputs, *self.captured) if name)
 
 
@@ -53,18 +53,18 @@ class Nodes:
     data: Data
     nodes: list[Node] = field(default_factory=list)
     initializers: dict[str, tuple[int, Span]] = field(default_factory=dict)
-    """By name: the field of the graph that holds it (dense or sparse), and where it lies."""
+    """By name: the graph field that contains it (dense or sparse), and its position."""
     inputs: dict[str, tuple[OnnxValue, Span]] = field(default_factory=dict)
-    """Without those that are initializers."""
+    """Without initializers."""
     outputs: dict[str, Span] = field(default_factory=dict)
     ir_version: int = 0
     opsets: list[Span] = field(default_factory=list)
     functions: list[Span] = field(default_factory=list)
     replaces_operators: bool = False
-    """Whether a function of the model has the standard domain."""
+    """Whether a function of the model is in the standard domain."""
 
     def cut(self, nodes: Sequence[Node], outputs: Sequence[str]) -> bytes:
-        """The ONNX model that has these nodes (in the file's order), what they read, and ``outputs``."""
+        """An ONNX model with these nodes (in the file's order), what they read, and ``outputs``."""
         data = self.data
         used = dict.fromkeys((*(name for node in nodes for name in node.reads), *outputs))
         parts = [bytes_field(_GRAPH_NODE, data[slice(*node.span)]) for node in nodes]
@@ -86,7 +86,7 @@ class Nodes:
 
 
 def read_nodes(data: Data) -> Nodes:
-    """Raises WireError. The result must not be used after ``data`` was closed."""
+    """Read the main graph. Raises WireError. The result must not be used after ``data`` was closed."""
     reader = WireReader(data, _FIELD_LIMIT)
     found = Nodes(data)
     fed: list[tuple[OnnxValue, Span]] = []
@@ -154,7 +154,7 @@ def _read_node(reader: WireReader, start: int, end: int) -> Node:
 
 
 def _read_captured(reader: WireReader, start: int, end: int, names: list[str], depth: int) -> bool:
-    """Add what the graphs of an attribute read, their own values among it. Whether it has graphs."""
+    """Add the names that an attribute's graphs read, including their own values. Returns whether it has graphs."""
     if depth > _DEPTH_LIMIT:
         raise WireError(f"offset {start}: graphs inside graphs, {_DEPTH_LIMIT} deep")
     has_graph = False
@@ -165,7 +165,7 @@ def _read_captured(reader: WireReader, start: int, end: int, names: list[str], d
         for part, part_kind, inner, stop in reader.fields(first, last):
             if part_kind != BYTES:
                 continue
-            if part == _GRAPH_OUTPUT:  # may be a value of the graph around it
+            if part == _GRAPH_OUTPUT:  # may be a value of the outer graph
                 names.append(read_value(reader, inner, stop).name)
             elif part == _GRAPH_NODE:
                 for item, item_kind, begin, finish in reader.fields(inner, stop):

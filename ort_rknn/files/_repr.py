@@ -1,14 +1,14 @@
-"""Reading the ``repr`` of plain Python data: dicts with text keys, lists, tuples, text, numbers, True, False, None.
+"""Parses the ``repr`` of plain Python data: dicts with text keys, lists, tuples, text, numbers, True, False, None.
 
-``ast.literal_eval`` would do, but it takes some 450 bytes a number (463 MB and seconds for 1 MB of text, CPython 3.11),
-and this text comes from a file. Rewritten as JSON the same text costs a tenth, and C code reads it.
+``ast.literal_eval`` could do it, but it needs some 450 bytes per number (463 MB and seconds for 1 MB of text, CPython
+3.11), and this text comes from a file. Rewriting the text as JSON takes a tenth of that, and C code parses it.
 """
 
 from __future__ import annotations
 
 import re
 
-# A string that does not end is a token too: else every quote in it would be tried as the start of one.
+# An unterminated string is a token too; otherwise every quote in it would be tried as a start.
 _TOKEN = re.compile(
     r"""'[^'\\]*(?:\\.[^'\\]*)*(?:'|\Z|\\\Z) | "[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z|\\\Z)
       | \b(?:True|False|None|nan|inf)\b | [()]""",
@@ -18,7 +18,7 @@ _WORDS = {"True": "true", "False": "false", "None": "null", "nan": "NaN", "inf":
 
 
 def parse_repr(text: str) -> object:
-    """The value that ``text`` is the ``repr`` of; tuples come back as lists. Raises ValueError if it is not one."""
+    """The value whose ``repr`` is ``text``; tuples become lists. Raises ValueError if it is not a repr."""
     import json
 
     def as_json(match: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
-"""The parts inside an .rknn file, each read as far as it goes: the FlatBuffers model, its JSON and repr texts, and
-the JSON trailer. Slot numbers were read off files made with rknn-toolkit2 2.5.0; their names are ours.
+"""The parts of an .rknn file, each read as far as possible: the FlatBuffers model, its JSON and repr texts, and the
+JSON trailer. Slot numbers were determined from files made with rknn-toolkit2 2.5.0; their names are ours.
 
-Nothing here raises for what a file holds: what cannot be read stays at its default and is noted in ``unknown``.
+Nothing here raises because of a file's content: an unreadable value keeps its default and is listed in ``unknown``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ _PORT_LIMIT = 4096
 _SET_LIMIT = 512
 _TABLE_LIMIT = 1 << 20
 _RANK_LIMIT = 16
-#: Reading takes no more memory than the file has bytes, or than this where it is smaller.
+#: Reading takes no more memory than the file's size, or this much for smaller files.
 _LEAST_BUDGET = 1 << 20
-#: What JSON or a repr takes in memory, by the characters that begin or part its items (CPython 3.10 to 3.14 take less).
+#: The memory needed for JSON or a repr, by the characters that start or separate items (CPython 3.10 to 3.14 need
+#: less).
 _COSTS = {"[": 96, "{": 320, "(": 112, ",": 40, ":": 40, '"': 60, "'": 80, "\\": 300}
 
 _MODEL_GRAPHS, _MODEL_ATTRIBUTES, _MODEL_COMPILER, _MODEL_TARGET, _MODEL_FRAMEWORK = 2, 3, 7, 8, 9
@@ -37,7 +38,7 @@ _TYPE_CODES = {1: "int32", 3: "int8", 5: "int16", 6: "float32", 7: "int64", 10: 
 
 @dataclass(slots=True)
 class Port:
-    """An input or output as a graph table or the trailer describes it. ``shape`` is without the batch factor."""
+    """An input or output as described by a graph table or the trailer. ``shape`` is without the batch factor."""
 
     name: str
     shape: Shape | None = None
@@ -53,7 +54,7 @@ class Graph:
 
 @dataclass(slots=True)
 class Parts:
-    """All that was read, with the file's own redundancy left in."""
+    """Everything that was read, including the file's own redundancy."""
 
     compiler: str | None = None
     target: str | None = None
@@ -62,7 +63,7 @@ class Parts:
     batch: str | None = None
     shape_kind: str | None = None
     attributes: Mapping[str, object] = field(default_factory=dict)
-    """Per input and output: shape, dtype, mean, std ... as the converter knew them."""
+    """Per input and output: shape, dtype, mean, std ... as known to the converter."""
     dynamic_shapes: Mapping[str, object] = field(default_factory=dict)
     reported: Mapping[str, object] = field(default_factory=dict)
     """Per input and output: the dtype and layout that the runtime reports."""
@@ -76,7 +77,7 @@ class Parts:
 
 
 def read_parts(data: Data, model: tuple[int, int], trailer: tuple[int, int]) -> Parts:
-    """Read the FlatBuffers model and the JSON trailer that lie at these (start, end) offsets of ``data``."""
+    """Read the FlatBuffers model and the JSON trailer at these (start, end) offsets of ``data``."""
     parts = Parts()
     budget = Budget(max(len(data), _LEAST_BUDGET))
     try:
@@ -194,7 +195,7 @@ def _read_trailer(data: Data, trailer: tuple[int, int], parts: Parts, budget: Bu
 
 
 def _spend_on_text(text: str, budget: Budget) -> None:
-    """Before JSON or a repr is parsed. Raises FlatbufferError if it would take too much."""
+    """Called before JSON or a repr is parsed. Raises FlatbufferError if it would take too much memory."""
     budget.spend(2 * len(text) + sum(cost * text.count(sign) for sign, cost in _COSTS.items()))
 
 
@@ -221,7 +222,7 @@ def _sequence(value: object) -> list[object]:
 
 
 def as_shape(value: object) -> Shape | None:
-    """``value`` as a shape, None if it is not one."""
+    """``value`` as a shape; None if it is not one."""
     if not isinstance(value, (list, tuple)) or len(value) > _RANK_LIMIT:
         return None
     if not all(type(size) is int and 0 <= size < 1 << 31 for size in value):
@@ -230,7 +231,7 @@ def as_shape(value: object) -> Shape | None:
 
 
 def as_shapes(value: object) -> tuple[Shape, ...] | None:
-    """``value`` as a list of shapes, None if it is not one or has more of them than the runtime takes."""
+    """``value`` as a list of shapes; None if it is not one, or has more shapes than the runtime accepts."""
     if not isinstance(value, list) or len(value) > _SET_LIMIT:
         return None
     shapes = [shape for shape in map(as_shape, value) if shape is not None]
@@ -238,7 +239,7 @@ def as_shapes(value: object) -> tuple[Shape, ...] | None:
 
 
 def as_floats(value: object) -> tuple[float, ...] | None:
-    """``value`` as finite floats, None if it is something else."""
+    """``value`` as finite floats; None if it is anything else."""
     if not isinstance(value, list) or len(value) > _PORT_LIMIT:
         return None
     if not all(type(item) in (int, float) and abs(item) < 1e30 for item in value):

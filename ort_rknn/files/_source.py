@@ -1,4 +1,4 @@
-"""The bytes of a model given as a path, an open file or bytes, without reading it whole."""
+"""Access to the bytes of a model (a path, an open file or bytes) without reading it whole."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from .pinned import Pinned
 
 Source = str | os.PathLike[str] | bytes | Pinned
 
-#: Up to this size a file is read at once, above it block by block.
+#: Files up to this size are read at once, larger ones block by block.
 _READ_LIMIT = 1 << 20
 #: A block starts at a multiple of its size. It is read with some bytes of the next one, so that a field's tag and
-#: length never cross its end. Larger ones cost more than they save: most of a model is weights, which are stepped over.
+#: length never cross its end. Larger blocks cost more than they save: most of a model is weights, which are skipped.
 _BLOCK = 1 << 11
 _OVERLAP = 64
-#: Blocks that are kept: 128 kB.
+#: The number of blocks kept: 128 kB.
 _MOST_BLOCKS = 64
 
 
 class FileData:
     """The bytes of an open file, read on demand: ``data[7]``, ``data[100:200]``, ``len(data)``.
 
-    The last blocks are kept, so that small reads near each other cost one system call. Raises EOFError if the file
-    has become shorter since it was opened.
+    The last blocks are kept, so that nearby small reads cost one system call. Raises EOFError if the file has become
+    shorter since it was opened.
     """
 
     __slots__ = ("_base", "_block", "_blocks", "_file", "_size")
@@ -65,9 +65,9 @@ class FileData:
         return self._block[start - base : stop - base]
 
     def window(self, position: int) -> tuple[bytes, int]:
-        """Bytes around ``position``, which is inside the file, and the position of the first of them.
+        """Bytes around ``position``, which must be inside the file, and the position of the first one.
 
-        The 64 bytes from ``position`` on are among them, or all up to the file's end.
+        They include the 64 bytes from ``position``, or all up to the end of the file.
         """
         number = position // _BLOCK
         base = number * _BLOCK
@@ -77,18 +77,18 @@ class FileData:
             if len(block) < _BLOCK + _OVERLAP and base + len(block) != self._size:
                 block = self._file.read(base, min(_BLOCK + _OVERLAP, self._size - base))
             if len(self._blocks) >= _MOST_BLOCKS:
-                del self._blocks[next(iter(self._blocks))]  # the one that was not asked for the longest
+                del self._blocks[next(iter(self._blocks))]  # the least recently used one
         self._blocks[number] = block
         self._block, self._base = block, base
         return block, base
 
 
-#: What the readers index and slice. Slices are copies, so nothing outlives a closed file.
+#: What the readers index and slice. Slices are copies, so nothing refers to a closed file.
 Data = bytes | FileData
 
 
 def describe_source(source: Source) -> str:
-    """How an error names ``source``: its path, or "the model in memory"."""
+    """The name of ``source`` in error messages: its path, or "the model in memory"."""
     if isinstance(source, Pinned):
         return source.path
     return "the model in memory" if isinstance(source, bytes) else os.fspath(source)
@@ -96,11 +96,10 @@ def describe_source(source: Source) -> str:
 
 @contextmanager
 def open_source(source: Source, error: type[ValueError]) -> Iterator[Data]:
-    """The bytes of ``source`` for reading at any offset. A file that this opens is closed on every path.
+    """The bytes of ``source``, readable at any offset. A file opened here is closed on every path.
 
-    Raises OSError if the file cannot be opened (IsADirectoryError for a folder), ``error`` if it is something
-    that has no contents to read at an offset (a pipe, a device), and where it was changed meanwhile: whatever was made
-    of it is not to be used then.
+    Raises OSError if the file cannot be opened (IsADirectoryError for a folder), ``error`` if it cannot be read at an
+    offset (a pipe, a device), or if it was modified in the meantime: results from it must not be used then.
     """
     if isinstance(source, bytes):
         yield source
@@ -125,7 +124,7 @@ def _data(file: Pinned) -> Data:
 
 @contextmanager
 def _unchanged(file: Pinned, error: type[ValueError]) -> Iterator[None]:
-    """Raises ``error`` if the file is another one at the end: also in place of what its reader raised."""
+    """Raise ``error`` if the file has changed at the end, even instead of the reader's own exception."""
     try:
         yield
     except (ValueError, EOFError) as problem:
@@ -137,7 +136,7 @@ def _unchanged(file: Pinned, error: type[ValueError]) -> Iterator[None]:
 
 
 def looks_like(head: bytes) -> str:
-    """What a file that starts with ``head`` (its first 64 bytes or so) seems to be, as a noun for an error."""
+    """What a file that starts with ``head`` (its first 64 bytes or so) seems to be, as a noun for an error message."""
     for start, name in _MAGIC:
         if head.startswith(start):
             return name
@@ -147,7 +146,7 @@ def looks_like(head: bytes) -> str:
         return "an empty file"
     if not head.strip(b"\0"):
         return "nothing but zero bytes, as an interrupted download or copy leaves them"
-    # An ONNX model starts with its ir_version (field 1) and goes on with one of ModelProto's other fields.
+    # An ONNX model starts with its ir_version (field 1), followed by another field of ModelProto.
     if head[0] == 0x08 and len(head) > 2 and head[1] < 0x40 and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42\x72":
         return "an ONNX model"
     if all(byte >= 0x20 or byte in b"\t\n\r" for byte in head):

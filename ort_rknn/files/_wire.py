@@ -1,7 +1,7 @@
-"""The protobuf wire format: reading fields in place, and writing them.
+"""The protobuf wire format: reads fields in place, and writes them.
 
-The reader takes nothing out of the buffer but what is asked for: a length-delimited field is its start and end. Every
-length is checked against the message around it, and the number of fields is bounded.
+The reader copies only what is asked for: a length-delimited field is its start and end. Every length is checked against
+the enclosing message, and the number of fields is limited.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _TEXT_LIMIT = 64 << 20
 #: A tag and a length, or a value, of at most ten bytes each.
 _FIELD_HEAD = 20
 
-#: A field: its number, its wire type, and for BYTES its start and end, else its value (0 for the fixed ones) and end.
+#: A field: its number, its wire type, and for BYTES its start and end, otherwise its value (0 for fixed-size ones) and
+#: end.
 Field = tuple[int, int, int, int]
 
 
@@ -25,21 +26,21 @@ class WireError(ValueError):
 
 
 class WireReader:
-    """Reads messages of ``data``; at most ``limit`` fields in all, so that no file keeps it busy for long."""
+    """Reads messages of ``data``, at most ``limit`` fields in all, so that no file keeps it busy for long."""
 
     __slots__ = ("_base", "_block", "_last", "data", "left")
 
     def __init__(self, data: Data, limit: int) -> None:
         self.data = data
         self.left = limit
-        #: The bytes at hand, the position of the first of them, and the last position from which a field's tag and
-        #: length (or value) are among them.
+        #: The current block, the position of its first byte, and the last position at which a field's tag and length
+        #: (or value) are within the block.
         self._block = b"" if isinstance(data, FileData) else data
         self._base = 0
         self._last = -1 if isinstance(data, FileData) else len(data)
 
     def _move(self, position: int) -> tuple[bytes, int, int]:
-        """Have the bytes around ``position``, which is inside the data, at hand. Returns what it sets."""
+        """Load the block around ``position``, which must be inside the data. Returns what it sets."""
         if not self._base <= position <= self._last:
             data = self.data
             assert isinstance(data, FileData)
@@ -49,7 +50,7 @@ class WireReader:
         return self._block, self._base, self._last
 
     def fields(self, start: int, end: int) -> Iterator[Field]:
-        """The fields of the message at ``start`` to ``end``, in the file's order. Raises WireError."""
+        """The fields of the message from ``start`` to ``end``, in the file's order. Raises WireError."""
         if start >= end:
             return
         block, base, last = self._move(start)
@@ -105,13 +106,13 @@ class WireReader:
 
     def text(self, start: int, end: int) -> str:
         """A string of at most 64 MB. Bytes that are not UTF-8 become lone surrogates, which :func:`text_field` writes
-        back as they were."""
+        back unchanged."""
         if end - start > _TEXT_LIMIT:
             raise WireError(f"offset {start}: a text of {end - start} bytes, at most {_TEXT_LIMIT} are expected")
         return self.take(start, end).decode("utf-8", "surrogateescape")
 
     def take(self, start: int, end: int) -> bytes:
-        """The bytes at ``start`` to ``end``."""
+        """The bytes from ``start`` to ``end``."""
         base, block = self._base, self._block
         if base <= start and end - base <= len(block):
             return block[start - base : end - base]
@@ -119,7 +120,8 @@ class WireReader:
 
 
 def _varint(block: bytes, base: int, first: int, at: int, end: int) -> tuple[int, int]:
-    """The rest of a varint whose first byte is ``first``, from ``block[at]`` on; ten bytes at most, 64 bits are kept.
+    """The rest of a varint whose first byte is ``first``, starting at ``block[at]``; at most ten bytes, of which 64
+    bits are kept.
 
     ``base`` is the position of ``block[0]``, ``end`` the end of the message.
     """
@@ -136,12 +138,12 @@ def _varint(block: bytes, base: int, first: int, at: int, end: int) -> tuple[int
 
 
 def signed(value: int) -> int:
-    """An int32 or int64 field's value from its varint."""
+    """The value of an int32 or int64 field from its varint."""
     return value - (1 << 64) if value >> 63 else value
 
 
 def varint(value: int) -> bytes:
-    """``value`` as a varint; a negative one as the ten bytes of its 64-bit two's complement."""
+    """``value`` as a varint; negative values as the ten bytes of the 64-bit two's complement."""
     if value < 0:
         value += 1 << 64
     if value < 0x80:

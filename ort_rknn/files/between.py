@@ -1,8 +1,8 @@
 """The part of an ONNX model between given tensors, as a small model whose weights stay in the original's file.
 
-What a compiled part of a model computes is known from its tensors' names: the nodes that make its outputs from its
-inputs. Their weights are not copied: the small model names the original's file, and the place of each tensor in it, as
-external data, which onnxruntime maps.
+The names of a compiled part's tensors determine what it computes: the nodes that produce its outputs from its inputs.
+Weights are not copied: the small model refers to their positions in the original's file as external data, which
+onnxruntime maps.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _IR_VERSION, _GRAPH, _OPSET_IMPORT, _FUNCTIONS = 1, 7, 8, 25
 _GRAPH_NODE, _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 2, 5, 11, 12
 _FLOAT_DATA, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 4, 9, 13, 14
 _EXTERNAL = 1
-#: Smaller tensors are copied, in bytes.
+#: Tensors below this size in bytes are copied.
 _INLINE = 1024
 _FIELD_LIMIT = 8_000_000
 _SHAPES_OF = frozenset(("Shape", "Size"))
-#: From here on initializers need not be inputs.
+#: Since this version, initializers need not be inputs.
 _OLDEST_IR = 4
 
 
 class Original:
-    """An ONNX model that parts were compiled from, held open until :meth:`close`.
+    """An ONNX model from which parts were compiled, held open until :meth:`close`.
 
-    Raises OSError or ValueError if the file cannot be opened, OnnxFileError if it is no ONNX or damaged.
+    Raises OSError or ValueError if the file cannot be opened, OnnxFileError if it is not an ONNX model or is damaged.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,9 +50,10 @@ class Original:
         except BaseException:
             self._file.close()
             raise
-        # A hub's cache has links to files of other names. External data must not lie behind a link out of the folder.
+        # A hub's cache contains links to files with other names. External data must not lie behind a link out of the
+        # folder.
         real = os.path.realpath(self.path)
-        #: That external data of the parts is relative to.
+        #: The folder to which the parts' external data is relative.
         self.folder, self._name = os.path.split(real)
 
     def close(self) -> None:
@@ -64,11 +65,11 @@ class Original:
         return set(inputs) == set(self._nodes.inputs) and set(outputs) == set(self._nodes.outputs)
 
     def between(self, inputs: Sequence[ValueFields], outputs: Sequence[ValueFields]) -> bytes:
-        """The model that makes ``outputs`` from ``inputs``, tensors of the main graph with their types.
+        """The model that computes ``outputs`` from ``inputs``: tensors of the main graph, with their types.
 
-        A graph input of which the part needs the shape only is zeros of that shape, with 1 for a free first axis.
-        Raises Disagreement if something else is needed that is not behind ``inputs``, OnnxFileError for a damaged
-        model or one that was changed.
+        A graph input of which the part needs only the shape becomes zeros of that shape, with 1 for a free first axis.
+        Raises Disagreement if it needs anything else that does not come from ``inputs``, OnnxFileError for a model that
+        is damaged or was modified.
         """
         try:
             made = self._between(inputs, outputs)
@@ -97,7 +98,7 @@ class Original:
         )
 
     def _initializer(self, field: int, span: tuple[int, int]) -> bytes:
-        """The graph's field for an initializer: its own, or one that names its place in the file."""
+        """The graph's field for an initializer: the original one, or one that refers to its position in the file."""
         if field != _GRAPH_INITIALIZER:
             return bytes_field(field, self._data[slice(*span)])
         kept: list[bytes] = []
@@ -106,7 +107,7 @@ class Original:
         reader = WireReader(self._data, _FIELD_LIMIT)
         before = span[0]
         for number, kind, first, last in reader.fields(*span):
-            # Packed floats are their bytes, as raw data are.
+            # Packed floats have the same bytes as raw data.
             if number in (_RAW_DATA, _FLOAT_DATA) and kind == BYTES and last - first > _INLINE:
                 places.append((first, last))
             elif number == _EXTERNAL_DATA and kind == BYTES:
@@ -138,14 +139,14 @@ def _pair(reader: WireReader, start: int, end: int) -> tuple[str, str]:
 
 
 def _behind(graph: Nodes, given: set[str], outputs: Sequence[str]) -> tuple[set[int], list[str], list[str]]:
-    """The nodes that make ``outputs`` from ``given`` (by index), the initializers that they read, and the graph inputs
-    of which they need the shape."""
+    """The nodes that compute ``outputs`` from ``given`` (by index), the initializers that they read, and the graph
+    inputs of which they need the shape."""
     maker = {name: index for index, node in enumerate(graph.nodes) for name in node.outputs if name}
     needed: set[int] = set()
     constants: dict[str, None] = {}
     shapes_of: dict[str, None] = {}
     seen: dict[str, bool] = {}
-    left = [(name, True, True) for name in outputs]  # its name, is its value needed, is it surely a tensor of the graph
+    left = [(name, True, True) for name in outputs]  # name, is its value needed, is it surely a tensor of the graph
     while left:
         name, by_value, sure = left.pop()
         if not name or name in given or seen.get(name, False) or (name in seen and not by_value):
@@ -169,7 +170,7 @@ def _behind(graph: Nodes, given: set[str], outputs: Sequence[str]) -> tuple[set[
 
 
 def _zeros(graph: Nodes, name: str) -> bytes:
-    """Nodes that make zeros of a graph input's shape."""
+    """Nodes that produce zeros in a graph input's shape."""
     value, _ = graph.inputs[name]
     dims = value.dims
     if dims is None or not value.elem_type or not all(isinstance(d, int) for d in dims[1:]):
@@ -189,5 +190,5 @@ def _attribute(tensor: bytes) -> bytes:
     return text_field(1, "value") + bytes_field(5, tensor) + int_field(20, 4)
 
 
-#: Bytes of an element, by TensorProto.DataType.
+#: Element size in bytes, by TensorProto.DataType.
 _WIDTH: Mapping[int, int] = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}

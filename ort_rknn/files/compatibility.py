@@ -1,7 +1,7 @@
-"""Is a compiled model still good? In onnxruntime's own words (``OrtCompiledModelCompatibility``).
+"""Whether a compiled model is still good, in onnxruntime's terms (``OrtCompiledModelCompatibility``).
 
-``session.fail_on_suboptimal_compiled_model`` asks for the second word to be as bad as the third. onnxruntime's Python
-sessions never ask a provider, so ours judges when a model is loaded.
+``session.fail_on_suboptimal_compiled_model`` makes the second value as bad as the third. onnxruntime's Python sessions
+never ask a provider, so our sessions judge when a model is loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FAIL_ON_SUBOPTIMAL = "session.fail_on_suboptimal_compiled_model"
 NOT_APPLICABLE, OPTIMAL, PREFER_RECOMPILATION, UNSUPPORTED = range(4)
 _WORDS = ("EP_NOT_APPLICABLE", "EP_SUPPORTED_OPTIMAL", "EP_SUPPORTED_PREFER_RECOMPILATION", "EP_UNSUPPORTED")
 _SCHEME = "rknn"
-#: Runtimes of a newer toolkit ask for it: airockchip/rknn-toolkit2 issue 138.
+#: Required by runtimes of newer toolkits: airockchip/rknn-toolkit2 issue 138.
 _OLDEST_DRIVER = (0, 9, 6)
 _SINCE_TOOLKIT = (2, 0)
 _LONGEST = 1024
@@ -35,14 +35,14 @@ _LONGEST = 1024
 
 @dataclass(frozen=True, slots=True)
 class Compatibility:
-    """A verdict: its number in onnxruntime, and what speaks against a better one."""
+    """A verdict: its number in onnxruntime, and what prevents a better one."""
 
     level: int
     reasons: tuple[str, ...] = ()
 
     @property
     def word(self) -> str:
-        """onnxruntime's name of it: "EP_SUPPORTED_OPTIMAL"."""
+        """onnxruntime's name for it: "EP_SUPPORTED_OPTIMAL"."""
         return _WORDS[self.level]
 
     def __str__(self) -> str:
@@ -52,9 +52,10 @@ class Compatibility:
 def compatibility(
     file: RknnFile, *, soc: str, runtime: str | None = None, driver: str | None = None, loaded: bool = False
 ) -> Compatibility:
-    """The verdict on a compiled model for ``soc``, with what is known of the runtime's and the driver's version.
+    """The verdict on a compiled model for ``soc``, given what is known about the versions of the runtime and the
+    driver.
 
-    ``loaded``: the runtime took it, so that a version that should not fit is only a reason to compile it again.
+    ``loaded``: the runtime accepted it, so a version mismatch is only a reason to recompile it.
     """
     target = judge_twin(file, soc=soc)
     if not target.fit:
@@ -84,14 +85,14 @@ def compatibility(
 
 
 def info_text(file: RknnFile) -> str:
-    """What onnxruntime keeps in a written model's metadata, and asks :func:`parse_info` about."""
+    """The text that onnxruntime keeps in a written model's metadata, to be read by :func:`parse_info`."""
     fields = {"target": ",".join(file.targets), "toolkit": dotted(version_of(file.toolkit_version) or ())}
     fields["container"] = str(file.format_version)
     return ";".join((_SCHEME, *(f"{key}={value}" for key, value in fields.items() if value)))
 
 
 def parse_info(text: str) -> RknnFile | None:
-    """What :func:`info_text` wrote; None for a text that is not ours."""
+    """The inverse of :func:`info_text`; None for a text that is not ours."""
     scheme, *pairs = text[:_LONGEST].split(";")
     if scheme.strip() != _SCHEME:
         return None

@@ -1,4 +1,4 @@
-"""Where other programs, and the converter for models in parts, put what they compiled from an ONNX."""
+"""Where other programs, and our converter for models in parts, put compiled models of an ONNX."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ __all__ = [
     "socs_in_name",
 ]
 
-#: The end of the folder that Ultralytics exports to: ``<stem>_rknn_model/<stem>-<soc>.rknn`` (utils/export/rknn.py).
+#: Suffix of the folder that Ultralytics exports to: ``<stem>_rknn_model/<stem>-<soc>.rknn`` (utils/export/rknn.py).
 EXPORT_FOLDER = "_rknn_model"
-#: The folder that Immich keeps compiled models in: ``rknpu/<soc>/model.rknn`` (immich_ml/models/base.py).
+#: The folder in which Immich keeps compiled models: ``rknpu/<soc>/model.rknn`` (immich_ml/models/base.py).
 _IMMICH = "rknpu"
 _WORD = re.compile(r"[a-z0-9]+", re.ASCII)
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether anything is at ``path``: a file, a link (to nothing, too), a folder (containers make one if a file
-    that does not exist is mounted), or something that this user may not look at. Whoever reads it says what is wrong
-    with it."""
+    """Whether anything is at ``path``: a file, a link (even a broken one), a folder (containers create one if a file to
+    mount does not exist), or something that this user may not access. Reading it gives the exact error."""
     try:
         os.lstat(path)
         return True
@@ -42,15 +41,15 @@ def is_there(path: str | os.PathLike[str]) -> bool:
 
 
 def names_of(soc: str) -> tuple[str, ...]:
-    """The SoC's name as given, that of its family, and those of the family's variants."""
+    """The SoC's name as given, its family's name, and those of the family's variants."""
     family = soc_family(soc)
     return tuple(dict.fromkeys((soc.lower(), family, *variants_of(family))))
 
 
 def prefix_and_stem(onnx_path: str | os.PathLike[str]) -> tuple[str, str]:
-    """What stands before an ONNX's name in its path, and the name without its suffix. Paths of what lies beside it are
-    made of these as text: there are some thirty for every session, most of them of nothing. Raises ValueError for a
-    path without a name."""
+    """The part of an ONNX's path before its name, and the name without suffix. Paths of files beside it are built from
+    these as text, because every session checks some thirty, most of which do not exist. Raises ValueError for a path
+    without a name."""
     path = Path(onnx_path)
     if not path.name:
         raise ValueError(f"{path!r} has an empty name")
@@ -61,7 +60,7 @@ def other_places(onnx_path: str | os.PathLike[str], soc: str) -> tuple[str, ...]
     """Where other programs put the compiled model of an ONNX: Ultralytics ``<stem>_rknn_model/<stem>-<soc>.rknn``,
     Immich ``rknpu/<soc>/<stem>.rknn`` and ``rknpu/<soc>/model.rknn``.
 
-    The last one does not tell whose it is: it counts only if the folder holds no other ONNX.
+    The last one does not name its ONNX: it counts only if the folder contains no other ONNX.
     """
     prefix, stem = prefix_and_stem(onnx_path)
     paths = [f"{prefix}{stem}{EXPORT_FOLDER}/{stem}-{soc}.rknn", f"{prefix}{_IMMICH}/{soc}/{stem}.rknn"]
@@ -91,13 +90,13 @@ def _context_places(prefix: str, stem: str, socs: Iterable[str]) -> list[str]:
 
 
 def find_context_models(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
-    """Those of :func:`context_model_names` that are there, for the SoC's other names, too."""
+    """The existing ones of :func:`context_model_names`, including the SoC's other names."""
     places = _context_places(*prefix_and_stem(onnx_path), names_of(soc))
     return [Path(path) for path in places if is_there(path)]
 
 
 def onnx_of_place(rknn_path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """Where the ONNX is looked for of a compiled model that lies at one of :func:`other_places`; () for others."""
+    """Where the ONNX is looked for, given a compiled model at one of :func:`other_places`; () for other models."""
     path = Path(os.path.abspath(rknn_path))
     if path.parent.name.endswith(EXPORT_FOLDER):
         stem = path.parent.name[: -len(EXPORT_FOLDER)]
@@ -108,8 +107,8 @@ def onnx_of_place(rknn_path: str | os.PathLike[str]) -> tuple[Path, ...]:
 
 
 def pick_in_folder(folder: str | os.PathLike[str], soc: str | None) -> Path | None:
-    """The compiled model in a folder that Ultralytics exported, given the folder: that for ``soc`` where there is one,
-    else any, which is judged like every other. None if it is no such folder, or holds none."""
+    """The compiled model in a folder exported by Ultralytics: the one for ``soc`` if there is one, else any, which is
+    then judged like every other. None if it is not such a folder, or contains none."""
     path = Path(folder)
     if not path.absolute().name.endswith(EXPORT_FOLDER) or not path.is_dir():
         return None
@@ -119,7 +118,7 @@ def pick_in_folder(folder: str | os.PathLike[str], soc: str | None) -> Path | No
 
 
 def socs_in_name(name: str) -> tuple[str, ...]:
-    """The names of SoCs and variants that are words of a file's name."""
+    """The names of SoCs and variants that occur as words in a file name."""
     known = {*SOC_CORES, *SOC_VARIANTS}
     return tuple(word for word in _WORD.findall(name.lower()) if word in known)
 
@@ -129,11 +128,11 @@ class OutsideError(ValueError):
 
 
 def confined_path(model_path: str, relative: str) -> str:
-    """The real path of a file that a model names, if it lies in the model's folder.
+    """The real path of a file named in a model, if it lies in the model's folder.
 
-    Absolute paths, ``..`` and links out of the folder are refused: a model is input from strangers. In a hub's cache,
-    where model and file are both links, it is the folder that both lead to. Raises OutsideError, and FileNotFoundError
-    where nothing is there.
+    Absolute paths, ``..`` and links out of the folder are refused, because a model is untrusted input. In a hub's
+    cache, where both the model and the file are links, the folder is the one that both lead to. Raises OutsideError,
+    and FileNotFoundError if there is no such file.
     """
     folder = os.path.realpath(os.path.dirname(os.path.abspath(model_path)))
     bad = not relative or "\0" in relative or os.path.isabs(relative) or ".." in relative.replace("\\", "/").split("/")

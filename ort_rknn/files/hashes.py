@@ -1,8 +1,8 @@
-"""The sha256 of files, remembered: a large model is read once, not at every session after it was copied.
+"""A cache of sha256 sums: a large model is read once, not again by every session after it was copied.
 
-What is remembered lies in the user's cache folder, in a private file that others may neither read nor write; one that
-is anything else is not used. An entry holds for a path with the size, mtime and inode of its time. All of it is a
-shortcut: where it cannot be read or written, the file is hashed.
+The cache is a private file in the user's cache folder that others can neither read nor write; otherwise it is not used.
+An entry is valid for a path with the recorded size, mtime and inode. If the cache cannot be read or written, files are
+hashed again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["hashes_file", "sha256_of"]
 
 log = logging.getLogger("ort_rknn")
 
-#: Files that are remembered; the oldest entries go first.
+#: The number of entries kept; the oldest are dropped first.
 _MOST = 512
 _LARGEST_FILE = 1 << 20
-#: A file that was written so short a time ago may be written again without its mtime showing it.
+#: A file written this recently may be written again without a visible change of its mtime.
 _SETTLED_NS = 2 * 10**9
 _BLOCK = 1 << 20
 _lock = threading.Lock()
@@ -38,7 +38,7 @@ def hashes_file() -> Path | None:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file's contents, in hex. Raises OSError if it cannot be read or is no regular file."""
+    """The sha256 of a file's contents, in hex. Raises OSError if it cannot be read or is not a regular file."""
     with open_regular(path) as file:
         info = os.fstat(file.fileno())
         name = os.path.realpath(path)
@@ -69,7 +69,7 @@ Entries = dict[str, Any]
 
 
 def _remembered() -> Entries:
-    """What the file says; {} if there is none that can be trusted."""
+    """The entries of the cache file; {} if there is none that can be trusted."""
     from .._json import JsonError, members, read_json
 
     path = hashes_file()
@@ -97,7 +97,7 @@ def _user() -> int:
 
 
 def _remember(name: str, entry: list[int | str]) -> None:
-    """Write the file anew, with this entry as the last one. A reader sees the old file or the new one."""
+    """Rewrite the cache file with this entry as the last one. A reader sees either the old file or the new one."""
     import json
 
     path = hashes_file()

@@ -1,8 +1,8 @@
-"""What a converter left out of a compiled model, found in the ONNX's graph.
+"""What a converter left out of a compiled model, found by analyzing the ONNX's graph.
 
-rknn-toolkit2 2.5.0 drops inputs that nothing reads, outputs that depend on no input's values, and all names but one of
-an output that has several. None of it is lost: the ONNX still has it. What is proved here is that nothing else is
-missing. Nothing is run.
+rknn-toolkit2 2.5.0 drops inputs that nothing reads, outputs that do not depend on any input's values, and all but one
+of several names of an output. None of this is lost: the ONNX still has it. This module proves that nothing else is
+missing, without running anything.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ __all__ = ["Disagreement", "LeftOut", "left_out"]
 
 
 class Disagreement(ValueError):
-    """A compiled model lacks something that its ONNX computes, or has something that the ONNX has not. The text says
+    """A compiled model lacks something that its ONNX computes, or has something that the ONNX lacks. The message says
     what, and what would help."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What the ONNX has and the compiled model has not, without any effect on the rest."""
+    """What the ONNX has and the compiled model lacks, without any effect on the rest."""
 
     unread: frozenset[str] = frozenset()
     """Inputs that no output depends on."""
     constants: tuple[str, ...] = ()
-    """Outputs that are the same for all values of the inputs."""
+    """Outputs that are the same for all input values."""
     copies: Mapping[str, str] = field(default_factory=dict)
-    """Outputs that are second names of a tensor: the compiled model's name for it, by theirs."""
+    """Outputs that are second names of a tensor: their name -> the compiled model's name for it."""
     part: bytes = b""
     """The ONNX model that computes the constants; b"" if there are none."""
     part_inputs: tuple[OnnxValue, ...] = ()
-    """Its inputs, all of fixed shape. Of their values nothing depends, only of their shapes."""
+    """Its inputs, all with fixed shapes. Only their shapes matter, not their values."""
 
 
 def left_out(source: Source, inputs: Sequence[str], outputs: Sequence[str]) -> LeftOut:
-    """What a compiled model with these inputs and outputs lacks of the ONNX at ``source`` (a path, or its bytes).
+    """What a compiled model with these inputs and outputs lacks compared to the ONNX at ``source`` (a path, or its
+    bytes).
 
-    Raises Disagreement if it lacks more than can be served without it, OnnxFileError if the ONNX is damaged,
+    Raises Disagreement if something is missing that cannot be provided otherwise, OnnxFileError if the ONNX is damaged,
     OSError if it cannot be opened.
     """
     with open_source(source, OnnxFileError) as data:
@@ -113,9 +114,9 @@ _SHAPES_OF = frozenset(("Shape", "Size"))
 _RANDOM = frozenset(
     ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
 )
-#: Their outputs' shapes depend on the first input's values.
+#: The shapes of their outputs depend on the first input's values.
 _SHAPED_BY_VALUES = frozenset(("NonZero", "Unique", "Compress", "NonMaxSuppression", "ConstantOfShape", "Range"))
-#: Their outputs' shapes depend on no input's values, also if several inputs are no constants.
+#: The shapes of their outputs depend on no input's values, even if several inputs are not constant.
 _SHAPED_BY_SHAPES = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Mod", "Pow", "Min", "Max", "Sum", "Mean", "PRelu", "Where", "And", "Or", "Xor"),
@@ -126,7 +127,7 @@ _SHAPED_BY_SHAPES = frozenset(
 
 
 class _Flow:
-    """What depends on what. Nodes are in topological order, as ONNX wants them."""
+    """The dependencies between tensors. Nodes are in topological order, as ONNX requires."""
 
     def __init__(self, graph: Nodes) -> None:
         self._graph = graph
@@ -139,7 +140,7 @@ class _Flow:
                 self._values[name], self._shapes[name] = value, shape
 
     def value(self, name: str) -> int:
-        """What the values of a tensor depend on; those of an initializer on nothing."""
+        """What the values of a tensor depend on; nothing for an initializer."""
         return self._values.get(name, _CONSTANT)
 
     def _shape(self, name: str) -> int:
@@ -159,12 +160,12 @@ class _Flow:
             return max(value, shape), max(value, shape)
         if node.op_type not in _SHAPED_BY_SHAPES:
             shape = max((shape, *(self.value(name) for name in node.inputs[1:] if name)))
-        # Elements that are all constant are spread over a shape that is not.
+        # Constant elements spread over a shape that is not constant.
         return max(value, shape) if node.op_type not in _SHAPED_BY_SHAPES else value, shape
 
     def root(self, name: str) -> str:
-        """The tensor that a name is a second name of; itself where it is the first."""
-        seen: set[str] = set()  # the file may name nodes in a circle
+        """The tensor for which a name is a second name; the name itself if it is the first."""
+        seen: set[str] = set()  # the file may contain a cycle of names
         while (maker := self._maker.get(name)) is not None and maker.op_type == "Identity" and not maker.domain:
             if name in seen or not maker.inputs:
                 break
@@ -173,7 +174,7 @@ class _Flow:
         return name
 
     def reached(self, outputs: Sequence[str], *, across_shapes: bool) -> set[str]:
-        """Every name whose values (or, ``across_shapes``, whose shape) the outputs depend on."""
+        """All names whose values (or, ``across_shapes``, whose shape) the outputs depend on."""
         left, reached = list(outputs), set(outputs)
         while left:
             maker = self._maker.get(left.pop())

@@ -1,7 +1,7 @@
-"""What an ONNX model says of itself: signature, metadata, EPContext nodes, the files that hold its weights.
+"""The metadata of an ONNX model: signature, properties, EPContext nodes, the files that hold its weights.
 
-The weights themselves are not read. Field numbers are those of onnx.proto (ONNX 1.23); the file is walked field by
-field, and what is large is stepped over, so a model of any size takes little memory and a few microseconds a node.
+The weights themselves are not read. Field numbers are those of onnx.proto (ONNX 1.23). The file is parsed field by
+field and large fields are skipped, so a model of any size takes little memory and a few microseconds per node.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._wire import BYTES, WireError, WireReader, signed
 
 __all__ = ["DTYPES", "Dimension", "EpContextNode", "OnnxFileError", "OnnxModel", "OnnxValue", "is_onnx", "read_onnx"]
 
-#: Fields in one file. The largest models seen have some 200,000; this many take about four seconds.
+#: Maximum number of fields in one file. The largest models seen have some 200,000; this many take about four seconds.
 _FIELD_LIMIT = 8_000_000
 
 _IR_VERSION, _PRODUCER_NAME, _PRODUCER_VERSION, _DOMAIN, _MODEL_VERSION, _DOC_STRING = 1, 2, 3, 4, 5, 6
@@ -26,15 +26,15 @@ _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 
 
 class OnnxFileError(ValueError):
-    """The file is not an ONNX model, or a damaged one. The text says where, and what was expected there."""
+    """The file is not an ONNX model, or is damaged. The message says where, and what was expected there."""
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxModel:
-    """What an ONNX model says of itself. Text that is not set is ""."""
+    """The metadata of an ONNX model. Text that is not set is ""."""
 
     size: int
-    """Of the file, in bytes, without external data."""
+    """Size of the file in bytes, without external data."""
     ir_version: int
     producer_name: str
     producer_version: str
@@ -48,27 +48,27 @@ class OnnxModel:
     graph_name: str
     graph_doc_string: str
     inputs: tuple[OnnxValue, ...]
-    """The graph's inputs in its order, without those that are initializers."""
+    """The graph's inputs in order, without those that are initializers."""
     outputs: tuple[OnnxValue, ...]
     overridable: tuple[OnnxValue, ...]
-    """Initializers that a caller may feed: those that are graph inputs too, from IR version 4 on."""
+    """Initializers that a caller may feed: those that are also graph inputs, since IR version 4."""
     initializers: tuple[str, ...]
     """Names of the main graph's initializers, sparse ones included."""
     ep_context_nodes: tuple[EpContextNode, ...]
-    """In the main graph and in the graphs inside its nodes."""
+    """In the main graph and in its nodes' subgraphs."""
     node_count: int
-    """Nodes of the main graph."""
+    """The number of nodes in the main graph."""
     external_data: tuple[str, ...]
     """Names of the files that hold weights, as written: relative to the model's folder, and not checked."""
 
 
 def is_onnx(head: bytes) -> bool:
-    """True if ``head``, the first 64 bytes of a file, looks like the start of an ONNX model."""
+    """Whether ``head``, the first 64 bytes of a file, looks like the start of an ONNX model."""
     return looks_like(head) == "an ONNX model"
 
 
 def read_onnx(source: Source) -> OnnxModel:
-    """Read what an ONNX model (a path, or its bytes) says of itself.
+    """Read the metadata of an ONNX model (a path, or its bytes).
 
     Raises OnnxFileError if it is not an ONNX model or is damaged, OSError if the file cannot be opened.
     """
@@ -99,7 +99,7 @@ def _read_model(data: Data) -> OnnxModel:
         elif kind != BYTES:
             continue
         elif number == _GRAPH:
-            # A message field that comes twice is one message: protobuf merges them.
+            # protobuf merges a message field that occurs twice into one message.
             graph = graph or _onnx_graph.Graph()
             _onnx_graph.read_graph(reader, start, end, graph)
         elif number in (_PRODUCER_NAME, _PRODUCER_VERSION, _DOMAIN, _DOC_STRING):

@@ -1,7 +1,7 @@
-"""The operators of a compiled model, where each runs, and the memory that it takes, without any runtime.
+"""The operators of a compiled model, where each runs, and how much memory it takes, without any runtime.
 
-The graph's node and tensor tables were read off files of rknn-toolkit2 2.5.0, and agree with the table of layers that
-the toolkit logs. What a file does not tell is left out, as in :mod:`ort_rknn.files.rknn`.
+The node and tensor tables of the graph were determined from files of rknn-toolkit2 2.5.0, and agree with the layer
+table that the toolkit logs. What a file does not record is left out, as in :mod:`ort_rknn.files.rknn`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _SETS = 512
 _LEAST_BUDGET = 1 << 20
 
 # fmt: off
-#: Types that the converter passes on under their ONNX name though no runtime has them: it logs "No lowering found", its
-#: exit code is good, and the model fails on the board. Seen with rknn-toolkit2 2.5.0 on models of one node, in none of
-#: whose forms the type was lowered.
+#: Types that the converter passes on under their ONNX name although no runtime has them: it logs "No lowering found"
+#: and exits successfully, but the model fails on the board. Seen with rknn-toolkit2 2.5.0 on single-node models, for
+#: every form of the type that was tried.
 NO_LOWERING: frozenset[str] = frozenset((
     "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Bernoulli", "BitwiseAnd", "BitwiseNot", "BitwiseOr",
     "BitwiseXor", "CastLike", "Ceil", "Celu", "CenterCropPad", "Col2Im", "Compress", "Cosh", "Det", "EyeLike",
@@ -42,9 +42,9 @@ NO_LOWERING: frozenset[str] = frozenset((
     "TfIdfVectorizer", "Trilu", "Xor",
 ))
 
-#: ONNX operators that became layers of the NPU, and those that became a layer of the runtime's own on the CPU, in
-#: models of one node. Seen with rknn-toolkit2 2.5.0 for rk3588, on the test models of the package onnx; the form of
-#: a node (shapes, attributes, what stands around it) may change it.
+#: ONNX operators that became NPU layers, and those that became a layer of the runtime on the CPU, in single-node
+#: models. Seen with rknn-toolkit2 2.5.0 for rk3588, on the test models of the package onnx; the form of a node (shapes,
+#: attributes, surrounding nodes) may change it.
 _ALONE_ON_NPU = frozenset((
     "Abs", "Add", "And", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "ConvTranspose",
     "DepthToSpace", "Div", "Dropout", "Elu", "Expand", "Flatten", "Gather", "GatherElements",
@@ -63,7 +63,7 @@ _ALONE_ON_CPU = frozenset((
 
 
 def alone(op_type: str, domain: str = "") -> Where | None:
-    """Where an ONNX operator ran when it was compiled alone; None if that is not known."""
+    """Where an ONNX operator ran when it was compiled alone; None if unknown."""
     if domain not in ("", "ai.onnx"):
         return None
     if op_type in NO_LOWERING:
@@ -72,7 +72,7 @@ def alone(op_type: str, domain: str = "") -> Where | None:
 
 
 #: The vendor's list of operators that several cores share under ``tp_mode`` ("RKNN Compiler Support Operator List"
-#: 2.3.2), and of what may be fused behind a convolution that still does.
+#: 2.3.2), and operators that may be fused to a convolution that is still shared.
 _SPLIT = frozenset(("Conv", "Add", "Mul"))
 _SPLIT_BEHIND_CONV = ("LeakyRelu", "PRelu", "Relu", "Clip", "Add", "Mul")
 
@@ -101,19 +101,19 @@ class Operator:
     name: str
     """"Conv:c1": what it was made from."""
     where: Where
-    """"CPU": inside the runtime. "nowhere": on the CPU by the file, but no runtime has it."""
+    """"CPU": inside the runtime. "nowhere": on the CPU according to the file, but no runtime has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operators:
-    """What a compiled model consists of; of a dynamic model, that of its largest shape set."""
+    """The operators of a compiled model; for a dynamic model, those of its largest shape set."""
 
     operators: tuple[Operator, ...]
-    """In the order in which they run, without the inputs and outputs."""
+    """In execution order, without the inputs and outputs."""
     weights: int
-    """Bytes of weights and constants, all shape sets share them."""
+    """Bytes of weights and constants, shared by all shape sets."""
     internal: int
-    """Bytes that a context takes for tensors between operators."""
+    """Bytes of a context for tensors between operators."""
 
     @property
     def without_lowering(self) -> tuple[Operator, ...]:
@@ -122,9 +122,9 @@ class Operators:
 
 
 def read_operators(source: Source) -> Operators:
-    """Read them from an .rknn file (a path, or its bytes). Takes some microseconds an operator.
+    """Read the operators of an .rknn file (a path, or its bytes). Takes some microseconds per operator.
 
-    Raises RknnFileError if it is not an .rknn model, is cut short, or its tables cannot be read (encrypted models);
+    Raises RknnFileError if it is not an .rknn model, is truncated, or its tables cannot be read (encrypted models);
     OSError if it cannot be opened.
     """
     name = describe_source(source)

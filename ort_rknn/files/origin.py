@@ -1,7 +1,7 @@
 """The record of a compiled model's origin: which ONNX it was made from, and whether that ONNX has changed since.
 
-It travels in the .rknn's custom string, as JSON under a key of its own. The toolkit takes custom strings shorter than
-1,024 (seen with rknn-toolkit2 2.5.0); the record is ASCII, so that characters and bytes are the same.
+It is stored in the .rknn's custom string, as JSON under a key of its own. The toolkit accepts custom strings shorter
+than 1,024 (seen with rknn-toolkit2 2.5.0); the record is ASCII, so that characters and bytes are the same.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["CUSTOM_STRING_LIMIT", "FileRecord", "Origin", "is_stale"]
 CUSTOM_STRING_LIMIT = 1024
 _KEY = "ort_rknn_origin"
 _VERSION = 1
-#: More files of external data than this are recorded as one.
+#: More external data files than this are recorded as one.
 _EXTERNAL_LIMIT = 4
 _HASH_LENGTH = 64
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One file as it was: its name relative to the ONNX's folder, size in bytes, mtime in ns, sha256 in hex."""
+    """The recorded state of a file: name relative to the ONNX's folder, size in bytes, mtime in ns, sha256 in hex."""
 
     name: str
     size: int
@@ -38,26 +38,26 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The ONNX that a compiled model was made from, as it was then."""
+    """The ONNX that a compiled model was made from, in its state at that time."""
 
     onnx_name: str
-    """The file's name without its folder."""
+    """The file name without its folder."""
     size: int
     mtime_ns: int
     sha256: str
     """Of the file's contents, 64 lower-case hex digits."""
     external: tuple[FileRecord, ...] = ()
-    """The files that hold its weights. More than four are one record of the name "": the sum of their sizes, the sum
-    of their mtimes, and the sha256 over each file's name and sha256."""
+    """The files that hold its weights. More than four are combined into one record with the name "": the sum of their
+    sizes, the sum of their mtimes, and the sha256 over each file's name and sha256."""
     toolkit: str = ""
     """Version of the converter: "2.5.0"."""
     options: str = ""
-    """The conversion's options, or their hash; for people and for a cache's key, never interpreted here."""
+    """The conversion's options, or their hash; for people and as part of a cache key, never interpreted here."""
     independent: bool | None = None
-    """Whether the samples along the first axis are independent, so that a call may be cut into runs: stated by who made
-    the record. None: not stated."""
+    """Whether the samples along the first axis are independent, so that a call may be split into runs, as stated by
+    whoever made the record. None: not stated."""
     version: int = _VERSION
-    """Of the record's format."""
+    """Version of the record's format."""
 
     @classmethod
     def of(
@@ -68,10 +68,10 @@ class Origin:
         options: str = "",
         independent: bool | None = None,
     ) -> Origin:
-        """The record of an ONNX as it is now. Reads it, and its external data, from end to end.
+        """The record of an ONNX in its current state. Reads it, and its external data, completely.
 
-        Raises OSError if a file cannot be read, OnnxFileError if it is not an ONNX model or names external data
-        outside its folder.
+        Raises OSError if a file cannot be read, OnnxFileError if it is not an ONNX model or names external data outside
+        its folder.
         """
         path = Path(onnx_path)
         own = _record(path, path.name)
@@ -85,9 +85,9 @@ class Origin:
         return cls(own.name, own.size, own.mtime_ns, own.sha256, external, toolkit, options, independent)
 
     def to_custom_string(self, others: Mapping[str, object] | None = None) -> str:
-        """The record as a custom string for the converter, beside ``others``: what else the custom string holds.
+        """The record as a custom string for the converter. ``others``: further content of the custom string.
 
-        Raises ValueError if it would not be shorter than 1,024 characters; the text says what to shorten.
+        Raises ValueError if it would not be shorter than 1,024 characters; the message says what to shorten.
         """
         import json
 
@@ -145,7 +145,8 @@ class Origin:
 
     @staticmethod
     def others_in(custom_string: str | None) -> dict[str, object] | None:
-        """What a custom string holds beside the record; None if it is no JSON object, so that no record fits in."""
+        """The content of a custom string besides the record; None if it is not a JSON object, so that no record can be
+        added."""
         from .._json import JsonError, parse_json
 
         if not custom_string:
@@ -158,10 +159,10 @@ class Origin:
 
 
 def is_stale(origin: Origin, onnx_path: str | os.PathLike[str]) -> str | None:
-    """None if the ONNX is still what it was when ``origin`` was recorded, else what is different, in words.
+    """Why the ONNX is no longer what it was when ``origin`` was recorded; None if it is unchanged.
 
-    Sizes and mtimes are compared; only if an mtime alone differs is the file read and hashed, once (see
-    :mod:`ort_rknn.files.hashes`). The names of the ONNX and its folder do not matter.
+    Compares sizes and mtimes; only if nothing but an mtime differs is the file read and hashed, once (see
+    :mod:`ort_rknn.files.hashes`). The names of the ONNX and of its folder do not matter.
     """
     path = Path(onnx_path)
     try:
@@ -227,7 +228,7 @@ def _regular(path: Path) -> os.stat_result:
 
 
 def _is_inside(name: str) -> bool:
-    """A relative path that stays in its folder, as far as its spelling tells."""
+    """Whether ``name`` is a relative path that stays in its folder, judging by its spelling."""
     parts = name.replace("\\", "/").split("/")
     return bool(name) and "\0" not in name and not os.path.isabs(name) and parts[0] != "" and ".." not in parts
 

@@ -1,7 +1,7 @@
-"""A file held open, so that what is read later is what was read first.
+"""A file held open, so that later reads see the same content as the first.
 
-Another process may rewrite, replace or delete a model while a session lives. Reading goes through the descriptor and by
-``pread``: nothing is mapped, because a mapped file that is cut short ends the process with SIGBUS, and no position is
+Another process may rewrite, replace or delete a model while a session lives. Files are read through the descriptor with
+``pread``. Nothing is mapped, because truncating a mapped file kills the process with SIGBUS, and no file position is
 shared with a forked child.
 """
 
@@ -18,23 +18,23 @@ from collections.abc import Iterable, Iterator
 
 __all__ = ["FileChangedError", "Pinned", "PinnedModel"]
 
-#: Files of one model that are held open. Of more, which some exporters make (one per weight), it is only known what
-#: they were: deleted or replaced ones are an error then.
+#: The number of files held open per model. Some exporters create more (one per weight); of the others only the state is
+#: recorded, and a deleted or replaced file is an error.
 _MOST_OPEN = 16
 
-# O_NONBLOCK: opening a pipe must not wait for its writer. It changes nothing for a regular file.
+# O_NONBLOCK: opening a pipe must not wait for its writer. It has no effect on a regular file.
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class Pinned:
-    """A regular file: its absolute path, an open descriptor, and what the file was when it was opened.
+    """A regular file: its absolute path, an open descriptor, and its state when it was opened.
 
-    A path that is deleted or leads to another file later makes no difference. A file that is changed in place cannot be
-    read any more as it was: :meth:`change` tells. Closed by :meth:`close`, at the end of a ``with``, or when dropped;
-    then it still knows what the file was.
+    It does not matter if the path is later deleted or leads to another file. The original content of a file that is
+    modified in place can no longer be read: :meth:`change` reports that. Closed by :meth:`close`, at the end of a
+    ``with`` block, or when garbage-collected; the recorded state remains available.
 
-    Raises OSError if the file cannot be opened (IsADirectoryError for a folder), ValueError if it is not a
-    regular file (a pipe, a device).
+    Raises OSError if the file cannot be opened (IsADirectoryError for a folder), ValueError if it is not a regular file
+    (a pipe, a device).
     """
 
     __slots__ = ("__weakref__", "_device", "_inode", "_mtime_ns", "descriptor", "path", "size")
@@ -59,7 +59,7 @@ class Pinned:
         self._device, self._inode = info.st_dev, info.st_ino
 
     def change(self) -> str | None:
-        """What was done to the file since it was opened, for the text of an error; None if it is as it was."""
+        """How the file was changed since it was opened, for error messages; None if it is unchanged."""
         if self.descriptor >= 0:
             info = os.fstat(self.descriptor)
         elif self.is_at_its_path():
@@ -81,10 +81,10 @@ class Pinned:
         return (info.st_dev, info.st_ino) == (self._device, self._inode)
 
     def reopen_path(self) -> str:
-        """A path at which code that wants one can open this very file as long as it is pinned.
+        """A path at which code that needs a path can open this very file as long as it is pinned.
 
-        Linux has ``/proc/self/fd``. Where that is missing it is the file's own path. Raises FileNotFoundError where
-        that leads to another file, or none.
+        Linux has ``/proc/self/fd``. Without it, this is the file's own path. Raises FileNotFoundError if that leads to
+        another file, or none.
         """
         path = f"/proc/self/fd/{self.descriptor}"
         if os.path.exists(path):
@@ -94,7 +94,7 @@ class Pinned:
         raise FileNotFoundError(errno.ENOENT, "the file was deleted or replaced, and there is no /proc", self.path)
 
     def read(self, start: int, size: int) -> bytes:
-        """``size`` bytes from ``start`` on. Raises EOFError if the file has become shorter."""
+        """``size`` bytes at offset ``start``. Raises EOFError if the file has become shorter."""
         part = os.pread(self.descriptor, size, start)
         if len(part) == size:
             return part
@@ -124,16 +124,15 @@ class Pinned:
 
 
 class FileChangedError(OSError):
-    """A file is not any more what it was when it was pinned. The text names it."""
+    """A file is no longer what it was when it was pinned. The message names it."""
 
 
 class PinnedModel:
     """A model and the files that belong to it, held open: enough to load the same model again later.
 
-    ``parts`` are the names of files without which the model is not the same one (external data, the compiled models of
-    EPContext nodes); ``beside`` are others that are looked for beside it (its twin). Names that leave the model's
-    folder, and files that are not there, are left out. Raises OSError or ValueError if the model itself cannot be
-    pinned.
+    ``parts``: files without which it is not the same model (external data, the compiled models of EPContext nodes).
+    ``beside``: other files that are looked for beside it (its twin). Names that leave the model's folder, and missing
+    files, are skipped. Raises OSError or ValueError if the model itself cannot be pinned.
     """
 
     def __init__(self, path: str | os.PathLike[str], parts: Iterable[str] = (), beside: Iterable[str] = (), /) -> None:
@@ -164,11 +163,12 @@ class PinnedModel:
 
     @contextlib.contextmanager
     def at_a_path(self, *, with_all: bool = False) -> Iterator[str]:
-        """A path at which the model as it was pinned, and its parts, can be opened inside the ``with``.
+        """A path at which the pinned model and its parts can be opened inside the ``with`` block.
 
-        ``with_all``: the files beside it too, all under their own names. It is the model's own path as long as that
-        leads to the same files, else one in a private folder that goes with the ``with``. Raises FileChangedError where
-        a file was changed in place, also meanwhile, and OSError if there is no room for copies.
+        ``with_all``: also the files beside it, all under their own names. It is the model's own path as long as that
+        leads to the same files, otherwise a path in a private folder that is removed after the block. Raises
+        FileChangedError if a file was modified in place, even during the block, and OSError if there is no space for
+        copies.
         """
         with self._lock:
             self._users += 1
@@ -203,7 +203,8 @@ class PinnedModel:
         )
 
     def _lay_out(self, folder: str) -> None:
-        """onnxruntime refuses external data behind a link out of the folder: then there are copies."""
+        """Fill the private folder. Uses copies if onnxruntime would refuse external data behind a link out of the
+        folder."""
         own = {os.path.basename(self.path): self.model}
         copied = {**own, **self._parts} if self._parts else {}
         for name, file in {**own, **self._parts, **self._beside}.items():
@@ -215,7 +216,7 @@ class PinnedModel:
                 os.symlink(file.reopen_path(), target)
 
     def close(self) -> None:
-        """Close the descriptors, as soon as nobody is inside :meth:`at_a_path`. Idempotent; does not wait."""
+        """Close the descriptors as soon as :meth:`at_a_path` is no longer in use. Idempotent; does not wait."""
         with self._lock:
             self._closed = True
             if not self._users:
@@ -227,6 +228,6 @@ class PinnedModel:
 
 
 def stays_inside(name: str) -> bool:
-    """Whether ``name`` is a relative path that stays in its folder, as far as its spelling tells."""
+    """Whether ``name`` is a relative path that stays in its folder, judging by its spelling."""
     parts = name.replace("\\", "/").split("/")
     return bool(name) and "\0" not in name and not os.path.isabs(name) and parts[0] != "" and ".." not in parts

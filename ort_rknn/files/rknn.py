@@ -1,9 +1,9 @@
-"""What an .rknn file says of itself, without any runtime.
+"""The metadata of an .rknn file, without any runtime.
 
-The vendor does not document the format. What is known was read off files made with rknn-toolkit2 2.5.0 (container
-version 6) by varying one thing at a time. Only the container's lengths can make a file wrong here; everything deeper
-that is damaged, or written by another version in another way, is *unknown*: its field is None and
-:attr:`RknnFile.unknown` names it.
+The vendor does not document the format. What is known was determined from files made with rknn-toolkit2 2.5.0
+(container version 6) by varying one thing at a time. Only wrong lengths in the container make a file invalid here.
+Anything deeper that is damaged, or written differently by another version, is *unknown*: its field is None and
+:attr:`RknnFile.unknown` lists it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["RknnFile", "RknnFileError", "RknnTensor", "is_rknn", "is_rknpu3", "r
 
 _U64 = struct.Struct("<Q")
 _VERSION = re.compile(r"\d+(?:\.\d+)+", re.ASCII)
-#: Version 1 is the previous generation's (RK1808); 0x1000 is added by some of that generation's converters.
+#: Version 1 is that of the previous generation (RK1808); some of that generation's converters add 0x1000.
 _NARROW_VERSIONS = frozenset((1, 0x1001))
 _KNOWN_VERSIONS = frozenset((1, 2, 3, 4, 5, 6, 0x1001, 0x1002, 0x1003, 0x1004))
 _NARROW_HEADER = 24
@@ -36,46 +36,45 @@ _DTYPES = _QUANTISED.union(
 
 
 class RknnFileError(ValueError):
-    """The file is not an .rknn model, or not a whole one. The text says what it is instead, or how much is missing."""
+    """The file is not an .rknn model, or is incomplete. The message says what it is instead, or how much is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class RknnTensor:
-    """An input or output of a compiled model. None means that the file does not tell."""
+    """An input or output of a compiled model. None means that the file does not record the value."""
 
     name: str
     shape: Shape | None
-    """In the ONNX's order of axes, the batch of ``rknn_batch_size`` multiplied in; of a dynamic model, its largest
-    shape set."""
+    """In the ONNX's axis order, multiplied by ``rknn_batch_size``; for a dynamic model, its largest shape set."""
     dtype: str | None
-    """The type in the ONNX, by numpy's name: "float32"."""
+    """The type in the ONNX, as numpy's name: "float32"."""
     layout: Layout | None
-    """As the runtime reports it: inputs NHWC and outputs NCHW where they have four axes, else UNDEFINED."""
+    """As reported by the runtime: NHWC for 4-D inputs and NCHW for 4-D outputs, otherwise UNDEFINED."""
     runtime_dtype: str | None
     """The compiled type: "float16", "int8" ..."""
     quantization: Quantization | None
-    """Of int8 and int16 tensors. (An int16 one, "w16a16i_dfp", has a scale of about 2**-k.) None for other types."""
+    """For int8 and int16 tensors. (An int16 one, "w16a16i_dfp", has a scale of about 2**-k.) None for other types."""
     mean: tuple[float, ...] | None
-    """Of an input: the runtime subtracts it per channel, then divides by ``std``. As long as ``std``: one number, or
-    one per channel. (0.0,) where none was set, and where there are not four axes: the vendor's converter records a mean
-    of other inputs too, but its simulator does not apply it."""
+    """For an input: the runtime subtracts it per channel, then divides by ``std``. Same length as ``std``: one number,
+    or one per channel. (0.0,) if none was set, and for inputs that are not 4-D: the vendor's converter records a mean
+    for those too, but its simulator does not apply it."""
     std: tuple[float, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
 class RknnFile:
-    """What an .rknn file says of itself. None, or an empty tuple, means that the file does not tell."""
+    """The metadata of an .rknn file. None, or an empty tuple, means that the file does not record the value."""
 
     size: int
-    """Of the file, in bytes."""
+    """Size of the file in bytes."""
     format_version: int | None
     """Of the container: 6 for rknn-toolkit2 1.5.2 to 2.5.0. None for an encrypted file."""
     encrypted: bool
-    """True for a file of the toolkit's export_encrypted_rknn_model(): nothing else can be told of it."""
+    """True for a file of the toolkit's export_encrypted_rknn_model(), of which nothing else is known."""
     targets: tuple[str, ...]
     """SoC names as written: ("rk3588",)."""
     toolkit_version: str | None
-    """Of the rknn-toolkit2 that wrote it: "2.5.0"."""
+    """Version of the rknn-toolkit2 that wrote it: "2.5.0"."""
     compiler: str | None
     """The compiler's own version text."""
     framework: str | None
@@ -83,35 +82,35 @@ class RknnFile:
     custom_string: str | None
     """The converter's ``custom_string``; "" if none was given."""
     batch: int
-    """``rknn_batch_size``; 1 where none was given."""
+    """``rknn_batch_size``; 1 if none was given."""
     dynamic: bool
-    """True if the model was compiled for a choice of input shapes."""
+    """True if the model was compiled for several sets of input shapes."""
     inputs: tuple[RknnTensor, ...]
     outputs: tuple[RknnTensor, ...]
     shape_sets: tuple[tuple[Shape, ...], ...]
-    """Of a dynamic model: per set one shape per input, in the file's order, which is largest first. () when static."""
+    """For a dynamic model: per set one shape per input, in the file's order, largest first. () if static."""
     output_shape_sets: tuple[tuple[Shape, ...], ...]
-    """Of a dynamic model: the outputs' shapes under the same sets."""
+    """For a dynamic model: the output shapes for the same sets."""
     unknown: tuple[str, ...]
-    """What could not be understood, as text for a person. () for a file that is known through and through."""
+    """What could not be understood, as text for people. () if everything was understood."""
 
 
 def is_rknn(head: bytes) -> bool:
-    """True if ``head``, the first 8 bytes of a file or more, starts an .rknn model (encrypted ones included)."""
+    """Whether ``head``, the first 8 bytes of a file or more, starts an .rknn model (including encrypted ones)."""
     return head.startswith((b"RKNN", b"CYPTRKNN"))
 
 
 def is_rknpu3(head: bytes) -> bool:
-    """True if ``head``, the first 4 bytes of a file or more, starts a model for RKNPU3: another generation, whose
+    """Whether ``head``, the first 4 bytes of a file or more, starts a model for RKNPU3: another generation, whose
     models neither this library nor librknnrt can run."""
     return head.startswith(b"RKNX")
 
 
 def read_rknn(source: Source) -> RknnFile:
-    """Read what an .rknn file (a path, or its bytes) says of itself. Takes under a millisecond whatever the size.
+    """Read the metadata of an .rknn file (a path, or its bytes). Takes under a millisecond whatever the size.
 
-    Raises RknnFileError if it is not an .rknn model, is cut short, or has lengths that cannot be; OSError where
-    the file cannot be opened. Damage elsewhere is not an error: see :attr:`RknnFile.unknown`.
+    Raises RknnFileError if it is not an .rknn model, is truncated, or has impossible lengths; OSError if the file
+    cannot be opened. Damage elsewhere is not an error: see :attr:`RknnFile.unknown`.
     """
     name = describe_source(source)
     with open_source(source, RknnFileError) as data:
@@ -166,7 +165,7 @@ def _check_length(length: int, what: str, size: int) -> None:
 
 
 def _assemble(size: int, version: int | None, parts: Parts, *, encrypted: bool = False) -> RknnFile:
-    """Settle on one answer where the file has several, and name what has none."""
+    """Choose one answer if the file has several, and list what has none."""
     unknown = parts.unknown
     batch = _batch(parts)
     first = parts.graphs[0] if parts.graphs else None
@@ -199,7 +198,7 @@ def _assemble(size: int, version: int | None, parts: Parts, *, encrypted: bool =
 
 
 def _batch(parts: Parts) -> int:
-    """Slot 14 is the batch size as text, "0" for none."""
+    """The batch size: slot 14, as text; "0" means none."""
     if parts.batch is None:
         return 1
     if parts.batch.isascii() and parts.batch.isdigit() and len(parts.batch) < 6:
@@ -227,7 +226,7 @@ def _tensor(port: Port, parts: Parts, batch: int, *, is_input: bool) -> RknnTens
 
     layout: Layout | None = None
     if shape is not None:
-        # Outputs are written as NCHW whatever their rank; the runtime says UNDEFINED of all that are not 4-D.
+        # Outputs are written as NCHW whatever their rank; the runtime reports UNDEFINED for all that are not 4-D.
         layout = "UNDEFINED" if len(shape) != 4 else "NHWC" if is_input and reported.get("layout") != "NCHW" else "NCHW"
     quantization = port.quantization if runtime_dtype in _QUANTISED else None
     if runtime_dtype in _QUANTISED and quantization is None and dtype != runtime_dtype:
@@ -250,9 +249,9 @@ def _tensor(port: Port, parts: Parts, batch: int, *, is_input: bool) -> RknnTens
 def _normalization(
     attributes: Mapping[str, object], shape: Shape | None
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and std, equally long; (None, None) where the file does not tell them or tells what cannot be.
+    """Mean and std with equal lengths; (None, None) if the file does not record them, or records impossible ones.
 
-    The converter writes one mean where all are 0 and one std where all are 1, whatever the other has.
+    The converter writes a single mean if all are 0 and a single std if all are 1, whatever the other's length.
     """
     mean, std = as_floats(attributes.get("mean")), as_floats(attributes.get("std"))
     if not mean or not std or shape is None or not all(std):
@@ -268,7 +267,7 @@ def _normalization(
 def _shape_sets(
     ports: Sequence[Port], graphs: Sequence[Sequence[Port]], parts: Parts, batch: int
 ) -> tuple[tuple[Shape, ...], ...]:
-    """The sets as the converter wrote them, else as the graphs (one per set) have them."""
+    """The sets as written by the converter, else as in the graphs (one per set)."""
     by_port = [as_shapes(parts.dynamic_shapes.get(port.name)) for port in ports]
     if by_port and all(shapes and len(shapes) == len(by_port[0] or ()) for shapes in by_port):
         sets = list(zip(*(shapes for shapes in by_port if shapes), strict=True))
@@ -285,7 +284,7 @@ def _shape_sets(
 
 
 def _batched(shape: Shape | None, batch: int) -> Shape | None:
-    """The file's shapes are those of one batch item; the runtime multiplies the first axis."""
+    """The file's shapes are for one batch item; the runtime multiplies the first axis."""
     return (shape[0] * batch, *shape[1:]) if shape else shape
 
 

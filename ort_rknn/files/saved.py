@@ -1,4 +1,5 @@
-"""Saving models with EPContext nodes: where their compiled models lie, and what the nodes of a model in parts hold."""
+"""Saves models with EPContext nodes: where their compiled models are stored, and what the nodes of a model in parts
+contain."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ class _HasPath(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What an EPContext node holds."""
+    """The content of an EPContext node."""
 
     embed: bool
     context: bytes
@@ -34,7 +35,7 @@ class Content:
 
 
 def compiled_file(target: str, source: _HasPath, content: Callable[[], bytes], name: str) -> bytes:
-    """The path of a compiled model relative to the model ``target`` that names it: its own where it lies in that
+    """The path of a compiled model relative to the model ``target`` that names it: its own path if it lies in that
     folder, else that of a copy ``<target's stem>.<name>.rknn``. Raises OSError if it cannot be written."""
     folder = os.path.dirname(target)
     if source.path is not None:
@@ -48,7 +49,7 @@ def compiled_file(target: str, source: _HasPath, content: Callable[[], bytes], n
 
 
 def put(place: str, content: bytes, *, replace: bool) -> None:
-    """Write a file as a whole or not at all. Raises FileExistsError if it is there and not to be replaced."""
+    """Write a file completely or not at all. Raises FileExistsError if it exists and is not to be replaced."""
     descriptor, fresh = tempfile.mkstemp(prefix=f".{os.path.basename(place)}.", dir=os.path.dirname(place))
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -66,9 +67,9 @@ def put(place: str, content: bytes, *, replace: bool) -> None:
 
 
 def with_contents(data: bytes, contents: Sequence[Content]) -> bytes:
-    """The model ``data`` whose EPContext nodes of the main graph hold ``contents``, in the file's order.
+    """The model ``data`` with ``contents`` in the EPContext nodes of its main graph, in the file's order.
 
-    Raises OnnxFileError for a damaged model, ValueError if it has another number of such nodes.
+    Raises OnnxFileError for a damaged model, ValueError if the number of such nodes differs.
     """
     left = list(contents)
     reader = WireReader(data, _FIELD_LIMIT)

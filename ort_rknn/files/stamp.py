@@ -1,8 +1,8 @@
-"""Writing the record of its origin into a compiled model.
+"""Writes the record of its origin into a compiled model.
 
-The record is the custom string of the model's FlatBuffers table. A longer one goes to the end of the model part, so
-that nothing else moves: weights and programs keep their places and their alignment. (The container has no checksum:
-models that rknn-toolkit2 2.5.0 compiled with and without a custom string differ in nothing else.)
+The record is the custom string of the model's FlatBuffers table. A longer one is appended to the model part, so that
+nothing else moves: weights and programs keep their position and alignment. (The container has no checksum: models
+compiled by rknn-toolkit2 2.5.0 with and without a custom string differ in nothing else.)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LONGEST_STRING = 4096
 
 
 class StampError(ValueError):
-    """The record cannot be written. The text says why, and what would help."""
+    """The record cannot be written. The message says why, and what would help."""
 
 
 def stamp(
@@ -43,15 +43,15 @@ def stamp(
     *,
     independent: bool | None = None,
 ) -> Origin:
-    """Write into the compiled model ``rknn_path`` that it was made from ``onnx_path`` as that is now.
+    """Record in the compiled model ``rknn_path`` that it was made from ``onnx_path`` in its current state.
 
-    ``independent``: what you know of the samples along the first axis: True lets a session cut a batch into runs where
-    the ONNX's graph alone does not prove that it may. None keeps what a record of the same ONNX said.
+    ``independent``: what you know about the samples along the first axis. True lets a session split a batch into runs
+    even if the ONNX's graph alone does not prove that it may. None keeps the value of an existing record of the same
+    ONNX.
 
-    The file is replaced in one step, with its mode kept; a session that is under way keeps the old one. Returns the
-    record. Raises StampError if the two do not belong together, the compiled model's custom string is used for
-    something else, or the file is a link; RknnFileError and OnnxFileError if one cannot be understood; OSError where
-    it cannot be read or written.
+    The file is replaced atomically and keeps its mode; an active session keeps the old one. Returns the record. Raises
+    StampError if the two do not belong together, the compiled model's custom string is used for something else, or the
+    file is a link; RknnFileError and OnnxFileError if one cannot be parsed; OSError if it cannot be read or written.
     """
     path = os.fspath(rknn_path)
     if os.path.islink(path):
@@ -120,7 +120,7 @@ def _difference(
     for shape in shapes:
         if shape is None:
             continue
-        # Lengths that an ONNX declares for its outputs are often those of another input shape.
+        # An ONNX often declares output lengths that belong to another input shape.
         fits = len(shape) == len(value.dims) and (
             not lengths or all(not isinstance(dim, int) or dim == size for dim, size in zip(value.dims, shape))
         )
@@ -132,14 +132,14 @@ def _difference(
 
 @contextlib.contextmanager
 def _replacing(path: str, old: Pinned) -> Iterator[tuple[BinaryIO, str]]:
-    """A new file beside ``path``, and where it is. It takes that place at the end of the ``with``, or is deleted where
+    """A new file beside ``path``, and its path. It replaces ``path`` at the end of the ``with`` block, or is deleted if
     anything fails."""
     folder = os.path.dirname(os.path.abspath(path))
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".stamp-", suffix=".rknn")
     try:
         with open(descriptor, "w+b") as new:
             info = os.fstat(old.descriptor)
-            with contextlib.suppress(OSError):  # only root may give files away
+            with contextlib.suppress(OSError):  # only root may change the owner
                 os.fchown(descriptor, info.st_uid, info.st_gid)
             os.fchmod(descriptor, info.st_mode & 0o7777)
             yield new, temporary
@@ -163,7 +163,7 @@ def _write(old: Pinned, new: BinaryIO, text: bytes) -> None:
         in_place = len(text) <= length and Origin.parse(data[at : at + length].decode("utf-8", "replace")) is not None
     with open(old.reopen_path(), "rb") as source:
         if in_place:
-            # Our own record: nothing else points to it.
+            # Our own record: nothing else refers to it.
             shutil.copyfileobj(source, new)
             new.seek(at - 4)
             new.write(_U32.pack(len(text)) + text + bytes(length - len(text)))
@@ -193,7 +193,7 @@ def _copy(source: BinaryIO, new: BinaryIO, size: int) -> None:
 
 
 def _place(data: Data, start: int, end: int, path: str) -> tuple[int, int, int]:
-    """Where the model table points to its custom string, where that is, and how long it is."""
+    """Where the model table refers to its custom string, where that is, and its length."""
     try:
         root = Table.root(data, start, end, Budget(1 << 20))
         found = root.place_of_string(MODEL_CUSTOM_STRING, _LONGEST_STRING)
@@ -207,7 +207,7 @@ def _place(data: Data, start: int, end: int, path: str) -> tuple[int, int, int]:
 
 
 def _check_copy(path: str, old: RknnFile, record: Origin) -> None:
-    """The copy says of itself what the old file does, and has the record."""
+    """Check that the copy has the old file's metadata and the record."""
     new = read_rknn(path)
     same = replace(new, size=old.size, custom_string=old.custom_string) == old
     if not same or Origin.parse(new.custom_string) != record:

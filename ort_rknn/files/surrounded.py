@@ -1,7 +1,7 @@
-"""An ONNX model with nodes in front of and behind its graph: other dtypes and orders of axes for whoever runs it.
+"""An ONNX model with extra nodes before and after its graph: other dtypes and axis orders for its callers.
 
-The model is copied field by field, whatever the fields are; weights are never looked into. An input keeps its name, so
-the graph behind it reads a tensor of another name, and likewise for outputs.
+The model is copied field by field, whatever the fields are; weights are never parsed. An input keeps its name, so the
+graph behind it reads a tensor with another name; likewise for outputs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Edge", "Step", "redeclared", "surrounded"]
 
-#: As in onnx_model: far above any model.
+#: As in onnx_model: far above any real model.
 _FIELD_LIMIT = 8_000_000
 _DEPTH_LIMIT = 32
 
@@ -32,7 +32,7 @@ _ATTRIBUTE_T, _ATTRIBUTE_G, _ATTRIBUTE_GRAPHS = 5, 6, 11
 _TENSOR_NAME, _TENSOR_EXTERNAL_DATA, _SPARSE_VALUES = 8, 13, 1
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEM_TYPE, _TENSOR_SHAPE, _SHAPE_DIM = 1, 2, 1, 1, 2, 1
 _TYPE_INTS, _TYPE_TENSOR_ATTRIBUTE, _TYPE_INT = 7, 4, 2
-#: The standard domain's version where a model does not name that domain.
+#: The standard domain's version, if a model does not import that domain.
 _OPSET = 17
 
 _Chunk: TypeAlias = "bytes | memoryview"
@@ -40,35 +40,35 @@ _Chunk: TypeAlias = "bytes | memoryview"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A node with one output: its first input is what comes in, its second, if it has one, ``constant``."""
+    """A node with one output: its first input is the incoming tensor, its second, if it has one, is ``constant``."""
 
     op_type: str
-    """Of the standard domain."""
+    """In the standard domain."""
     attributes: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
     constant: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """An input or output of the graph, as it is to be from now on."""
+    """The new declaration of an input or output of the graph."""
 
     name: str
     elem_type: int
-    """TensorProto.DataType that is declared in place of the graph's own."""
+    """The declared TensorProto.DataType, in place of the graph's own."""
     steps: Sequence[Step]
     """From the caller's tensor to the graph's for an input, and the other way for an output."""
     order: Sequence[int] | None = None
-    """The graph's own dimensions in their new order; None: as they are."""
+    """The graph's own dimensions in their new order; None: unchanged."""
 
 
 def surrounded(
     data: bytes, inputs: Sequence[Edge], outputs: Sequence[Edge], locations: Mapping[str, str] | None = None
 ) -> bytes:
-    """The ONNX model ``data`` with ``inputs`` and ``outputs`` in place of those of their names.
+    """The ONNX model ``data`` with ``inputs`` and ``outputs`` in place of those with the same names.
 
-    Everything else is as it was, byte for byte: weights, metadata, functions, names of nodes. Paths of external data
-    stay as written, but for those in ``locations``. Raises OnnxFileError for a damaged model, ValueError for a name
-    that is input and output at once.
+    Everything else is unchanged, byte for byte: weights, metadata, functions, names of nodes. Paths of external data
+    stay as written, except those in ``locations``. Raises OnnxFileError for a damaged model, ValueError for a name that
+    is both input and output.
     """
     names = {edge.name for edge in inputs} | {edge.name for edge in outputs}
     prefix = next(p for p in (f"ort_rknn{n}/" for n in range(len(data) + 1)) if p.encode() not in data)
@@ -81,8 +81,8 @@ def surrounded(
 def redeclared(
     data: bytes, inputs: Mapping[str, Edge], outputs: Mapping[str, Edge], locations: Mapping[str, str] | None = None
 ) -> bytes:
-    """The ONNX model ``data`` with other declarations of some inputs and outputs, and no other nodes. For edges without
-    steps; paths of external data as in :func:`surrounded`. Raises OnnxFileError for a damaged model."""
+    """The ONNX model ``data`` with other declarations of some inputs and outputs, and no additional nodes. For edges
+    without steps; paths of external data as in :func:`surrounded`. Raises OnnxFileError for a damaged model."""
     rewriter = _Rewriter(data, locations or {})
     chunks: list[_Chunk] = []
     try:
@@ -104,7 +104,7 @@ def _model(
     has_standard_domain = False
     for number, kind, raw, start, end in rewriter.fields(0, len(rewriter.data)):
         if number == _MODEL_GRAPH and kind == BYTES:
-            # A message that comes twice is one message: protobuf merges them.
+            # A message that occurs twice is one message: protobuf merges them.
             graph += rewriter.graph(start, end, renamed, {e.name: e for e in inputs}, {e.name: e for e in outputs})
             continue
         if number == _MODEL_OPSET_IMPORT and kind == BYTES:
@@ -153,12 +153,12 @@ def _tensor_attribute(name: str, value: NDArray[np.float32]) -> bytes:
 
 
 def _message(number: int, chunks: Sequence[_Chunk]) -> list[_Chunk]:
-    """A nested message's field."""
+    """The field of a nested message."""
     return [varint(number << 3 | BYTES) + varint(sum(map(len, chunks))), *chunks]
 
 
 class _Rewriter:
-    """Copies the messages of one model, with other names for some tensors and other places of some external data."""
+    """Copies the messages of one model, with other names for some tensors and other paths for some external data."""
 
     def __init__(self, data: bytes, locations: Mapping[str, str]) -> None:
         self.data = data
@@ -167,7 +167,7 @@ class _Rewriter:
         self._reader = WireReader(data, _FIELD_LIMIT)
 
     def fields(self, start: int, end: int) -> Iterator[tuple[int, int, _Chunk, int, int]]:
-        """Number, wire type, the whole field, and where its contents are."""
+        """Number, wire type, the whole field, and the range of its content."""
         before = start
         for number, kind, first, last in self._reader.fields(start, end):
             yield number, kind, self._view[before:last], first, last
@@ -189,7 +189,8 @@ class _Rewriter:
         inputs: Mapping[str, Edge],
         outputs: Mapping[str, Edge],
     ) -> list[_Chunk]:
-        """The fields of the main graph. Raises ValueError for a name in ``renamed`` that is an input and an output."""
+        """The fields of the main graph. Raises ValueError for a name in ``renamed`` that is both an input and an
+        output."""
         sides: dict[int, set[str]] = {_GRAPH_INPUT: set(), _GRAPH_OUTPUT: set()}
         chunks: list[_Chunk] = []
         for number, kind, raw, first, last in self.fields(start, end):
@@ -207,7 +208,7 @@ class _Rewriter:
     def _rest_of_graph(
         self, number: int, kind: int, raw: _Chunk, first: int, last: int, renamed: Mapping[str, str], depth: int
     ) -> list[_Chunk]:
-        """A graph's field other than inputs and outputs, as chunks; [] where it says what no longer holds."""
+        """A graph's field other than inputs and outputs, as chunks; [] if it is no longer true."""
         if kind != BYTES:
             return [raw]
         if number == _GRAPH_NODE:
@@ -219,7 +220,7 @@ class _Rewriter:
             is_dense = number == _GRAPH_INITIALIZER
             chunks: list[_Chunk] = self._tensor(first, last) if is_dense else [self._view[first:last]]
             if name is not None:
-                # Of a field that comes twice the last one holds, and messages are merged.
+                # The last occurrence of a field counts, and messages are merged.
                 other = text_field(_TENSOR_NAME, name)
                 chunks.append(other if is_dense else bytes_field(_SPARSE_VALUES, other))
             return _message(number, chunks)
@@ -239,7 +240,7 @@ class _Rewriter:
         return chunks
 
     def _initializer(self, number: int, start: int, end: int) -> str:
-        """The name of a dense or sparse one."""
+        """The name of a dense or sparse initializer."""
         if number == _GRAPH_INITIALIZER:
             return self.text_of(start, end, _TENSOR_NAME)
         for part, kind, first, last in self._reader.fields(start, end):
@@ -248,7 +249,7 @@ class _Rewriter:
         return ""
 
     def _node(self, raw: _Chunk, start: int, end: int, renamed: Mapping[str, str], depth: int) -> list[_Chunk]:
-        # Most nodes hold none of the names, and a search is much faster than going through them.
+        # Most nodes contain none of the names, and a search is much faster than parsing them.
         names = (*renamed, *self._locations)
         if not any(self.data.find(name.encode("utf-8", "surrogateescape"), start, end) >= 0 for name in names):
             return [raw]
@@ -275,7 +276,7 @@ class _Rewriter:
         return _message(_NODE_ATTRIBUTE, chunks)
 
     def _inner_graph(self, start: int, end: int, renamed: Mapping[str, str], depth: int) -> list[_Chunk]:
-        """A graph inside a node sees the names of those around it, but for those that it gives itself."""
+        """A subgraph sees the outer graphs' names, except those that it defines itself."""
         if depth > _DEPTH_LIMIT:
             raise WireError(f"offset {start}: graphs inside graphs, {_DEPTH_LIMIT} deep")
         own = set()
@@ -301,7 +302,7 @@ class _Rewriter:
         return chunks
 
     def _value(self, start: int, end: int, edge: Edge) -> bytes:
-        """A ValueInfoProto with the dtype and the order of axes of ``edge``."""
+        """A ValueInfoProto with the dtype and axis order of ``edge``."""
         out: list[_Chunk] = []
         for number, kind, raw, first, last in self.fields(start, end):
             if number == _VALUE_TYPE and kind == BYTES:

@@ -1,6 +1,6 @@
-"""Twins: a compiled model beside its ONNX, told by name, and whether a compiled model may be used.
+"""Twins: a compiled model beside its ONNX, recognized by name; and whether a compiled model may be used.
 
-A twin is judged by what its file says; what the file does not say is not held against it.
+A twin is judged by what its file records; what the file does not record is not held against it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _VERSION = re.compile(r"\d+(?:\.\d+)+", re.ASCII)
 _SAME_NPU = frozenset(("rk3566", "rk3568"))
 
 
-#: How the note begins where a compiled model does not tell which ONNX it was made from.
+#: The note's first words if a compiled model does not record which ONNX it was made from.
 NO_RECORD = "the compiled model has no record of its origin"
 
 
@@ -45,14 +45,14 @@ class Verdict:
 
     fit: bool
     reasons: tuple[str, ...] = ()
-    """Why it is not fit, each with what to do about it. () if it is."""
+    """Why it does not fit, each with what to do about it. () if it fits."""
     notes: tuple[str, ...] = ()
     """What could not be checked, or is worth knowing."""
 
 
 def twin_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
-    """Where a compiled twin of an ONNX is looked for, in this order: ``model.<soc>.rknn``, ``model-<soc>.rknn``,
-    ``model_<soc>.rknn``, ``model.rknn``. Raises ValueError if ``soc`` is no SoC's name."""
+    """The paths where a compiled twin of an ONNX is looked for, in order: ``model.<soc>.rknn``, ``model-<soc>.rknn``,
+    ``model_<soc>.rknn``, ``model.rknn``. Raises ValueError if ``soc`` is not the name of a SoC."""
     prefix, stem = prefix_and_stem(onnx_path)
     return tuple(map(Path, (*_named_after(prefix, stem, _checked(soc)), f"{prefix}{stem}.rknn")))
 
@@ -62,14 +62,15 @@ def _named_after(prefix: str, stem: str, soc: str) -> Iterator[str]:
 
 
 def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
-    """The compiled models of an ONNX that are there: those of :func:`twin_names` that are named after the SoC, then the
-    places that other programs use (:func:`~ort_rknn.files.compiled_places.other_places`), ``model.rknn`` last.
+    """The existing compiled models of an ONNX: those of :func:`twin_names` that are named after the SoC, then those in
+    the places that other programs use (:func:`~ort_rknn.files.compiled_places.other_places`), ``model.rknn`` last.
 
-    Files named after a variant of the SoC (``model.rk3588s.rknn``) come after those with its own name. A link to
-    nothing and a folder count, because somebody meant a twin to be there: git-annex keeps files that were not fetched
-    as such links, and containers make a folder where a file that does not exist is mounted. Whoever reads it says so.
-    One that has an ONNX of its own full name beside it belongs to that: ``net_rk3588.rknn`` to ``net_rk3588.onnx``, not
-    to ``net.onnx``."""
+    Files named after a variant of the SoC (``model.rk3588s.rknn``) come after those with its own name. A broken link
+    and a folder count, because a twin was meant to be there: git-annex keeps files that were not fetched as such links,
+    and containers create a folder if a file to mount does not exist. Reading it reports the problem. A twin belongs to
+    the ONNX with its own full name, if that exists beside it: ``net_rk3588.rknn`` to ``net_rk3588.onnx``, not to
+    ``net.onnx``.
+    """
     names = names_of(_checked(soc))
     prefix, stem = prefix_and_stem(onnx_path)
     named = [path for name in names for path in _named_after(prefix, stem, name)]
@@ -79,7 +80,7 @@ def find_twins(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
 
 
 def why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
-    """Why a model cannot be read, for a person: where a permission lacks, which one, and what to do about it."""
+    """Why a model cannot be read, for people: if a permission is missing, which one, and what to do about it."""
     if not isinstance(error, PermissionError):
         return str(error)
     path = os.path.abspath(path)
@@ -92,11 +93,11 @@ def why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
 
 
 def onnx_twin_names(rknn_path: str | os.PathLike[str], soc: str | None = None) -> tuple[Path, ...]:
-    """Where the ONNX of a compiled model is looked for: the reverse of :func:`twin_names`.
+    """The paths where the ONNX of a compiled model is looked for: the reverse of :func:`twin_names`.
 
-    ``model.rk3588.rknn``, ``model-rk3588.rknn`` and ``model_rk3588.rknn`` belong to an ONNX of their own full stem
-    where there is one, and it comes first then; else to ``model.onnx``, as ``model.rknn`` does. Any SoC's name is
-    recognized, ``soc`` being one more.
+    ``model.rk3588.rknn``, ``model-rk3588.rknn`` and ``model_rk3588.rknn`` belong to the ONNX with their own full stem
+    if there is one, which therefore comes first; else to ``model.onnx``, as ``model.rknn`` does. Every SoC's name is
+    recognized, and ``soc`` in addition.
     """
     path = Path(rknn_path)
     stem = path.stem
@@ -127,12 +128,12 @@ def judge_twin(
     onnx_path: str | os.PathLike[str] | None = None,
     rknn_path: str | os.PathLike[str] | None = None,
 ) -> Verdict:
-    """May this compiled model run on ``soc`` with this runtime, in place of the ONNX at ``onnx_path``?
+    """Whether this compiled model may run on ``soc`` with this runtime, in place of the ONNX at ``onnx_path``.
 
-    ``runtime_version`` is the runtime's own text ("2.3.2 (429f97ae6b@...)"); None: not known. Checked are the target,
-    the toolkit's version (a newer major.minor than the runtime's is not fit: such runtimes answer "Invalid RKNN model
-    version", airockchip/rknn-toolkit2 issues 254 and 281), and, where the model carries a record of its origin,
-    whether the ONNX is still the same. ``rknn_path``: where ``file`` was read from, for what to do where it has none.
+    ``runtime_version`` is the runtime's own text ("2.3.2 (429f97ae6b@...)"); None: unknown. Checks the target, the
+    toolkit's version (a newer major.minor than the runtime's does not fit: such runtimes answer "Invalid RKNN model
+    version", airockchip/rknn-toolkit2 issues 254 and 281), and, if the model has a record of its origin, whether the
+    ONNX is unchanged. ``rknn_path``: where ``file`` was read from, for the advice if it has no record.
     """
     reasons: list[str] = []
     notes: list[str] = []
@@ -163,7 +164,7 @@ def judge_twin(
 
 
 def _word(path: str | os.PathLike[str]) -> str:
-    """A path as a word of a shell's command line."""
+    """A path quoted for a shell's command line."""
     return shlex.quote(os.fspath(path))
 
 
@@ -183,7 +184,7 @@ def _judge_version(file: RknnFile, runtime_version: str | None, reasons: list[st
             f"{dotted(runs_with)}"
         )
         return
-    # Container version 6 came with 1.5.2; 1.5.0 refuses it (rockchip-linux/rknn-toolkit2 issue 316).
+    # Container version 6 was introduced with 1.5.2; 1.5.0 refuses it (rockchip-linux/rknn-toolkit2 issue 316).
     if file.format_version == 6 and runs_with < (1, 5, 2):
         reasons.append(
             f"its container version is 6, which the runtime {dotted(runs_with)} refuses: "

@@ -1,4 +1,4 @@
-"""Writing the smallest ONNX model that carries a compiled one: a single ``com.microsoft:EPContext`` node."""
+"""Writes the smallest ONNX model that carries a compiled one: a single ``com.microsoft:EPContext`` node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OWN_ATTRIBUTES = frozenset(("main_context", "embed_mode", "ep_cache_context", "
 
 
 class ModelFields(Protocol):
-    """What a wrapper takes over from its ONNX: an :class:`OnnxModel` has all of it."""
+    """What a wrapper takes from its ONNX; an :class:`OnnxModel` provides all of it."""
 
     @property
     def producer_name(self) -> str: ...
@@ -38,7 +38,7 @@ class ModelFields(Protocol):
 
 
 class ValueFields(Protocol):
-    """A tensor among the graph's inputs or outputs: an :class:`OnnxValue` has all of it."""
+    """A tensor among the graph's inputs or outputs; an :class:`OnnxValue` provides all of it."""
 
     @property
     def name(self) -> str: ...
@@ -59,16 +59,16 @@ def ep_context_model(
     embed_mode: int = 1,
     attributes: Mapping[str, str | int] | None = None,
 ) -> bytes:
-    """An ONNX model with one EPContext node from ``inputs`` to ``outputs``, in onnx.proto's bytes.
+    """An ONNX model with one EPContext node from ``inputs`` to ``outputs``, serialized.
 
     ``cache_context`` is the payload with ``embed_mode`` 1, a path relative to the model with 0. ``source`` names the
-    provider that takes the node (onnxruntime prints it when none does). ``attributes`` are further attributes of the
+    provider that takes the node (onnxruntime prints it if none does). ``attributes`` are further attributes of the
     node: partition_name, hardware_architecture, ep_sdk_version, onnx_model_filename, notes ...
 
-    Names and metadata come out as ``model`` has them, so a session reports the same of the wrapper as of the ONNX. That
-    goes for an empty graph name too: onnxruntime takes it, onnx.checker does not.
+    Names and metadata are copied from ``model``, so a session reports the same for the wrapper as for the ONNX. This
+    includes an empty graph name, which onnxruntime accepts but onnx.checker does not.
 
-    Raises ValueError for a value that is not a tensor, or that is input and output at once (no node may write its own
+    Raises ValueError for a value that is not a tensor, or that is both input and output (no node may write its own
     input), and for an attribute that has a parameter of its own.
     """
     fed = {value.name for value in inputs}
@@ -123,8 +123,8 @@ def ep_context_model(
 
 
 def identity_model(inputs: Sequence[OnnxValue]) -> bytes:
-    """An ONNX model that has these inputs, as float32, with their dimensions' symbols and denotations, and does
-    nothing but copy the first. Raises IndexError if there is none."""
+    """An ONNX model with these inputs, as float32, with their dimensions' symbols and denotations, which only copies
+    the first. Raises IndexError if there are no inputs."""
     output = "copy of the first"
     node = text_field(1, inputs[0].name) + text_field(2, output) + text_field(4, "Identity")
     float32 = int_field(1, 1)
