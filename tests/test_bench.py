@@ -142,6 +142,27 @@ def test_the_host_is_named_as_the_bottleneck_and_the_option_that_helps():
     assert advise(made_report((Setting("d", {}), measured(1000)))).startswith("The NPU is the bottleneck")
 
 
+def test_a_host_without_a_cpu_to_spare_is_the_bottleneck_where_the_cores_seem_busy():
+    report = made_report((Setting("d", {}), measured(1900)))  # of 1 ms of CPU time each
+    report.cpus = 2
+    assert "its 2 CPUs work 95% of the time, where a virtual NPU computes too." in advise(report)
+    report.cpus = 8
+    assert advise(report).startswith("The NPU is the bottleneck")
+
+
+def test_two_contexts_of_the_runtimes_choice_may_keep_two_cores_busy():
+    report = made_report((Setting("threads_per_core=2, 2 callers", {"threads_per_core": 2}), measured(1000, callers=2)))
+    assert "cores work 50% of the time" in advise(report)
+
+
+def test_what_is_set_already_is_no_advice():
+    slow = measured(100, convert_ms=4.0)
+    camera = (Setting("uint8 NHWC", {"layout": "nhwc"}, changes_input=True), measured(100))
+    assert "threads_per_core=2 hides" in advise(made_report((Setting("d", {}), slow), camera))
+    taken = made_report((Setting("threads_per_core=2, 2 callers", {"threads_per_core": 2}), slow), camera)
+    assert "are no faster" in advise(taken) and "threads_per_core" not in advise(taken)
+
+
 def test_lines_to_paste_are_python_whatever_the_name():
     report = made_report((Setting("default, 1 caller", {}), measured(100)))
     report.model = 'odd "name" \\.onnx'

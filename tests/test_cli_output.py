@@ -18,6 +18,7 @@ from ort_rknn._cli.output import (
     Table,
     check_writable,
     live,
+    of_system,
     rich_console,
     say,
     say_json,
@@ -73,6 +74,33 @@ def test_a_terminal_gets_color_and_its_width(on_terminal):
     text = on_terminal(show, Table((Column("name"), Column("what")), [("n", Cell("word " * 40, "bad"))]))
     assert "\x1b[1;31m" in text
     assert max(len(line) for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()) <= 60
+
+
+def test_columns_that_a_narrow_terminal_has_no_room_for_are_left_out_and_named(on_terminal):
+    figures = [Column(f"figure {n}", right=True, keep=True, spare=n) for n in range(4)]
+    table = Table((Column("setting"), *figures), [("schedule=0,1,2, threads_per_core=2, 6 callers", *["1,234.56"] * 4)])
+    lines = re.sub(r"\x1b\[[\d;]*m", "", on_terminal(show, table)).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert sum("1,234.56" in line for line in lines) == 1  # figures are whole, and stand in one line
+    assert [line.strip() for line in lines if "left out" in line] == ["left out, the terminal is too narrow: figure 3"]
+    assert "left out" not in "\n".join(table.plain()) and "figure 3" in table.plain()[0]
+
+
+def test_figures_of_a_bench_are_whole_at_80_columns(on_terminal, monkeypatch):
+    from ort_rknn._cli.bench import _COLUMNS
+
+    monkeypatch.setenv("COLUMNS", "80")
+    row = ("schedule=0,1,2, threads_per_core=2, 16 callers", "12,345", *["1234.56"] * (len(_COLUMNS) - 2))
+    text = re.sub(r"\x1b\[[\d;]*m", "", on_terminal(show, Table(_COLUMNS, [row])))
+    assert max(map(len, text.splitlines())) <= 80
+    (line,) = [line for line in text.splitlines() if "12,345" in line]
+    assert line.count("1234.56") >= 3 and "left out" in text
+
+
+def test_errors_of_the_system_name_the_file():
+    error = FileNotFoundError(2, "No such file or directory", "run.npz")
+    assert of_system(error) == "run.npz: No such file or directory"
+    assert of_system(OSError("odd")) == "odd"
 
 
 def test_a_cells_own_escapes_stay_escaped_on_a_terminal(on_terminal):

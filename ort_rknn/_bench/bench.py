@@ -134,7 +134,7 @@ def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool, Mapp
             _tell_free_axes(report, session, feed_for(session))
             return report, False, {}
         device = session._npu.plan.found.device
-        report = BenchReport(path, device.name, device.cores)
+        report = BenchReport(path, device.name, device.cores, cpus=len(os.sched_getaffinity(0)))
         if device.virtual:
             report.notes.append("a virtual NPU: its times are set, and say nothing of a board")
         batches = any(executor.signature.splits for executor in session._npu.executors)

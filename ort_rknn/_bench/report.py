@@ -57,6 +57,8 @@ class BenchReport:
     split: SplitShare | None = None
     """What ``tp_mode`` can gain; None if it is not known, or the device has one core."""
     notes: list[str] = field(default_factory=list)
+    cpus: int = 0
+    """How many of the host's CPUs this process may use; 0 if that is not known."""
     advice: str = ""
     """One sentence: what the bottleneck is, and which option helps."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .._compile.accuracy import OutputAccuracy
     from .._compile.calibration import Data, Fit
     from .._compile.layers import LayerError
+    from .._compile.record import BuildRecord
 
 Numbers = Literal["npu", "simulator", "virtual"]
 
@@ -66,7 +68,7 @@ class Feeds:
     shapes: Sequence[Mapping[str, tuple[int, ...]]] = ()
     mean: tuple[tuple[float, ...], ...] = ()
     std: tuple[tuple[float, ...], ...] = ()
-    fit: Fit = "stretch"
+    fit: Fit | None = None
 
 
 def check(
@@ -76,7 +78,7 @@ def check(
     shapes: Mapping[str, Sequence[int]] | None = None,
     mean: Sequence[float] | Sequence[Sequence[float]] = (),
     std: Sequence[float] | Sequence[Sequence[float]] = (),
-    fit: Fit = "stretch",
+    fit: Fit | None = None,
     accuracy: float = 0.99,
     simulator: str | None = None,
     against: str | os.PathLike[str] | None = None,
@@ -89,9 +91,10 @@ def check(
 
     ``data``: samples, as for :func:`ort_rknn.convert`; None: those that int8 was made with, else random ones.
     ``shapes``: of inputs with free axes. ``mean``, ``std``: per channel, for the ONNX's pixels; one for all inputs,
-    or one each. ``accuracy``: the bound, a cosine between 0 and 1, and with it the largest error of bounded and
-    mixed outputs. ``simulator``: a SoC; the vendor's simulator computes what ``convert`` made for it, built again
-    from its record with the interpreter ``toolkit``. Without it a session with ``provider_options`` does.
+    or one each. ``fit``: how pictures get their size. What is left out of these four is as in the conversion, where
+    its record lies beside the ONNX. ``accuracy``: the bound, a cosine between 0 and 1, and with it the largest error of
+    bounded and mixed outputs. ``simulator``: a SoC; the vendor's simulator computes what ``convert`` made for it, built
+    again from its record with the interpreter ``toolkit``. Without it a session with ``provider_options`` does.
     ``layers``: with ``simulator``, how far every layer is from the ONNX's. ``against``: a file of ``ort-rknn check
     --save`` instead of the ONNX.
 
@@ -133,8 +136,10 @@ def simulated(
 
     target = soc_family(soc)
     record = read_record(record_path(os.path.dirname(path), Path(path).stem, target), path)
-    if feeds.shapes or feeds.mean or feeds.std:
-        raise ValueError("shapes, mean and std are as they were in the conversion: leave them out with the simulator")
+    if feeds.shapes or feeds.mean or feeds.std or feeds.fit:
+        raise ValueError(
+            "shapes, mean, std and fit are as they were in the conversion: leave them out with the simulator"
+        )
     log = os.path.join(os.path.dirname(path), f"{Path(path).stem}.check.log")
     of = find_toolkit(toolkit)
     outputs, each = on_simulator(path, record, feeds.data, of, log, progress=progress, layers=layers)
@@ -184,22 +189,55 @@ def in_session(
 
 
 def as_recorded(path: str, feeds: Feeds, soc: str) -> Feeds:
-    """Without data an int8 model is fed what it was made with: random values lie outside its scales."""
+    """What the conversion for ``soc`` knows of the samples, where ``feeds`` does not say: free axes, how pictures are
+    normalized and fitted, and for an int8 model the samples, because random values lie outside of its scales."""
     from .._compile.calibration import DataError
     from .._compile.record import RecordError, read_record, record_path
 
-    if feeds.data is not None:
-        return feeds
     try:
         record = read_record(record_path(os.path.dirname(path), Path(path).stem, soc), path)
     except RecordError:
         return feeds
-    if not record.samples:
+    feeds = _filled(path, feeds, record)
+    if feeds.data is not None or not record.samples:
         return feeds
     if record.data is None or not os.path.exists(record.data):
         raise DataError("it is int8, and what it was made with is not here: give samples with --data")
+    return replace(feeds, data=record.data)
+
+
+def as_recorded_for_all(path: str, feeds: Feeds) -> Feeds:
+    """The same for the runs that ``save`` keeps, which may be meant for any board: what all conversions agree on.
+
+    Raises DataError if they differ, and ``feeds`` does not say."""
+    from .._compile.calibration import DataError
+    from .._compile.record import RecordError, read_record
+
+    filled = []
+    stem = Path(path).stem
+    for place in sorted(Path(path).parent.glob(f"{glob.escape(stem)}.*.build.json")):
+        try:
+            filled.append(_filled(path, feeds, read_record(place, path)))
+        except RecordError:
+            continue
+    if any(other != filled[0] for other in filled[1:]):
+        raise DataError("it was converted in more than one way: give --shape, --mean, --std and --fit")
+    return filled[0] if filled else feeds
+
+
+def _filled(path: str, feeds: Feeds, record: BuildRecord) -> Feeds:
+    from .._compile.shapes import ShapeError, compiled_shapes
+    from ..files import read_onnx
+
+    if not feeds.shapes:
+        try:
+            compiled_shapes(read_onnx(path), ())
+        except ShapeError:  # free axes, which the conversion was told
+            feeds = replace(feeds, shapes=(record.shapes,))
+    if not (feeds.mean or feeds.std):
+        feeds = replace(feeds, mean=record.mean, std=record.std)
     fit: Fit = "letterbox" if record.fit == "letterbox" else "stretch"
-    return replace(feeds, data=record.data, fit=fit, mean=feeds.mean or record.mean, std=feeds.std or record.std)
+    return feeds if feeds.fit else replace(feeds, fit=fit)
 
 
 def fresh_runs(path: str, feeds: Feeds) -> Iterator[Run]:
@@ -210,7 +248,7 @@ def fresh_runs(path: str, feeds: Feeds) -> Iterator[Run]:
     from ..files import read_onnx
 
     shapes = compiled_shapes(read_onnx(path), feeds.shapes).sets[0]
-    form = {"mean": feeds.mean, "std": feeds.std, "fit": feeds.fit}
+    form = {"mean": feeds.mean, "std": feeds.std, "fit": feeds.fit or "stretch"}
     with tempfile.TemporaryDirectory(prefix="ort_rknn-check-") as scratch:
         samples, reference = on_cpu(path, shapes, feeds.data, scratch, form)
         for index in spread(samples.count, MOST):
@@ -223,4 +261,4 @@ def save(path: str, feeds: Feeds, place: Path) -> int:
     from ..files import read_onnx
 
     names = [value.name for value in read_onnx(path).outputs]
-    return save_runs(place, names, fresh_runs(path, feeds))
+    return save_runs(place, names, fresh_runs(path, as_recorded_for_all(path, feeds)))

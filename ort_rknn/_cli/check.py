@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapter.command import Command
 from . import schemas
 from .arguments import add_device_options, device_options
-from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, say, say_json
+from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, check_writable, of_system, say, say_json
 
 if TYPE_CHECKING:
     from .._checking.check import Checked, Feeds
@@ -28,10 +28,22 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="an .onnx file, converted before")
     parser.add_argument("--data", metavar="DATA", help="samples, as for convert --int8 (default: random ones)")
     parser.add_argument(
-        "--fit", choices=("stretch", "letterbox"), default="stretch", help="how pictures get their size"
+        "--fit", choices=("stretch", "letterbox"), help="how pictures get their size (default: as converted)"
     )
-    parser.add_argument("--mean", metavar="M[,M,M]", action="append", default=[], help="for the ONNX's pixels")
-    parser.add_argument("--std", metavar="S[,S,S]", action="append", default=[], help="for the ONNX's pixels")
+    parser.add_argument(
+        "--mean",
+        metavar="M[,M,M]",
+        action="append",
+        default=[],
+        help="for the ONNX's pixels (default: as converted)",
+    )
+    parser.add_argument(
+        "--std",
+        metavar="S[,S,S]",
+        action="append",
+        default=[],
+        help="for the ONNX's pixels (default: as converted)",
+    )
     parser.add_argument("--shape", metavar="NAME=N,N,...", action="append", default=[], help="an input's shape")
     parser.add_argument("--accuracy", metavar="A", type=float, default=0.99, help="the bound (default 0.99)")
     parser.add_argument("--simulator", metavar="SOC", help="compare on the vendor's simulator what was made for SOC")
@@ -60,10 +72,12 @@ def run(given: argparse.Namespace) -> int:
         raise Mistake(f"--accuracy {given.accuracy:g}: expected a number between 0 and 1", USAGE)
     if given.simulator and (given.save or given.against):
         raise Mistake("--simulator runs the ONNX itself: it goes with neither --save nor --against", USAGE)
-    if given.simulator and (given.shape or given.mean or given.std):
-        raise Mistake("--shape, --mean and --std are as they were in the conversion", USAGE)
+    if given.simulator and (given.shape or given.mean or given.std or given.fit):
+        raise Mistake("--shape, --mean, --std and --fit are as they were in the conversion", USAGE)
     if given.layers and not given.simulator:
         raise Mistake("--layers goes with --simulator: only the vendor's simulator gives layers", USAGE)
+    if given.save:
+        check_writable(given.save)
     try:
         read_onnx(given.model)  # onnxruntime says less about a damaged file
         path, feeds = os.path.abspath(given.model), _feeds(given)
@@ -77,7 +91,9 @@ def run(given: argparse.Namespace) -> int:
             found = in_session(path, feeds, given.accuracy, device_options(given), given.against)
     except (DataError, SavedRunError, ShapeError, ToolkitError) as error:
         raise Mistake(str(error), USAGE) from None
-    except (ConversionError, NothingCompared, PrepareError, RecordError, OnnxFileError, OSError) as error:
+    except OSError as error:
+        raise Mistake(of_system(error), FAILED) from None
+    except (ConversionError, NothingCompared, PrepareError, RecordError, OnnxFileError) as error:
         raise Mistake(str(error), FAILED) from None
     return _tell(given, found)
 

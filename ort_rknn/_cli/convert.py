@@ -10,7 +10,7 @@ from typing import Any
 
 from ..adapter.command import Command
 from . import schemas
-from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, say, say_json
+from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, of_system, say, say_json
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +67,9 @@ def run(given: argparse.Namespace) -> int:
         report = convert(given.model, options, toolkit=toolkit, progress=lambda text: print(text, file=sys.stderr))
     except (DataError, ShapeError, ToolkitError) as error:
         raise Mistake(str(error), USAGE) from None
-    except (ConversionError, PrepareError, OnnxFileError, OSError) as error:
+    except OSError as error:
+        raise Mistake(of_system(error), FAILED) from None
+    except (ConversionError, PrepareError, OnnxFileError) as error:
         raise Mistake(str(error), FAILED) from None
     if given.json:
         say_json("convert", report.as_json())

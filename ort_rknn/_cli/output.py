@@ -54,6 +54,13 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def of_system(error: OSError) -> str:
+    """ "model.onnx: No such file or directory", without Python's "[Errno 2]"."""
+    if error.strerror is None:
+        return str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+
+
 def check_file(path: str) -> None:
     """onnxruntime says less about a file that is not there."""
     if os.path.isdir(path):
@@ -109,6 +116,9 @@ class Column:
     """Numbers stand at the right."""
     keep: bool = False
     """Not wrapped by a narrow terminal."""
+    spare: int = 0
+    """Where a terminal is too narrow for the table, the columns with the highest number are left out first, and named
+    below it. 0: never left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,32 +160,57 @@ def _safe(cell: str | Cell) -> str:
     return printable(one_line(text), sys.stdout)
 
 
-def renderable(table: Table) -> Any:
-    """``table`` as a ``rich.table.Table``. Needs rich."""
+def renderable(table: Table, width: int = 1 << 20) -> Any:
+    """``table`` as a ``rich.table.Table`` for a terminal of ``width`` columns. Needs rich."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    shown = _fitting(table, width)
+    left_out = ", ".join(column.title for index, column in enumerate(table.columns) if index not in shown)
     made = RichTable(
         box=box.SIMPLE,
         title=Text(printable(table.title, sys.stdout), "bold") if table.title else None,
         title_justify="left",
+        caption=Text(f"left out, the terminal is too narrow: {left_out}", "dim") if left_out else None,
+        caption_justify="left",
         show_header=True,
         pad_edge=False,
     )
     made.show_header = any(column.title for column in table.columns)
-    for column in table.columns:
+    for column in (table.columns[index] for index in shown):
         made.add_column(column.title, justify="right" if column.right else "left", no_wrap=column.keep, overflow="fold")
     for row in table.rows:
-        made.add_row(*(Text(_safe(c), _STYLES.get(c.style, "") if isinstance(c, Cell) else "") for c in row))
+        cells = (row[index] for index in shown)
+        made.add_row(*(Text(_safe(c), _STYLES.get(c.style, "") if isinstance(c, Cell) else "") for c in cells))
     return made
+
+
+#: A column of text that may be wrapped is legible in so many characters; between two columns there are three.
+_LEGIBLE, _BETWEEN = 22, 3
+
+
+def _fitting(table: Table, width: int) -> list[int]:
+    """The columns that a terminal of ``width`` has room for."""
+
+    def needs(index: int) -> int:
+        widest = max(len(_safe(cell)) for cell in (table.columns[index].title, *(row[index] for row in table.rows)))
+        return _BETWEEN + (widest if table.columns[index].keep else min(widest, _LEGIBLE))
+
+    shown = list(range(len(table.columns)))
+    spare = [index for index in shown if table.columns[index].spare]
+    for index in sorted(spare, key=lambda index: -table.columns[index].spare):
+        if sum(map(needs, shown)) <= width:
+            break
+        shown.remove(index)
+    return shown
 
 
 def show(table: Table) -> None:
     """Print a table to stdout."""
     console = rich_console()
     if console is not None:
-        console.print(renderable(table))
+        console.print(renderable(table, console.width))
         return
     for line in table.plain():
         print(line)
@@ -200,8 +235,8 @@ def live(first: Table) -> Iterator[Callable[[Table], None]]:
         return
     from rich.live import Live
 
-    with Live(renderable(first), console=console, auto_refresh=False) as display:
-        yield lambda table: display.update(renderable(table), refresh=True)
+    with Live(renderable(first, console.width), console=console, auto_refresh=False) as display:
+        yield lambda table: display.update(renderable(table, console.width), refresh=True)
 
 
 # JSON -------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import argparse
 
 from ..adapter.command import Command
 from . import schemas
-from .output import FAILED, FINE, Mistake, add_json_option, check_file, say, say_json
+from .output import FAILED, FINE, Mistake, add_json_option, check_file, of_system, say, say_json
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,9 @@ def run(given: argparse.Namespace) -> int:
     for path in given.compiled:
         try:
             record = stamp(given.onnx, path, independent=True if given.independent else None)
-        except (StampError, RknnFileError, OnnxFileError, OSError) as error:
+        except OSError as error:
+            raise Mistake(of_system(error), FAILED) from None
+        except (StampError, RknnFileError, OnnxFileError) as error:
             raise Mistake(str(error), FAILED) from None
         stamped.append(
             {

@@ -73,7 +73,8 @@ class Compiled:
         yield f"{os.path.basename(self.path)}: for {self.target}, {size:,} bytes, {self.seconds:.1f} s"
         if not self.whole:
             on_npu = sum(fate.where.startswith("part") for fate in self.fates)
-            yield f"  {len(self.fates)} nodes, {on_npu} on the NPU, in {len(self.parts)} parts"
+            parts = f"{len(self.parts)} part{'s' * (len(self.parts) != 1)}"
+            yield f"  {len(self.fates)} nodes, {on_npu} on the NPU, in {parts}"
             yield f"  not as a whole: {self.refusal}"
         if self.quantized is not None:
             yield f"  int8: {self.quantized:.0%} of the multiplications of Conv, MatMul and Gemm; on the simulator:"

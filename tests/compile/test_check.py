@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from ort_rknn._checking.check import Feeds, as_recorded
 from ort_rknn._cli.main import main
-from ort_rknn._compile.record import RecordError, read_record, record_path
+from ort_rknn._compile.record import BuildRecord, RecordError, read_record, record_path
+from ort_rknn.files.hashes import sha256_of
 
 
 @pytest.fixture
@@ -75,3 +77,69 @@ def test_convert_leaves_a_record_that_holds_for_this_onnx(conv, toolkit, capsys,
     conv.write_bytes(conv.read_bytes() + b"\x42\x00")
     with pytest.raises(RecordError, match="has changed"):
         read_record(place, str(conv))
+
+
+def record(onnx, **given):
+    """What ``convert`` leaves beside ``onnx``."""
+    fields = {"target": "rk3588", "toolkit": "2.5.0", "shapes": {"x": (1, 3, 32, 32)}, "mean": (), "std": ()}
+    fields |= {"freeze": {}, "fit": "stretch", "data": None, "samples": (), "whole": True, "on_cpu": {}}
+    fields |= {"lowered": False, "hybrid": False}
+    made = BuildRecord(sha256=sha256_of(str(onnx)), **{**fields, **given})
+    made.write(record_path(onnx.parent, onnx.stem, made.target))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "pictures").mkdir()
+    random = np.random.default_rng(0)
+    for number in range(3):
+        image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(tmp_path / f"pictures/{number}.png")
+    return tmp_path / "pictures"
+
+
+def fed(path):
+    with np.load(path) as file:
+        return [value for key, value in file.items() if "/in/" in key]
+
+
+def test_pictures_are_normalized_as_in_the_conversion(conv, pictures, capsys, tmp_path):
+    run = tmp_path / "run.npz"
+    assert check(capsys, conv, "--data", pictures, "--save", run)[0] == 0
+    assert max(value.max() for value in fed(run)) > 200  # nothing is known of a mean
+    record(conv, mean=((0.0,),), std=((255.0,),))
+    assert check(capsys, conv, "--data", pictures, "--save", run)[0] == 0
+    assert 0.5 < max(value.max() for value in fed(run)) <= 1
+    assert check(capsys, conv, "--data", pictures, "--std", "1", "--save", run)[0] == 0  # what is said counts
+    assert max(value.max() for value in fed(run)) > 200
+    record(conv, target="rk3576", std=((1.0,),))
+    code, _, err = check(capsys, conv, "--data", pictures, "--save", run)
+    assert code == 2 and "in more than one way" in err
+
+
+def test_a_session_is_fed_as_the_conversion_for_its_soc_was(conv, pictures):
+    record(conv, mean=((127.5,),), std=((127.5,),), fit="letterbox")
+    record(conv, target="rk3576", std=((1.0,),))
+    found = as_recorded(str(conv), Feeds(data=pictures), "rk3588")
+    assert (found.data, found.mean, found.std, found.fit) == (pictures, ((127.5,),), ((127.5,),), "letterbox")
+    said = Feeds(data=pictures, mean=((1.0,),), fit="stretch")
+    assert as_recorded(str(conv), said, "rk3588") == said
+    assert as_recorded(str(conv), Feeds(), "rk3562") == Feeds()
+
+
+def test_free_axes_are_as_in_the_conversion(models, capsys, tmp_path):
+    onnx = tmp_path / "d.onnx"
+    shutil.copy(models / "dynamic.onnx", onnx)
+    run = tmp_path / "run.npz"
+    code, _, err = check(capsys, onnx, "--save", run)
+    assert code == 2 and "--shape" in err
+    record(onnx, shapes={"x": (1, 3, 16, 24)})
+    assert check(capsys, onnx, "--save", run)[0] == 0
+    assert {value.shape for value in fed(run)} == {(1, 3, 16, 24)}
+
+
+def test_files_that_are_not_there_are_told_as_elsewhere(conv, capsys, tmp_path):
+    code, _, err = check(capsys, conv, "--against", tmp_path / "no.npz", "--device", "virtual:rk3588")
+    assert (code, "[Errno" in err, "no.npz: No such file" in err) == (1, False, True)
+    code, _, err = check(capsys, conv, "--save", tmp_path / "no" / "run.npz")
+    assert code == 2 and err.endswith("run.npz: cannot be written\n")
