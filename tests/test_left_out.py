@@ -333,6 +333,21 @@ def test_a_declared_shape_that_the_graph_does_not_give(tmp_path, sides, policy, 
         assert "the ONNX's own graph gives the compiled shape" in session.explain()
 
 
+@pytest.mark.parametrize("declared", [(), (8, 16), (128, 2, 1, 1, 3)])
+def test_a_declared_rank_that_the_graph_does_not_give(tmp_path, declared):
+    """() too: tools that clear the dims leave a scalar behind."""
+    path = detector(tmp_path, (4,), declared=declared, dims=(4, 4))
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3
+    x = RNG.standard_normal((1, 3, 4, 4)).astype(np.float32)
+    (want,) = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    with ort.InferenceSession(path, provider_options=VIRTUAL, enable_fallback=0) as session:
+        assert session.get_providers()[0] == "RKNNExecutionProvider"
+        (got,) = session.run(None, {"x": x})
+    assert got.shape == want.shape == (32, 2)
+    assert np.abs(got - want).max() < 2e-2
+
+
 @pytest.mark.parametrize("stamped", [False, True])
 @pytest.mark.parametrize("compiled", [(2, 6, 1, 4), (1, 2, 6, 4), (2, 6, 4), (1, 1, 2, 6, 4), (2, 1, 1, 6, 4)])
 def test_axes_of_length_1_that_lie_elsewhere_in_the_compiled_model(tmp_path, compiled, stamped):

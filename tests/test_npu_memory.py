@@ -75,6 +75,33 @@ def test_outputs_are_written_to_npu_memory(npu):
         assert of(s).copied == 0
 
 
+@pytest.mark.parametrize("shift", [0, 512, -512])
+def test_an_output_in_the_memory_of_an_input_is_written_after_the_input_was_read(npu, shift):
+    with session() as s:
+        (expected,) = s.run(None, {"x": IMAGE})
+        memory = ort.empty(65536, np.uint8, device="virtual:rk3588")
+        x = memory[1024 : 1024 + IMAGE.nbytes].reshape(IMAGE.shape)
+        x[...] = IMAGE
+        y = memory[1024 + shift : 1024 + shift + expected.nbytes].view(np.float32).reshape(expected.shape)
+        binding = s.io_binding()
+        binding.bind_input("x", "cpu", 0, np.uint8, x.shape, x.ctypes.data)
+        binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+        since = last(npu)
+        s.run_with_iobinding(binding)
+        np.testing.assert_array_equal(y, expected)
+        assert {"inputs_set", "outputs_get"} <= set(kinds(npu, since))  # not written while the NPU may still read it
+        assert (of(s).bound, list(of(s).usual)) == (
+            0,
+            ["an output lies in the memory of an input or of another output"],
+        )
+
+
+@pytest.mark.parametrize("shape", [(1.5,), (1, "2"), 2.0])
+def test_shapes_are_integers(npu, shape):
+    with pytest.raises(TypeError):
+        ort.empty(shape, device="virtual:rk3588")
+
+
 @pytest.mark.parametrize("way", ["run_with_ort_values", "submit", "map", "run_async", "ortvalue"])
 def test_every_way_of_running_knows_it(npu, way):
     with session(schedule="0,1,2") as s:

@@ -120,6 +120,21 @@ def test_bad_threads_per_core(value):
         read(threads_per_core=value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "most"),
+    [
+        ("threads_per_core", 1025, "1024"),
+        ("threads_per_core", "10000000000", "1024"),
+        ("retries", 2**31, "2147483647"),
+        ("max_queue_size", 10**30, "2147483647"),
+        ("run_timeout_ms", 2**31, "2147483647"),
+    ],
+)
+def test_a_number_that_is_too_large(key, value, most):
+    with pytest.raises(OptionError, match=f"{key}=.*expected .*integer.*, at most {most}"):
+        read(**{key: value})
+
+
 @pytest.mark.parametrize("true", [True, 1, "1", "true", "True", "ON", "yes"])
 def test_true(true):
     assert read(disable_dup_context=true).disable_dup_context is True

@@ -398,3 +398,34 @@ def test_an_operator_that_no_library_has(npu, tmp_path, operators):
     so.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     with pytest.raises(ort.NpuUnavailable, match="Thrice.* is not a registered"):
         ort.InferenceSession(path, so, provider_options=VIRTUAL)
+
+
+@pytest.mark.parametrize("declared", [[2, 4], [1, 3], [2, 1, 3]])
+@pytest.mark.parametrize("first", [2, "N"])
+def test_an_output_whose_shape_is_declared_wrong(npu, tmp_path, declared, first):
+    """As after an edit of the graph: the graph gives [2, 3]."""
+    nodes = [helper.make_node("Slice", ["x", "start", "end", "axis"], ["y"])]
+    constants = [constant("start", [0]), constant("end", [3]), constant("axis", [1])]
+    output = [value("y", FLOAT, [first, *declared[1:]] if first == "N" else declared)]
+    path = save(tmp_path, nodes, [value("x", FLOAT, [first, 4])], output, constants)
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    with ort.InferenceSession(path, provider_options=VIRTUAL) as session:
+        assert session.get_providers()[0] == "RKNNExecutionProvider"
+        for _ in range(2):
+            (y,) = session.run(None, {"x": x})
+            np.testing.assert_array_equal(y, x[:, :3])
+
+
+@pytest.mark.parametrize("other", ["m.rk3566.rknn", "m-rk3576.rknn"])
+def test_a_model_for_another_soc_is_not_replaced(npu, tmp_path, other, monkeypatch):
+    path = save(tmp_path, [helper.make_node("Relu", ["x"], ["y"])], [X_IN], [Y_OUT])
+    (tmp_path / other).write_bytes((MODELS / "conv_f16.rk3566.rknn").read_bytes())
+    with pytest.warns(ort.FallbackWarning, match=f"there are those for other SoCs: {other}"):
+        session = ort.InferenceSession(path, provider_options=VIRTUAL)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    monkeypatch.setenv("ORT_RKNN_STRICT", "1")
+    with pytest.raises(ort.NpuUnavailable, match=other):
+        ort.InferenceSession(path, provider_options=VIRTUAL)
+
+
+X_IN, Y_OUT = value("x", FLOAT, [2, 4]), value("y", FLOAT, [2, 4])

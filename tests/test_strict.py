@@ -115,6 +115,14 @@ def test_a_misspelt_name_gets_the_right_one(name, capfd):
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.parametrize("name", [OURS.encode(), b"RKNNExecutionProvidr"])
+def test_a_name_in_bytes_gets_the_right_one(name, capfd):
+    for providers in ([name, CPU], [(name, {})], {name}):
+        with pytest.raises(OptionError, match=f"there is no {name!r}; did you mean '{OURS}'"):
+            ort.InferenceSession(MODEL, providers=providers)
+    assert capfd.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     "name", ["QNNExecutionProvider", "CANNExecutionProvider", "XnnpackExecutionProvider", "AProvider"]
 )

@@ -161,6 +161,7 @@ class _VirtualModel:
         self._compute = compute
         #: See :class:`ort_rknn.adapter.RunsWhole`. The pattern has the compiled shapes only.
         self.run_whole = _run_whole if compute is not None else None
+        self.inferred_outputs = compute.inferred_outputs if compute is not None else {}
         # C may call back as long as the inner model has contexts, also when only one of those is still referred to.
         weakref.finalize(inner, _let_go, compute).atexit = False
 

@@ -53,6 +53,8 @@ class TwinCompute:
         self._session: Any = session
         self._inputs: dict[str, Any] = {port.name: port for port in session.get_inputs()}
         self._outputs = {port.name for port in session.get_outputs()}
+        #: As onnxruntime infers them: a length that it does not know, or doubts, is a name or None.
+        self.inferred_outputs = {port.name: tuple(port.shape) for port in session.get_outputs()}
         self._here = _Here()
         # A bound method here would make a cycle (callback -> self -> callback) and wait for the garbage collector.
         self.callback = COMPUTE(_Call(self))

@@ -50,7 +50,7 @@ def serve(
             "use another buffer",
         )
     try:
-        reason = odd[0] if odd else _why_not(signature, lease, call)
+        reason = odd[0] if odd else _why_not(signature, lease, call) or _overlap(uses)
         if not reason:
             try:
                 binds = cast(BindsBuffers, lease.context)
@@ -111,6 +111,15 @@ def _row_pitch(lies: Strided) -> int:
     itemsize = DTYPES[lies.dtype][1]
     packed = value == itemsize and pixel == c * itemsize and row >= w * pixel
     return row if packed and (n == 1 or image == h * row) else 0
+
+
+def _overlap(uses: _Uses) -> str:
+    """The NPU writes outputs while it may still read inputs; the usual way has copies of both."""
+    for k, (entry, first, end, writes) in enumerate(uses):
+        for other, f, e, w in uses[:k]:
+            if entry is other and first < e and f < end and (writes or w):
+                return "an output lies in the memory of an input or of another output"
+    return ""
 
 
 def _why_not(signature: Signature, lease: Lease, call: Call) -> str:

@@ -282,9 +282,10 @@ class Calls:
         known = "; ".join(self.spell(group) for group in signature.sets)
         text = f"{self._label}: no shape set was compiled for {self.spell(shapes)}. Compiled are: {known}"
         if signature.splits:
-            return f"{text}, with any number of samples in place of the first axis" + self._of_padding()
+            text += ", with any number of samples in place of the first axis"
+            text += ", the same for all inputs" if len(signature.inputs) > 1 else ""
         text += self._of_padding()
-        if signature.split is not None:
+        if signature.split is not None and not signature.splits:
             text += f". The call is not cut into runs along the first axis, because {signature.split.reason}"
             if signature.split.can_be_stated:
                 text += "; where its samples are independent, the provider option split_batch=True says so"

@@ -95,6 +95,8 @@ def open_executor(
             if inputs is None or outputs is None:
                 inputs = [Declared(i.name, i.dtype, _reported(i.shape, i.layout)) for i in model.inputs]
                 outputs = [Declared(o.name, o.dtype, o.shape) for o in model.outputs]
+            elif stand_in:
+                outputs = _as_inferred(model, outputs)
             origin = Origin.parse(file.custom_string) if file is not None else None
             signature = negotiate(
                 model,
@@ -141,6 +143,22 @@ def open_executor(
         )
     except AdapterError as error:
         raise ort_error(FAIL, f"{label}: no context on {found.device.name}: {error}") from error
+
+
+def _as_inferred(model: Model, outputs: Sequence[Declared]) -> list[Declared]:
+    """Without the lengths that the ONNX declares but its graph does not give: a stand-in has no others to go by."""
+    inferred = getattr(model, "inferred_outputs", {})
+    result = []
+    for value in outputs:
+        known = inferred.get(value.name)
+        if known is not None and value.dims is not None and known != value.dims:
+            agrees = [a == b for a, b in zip(known, value.dims)]
+            if len(known) != len(value.dims):
+                agrees = [False] * len(value.dims)
+            dims = tuple(None if isinstance(d, int) and not fits else d for d, fits in zip(value.dims, agrees))
+            value = replace(value, dims=dims)
+        result.append(value)
+    return result
 
 
 def _judge(model: Model, file: RknnFile, found: Found) -> Compatibility:

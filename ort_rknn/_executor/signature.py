@@ -288,7 +288,11 @@ def negotiate(
                 one.insert(place, tuple(_length(d, known) for d in in_ports[place].dims))
     _check_pad_axes(options.pad_axes, in_ports)
 
-    stale = [v for v, index in zip(real_out, out_order) if v.dims and not all(fits(v.dims, s[index]) for s in out_sets)]
+    stale = [
+        v
+        for v, index in zip(real_out, out_order)
+        if v.dims is not None and not all(fits(v.dims, s[index]) for s in out_sets)
+    ]
     moved: dict[str, Shape] = {}  # where axes of length 1 are placed differently in the compiled model
     if stale and evidence is not None:
         moved = confirm(evidence, stale, real_in, real_out, in_order, out_order, sets, out_sets, label)

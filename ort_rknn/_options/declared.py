@@ -73,7 +73,7 @@ OPTIONS: Final = (
     ),
     Option(
         "threads_per_core",
-        Integer(1),
+        Integer(1, most=1024),
         1,
         "runtime contexts per core; with `tp_mode`, in all",
     ),

@@ -18,6 +18,8 @@ from .._rknpu import TP_MODES
 
 _LONGEST_SHOWN = 300
 _LONGEST_SCHEDULE = 1024
+#: Of an integer; onnxruntime and the runtime take 32 bits.
+_LARGEST = 2**31 - 1
 #: Levels of JSON; the options' values have three at most.
 _MOST_NESTED = 100
 #: Not longer, because Python refuses to read thousands of digits with an error of its own.
@@ -76,7 +78,7 @@ def _json(key: str, text: str, wanted: str = "") -> object:
         raise bad_value(key, text, f"this is not valid JSON ({why}){wanted and f'; {wanted}'}") from None
 
 
-def _read_integer(key: str, value: object, accepted: str, least: int) -> int:
+def _read_integer(key: str, value: object, accepted: str, least: int, most: int = _LARGEST) -> int:
     number: int | None = None
     if isinstance(value, str):
         text = value.strip()
@@ -85,22 +87,24 @@ def _read_integer(key: str, value: object, accepted: str, least: int) -> int:
     elif hasattr(value, "__index__") and not isinstance(value, bool):
         with suppress(TypeError):  # numpy's arrays have it, and most cannot be one number
             number = value.__index__()
-    if number is None or not least <= number < 2**31:
+    if number is not None and number > most:
+        raise bad_value(key, value, f"{accepted}, at most {most}")
+    if number is None or number < least:
         raise bad_value(key, value, accepted)
     return number
 
 
 class Integer:
-    """An int from ``least`` to 2**31 - 1. ``accepted``: what the error says."""
+    """An int from ``least`` to ``most``. ``accepted``: what the error says."""
 
     takes = gives = "int"
 
-    def __init__(self, least: int, accepted: str = "") -> None:
-        self._least, self._accepted = least, accepted or f"expected an integer >= {least}"
-        self.told = f"int from {least}"
+    def __init__(self, least: int, accepted: str = "", most: int = _LARGEST) -> None:
+        self._least, self._accepted, self._most = least, accepted or f"expected an integer >= {least}", most
+        self.told = f"int from {least}" + (f" to {most}" if most < _LARGEST else "")
 
     def read(self, key: str, value: object) -> int:
-        return _read_integer(key, value, self._accepted, self._least)
+        return _read_integer(key, value, self._accepted, self._least, self._most)
 
 
 def milliseconds(least: int, zero: str = "") -> Integer:

@@ -125,7 +125,8 @@ def _given_onnx(request: Request, facts: Facts, story: tuple[str, ...]) -> Plan:
         story = (*story, f"{candidate.name} is not used: {'; '.join(candidate.reasons)}")
     if facts.not_compiled:
         story = (*story, f"it was not compiled at load: {facts.not_compiled}")
-    if device.virtual and request.options.rknn_model is None and not facts.candidates and not facts.not_compiled:
+    twins = facts.candidates or facts.for_others or facts.not_compiled
+    if device.virtual and request.options.rknn_model is None and not twins:
         free = _free_dims(facts)
         if not free:
             return Plan("npu", found=facts.found, use_onnx=True, story=(*story, _STAND_IN))

@@ -272,13 +272,17 @@ def _check_names(providers: Any) -> None:
     for item in items:
         pair = not isinstance(item, (str, tuple)) and isinstance(item, Sequence) and len(item) > 0
         name = item[0] if pair else _name_of(item)
+        bare = item[0] if isinstance(item, tuple) and item else item
+        if isinstance(bare, bytes):
+            pair, name = False, bare.decode(errors="replace")
         if not isinstance(name, str):
             continue
         meant = PROVIDER if name in OUR_NAMES else _meant(name)
         if meant is None:
             continue
-        if name not in OUR_NAMES:
-            raise OptionError(f"providers: there is no {name!r}; did you mean {meant!r}?")
+        if name not in OUR_NAMES or isinstance(bare, bytes):
+            shown = bare if isinstance(bare, bytes) else name
+            raise OptionError(f"providers: there is no {shown!r}; did you mean {meant!r}?")
         if pair:
             raise OptionError(
                 f"providers: {item!r} is a {type(item).__name__}; onnxruntime takes a tuple (name, dict of options)"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from operator import index
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 
@@ -36,10 +37,15 @@ def empty(
     tried), ValueError for a negative shape or one without elements.
     """
     kind = np.dtype(dtype)
-    dims = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    dims = _dims(shape)
     size = _bytes(dims, kind)
     array: NDArray[Any] = allocate(_device(device), size, cached=cached)[:size].view(kind).reshape(dims)
     return array
+
+
+def _dims(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    """As numpy takes it: TypeError for 1.5."""
+    return (index(shape),) if isinstance(shape, SupportsIndex) else tuple(map(index, shape))
 
 
 def from_dmabuf(
@@ -62,9 +68,9 @@ def from_dmabuf(
     the buffer, for negative strides, and for a shape without elements.
     """
     kind = np.dtype(dtype)
-    dims = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    dims = _dims(shape)
     size = _bytes(dims, kind)
-    steps = None if strides is None else tuple(int(step) for step in strides)
+    steps = None if strides is None else tuple(map(index, strides))
     if steps is not None:
         if len(steps) != len(dims) or any(step < 0 for step in steps):
             raise ValueError(f"strides must be one number of bytes >= 0 for each of {len(dims)} axes; got {steps}")

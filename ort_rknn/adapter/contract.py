@@ -351,6 +351,9 @@ class ChecksDevices(Protocol):
 class RunsWhole(Protocol):
     """Optional for the model of a stand-in: runs with shapes that were not compiled."""
 
+    inferred_outputs: Mapping[str, tuple[int | str | None, ...]]
+    """By name, the outputs' dims as the ONNX's graph gives them, whatever it declares; None where that is not known."""
+
     def run_whole(self, context: Context, inputs: Sequence[Any]) -> list[Any]:
         """Run the ONNX itself as one run of ``context``, with its time, its errors and its place in the counters.
 
