@@ -1,4 +1,4 @@
-"""How far outputs are from the ONNX's, and whether that is near enough."""
+"""How far outputs are from the ONNX's, and whether that is close enough."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-#: Slices of an output whose sizes differ by this factor, with none between, are judged apart.
+#: Slices of an output are judged separately if their sizes differ by this factor, with none in between.
 _GAP = 8.0
-#: An output is cut into slices along axes up to this long.
+#: An output is split into slices along axes up to this length.
 _MOST_SLICES = 4096
-#: Of the range of a bounded or mixed output: the largest error allowed, in units of (1 - accuracy).
+#: The maximum error of a bounded or mixed output, as a share of its range, in units of (1 - accuracy).
 _LARGEST = 3.0
 
 
 @dataclass(slots=True)
 class _Group:
-    """Slices of one size."""
+    """Slices of similar size."""
 
     slices: NDArray[np.intp] | None
     dot: float = 0.0
@@ -49,28 +49,28 @@ class _Group:
 
 @dataclass(slots=True)
 class OutputAccuracy:
-    """One output over all samples."""
+    """The accuracy of one output over all samples."""
 
     name: str
     largest: float = 0.0
     """Largest absolute error."""
     place: tuple[int, ...] = ()
-    """Where that is: the sample, then the index in the output."""
+    """Its position: the sample, then the index in the output."""
     relative: float = 0.0
-    """Largest error relative to the ONNX's value, where that is at least a thousandth of the output's largest."""
+    """Largest error relative to the ONNX's value, for values of at least a thousandth of the output's largest."""
     unlike: str = ""
-    """Why the two cannot be compared: shapes that differ, values that are not finite."""
+    """Why the two cannot be compared: different shapes, or values that are not finite."""
     samples: int = 0
     _equal: int = 0
     _counted: int = 0
-    """Elements that were compared exactly, for what is no floating-point number; how many were equal."""
+    """For outputs that are not floating-point: the number of elements compared exactly, and how many were equal."""
     _same_top: int = 0
     _tops: int = 0
     _axis: int = 0
     _groups: list[_Group] = field(default_factory=list)
 
     def add(self, want: Array, got: Array) -> None:
-        """Take a sample's output of the ONNX and of what was compiled."""
+        """Add the outputs of the ONNX and of the compiled model for one sample."""
         want, got = np.asarray(want), np.asarray(got)
         if want.shape != got.shape:
             self.unlike = f"the ONNX gives {list(want.shape)}, the compiled model {list(got.shape)}"
@@ -113,26 +113,26 @@ class OutputAccuracy:
 
     @property
     def cosine(self) -> float:
-        """Cosine between the two; of an output that mixes ranges, the lowest of its groups."""
+        """Cosine similarity of the two; for an output that mixes ranges, the lowest of its groups."""
         return min((group.cosine for group in self._groups), default=0.0 if self.unlike else 1.0)
 
     @property
     def same_top(self) -> float | None:
-        """Share of rows whose largest value is at the same place, for outputs [N, classes]; else None."""
+        """For outputs [N, classes], the share of rows whose maximum is at the same index; else None."""
         return self._same_top / self._tops if self._tops else None
 
     @property
     def same(self) -> float | None:
-        """Share of the elements that are equal, for outputs of integers, bool or text; else None."""
+        """For outputs of integers, bool or text, the share of equal elements; else None."""
         return self._equal / self._counted if self._counted else None
 
     @property
     def mixed(self) -> bool:
-        """Whether the output holds slices of very different size, as boxes and scores are."""
+        """Whether the output contains slices of very different sizes, such as boxes and scores."""
         return len(self._groups) > 1
 
     def problem(self, accuracy: float) -> str | None:
-        """What breaks the bound; None if it holds."""
+        """How the bound is violated; None if it holds."""
         if self.unlike:
             return self.unlike
         if self.same is not None:
@@ -145,18 +145,19 @@ class OutputAccuracy:
         return None
 
     def spent(self, accuracy: float) -> float:
-        """How much of the bound the errors use up: 0 where both are equal, above 1 where the bound is broken."""
+        """The share of the bound used up by the errors: 0 if both are equal, above 1 if the bound is violated."""
         if self.unlike:
             return math.inf
         if self.same is not None:
-            # Labels and masks: as many must be the same. Or the numbers are as near as those of a picture are.
+            # For labels and masks, the share of equal elements must reach the accuracy. Other numbers must be as close
+            # as pixel values.
             numbers = any(group.high > 1 or group.low < 0 for group in self._groups)
             return min(1 - self.same, 1 - self.cosine if numbers else 1.0) / (1 - accuracy)
         shares = [group.largest / allowed for group, allowed in self._bounded(accuracy)]
         return max((1 - self.cosine) / (1 - accuracy), *shares, 0.0)
 
     def _bounded(self, accuracy: float) -> Iterator[tuple[_Group, float]]:
-        """Groups whose largest error counts, with the largest that is allowed."""
+        """Groups for which the largest error counts, with the maximum allowed."""
         for group in self._groups:
             bounded = group.low >= 0.0 and group.high <= 1.0
             if bounded or self.mixed:
@@ -165,7 +166,7 @@ class OutputAccuracy:
                     yield group, _LARGEST * (1 - accuracy) * span
 
     def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """The values for ``--json``."""
         return {
             "name": self.name,
             "cosine": self.cosine,
@@ -179,7 +180,7 @@ class OutputAccuracy:
 
 
 def _groups_of(value: Array) -> tuple[int, list[NDArray[np.intp] | None]]:
-    """The axis along which slices differ most in size, and the groups of slices with a gap between them."""
+    """The axis along which slices differ most in size, and groups of slices separated by a gap."""
     best: tuple[int, list[NDArray[np.intp] | None]] = (0, [None])
     widest = _GAP
     for axis, length in enumerate(value.shape):
@@ -203,7 +204,7 @@ def _groups_of(value: Array) -> tuple[int, list[NDArray[np.intp] | None]]:
 
 
 def lines_of(outputs: Sequence[OutputAccuracy], accuracy: float) -> list[str]:
-    """A line per output."""
+    """One line per output."""
     lines = []
     for one in outputs:
         problem = one.problem(accuracy)

@@ -1,7 +1,7 @@
-"""Samples for int8: pictures, arrays or a callable, written to a scratch folder one at a time.
+"""Samples for int8: images, arrays or a callable, written to a scratch folder one at a time.
 
-A sample is what a session is fed: before ``mean`` and ``std``, which the toolkit compiles in. The ONNX gets it after
-them.
+A sample is what a session is fed, before ``mean`` and ``std``, which the toolkit compiles in. The ONNX is fed the
+normalized sample.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ Array = NDArray[Any]
 Fit = Literal["stretch", "letterbox"]
 Data = str | os.PathLike[str] | Callable[[], Iterable[Any]]
 _PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"))
-#: What Pillow may try: by itself it would run another program for some formats.
+#: Formats that Pillow may try; by default it would run an external program for some.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 _MOST_PIXELS = 1 << 26
-#: More samples than this are no calibration: an archive that is mostly zeros may have any number.
+#: The maximum number of samples: an archive that is mostly zeros may contain any number.
 _MOST_SAMPLES = 100_000
-#: Below this number the scales are a matter of luck. The vendor's guide asks for 20 to 100 and more.
+#: Below this number the scales are a matter of luck. The vendor's guide asks for 20 to 100 or more.
 FEW = 20
-#: Around a letterboxed picture: the gray that detectors are trained with.
+#: The border of a letterboxed image: the gray that detectors are trained with.
 _GRAY = 114
 
 
 class DataError(ValueError):
-    """A sample that cannot be read or does not fit the model. The text names the file and the reason."""
+    """A sample that cannot be read or does not fit the model. The message names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputForm:
-    """What one input takes."""
+    """What one input accepts."""
 
     shape: tuple[int, ...]
     """As compiled, in the ONNX's order."""
@@ -54,11 +54,11 @@ class InputForm:
 
     @property
     def fed(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes that a sample may have: a first axis of 1 may be missing."""
+        """The shapes that a sample may have: a leading axis of 1 may be missing."""
         return (self.shape, self.shape[1:]) if self.shape[:1] == (1,) else (self.shape,)
 
     def normalized(self, sample: Array) -> Array:
-        """What the ONNX gets for ``sample``."""
+        """``sample`` as the ONNX is fed it."""
         if self.mean is not None or self.std is not None:
             axes = (1, -1) + (1,) * (len(self.shape) - 2) if len(self.shape) > 1 else (-1,)
             sample = sample.astype(np.float32) - np.reshape(np.asarray(self.mean or (0.0,), np.float32), axes)
@@ -68,7 +68,7 @@ class InputForm:
 
 @dataclass(slots=True)
 class Samples:
-    """Samples in a folder: a ``.npy`` per sample and input."""
+    """Samples in a folder: one ``.npy`` per sample and input."""
 
     folder: Path
     forms: Mapping[str, InputForm]
@@ -77,7 +77,7 @@ class Samples:
     """SHA-256 of each sample's contents."""
 
     def path(self, index: int, name: str) -> Path:
-        """Where input ``name`` of sample ``index`` lies."""
+        """The file of input ``name`` of sample ``index``."""
         return self.folder / f"{index}-{list(self.forms).index(name)}.npy"
 
     def raw(self, index: int) -> dict[str, Array]:
@@ -89,7 +89,7 @@ class Samples:
         return {name: self.forms[name].normalized(value) for name, value in self.raw(index).items()}
 
     def add(self, sample: Mapping[str, Array]) -> None:
-        """Take one more."""
+        """Add a sample."""
         digest = hashlib.sha256()
         for name in self.forms:
             value = sample[name]
@@ -100,7 +100,7 @@ class Samples:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know about them."""
+        """What a user should know about the samples."""
         if self.count >= FEW:
             return []
         return [f"{self.count} samples are few: {FEW} to 100 that look like real inputs give better scales"]
@@ -109,9 +109,9 @@ class Samples:
 def read_samples(data: Data, forms: Mapping[str, InputForm], folder: str, *, fit: Fit = "stretch") -> Samples:
     """Read ``data`` into ``folder``.
 
-    ``data``: a folder of pictures or of ``.npy`` (one sample a file; one input), a ``.npz`` with an array per input
-    whose first axis counts the samples, or a callable that gives samples: a mapping by input name, or the array of the
-    one input. ``fit``: how a picture gets the input's size. Raises DataError.
+    ``data``: a folder of images or ``.npy`` files (one sample per file; one input), a ``.npz`` with an array per input
+    whose first axis counts the samples, or a callable that returns samples: a mapping by input name, or the array of
+    the only input. ``fit``: how an image is resized to the input's size. Raises DataError.
     """
     samples = Samples(Path(folder), forms)
     samples.folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def _checked(where: str, given: Mapping[str, Any], forms: Mapping[str, InputForm
             raise DataError(f"{where}: expected numbers for input {name!r}, and this is {value.dtype}")
         value = value.reshape(form.shape)
         if not (form.dtype.kind in "bi" and value.dtype == form.dtype):
-            with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 is infinite then
+            with np.errstate(over="ignore", invalid="ignore"):  # values too large for float32 become infinite
                 value = value.astype(np.float32)
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise DataError(f"{where}: input {name!r} has values that are infinite or not a number")
@@ -203,7 +203,7 @@ def _misfit(where: str, name: str, form: InputForm, shape: Sequence[int]) -> Dat
 
 
 def _of_npz(path: Path, forms: Mapping[str, InputForm]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Sample by sample: the arrays are never held whole."""
+    """Reads one sample at a time; the arrays are never held as a whole."""
     try:
         with open_npz(path) as archive:
             names = names_in(archive)
@@ -258,7 +258,7 @@ def _picture(file: Path, form: InputForm, fit: Fit) -> Array:
             picture = opened.convert("RGB" if channels == 3 else "L")
     except DataError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever a damaged picture makes them do
+    except Exception as error:  # Pillow's decoders raise anything for a damaged image
         raise DataError(f"{file}: it cannot be read as a picture: {error}") from error
     picture = _letterboxed(picture, width, height) if fit == "letterbox" else picture.resize((width, height))
     pixels: Array = np.asarray(picture, np.uint8).reshape(1, height, width, channels)

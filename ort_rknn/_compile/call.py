@@ -1,4 +1,4 @@
-"""``ort_rknn.convert``: compiling from a program."""
+"""``ort_rknn.convert``: compiles from within a program."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def convert(
     toolkit: str | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Compile the ONNX at ``model`` for each SoC of ``target`` ("rk3588" ...), where a session finds it.
+    """Compile the ONNX at ``model`` for each SoC in ``target`` ("rk3588" ...), at a path where a session finds the
+    result.
 
-    ``shapes``: by input name; a list of such makes a model with shape sets. ``batch``: samples per run. ``freeze``:
-    inputs that become constants. ``mean``, ``std``: per channel, compiled in; one row for all inputs, or one each.
-    ``int8``: samples to quantize with: a folder of pictures or ``.npy``, a ``.npz``, or a callable that gives
-    arrays or mappings by input name; None is float16. ``fit``: "stretch" or "letterbox", for pictures. ``accuracy``
-    and ``budget`` (minutes) bound the search for int8. ``out``: a folder that gets everything, the ONNX among it.
-    ``toolkit``: an interpreter that has rknn-toolkit2. ``progress`` is told each step.
+    ``shapes``: by input name; a list of such mappings builds a model with shape sets. ``batch``: samples per run.
+    ``freeze``: inputs that become constants. ``mean``, ``std``: per channel, compiled in; one row for all inputs, or
+    one each. ``int8``: samples to quantize with: a folder of images or ``.npy`` files, a ``.npz``, or a callable that
+    returns arrays or mappings by input name; None means float16. ``fit``: "stretch" or "letterbox", for images.
+    ``accuracy`` and ``budget`` (minutes) limit the search for int8. ``out``: a folder for all results, including the
+    ONNX. ``toolkit``: a Python interpreter that has rknn-toolkit2. ``progress`` is called with each step.
 
-    Returns the report: ``report.compiled`` has the path, the parts and every node's fate per target. Leaves nothing
-    half-written. Raises ``ort_rknn.ToolkitError`` where there is no toolkit, ``ort_rknn.ConversionError`` where
-    nothing of the model can be compiled, ValueError for options, shapes or samples that do not fit, OSError for
-    files.
+    Returns the report: ``report.compiled`` has the path, the parts and the placement of every node, per target. Leaves
+    nothing half-written. Raises ``ort_rknn.ToolkitError`` if there is no toolkit, ``ort_rknn.ConversionError`` if
+    nothing of the model can be compiled, ValueError for options, shapes or samples that do not fit, OSError for files.
     """
     from .converter import ConversionError
     from .prepare import PrepareError

@@ -1,4 +1,4 @@
-"""What was compiled against its ONNX: the feeds, and the toolkit's simulator as the one that computes."""
+"""Compares a compiled model with its ONNX: the feeds, and the toolkit's simulator as the device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .shapes import ShapeError, compiled_shapes
 from .spec import part_spec, per_input
 from .toolkit import Toolkit
 
-#: Samples that are compared, and random ones that are made where there are no data.
+#: The maximum number of samples compared, and the number of random ones if there are no data.
 MOST, RANDOM = 64, 8
 
 
@@ -42,7 +42,7 @@ def feeds_for(
     std: tuple[tuple[float, ...], ...] = (),
     fit: Fit = "stretch",
 ) -> Samples:
-    """What both are fed: ``data``, else random values by the signature (pixels where there is a mean or std)."""
+    """The feeds of both: ``data``, else random values according to the signature (pixels if there is a mean or std)."""
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     dtypes = {name: np.dtype(helper.tensor_dtype_to_np_dtype(types[name])) for name in shapes}
     sides = (per_input(mean, len(shapes), "mean"), per_input(std, len(shapes), "std"))
@@ -73,9 +73,9 @@ def on_simulator(
     progress: Callable[[str], None] = lambda text: None,
     layers: bool = False,
 ) -> tuple[list[OutputAccuracy], tuple[LayerError, ...]]:
-    """Build again what ``record`` tells of and compare it, on the toolkit's simulator, with the ONNX at ``path``.
+    """Repeat the build described by ``record`` and compare it, on the toolkit's simulator, with the ONNX at ``path``.
 
-    Returns the outputs and, with ``layers``, how far each layer is from the ONNX's for the first sample.
+    Returns the outputs and, with ``layers``, each layer's difference from the ONNX's for the first sample.
 
     ``data``: None compares on the samples that int8 was made with, else on random values. Raises RecordError if the
     build cannot be repeated, DataError for samples, ConversionError if the toolkit refuses.
@@ -133,7 +133,7 @@ def _layers(
     samples: Samples,
     progress: Callable[[str], None],
 ) -> tuple[LayerError, ...]:
-    """Part by part, each fed what the ONNX computes for the first sample."""
+    """Each part's layers, fed with what the ONNX computes for the first sample."""
     feed, raw = samples.feed(0), samples.raw(0)
     found: list[LayerError] = []
     for number, each in enumerate(parts):

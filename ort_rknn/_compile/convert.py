@@ -1,4 +1,4 @@
-"""From an ONNX to compiled models beside it: prepare it, build it for each SoC, whole or in parts."""
+"""Converts an ONNX to compiled models beside it: prepares it, and builds it for each SoC, whole or in parts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .toolkit import Toolkit, find_toolkit
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions:
-    """What a user says about a conversion. Defaults compile the ONNX's own shapes to float16."""
+    """The user's settings for a conversion. Defaults compile the ONNX's own shapes to float16."""
 
     targets: tuple[str, ...]
     """SoCs: "rk3588" ..."""
@@ -47,20 +47,21 @@ class ConvertOptions:
     freeze: Mapping[str, Any] = field(default_factory=dict)
     """Inputs that become constants."""
     mean: tuple[tuple[float, ...], ...] = ()
-    """Per input, per channel; one for all inputs."""
+    """Per input, per channel; or one for all inputs."""
     std: tuple[tuple[float, ...], ...] = ()
     int8: Data | None = None
     """Samples to quantize with: see :func:`.calibration.read_samples`. None: float16."""
     fit: Fit = "stretch"
-    """How a picture gets the input's size: "stretch" or "letterbox"."""
+    """How an image is resized to the input's size: "stretch" or "letterbox"."""
     accuracy: float = 0.99
-    """What int8 must hold: the cosine of every output, and with it the largest error of bounded and mixed ones."""
+    """What int8 must reach: the cosine of every output, which also determines the maximum error of bounded and mixed
+    ones."""
     budget: float = 10.0
-    """Minutes that the search for it may take, per target."""
+    """Minutes for the search, per target."""
     out: str | None = None
-    """A folder that gets the compiled models and the ONNX; None: the ONNX's own folder, which keeps its ONNX."""
+    """A folder for the compiled models and the ONNX; None: the ONNX's own folder, where the ONNX stays."""
     with_onnx: bool = True
-    """Whether that folder gets the ONNX."""
+    """Whether to copy the ONNX to that folder."""
 
 
 def convert(
@@ -70,12 +71,12 @@ def convert(
     toolkit: Toolkit | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Compile ``model`` for each target: whole where the toolkit takes it, else in parts.
+    """Compile ``model`` for each target: whole if the toolkit accepts it, else in parts.
 
-    Returns what was made; nothing half-written is left when it raises. ``progress`` is told each step, a line each.
+    Returns a report; if it raises, nothing half-written is left. ``progress`` is called with each step, a line each.
     Raises ToolkitError if there is no toolkit, ShapeError for shapes that are missing or wrong, PrepareError for
-    options that do not fit the ONNX, ConversionError if nothing of it can be compiled, OnnxFileError and OSError for
-    a file that cannot be read or written.
+    options that do not fit the ONNX, ConversionError if nothing of it can be compiled, OnnxFileError and OSError for a
+    file that cannot be read or written.
     """
     original = path = os.path.abspath(os.fspath(model))
     toolkit = toolkit or find_toolkit()
@@ -105,8 +106,8 @@ def convert(
 
 
 def _frozen(path: str, folder: str, freeze: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """The ONNX without the inputs that become constants, which is a model of its own: a session of the user's ONNX has
-    these inputs, and must not pass over what it is fed. Returns its path, and notes for the report."""
+    """The ONNX without the inputs that become constants, as a separate model: a session of the user's ONNX has these
+    inputs and must not ignore what it is fed. Returns its path, and notes for the report."""
     os.mkdir(folder)
     made = prepare(path, folder, freeze=freeze, lower=False)
     place = Path(folder) / f"{Path(path).stem}.frozen.onnx"
@@ -115,7 +116,7 @@ def _frozen(path: str, folder: str, freeze: Mapping[str, Any]) -> tuple[str, tup
 
 
 def _prepare(path: str, scratch: str, options: ConvertOptions) -> tuple[Prepared, ConversionError | None]:
-    """What the toolkit gets as a whole, and why it cannot have that: parts of the user's own graph may do."""
+    """What the toolkit gets as a whole, and why it cannot have that; parts of the user's own graph may still work."""
     try:
         return prepare(path, scratch, freeze=options.freeze), None
     except OpsetError as error:
@@ -131,7 +132,7 @@ def _samples(
     folder: str,
     progress: Callable[[str], None],
 ) -> tuple[Samples | None, list[str]]:
-    """What int8 is made with, None if it is not: with notes for the report."""
+    """The samples for int8, None for float16; with notes for the report."""
     if options.int8 is None:
         return None, []
     if len(shapes.sets) > 1 or options.batch is not None:
@@ -153,7 +154,7 @@ def _samples(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One conversion: what is the same for every target. ``options`` has ``mean`` and ``std`` of every input."""
+    """One conversion: what all targets share. ``options`` has ``mean`` and ``std`` of every input."""
 
     path: str
     folder: Path
@@ -170,7 +171,7 @@ class _Job:
         return Path(self.path).stem
 
     def compile(self, target: str) -> Compiled:
-        """Whole, else in parts."""
+        """Compile the whole model, or else parts of it."""
         started = time.monotonic()
         refusal = self.refusal
         if self.samples is not None:
@@ -180,7 +181,7 @@ class _Job:
                 self.progress(f"compiling for {target}")
                 return self._whole(target, started)
             except ConversionError as error:
-                if not error.log:  # not the toolkit's refusal, but an option that does not fit
+                if not error.log:  # not refused by the toolkit, but an option that does not fit
                     raise
                 refusal = error
         if len(self.shapes.sets) > 1 or self.options.batch is not None:
@@ -295,7 +296,7 @@ class _Job:
 
 
 def _copy_onnx(path: str, folder: Path, data: Path) -> None:
-    """The ONNX and the files that hold its weights, which lie in ``data``: ``folder`` is whole on the board then."""
+    """Copy the ONNX and its weight files, which lie in ``data``, so that ``folder`` is complete for the board."""
     sources = {os.path.basename(path): Path(path)}
     sources.update((name, data / name) for name in read_onnx(path).external_data)
     for name, source in sources.items():

@@ -1,8 +1,8 @@
-"""Runs the vendor's toolkit: a process of its own, asked in JSON, believed only if its result can be read.
+"""Runs the vendor's toolkit in a process of its own, with JSON requests, and trusts a result only if it can be read.
 
-One :class:`Converter` is one process and one scratch folder. The toolkit drops files where it runs, prints to stdout
-and stderr, and returns 0 for models that no board runs: so it works in the scratch folder, writes to a log, and what
-it made is read back before it counts.
+One :class:`Converter` is one process and one scratch folder. The toolkit leaves files in its working directory, prints
+to stdout and stderr, and returns 0 for models that no board can run. So it works in the scratch folder and writes to a
+log, and its result is read back before it counts.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WORKER = Path(__file__).with_name("worker.py")
-#: Bound for one request in seconds; a hybrid quantization of a large model takes minutes.
+#: Timeout for one request in seconds; a hybrid quantization of a large model takes minutes.
 _SECONDS = 3600.0
-#: Of an exception's text: so many characters are told.
+#: The maximum number of characters shown of an exception's message.
 _LONGEST = 300
 
 
 class ConversionError(Exception):
-    """The toolkit refused, or made something that no board runs. The text says which, and what to do.
+    """The toolkit refused, or produced something that no board can run. The message says which, and what to do.
 
-    ``step``: the toolkit's function that refused ("" if none did); ``operators``: (name, type) of the operators that
-    are to blame, where that is known; ``log``: path of the toolkit's own output.
+    ``step``: the toolkit's function that refused ("" if none did); ``operators``: (name, type) of the operators at
+    fault, if known; ``log``: path of the toolkit's own output.
     """
 
     def __init__(self, text: str, *, step: str = "", operators: Sequence[tuple[str, str]] = (), log: str = "") -> None:
@@ -51,33 +51,34 @@ class ConversionError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
-    """What one build does. Shapes are in the ONNX's order (NCHW)."""
+    """The settings of one build. Shapes are in the ONNX's order (NCHW)."""
 
     model: str
     """Path of the ONNX."""
     target: str
     """"rk3588" ..."""
     inputs: Mapping[str, tuple[int, ...]] | None = None
-    """Shape by input name; None: the ONNX's own. Names may be of inner tensors: the graph is cut there."""
+    """Shape by input name; None: the ONNX's own. Names may be those of inner tensors: the graph is cut there."""
     outputs: tuple[str, ...] | None = None
-    """Names of the outputs; None: the ONNX's own. Names may be of inner tensors."""
+    """Names of the outputs; None: the ONNX's own. Names may be those of inner tensors."""
     shape_sets: tuple[tuple[tuple[int, ...], ...], ...] = ()
     """For a dynamic model: per set one shape per input."""
     mean: Sequence[Sequence[float]] | None = None
-    """Per input, per channel: subtracted from what the runtime is fed; None: nothing."""
+    """Per input, per channel: subtracted from the runtime's input; None: nothing."""
     std: Sequence[Sequence[float]] | None = None
     dataset: str | None = None
-    """Path of the calibration list (a line per sample, a ``.npy`` per input); quantizes to int8. None: float16."""
+    """Path of the calibration list (a line per sample, a ``.npy`` per input) for int8. None: float16."""
     batch: int | None = None
-    """Samples per run, where the ONNX has one."""
+    """Samples per run, if the ONNX has one."""
     custom_string: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """More for the toolkit's ``config``, as it is: quantized_algorithm, op_target ..."""
+    """More arguments for the toolkit's ``config``, unchanged: quantized_algorithm, op_target ..."""
     build: Mapping[str, Any] = field(default_factory=dict)
-    """More for the toolkit's ``build``, as it is: auto_hybrid ..."""
+    """More arguments for the toolkit's ``build``, unchanged: auto_hybrid ..."""
 
     def request(self, out: str) -> dict[str, Any]:
-        """The worker's request. Unknown keywords of ``config`` are silent in the toolkit, so only known ones go."""
+        """The worker's request. The toolkit silently ignores unknown keywords of ``config``, so only known ones are
+        sent."""
         config: dict[str, Any] = {"target_platform": self.target, **self.config}
         if self.mean is not None:
             config["mean_values"] = [list(m) for m in self.mean]
@@ -98,7 +99,7 @@ class BuildSpec:
             build["dataset"] = self.dataset
         if self.batch is not None:
             build["rknn_batch_size"] = self.batch
-        model = os.path.abspath(self.model)  # the toolkit works in a folder of its own
+        model = os.path.abspath(self.model)  # the toolkit works in another folder
         return {"do": "build", "model": model, "out": out, "config": config, "load": load, "build": build}
 
 
@@ -107,15 +108,16 @@ class Built:
     """A compiled model that was read back."""
 
     path: str
-    """In the converter's scratch folder, which goes with the converter."""
+    """In the converter's scratch folder, which is deleted with the converter."""
     file: RknnFile
     log: BuildLog
 
 
 class Converter:
-    """A process of the toolkit. Not thread safe. Must be closed; a context manager.
+    """A toolkit process. Not thread-safe. Must be closed; a context manager.
 
-    ``log``: where the toolkit's output goes, appended. Raises ConversionError if the interpreter cannot be started.
+    ``log``: the file to which the toolkit's output is appended. Raises ConversionError if the interpreter cannot be
+    started.
     """
 
     def __init__(self, toolkit: Toolkit, log: str | os.PathLike[str]) -> None:
@@ -123,7 +125,7 @@ class Converter:
         self.log = os.path.abspath(os.fspath(log))
         self._builds = 0
         self.last: BuildSpec | None = None
-        """What was built last, which the simulator answers for."""
+        """The last build, which is the one that the simulator runs."""
         with ExitStack() as opened:
             self.folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="ort_rknn-convert-"))
             try:
@@ -135,7 +137,7 @@ class Converter:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
-                    start_new_session=True,  # a Ctrl-C is for us: the process is ended in close()
+                    start_new_session=True,  # handle Ctrl-C ourselves: close() ends the process
                 )
             except OSError as error:
                 raise ConversionError(f"the toolkit's interpreter {toolkit.python} cannot be run: {error}") from error
@@ -143,7 +145,7 @@ class Converter:
             self._opened = opened.pop_all()
 
     def build(self, spec: BuildSpec) -> Built:
-        """Convert. Raises ConversionError if the toolkit refuses, makes nothing, makes what cannot be read, or
+        """Convert. Raises ConversionError if the toolkit refuses, produces nothing, produces something unreadable, or
         accepts operators that no runtime can run."""
         self._builds += 1
         self.last = None
@@ -171,7 +173,7 @@ class Converter:
         return Built(out, file, log)
 
     def simulate(self, feeds: Sequence[NDArray[Any]], layouts: Sequence[str]) -> list[NDArray[np.generic]]:
-        """Run what was built last on the toolkit's simulator. ``layouts``: "nchw" or "nhwc" per feed.
+        """Run the last build on the toolkit's simulator. ``layouts``: "nchw" or "nhwc" per feed.
 
         Raises ConversionError if the simulator refuses.
         """
@@ -186,7 +188,7 @@ class Converter:
             return [file[str(i)] for i in range(len(file.files))]
 
     def layer_errors(self, feeds: Sequence[NDArray[Any]]) -> tuple[LayerError, ...]:
-        """How far each layer of what was built last is from the ONNX's, on the simulator, for one sample.
+        """The difference of each layer of the last build from the ONNX's, on the simulator, for one sample.
 
         Raises ConversionError if the toolkit refuses.
         """
@@ -261,11 +263,11 @@ class Converter:
                 try:
                     stream.close()
                 except OSError:
-                    pass  # what was not written is not wanted any more
+                    pass  # the unwritten data is no longer needed
         try:
             process.wait(1)
         except subprocess.TimeoutExpired:
-            # Its own children too: the toolkit starts some.
+            # Including its children: the toolkit starts some.
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -282,7 +284,7 @@ def _read_line(stream: IO[str], seconds: float) -> str:
 
 
 def _last_words(error: str) -> str:
-    """What an exception says, without the tracebacks that the toolkit puts into its text."""
+    """The message of an exception, without the tracebacks that the toolkit puts into it."""
     head, _, trace = error.partition("Traceback (most recent call last)")
     raised: list[str] = re.findall(r"^(?:\w+\.[\w.]+|\w*(?:Error|Exception)): .+$", trace, re.MULTILINE)
     said = raised[-1].strip() if raised else head

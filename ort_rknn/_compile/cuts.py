@@ -1,4 +1,4 @@
-"""Ways to compile a model to int8: as a whole, or with what int8 would spoil on the CPU, in float."""
+"""Ways to compile a model to int8: as a whole, or with the nodes that int8 would spoil on the CPU, in float."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .partition import HEAVY
 from .record import Algorithm
 from .work import multiplications
 
-#: Elements that a tail on the CPU may compute and still cost next to nothing: a million of float32 is about a
-#: millisecond of one core. Then nothing of it is put into int8.
+#: Elements that a tail on the CPU may compute at almost no cost: a million of float32 take about a millisecond on one
+#: core. In that case nothing of the tail is int8.
 _SMALL_TAIL = 1 << 20
-#: The last layers with weights may be computed by the CPU up to this many multiplications, and up to this share of all.
+#: The last layers with weights may run on the CPU up to this many multiplications, and up to this share of all.
 _SMALL_HEADS, _HEADS_SHARE = 4 << 20, 0.05
-#: Why a node stays on the CPU that the NPU could run.
+#: Why a node stays on the CPU although the NPU could run it.
 KEPT = "int8 would cost its outputs their accuracy"
 
 
@@ -35,16 +35,16 @@ class Plan:
     whole: bool = False
     """One compiled model of everything."""
     algorithm: Algorithm = "normal"
-    """How the toolkit finds the scales: from the smallest and largest values, or with the least squared error, which
-    takes it longer."""
+    """How the toolkit determines the scales: from the minimum and maximum, or by least squared error, which takes
+    longer."""
 
     def refined(self) -> Plan:
-        """The same cut, with the scales of the least squared error."""
+        """The same cut, with scales by least squared error."""
         return replace(self, name=f"{self.name}, scales of the least error", algorithm="mmse")
 
 
 def plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[Plan]:
-    """Plans for a model, the cheapest first. ``whole``: the toolkit may take it as it is."""
+    """Plans for a model, the cheapest first. ``whole``: the toolkit accepts it unchanged."""
     graph = model.graph
     joins, tail = tails(graph)
     made = [name for index in tail for name in graph.node[index].output]
@@ -61,8 +61,8 @@ def plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[Pl
 
 
 def with_heads(model: onnx.ModelProto, observed: Observed, plan: Plan) -> Plan | None:
-    """``plan`` with the last layers with weights on the CPU too; None if they are too much work for it, or are not
-    what the plan's cut follows."""
+    """``plan`` with the last layers with weights on the CPU too; None if that is too much work for it, or if the plan's
+    cut does not follow them."""
     graph = model.graph
     _, tail = tails(graph)
     heads = {index for index in _heads(graph) if index not in plan.on_cpu}
@@ -75,7 +75,7 @@ def with_heads(model: onnx.ModelProto, observed: Observed, plan: Plan) -> Plan |
 
 
 def tails(graph: onnx.GraphProto) -> tuple[set[int], set[int]]:
-    """Nodes behind the last layers with weights: from the first Concat on, and all of them."""
+    """Nodes behind the last layers with weights: those from the first Concat, and all of them."""
     leads = _leads_to_weights(graph)
     producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     behind: dict[int, bool] = {}

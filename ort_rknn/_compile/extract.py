@@ -1,4 +1,4 @@
-"""Takes the part of a graph between given tensors out, as a model of its own that keeps the names."""
+"""Extracts the part of a graph between given tensors as a separate model with the same names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .observe import Observed
 
 
 def reads_of(node: onnx.NodeProto) -> set[str]:
-    """Names of the tensors that a node reads, those that its inner graphs read from outside among them."""
+    """Names of the tensors that a node reads, including those that its subgraphs read from outside."""
     read = {name for name in node.input if name}
     for attribute in node.attribute:
         for inner in (attribute.g, *attribute.graphs):
@@ -28,8 +28,8 @@ def extract(
 ) -> onnx.ModelProto:
     """The nodes of ``model``'s main graph between ``inputs`` and ``outputs``, with fixed types and shapes.
 
-    Tensors that depend on shapes alone are initializers of the result. External data stay external. Raises ValueError
-    where an output needs a tensor that is not behind the inputs.
+    Tensors that depend on shapes alone become initializers. External data stay external. Raises ValueError if an output
+    needs a tensor that does not come from the inputs.
     """
     graph = model.graph
     producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
@@ -67,8 +67,8 @@ def extract(
 def value_of(
     name: str, observed: Observed, dims: Mapping[str, Sequence[int | str]] | None = None
 ) -> onnx.ValueInfoProto:
-    """A tensor's declaration, of the observed type, and of the observed shape where ``dims`` has no other. What was not
-    observed, a sequence say, has its name alone: onnxruntime infers the type of an output."""
+    """A tensor's declaration with the observed type, and the observed shape unless ``dims`` has another. An unobserved
+    value, such as a sequence, has only its name: onnxruntime infers an output's type."""
     if name not in observed.shapes:
         return onnx.ValueInfoProto(name=name)
     shape = (dims or {}).get(name, observed.shapes[name])

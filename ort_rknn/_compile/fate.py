@@ -1,6 +1,6 @@
-"""Which nodes can run on the NPU: a table where that is certain, else a build of the one node.
+"""Which nodes can run on the NPU: by a table if that is certain, else by building the single node.
 
-The vendor's operator list is out of date in both directions: only what has no form at all on the NPU is in the table.
+The vendor's operator list is out of date in both directions: the table contains only operators with no NPU form at all.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _CONTROL = "its inner graphs run on the CPU"
 _DATA = "the length of its result depends on the data"
 _NONE = "the NPU has no such operator"
 
-#: Operators that never run there. Source: the vendor's OP_Support list of 2.3.2 ("not supported"), less what the
-#: toolkit 2.5.0 rewrites into others (Abs, Neg, Sum, Mean, Einsum ...), which a build tells.
+#: Operators that never run there. Source: the vendor's OP_Support list of 2.3.2 ("not supported"), minus those that
+#: toolkit 2.5.0 rewrites into others (Abs, Neg, Sum, Mean, Einsum ...), for which a build decides.
 NEVER: Mapping[str, str] = {
     **dict.fromkeys(("If", "Loop", "Scan"), _CONTROL),
     **dict.fromkeys(("NonMaxSuppression", "NonZero", "Unique", "Compress"), _DATA),
@@ -57,7 +57,7 @@ NEVER: Mapping[str, str] = {
 
 
 def refused_by_table(model: onnx.ModelProto) -> dict[int, str]:
-    """Nodes of the main graph that the table refuses, by index, with the reason."""
+    """Nodes of the main graph that the table rules out, by index, with the reason."""
     local = {(function.domain, function.name) for function in model.functions}
     refused = {}
     for index, node in enumerate(model.graph.node):
@@ -73,14 +73,14 @@ def refused_by_table(model: onnx.ModelProto) -> dict[int, str]:
 
 @dataclass(slots=True)
 class Trials:
-    """Builds of single nodes, remembered by what the node is: operator, attributes, shapes and types."""
+    """Builds of single nodes, cached by the node's operator, attributes, shapes and types."""
 
     converter: Converter
     target: str
     known: dict[str, str | None] = field(default_factory=dict)
 
     def refuses(self, model: onnx.ModelProto, index: int, observed: Observed) -> str | None:
-        """Why the toolkit refuses node ``index`` by itself; None if it takes it."""
+        """Why the toolkit refuses node ``index`` on its own; None if it accepts it."""
         node = model.graph.node[index]
         key = _key(node, observed, self.target)
         if key not in self.known:
@@ -110,8 +110,8 @@ class Trials:
 
 
 def remembered(version: str) -> dict[str, str | None]:
-    """What earlier trials with this toolkit found, from the user's cache. Whatever does not read as that is passed
-    over: a trial costs little."""
+    """Results of earlier trials with this toolkit, from the user's cache. Invalid data are ignored: a trial costs
+    little."""
     try:
         found = read_json(_cache(version), owner=os.getuid(), closed_to=0o022)
         trials = members(members(found, "the whole").get("trials"), "trials")
@@ -125,7 +125,7 @@ def _reason(value: object, what: str) -> str:
 
 
 def remember(version: str, known: Mapping[str, str | None]) -> None:
-    """Keep what trials found. A cache that cannot be written costs the next conversion some trials, nothing else."""
+    """Store the results of trials. If the cache cannot be written, the next conversion only repeats some trials."""
     try:
         place = _cache(version)
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -148,7 +148,7 @@ def _key(node: onnx.NodeProto, observed: Observed, target: str) -> str:
 
 
 def short(error: ConversionError) -> str:
-    """The toolkit's reason in one line."""
+    """The toolkit's reason, in one line."""
     text = str(error).partition(": ")[2]
     text = text.partition(" Its whole output")[0]
     if "Traceback (most recent call last)" in text:

@@ -1,4 +1,4 @@
-"""Makes inputs constants and folds what follows from them: an ``If`` whose condition is known disappears."""
+"""Turns inputs into constants and folds what follows: an ``If`` whose condition is known disappears."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-#: A folded tensor larger than this stays computed: folding it would grow the file.
+#: A folded tensor larger than this is not stored: it would grow the file.
 _LARGEST = 1 << 20
 #: Their output differs from run to run, so they are never folded.
 _RANDOM = {
@@ -55,9 +55,9 @@ def _array(given: onnx.ValueInfoProto, value: Any) -> np.ndarray[Any, Any]:
 
 
 def fold(model: onnx.ModelProto) -> None:
-    """Compute nodes whose inputs are all constant, and put the taken branch in the place of an ``If`` on a constant.
+    """Compute nodes whose inputs are all constant, and replace an ``If`` on a constant by the branch it takes.
 
-    Until nothing changes. Nodes are computed by onnxruntime, so the numbers are those of a session on the CPU.
+    Repeated until nothing changes. onnxruntime computes the nodes, so the numbers are those of a session on the CPU.
     """
     while _fold_nodes(model) or _inline_branches(model):
         pass
@@ -69,7 +69,7 @@ def _constants(graph: onnx.GraphProto) -> set[str]:
 
 
 def _fold_nodes(model: onnx.ModelProto) -> bool:
-    """Computes all nodes that depend on constants alone, and whose result is small, in one session."""
+    """Compute all nodes that depend on constants alone and have small results, in one session."""
     graph = model.graph
     known = _constants(graph)
     foldable: list[onnx.NodeProto] = []
@@ -97,7 +97,7 @@ def _fold_nodes(model: onnx.ModelProto) -> bool:
 
 
 def _compute(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> dict[str, np.ndarray[Any, Any]]:
-    """The values of the nodes' outputs, without those that are large or no plain tensors."""
+    """The values of the nodes' outputs, except large ones and those that are not plain tensors."""
     import onnxruntime
 
     wanted = [o for node in nodes for o in node.output if o]
@@ -130,7 +130,7 @@ def _without_graph(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _inline_branches(model: onnx.ModelProto) -> bool:
-    """Replaces each ``If`` on a constant by the nodes of the branch that is taken."""
+    """Replace each ``If`` on a constant by the nodes of the branch it takes."""
     graph = model.graph
     known = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
@@ -152,7 +152,7 @@ def _inline_branches(model: onnx.ModelProto) -> bool:
 
 
 def _branch_nodes(branch: onnx.GraphProto, node: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The branch's nodes under names of their own, giving the ``If``'s outputs. Its constants go to ``graph``."""
+    """The branch's nodes with unique names, producing the ``If``'s outputs. Its constants are added to ``graph``."""
     prefix = f"{node.name or node.output[0]}/"
     own = {t.name for t in branch.initializer} | {o for inner in branch.node for o in inner.output if o}
     names = {name: prefix + name for name in own}
@@ -178,7 +178,7 @@ def _branch_nodes(branch: onnx.GraphProto, node: onnx.NodeProto, graph: onnx.Gra
 
 
 def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
-    """New names for tensors, in inner graphs too except where those have a tensor of that name themselves."""
+    """Rename tensors, in subgraphs too unless those define the name themselves."""
     node.input[:] = [names.get(i, i) for i in node.input]
     node.output[:] = [names.get(o, o) for o in node.output]
     for attribute in node.attribute:
@@ -213,7 +213,7 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
-    """Names that a node reads, those that its inner graphs read from outside among them."""
+    """Names that a node reads, including those that its subgraphs read from outside."""
     read = set(node.input)
     for attribute in node.attribute:
         for inner in (attribute.g, *attribute.graphs):

@@ -1,7 +1,7 @@
-"""int8 that keeps a model's outputs: the whole first, then cuts behind the last layers with weights, until the bound
-on the accuracy holds; then what makes it better at the same cost.
+"""int8 that preserves a model's outputs: first the whole model, then cuts behind the last layers with weights, until
+the accuracy bound holds; then plans that are more accurate at the same cost.
 
-One int8 scale serves a whole tensor. Where an output holds boxes up to 640 and scores up to 1, the scores vanish. What
+A tensor has a single int8 scale. If an output contains boxes up to 640 and scores up to 1, the scores vanish. What
 follows the last convolutions is little work, so it can stay on the CPU, in float, with the ONNX's own nodes.
 """
 
@@ -24,17 +24,17 @@ from .parts import InParts
 from .recipe import Recipe
 from .work import quantized_share
 
-#: Samples that the outputs are judged on; each takes a run of the simulator, on one thread.
+#: The number of samples on which outputs are judged; each takes a single-threaded run of the simulator.
 _JUDGED = 16
-#: Errors up to this share of the bound are small enough: nothing better is looked for.
+#: If the errors use up at most this share of the bound, nothing better is searched for.
 _COMFORT = 1 / 3
-#: The scales of the least error take the toolkit many times as long: tried only if so many attempts fit in the time.
+#: Least-error scales take the toolkit many times as long: tried only if this many attempts fit in the remaining time.
 _REFINING = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What a plan came to."""
+    """The result of a plan."""
 
     plan: Plan
     outputs: tuple[OutputAccuracy, ...]
@@ -43,26 +43,26 @@ class Attempt:
     made: InParts
     seconds: float
     accuracy: float
-    """The bound that was asked for."""
+    """The requested bound."""
 
     @property
     def problems(self) -> list[str]:
-        """What breaks the bound, per output."""
+        """The violations of the bound, per output."""
         found = ((one.name, one.problem(self.accuracy)) for one in self.outputs)
         return [f"{name}: {problem}" for name, problem in found if problem is not None]
 
     @property
     def spent(self) -> float:
-        """How much of the bound the worst output uses up: above 1 it is broken."""
+        """The share of the bound used up by the worst output; above 1 it is violated."""
         return max((one.spent(self.accuracy) for one in self.outputs), default=0.0)
 
     @property
     def whole(self) -> bool:
-        """Whether it is one compiled model without anything beside it."""
+        """Whether it is a single compiled model."""
         return self.plan.whole
 
     def line(self) -> str:
-        """As text."""
+        """The attempt as text."""
         verdict = "; ".join(self.problems) or f"within the bound, {self.spent:.0%} of it used"
         return f"{self.plan.name}: {self.quantized:.0%} of the work in int8, {verdict}"
 
@@ -74,16 +74,16 @@ class Search:
     recipe: Recipe
     samples: Samples
     accuracy: float
-    """What must hold on the simulator: see :class:`.accuracy.OutputAccuracy`."""
+    """The bound to reach on the simulator; see :class:`.accuracy.OutputAccuracy`."""
     budget: float
     """Minutes."""
     refusal: ConversionError | None = None
-    """Why the toolkit does not get the whole."""
+    """Why the toolkit cannot compile the whole model."""
 
     def run(self) -> list[Attempt]:
-        """Try until a plan holds the bound and nothing at the same cost is better, or the time is over.
+        """Try plans until one holds the bound and none at the same cost is better, or the time is over.
 
-        Returns the attempts; the best is :func:`best_of`. Ctrl-C ends the search and keeps what there is. Raises
+        Returns the attempts; the best is :func:`best_of`. Ctrl-C ends the search and keeps the results so far. Raises
         ConversionError if no plan could be built.
         """
         deadline = time.monotonic() + self.budget * 60
@@ -131,7 +131,7 @@ class Search:
         return plans(model, observed, whole=self.refusal is None)
 
     def _better(self, one: Attempt, left: float) -> Iterator[Plan]:
-        """Plans that cost a call as much as ``one`` does, and may be nearer to the ONNX."""
+        """Plans that cost a call as much as ``one`` does, and may be closer to the ONNX."""
         if one.spent <= _COMFORT:
             return
         if one.plan.algorithm == "normal" and one.seconds * _REFINING < left:
@@ -152,5 +152,6 @@ class Search:
 
 
 def best_of(attempts: list[Attempt]) -> Attempt:
-    """The one within the bound that uses up the least of it, else the one whose worst output is the least bad."""
+    """The attempt that uses up the least of the bound, if any holds it; else the one whose worst output is the least
+    bad."""
     return min(attempts, key=lambda one: (len(one.problems), one.spent))

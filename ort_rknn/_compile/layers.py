@@ -1,7 +1,7 @@
-"""What the toolkit logged about a build: its table of layers, and what it passed over.
+"""Parses the toolkit's log of a build: its table of layers, and what it ignored.
 
-The log is for people, not a format: whatever is not found in it is left out, never guessed. Seen with rknn-toolkit2
-2.5.0 (``verbose=True``).
+The log is meant for people and has no defined format: what is not found in it is left out, never guessed. Seen with
+rknn-toolkit2 2.5.0 (``verbose=True``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _ROW = re.compile(
 )
 _NO_LOWERING = re.compile(r"No lowering found for: (?P<name>.*), node type = (?P<type>[^,\s]+)")
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
-#: Lines of a traceback, whose last line says what was wrong, the toolkit's own version, and the node that it was at
-#: when all of the graph was refused.
+#: Lines of a traceback (whose last line says what was wrong), the toolkit's own version, and the node at which it was
+#: when it refused the whole graph.
 _TRACE = re.compile(r"Traceback \(most|: +File \"|: {3,}|\^{3}|toolkit2 version|^name: *OpType")
 _PROBLEM = re.compile(r"^(?:E |E RKNN: \[[0-9:.]+\] )(?P<text>.+)$")
 
@@ -34,21 +34,21 @@ class Layer:
     target: str
     """Where the runtime runs it: "NPU", "CPU" or "GPU"."""
     name: str
-    """"Conv:c1": the type and the name of the ONNX node's first output or of the node."""
+    """"Conv:c1": the type, and the name of the ONNX node's first output or of the node."""
     cycles: int
-    """The compiler's estimate for the layer, the larger of memory and NPU; 0 where it makes none."""
+    """The compiler's estimate for the layer, the larger of memory and NPU; 0 if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """How far a layer's output is from the ONNX's."""
+    """The difference of a layer's output from the ONNX's."""
 
     op_type: str
     name: str
     entire: float
-    """Cosine with everything before it as compiled: errors add up."""
+    """Cosine similarity with all preceding layers as compiled: errors accumulate."""
     single: float
-    """Cosine with exact inputs: what the layer itself costs."""
+    """Cosine similarity with exact inputs: the error of the layer itself."""
 
 
 _LAYER_ERROR = re.compile(
@@ -57,8 +57,8 @@ _LAYER_ERROR = re.compile(
 
 
 def read_layer_errors(text: str) -> tuple[LayerError, ...]:
-    """Read the toolkit's table of layers, in the order of the graph. Layers without numbers, which were fused into the
-    next one, are left out, and so are the inputs."""
+    """Parse the toolkit's table of layers, in graph order. Inputs are omitted, and so are layers without numbers, which
+    were fused into the next one."""
     found = (m for line in text.splitlines() if (m := _LAYER_ERROR.match(line)))
     return tuple(
         LayerError(m["type"], m["name"], float(m["entire"]), float(m["single"])) for m in found if m["type"] != "Input"
@@ -77,7 +77,7 @@ class BuildLog:
 
 
 def read_build_log(text: str) -> BuildLog:
-    """Read a log. Of several tables the last one counts."""
+    """Parse a log. Of several tables, the last one counts."""
     layers: list[Layer] = []
     for table in _tables(text):
         layers = table

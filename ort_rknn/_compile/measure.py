@@ -1,4 +1,4 @@
-"""What a model's parts compute on the toolkit's simulator, with the ONNX on the CPU between them and beside them."""
+"""Computes a model's parts on the toolkit's simulator, and the rest of the ONNX on the CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 
 class Reference:
-    """The ONNX on the CPU: any tensors of it from any others."""
+    """The ONNX on the CPU: computes any of its tensors from any others."""
 
     def __init__(self, model: onnx.ModelProto, folder: str, observed: Observed) -> None:
         self.model = model
@@ -31,13 +31,13 @@ class Reference:
         self._whole = self._session(model)
 
     def run(self, feed: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Any]:
-        """The model's own outputs, or inner tensors ``outputs``."""
+        """The model's own outputs, or the inner tensors ``outputs``."""
         if outputs is None:
             return list(self._whole.run(None, dict(feed)))
         return list(self.between(list(feed), outputs)(feed))
 
     def between(self, known: Sequence[str], wanted: Sequence[str]) -> Callable[[Mapping[str, Array]], list[Array]]:
-        """A function from the tensors ``known`` to the tensors ``wanted``."""
+        """A function that computes the tensors ``wanted`` from the tensors ``known``."""
         missing = [name for name in wanted if name not in known]
         if not missing:
             return lambda values: [values[name] for name in wanted]
@@ -64,7 +64,7 @@ class Reference:
 def calibration_list(reference: Reference, samples: Samples, inputs: Sequence[str], folder: str) -> str:
     """Write the toolkit's list of samples for a part that reads ``inputs``; returns its path.
 
-    Inner tensors are what the ONNX computes on the CPU, written one sample at a time.
+    Inner tensors are computed by the ONNX on the CPU and written one sample at a time.
     """
     os.makedirs(folder, exist_ok=True)
     inner = [name for name in inputs if name not in samples.forms]
@@ -88,10 +88,10 @@ def simulate_parts(
     samples: Samples,
     indices: Sequence[int],
 ) -> list[list[Array]]:
-    """The model's outputs for the samples ``indices``: parts on the simulator, what is between them on the CPU.
+    """The model's outputs for the samples ``indices``: parts run on the simulator, the nodes between them on the CPU.
 
-    The simulator answers only for the model that was built last, so every part is built again unless it is that one.
-    Outputs that a part was compiled without, constants say, are the ONNX's.
+    The simulator only runs the last build, so every part is built again unless it was that one. Outputs that a part was
+    compiled without, such as constants, are the ONNX's.
     """
     known = list(samples.forms)
     values = [samples.feed(index) for index in indices]
@@ -117,7 +117,8 @@ def simulate_parts(
 
 
 def compiled_names(each: BuiltPart) -> tuple[list[str], list[str]]:
-    """Inputs and outputs of a part that was compiled, in its order: it may lack what no data decide or need."""
+    """Inputs and outputs of a compiled part, in its order: it may lack inputs that nothing needs and constant
+    outputs."""
     part, file = each.part, each.built.file
     sides = []
     for named, compiled in ((part.inputs, file.inputs), (part.outputs, file.outputs)):
@@ -129,7 +130,7 @@ def compiled_names(each: BuiltPart) -> tuple[list[str], list[str]]:
 def compare(
     reference: Reference, samples: Samples, indices: Sequence[int], outputs: Sequence[Sequence[Array]]
 ) -> list[OutputAccuracy]:
-    """How far ``outputs`` (per sample) are from the ONNX's."""
+    """The difference of ``outputs`` (per sample) from the ONNX's."""
     found = [OutputAccuracy(name) for name in reference.outputs]
     for index, got in zip(indices, outputs):
         for one, want, value in zip(found, reference.run(samples.feed(index)), got):
@@ -138,7 +139,7 @@ def compare(
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most ``most`` of ``count`` indices, evenly spread."""
+    """At most ``most`` of ``count`` indices, evenly spaced."""
     if count <= most:
         return list(range(count))
     return sorted({int(i) for i in np.linspace(0, count - 1, most)})

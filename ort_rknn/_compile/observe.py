@@ -1,7 +1,8 @@
-"""What every tensor of a graph is at the compiled shapes: element type, shape, largest value, whether data decide it.
+"""The element type, shape and largest value of every tensor of a graph at the compiled shapes, and whether it depends
+on data.
 
-Learned from a run of the ONNX on the CPU. Shape inference alone leaves gaps: behind NonZero, behind Reshape by computed
-shapes, and behind operators that it does not know.
+Determined by running the ONNX on the CPU. Shape inference alone leaves gaps: after NonZero, after Reshape by computed
+shapes, and after operators that it does not know.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from .prepare import PrepareError
 
 Array = NDArray[Any]
 
-#: Tensors fetched by one run: a bound on the memory for what is looked at.
+#: Tensors fetched per run, to limit memory use.
 _AT_ONCE = 100
-#: A tensor that no data decide is kept as a constant up to this size in bytes.
+#: A tensor that does not depend on data is kept as a constant up to this size in bytes.
 _LARGEST_CONSTANT = 1 << 20
 #: Their outputs depend on the shape of their input, not on its values.
 _OF_SHAPE = frozenset(("Shape", "Size"))
@@ -33,7 +34,7 @@ _RANDOM = frozenset(
 
 @dataclass(slots=True)
 class Observed:
-    """What a run told of the main graph's tensors, by name. What the run did not give (sequences, optionals) is
+    """Observations on the main graph's tensors, by name. Values that the run does not return (sequences, optionals) are
     absent."""
 
     elem_types: dict[str, int] = field(default_factory=dict)
@@ -42,11 +43,11 @@ class Observed:
     largest: dict[str, float] = field(default_factory=dict)
     """Largest absolute value of floating-point tensors, over all feeds."""
     constants: dict[str, Array] = field(default_factory=dict)
-    """Values of computed tensors that depend on shapes and initializers alone."""
+    """Values of computed tensors that depend only on shapes and initializers."""
 
 
 def independent_of_data(graph: onnx.GraphProto) -> set[str]:
-    """Tensors of the main graph that have the same value for any feed of the compiled shapes."""
+    """Tensors of the main graph that have the same value for any feed with the compiled shapes."""
     known = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type in _RANDOM or any(a.HasField("g") or a.graphs for a in node.attribute):
@@ -57,10 +58,9 @@ def independent_of_data(graph: onnx.GraphProto) -> set[str]:
 
 
 def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Array]]) -> Observed:
-    """Run ``model`` on each of ``feeds`` and look at every tensor of its main graph.
+    """Run ``model`` on each of ``feeds`` and examine every tensor of its main graph.
 
-    ``folder``: where its external data lie. Raises PrepareError if onnxruntime does not take the model or does not
-    run it.
+    ``folder``: where its external data lie. Raises PrepareError if onnxruntime cannot load or run the model.
     """
     import onnxruntime
 
@@ -75,7 +75,7 @@ def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Ar
     seen.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
     try:
         session = onnxruntime.InferenceSession(seen.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class of its own for each of its codes
+    except Exception as error:  # onnxruntime has a separate class for each error code
         raise PrepareError(f"the ONNX is no model that onnxruntime takes: {error}") from error
     del seen
     fixed = independent_of_data(model.graph)
@@ -111,7 +111,7 @@ def _look(found: Observed, name: str, value: Array, fixed: set[str]) -> None:
 
 
 def random_feeds(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> dict[str, Array]:
-    """One feed of the compiled shapes: floats of a normal distribution, 0 and 1 for integers and bool."""
+    """One feed with the compiled shapes: normally distributed floats, 0 and 1 for integers and bool."""
     random = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for value in model.graph.input:

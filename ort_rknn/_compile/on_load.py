@@ -1,7 +1,7 @@
-"""Compiling when a session is made: once per ONNX, SoC, toolkit and shapes, into the user's cache.
+"""Compiles when a session is created: once per ONNX, SoC, toolkit and shapes, into the user's cache.
 
-What one process compiles is found by all: the others wait for its lock. A result appears at once, as a folder; a
-refusal of the toolkit is kept too, because it would be the same the next time.
+A result is shared by all processes: the others wait for the lock of the one that compiles. It appears atomically, as a
+folder. A refusal by the toolkit is stored too, because it would be the same next time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..files import OnnxFileError, read_onnx
 from ..files.hashes import sha256_of
 from .toolkit import Toolkit, ToolkitError, check_owner, find_toolkit, toolkit_folder
 
-#: In a result's folder: why there is none.
+#: In a result's folder: why there is no compiled model.
 _REFUSED = "refused.txt"
 _LONGEST_REFUSAL = 1 << 16
 
@@ -30,13 +30,13 @@ Say = Callable[[str], None]
 
 
 class NotCompiled(Exception):
-    """There is no compiled model. The text says why, and what to do."""
+    """There is no compiled model. The message says why, and what to do."""
 
 
 def compile_on_load(path: str, soc: str, shapes: Mapping[str, tuple[int, ...]], say: Say) -> str:
-    """The path of what the ONNX at ``path`` was compiled to for ``soc``: a ``.rknn`` or a model in parts.
+    """The path of the compiled model of the ONNX at ``path`` for ``soc``: a ``.rknn`` or a model in parts.
 
-    Compiles it where the cache does not have it, which takes from seconds to many minutes; ``say`` is told each step.
+    Compiles it if it is not in the cache, which takes from seconds to many minutes; ``say`` is called with each step.
     ``shapes``: of inputs with free axes other than the batch. Raises NotCompiled.
     """
     try:
@@ -72,7 +72,8 @@ def _cache() -> Path:
 
 
 def _key(path: str, soc: str, shapes: Mapping[str, tuple[int, ...]], toolkit: Toolkit) -> str:
-    """Names what decides a result: the ONNX with its data files, where it runs, and how it is compiled."""
+    """A key of everything that determines a result: the ONNX with its data files, the target, and the conversion
+    settings."""
     folder = os.path.dirname(os.path.abspath(path))
     data = {name: sha256_of(os.path.join(folder, name)) for name in sorted(read_onnx(path).external_data)}
     decides = [
@@ -90,7 +91,7 @@ def _key(path: str, soc: str, shapes: Mapping[str, tuple[int, ...]], toolkit: To
 
 @contextmanager
 def _locked(place: Path, say: Say) -> Iterator[None]:
-    """Held by one process at a time; the system lets go of it where that process dies."""
+    """Held by one process at a time; the system releases it if that process dies."""
     descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
@@ -106,7 +107,7 @@ def _locked(place: Path, say: Say) -> Iterator[None]:
 def _compile(
     path: str, soc: str, shapes: Mapping[str, tuple[int, ...]], toolkit: Toolkit, place: Path, say: Say
 ) -> None:
-    """Put the result, or the toolkit's refusal, at ``place``. Called with the lock held."""
+    """Put the result, or the toolkit's refusal, at ``place``. Requires the lock."""
     try:
         from .convert import ConvertOptions, convert
     except ImportError as error:
@@ -115,7 +116,7 @@ def _compile(
     from .prepare import PrepareError
     from .shapes import ShapeError
 
-    for left in place.parent.glob(f".{place.name}-*"):  # of a process that was killed
+    for left in place.parent.glob(f".{place.name}-*"):  # left by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     fresh = tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent)
     try:
@@ -123,7 +124,7 @@ def _compile(
         try:
             convert(path, options, toolkit=toolkit, progress=say)
         except ConversionError as refusal:
-            if not refusal.log:  # not the toolkit's word
+            if not refusal.log:  # not refused by the toolkit
                 raise
             text = " ".join(str(refusal).replace(fresh, str(place)).split())
             Path(fresh, _REFUSED).write_text(text)

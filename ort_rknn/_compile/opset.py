@@ -1,7 +1,7 @@
-"""Brings a graph down to an opset that the toolkit reads, where that changes nothing of what it computes.
+"""Lowers a graph to an opset that the toolkit reads, if that does not change what it computes.
 
 Most newer versions of an operator only accept more types: such a node means the same in the older opset, and only the
-graph's label changes. What means something else is rewritten where we know how, and named where we do not.
+graph's version number changes. Nodes with a different meaning are rewritten if we know how, and otherwise reported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GRID_MODES = {b"linear": b"bilinear", b"cubic": b"bicubic"}
 
 
 class OpsetError(Exception):
-    """A node means nothing in the older opset. ``node``, ``operator`` and ``opset`` say which."""
+    """A node cannot be expressed in the older opset. ``node``, ``operator`` and ``opset`` say which."""
 
     def __init__(self, node: str, operator: str, opset: int, newest: int) -> None:
         self.node, self.operator, self.opset = node, operator, opset
@@ -32,9 +32,9 @@ class OpsetError(Exception):
 
 
 def lower_opset(model: onnx.ModelProto, newest: int) -> bool:
-    """Change ``model`` in place so that its standard opset is ``newest`` at most. Returns whether anything was changed.
+    """Change ``model`` in place so that its standard opset is at most ``newest``. Returns whether anything was changed.
 
-    Raises OpsetError, with the model half changed, for a node that cannot be expressed.
+    Raises OpsetError, with ``model`` partly changed, for a node that cannot be expressed.
     """
     entries = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     version = max((entry.version for entry in entries), default=0)
@@ -64,7 +64,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _element_types(model: onnx.ModelProto) -> Mapping[str, int]:
-    """Element types by tensor name, where a Gelu needs to know; as far as inference tells."""
+    """Element types by tensor name, if a Gelu needs them; as far as inference finds them."""
     if not any(node.op_type == "Gelu" for graph in _graphs(model.graph) for node in graph.node):
         return {}
     inferred = onnx.shape_inference.infer_shapes(model)
@@ -76,7 +76,7 @@ def _element_types(model: onnx.ModelProto) -> Mapping[str, int]:
 
 
 def _lower_nodes(holder: Any, version: int, newest: int, types: Mapping[str, int]) -> None:
-    """``holder``: a graph or a function."""
+    """Lower the nodes of ``holder``: a graph or a function."""
     lowered: list[onnx.NodeProto] = []
     for node in holder.node:
         if node.domain in ("", "ai.onnx"):
@@ -123,7 +123,7 @@ def _lower_node(node: onnx.NodeProto, version: int, newest: int, types: Mapping[
 
 
 def _old_grid_modes(node: onnx.NodeProto) -> None:
-    """Name the mode, whose words and default changed in opset 20."""
+    """Rename the mode: its values and default changed in opset 20."""
     mode = next((a for a in node.attribute if a.name == "mode"), None)
     if mode is None:
         node.attribute.append(helper.make_attribute("mode", "bilinear"))
@@ -132,12 +132,12 @@ def _old_grid_modes(node: onnx.NodeProto) -> None:
 
 
 def _gelu(node: onnx.NodeProto, element: int) -> list[onnx.NodeProto]:
-    """Gelu in operators of opset 19, as its definition in opset 20 spells it out. The toolkit fuses the Erf form."""
+    """Gelu in operators of opset 19, following its definition in opset 20. The toolkit fuses the Erf form."""
     x, y = node.input[0], node.output[0]
     prefix = f"{y}/gelu"
     tanh = any(a.name == "approximate" and a.s == b"tanh" for a in node.attribute)
 
-    # Of the input's own type, not cast to it: the toolkit fuses the Erf form only if these are plain constants.
+    # In the input's own type, without a cast: the toolkit fuses the Erf form only with plain constants.
     dtype = helper.tensor_dtype_to_np_dtype(element)
 
     def constant(name: str, value: float) -> onnx.NodeProto:

@@ -1,4 +1,5 @@
-"""Which nodes become parts on the NPU: maximal convex groups, cut at floating-point tensors, worth their crossings."""
+"""Which nodes become parts on the NPU: maximal convex groups, cut at floating-point tensors, and worth the
+transfers."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ import onnx
 from .extract import reads_of
 from .observe import Observed
 
-#: Operators whose work is worth a crossing; a part without one stays on the CPU.
+#: Operators whose work is worth a transfer to the NPU; a part without one stays on the CPU.
 HEAVY = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN"))
 _FLOATS = frozenset((onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16))
-#: The largest value of float16, which tensors are where they leave a part.
+#: The largest value of float16, the type of tensors that leave a part.
 _FLOAT16_MAX = 65504.0
 
 
@@ -24,7 +25,7 @@ class GraphPart:
     nodes: list[int]
     """Indices in the main graph, ascending."""
     inputs: list[str] = field(default_factory=list)
-    """Tensors that come in, in the order in which they are first read."""
+    """Incoming tensors, in the order in which they are first read."""
     outputs: list[str] = field(default_factory=list)
     """Tensors that are read outside, or are outputs of the model."""
 
@@ -35,11 +36,11 @@ class Partition:
 
     parts: tuple[GraphPart, ...]
     on_cpu: Mapping[int, str]
-    """By node index. Nodes that no data decide are in neither."""
+    """By node index. Nodes that do not depend on data are in neither."""
 
 
 def partition(model: onnx.ModelProto, observed: Observed, refused: Mapping[int, str]) -> Partition:
-    """Divide the main graph. ``refused``: nodes that cannot run on the NPU, by index, with the reason."""
+    """Partition the main graph. ``refused``: nodes that cannot run on the NPU, by index, with the reason."""
     graph = model.graph
     constant = {
         index
@@ -58,8 +59,8 @@ def partition(model: onnx.ModelProto, observed: Observed, refused: Mapping[int, 
 def _groups(
     graph: onnx.GraphProto, on_cpu: Mapping[int, str], constant: set[int], observed: Observed
 ) -> list[GraphPart]:
-    """Nodes of one level are a group. A level is odd on the NPU and even on the CPU and never falls along an edge, so
-    no path leaves a group and comes back."""
+    """Nodes of one level form a group. A level is odd on the NPU and even on the CPU and never decreases along an edge,
+    so no path leaves a group and returns to it."""
     producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     level: dict[int, int] = {}
     for index, node in enumerate(graph.node):
@@ -83,7 +84,7 @@ def _with_borders(graph: onnx.GraphProto, nodes: Iterable[int], constant: set[in
     read_outside = {value.name for value in graph.output}
     for index in range(len(graph.node) - 1, -1, -1):
         node = graph.node[index]
-        # A node on shapes alone is one of the outside only if something there needs it.
+        # A node that depends on shapes alone counts as outside only if something outside needs it.
         if index not in inside and (index not in constant or read_outside.intersection(node.output)):
             read_outside |= reads_of(node)
     part = GraphPart(sorted(inside))
@@ -107,7 +108,7 @@ def _not_worth(graph: onnx.GraphProto, parts: Iterable[GraphPart]) -> dict[int, 
 
 
 def _bad_cuts(graph: onnx.GraphProto, parts: Iterable[GraphPart], observed: Observed) -> dict[int, str]:
-    """Nodes at a border that cannot be one: they go to the CPU, and the border with them."""
+    """Nodes at a border where the graph must not be cut: they move to the CPU, and the border with them."""
     moved: dict[int, str] = {}
     for part in parts:
         for name in part.inputs:

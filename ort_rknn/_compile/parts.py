@@ -1,4 +1,4 @@
-"""Converting in parts: divide the graph, build each part, divide anew where the toolkit refuses one."""
+"""Converts in parts: partition the graph, build each part, and partition again if the toolkit refuses one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .opset import lower_opset
 from .partition import GraphPart, Partition, partition
 from .prepare import NEWEST_IR, NEWEST_OPSET, link
 
-#: How often the graph is divided anew.
+#: The maximum number of times the graph is partitioned again.
 _ROUNDS = 40
 
 
@@ -54,11 +54,11 @@ def build_in_parts(
     keep: Mapping[int, str] | None = None,
     feeds: Sequence[Mapping[str, Array]] = (),
 ) -> InParts:
-    """Divide the ONNX at ``path`` and build every part. ``first``: why the whole was refused. ``keep``: nodes that stay
-    on the CPU, with the reason. ``feeds``: what the shapes and ranges are learned from; () is random.
+    """Partition the ONNX at ``path`` and build every part. ``first``: why the whole was refused. ``keep``: nodes that
+    stay on the CPU, with the reason. ``feeds``: used to determine shapes and ranges; () means random.
 
-    ``spec`` makes the build of a part from the path of its ONNX. Raises ConversionError if no part is left, naming
-    what keeps the nodes on the CPU.
+    ``spec`` returns the build settings of a part, given the path of its ONNX. Raises ConversionError if no part is
+    left, naming what keeps the nodes on the CPU.
     """
     folder = os.path.dirname(path)
     model = onnx.load(path, load_external_data=False)
@@ -113,7 +113,7 @@ def _build_one(
 def blame(
     model: onnx.ModelProto, nodes: range | list[int], error: ConversionError | None, refused: dict[int, str]
 ) -> bool:
-    """Refuse the nodes that the toolkit named. Returns whether there was any that was not refused before."""
+    """Rule out the nodes named by the toolkit. Returns whether any of them was not ruled out before."""
     if error is None:
         return False
     named = {name for name, _ in error.operators}
@@ -138,8 +138,8 @@ def _divide(
     trials: Trials,
     observed: Observed,
 ) -> None:
-    """Take nodes off a part that the toolkit refused: those that it named, else those that it refuses by themselves,
-    else the one in the middle, which makes two smaller parts."""
+    """Remove nodes from a part that the toolkit refused: those that it named, else those that it refuses on their own,
+    else the one in the middle, which leaves two smaller parts."""
     if blame(model, part.nodes, error, refused):
         return
     alone = {index: reason for index in part.nodes if (reason := trials.refuses(model, index, observed)) is not None}

@@ -1,4 +1,4 @@
-"""What the toolkit's environment holds: each requirement with its reason. Data."""
+"""The content of the toolkit's environment: each requirement with its reason. Data only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """One requirement of the environment, as pip spells it."""
+    """One requirement of the environment, in pip's syntax."""
 
     requirement: str
     reason: str
@@ -21,8 +21,9 @@ PINS = (
     Pin("onnx<=1.18", "the toolkit uses names of onnx that went in 1.19"),
 )
 
-#: CPython minor versions that the toolkit has wheels for, by machine. Source: the files of rknn-toolkit2 2.5.0 on PyPI.
+#: CPython minor versions for which the toolkit has wheels, by machine. Source: the files of rknn-toolkit2 2.5.0 on
+#: PyPI.
 PYTHONS = {"x86_64": (8, 9, 10, 11, 12), "aarch64": (8, 9, 10, 11, 12)}
 
-#: Size of the installed environment in bytes, measured on x86_64 (torch with its CUDA libraries is most of it).
+#: Size of the installed environment in bytes, measured on x86_64 (mostly torch with its CUDA libraries).
 INSTALLED_BYTES = 6_000_000_000

@@ -1,4 +1,4 @@
-"""Puts what was compiled beside its ONNX: a session sees the older result or the new one, never half of it."""
+"""Puts compiled models beside their ONNX: a session sees the old result or the new one, never a mixture."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .parts import InParts
 from .put import put, put_copy
 from .write import CompiledPart, context_model
 
-#: What stays on the CPU keeps its weights inside the model up to this size in bytes.
+#: The nodes that stay on the CPU keep their weights inside the model up to this size in bytes.
 _INLINE = 64 << 20
 
 
 def place_whole(built: str, folder: Path, stem: str, target: str) -> Path:
-    """The compiled model ``built`` as ``<stem>.<target>.rknn``. A result in parts that lies there goes."""
+    """Put the compiled model ``built`` at ``<stem>.<target>.rknn``. An existing result in parts is removed."""
     place = folder / f"{stem}.{target}.rknn"
     put_copy(place, built)
     _remove(folder / f"{stem}.{target}_ctx.onnx")
@@ -32,10 +32,10 @@ def place_whole(built: str, folder: Path, stem: str, target: str) -> Path:
 def place_parts(
     made: InParts, folder: Path, original: str, target: str, toolkit: str, *, free: bool
 ) -> tuple[Path, list[Path]]:
-    """The model in parts as ``<stem>.<target>_ctx.onnx``, its parts in ``<stem>.<target>_parts/``.
+    """Put the model in parts at ``<stem>.<target>_ctx.onnx``, its parts in ``<stem>.<target>_parts/``.
 
-    A part's file is named by its contents, so that an older model in parts keeps working until it is replaced. A whole
-    result that lies there goes. Returns the model's path and those of the parts.
+    A part's file name depends on its content, so that an older model in parts keeps working until it is replaced. An
+    existing whole result is removed. Returns the model's path and those of the parts.
     """
     stem = Path(original).stem
     parts_folder = folder / f"{stem}.{target}_parts"
@@ -63,8 +63,8 @@ def place_parts(
 
 
 def _own_weights(model: onnx.ModelProto, folder: str, parts_folder: Path) -> Path | None:
-    """Take the weights that stay on the CPU into the model or, where they are large, into a data file of their own, so
-    that the original's data files are not needed. Returns that file."""
+    """Move the weights that stay on the CPU into the model or, if they are large, into a separate data file, so that
+    the original's data files are not needed. Returns that file."""
     for tensor in model.graph.initializer:
         if external_data_helper.uses_external_data(tensor):
             _load(tensor, folder)
@@ -87,8 +87,8 @@ def _own_weights(model: onnx.ModelProto, folder: str, parts_folder: Path) -> Pat
 
 
 def _load(tensor: onnx.TensorProto, folder: str) -> None:
-    """Take a tensor's external data into it. Not by the package onnx, which refuses a file with several names: the
-    toolkit's folder has links to these."""
+    """Load a tensor's external data into it. Does not use the package onnx, which refuses a file with several names,
+    such as the links in the toolkit's folder."""
     where = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = int(where.get("offset", 0)), int(where.get("length", -1))
     with open(confined_path(os.path.join(folder, "model"), where["location"]), "rb") as file:

@@ -1,8 +1,8 @@
-"""The ONNX as the toolkit takes it: inputs frozen and folded away, an opset that it reads, functions inlined.
+"""Prepares the ONNX for the toolkit: inputs frozen and folded away, an opset that it reads, functions inlined.
 
-The user's file is never changed. Where nothing needs to be done the toolkit gets it as it is, external data included;
-else a copy in the scratch folder, whose external data are links to the user's files. The package ``onnx`` (extra
-``convert``) is imported only if something is to be done.
+The user's file is never changed. If nothing needs to be done, the toolkit gets the file itself, including external
+data; else a copy in the scratch folder, whose external data are links to the user's files. The package ``onnx`` (extra
+``convert``) is imported only if something needs to be done.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from ..files import OnnxFileError, OnnxModel, read_onnx
 
 #: The newest opset that the toolkit reads: 2.5.0 says "Unsupport onnx opset 20, need <= 19!".
 NEWEST_OPSET = 19
-#: Attributes that the toolkit cannot do without, with ONNX's defaults: 2.5.0 ends in KeyError: 'LayerNormalization'.
+#: Attributes that the toolkit requires, with ONNX's defaults: without them 2.5.0 fails with KeyError:
+#: 'LayerNormalization'.
 _DEFAULTS: Mapping[str, Mapping[str, float | int]] = {
     "LayerNormalization": {"axis": -1, "epsilon": 1e-5, "stash_type": 1},
 }
-#: The newest IR version that the toolkit's onnx (1.18) checks without a complaint.
+#: The newest IR version that the toolkit's onnx (1.18) checks without an error.
 NEWEST_IR = 11
 
 
 class PrepareError(Exception):
-    """The ONNX cannot be brought to a form that the toolkit reads. The text names node, operator and remedy."""
+    """The ONNX cannot be converted to a form that the toolkit reads. The message names node, operator and remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +37,16 @@ class Prepared:
 
     path: str
     signature: OnnxModel
-    """Of the prepared model: inputs that were frozen are gone."""
+    """Of the prepared model, without frozen inputs."""
     notes: tuple[str, ...] = field(default=())
 
 
 def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, lower: bool = True) -> Prepared:
-    """The model at ``path`` in a form that the toolkit reads; a copy, where one is needed, goes to ``folder``.
+    """The model at ``path`` in a form that the toolkit reads; a copy, if one is needed, is written to ``folder``.
 
-    ``freeze``: inputs that become constants, with their values. ``lower``: bring the opset down. Raises OpsetError for
-    a node that has no form in the toolkit's opset, PrepareError for a value that does not fit its input, and where the
-    package ``onnx`` is needed and is not installed.
+    ``freeze``: inputs that become constants, with their values. ``lower``: lower the opset. Raises OpsetError for a
+    node that cannot be expressed in the toolkit's opset, PrepareError for a value that does not fit its input, and if
+    the package ``onnx`` is needed and not installed.
     """
     freeze = freeze or {}
     signature = read_onnx(path)
@@ -75,7 +76,7 @@ def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, 
 
 
 def _wants_rewriting(path: str) -> bool:
-    """Whether the model has functions, which the toolkit does not know, or nodes for :func:`spell_defaults`."""
+    """Whether the model has functions, which the toolkit does not support, or nodes for :func:`spell_defaults`."""
     from ..files._onnx_part import read_nodes
     from ..files._source import open_source
 
@@ -85,7 +86,7 @@ def _wants_rewriting(path: str) -> bool:
 
 
 def spell_defaults(model: Any) -> None:
-    """Give nodes the attributes that the toolkit misses where they have their default."""
+    """Write out default attributes that the toolkit requires."""
     import onnx
 
     for node in model.graph.node:
@@ -119,7 +120,7 @@ def _rewrite(model: Any, freeze: Mapping[str, Any], lower: bool) -> list[str]:
 
 
 def link(source: Path, place: Path) -> None:
-    """A second name for a file of weights, or a copy where the scratch folder is on another file system."""
+    """Link a file of weights, or copy it if the scratch folder is on another file system."""
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, place)

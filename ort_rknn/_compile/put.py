@@ -1,4 +1,4 @@
-"""Writes files that appear at once or not at all."""
+"""Writes files atomically."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO
 
 
 def put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that appears at once, complete, or not at all."""
+    """Write a file that appears complete or not at all."""
     descriptor, fresh = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -26,6 +26,6 @@ def put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
 
 
 def put_copy(place: Path, source: str | os.PathLike[str]) -> None:
-    """Write a copy of ``source`` so."""
+    """Write a copy of ``source`` in the same way."""
     with open(source, "rb") as opened:
         put(place, lambda file: shutil.copyfileobj(opened, file, 1 << 20))

@@ -1,4 +1,4 @@
-"""Builds a model as a plan says: one object for what is the same in every build of one ONNX for one SoC."""
+"""Builds a model according to a plan: one object for what all builds of one ONNX for one SoC share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .parts import BuiltPart, InParts, build_in_parts
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What every build has in common."""
+    """What all builds have in common."""
 
     converter: Converter
     path: str
@@ -28,7 +28,7 @@ class Recipe:
     shapes: Mapping[str, tuple[int, ...]]
     target: str
     spec: Callable[[str, GraphPart, Observed], BuildSpec]
-    """The build of a part, from the path of its ONNX, without what makes it int8."""
+    """The build settings of a part, given the path of its ONNX, without those for int8."""
     samples: Samples | None = None
     """Quantize with these; None: float16."""
     progress: Callable[[str], None] = lambda text: None
@@ -36,7 +36,7 @@ class Recipe:
     def build(
         self, plan: Plan, feeds: Sequence[Mapping[str, Array]], refusal: ConversionError | None = None
     ) -> tuple[InParts, Reference]:
-        """Build what ``plan`` says. ``feeds``: what shapes are learned from; ``refusal``: why the whole was refused.
+        """Build according to ``plan``. ``feeds``: used to determine shapes; ``refusal``: why the whole was refused.
 
         Raises ConversionError if nothing of it can be compiled.
         """

@@ -1,5 +1,5 @@
-"""What a conversion did, kept beside its result so that it can be repeated: the toolkit's simulator answers only in the
-process that built the model."""
+"""The record of a conversion, kept beside its result so that it can be repeated: the toolkit's simulator works only in
+the process that built the model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Algorithm = Literal["normal", "mmse"]
 
 
 class RecordError(ValueError):
-    """The record is missing, damaged, or of another ONNX. The text says what to do."""
+    """The record is missing, damaged, or of another ONNX. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +44,32 @@ class BuildRecord:
     freeze: dict[str, Any]
     fit: str
     data: str | None
-    """Where the samples for int8 were; None: there were none, or a callable gave them."""
+    """The path of the samples for int8; None: there were none, or a callable returned them."""
     samples: tuple[str, ...]
     """SHA-256 of each sample; () for float16."""
     whole: bool
     lowered: bool
-    """The opset was brought down for the whole."""
+    """The opset was lowered for the whole model."""
     hybrid: bool
     on_cpu: dict[int, str]
     """Nodes that stay on the CPU, with the reason."""
     algorithm: Algorithm = "normal"
-    """How the toolkit found the scales."""
+    """How the toolkit determined the scales."""
 
     def write(self, place: Path) -> None:
-        """Put it at ``place``, at once."""
+        """Write it to ``place``, atomically."""
         text = json.dumps({"version": _VERSION, **asdict(self)}, indent=1)
         put(place, lambda file: file.write(text.encode()))
 
 
 def record_path(folder: str | os.PathLike[str], stem: str, target: str) -> Path:
-    """Where the record of a conversion lies: beside what was compiled."""
+    """The path of a conversion's record: beside the compiled model."""
     return Path(folder) / f"{stem}.{target}.build.json"
 
 
 def read_record(place: Path, onnx_path: str) -> BuildRecord:
-    """The record at ``place``, which must be of the ONNX as it is now. It may come from a stranger, together with the
-    ONNX: every field is checked. Raises RecordError, and OSError if the ONNX cannot be read."""
+    """The record at ``place``, which must match the current ONNX. It is untrusted, like the ONNX it came with: every
+    field is checked. Raises RecordError, and OSError if the ONNX cannot be read."""
     try:
         record = _checked(members(read_json(place), "the whole"))
     except FileNotFoundError:
@@ -90,7 +90,7 @@ class _OtherVersion(Exception):
 
 
 def _checked(data: Mapping[str, object]) -> BuildRecord:
-    """Raises JsonError for a field that is missing or not what the writer writes."""
+    """Raises JsonError for a field that is missing or could not have been written by us."""
     if integer(data.get("version"), "version") != _VERSION:
         raise _OtherVersion
     target = text(data.get("target"), "target", most=32)
@@ -130,7 +130,7 @@ def _shape(value: object, what: str) -> tuple[int, ...]:
 
 
 def _rows(value: object, what: str, inputs: int) -> tuple[tuple[float, ...], ...]:
-    """None, one for all inputs, or one for each."""
+    """No rows, one for all inputs, or one for each."""
     rows = array(value, what, most=_MOST_INPUTS)
     if len(rows) not in (0, 1, inputs):
         raise JsonError(f"{what}: expected one for all inputs or one for each of the {inputs}, found {len(rows)}")

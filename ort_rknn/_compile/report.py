@@ -1,4 +1,4 @@
-"""What a conversion made, for people and for programs."""
+"""The report of a conversion, for people and for programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Part:
     size: int
     """In bytes."""
     layers: tuple[Layer, ...]
-    """What it consists of; empty if the toolkit's log did not tell."""
+    """Its layers; empty if the toolkit's log did not list them."""
     file: RknnFile
 
     @property
@@ -38,37 +38,37 @@ class Fate:
     """Its name, else that of its first output."""
     operator: str
     where: str
-    """"part0" ..., "CPU", or "constant": no data decide it at the compiled shapes."""
+    """"part0" ..., "CPU", or "constant": it does not depend on data at the compiled shapes."""
     reason: str = ""
     """Why it is on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What was made for one target."""
+    """The result for one target."""
 
     target: str
     path: str
-    """What a session finds: the compiled model, or the model in parts."""
+    """The path that a session finds: the compiled model, or the model in parts."""
     parts: tuple[Part, ...]
     seconds: float
     fates: tuple[Fate, ...] = ()
-    """For a model in parts: every node. () for a whole one, which is all on the NPU's runtime."""
+    """For a model in parts: every node. () for a whole one, which the NPU's runtime runs completely."""
     refusal: str = ""
     """For a model in parts: why the toolkit refused the whole."""
 
     int8: tuple[str, ...] = ()
-    """For int8: what was tried, and what it came to on the toolkit's simulator."""
+    """For int8: the attempts, and their results on the toolkit's simulator."""
     quantized: float | None = None
     """For int8: the share of the multiplications of Conv, MatMul and Gemm that run in int8."""
 
     @property
     def whole(self) -> bool:
-        """Whether the model is one compiled model."""
+        """Whether it is a single compiled model."""
         return not self.fates
 
     def lines(self) -> Iterator[str]:
-        """As text."""
+        """The result as text."""
         size = sum(part.size for part in self.parts)
         yield f"{os.path.basename(self.path)}: for {self.target}, {size:,} bytes, {self.seconds:.1f} s"
         if not self.whole:
@@ -92,7 +92,7 @@ class Compiled:
                 yield f"  on the CPU: {fate.operator} {fate.node!r}: {fate.reason}"
 
     def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """The values for ``--json``."""
         parts = [
             {"path": part.path, "size": part.size, "layers": [asdict(layer) for layer in part.layers]}
             for part in self.parts
@@ -111,7 +111,7 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a conversion made."""
+    """The result of a conversion."""
 
     model: str
     compiled: tuple[Compiled, ...]

@@ -1,4 +1,4 @@
-"""Which shapes are compiled: what the user said, and what the ONNX leaves free."""
+"""Which shapes are compiled: what the user gave, and what the ONNX leaves free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class ShapeError(ValueError):
-    """Shapes that are missing, or do not fit the model. The text says what to give."""
+    """Shapes that are missing, or do not fit the model. The message says what to give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,20 +19,20 @@ class CompiledShapes:
     """The shapes of every input, per set."""
 
     sets: tuple[Mapping[str, tuple[int, ...]], ...]
-    """One set for a static model, several for one with shape sets. Every input is in each, in the ONNX's order."""
+    """One set for a static model, several for one with shape sets. Each contains every input, in the ONNX's order."""
     batch_axis: bool
-    """The ONNX leaves the first axis of every input free: it was compiled as one sample (or as ``batch``)."""
+    """The ONNX leaves the first axis of every input free: it is compiled as one sample (or as ``batch``)."""
     notes: tuple[str, ...] = ()
 
 
 def channels(shape: Sequence[int]) -> int:
-    """How many numbers the toolkit wants as mean, and as std, of an input: 2.5.0 refuses any but the length of axis 1,
-    whatever the rank."""
+    """The number of values that the toolkit expects as mean, and as std, of an input: 2.5.0 refuses anything but the
+    length of axis 1, whatever the rank."""
     return (*shape[1:2], *shape[:1], 1)[0]
 
 
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """ "images=1,3,640,640" or "images=1x3x640x640". Raises ShapeError for anything else."""
+    """Parse "images=1,3,640,640" or "images=1x3x640x640". Raises ShapeError for anything else."""
     name, equals, dims = text.rpartition("=")
     try:
         shape = tuple(int(d) for d in dims.replace("x", ",").split(","))
@@ -44,8 +44,8 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def group_shapes(pairs: Sequence[tuple[str, tuple[int, ...]]]) -> list[Shapes]:
-    """Shapes in the order in which they were given as sets: a name that comes again begins the next one, which has the
-    shapes of the one before for what it does not name."""
+    """Group shapes, in the given order, into sets: a repeated name begins the next set, which keeps the previous set's
+    shapes for names that it does not mention."""
     sets: list[Shapes] = []
     named: set[str] = set()
     for name, shape in pairs:
@@ -58,10 +58,10 @@ def group_shapes(pairs: Sequence[tuple[str, tuple[int, ...]]]) -> list[Shapes]:
 
 
 def compiled_shapes(model: OnnxModel, given: Sequence[Mapping[str, tuple[int, ...]]]) -> CompiledShapes:
-    """What is compiled for an ONNX and the sets of shapes that the user gave (none: the ONNX's own).
+    """The shapes to compile for an ONNX and the sets of shapes that the user gave (none: the ONNX's own).
 
-    A first axis that is free in every input is a batch, and compiled as 1 where no shape says otherwise. Raises
-    ShapeError for an axis that is free and was not given, or a shape that contradicts the ONNX.
+    A first axis that is free in every input is a batch, and compiled as 1 unless a shape says otherwise. Raises
+    ShapeError for a free axis that was not given, or a shape that contradicts the ONNX.
     """
     names = [value.name for value in model.inputs]
     for group in given:

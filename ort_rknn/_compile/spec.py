@@ -1,4 +1,4 @@
-"""How a part of a model is built: its share of what the user said about the whole."""
+"""The build settings of a part of a model: its share of the user's settings for the whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def part_spec(
     *,
     custom_string: str = "",
 ) -> BuildSpec:
-    """The build of ``part``, whose ONNX is at ``path``. ``mean`` and ``std`` go with the part that reads the input."""
+    """The build of ``part``, whose ONNX is at ``path``. ``mean`` and ``std`` apply to the part that reads the input."""
     inputs = {name: observed.shapes[name] for name in part.inputs}
     named = list(shapes)
     sides = []
@@ -53,9 +53,9 @@ def per_input(values: Sequence[tuple[float, ...]], inputs: int, name: str) -> li
 def per_channel(
     values: Sequence[tuple[float, ...]], shapes: Mapping[str, tuple[int, ...]], name: str
 ) -> tuple[tuple[float, ...], ...]:
-    """For each input one number per channel (axis 1), as the toolkit wants them; one number counts for all channels.
+    """For each input one number per channel (axis 1), as the toolkit requires; a single number applies to all channels.
 
-    Raises ConversionError if there are neither one nor as many as channels.
+    Raises ConversionError if there is neither one number nor one per channel.
     """
     out = []
     for (of, shape), row in zip(shapes.items(), per_input(values, len(shapes), name) or ()):
@@ -69,7 +69,7 @@ def per_channel(
 
 
 def rows(values: Sequence[float] | Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
-    """A row per input: numbers alone are one row."""
+    """One row per input: plain numbers are one row."""
     listed: list[Any] = list(values)
     if listed and not isinstance(listed[0], Sequence):
         listed = [listed]

@@ -1,6 +1,6 @@
-"""Where the vendor's toolkit is: an environment of ours in the user's cache, or an interpreter of the user's.
+"""Finds the vendor's toolkit: an environment of ours in the user's cache, or an interpreter of the user's.
 
-The toolkit wants old versions of numpy, onnx and others, so it never shares an interpreter with a session.
+The toolkit requires old versions of numpy, onnx and others, so it never shares an interpreter with a session.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .pins import INSTALLED_BYTES, PINS, PYTHONS, TOOLKIT_VERSION
 ENVIRONMENT_VARIABLE = "ORT_RKNN_TOOLKIT"
 INSTALL_COMMAND = "ort-rknn toolkit install"
 
-#: Asks an interpreter what it has, without importing the toolkit (which takes seconds).
+#: Asks an interpreter for its versions, without importing the toolkit (which takes seconds).
 _PROBE = """
 import json, sys
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +36,7 @@ print(json.dumps(found))
 
 
 class ToolkitError(Exception):
-    """There is no toolkit, it cannot be installed, or an interpreter has none. The text says what to do."""
+    """There is no toolkit, it cannot be installed, or an interpreter lacks it. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class Toolkit:
     chosen_by: str
     """For people: "--toolkit", "ORT_RKNN_TOOLKIT", "installed in the cache"."""
     packages: Mapping[str, str]
-    """Versions of what matters, "python" among them."""
+    """Versions of the relevant packages, and of "python"."""
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment for the toolkit's process: ours without what would lead it to packages of ours."""
+    """The environment for the toolkit's process: ours, without variables that would make it import our packages."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "ORT_RKNN_", "VIRTUAL_ENV"))}
 
 
@@ -70,9 +70,9 @@ def toolkit_folder() -> Path:
 
 
 def find_toolkit(python: str | os.PathLike[str] | None = None) -> Toolkit:
-    """The toolkit to use: of the interpreter ``python``, else of ``ORT_RKNN_TOOLKIT``, else the installed one.
+    """The toolkit to use: that of the interpreter ``python``, else of ``ORT_RKNN_TOOLKIT``, else the installed one.
 
-    Raises ToolkitError if there is none, saying how to get one, or if the interpreter that was named has none.
+    Raises ToolkitError if there is none, saying how to get one, or if the named interpreter lacks it.
     """
     if python is not None:
         return _of_interpreter(os.fspath(python), "--toolkit")
@@ -97,7 +97,7 @@ def _of_interpreter(python: str, chosen_by: str) -> Toolkit:
             raise ToolkitError(f"{chosen_by}: there is no interpreter {python!r}")
         python = found
     try:
-        done = subprocess.run(  # noqa: S603  # an interpreter that the user named, or ours
+        done = subprocess.run(  # noqa: S603  # named by the user, or ours
             [python, "-I", "-c", _PROBE],
             capture_output=True,
             text=True,
@@ -115,7 +115,7 @@ def _of_interpreter(python: str, chosen_by: str) -> Toolkit:
 
 
 def check_owner(folder: Path) -> None:
-    """Raise ToolkitError if others could put code or models into ``folder``, by any folder on the way to it."""
+    """Raise ToolkitError if other users could put code or models into ``folder``, through any folder on its path."""
     try:
         problem = why_unsafe(folder)
     except OSError as error:
@@ -133,11 +133,12 @@ def check_owner(folder: Path) -> None:
 def install(
     *, python: str | None = None, say: Callable[[str], None] = print, run: Callable[..., None] | None = None
 ) -> Toolkit:
-    """Make the environment, with ``uv`` where it is on the PATH, else with ``venv`` and pip. Three to eight minutes.
+    """Create the environment, with ``uv`` if it is on the PATH, else with ``venv`` and pip. Takes three to eight
+    minutes.
 
-    ``python``: the interpreter to make it of; None: one of the versions that the toolkit has wheels for, found on the
-    PATH. Removes what a failed installation leaves. Raises ToolkitError if there is no such interpreter, too little
-    room, or pip fails. An environment that is whole already is left as it is.
+    ``python``: the interpreter to create it with; None: one from the PATH, of a version for which the toolkit has
+    wheels. Removes what a failed installation leaves. Raises ToolkitError if there is no such interpreter, not enough
+    disk space, or pip fails. A complete environment is left unchanged.
     """
     folder = toolkit_folder()
     if os.path.exists(folder / "complete"):
@@ -198,7 +199,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 def _interpreter(python: str | None) -> str:
-    """The absolute path of an interpreter that the toolkit has wheels for."""
+    """The absolute path of an interpreter for which the toolkit has wheels."""
     machine = platform.machine()
     minors = PYTHONS.get(machine)
     if minors is None:

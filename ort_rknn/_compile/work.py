@@ -11,8 +11,8 @@ from .parts import InParts
 
 
 def quantized_share(made: InParts) -> float:
-    """Share of the multiplications of Conv, ConvTranspose, MatMul and Gemm that run in int8, by the layers that the
-    toolkit listed. A layer that cannot be found in the list counts as float unless the whole list is int8."""
+    """Share of the multiplications of Conv, ConvTranspose, MatMul and Gemm that run in int8, according to the layers
+    listed by the toolkit. A layer that is not in the list counts as float unless the whole list is int8."""
     layers = {index: each.built.log.layers for each in made.built for index in each.part.nodes}
     total = integer = 0
     for index, node in enumerate(made.model.graph.node):

@@ -2,8 +2,8 @@
 
     python worker.py LOG
 
-Reads a JSON request per line from stdin and answers each with a JSON line on stdout. All that the toolkit prints, from
-Python or from C, goes to the file LOG. Ends when stdin does. Python 3.8 and later.
+Reads one JSON request per line from stdin and answers each with a JSON line on stdout. Everything that the toolkit
+prints, from Python or from C, goes to the file LOG. Ends with stdin. Python 3.8 and later.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FLUSH = ctypes.CDLL(None).fflush
 
 
 class Refused(Exception):
-    """A step of the toolkit said no. Its own words are in the log."""
+    """A step of the toolkit failed. Its own messages are in the log."""
 
     def __init__(self, step: str, code: Optional[int]) -> None:  # noqa: UP045
         super().__init__(f"{step} returned {code}")
@@ -29,7 +29,7 @@ class Refused(Exception):
 
 
 class Worker:
-    """The model that was built last, and what can be asked about it."""
+    """The last build, and requests about it."""
 
     def __init__(self) -> None:
         self.rknn: Any = None
@@ -42,8 +42,8 @@ class Worker:
         return {"python": sys.version.split()[0], "toolkit": version("rknn-toolkit2"), "onnx": version("onnx")}
 
     def build(self, request: Request) -> Request:
-        """Convert. ``config``, ``load`` and ``build`` go to the toolkit's functions of these names; ``hybrid`` in
-        between where the request has it; the compiled model goes to ``out``."""
+        """Convert. ``config``, ``load`` and ``build`` are arguments for the toolkit's functions of these names, with
+        ``hybrid`` in between if requested; the compiled model is written to ``out``."""
         from rknn.api import RKNN
 
         self.release()
@@ -55,8 +55,8 @@ class Worker:
         return {}
 
     def simulate(self, request: Request) -> Request:
-        """Run the model that was built last on the toolkit's simulator: arrays of ``feeds`` (.npz, keys "0", "1" ...
-        in the order of the inputs, NCHW or NHWC as ``layouts`` says) to ``out`` (.npz, keys "0", "1" ...)."""
+        """Run the last build on the toolkit's simulator: reads arrays from ``feeds`` (.npz, keys "0", "1" ... in the
+        order of the inputs, NCHW or NHWC according to ``layouts``) and writes to ``out`` (.npz, keys "0", "1" ...)."""
         import numpy
 
         if not self.simulating:
@@ -71,27 +71,28 @@ class Worker:
         return {"outputs": len(outputs)}
 
     def layers(self, request: Request) -> Request:
-        """Compare each layer of the model that was built last with the ONNX's, on the simulator: the arrays at the
-        paths ``feeds``, NCHW; the toolkit's table goes to the folder ``out``."""
+        """Compare each layer of the last build with the ONNX's, on the simulator: reads the arrays at the paths
+        ``feeds``, NCHW, and writes the toolkit's table to the folder ``out``."""
         _step("accuracy_analysis", self.rknn.accuracy_analysis(inputs=request["feeds"], output_dir=request["out"]))
         return {}
 
     def release(self) -> None:
-        """Give back the model that was built last."""
+        """Release the last build."""
         if self.rknn is not None:
             self.rknn.release()
         self.rknn, self.simulating = None, False
 
 
 def _step(name: str, code: Optional[int]) -> None:  # noqa: UP045
-    # "No lowering found" and its like are printed by C code, whose buffer is otherwise written when the process ends.
+    # "No lowering found" and similar messages are printed by C code, whose buffer would otherwise be written when the
+    # process ends.
     _FLUSH(None)
     if code != 0:
         raise Refused(name, code)
 
 
 def main(log: str) -> None:
-    """Serve until stdin ends."""
+    """Serve requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
@@ -105,7 +106,7 @@ def main(log: str) -> None:
             answer = dict(getattr(worker, request["do"])(request), ok=True)
         except Refused as refused:
             answer = {"ok": False, "step": refused.step, "error": str(refused)}
-        except SystemExit as stop:  # the toolkit leaves so where it finds a mistake
+        except SystemExit as stop:  # the toolkit exits like this if it finds a mistake
             answer = {"ok": False, "step": "", "error": f"the toolkit ended with exit code {stop.code}"}
         except Exception as error:
             traceback.print_exc()

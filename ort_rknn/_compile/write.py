@@ -1,4 +1,4 @@
-"""Writes a model in parts: the ONNX with an EPContext node in the place of each part, in onnxruntime's own form."""
+"""Writes a model in parts: the ONNX with each part replaced by an EPContext node, in onnxruntime's own form."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .partition import GraphPart
 
 SOURCE = "RKNNExecutionProvider"
 _DOMAIN = "com.microsoft"
-#: Loads in every onnxruntime that ort_rknn works with.
+#: Loads in every onnxruntime that ort_rknn supports.
 _IR_VERSION = 8
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledPart:
-    """A part and where its compiled model lies."""
+    """A part and the path of its compiled model."""
 
     part: GraphPart
     name: str
-    """"part0" ...: the node's name, and the partition's."""
+    """"part0" ...: the name of the node and of the partition."""
     path: str
     """Of the compiled model, relative to the folder of the model in parts, with "/"."""
 
@@ -43,7 +43,7 @@ def context_model(
 ) -> onnx.ModelProto:
     """``model`` with its parts compiled. ``free``: its inputs have free axes, so inner shapes are only examples.
 
-    Initializers that only parts read are gone. External data of those that stay are not touched.
+    Initializers that only parts read are removed. External data of the others are left as they are.
     """
     graph = model.graph
     inside = {index for part in parts for index in part.part.nodes}
@@ -53,13 +53,13 @@ def context_model(
     out.CopyFrom(_head(model))
     out.graph.name = graph.name
     out.graph.doc_string = graph.doc_string
-    # An initializer that can be fed, too: parts have it inside, so feeding it is not offered.
+    # An initializer that could be fed as well: parts have it built in, so it can no longer be fed.
     constants = {tensor.name for tensor in graph.initializer}
     out.graph.input.extend(value for value in graph.input if value.name not in constants)
     out.graph.output.extend(graph.output)
     out.graph.node.extend(_sorted(nodes, graph))
     out.graph.initializer.extend(graph.initializer)
-    # What enters a part too: behind a Loop, say, inference does not know even the rank.
+    # Including inputs of parts: after a Loop, for example, inference does not even know the rank.
     borders = dict.fromkeys(name for part in parts for name in (*part.part.outputs, *part.part.inputs))
     declared = {value.name for value in (*graph.input, *graph.output)}
     dims = {name: [f"{name}_{axis}" for axis in range(len(observed.shapes[name]))] for name in borders} if free else {}
@@ -69,7 +69,7 @@ def context_model(
 
 
 def _head(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Everything of a model but its graph."""
+    """Everything in a model except its graph."""
     head = onnx.ModelProto(
         ir_version=_IR_VERSION,
         producer_name=model.producer_name,
@@ -104,7 +104,7 @@ def _node(part: CompiledPart, onnx_name: str, soc: str, toolkit: str) -> onnx.No
 
 
 def _sorted(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """In topological order, which the parts' nodes do not come in."""
+    """The nodes in topological order, which the parts' nodes may violate."""
     producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     done: list[onnx.NodeProto] = []
     state: dict[int, bool] = {}

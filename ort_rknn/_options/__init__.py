@@ -325,7 +325,7 @@ def make_provider_options(
 ) -> RknnProviderOptions:
     """A dict of provider options with only what was given (None: left out), checked as a session would.
 
-    ``misspelled`` takes no names: what ends up there is unknown, and the error suggests a name that is known.
+    ``misspelt`` accepts no value: what ends up there is unknown, and the error suggests a name that is known.
 
     Raises OptionError (a ValueError) as :func:`read_options` does.
     """

@@ -91,7 +91,7 @@ def _record(onnx_path: str | os.PathLike[str], file: RknnFile, independent: bool
 
 
 def _check_that_they_fit(path: str, file: RknnFile, onnx: OnnxModel) -> None:
-    """Names, types and shapes, as far as both tell. Inputs and outputs that the converter leaves out may be missing."""
+    """Compare names, types and shapes, as far as both are known. The converter may leave out tensors."""
     for what, compiled, declared in (("input", file.inputs, onnx.inputs), ("output", file.outputs, onnx.outputs)):
         by_name = {value.name: value for value in declared}
         if not compiled:
