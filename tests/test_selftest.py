@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,23 @@ def test_masks_and_contexts_are_told(npu):
     assert "0x5 code -5" in found["masks"].seen and "0x7 runs" in found["masks"].seen
     assert "9: " in found["contexts"].seen
     assert "low runs" in found["priority"].seen
+
+
+def test_a_crossing_is_what_one_more_part_costs_and_not_the_call(npu, monkeypatch):
+    seen = []
+
+    def rounds_ms(self, calls):
+        counted = [sum(npu.counters().runs)]
+        for call in calls:
+            call()
+            counted.append(sum(npu.counters().runs))
+        seen.append([after - before for before, after in pairwise(counted)])
+        return [[1.5, 5.9, 1.0]] * 3  # 0.5 ms of a call are not a part's
+
+    monkeypatch.setattr("ort_rknn._selftest.subject.Subject.rounds_ms", rounds_ms)
+    line = lines(selftest(device="virtual:rk3588", quick=True))["crossing"]
+    assert line.seen.startswith("one more part 1.100 ms, 100 us above the runtime's own 1.000 ms; setting inputs takes")
+    assert seen == [[1, 5, 1]]
 
 
 def test_a_core_that_does_not_run_is_a_failure(npu):

@@ -9,8 +9,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from ..adapter.contract import AdapterError, SettingError
 from .subject import Line, Subject
 
 _MOST_CONTEXTS: Final = 9
+#: Parts of the models whose difference is the cost of a part.
+_FEW, _MANY = 1, 5
 
 
 def numbers(subject: Subject) -> Line:
@@ -151,17 +155,38 @@ def cores(subject: Subject) -> Line:
 
 
 def crossing(subject: Subject) -> Line:
-    """What does a part of a model cost above the runtime's own run?"""
-    with subject.session(schedule="0") as session, subject.model() as model:
-        whole = subject.run_ms(session)
-        context = model.context(0)
-        out = np.zeros_like(subject.wanted)
+    """What does one more part of a model cost, and how much of it is not the runtime's own run?"""
+    out = np.zeros_like(subject.wanted)
+    with (
+        subject.parts(_FEW) as few,
+        subject.parts(_MANY) as many,
+        subject.model(twin=None) as model,
+        closing(model.context(int(subject.found.device.cores > 1))) as context,  # core 0, as the parts
+    ):
         form = subject.form()
-        try:
-            bare = subject.median_ms(lambda: context.run(form, [subject.feed.ctypes.data], [out.ctypes.data]))
-        finally:
-            context.close()
-    return Line("crossing", "told", f"{(whole - bare) * 1e3:.0f} us above the runtime's own {bare:.3f} ms")
+        calls: list[Callable[[], Any]] = [
+            *(partial(session.run, None, {"x": subject.feed}) for session in (few, many)),
+            partial(context.run, form, [subject.feed.ctypes.data], [out.ctypes.data]),
+        ]
+        few_ms, many_ms, bare = np.median(subject.rounds_ms(calls), axis=0)
+        sides = np.median([_sides(many, calls[1]) for _ in range(20)], axis=0)
+    part = (many_ms - few_ms) / (_MANY - _FEW)
+    return Line(
+        "crossing",
+        "told",
+        f"one more part {part:.3f} ms, {(part - bare) * 1e3:.0f} us above the runtime's own {bare:.3f} ms; "
+        f"setting inputs takes {sides[0]:.0f} us of it, getting outputs {sides[1]:.0f} us",
+    )
+
+
+def _sides(session: Any, call: Callable[[], Any]) -> tuple[float, float]:
+    """Microseconds that a run of one call spends on its inputs and on its outputs."""
+    before = session.stats().total
+    call()
+    after = session.stats().total
+    runs = max(after.runs - before.runs, 1)
+    inputs, outputs = after.convert_seconds - before.convert_seconds, after.fetch_seconds - before.fetch_seconds
+    return inputs / runs * 1e6, outputs / runs * 1e6
 
 
 def priority(subject: Subject) -> Line:

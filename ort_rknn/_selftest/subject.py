@@ -6,9 +6,9 @@ import statistics
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,8 @@ from .._errors import FallbackWarning
 from .._options import PROVIDER
 from ..adapter.contract import CallForm, LoadSettings, Model, ModelSource, PortForm
 from ..adapter.plugins import Found
+from ..files import read_onnx
+from ..files.wrapper import side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,12 +79,33 @@ class Subject:
     @contextmanager
     def session(self, name: str = "conv_f16", **options: Any) -> Iterator[Any]:
         """A session that never falls back. Raises what a session raises."""
+        given = self.options(rknn_model=self.compiled(name), **options)
+        with self._never_on_cpu(self.onnx(name), given) as session:
+            yield session
+
+    @contextmanager
+    def parts(self, count: int) -> Iterator[Any]:
+        """A session of ``count`` parts on core 0, each the compiled model, and all fed the same. The virtual NPU has no
+        ONNX for them and makes the numbers up."""
+        onnx, compiled = read_onnx(self.onnx()), self.compiled()
+        assert compiled is not None
+        content = side_by_side(
+            model=onnx,
+            fed=onnx.inputs[0],
+            outputs=[replace(onnx.outputs[0], name=f"part{number}") for number in range(count)],
+            source=PROVIDER,
+            cache_context=Path(compiled).read_bytes(),
+        )
+        with self._never_on_cpu(content, self.options(schedule="0")) as session:
+            yield session
+
+    @contextmanager
+    def _never_on_cpu(self, model: str | bytes, options: Mapping[str, Any]) -> Iterator[Any]:
         from .._session.session import InferenceSession
 
-        given = self.options(rknn_model=self.compiled(name), **options)
         with warnings.catch_warnings():
             warnings.simplefilter("error", FallbackWarning)
-            session = InferenceSession(self.onnx(name), providers=[(PROVIDER, given), "CPUExecutionProvider"])
+            session = InferenceSession(model, providers=[(PROVIDER, dict(options)), "CPUExecutionProvider"])
         with session:
             if PROVIDER not in session.get_providers():
                 raise RuntimeError(f"the session runs on the CPU: {session.explain()}")
@@ -92,7 +115,8 @@ class Subject:
     def model(self, path: str | None = None, **settings: Any) -> Iterator[Model]:
         """The model, or the one at ``path``, through the adapter alone."""
         source = ModelSource(path=path or self.compiled())
-        model = self.found.adapter.load(self.found.device, source, LoadSettings(twin=self.onnx(), **settings))
+        given = LoadSettings(**{"twin": self.onnx(), **settings})
+        model = self.found.adapter.load(self.found.device, source, given)
         try:
             yield model
         finally:
@@ -130,6 +154,18 @@ class Subject:
             call()
             times.append((time.perf_counter() - began) * 1e3)
         return statistics.median(times)
+
+    def rounds_ms(self, calls: Sequence[Callable[[], Any]]) -> NDArray[np.float64]:
+        """The times of several calls, which take turns, so that whatever disturbs the machine disturbs all of them: a
+        row for each round, a column for each call."""
+        rounds = []
+        for _ in range(3 + (20 if self.quick else 300)):
+            ends = [time.perf_counter()]
+            for call in calls:
+                call()
+                ends.append(time.perf_counter())
+            rounds.append(ends)
+        return np.diff(np.asarray(rounds[3:]), axis=1) * 1e3
 
     def run_ms(self, session: Any, feed: Mapping[str, Any] | None = None) -> float:
         """The median time of a session's run."""

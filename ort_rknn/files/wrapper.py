@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from ._wire import bytes_field, int_field, text_field
 from .onnx_model import Dimension, OnnxValue
 
-__all__ = ["ModelFields", "ValueFields", "ep_context_model", "identity_model", "value_info"]
+__all__ = ["ModelFields", "ValueFields", "ep_context_model", "identity_model", "side_by_side", "value_info"]
 
 _IR_VERSION = 8
 _OPSETS = (("", 17), ("com.microsoft", 1))
@@ -75,32 +75,62 @@ def ep_context_model(
     for value in outputs:
         if value.name in fed:
             raise ValueError(f"{value.name!r} is an input and an output: no single node can stand for such a graph")
+    node = _node(
+        [v.name for v in inputs], [v.name for v in outputs], node_name, source, cache_context, embed_mode, attributes
+    )
+    return _model(model, [node], inputs, outputs)
+
+
+def side_by_side(
+    *, model: ModelFields, fed: ValueFields, outputs: Sequence[ValueFields], source: str, cache_context: bytes
+) -> bytes:
+    """An ONNX model with an EPContext node for each of ``outputs``: all have the same payload and are fed ``fed``.
+
+    The difference between two of these models is what a part costs. The compiled model has one input and one output.
+    """
+    nodes = [_node([fed.name], [v.name], v.name, source, cache_context, 1, {"partition_name": v.name}) for v in outputs]
+    return _model(model, nodes, [fed], outputs)
+
+
+def _node(
+    inputs: Iterable[str],
+    outputs: Iterable[str],
+    name: str,
+    source: str,
+    cache_context: bytes,
+    embed_mode: int,
+    attributes: Mapping[str, str | int] | None,
+) -> bytes:
     attributes = attributes or {}
     if clash := _OWN_ATTRIBUTES & attributes.keys():
         raise ValueError(f"attribute {min(clash)!r} has a parameter of its own")
-
-    node = b"".join(
+    return b"".join(
         (
-            *(text_field(1, value.name) for value in inputs),
-            *(text_field(2, value.name) for value in outputs),
-            text_field(3, node_name),
+            *(text_field(1, value) for value in inputs),
+            *(text_field(2, value) for value in outputs),
+            text_field(3, name),
             text_field(4, "EPContext"),
             _int_attribute("main_context", 1),
             _int_attribute("embed_mode", embed_mode),
             _string_attribute("ep_cache_context", cache_context),
             _string_attribute("source", source.encode("utf-8", "surrogateescape")),
             *(
-                _int_attribute(name, value)
+                _int_attribute(key, value)
                 if isinstance(value, int)
-                else _string_attribute(name, value.encode("utf-8", "surrogateescape"))
-                for name, value in attributes.items()
+                else _string_attribute(key, value.encode("utf-8", "surrogateescape"))
+                for key, value in attributes.items()
             ),
             text_field(7, "com.microsoft"),
         )
     )
+
+
+def _model(
+    model: ModelFields, nodes: Iterable[bytes], inputs: Sequence[ValueFields], outputs: Sequence[ValueFields]
+) -> bytes:
     graph = b"".join(
         (
-            bytes_field(1, node),
+            *(bytes_field(1, node) for node in nodes),
             _text(2, model.graph_name),
             _text(10, model.graph_doc_string),
             *(bytes_field(11, value_info(value)) for value in inputs),
