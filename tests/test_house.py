@@ -32,11 +32,6 @@ FLOORS = (
 )
 #: Public submodules; all others are underscored, because a name of ours would shadow one of onnxruntime's.
 DOORS = {"adapter", "files"}
-#: Imports that are passed over in search of cycles. To be emptied.
-KNOWN_CYCLES = {
-    ("ort_rknn_ez_async._binding", "ort_rknn_ez_async._session"),
-    ("ort_rknn_ez_async._values", "ort_rknn_ez_async._session"),
-}
 #: What adapters of this distribution import of ort_rknn besides the doors. Shrinks.
 ADAPTERS_REACH = {
     ("ort_rknn_virtual", "ort_rknn._concurrency.interrupts"),
@@ -112,8 +107,6 @@ def test_no_module_is_in_a_cycle():
             return
         path.append(name)
         for imported in sorted(imports(name) & modules().keys()):
-            if (name, imported) in KNOWN_CYCLES:
-                continue
             # A module of a package imports the package itself only to get at another module of it.
             if not name.startswith(imported + "."):
                 walk(imported)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ._nodes import NUMPY_DTYPES, Tensor
 from ._npu import NpuCalls
 from ._values import (
     Array,
+    HasTensors,
     OrtValue,
     check_bound,
     device_array,
@@ -22,9 +23,6 @@ from ._values import (
     refuse_pointer,
     tensor_of,
 )
-
-if TYPE_CHECKING:
-    from ._session import InferenceSession
 
 
 @dataclass(slots=True)
@@ -43,10 +41,8 @@ class SessionIOBinding:
     Values have the compiled dtypes, of quantized tensors the stored integers. Not thread safe.
     """
 
-    def __init__(self, session: InferenceSession) -> None:
-        from ._session import InferenceSession
-
-        if not isinstance(session, InferenceSession):
+    def __init__(self, session: HasTensors) -> None:
+        if not isinstance(session, HasTensors):
             raise TypeError(f"SessionIOBinding: expected an InferenceSession, got {type(session).__name__}")
         self.session = session
         self._inputs: dict[str, tuple[OrtValue, bool]] = {}  # (value, in the native layout)

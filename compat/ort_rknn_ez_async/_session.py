@@ -20,17 +20,17 @@ from ort_rknn._concurrency.places import Place, Places
 from ort_rknn._concurrency.submitter import Ended, Pending, Pipeline, Submitter, Task
 from ort_rknn._options import Options, read_options
 
+from ._binding import SessionIOBinding
 from ._cpu import CpuCalls
 from ._feeds import Array, arrays_of, places_of, wants_batch
 from ._loading import Loaded, load
-from ._nodes import ModelMetadata, NodeArg
+from ._nodes import ModelMetadata, NodeArg, Tensor
 from ._npu import NpuCalls
+from ._values import HasTensors
 from .options import CPU, read_wish
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from ._binding import SessionIOBinding
 
 #: Keywords of onnxruntime's sessions that mean something here.
 _KEYWORDS = ("use_weight_from", "enable_fallback")
@@ -181,7 +181,7 @@ def _end_all() -> None:
             sys.excepthook(*sys.exc_info())
 
 
-class InferenceSession:
+class InferenceSession(HasTensors):
     """A compiled model on the NPU; where there is none, its ONNX twin on the CPU, with a FallbackWarning.
 
     ``path_or_bytes``: an ``.rknn`` (or an ONNX whose twin lies beside it), as a path or as bytes. ``sess_options``: an
@@ -314,16 +314,15 @@ class InferenceSession:
 
     def io_binding(self) -> SessionIOBinding:
         """An empty binding for this session."""
-        from ._binding import SessionIOBinding
-
         return SessionIOBinding(self)
+
+    def _tensors(self, io_kind: str) -> Sequence[Tensor]:
+        return self._core.calls.inputs if io_kind == "input" else self._core.calls.outputs
 
     def run_with_iobinding(
         self, io_binding: SessionIOBinding | None = None, run_options: Any = None, *, iobinding: Any = None
     ) -> None:
         """Run on what is bound, on this thread, on any free context. Both spellings of the keyword are taken."""
-        from ._binding import SessionIOBinding
-
         binding = io_binding if io_binding is not None else iobinding
         if not isinstance(binding, SessionIOBinding) or (io_binding is not None and iobinding is not None):
             raise TypeError("run_with_iobinding(): expected one binding, as io_binding= (or iobinding=)")

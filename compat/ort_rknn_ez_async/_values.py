@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,18 @@ from ort_rknn.adapter import Quantization
 from ._device_values import pack, unpack
 from ._nodes import NUMPY_DTYPES, Tensor, type_text
 
-if TYPE_CHECKING:
-    from ._session import InferenceSession
-
 Array = NDArray[np.generic]
 _FORMATS = {"NCHW": 0, "NHWC": 1, "NC1HWC2": 2, "UNDEFINED": 3}
 _FLAGS_THAT_HOLD = (None, "default", "cacheable")
 _OTHER_FLAGS = ("non_cacheable", "non-cacheable", "uncached", "try_sram", "sram")
+
+
+class HasTensors:
+    """A session, as far as its values and bindings know it."""
+
+    def _tensors(self, io_kind: str) -> Sequence[Tensor]:
+        """Its inputs, or (for "output") its outputs."""
+        raise NotImplementedError
 
 
 class OrtValue:
@@ -39,7 +44,7 @@ class OrtValue:
     _array: Array
     _io_kind: str
     _on_device: bool
-    _session: InferenceSession | None
+    _session: HasTensors | None
     _tensor: Tensor | None
 
     def __init__(self) -> None:
@@ -64,7 +69,7 @@ class OrtValue:
         device_id: int = 0,
         *,
         name: str | None = None,
-        session: InferenceSession | None = None,
+        session: HasTensors | None = None,
         io_kind: str | None = None,
         layout: str = "onnx",
         sync: bool = True,
@@ -94,7 +99,7 @@ class OrtValue:
         device_id: int = 0,
         *,
         name: str | None = None,
-        session: InferenceSession | None = None,
+        session: HasTensors | None = None,
         io_kind: str | None = None,
         layout: str = "native",
         mem_flags: Any = "cacheable",
@@ -127,7 +132,7 @@ class OrtValue:
         size: int,
         offset: int = 0,
         virt_addr: int | None = None,
-        session: InferenceSession | None = None,
+        session: HasTensors | None = None,
         name: str | None = None,
         io_kind: str | None = None,
         layout: str = "native",
@@ -251,10 +256,9 @@ class OrtValue:
 # Checks and conversions -------------------------------------------------------------------------------------------
 
 
-def tensor_of(session: InferenceSession, name: str, io_kind: str) -> Tensor:
+def tensor_of(session: HasTensors, name: str, io_kind: str) -> Tensor:
     """A session's input or output. Raises RuntimeError for an unknown name."""
-    calls = session._core.calls
-    known = calls.inputs if io_kind == "input" else calls.outputs
+    known = session._tensors(io_kind)
     for tensor in known:
         if tensor.name == name:
             return tensor

@@ -13,10 +13,11 @@ from typing import Any
 import onnxruntime
 
 from .._errors import FallbackWarning, OptionError, bare_message
+from .._measure.board import resident_bytes
 from .._session.session import InferenceSession
 from ..files import onnx_twin_names
 from .advice import advise
-from .load import feed_for, fits, put_load, resident_mb
+from .load import feed_for, fits, put_load
 from .report import BenchReport, Result, Setting
 from .splitting import compiled_convolutions, split_share
 
@@ -197,7 +198,7 @@ class _Series:
         self.progress(self.report)
 
     def _measure(self, setting: Setting, result: Result) -> None:
-        before, start = resident_mb(), time.perf_counter()
+        before, start = resident_bytes(), time.perf_counter()
         with open_session(self.path, self.base, setting.options) as session:
             created = time.perf_counter()
             if setting.options is not None and (reason := why_not_on_npu(session)):
@@ -211,4 +212,4 @@ class _Series:
             result.create_ms = 1000 * (created - start)
             result.first_ms = 1000 * (time.perf_counter() - prepared)
             result.measured = put_load(session, feed, setting.callers, self.seconds, setting.samples)
-            result.memory_mb = max(0.0, resident_mb() - before)
+            result.memory_mb = max(0, resident_bytes() - before) / 1e6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import threading
 import time
@@ -168,12 +167,3 @@ def _outliers(ordered: Sequence[float]) -> int:
     deviation = statistics.median(abs(t - middle) for t in ordered)
     limit = middle + _OUTLIER * max(deviation, 0.01 * middle)
     return sum(t > limit for t in ordered)
-
-
-def resident_mb() -> float:
-    """Memory of this process that is in RAM, in MB; 0.0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-    except (OSError, ValueError, IndexError):
-        return 0.0

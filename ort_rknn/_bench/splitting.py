@@ -15,9 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..adapter.contract import AdapterError, ModelSource
-from ..files import RknnFileError
-from ..files.operators import read_operators, splits
+from ..adapter.contract import ModelSource
+from ..files.operators import operators_of, splits
 
 #: Operators that split over the cores, alone.
 SPLIT = frozenset(("Conv", "Add", "Mul"))
@@ -59,13 +58,10 @@ def compiled_convolutions(sources: Iterable[ModelSource]) -> dict[str, bool]:
     activations that an ONNX spells out in several nodes."""
     found: dict[str, bool] = {}
     for source in sources:
-        try:
-            operators = read_operators(source.data if source.data is not None else source.open_path()).operators
-        except (RknnFileError, AdapterError, OSError):  # encrypted, or a stand-in: the ONNX alone must do
-            continue
-        found.update(
-            (one.name.removeprefix("Conv:"), splits(one.kind)) for one in operators if one.name.startswith("Conv:")
-        )
+        compiled = operators_of(source)  # where they cannot be read, the ONNX alone must do
+        for one in compiled.operators if compiled is not None else ():
+            if one.name.startswith("Conv:"):
+                found[one.name.removeprefix("Conv:")] = splits(one.kind)
     found.pop("", None)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..adapter.command import Command
 from . import schemas
@@ -22,6 +22,7 @@ def run(given: argparse.Namespace) -> int:
     from .._errors import OptionError, bare_message
     from .._options import read_options
     from .._planning.discovery import query_for, survey
+    from ..adapter.json_output import device_as_json
     from ..adapter.plugins import adapters
 
     if switched_on("ORT_RKNN_DISABLE"):
@@ -63,12 +64,6 @@ def run(given: argparse.Namespace) -> int:
         elif not absences:
             say(f"No adapter knows a device {query.device!r}.")
     return code
-
-
-def device_as_json(device: Device) -> dict[str, Any]:
-    """A device as the schemas have it."""
-    names = ("name", "virtual", "soc", "cores", "adapter", "runtime")
-    return {name: getattr(device, name) for name in names}
 
 
 def _tell(usable: list[Device], absences: list[Absence]) -> None:

@@ -7,9 +7,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..adapter.command import Command
+from ..adapter.json_output import device_as_json
 from . import schemas
 from .arguments import add_device_options, add_key_values, device_options, key_values
-from .devices import device_as_json
 from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, one_line, say, say_json
 
 if TYPE_CHECKING:

@@ -26,6 +26,12 @@ def read_text(path: Path) -> str | None:
         return None
 
 
+def resident_bytes(root: Path = Path("/")) -> int:
+    """Memory of this process that is in RAM; 0 where the system does not tell."""
+    pages = re.match(r"\d+ (\d+)", read_text(root / "proc/self/statm") or "")
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
 def _number(path: Path) -> int | None:
     text = read_text(path)
     return int(text) if text and re.fullmatch(r"-?\d{1,15}", text) else None

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from .._measure.board import resident_bytes
 from .._rknpu import CORE_MASK_ALL, core_masks
 from ..adapter.contract import AdapterError, SettingError
 from .subject import Line, Subject
@@ -53,7 +54,7 @@ def masks(subject: Subject) -> Line:
 def contexts(subject: Subject) -> Line:
     """1 to 9 contexts of one model: do all give the right numbers, what do they cost to make, and in memory?"""
     opened, told, wrong = [], [], ""
-    before = _resident()
+    before = resident_bytes()
     with subject.model() as model:
         try:
             for count in range(1, _MOST_CONTEXTS + 1):
@@ -64,21 +65,13 @@ def contexts(subject: Subject) -> Line:
                 opened[-1].run(subject.form(), [subject.feed.ctypes.data], [out.ctypes.data])
                 wrong = wrong or subject.wrong(out)
                 if count in (1, 2, 3, 6, 9):
-                    told.append(f"{count}: {made:.1f} ms, {(_resident() - before) / 1024:.0f} kB")
+                    told.append(f"{count}: {made:.1f} ms, {(resident_bytes() - before) / 1024:.0f} kB")
         finally:
             for context in reversed(opened):
                 context.close()
     return Line(
         "contexts", "failure" if wrong else "told", wrong or f"time to make the last, memory so far: {'; '.join(told)}"
     )
-
-
-def _resident() -> int:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def shapes(subject: Subject) -> Line:

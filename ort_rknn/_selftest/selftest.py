@@ -12,6 +12,7 @@ from .._concurrency.interrupts import start_thread
 from .._measure.doctor import doctor, without_personal
 from .._planning.discovery import query_for, survey
 from ..adapter.contract import Device
+from ..adapter.json_output import device_as_json
 from .checks import CHECKS
 from .subject import Line, Subject
 
@@ -58,14 +59,13 @@ class SelfTest:
 
     def as_json(self) -> dict[str, Any]:
         """The members of ``ort-rknn selftest --json``."""
-        names = ("name", "virtual", "soc", "cores", "adapter", "runtime")
         return {
             "virtual": self.virtual,
             "verdict": self.verdict,
             "failures": len(self.failures),
             "devices": [
                 {
-                    "device": {name: getattr(each.device, name) for name in names},
+                    "device": device_as_json(each.device),
                     "lines": [asdict(line) for line in each.lines],
                 }
                 for each in self.tested

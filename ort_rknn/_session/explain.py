@@ -8,7 +8,6 @@ import onnxruntime
 
 from .._executor.cpu_fallback import gives_the_same_form
 from .._options import PROVIDER
-from ..adapter.contract import AdapterError
 from ..files.compatibility import UNSUPPORTED, Compatibility
 
 if TYPE_CHECKING:
@@ -51,18 +50,15 @@ def explain(state: State | None) -> str:
 
 
 def cannot_run(state: State) -> list[str]:
-    """Operators of the compiled model that no runtime supports; on a board the first run fails."""
-    from ..files import RknnFileError
-    from ..files.operators import read_operators
+    """Operators of the compiled model that no runtime can run; a board fails at the first run."""
+    from ..files.operators import operators_of
 
     candidate = state.plan.candidate if state.plan is not None else None
     if candidate is None or candidate.file is None:
         return []
-    source = candidate.source
-    try:
-        found = read_operators(source.data if source.data is not None else source.open_path())
-    except (RknnFileError, AdapterError, OSError):
-        return []  # the session keeps running from its open file; only this check cannot be made
+    found = operators_of(candidate.source)
+    if found is None:
+        return []  # the session runs what it has open; only this look at the file is missing
     return [
         f"{candidate.name}: no runtime has the operator {one.kind} ({one.name!r}), so a board cannot run this model: "
         "compile it with `ort-rknn convert`, which leaves that operator to the CPU"

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from .contract import Device
+
 #: A JSON Schema, draft 7.
 Schema: TypeAlias = Mapping[str, Any]
 
@@ -62,3 +64,9 @@ def maybe(schema: Schema) -> Schema:
     kinds = [*kind, "null"] if isinstance(kind, list) else [kind, "null"]
     more = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
     return {**schema, **more, "type": list(dict.fromkeys(kinds))}
+
+
+def device_as_json(device: Device) -> dict[str, Any]:
+    """A device as the schemas of commands have it."""
+    names = ("name", "virtual", "soc", "cores", "adapter", "runtime")
+    return {name: getattr(device, name) for name in names}

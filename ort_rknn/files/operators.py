@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..adapter.contract import AdapterError, ModelSource
 from ._flatbuffer import Budget, FlatbufferError, Table
 from ._source import Source, describe_source, looks_like, open_source
 from .rknn import RknnFileError, is_rknn, measure
 
-__all__ = ["NO_LOWERING", "Operator", "Operators", "alone", "read_operators", "splits"]
+__all__ = ["NO_LOWERING", "Operator", "Operators", "alone", "operators_of", "read_operators", "splits"]
 
 Where = Literal["NPU", "CPU", "nowhere"]
 
@@ -141,6 +142,15 @@ def read_operators(source: Source) -> Operators:
             return _read(graph)
         except (FlatbufferError, ValueError) as problem:
             raise RknnFileError(f"{name}: its operators cannot be read: {problem}") from None
+
+
+def operators_of(model: ModelSource) -> Operators | None:
+    """The operators of a compiled model that an adapter is given, which stays open; None where they cannot be read: it
+    is encrypted, say, or a stand-in."""
+    try:
+        return read_operators(model.data if model.data is not None else model.open_path())
+    except (RknnFileError, AdapterError, OSError):
+        return None
 
 
 def _read(graph: Table) -> Operators:
