@@ -34,7 +34,7 @@ FLOORS = (
 DOORS = {"adapter", "files"}
 #: What adapters of this distribution import of ort_rknn besides the doors. Shrinks.
 ADAPTERS_REACH = {
-    ("ort_rknn_virtual", "ort_rknn._concurrency.interrupts"),
+    ("ort_rknn_virtual", "ort_rknn._interrupts"),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ort_rknn._concurrency.interrupts import need_stack
+from ort_rknn._interrupts import need_stack
 from ort_rknn.adapter import (
     SOC_CORES,
     Absence,

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .._interrupts import start_thread
 from .future import CallFuture
-from .interrupts import start_thread
 
 if TYPE_CHECKING:
     from .places import Place

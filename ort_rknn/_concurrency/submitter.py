@@ -19,9 +19,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from .._errors import QueueFull
+from .._interrupts import start_thread
 from .callbacks import Callback, Delivery, InOrder, Order
 from .future import CallFuture
-from .interrupts import start_thread
 from .one_shot import Awaited
 from .places import Place, Places
 

@@ -17,8 +17,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from .._concurrency.interrupts import END_OF_STACK, INTERRUPTED, is_from_a_handler, raised_after
 from .._errors import EP_FAIL, RUNTIME_EXCEPTION, bare_message, status_code
+from .._interrupts import END_OF_STACK, INTERRUPTED, is_from_a_handler, raised_after
 from .abi import Api, OrtCallFailed
 
 log = logging.getLogger("ort_rknn")
@@ -48,9 +48,9 @@ def use(api: Api) -> None:
 def status_of(error: BaseException, of_ours: bool = False) -> int:
     """A status for an exception, to be returned at once.
 
-    ``of_ours``: for the ``run`` of one of our sessions, which raises the exception itself if it is a RecursionError or
-    came from a signal handler; see :func:`~ort_rknn._concurrency.interrupts.raise_what_ended`. In other calls the
-    status becomes onnxruntime's exception, and a signal handler's exception is raised again afterwards.
+    ``of_ours``: it is for the ``run`` of a session of ours, which raises the exception itself where that is a
+    RecursionError or came from a signal's handler: see :func:`~ort_rknn._interrupts.raise_what_ended`. In
+    other calls the status becomes onnxruntime's exception, and what a handler raised is raised again after it.
 
     Raises RecursionError if the stack has no room for this; :data:`spares` has a status for that case. Raises nothing
     else, although a signal handler may run even here.

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .._concurrency.interrupts import is_from_a_handler, raised_after
 from .._executor.allocation import allocate_on
+from .._interrupts import is_from_a_handler, raised_after
 from ..adapter.contract import Device
 from . import abi
 from .abi import Api

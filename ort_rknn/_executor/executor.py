@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._concurrency.forks import keep, leave_out_exit_handlers
-from .._concurrency.interrupts import start_thread
 from .._concurrency.pacer import Pacer
 from .._errors import FAIL, INVALID_ARGUMENT, RUNTIME_EXCEPTION, ort_error
+from .._interrupts import start_thread
 from .._options import PRIORITIES, Options
 from ..adapter.contract import AdapterError, Model, ModelSource
 from . import published, run_settings

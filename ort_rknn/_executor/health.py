@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from .._concurrency.interrupts import start_thread
+from .._interrupts import start_thread
 from ..adapter.contract import AdapterError, RknnError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from .._concurrency.interrupts import start_thread
 from .._concurrency.one_shot import Awaited
+from .._interrupts import start_thread
 from . import run_settings
 from .buffers import BufferRuns
 

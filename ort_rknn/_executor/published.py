@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._concurrency.forks import renewed_in_child
-from .._concurrency.interrupts import start_thread
 from .._environment import switched_on
+from .._interrupts import start_thread
 
 if TYPE_CHECKING:
     from .counters import ModelStats

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .._concurrency.interrupts import is_from_a_handler
 from .._errors import NpuUnavailable, OptionError
+from .._interrupts import is_from_a_handler
 from ..files import OnnxModel
 from .facts import Facts
 from .on_load import compiled_on_load

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .._concurrency.interrupts import start_thread
+from .._interrupts import start_thread
 from .._measure.doctor import doctor, without_personal
 from .._planning.discovery import query_for, survey
 from ..adapter.contract import Device

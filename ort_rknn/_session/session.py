@@ -118,7 +118,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
         it if ``run`` has to raise the exception that ended the call."""
         error = sys.exc_info()[1]
         if error is not None:
-            from .._concurrency.interrupts import raise_what_ended
+            from .._interrupts import raise_what_ended
 
             raise_what_ended(error)
         return self._falls_back

@@ -12,8 +12,8 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from .._concurrency.interrupts import C_CALLS_COUNT, need_stack
 from .._ep import callbacks
+from .._interrupts import C_CALLS_COUNT, need_stack
 
 
 def check_the_stack(session: Any) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import onnxruntime
 
-from .._concurrency.interrupts import need_stack
 from .._ep import registration, support
 from .._errors import FAIL, INVALID_ARGUMENT, ort_error, status_code, warn_of_fallback
+from .._interrupts import need_stack
 from .._planning.decision import Decision, Limits, decide, load_first
 from .._planning.facts import gather
 from .._planning.load import load_planned

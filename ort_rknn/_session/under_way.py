@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._concurrency import forks
-from .._concurrency.interrupts import start_thread
 from .._concurrency.one_shot import Awaited
 from .._errors import bare_message
 from .._executor.run_settings import asynchronous
+from .._interrupts import start_thread
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
