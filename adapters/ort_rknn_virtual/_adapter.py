@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from ort_rknn._interrupts import need_stack
 from ort_rknn.adapter import (
     SOC_CORES,
     Absence,
@@ -36,6 +35,7 @@ from ort_rknn.adapter import (
     TellsNativeForms,
     TensorInfo,
     TimesRuns,
+    need_stack,
     soc_family,
     soc_note,
 )

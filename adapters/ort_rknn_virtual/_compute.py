@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ort_rknn._interrupts import is_from_a_handler, raised_after
-from ort_rknn.adapter import DTYPE_OF_TYPE, AdapterError, RknnError
+from ort_rknn.adapter import DTYPE_OF_TYPE, AdapterError, RknnError, is_from_a_handler, raised_after
 from ort_rknn.files import Disagreement, OnnxFileError, left_out
 
 from ._abi import COMPUTE, Tensor

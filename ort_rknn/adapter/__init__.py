@@ -58,6 +58,7 @@ from .contract import (
 
 if TYPE_CHECKING:
     from .._cache import cache_folder, why_unsafe
+    from .._interrupts import is_from_a_handler, need_stack, raised_after
     from .addresses import array_at
     from .command import Command
     from .findings import Examines, Finding
@@ -109,8 +110,11 @@ __all__ = [
     "core_masks",
     "find_soc_name",
     "hookimpl",
+    "is_from_a_handler",
     "is_soc",
+    "need_stack",
     "onnx_order",
+    "raised_after",
     "soc_family",
     "soc_note",
     "why_unsafe",
@@ -126,6 +130,9 @@ _LAZY = {
     "cache_folder": ".._cache",
     "hookimpl": ".hookspecs",
     "why_unsafe": ".._cache",
+    "is_from_a_handler": ".._interrupts",
+    "need_stack": ".._interrupts",
+    "raised_after": ".._interrupts",
 }
 
 
