@@ -319,6 +319,10 @@ class InferenceSession(HasTensors):
     def _tensors(self, io_kind: str) -> Sequence[Tensor]:
         return self._core.calls.inputs if io_kind == "input" else self._core.calls.outputs
 
+    def _device_memory(self, size: int) -> Array | None:
+        values = getattr(self._core.calls, "values", None)
+        return None if values is None else values.memory(size)
+
     def run_with_iobinding(
         self, io_binding: SessionIOBinding | None = None, run_options: Any = None, *, iobinding: Any = None
     ) -> None:

@@ -30,6 +30,10 @@ class HasTensors:
         """Its inputs, or (for "output") its outputs."""
         raise NotImplementedError
 
+    def _device_memory(self, size: int) -> Array | None:
+        """``size`` bytes of NPU memory as a uint8 array, or None where the session has none."""
+        raise NotImplementedError
+
 
 class OrtValue:
     """A tensor in memory. Device "cpu": a numpy array, shared. Device "rknpu2": memory that belongs to one input or
@@ -329,12 +333,11 @@ def device_shape(tensor: Tensor, shape: tuple[int, ...], dtype: str) -> tuple[in
     return (shape[0], shape[2], shape[3], shape[1]) if turn else shape
 
 
-def device_array(array: Array, tensor: Tensor, session: InferenceSession) -> Array:
+def device_array(array: Array, tensor: Tensor, session: HasTensors) -> Array:
     """A device value's array with the content of one in the order of axes that ``run`` uses: in NPU memory, where the
     session has such."""
     content = pack(array, tensor) if is_stored(array, tensor) else to_native_layout(array, tensor)
-    values = getattr(session._core.calls, "values", None)
-    memory = values.memory(max(content.nbytes, tensor.room)) if values is not None and content.nbytes else None
+    memory = session._device_memory(max(content.nbytes, tensor.room)) if content.nbytes else None
     if memory is None:
         return content
     made: Array = memory[: content.nbytes].view(content.dtype).reshape(content.shape)
