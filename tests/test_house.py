@@ -163,10 +163,7 @@ LONG_OR_WIDE = {
     "ort_rknn._executor.executor.__init__": _ONE_STRUCTURE,
     "ort_rknn._bench.load.put_load": _TO_DIVIDE,
     "ort_rknn._compile.parts.build_in_parts": _TO_DIVIDE,
-    "ort_rknn._executor.batches.may_split": _TO_DIVIDE,
-    "ort_rknn._executor.matching.confirm": _TO_DIVIDE,
     "ort_rknn._executor.opening.open_executor": _TO_DIVIDE,
-    "ort_rknn._executor.signature.negotiate": _TO_DIVIDE,
 }
 
 

@@ -7,6 +7,7 @@ from support.fake_npu import FakeNpu, image, info
 from ort_rknn._errors import OptionError
 from ort_rknn._executor.batches import Splitting
 from ort_rknn._executor.declared import Declared, Normalization
+from ort_rknn._executor.ports import Known
 from ort_rknn._executor.signature import negotiate
 from ort_rknn._options import read_options
 from ort_rknn._tensors import onnx_order
@@ -36,10 +37,8 @@ def match(
         declared_in,
         declared_out,
         options,
-        normalization=normalization,
-        splitting=splitting,
-        evidence=evidence,
-        label="m.rknn",
+        Known(normalization or {}, splitting, evidence),
+        "m.rknn",
     )
 
 

@@ -6,7 +6,7 @@ results of separate runs be concatenated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,10 +14,10 @@ from .._errors import OptionError
 
 if TYPE_CHECKING:
     from .._options import Options
-    from .._tensors import Shape
     from ..files import Origin
     from ..files._source import Source
     from .declared import Declared
+    from .matching import Matched
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +61,7 @@ def leads_free(value: Declared) -> bool:
 
 
 def may_split(
-    inputs: Sequence[Declared],
-    outputs: Sequence[Declared],
-    sets: Sequence[tuple[Shape, ...]],
-    out_sets: Sequence[tuple[Shape, ...]],
-    in_order: Sequence[int],
-    out_order: Sequence[int],
-    options: Options,
-    judge: Callable[[Collection[str]], Splitting] | None,
-    without: Collection[str],
+    matched: Matched, options: Options, judge: Callable[[Collection[str]], Splitting] | None
 ) -> Splitting | None:
     """Whether a call may be split along the first axis. None if some input's is fixed, so that the question never
     arises.
@@ -77,7 +69,7 @@ def may_split(
     Raises OptionError for ``split_batch=True`` if there is nothing to split, or if the results of the runs could not be
     concatenated.
     """
-    fixed = next((v for v in inputs if not leads_free(v)), None)
+    fixed = next((v for v in matched.inputs if not leads_free(v)), None)
     if fixed is not None:
         if options.split_batch is True:
             dims = "of unknown rank" if fixed.dims is None else list(fixed.dims)
@@ -86,29 +78,26 @@ def may_split(
                 "call can be cut along it; leave the option out"
             )
         return None
-    problem = _no_batch(inputs, outputs, sets, out_sets, in_order, out_order)
+    problem = _no_batch(matched)
     if problem is not None:
         if options.split_batch is True:
             raise OptionError(f"provider option split_batch=True: {problem}")
         return Splitting(False, problem, can_be_stated=False)
     if options.split_batch != "auto":
         return Splitting(options.split_batch, f"the provider option split_batch={options.split_batch} states it")
-    return judge(without) if judge is not None else Splitting(False, "nothing is known about its samples")
+    if judge is None:
+        return Splitting(False, "nothing is known about its samples")
+    return judge(matched.served.names)
 
 
-def _no_batch(
-    inputs: Sequence[Declared],
-    outputs: Sequence[Declared],
-    sets: Sequence[tuple[Shape, ...]],
-    out_sets: Sequence[tuple[Shape, ...]],
-    in_order: Sequence[int],
-    out_order: Sequence[int],
-) -> str | None:
+def _no_batch(matched: Matched) -> str | None:
     """Why the first axes of a compiled set do not count the same samples, whatever the graph computes."""
-    for shapes, results in zip(sets, out_sets):
-        first = shapes[in_order[0]][:1]
-        for value, index in zip(inputs, in_order):
-            shape = shapes[index]
+    inputs = matched.inputs
+    for number in range(len(matched.sets)):
+        shapes, results = matched.in_shapes(number), matched.out_shapes(number)
+        first = shapes[inputs[0].name][:1]
+        for value in inputs:
+            shape = shapes[value.name]
             if len(shape) != len(value.dims or ()):
                 return f"input {value.name!r} is {list(shape)} in the compiled model, of another rank than in the ONNX"
             if shape[:1] != first:
@@ -116,11 +105,11 @@ def _no_batch(
                     f"the inputs {inputs[0].name!r} and {value.name!r} were compiled for first axes of {first[0]} and "
                     f"{shape[0]}"
                 )
-        for value, index in zip(outputs, out_order):
+        for value in matched.outputs:
             if not leads_free(value):
                 dims = "of unknown rank" if value.dims is None else list(value.dims)
                 return f"output {value.name!r} is {dims}, without a free first axis to put the results together along"
-            shape = results[index]
+            shape = results[value.name]
             if len(shape) != len(value.dims or ()) or shape[:1] != first:
                 return f"output {value.name!r} is {list(shape)} in the compiled model, for a first axis of {first[0]}"
     return None

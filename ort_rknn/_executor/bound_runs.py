@@ -15,7 +15,8 @@ from .._errors import RUNTIME_EXCEPTION, ort_error
 from .._tensors import DTYPES
 from ..adapter.contract import BindsBuffers, NotBindable, Region
 from .buffers import Entry, Strided, table
-from .signature import Port, Signature
+from .ports import Port
+from .signature import Signature
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

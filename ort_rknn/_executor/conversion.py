@@ -16,7 +16,8 @@ from .._tensors import Shape
 from ..adapter.addresses import array_at
 from ..adapter.contract import CallForm
 from .declared import Normalization
-from .signature import Port, Signature
+from .ports import Port
+from .signature import Signature
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from .._errors import FAIL, ort_error
+from .._tensors import onnx_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +116,47 @@ def in_models_order(
     raise ort_error(FAIL, f"{text}; it was compiled from another model: convert it again")
 
 
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """The ONNX's inputs and outputs beside the compiled model's: those that the model has."""
+
+    label: str
+    """The model's name for messages."""
+    inputs: Sequence[Declared]
+    outputs: Sequence[Declared]
+    in_order: Sequence[int]
+    """For each of :attr:`inputs` the index of the model's."""
+    out_order: Sequence[int]
+    sets: Sequence[tuple[Shape, ...]]
+    """The compiled sets: the shapes of the model's inputs, in its order. A static model has one."""
+    out_sets: Sequence[tuple[Shape, ...]]
+    """For each set the shapes of the model's outputs."""
+    served: Served
+    """What the model lacks."""
+
+    def in_shapes(self, number: int) -> dict[str, Shape]:
+        """The inputs' shapes in one set, by name."""
+        return {value.name: self.sets[number][index] for value, index in zip(self.inputs, self.in_order)}
+
+    def out_shapes(self, number: int) -> dict[str, Shape]:
+        """The outputs' shapes in one set, by name."""
+        return {value.name: self.out_sets[number][index] for value, index in zip(self.outputs, self.out_order)}
+
+
+def match(
+    model: Model, inputs: Sequence[Declared], outputs: Sequence[Declared], evidence: Evidence | None, label: str
+) -> Matched:
+    """Match what the ONNX declares with the loaded model. Raises Fail where they do not belong together."""
+    sets = model.shape_sets or (tuple(onnx_order(i.shape, i.layout) for i in model.inputs),)
+    out_sets = [model.output_shapes(k if model.shape_sets else None) for k in range(len(sets))]
+    served = serve(model, inputs, outputs, evidence, label)
+    real_in = [v for v in inputs if v.name not in served.unread]
+    real_out = [v for v in outputs if v.name not in served.constants and v.name not in served.copies]
+    in_order = in_models_order(model.inputs, sets, real_in, "input", label, by_place=evidence is None)
+    out_order = in_models_order(model.outputs, out_sets, real_out, "output", label, by_place=evidence is None)
+    return Matched(label, real_in, real_out, in_order, out_order, sets, out_sets, served)
+
+
 def fits(declared: Sequence[Dim], compiled: Sequence[Dim]) -> bool:
     """Whether the ONNX allows a compiled shape (which may have more or fewer axes of length 1)."""
     if len(declared) == len(compiled):
@@ -128,44 +170,35 @@ def _squeezed(shape: Sequence[Dim]) -> list[Dim]:
     return [d for d in shape if d != 1]
 
 
-def confirm(
-    evidence: Evidence,
-    stale: Sequence[Declared],
-    inputs: Sequence[Declared],
-    outputs: Sequence[Declared],
-    in_order: Sequence[int],
-    out_order: Sequence[int],
-    sets: Sequence[tuple[Shape, ...]],
-    out_sets: Sequence[tuple[Shape, ...]],
-    label: str,
-) -> dict[str, Shape]:
-    """Make sure that the ONNX really produces the compiled shapes of ``stale`` outputs, which it declares differently.
+def confirm(evidence: Evidence, stale: Sequence[Declared], matched: Matched) -> dict[str, Shape]:
+    """Make sure that the ONNX really gives the compiled shapes of ``stale`` outputs, which it declares otherwise.
 
     The evidence is the record of origin, or else a run for each compiled set. Returns, by name, the ONNX's shapes of
     those outputs whose axes of length 1 are placed differently; a record does not contain these, so the ONNX is run for
     them anyway. Raises Fail if the shapes differ otherwise.
     """
     moved: dict[str, Shape] = {}
-    if evidence.is_origin and not any(_ones_elsewhere(v, s[k]) for v, k in zip(outputs, out_order) for s in out_sets):
+    every = range(len(matched.sets))
+    if evidence.is_origin and not any(
+        _ones_elsewhere(value, matched.out_shapes(number)[value.name]) for number in every for value in matched.outputs
+    ):
         return moved
-    for shapes, results in zip(sets, out_sets):
-        compiled = {value.name: results[index] for value, index in zip(outputs, out_order)}
-        fed = {value.name: shapes[index] for value, index in zip(inputs, in_order)}
+    for number in every:
+        fed, problem = matched.in_shapes(number), ""
+        given: Mapping[str, Shape] = {}
         try:
             given = evidence.output_shapes(fed)
         except Exception as error:
-            given, problem = {}, f"the ONNX does not run for the compiled inputs {fed}: {error}"
-        else:
-            problem = ""
+            problem = f"the ONNX does not run for the compiled inputs {fed}: {error}"
         for value in stale:
-            want, got = compiled[value.name], given.get(value.name)
+            want, got = matched.out_shapes(number)[value.name], given.get(value.name)
             if evidence.is_origin and (got is None or _squeezed(got) != _squeezed(want)):
                 got = tuple(d for d in value.dims or () if isinstance(d, int)) if _ones_elsewhere(value, want) else want
-            if got is None or _squeezed(got) != _squeezed(want) or (got != want and len(sets) > 1):
+            if got is None or _squeezed(got) != _squeezed(want) or (got != want and len(every) > 1):
                 raise ort_error(
                     FAIL,
-                    f"{label}: output {value.name!r} is {list(value.dims or ())} in the ONNX, but {list(want)} in the "
-                    "compiled model; it was compiled from another model, or for another shape"
+                    f"{matched.label}: output {value.name!r} is {list(value.dims or ())} in the ONNX, but {list(want)} "
+                    "in the compiled model; it was compiled from another model, or for another shape"
                     + (f" ({problem})" if problem else f" (the ONNX gives {list(got or ())} for the compiled inputs)"),
                 )
             if got != want:

@@ -16,7 +16,8 @@ from .._errors import FAIL, OptionError, ort_error
 from .._options import Options
 from .._tensors import DTYPES, Layout, Shape, onnx_order
 from ..adapter.contract import AdapterError, Model, NativeForm, RknnError, TellsNativeForms, TensorInfo
-from .signature import Port, Signature, pick
+from .ports import Port, pick
+from .signature import Signature
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -23,6 +23,7 @@ from .dispatch import resolve
 from .evidence import OnnxEvidence
 from .executor import Executor
 from .native_layout import in_native_layouts
+from .ports import Known
 from .signature import negotiate, override
 
 
@@ -103,12 +104,14 @@ def open_executor(
                 inputs,
                 outputs,
                 options,
-                normalization=normalizations(file),
-                splitting=partial(judge_splitting, options.split_batch, None if part else origin, twin),
-                evidence=OnnxEvidence(twin, inputs, origin, cpu_session, folder) if twin is not None else None,
-                stand_in=stand_in,
-                label=label,
-                kept=kept,
+                Known(
+                    normalizations(file),
+                    partial(judge_splitting, options.split_batch, None if part else origin, twin),
+                    OnnxEvidence(twin, inputs, origin, cpu_session, folder) if twin is not None else None,
+                    stand_in,
+                    kept,
+                ),
+                label,
             )
         except AdapterError as error:
             raise ort_error(FAIL, f"{label} does not load on {found.device.name}: {error}") from error

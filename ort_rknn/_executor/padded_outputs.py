@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 
 from .._errors import INVALID_ARGUMENT, ort_error
 from .._tensors import Shape
-from .signature import Port, Signature
+from .ports import Port
+from .signature import Signature
 
 log = logging.getLogger("ort_rknn")
 

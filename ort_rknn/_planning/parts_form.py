@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from .._errors import OptionError
 from .._executor.declared import Declared
-from .._executor.signature import pick
+from .._executor.ports import pick
 from .._options import SIGNATURE_OPTIONS, Options
 from .._regular import open_regular
 from .._tensors import DTYPES

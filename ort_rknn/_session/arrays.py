@@ -18,7 +18,8 @@ from .._tensors import DTYPE_OF_TYPE, DTYPES
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-    from .._executor.signature import Port, Signature
+    from .._executor.ports import Port
+    from .._executor.signature import Signature
     from ..adapter.plugins import Found
     from .state import State
 

@@ -18,7 +18,7 @@ import numpy as np
 from .._errors import OptionError
 from .._executor.conversion import per_channel
 from .._executor.declared import normalization_of
-from .._executor.signature import pick
+from .._executor.ports import pick
 from .._options import SIGNATURE_OPTIONS, Options
 from .._planning.facts import Facts
 from .._regular import open_regular

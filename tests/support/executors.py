@@ -3,6 +3,7 @@
 from ort_rknn._executor.declared import Declared
 from ort_rknn._executor.dispatch import resolve
 from ort_rknn._executor.executor import Executor
+from ort_rknn._executor.ports import Known
 from ort_rknn._executor.signature import negotiate
 from ort_rknn._options import read_options
 from ort_rknn.adapter import LoadSettings, ModelSource
@@ -25,7 +26,7 @@ def make(npu, *, inputs=None, outputs=None, normalization=None, **given):
         inputs or [declared(i) for i in npu.inputs],
         outputs or [declared(o) for o in npu.outputs],
         options,
-        normalization=normalization,
-        label="m.rknn",
+        Known(normalization or {}),
+        "m.rknn",
     )
     return Executor(model, resolve(options, npu.device.soc, npu.device.cores), signature, "m.rknn", options)
