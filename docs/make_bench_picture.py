@@ -49,10 +49,10 @@ def lines(report: Any) -> list[Any]:
     from rich.text import Text
 
     from ort_rknn._cli.bench import _COLUMNS, _table
-    from ort_rknn._cli.output import Table, renderable
+    from ort_rknn._cli.output import TextTable, renderable
 
     whole = _table(report)
-    shown = Table(_COLUMNS[:6], [row[:6] for row in whole.rows])
+    shown = TextTable(_COLUMNS[:6], [row[:6] for row in whole.rows])
     told = [Text(f"{report.model} on {report.device}, {report.cores} cores", "bold")]
     told += [Text(note, "dim") for note in report.notes]
     paste = [Text(line, "green") for line in report.lines_to_paste()]

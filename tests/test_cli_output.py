@@ -15,7 +15,7 @@ from ort_rknn._cli.output import (
     Cell,
     Column,
     Mistake,
-    Table,
+    TextTable,
     check_writable,
     live,
     of_system,
@@ -52,7 +52,7 @@ def on_terminal(monkeypatch):
     return call
 
 
-TABLE = Table(
+TABLE = TextTable(
     (Column("name"), Column("runs/s", right=True)),
     [("a", "7"), (Cell("bb\x1b[2J", "bad"), "1,200")],
     title="speed",
@@ -66,12 +66,12 @@ def test_plain_columns_line_up_and_hold_no_escape(capsys):
 
 def test_a_long_cell_is_not_cut_in_a_pipe(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    show(Table((Column(""), Column("")), [("x" * 300, "end")]))
+    show(TextTable((Column(""), Column("")), [("x" * 300, "end")]))
     assert capsys.readouterr().out == "x" * 300 + "  end\n"
 
 
 def test_a_terminal_gets_color_and_its_width(on_terminal):
-    text = on_terminal(show, Table((Column("name"), Column("what")), [("n", Cell("word " * 40, "bad"))]))
+    text = on_terminal(show, TextTable((Column("name"), Column("what")), [("n", Cell("word " * 40, "bad"))]))
     assert "\x1b[1;31m" in text
     assert max(len(line) for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()) <= 60
 
@@ -123,8 +123,8 @@ def test_without_rich_a_terminal_gets_plain_text(on_terminal, monkeypatch):
 
 def test_live_shows_the_last_table_once_in_a_pipe(capsys):
     with live(TABLE) as update:
-        update(Table((Column("n"),), [("1",)]))
-        update(Table((Column("n"),), [("2",)]))
+        update(TextTable((Column("n"),), [("1",)]))
+        update(TextTable((Column("n"),), [("2",)]))
     assert capsys.readouterr().out == "n\n2\n"
 
 

@@ -180,3 +180,25 @@ def test_functions_are_short_and_take_few_parameters():
                 if wide or node.end_lineno - node.lineno + 1 > 60:
                     beyond.add(f"{name}.{node.name}")
     assert beyond == LONG_OR_WIDE.keys()
+
+
+#: Class names that stand more than once, each with its reason.
+_THEIR_STRUCTURE = "a structure of the vendor's library and its copy in RKNNLite's"
+NAMESAKES = {
+    "InferenceSession": "the name of onnxruntime's class in each API that takes its place",
+    "RknnProviderOptions": "the name of the other API's class",
+    "TensorAttr": _THEIR_STRUCTURE,
+    "InputRange": _THEIR_STRUCTURE,
+}
+
+
+def test_no_class_name_stands_twice():
+    """One name, one thing: what a class is called says what it is, wherever one reads of it."""
+    homes = {}
+    for name, (path, _) in modules().items():
+        if path.suffix == ".py":
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    homes.setdefault(node.name.lstrip("_"), []).append(name)
+    twice = {name: where for name, where in homes.items() if len(where) > 1}
+    assert twice.keys() == NAMESAKES.keys(), twice

@@ -15,7 +15,7 @@ from support.models_in_parts import SHAPES, TWO_PARTS, three_steps, write_in_par
 from support.virtual_sessions import MODELS, VIRTUAL, X, session, virtual_rk3588
 
 import ort_rknn as ort
-from ort_rknn._bench.layers import Layer, layers_of, parse
+from ort_rknn._bench.layers import LayerTime, layers_of, parse
 from ort_rknn._bench.tracing import trace_model
 from ort_rknn._cli.main import main
 from ort_rknn._executor import recording
@@ -311,7 +311,7 @@ Total Operator Elapsed Per Frame Time(us): 256
 def test_the_runtimes_table_is_read():
     first, second = parse("m", TABLE)
     assert (first.number, first.operator, first.target, first.us) == (1, "InputOperator", "CPU", 16.0)
-    assert second == Layer("m", 2, "ConvRelu", "NPU", 240.0, "Conv:c1")
+    assert second == LayerTime("m", 2, "ConvRelu", "NPU", 240.0, "Conv:c1")
     logged = "D RKNN: [05:07:06.566] " + TABLE.splitlines()[4] + "\n7 A F CPU i o 0 5 n"
     (logged,) = parse("m", logged)
     assert (logged.number, logged.name) == (7, "n")

@@ -27,7 +27,7 @@ class Soc:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class DeviceNode:
     """The NPU's device node, readable and writable. ``note`` is what a reader of a later error should know."""
 
     path: str
@@ -66,7 +66,7 @@ def find_soc(root: Path, environ: Mapping[str, str]) -> Soc | Absence:
     )
 
 
-def find_node(root: Path) -> Node | Absence:
+def find_node(root: Path) -> DeviceNode | Absence:
     """The device node of the rknpu driver, checked for the permission to read and write it.
 
     A DRM render node whose driver is rknpu comes first, then renderD129 where its driver is unknown, then
@@ -99,7 +99,7 @@ def find_node(root: Path) -> Node | Absence:
     note = ""
     if chosen != legacy and os.path.islink(legacy):
         note = f"{legacy} is a link, which makes some runtimes take a path that fails with ENOTTY: remove it"
-    return Node(str(chosen), note)
+    return DeviceNode(str(chosen), note)
 
 
 def driver_version(root: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Final
 
 from ort_rknn.adapter import Absence, Finding, Query
 
-from ._board import Node, Soc, driver_of, driver_version, find_node, find_soc, in_container, lacks_login
+from ._board import DeviceNode, Soc, driver_of, driver_version, find_node, find_soc, in_container, lacks_login
 from ._library import USUAL_PLACES, Library, find_library
 
 #: The oldest driver that later runtimes are at home with (airockchip/rknn-toolkit2 issue 138).
@@ -97,7 +97,7 @@ def _node(root: Path) -> Finding:
         elif in_container(root):
             command = "docker run --device /dev/dri ..."
         return _failure("device node", node, command)
-    assert isinstance(node, Node)
+    assert isinstance(node, DeviceNode)
     if node.note:
         return Finding("device node", "warning", f"{node.path}; {node.note}", "Remove the link.", "sudo rm /dev/rknpu")
     return Finding("device node", "ok", f"{node.path}, which this user may read and write")

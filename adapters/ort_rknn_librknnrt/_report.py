@@ -33,7 +33,7 @@ _QUANTISABLE: Final = ("int4", "int8", "uint8", "int16", "uint16")
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class RuntimeReport:
     """Everything that is asked once, after loading."""
 
     inputs: tuple[TensorInfo, ...]
@@ -47,8 +47,8 @@ class Report:
     custom_string: str
 
 
-def read_report(binding: Binding, handle: Handle) -> Report:
-    """Ask a context. Raises RknnError if a query fails, AdapterError if an answer cannot be true."""
+def read_report(binding: Binding, handle: Handle) -> RuntimeReport:
+    """Ask a context. Raises RknnError where a query fails, AdapterError where an answer cannot be true."""
     version = abi.SdkVersion()
     _query(binding, handle, abi.QUERY_SDK_VERSION, version, "the version")
     number = abi.InputOutputNum()
@@ -59,7 +59,7 @@ def read_report(binding: Binding, handle: Handle) -> Report:
     inputs = [read_attribute(binding, handle, abi.QUERY_INPUT_ATTR, index) for index in range(number.n_input)]
     outputs = [read_attribute(binding, handle, abi.QUERY_OUTPUT_ATTR, index) for index in range(number.n_output)]
     sets, attributes = _shape_sets(binding, handle, inputs)
-    return Report(
+    return RuntimeReport(
         inputs=tuple(map(_info, inputs)),
         outputs=tuple(map(_info, outputs)),
         shape_sets=sets,

@@ -30,7 +30,7 @@ from ._binding import Binding, Handle, destroy, destroy_one, log
 from ._context import RuntimeContext
 from ._custom_ops import CustomOps
 from ._hints import init_hint, knows_renice_flag, mask_hint, run_hint
-from ._report import Report, read_native, read_report, read_shapes
+from ._report import RuntimeReport, read_native, read_report, read_shapes
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -99,7 +99,7 @@ class LoadedModel:
         source: ModelSource,
         settings: LoadSettings,
         handles: list[Handle],
-        report: Report,
+        report: RuntimeReport,
         custom_ops: CustomOps,
         lender: LoadedModel | None,
         on_context: OnContext | None,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Owner(Protocol):
+class InstanceOwner(Protocol):
     """The loaded model, as its contexts see it."""
 
     @property
@@ -121,7 +121,7 @@ class _Prepared:
 
     __slots__ = ("feeds", "form", "nbytes", "pass_through", "takes")
 
-    def __init__(self, model: Owner, form: CallForm) -> None:
+    def __init__(self, model: InstanceOwner, form: CallForm) -> None:
         sets = model.shape_sets
         if form.shape_set is None and sets:
             raise AdapterError(f"the model is dynamic: the form must choose one of its {len(sets)} shape sets")
@@ -151,7 +151,7 @@ class Lite2Context:
 
     __slots__ = ("_call", "_calls", "_core_mask", "_instance", "_model", "times")
 
-    def __init__(self, model: Owner, instance: Instance, core_mask: int) -> None:
+    def __init__(self, model: InstanceOwner, instance: Instance, core_mask: int) -> None:
         self._model = model
         self._instance: Instance | None = instance
         self._core_mask = core_mask

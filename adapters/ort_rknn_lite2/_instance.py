@@ -35,7 +35,7 @@ class _RunFailed(Exception):
     """Stops the package between a failed rknn_run and the outputs. It catches everything, so nobody sees this."""
 
 
-class Calls:
+class InstanceCalls:
     """What the C calls of one object returned: the first that failed, how many runs there were, and outputs that were
     taken and not given back yet."""
 
@@ -78,7 +78,7 @@ class Instance:
 
     def __init__(self, device: Device, source: ModelSource) -> None:
         self.device = device
-        self.calls = Calls()
+        self.calls = InstanceCalls()
         self._process = os.getpid()
         self._garbage_runs = self._garbage_bytes = 0
         self._rknn: Any = _new_object()

@@ -11,7 +11,7 @@ _U64 = ctypes.c_uint64
 _I32 = ctypes.c_int32
 
 
-class Tensor(ctypes.Structure):
+class TensorStruct(ctypes.Structure):
     """``rknn_virtual_tensor``: what a compute callback reads or fills."""
 
     _fields_ = (
@@ -61,7 +61,9 @@ class RawCounters(ctypes.Structure):
 
 
 #: ``rknn_virtual_compute``
-COMPUTE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, _U32, ctypes.POINTER(Tensor), _U32, ctypes.POINTER(Tensor))
+COMPUTE = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, _U32, ctypes.POINTER(TensorStruct), _U32, ctypes.POINTER(TensorStruct)
+)
 #: ``RKNN_VIRTUAL_TICKET``
 TICKET = ctypes.c_void_p(-1)
 

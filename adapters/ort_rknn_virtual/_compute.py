@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ort_rknn.adapter import DTYPE_OF_TYPE, AdapterError, RknnError, is_from_a_handler, raised_after
 from ort_rknn.files import Disagreement, OnnxFileError, left_out
 
-from ._abi import COMPUTE, Tensor
+from ._abi import COMPUTE, TensorStruct
 
 log = logging.getLogger("ort_rknn.virtual")
 
@@ -73,7 +73,7 @@ class TwinCompute:
         except (Disagreement, OnnxFileError, OSError) as error:
             raise AdapterError(f"the ONNX twin is not that of the compiled model: {error}") from error
 
-    def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def run(self, inputs: Sequence[TensorStruct], outputs: Sequence[TensorStruct]) -> None:
         """Compute ``outputs`` from ``inputs``."""
         ports, session = self._inputs, self._session  # in this order: close() takes the session first
         if session is None:
@@ -168,7 +168,7 @@ def _compiled(array: Array) -> Array:
     return rounded
 
 
-def _array(tensor: Tensor) -> Array:
+def _array(tensor: TensorStruct) -> Array:
     """A view of a tensor's memory; valid during the call only. bfloat16 becomes a float32 copy."""
     shape = tuple(tensor.dims[: tensor.n_dims])
     buffer = (ctypes.c_char * tensor.nbytes).from_address(tensor.data)
@@ -208,7 +208,7 @@ def _fitted(port: Any, array: Array, times: int, i: int) -> Array:
     return array.astype(dtype, copy=False)
 
 
-def _fill(tensor: Tensor, result: Any) -> None:
+def _fill(tensor: TensorStruct, result: Any) -> None:
     shape = tuple(tensor.dims[: tensor.n_dims])
     value = np.asarray(result)
     if value.size != int(np.prod(shape)):

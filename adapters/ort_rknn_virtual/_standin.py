@@ -60,7 +60,7 @@ def stand_in(
         raise AdapterError(f"a stand-in cannot be for {soc!r}; it can be for {', '.join(SOC_CORES)}")
     if len(custom_string.encode()) > 1023:
         raise AdapterError("a custom string has at most 1,023 bytes")
-    ports_in, ports_out = ([_Port.of(signature) for signature in given] for given in (inputs, outputs))
+    ports_in, ports_out = ([_StandInPort.of(signature) for signature in given] for given in (inputs, outputs))
     for ports, what in ((ports_in, "input"), (ports_out, "output")):
         if not 1 <= len(ports) <= 256:
             raise AdapterError(f"a stand-in has from 1 to 256 {what}s, not {len(ports)}")
@@ -82,7 +82,7 @@ def stand_in(
 
 
 @dataclass(frozen=True, slots=True)
-class _Port:
+class _StandInPort:
     name: str
     dtype: str
     """Of the ONNX."""
@@ -90,7 +90,7 @@ class _Port:
     shape: Shape
 
     @classmethod
-    def of(cls, signature: Signature) -> _Port:
+    def of(cls, signature: Signature) -> _StandInPort:
         name, dtype, shape = signature
         compiled = _COMPILED.get(dtype, dtype)
         if not name or len(name.encode()) > 255:
@@ -111,8 +111,8 @@ def _shape(name: str, shape: Sequence[int]) -> Shape:
 
 
 def _model(
-    inputs: list[_Port],
-    outputs: list[_Port],
+    inputs: list[_StandInPort],
+    outputs: list[_StandInPort],
     sets: list[tuple[list[Shape], list[Shape]]],
     dynamic: bool,
     soc: str,
@@ -154,7 +154,7 @@ def _model(
     return w.finish(root)
 
 
-def _tensor(w: _Writer, port: _Port, shape: Shape, role: int) -> int:
+def _tensor(w: _Writer, port: _StandInPort, shape: Shape, role: int) -> int:
     """One tensor table. Its native form is the plain one (layout 2 or 0), as that of 4-D int64 inputs really is."""
     size = _WIDTHS[port.compiled]
     for extent in shape:
@@ -173,7 +173,7 @@ def _tensor(w: _Writer, port: _Port, shape: Shape, role: int) -> int:
 
 
 def _attributes(
-    inputs: list[_Port], outputs: list[_Port], sets: list[tuple[list[Shape], list[Shape]]], dynamic: bool
+    inputs: list[_StandInPort], outputs: list[_StandInPort], sets: list[tuple[list[Shape], list[Shape]]], dynamic: bool
 ) -> str:
     """The Python repr with the tensors' ONNX dtypes."""
     first, second = sets[0]
@@ -194,14 +194,16 @@ def _attributes(
     return repr({"attrs": attributes, "quant_tab": {}, "dynamic_shapes": shapes})
 
 
-def _types(ports: list[_Port], *, is_input: bool) -> str:
-    def layout(port: _Port) -> str:
+def _types(ports: list[_StandInPort], *, is_input: bool) -> str:
+    def layout(port: _StandInPort) -> str:
         return "NCHW" if not is_input else "NHWC" if len(port.shape) == 4 else "UNDEFINED"
 
     return json.dumps({port.name: {"dtype": port.compiled, "layout": layout(port)} for port in ports})
 
 
-def _trailer(inputs: list[_Port], outputs: list[_Port], shapes: tuple[list[Shape], list[Shape]], soc: str) -> bytes:
+def _trailer(
+    inputs: list[_StandInPort], outputs: list[_StandInPort], shapes: tuple[list[Shape], list[Shape]], soc: str
+) -> bytes:
     ports = list(zip(inputs + outputs, shapes[0] + shapes[1], strict=True))
     sides = ["input"] * len(inputs) + ["output"] * len(outputs)
     numbers = [*range(len(inputs)), *range(len(outputs))]

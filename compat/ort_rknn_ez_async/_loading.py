@@ -28,7 +28,7 @@ Calls = NpuCalls | CpuCalls
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedSession:
     """What a session runs."""
 
     calls: Calls
@@ -37,7 +37,7 @@ class Loaded:
     custom_string: str
 
 
-def load(model: Any, wish: Wish, sess_options: Any, weights_of: Model | None, *, may_fall_back: bool) -> Loaded:
+def load(model: Any, wish: Wish, sess_options: Any, weights_of: Model | None, *, may_fall_back: bool) -> LoadedSession:
     """Raises RuntimeError that names the model and what was wrong. Leaves nothing open when it does."""
     content = _content(model)
     head = _head(content)
@@ -50,7 +50,9 @@ def load(model: Any, wish: Wish, sess_options: Any, weights_of: Model | None, *,
         raise RuntimeError(bare_message(error)) from error
 
 
-def _load(content: str | bytes, wish: Wish, sess_options: Any, weights_of: Model | None, may_fall_back: bool) -> Loaded:
+def _load(
+    content: str | bytes, wish: Wish, sess_options: Any, weights_of: Model | None, may_fall_back: bool
+) -> LoadedSession:
     request = read_request(None, wish.options, no_cpu=not may_fall_back)
     if wish.provider == CPU:
         request = replace(request, wants_npu=False, strict=False)
@@ -81,7 +83,7 @@ def _load(content: str | bytes, wish: Wish, sess_options: Any, weights_of: Model
             executor.close()
             raise
         custom = (candidate.file.custom_string or "") if candidate.file else ""
-        return Loaded(calls, RKNPU2, custom)
+        return LoadedSession(calls, RKNPU2, custom)
     reason = made.fallback
     if made.where == "npu":
         reason = Fallback(f"no compiled twin of {facts.label}", "Convert it and put the .rknn beside it", loud=True)
@@ -92,7 +94,7 @@ def _load(content: str | bytes, wish: Wish, sess_options: Any, weights_of: Model
     source = made.parent_model if made.where == "cpu" else facts.onnx_source
     assert isinstance(source, (str, bytes))
     custom = (file.custom_string or "") if file else ""
-    return Loaded(CpuCalls(source, sess_options, file, options), CPU, custom)
+    return LoadedSession(CpuCalls(source, sess_options, file, options), CPU, custom)
 
 
 def _content(model: Any) -> str | bytes:

@@ -23,7 +23,7 @@ from ort_rknn._options import Options, read_options
 from ._binding import SessionIOBinding
 from ._cpu import CpuCalls
 from ._feeds import Array, arrays_of, places_of, wants_batch
-from ._loading import Loaded, load
+from ._loading import LoadedSession, load
 from ._nodes import ModelMetadata, NodeArg, Tensor
 from ._npu import NpuCalls
 from ._values import HasTensors
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 _KEYWORDS = ("use_weight_from", "enable_fallback")
 
 
-class Core:
+class SessionCore:
     """What a session holds open, apart from it: work in flight refers to this, never to the session."""
 
-    def __init__(self, loaded: Loaded, options: Options) -> None:
+    def __init__(self, loaded: LoadedSession, options: Options) -> None:
         self.loaded = loaded
         self.calls = loaded.calls
         self.options = options
@@ -159,7 +159,7 @@ def _chosen(results: list[Array], places: list[int] | None) -> list[Array]:
     return [results[p] if p not in places[:k] else results[p].copy() for k, p in enumerate(places)]
 
 
-_alive: weakref.WeakSet[Core] = weakref.WeakSet()
+_alive: weakref.WeakSet[SessionCore] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
@@ -221,7 +221,7 @@ class InferenceSession(HasTensors):
             lender.calls.executor.model if lender is not None else None,  # type: ignore[union-attr]
             may_fall_back=bool(kwargs.get("enable_fallback", True)),
         )
-        self._core = Core(loaded, read_options(wish.options))
+        self._core = SessionCore(loaded, read_options(wish.options))
         self._given = wish.given
         calls = loaded.calls
         self._inputs = tuple(t.name for t in calls.inputs)
@@ -399,7 +399,7 @@ class InferenceSession(HasTensors):
         raise TypeError("a session cannot be pickled: make one in the other process")
 
 
-def _lender(other: Any) -> Core | None:
+def _lender(other: Any) -> SessionCore | None:
     if other is None:
         return None
     if not isinstance(other, InferenceSession):

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from ._board import RESOURCE
-from ._dispatch import Actor, Call, CallFailed, Dispatch
+from ._dispatch import Actor, CallFailed, FeedCall, StreamDispatch
 from ._model import NpuModel, OnCpu
 from ._store import StoredModel, put_model
 
@@ -105,7 +105,7 @@ class Boards:
         """
         if not self._actors:
             raise RuntimeError("these boards are closed")
-        run = Dispatch(self._actors, self._timeout, self._tries, output_names)
+        run = StreamDispatch(self._actors, self._timeout, self._tries, output_names)
         source = enumerate(feeds)
         held: dict[int, list[Any]] = {}
         next_number, more = 0, True
@@ -116,7 +116,7 @@ class Boards:
                     if item is None:
                         more = False
                         break
-                    run.start(Call(*item))
+                    run.start(FeedCall(*item))
                 if not run.under_way and not more:
                     break
                 for number, result in run.wait():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._model import NpuModel, OnCpu, closed_on_error
-from ._samples import Samples
+from ._samples import SampleForm
 from ._store import StoredModel
 
 
@@ -41,7 +41,7 @@ class NpuBatches(NpuModel):
                 raise ValueError(
                     f"columns: the model has no input {unknown[0]!r}; it has {', '.join(map(repr, inputs))}"
                 )
-            self._samples = Samples(self.session, self.path)
+            self._samples = SampleForm(self.session, self.path)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the outputs as further columns. Raises KeyError for a column that is missing, and what

@@ -73,7 +73,7 @@ class Actor:
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class FeedCall:
     """One feed and its way to a result."""
 
     number: int
@@ -84,7 +84,7 @@ class Call:
     failed_on: list[Actor] = field(default_factory=list)
 
 
-class Dispatch:
+class StreamDispatch:
     """The calls of one stream.
 
     ``timeout``: seconds after which a call counts as lost; None: never. ``tries``: how often one is tried in all.
@@ -97,8 +97,8 @@ class Dispatch:
         self._timeout = timeout
         self._tries = tries
         self._names = output_names
-        self._calls: dict[Any, Call] = {}
-        self._waiting: deque[Call] = deque()
+        self._calls: dict[Any, FeedCall] = {}
+        self._waiting: deque[FeedCall] = deque()
 
     @property
     def under_way(self) -> int:
@@ -115,7 +115,7 @@ class Dispatch:
         now = time.monotonic()
         return not self._waiting and any(actor.is_able(now) for actor in self._actors)
 
-    def start(self, call: Call) -> None:
+    def start(self, call: FeedCall) -> None:
         """Send it to the board with the most room, or let it wait for one.
 
         A call that failed on a board waits for another one, as long as another one answers.
@@ -189,13 +189,13 @@ class Dispatch:
             return call.number, result
         return None
 
-    def _taken(self, reference: Any) -> tuple[Call, Actor]:
+    def _taken(self, reference: Any) -> tuple[FeedCall, Actor]:
         call = self._calls.pop(reference)
         assert call.actor is not None
         call.actor.pending -= 1
         return call, call.actor
 
-    def _again(self, call: Call, error: BaseException) -> None:
+    def _again(self, call: FeedCall, error: BaseException) -> None:
         if call.tries >= self._tries:
             raise CallFailed(f"call {call.number} was tried {call.tries} times: {error}") from error
         if call.actor is not None and call.actor not in call.failed_on:

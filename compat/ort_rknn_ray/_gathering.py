@@ -10,7 +10,7 @@ import numpy as np
 
 import ort_rknn
 
-from ._samples import Samples, filled
+from ._samples import SampleForm, filled
 
 Feed = Mapping[str, Any]
 Run = Callable[[Feed], Awaitable[list[Any]]]
@@ -27,7 +27,7 @@ class Gathering:
     """
 
     def __init__(
-        self, session: ort_rknn.InferenceSession, samples: Samples, run: Run, *, most: int, at_once: int
+        self, session: ort_rknn.InferenceSession, samples: SampleForm, run: Run, *, most: int, at_once: int
     ) -> None:
         from ray import serve
 

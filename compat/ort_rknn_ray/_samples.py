@@ -14,7 +14,7 @@ import ort_rknn
 Array = NDArray[Any]
 
 
-class Samples:
+class SampleForm:
     """How a session takes samples, each without the model's first axis.
 
     ``length``: samples per run. None: any number, as the first axis is free and the samples are known to be independent

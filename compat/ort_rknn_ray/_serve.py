@@ -15,7 +15,7 @@ from ort_rknn._arrays import ArrayError, names_in, open_npz, read_member
 from ._board import CORES, RESOURCE
 from ._gathering import Gathering
 from ._model import NpuModel, OnCpu, closed_on_error
-from ._samples import Samples
+from ._samples import SampleForm
 from ._store import StoredModel
 
 #: Requests that wait per request that runs; beyond it Serve answers 503.
@@ -43,7 +43,7 @@ class _Service(NpuModel):
         self._gathering: Gathering | None = None
         if batch > 1:
             with closed_on_error(self.session):
-                samples = Samples(self.session, self.path)
+                samples = SampleForm(self.session, self.path)
                 # As many runs again as there are contexts wait in the session: the others fill up batches.
                 self._gathering = Gathering(self.session, samples, self.run, most=batch, at_once=2 * self._contexts())
 

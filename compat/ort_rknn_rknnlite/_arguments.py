@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 _LAYOUTS: Final[dict[str, Layout]] = {"nhwc": "NHWC", "nchw": "NCHW"}
 
 
-class Refused(Exception):
+class ArgumentRefused(Exception):
     """An argument or a model that cannot be served. The text is for the program's author."""
 
 
 @dataclass(frozen=True, slots=True)
-class Input:
+class InputShapes:
     """An input of the model: its name, and in the ONNX's order of axes the shapes that it may have."""
 
     name: str
@@ -44,26 +44,26 @@ def read_feed(
     data_type: str | Sequence[str] | None,
     data_format: str | Sequence[str] | None,
     pass_through: Sequence[int] | None,
-    wanted: Sequence[Input],
+    wanted: Sequence[InputShapes],
 ) -> list[Fed]:
     """The inputs of a call, C-contiguous. Raises Refused, naming what is wanted."""
     if isinstance(inputs, np.ndarray):
         inputs = [inputs]  # the vendor's class takes it too
     if not isinstance(inputs, list) or not all(isinstance(x, np.ndarray) for x in inputs):
-        raise Refused("inputs must be a list of numpy arrays, one per input of the model")
+        raise ArgumentRefused("inputs must be a list of numpy arrays, one per input of the model")
     if len(inputs) != len(wanted):
-        raise Refused(f"the model has the {len(wanted)} inputs {_names(wanted)}, and {len(inputs)} were given")
+        raise ArgumentRefused(f"the model has the {len(wanted)} inputs {_names(wanted)}, and {len(inputs)} were given")
     formats = _each(data_format, "data_format", len(wanted)) or ["nhwc"] * len(wanted)
     types = _each(data_type, "data_type", len(wanted))
     flags = _flags(pass_through, len(wanted))
     feed = []
     for index, (array, form, spec) in enumerate(zip(inputs, formats, wanted)):
         if array.dtype.name not in INPUT_DTYPES or not array.dtype.isnative:
-            raise Refused(f"input {spec.name!r} is {array.dtype}; it can be {', '.join(INPUT_DTYPES)}")
+            raise ArgumentRefused(f"input {spec.name!r} is {array.dtype}; it can be {', '.join(INPUT_DTYPES)}")
         if types is not None and types[index] != array.dtype.name:
-            raise Refused(f"input {spec.name!r} is {array.dtype}, and data_type says {types[index]}")
+            raise ArgumentRefused(f"input {spec.name!r} is {array.dtype}, and data_type says {types[index]}")
         if form not in _LAYOUTS:
-            raise Refused(f"data_format {form!r} is unknown; it is 'nhwc' or 'nchw'")
+            raise ArgumentRefused(f"data_format {form!r} is unknown; it is 'nhwc' or 'nchw'")
         through = flags[index]
         layout: Layout = _LAYOUTS[form] if array.ndim == 4 else "UNDEFINED"
         shape = array.shape
@@ -71,7 +71,7 @@ def read_feed(
             shape = (shape[0], shape[3], shape[1], shape[2])
         # What is passed through may have rows padded to what the NPU stores.
         if shape not in spec.shapes and not (through and len(shape) == len(spec.shapes[0])):
-            raise Refused(_wrong_shape(spec, array, layout))
+            raise ArgumentRefused(_wrong_shape(spec, array, layout))
         if through and layout == "NCHW":
             # Nobody converts what is passed through, and the compiled model stores NHWC.
             array, layout = array.transpose(0, 2, 3, 1), "NHWC"
@@ -84,7 +84,9 @@ def _each(given: str | Sequence[str] | None, what: str, count: int) -> list[str]
         return None
     words = [given] * count if isinstance(given, str) else given
     if not isinstance(words, Sequence) or len(words) != count or not all(isinstance(word, str) for word in words):
-        raise Refused(f"{what} is {given!r}: expected a word, or a list with one word for each of the {count} inputs")
+        raise ArgumentRefused(
+            f"{what} is {given!r}: expected a word, or a list with one word for each of the {count} inputs"
+        )
     return [word.lower() for word in words]
 
 
@@ -92,15 +94,17 @@ def _flags(given: Sequence[int] | None, count: int) -> list[bool]:
     if given is None:
         return [False] * count
     if not isinstance(given, (Sequence, np.ndarray)) or len(given) != count:
-        raise Refused(f"inputs_pass_through is {given!r}: expected a list with a 0 or 1 for each of the {count} inputs")
+        raise ArgumentRefused(
+            f"inputs_pass_through is {given!r}: expected a list with a 0 or 1 for each of the {count} inputs"
+        )
     return [bool(flag) for flag in given]
 
 
-def _names(wanted: Sequence[Input]) -> str:
+def _names(wanted: Sequence[InputShapes]) -> str:
     return ", ".join(spec.name for spec in wanted)
 
 
-def _wrong_shape(spec: Input, array: NDArray[Any], layout: Layout) -> str:
+def _wrong_shape(spec: InputShapes, array: NDArray[Any], layout: Layout) -> str:
     def spell(shape: Shape, as_layout: str) -> str:
         return str([shape[0], shape[2], shape[3], shape[1]] if as_layout == "NHWC" else list(shape))
 

@@ -15,14 +15,14 @@ from ort_rknn._executor.declared import normalizations
 from ort_rknn.adapter import DTYPE_OF_TYPE, TensorInfo
 from ort_rknn.files import RknnFile, RknnTensor
 
-from ._arguments import Fed, Input, Refused
+from ._arguments import ArgumentRefused, Fed, InputShapes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
 class OnCpu:
-    """See :class:`ort_rknn_rknnlite._loading.Loaded`."""
+    """See :class:`ort_rknn_rknnlite._loading.RunnableModel`."""
 
     native: tuple[str, int] | None = None
 
@@ -41,8 +41,8 @@ class OnCpu:
         self.dynamic = file.dynamic
         self.soc = file.targets[0] if file.targets else "unknown"
         self.custom_string = file.custom_string or ""
-        self.inputs: Sequence[Input] = [
-            Input(tensor.name, self._shapes(file, index)) for index, tensor in enumerate(file.inputs)
+        self.inputs: Sequence[InputShapes] = [
+            InputShapes(tensor.name, self._shapes(file, index)) for index, tensor in enumerate(file.inputs)
         ]
         self.versions: Mapping[str, str] = {"runtime": f"onnxruntime {onnxruntime.__version__} on the CPU"}
 
@@ -51,13 +51,13 @@ class OnCpu:
             return tuple(dict.fromkeys(group[index] for group in file.shape_sets))
         shape = file.inputs[index].shape
         if shape is None:
-            raise Refused(f"the model does not tell the shape of its input {file.inputs[index].name!r}")
+            raise ArgumentRefused(f"the model does not tell the shape of its input {file.inputs[index].name!r}")
         return (shape,)
 
     def run(self, feed: Sequence[Fed]) -> list[NDArray[Any]]:
         session = self._session
         if session is None:
-            raise Refused("it was released")
+            raise ArgumentRefused("it was released")
         values = {t.name: self._value(t, fed) for t, fed in zip(self._tensors, feed)}
         results = [np.asarray(y).astype(np.float32) for y in session.run(self._outputs, values)]
         for result in results:
@@ -76,7 +76,9 @@ class OnCpu:
         array = fed.array
         if fed.pass_through:
             if array.dtype.name != tensor.runtime_dtype:
-                raise Refused(f"input {tensor.name!r} passed through must be {tensor.runtime_dtype}, not {array.dtype}")
+                raise ArgumentRefused(
+                    f"input {tensor.name!r} passed through must be {tensor.runtime_dtype}, not {array.dtype}"
+                )
             if tensor.quantization is not None:
                 real = array.astype(np.float32) - np.float32(tensor.quantization.zero_point)
                 array = real * np.float32(tensor.quantization.scale)

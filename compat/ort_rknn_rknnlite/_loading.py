@@ -18,7 +18,7 @@ from ort_rknn.adapter.plugins import Found
 from ort_rknn.files import RknnFile, RknnFileError, onnx_twin_names, read_rknn
 from ort_rknn.files.pinned import Pinned
 
-from ._arguments import Fed, Input, Refused
+from ._arguments import ArgumentRefused, Fed, InputShapes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,17 +41,17 @@ class ModelFile:
         """The path where the same file is still there, else its bytes. Raises OSError, and Refused for a file that was
         changed in place."""
         if (change := self._file.change()) is not None:
-            raise Refused(f"{change}; load it again")
+            raise ArgumentRefused(f"{change}; load it again")
         if self._file.is_at_its_path():
             return ModelSource(path=self.path)
         return ModelSource(data=self._file.read(0, self._file.size))
 
 
-class Loaded(Protocol):
+class RunnableModel(Protocol):
     """A model that runs somewhere."""
 
     @property
-    def inputs(self) -> Sequence[Input]: ...
+    def inputs(self) -> Sequence[InputShapes]: ...
 
     @property
     def versions(self) -> Mapping[str, str]: ...
@@ -86,7 +86,7 @@ class Loaded(Protocol):
         """Idempotent."""
 
 
-def load(model: ModelFile, core_mask: int, target: str | None) -> Loaded:
+def load(model: ModelFile, core_mask: int, target: str | None) -> RunnableModel:
     """Load on the NPU, else its ONNX twin on the CPU, which a FallbackWarning and the log tell.
 
     Raises Refused for a mask or target that is not there, where the model is no ``.rknn``, and where the twin is
@@ -95,12 +95,12 @@ def load(model: ModelFile, core_mask: int, target: str | None) -> Loaded:
     path = model.path
     if core_mask not in _MODES:
         known = ", ".join(map(hex, sorted(_MODES)))
-        raise Refused(f"core_mask {core_mask!r} is not supported; it can be one of {known}")
+        raise ArgumentRefused(f"core_mask {core_mask!r} is not supported; it can be one of {known}")
     source = model.source()
     try:
         file = read_rknn(path if source.data is None else source.data)
     except RknnFileError as error:
-        raise Refused(str(error)) from error
+        raise ArgumentRefused(str(error)) from error
     twin = next((name for name in onnx_twin_names(path) if name.is_file()), None)
     reason = "the environment variable ORT_RKNN_DISABLE is 1"
     if not switched_on("ORT_RKNN_DISABLE"):
@@ -132,21 +132,25 @@ def _mode(core_mask: int, found: Found) -> str:
         log.warning("core_mask %#x names a core that %s lacks: %#x is taken instead", core_mask, soc, instead)
         core_mask = instead
     elif core_mask != CORE_MASK_ALL and core_mask >> cores:
-        raise Refused(f"core_mask {core_mask:#x} names a core that {soc} lacks: leave it out, or take NPU_CORE_AUTO")
+        raise ArgumentRefused(
+            f"core_mask {core_mask:#x} names a core that {soc} lacks: leave it out, or take NPU_CORE_AUTO"
+        )
     return _MODES[core_mask]
 
 
 def _check_target(target: str | None, found: Found) -> None:
     if target is not None and soc_family(target) != found.device.soc:
-        raise Refused(f"target is {target!r}, and the device here is {found.device.name}: leave target out")
+        raise ArgumentRefused(f"target is {target!r}, and the device here is {found.device.name}: leave target out")
 
 
-def _on_cpu(path: str, file: RknnFile, twin: Path | None, reason: str) -> Loaded:
+def _on_cpu(path: str, file: RknnFile, twin: Path | None, reason: str) -> RunnableModel:
     if switched_on("ORT_RKNN_STRICT"):
-        raise Refused(f"{reason} (no fallback to the CPU: ORT_RKNN_STRICT=1)")
+        raise ArgumentRefused(f"{reason} (no fallback to the CPU: ORT_RKNN_STRICT=1)")
     if twin is None:
         names = _names_of_twins(path)
-        raise Refused(f"{reason}. And a compiled model runs on an NPU only; its ONNX ({names}) is not beside it")
+        raise ArgumentRefused(
+            f"{reason}. And a compiled model runs on an NPU only; its ONNX ({names}) is not beside it"
+        )
     from ._cpu import OnCpu
 
     loaded = OnCpu(file, twin)

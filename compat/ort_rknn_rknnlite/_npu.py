@@ -18,7 +18,7 @@ from ort_rknn.adapter import CallForm, ModelSource, PortForm, Shape
 from ort_rknn.adapter.plugins import Found
 from ort_rknn.files import RknnFile
 
-from ._arguments import Fed, Input
+from ._arguments import Fed, InputShapes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,7 @@ _Key = tuple[tuple[Shape, str, str, bool], ...]
 
 
 class OnNpu:
-    """See :class:`ort_rknn_rknnlite._loading.Loaded`."""
+    """See :class:`ort_rknn_rknnlite._loading.RunnableModel`."""
 
     def __init__(
         self, path: str, source: ModelSource, file: RknnFile, found: Found, options: Options, twin: Path | None
@@ -47,8 +47,8 @@ class OnNpu:
         )
         model = self._executor.model
         sets = model.shape_sets or (tuple(onnx_order(i.shape, i.layout) for i in model.inputs),)
-        self.inputs: Sequence[Input] = [
-            Input(info.name, tuple(dict.fromkeys(group[index] for group in sets)))
+        self.inputs: Sequence[InputShapes] = [
+            InputShapes(info.name, tuple(dict.fromkeys(group[index] for group in sets)))
             for index, info in enumerate(model.inputs)
         ]
         self.tensors_in, self.tensors_out = model.inputs, model.outputs

@@ -32,8 +32,8 @@ from ort_rknn.adapter import SOC_CORES
 from ort_rknn.files import RknnFileError, read_rknn
 
 from . import rknn_runtime
-from ._arguments import Refused, read_feed
-from ._loading import Loaded, ModelFile, load
+from ._arguments import ArgumentRefused, read_feed
+from ._loading import ModelFile, RunnableModel, load
 from .rknn_runtime import RKNNRuntime
 
 __all__ = ["RKNNLite", "RKNNLiteError", "rknn_runtime"]
@@ -69,7 +69,7 @@ class RKNNLite:
     def __init__(self, verbose: bool = False, verbose_file: str | None = None) -> None:
         self.verbose = verbose
         self._model: ModelFile | None = None
-        self._loaded: Loaded | None = None
+        self._loaded: RunnableModel | None = None
         self._frames = itertools.count(1)
         self._target: str | None = None
         self.rknn_log = RknnLog()
@@ -230,7 +230,7 @@ class RKNNLite:
         if self.raise_errors:
             raise RKNNLiteError(call, reason) from cause
         log.error("RKNNLite.%s: %s", call, reason)
-        if cause is not None and not isinstance(cause, Refused):
+        if cause is not None and not isinstance(cause, ArgumentRefused):
             log.debug("RKNNLite.%s failed", call, exc_info=cause)
         return -1
 
@@ -267,4 +267,4 @@ def _kind(value: object) -> str:
 
 def _words(error: BaseException) -> str:
     text = bare_message(error)
-    return text if isinstance(error, Refused) or str(error) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, ArgumentRefused) or str(error) else f"{type(error).__name__}: {text}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ort_rknn.adapter import TensorInfo
 
 if TYPE_CHECKING:
-    from ._loading import Loaded
+    from ._loading import RunnableModel
 
 __all__ = ["RKNNOutput", "RKNNPerfRun", "RKNNRuntime", "RKNNTensorAttr"]
 
@@ -79,13 +79,13 @@ class RKNNRuntime:
     async_mode = False
     graph_is_built = True
 
-    def __init__(self, loaded: Loaded, core_mask: int, set_core_mask: Callable[[int], int]) -> None:
+    def __init__(self, loaded: RunnableModel, core_mask: int, set_core_mask: Callable[[int], int]) -> None:
         self._reload = set_core_mask
         self.run_us = 0
         """Of the last run."""
         self.follow(loaded, core_mask)
 
-    def follow(self, loaded: Loaded, core_mask: int) -> None:
+    def follow(self, loaded: RunnableModel, core_mask: int) -> None:
         """Stand for another context from now on."""
         self._loaded = loaded
         self.core_mask = core_mask
@@ -198,7 +198,7 @@ def _library(path: str) -> ctypes.CDLL:
 class _NoLibrary:
     """In place of the library where there is none: functions return an error code, and the log says why."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: RunnableModel) -> None:
         self._loaded = loaded
 
     def __getattr__(self, name: str) -> Callable[..., int]:

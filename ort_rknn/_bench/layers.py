@@ -13,7 +13,7 @@ from ..adapter.contract import AdapterError, LoadSettings, TellsLayers
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerTime:
     """One row of the runtime's table."""
 
     model: str
@@ -29,7 +29,7 @@ class Layer:
     """Operator and tensor, as in the ONNX where the runtime kept it."""
 
 
-def layers_of(session: Any) -> list[Layer]:
+def layers_of(session: Any) -> list[LayerTime]:
     """Run each compiled model of an NPU session once with zeros, in a context of its own that measures its layers.
 
     The slowest layer first. [] for a session that has nothing on the NPU. Raises Fail if the runtime does not tell,
@@ -39,7 +39,7 @@ def layers_of(session: Any) -> list[Layer]:
     found = npu.plan.found if npu is not None and npu.executors else None
     if found is None:
         return []
-    rows: list[Layer] = []
+    rows: list[LayerTime] = []
     for executor in npu.executors:
         try:
             rows += parse(executor.label, _table(executor, found))
@@ -66,7 +66,7 @@ def _table(executor: Executor, found: Any) -> str:
         model.close()
 
 
-def parse(model: str, table: str) -> Iterator[Layer]:
+def parse(model: str, table: str) -> Iterator[LayerTime]:
     """The rows of the runtime's table. Lines that are none are passed over.
 
     The columns up to the time are never empty; those behind it may be. Raises AdapterError for a text without a header.
@@ -82,6 +82,6 @@ def parse(model: str, table: str) -> Iterator[Layer]:
                 us = float(row["Time(us)"])
             except ValueError:
                 continue
-            yield Layer(model, int(words[0]), row["OpType"], row.get("Target", ""), us, words[-1])
+            yield LayerTime(model, int(words[0]), row["OpType"], row.get("Target", ""), us, words[-1])
     if not heads:
         raise AdapterError("what the runtime tells of its layers is no table that is known here")

@@ -13,7 +13,7 @@ from .._errors import OptionError
 from .._measure.cpu_nodes import NodeProfiles
 from .._measure.trace import TraceSummary, trace
 from .._session.session import InferenceSession
-from .layers import Layer, layers_of
+from .layers import LayerTime, layers_of
 from .load import feed_for
 
 
@@ -22,7 +22,7 @@ class TracedModel:
     """What :func:`trace_model` found."""
 
     summary: TraceSummary
-    layers: Sequence[Layer]
+    layers: Sequence[LayerTime]
     """The slowest first."""
 
     def as_json(self) -> dict[str, Any]:

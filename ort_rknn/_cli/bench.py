@@ -19,7 +19,7 @@ from .output import (
     Cell,
     Column,
     Mistake,
-    Table,
+    TextTable,
     add_json_option,
     check_file,
     check_writable,
@@ -75,7 +75,7 @@ def _alone(given: argparse.Namespace, options: dict[str, Any]) -> int:
         report = bench(model, seconds=given.seconds, options=options)
     else:
         with ExitStack() as stack:
-            displays: list[Callable[[Table], None]] = []
+            displays: list[Callable[[TextTable], None]] = []
 
             def progress(report: BenchReport) -> None:
                 if not displays:  # before anything is measured
@@ -120,7 +120,7 @@ _COLUMNS = (
 )
 
 
-def _table(report: BenchReport) -> Table:
+def _table(report: BenchReport) -> TextTable:
     best = (report.best_throughput, report.best_latency)
     rows: list[list[str | Cell]] = []
     for result in report.results:
@@ -133,7 +133,7 @@ def _table(report: BenchReport) -> Table:
         more = (m.fetch_ms, result.create_ms, result.first_ms)
         figures = [f"{m.runs_per_second:,.0f}", *(f"{ms:.2f}" for ms in (*times, *more)), f"{result.memory_mb:.0f}"]
         rows.append([name, *figures])
-    return Table(_COLUMNS, rows)
+    return TextTable(_COLUMNS, rows)
 
 
 def _conclude(report: BenchReport, changes: list[Change], page: str | None) -> None:
@@ -185,12 +185,12 @@ def _together(given: argparse.Namespace, options: dict[str, Any]) -> int:
         say_json("bench", {"report": None, "together": report.as_json(), "changes": []})
         return FINE if report.best is not None else FAILED
     columns = [Column("cores"), *(Column(os.path.basename(m), right=True) for m in given.models), Column("score", True)]
-    with live(Table(columns, [])) as display:
+    with live(TextTable(columns, [])) as display:
         report = bench_together(
             given.models,
             seconds=given.seconds,
             options=options,
-            progress=lambda report: display(Table(columns, _arrangement_rows(report))),
+            progress=lambda report: display(TextTable(columns, _arrangement_rows(report))),
         )
     say()
     for line in report.lines_to_paste():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..adapter.command import Command
 from . import schemas
 from .arguments import add_device_options, device_options
-from .output import FAILED, FINE, USAGE, Cell, Column, Mistake, Table, add_json_option, say, say_json, show
+from .output import FAILED, FINE, USAGE, Cell, Column, Mistake, TextTable, add_json_option, say, say_json, show
 
 if TYPE_CHECKING:
     from ..adapter.contract import Absence, Device
@@ -83,7 +83,7 @@ def _tell(usable: list[Device], absences: list[Absence]) -> None:
             )
             for device in usable
         ]
-        show(Table(columns, rows))
+        show(TextTable(columns, rows))
     for device in usable:
         told = {"runtime": device.runtime, **device.details}
         for key, value in told.items():  # not in the table: paths are copied in one piece

@@ -14,7 +14,7 @@ from .output import (
     Cell,
     Column,
     Style,
-    Table,
+    TextTable,
     add_json_option,
     check_file,
     say,
@@ -47,7 +47,7 @@ def run(given: argparse.Namespace) -> int:
         return FAILED if found.failures else FINE
     columns = (Column("state", keep=True), Column("check", keep=True), Column("seen"))
     rows = [(Cell(each.state, _STYLES[each.state]), each.check, each.seen) for each in found.findings]
-    show(Table(columns, rows))
+    show(TextTable(columns, rows))
     for finding, below in listed(found.findings):
         if below:
             say()

@@ -14,7 +14,7 @@ from .output import (
     Cell,
     Column,
     Mistake,
-    Table,
+    TextTable,
     add_json_option,
     check_file,
     one_line,
@@ -85,7 +85,7 @@ def _show_operators(found: ModelInfo) -> None:
         for one in found.operators[:_LISTED]
     ]
     title = "operators, each as if it were compiled alone:" if found.kind == "onnx" else "operators:"
-    show(Table(columns, rows, title))
+    show(TextTable(columns, rows, title))
     if len(found.operators) > _LISTED:
         say(f"and {len(found.operators) - _LISTED} more")
     bad = ", ".join(one.operator for one in found.nowhere)

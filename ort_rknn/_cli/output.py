@@ -109,7 +109,7 @@ def rich_console() -> Console | None:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a :class:`Table`."""
+    """A column of a :class:`TextTable`."""
 
     title: str
     right: bool = False
@@ -133,7 +133,7 @@ Row = Sequence["str | Cell"]
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TextTable:
     """Rows in columns. :func:`show` prints it, :func:`renderable` gives rich's form for a live display."""
 
     columns: Sequence[Column]
@@ -160,10 +160,10 @@ def _safe(cell: str | Cell) -> str:
     return printable(one_line(text), sys.stdout)
 
 
-def renderable(table: Table, width: int = 1 << 20) -> Any:
-    """``table`` as a ``rich.table.Table`` for a terminal of ``width`` columns. Needs rich."""
+def renderable(table: TextTable) -> Any:
+    """``table`` as a ``rich.table.Table``. Needs rich."""
     from rich import box
-    from rich.table import Table as RichTable
+    from rich.table import TextTable as RichTable
     from rich.text import Text
 
     shown = _fitting(table, width)
@@ -186,27 +186,7 @@ def renderable(table: Table, width: int = 1 << 20) -> Any:
     return made
 
 
-#: A column of text that may be wrapped is legible in so many characters; between two columns there are three.
-_LEGIBLE, _BETWEEN = 22, 3
-
-
-def _fitting(table: Table, width: int) -> list[int]:
-    """The columns that a terminal of ``width`` has room for."""
-
-    def needs(index: int) -> int:
-        widest = max(len(_safe(cell)) for cell in (table.columns[index].title, *(row[index] for row in table.rows)))
-        return _BETWEEN + (widest if table.columns[index].keep else min(widest, _LEGIBLE))
-
-    shown = list(range(len(table.columns)))
-    spare = [index for index in shown if table.columns[index].spare]
-    for index in sorted(spare, key=lambda index: -table.columns[index].spare):
-        if sum(map(needs, shown)) <= width:
-            break
-        shown.remove(index)
-    return shown
-
-
-def show(table: Table) -> None:
+def show(table: TextTable) -> None:
     """Print a table to stdout."""
     console = rich_console()
     if console is not None:
@@ -217,7 +197,7 @@ def show(table: Table) -> None:
 
 
 @contextmanager
-def live(first: Table) -> Iterator[Callable[[Table], None]]:
+def live(first: TextTable) -> Iterator[Callable[[TextTable], None]]:
     """Show a table that changes in place: call what this gives with each new one. The last one stays.
 
     Where stdout is no terminal, or rich is not installed, nothing is shown until the end, and then the last one.
@@ -226,7 +206,7 @@ def live(first: Table) -> Iterator[Callable[[Table], None]]:
     last = first
     if console is None:
 
-        def keep(table: Table) -> None:
+        def keep(table: TextTable) -> None:
             nonlocal last
             last = table
 

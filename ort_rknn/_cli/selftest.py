@@ -16,7 +16,7 @@ from .output import (
     Cell,
     Column,
     Style,
-    Table,
+    TextTable,
     add_json_option,
     check_writable,
     printable,
@@ -58,7 +58,11 @@ def run(given: argparse.Namespace) -> int:
     for each in found.tested:
         kind = "virtual NPU" if each.device.virtual else "NPU"
         title = f"{each.device.name}: {kind}, adapter {each.device.adapter}"
-        show(Table(columns, [(one.check, Cell(one.state, _STYLES[one.state]), one.seen) for one in each.lines], title))
+        show(
+            TextTable(
+                columns, [(one.check, Cell(one.state, _STYLES[one.state]), one.seen) for one in each.lines], title
+            )
+        )
         say()
     say(found.verdict, "good" if good and not found.virtual else "warn" if good else "bad")
     if given.report is not None:

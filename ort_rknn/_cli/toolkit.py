@@ -8,7 +8,7 @@ from typing import Any
 
 from ..adapter.command import Command
 from . import schemas
-from .output import FAILED, FINE, Column, Mistake, Table, add_json_option, say, say_json, show
+from .output import FAILED, FINE, Column, Mistake, TextTable, add_json_option, say, say_json, show
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def run(given: argparse.Namespace) -> int:
         return FINE
     say(f"rknn-toolkit2 {found.version}, {found.chosen_by}: {found.python}")
     say(f"folder of the installed one: {toolkit_folder()}")
-    show(Table((Column("package", keep=True), Column("version")), list(found.packages.items())))
+    show(TextTable((Column("package", keep=True), Column("version")), list(found.packages.items())))
     return FINE
 
 

@@ -15,7 +15,7 @@ from .output import (
     Column,
     Mistake,
     Style,
-    Table,
+    TextTable,
     add_json_option,
     live,
     one_line,
@@ -71,7 +71,7 @@ def run(given: argparse.Namespace) -> int:
         return FINE
 
 
-def table_of(usage: Usage) -> Table:
+def table_of(usage: Usage) -> TextTable:
     """The table, with the board's own numbers above it."""
     rows: list[list[str | Cell]] = []
     for process in usage.processes:
@@ -92,7 +92,7 @@ def table_of(usage: Usage) -> Table:
                 )
     for user in usage.others:
         rows.append([str(user.pid), user.name, Cell("another library", "dim"), "", "", "", "", ""])
-    return Table(_COLUMNS, rows, "\n".join(_head(usage, bool(rows))))
+    return TextTable(_COLUMNS, rows, "\n".join(_head(usage, bool(rows))))
 
 
 def _percent(load: float) -> Cell:

@@ -13,10 +13,10 @@ from ..adapter.command import Command
 from ..adapter.plugins import COMMANDS, brought
 from . import schemas
 from .arguments import add_device, add_key_values, device_options, key_values
-from .output import FINE, Cell, Column, Mistake, Table, add_json_option, check_file, one_line, say, say_json, show
+from .output import FINE, Cell, Column, Mistake, TextTable, add_json_option, check_file, one_line, say, say_json, show
 
 if TYPE_CHECKING:
-    from .._bench.layers import Layer
+    from .._bench.layers import LayerTime
 
 #: Layers that are printed.
 _SLOWEST = 20
@@ -79,7 +79,7 @@ def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
         (name, f"{1000 * seconds:,.1f}", f"{1000 * seconds / max(told.runs, 1):.3f}")
         for name, seconds in told.part_seconds.items()
     ]
-    show(Table((Column("part"), Column("ms", right=True), Column("ms per run on the NPU", right=True)), rows))
+    show(TextTable((Column("part"), Column("ms", right=True), Column("ms per run on the NPU", right=True)), rows))
     for core, seconds in told.core_seconds.items():
         say(f"{core} worked for {seconds / max(told.seconds, 1e-9):.0%} of the {told.seconds:.2f} s")
     if told.failed:
@@ -92,7 +92,7 @@ def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
     return FINE
 
 
-def _show_layers(layers: Sequence[Layer]) -> None:
+def _show_layers(layers: Sequence[LayerTime]) -> None:
     """The slowest ones, those on the CPU marked; and the sums."""
     whole = sum(layer.us for layer in layers) or 1.0
     on_cpu = sum(layer.us for layer in layers if layer.target != "NPU")
@@ -108,7 +108,7 @@ def _show_layers(layers: Sequence[Layer]) -> None:
         for layer in layers[:_SLOWEST]
     ]
     say()
-    show(Table(columns, rows))
+    show(TextTable(columns, rows))
     more = f"; {len(layers) - _SLOWEST} quicker ones are left out" if len(layers) > _SLOWEST else ""
     say(f"{on_cpu / whole:.0%} of the layers' time is not on the NPU{more}")
 

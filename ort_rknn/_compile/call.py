@@ -10,7 +10,7 @@ from .._rknpu import SOC_CORES, soc_family
 
 if TYPE_CHECKING:
     from .calibration import Data, Fit
-    from .report import Report
+    from .report import ConversionReport
 
 
 def convert(
@@ -29,9 +29,8 @@ def convert(
     out: str | os.PathLike[str] | None = None,
     toolkit: str | None = None,
     progress: Callable[[str], None] = lambda text: None,
-) -> Report:
-    """Compile the ONNX at ``model`` for each SoC in ``target`` ("rk3588" ...), at a path where a session finds the
-    result.
+) -> ConversionReport:
+    """Compile the ONNX at ``model`` for each SoC of ``target`` ("rk3588" ...), where a session finds it.
 
     ``shapes``: by input name; a list of such mappings builds a model with shape sets. ``batch``: samples per run.
     ``freeze``: inputs that become constants. ``mean``, ``std``: per channel, compiled in; one row for all inputs, or

@@ -16,7 +16,7 @@ from ..files import OnnxModel
 from .accuracy import OutputAccuracy
 from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import Converter
-from .cuts import Plan
+from .cuts import CutPlan
 from .layers import LayerError
 from .measure import Reference, compare, compiled_names, simulate_parts, spread
 from .observe import Observed, observe, random_feeds
@@ -95,7 +95,7 @@ def on_simulator(
         else:
             fed = feeds_for(model, record.shapes, data, os.path.join(scratch, "feeds"), **form)
         indices = spread(fed.count, MOST)
-        plan = Plan("as recorded", record.on_cpu, record.hybrid, record.whole, record.algorithm)
+        plan = CutPlan("as recorded", record.on_cpu, record.hybrid, record.whole, record.algorithm)
         progress("building it again, as recorded")
         with Converter(toolkit, log) as converter:
             recipe = Recipe(

@@ -17,18 +17,18 @@ from ..files import Origin, read_onnx, read_rknn
 from ..files.hashes import sha256_of
 from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import BuildSpec, ConversionError, Converter
-from .cuts import KEPT, Plan
+from .cuts import KEPT, CutPlan
 from .int8 import Search, best_of
 from .observe import Observed
 from .opset import OpsetError
 from .partition import GraphPart
 from .parts import InParts, build_in_parts
 from .place import place_parts, place_whole
-from .prepare import Prepared, prepare
+from .prepare import PreparedModel, prepare
 from .put import put_copy
 from .recipe import Recipe
 from .record import BuildRecord, record_path
-from .report import Compiled, Part, Report, fates_of
+from .report import Compiled, ConversionReport, Part, fates_of
 from .shapes import CompiledShapes, compiled_shapes
 from .spec import part_spec, per_channel
 from .toolkit import Toolkit, find_toolkit
@@ -70,8 +70,8 @@ def convert(
     *,
     toolkit: Toolkit | None = None,
     progress: Callable[[str], None] = lambda text: None,
-) -> Report:
-    """Compile ``model`` for each target: whole if the toolkit accepts it, else in parts.
+) -> ConversionReport:
+    """Compile ``model`` for each target: whole where the toolkit takes it, else in parts.
 
     Returns a report; if it raises, nothing half-written is left. ``progress`` is called with each step, a line each.
     Raises ToolkitError if there is no toolkit, ShapeError for shapes that are missing or wrong, PrepareError for
@@ -102,7 +102,9 @@ def convert(
         if frozen or (options.out is not None and options.with_onnx):
             _copy_onnx(path, folder, Path(original).parent)
     found = (*frozen, *source.notes, *shapes.notes, *notes)
-    return Report(str(folder / Path(path).name) if frozen else path, compiled, found, str(log), toolkit.version)
+    return ConversionReport(
+        str(folder / Path(path).name) if frozen else path, compiled, found, str(log), toolkit.version
+    )
 
 
 def _frozen(path: str, folder: str, freeze: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -115,8 +117,8 @@ def _frozen(path: str, folder: str, freeze: Mapping[str, Any]) -> tuple[str, tup
     return str(place), (*made.notes, f"the model to run is {place.name}, which does not have these inputs")
 
 
-def _prepare(path: str, scratch: str, options: ConvertOptions) -> tuple[Prepared, ConversionError | None]:
-    """What the toolkit gets as a whole, and why it cannot have that; parts of the user's own graph may still work."""
+def _prepare(path: str, scratch: str, options: ConvertOptions) -> tuple[PreparedModel, ConversionError | None]:
+    """What the toolkit gets as a whole, and why it cannot have that: parts of the user's own graph may do."""
     try:
         return prepare(path, scratch, freeze=options.freeze), None
     except OpsetError as error:
@@ -126,7 +128,7 @@ def _prepare(path: str, scratch: str, options: ConvertOptions) -> tuple[Prepared
 
 def _samples(
     path: str,
-    source: Prepared,
+    source: PreparedModel,
     shapes: CompiledShapes,
     options: ConvertOptions,
     folder: str,
@@ -159,7 +161,7 @@ class _Job:
     path: str
     folder: Path
     options: ConvertOptions
-    source: Prepared
+    source: PreparedModel
     shapes: CompiledShapes
     refusal: ConversionError | None
     converter: Converter
@@ -205,7 +207,7 @@ class _Job:
                 custom_string=self._origin(),
             )
         )
-        self._keep_record(target, Plan("as a whole", whole=True))
+        self._keep_record(target, CutPlan("as a whole", whole=True))
         placed = place_whole(built.path, self.folder, self.stem, target)
         part = Part(str(placed), built.file.size, built.log.layers, read_rknn(placed))
         return Compiled(target, str(placed), (part,), time.monotonic() - started)
@@ -220,7 +222,7 @@ class _Job:
             spec=lambda path, part, observed: self._part_spec(path, part, observed, target),
             progress=self.progress,
         )
-        self._keep_record(target, Plan("in parts"), made.partition.on_cpu)
+        self._keep_record(target, CutPlan("in parts"), made.partition.on_cpu)
         return self._placed(made, target, str(refusal), started)
 
     def _int8(self, target: str, samples: Samples, started: float) -> Compiled:
@@ -265,7 +267,7 @@ class _Job:
         sides = (self.options.mean, self.options.std)
         return part_spec(path, part, observed, target, self.shapes.sets[0], *sides, custom_string=self._origin())
 
-    def _keep_record(self, target: str, plan: Plan, on_cpu: Mapping[int, str] | None = None) -> None:
+    def _keep_record(self, target: str, plan: CutPlan, on_cpu: Mapping[int, str] | None = None) -> None:
         if len(self.shapes.sets) > 1 or self.options.batch is not None:
             return
         data = self.options.int8

@@ -24,7 +24,7 @@ KEPT = "int8 would cost its outputs their accuracy"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CutPlan:
     """One way to compile to int8."""
 
     name: str
@@ -38,19 +38,19 @@ class Plan:
     """How the toolkit determines the scales: from the minimum and maximum, or by least squared error, which takes
     longer."""
 
-    def refined(self) -> Plan:
-        """The same cut, with scales by least squared error."""
+    def refined(self) -> CutPlan:
+        """The same cut, with the scales of the least squared error."""
         return replace(self, name=f"{self.name}, scales of the least error", algorithm="mmse")
 
 
-def plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[Plan]:
-    """Plans for a model, the cheapest first. ``whole``: the toolkit accepts it unchanged."""
+def plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[CutPlan]:
+    """Plans for a model, the cheapest first. ``whole``: the toolkit may take it as it is."""
     graph = model.graph
     joins, tail = tails(graph)
     made = [name for index in tail for name in graph.node[index].output]
     if sum(int(np.prod(observed.shapes.get(name, ()))) for name in made) <= _SMALL_TAIL:
         joins = set()
-    found = [Plan("as a whole", whole=True) if whole else Plan("in parts")]
+    found = [CutPlan("as a whole", whole=True) if whole else CutPlan("in parts")]
     for name, nodes in (("the last joins on the CPU", joins), ("what follows the last weights on the CPU", tail)):
         if nodes and not any(set(plan.on_cpu) == nodes for plan in found):
             found.append(_kept(name, graph, nodes))
@@ -60,9 +60,9 @@ def plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[Pl
     return [*found, refined, *([heads] if heads is not None else []), *hybrid]
 
 
-def with_heads(model: onnx.ModelProto, observed: Observed, plan: Plan) -> Plan | None:
-    """``plan`` with the last layers with weights on the CPU too; None if that is too much work for it, or if the plan's
-    cut does not follow them."""
+def with_heads(model: onnx.ModelProto, observed: Observed, plan: CutPlan) -> CutPlan | None:
+    """``plan`` with the last layers with weights on the CPU too; None where they are too much work for it, or are not
+    what the plan's cut follows."""
     graph = model.graph
     _, tail = tails(graph)
     heads = {index for index in _heads(graph) if index not in plan.on_cpu}
@@ -108,5 +108,5 @@ def _leads_to_weights(graph: onnx.GraphProto) -> dict[int, bool]:
     return leads
 
 
-def _kept(name: str, graph: onnx.GraphProto, nodes: set[int]) -> Plan:
-    return Plan(name, {index: f"{graph.node[index].op_type}: {KEPT}" for index in sorted(nodes)})
+def _kept(name: str, graph: onnx.GraphProto, nodes: set[int]) -> CutPlan:
+    return CutPlan(name, {index: f"{graph.node[index].op_type}: {KEPT}" for index in sorted(nodes)})

@@ -17,7 +17,7 @@ import onnx
 from .accuracy import OutputAccuracy
 from .calibration import Samples
 from .converter import ConversionError
-from .cuts import Plan, plans, with_heads
+from .cuts import CutPlan, plans, with_heads
 from .measure import compare, simulate_parts, spread
 from .observe import observe
 from .parts import InParts
@@ -33,10 +33,10 @@ _REFINING = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """The result of a plan."""
+class Int8Attempt:
+    """What a plan came to."""
 
-    plan: Plan
+    plan: CutPlan
     outputs: tuple[OutputAccuracy, ...]
     quantized: float
     """Share of the multiplications of Conv, MatMul and Gemm that are int8."""
@@ -80,14 +80,14 @@ class Search:
     refusal: ConversionError | None = None
     """Why the toolkit cannot compile the whole model."""
 
-    def run(self) -> list[Attempt]:
-        """Try plans until one holds the bound and none at the same cost is better, or the time is over.
+    def run(self) -> list[Int8Attempt]:
+        """Try until a plan holds the bound and nothing at the same cost is better, or the time is over.
 
         Returns the attempts; the best is :func:`best_of`. Ctrl-C ends the search and keeps the results so far. Raises
         ConversionError if no plan could be built.
         """
         deadline = time.monotonic() + self.budget * 60
-        attempts: list[Attempt] = []
+        attempts: list[Int8Attempt] = []
         error: ConversionError | None = None
         try:
             waiting = self._plans()
@@ -104,7 +104,7 @@ class Search:
                     error = refused
                     if plan.whole and not plan.hybrid and plan.algorithm == "normal":
                         self.refusal = refused
-                        waiting = [Plan("in parts"), *(each for each in waiting if not each.whole)]
+                        waiting = [CutPlan("in parts"), *(each for each in waiting if not each.whole)]
                     continue
                 attempts.append(one)
                 self._say(f"  {one.line()}")
@@ -125,13 +125,13 @@ class Search:
     def _say(self, text: str) -> None:
         self.recipe.progress(text)
 
-    def _plans(self) -> list[Plan]:
+    def _plans(self) -> list[CutPlan]:
         model = onnx.load(self.recipe.path, load_external_data=False)
         observed = observe(model, os.path.dirname(self.recipe.path), [self.samples.feed(0)])
         return plans(model, observed, whole=self.refusal is None)
 
-    def _better(self, one: Attempt, left: float) -> Iterator[Plan]:
-        """Plans that cost a call as much as ``one`` does, and may be closer to the ONNX."""
+    def _better(self, one: Int8Attempt, left: float) -> Iterator[CutPlan]:
+        """Plans that cost a call as much as ``one`` does, and may be nearer to the ONNX."""
         if one.spent <= _COMFORT:
             return
         if one.plan.algorithm == "normal" and one.seconds * _REFINING < left:
@@ -141,17 +141,16 @@ class Search:
             if heads is not None and heads.on_cpu != one.plan.on_cpu:
                 yield heads
 
-    def _attempt(self, plan: Plan) -> Attempt:
+    def _attempt(self, plan: CutPlan) -> Int8Attempt:
         started = time.monotonic()
         feeds = [self.samples.feed(index) for index in spread(self.samples.count, 2)]
         made, reference = self.recipe.build(plan, feeds, self.refusal)
         indices = spread(self.samples.count, _JUDGED)
         outputs = simulate_parts(self.recipe.converter, made.built, reference, self.samples, indices)
         found = compare(reference, self.samples, indices, outputs)
-        return Attempt(plan, tuple(found), quantized_share(made), made, time.monotonic() - started, self.accuracy)
+        return Int8Attempt(plan, tuple(found), quantized_share(made), made, time.monotonic() - started, self.accuracy)
 
 
-def best_of(attempts: list[Attempt]) -> Attempt:
-    """The attempt that uses up the least of the bound, if any holds it; else the one whose worst output is the least
-    bad."""
+def best_of(attempts: list[Int8Attempt]) -> Int8Attempt:
+    """The one within the bound that uses up the least of it, else the one whose worst output is the least bad."""
     return min(attempts, key=lambda one: (len(one.problems), one.spent))

@@ -24,7 +24,7 @@ _PROBLEM = re.compile(r"^(?:E |E RKNN: \[[0-9:.]+\] )(?P<text>.+)$")
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerRow:
     """One row of the table "Network Layer Information"."""
 
     op_type: str
@@ -69,7 +69,7 @@ def read_layer_errors(text: str) -> tuple[LayerError, ...]:
 class BuildLog:
     """What one build logged."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerRow, ...]
     no_lowering: tuple[tuple[str, str], ...]
     """Operators that the toolkit accepted and no runtime can run: (name, type)."""
     problems: tuple[str, ...]
@@ -77,8 +77,8 @@ class BuildLog:
 
 
 def read_build_log(text: str) -> BuildLog:
-    """Parse a log. Of several tables, the last one counts."""
-    layers: list[Layer] = []
+    """Read a log. Of several tables the last one counts."""
+    layers: list[LayerRow] = []
     for table in _tables(text):
         layers = table
     plain = _ESCAPE.sub("", text)
@@ -88,8 +88,8 @@ def read_build_log(text: str) -> BuildLog:
     return BuildLog(tuple(layers), no_lowering, problems)
 
 
-def _tables(text: str) -> Iterator[list[Layer]]:
-    inside: list[Layer] | None = None
+def _tables(text: str) -> Iterator[list[LayerRow]]:
+    inside: list[LayerRow] | None = None
     for line in text.splitlines():
         row = _STAMP.sub("", line)
         if "Network Layer Information Table" in row:
@@ -97,7 +97,7 @@ def _tables(text: str) -> Iterator[list[Layer]]:
         elif inside is not None and (match := _ROW.match(row)):
             if match["type"] not in ("InputOperator", "OutputOperator"):
                 total = int(match["cycles"].rpartition("/")[2])
-                inside.append(Layer(match["type"], match["dtype"], match["target"], match["name"], total))
+                inside.append(LayerRow(match["type"], match["dtype"], match["target"], match["name"], total))
         elif inside and "RKNNModelRegCmdbuildPass" in row:
             yield inside
             inside = None

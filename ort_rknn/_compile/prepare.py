@@ -32,7 +32,7 @@ class PrepareError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedModel:
     """What the toolkit gets."""
 
     path: str
@@ -41,8 +41,8 @@ class Prepared:
     notes: tuple[str, ...] = field(default=())
 
 
-def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, lower: bool = True) -> Prepared:
-    """The model at ``path`` in a form that the toolkit reads; a copy, if one is needed, is written to ``folder``.
+def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, lower: bool = True) -> PreparedModel:
+    """The model at ``path`` in a form that the toolkit reads; a copy, where one is needed, goes to ``folder``.
 
     ``freeze``: inputs that become constants, with their values. ``lower``: lower the opset. Raises OpsetError for a
     node that cannot be expressed in the toolkit's opset, PrepareError for a value that does not fit its input, and if
@@ -57,7 +57,7 @@ def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, 
     opset = signature.opsets.get("", 0)
     fits = not lower or (signature.ir_version <= NEWEST_IR and opset <= NEWEST_OPSET)
     if not freeze and fits and not _wants_rewriting(path):
-        return Prepared(path, signature)
+        return PreparedModel(path, signature)
     try:
         import onnx
     except ImportError as error:
@@ -72,7 +72,7 @@ def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, 
     onnx.save(model, place)
     for name in signature.external_data:
         link(Path(path).parent / name, Path(folder) / name)
-    return Prepared(str(place), read_onnx(place), tuple(notes))
+    return PreparedModel(str(place), read_onnx(place), tuple(notes))
 
 
 def _wants_rewriting(path: str) -> bool:

@@ -11,7 +11,7 @@ import onnx
 
 from .calibration import Samples
 from .converter import BuildSpec, ConversionError, Converter
-from .cuts import Plan
+from .cuts import CutPlan
 from .measure import Reference, calibration_list
 from .observe import Array, Observed, observe
 from .partition import GraphPart, Partition
@@ -34,7 +34,7 @@ class Recipe:
     progress: Callable[[str], None] = lambda text: None
 
     def build(
-        self, plan: Plan, feeds: Sequence[Mapping[str, Array]], refusal: ConversionError | None = None
+        self, plan: CutPlan, feeds: Sequence[Mapping[str, Array]], refusal: ConversionError | None = None
     ) -> tuple[InParts, Reference]:
         """Build according to ``plan``. ``feeds``: used to determine shapes; ``refusal``: why the whole was refused.
 
@@ -64,7 +64,9 @@ class Recipe:
             )
         return made, references[0]
 
-    def _quantized(self, plain: BuildSpec, plan: Plan, part: GraphPart, reference: Reference, place: str) -> BuildSpec:
+    def _quantized(
+        self, plain: BuildSpec, plan: CutPlan, part: GraphPart, reference: Reference, place: str
+    ) -> BuildSpec:
         if self.samples is None:
             return plain
         listed = calibration_list(reference, self.samples, part.inputs, os.path.dirname(place))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..files import RknnFile
-from .layers import Layer
+from .layers import LayerRow
 from .parts import InParts
 
 
@@ -20,12 +20,12 @@ class Part:
     path: str
     size: int
     """In bytes."""
-    layers: tuple[Layer, ...]
-    """Its layers; empty if the toolkit's log did not list them."""
+    layers: tuple[LayerRow, ...]
+    """What it consists of; empty where the toolkit's log did not tell."""
     file: RknnFile
 
     @property
-    def on_cpu(self) -> tuple[Layer, ...]:
+    def on_cpu(self) -> tuple[LayerRow, ...]:
         """Layers that the runtime runs on the CPU."""
         return tuple(layer for layer in self.layers if layer.target != "NPU")
 
@@ -110,8 +110,8 @@ class Compiled:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """The result of a conversion."""
+class ConversionReport:
+    """What a conversion made."""
 
     model: str
     compiled: tuple[Compiled, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from .layers import Layer
+from .layers import LayerRow
 from .observe import Observed
 from .parts import InParts
 
@@ -23,7 +23,7 @@ def quantized_share(made: InParts) -> float:
     return integer / total if total else 0.0
 
 
-def _is_int8(node: onnx.NodeProto, layers: tuple[Layer, ...]) -> bool:
+def _is_int8(node: onnx.NodeProto, layers: tuple[LayerRow, ...]) -> bool:
     names = {node.name, *node.output} - {""}
     own = [layer for layer in layers if layer.name.partition(":")[2] in names]
     return bool(own or layers) and all(layer.dtype.startswith("INT8") for layer in own or layers)

@@ -20,8 +20,8 @@ Request = Dict[str, Any]  # noqa: UP006
 _FLUSH = ctypes.CDLL(None).fflush
 
 
-class Refused(Exception):
-    """A step of the toolkit failed. Its own messages are in the log."""
+class StepFailed(Exception):
+    """A step of the toolkit said no. Its own words are in the log."""
 
     def __init__(self, step: str, code: Optional[int]) -> None:  # noqa: UP045
         super().__init__(f"{step} returned {code}")
@@ -66,7 +66,7 @@ class Worker:
             feeds = [file[str(i)] for i in range(len(file.files))]
         outputs = self.rknn.inference(inputs=feeds, data_format=request["layouts"])
         if outputs is None:
-            raise Refused("inference", None)
+            raise StepFailed("inference", None)
         numpy.savez(request["out"], **{str(i): value for i, value in enumerate(outputs)})
         return {"outputs": len(outputs)}
 
@@ -88,7 +88,7 @@ def _step(name: str, code: Optional[int]) -> None:  # noqa: UP045
     # process ends.
     _FLUSH(None)
     if code != 0:
-        raise Refused(name, code)
+        raise StepFailed(name, code)
 
 
 def main(log: str) -> None:
@@ -104,7 +104,7 @@ def main(log: str) -> None:
         request = json.loads(line)
         try:
             answer = dict(getattr(worker, request["do"])(request), ok=True)
-        except Refused as refused:
+        except StepFailed as refused:
             answer = {"ok": False, "step": refused.step, "error": str(refused)}
         except SystemExit as stop:  # the toolkit exits like this if it finds a mistake
             answer = {"ok": False, "step": "", "error": f"the toolkit ended with exit code {stop.code}"}

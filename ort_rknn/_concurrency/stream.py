@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from .places import Place
-from .submitter import Ended, Started, Submitter, Task
+from .submitter import Ended, StartedCall, Submitter, Task
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
@@ -22,8 +22,8 @@ _WINDOW = 64
 _HELD_BYTES = 64 << 20
 
 
-class Prepared(Protocol):
-    """The feed of a call, ready to run."""
+class PreparedFeed(Protocol):
+    """A call's feed, ready to be run."""
 
     @property
     def nbytes(self) -> int:
@@ -31,13 +31,13 @@ class Prepared(Protocol):
         ...
 
 
-class _Call(Started[T]):
-    """The call for an item that was taken: waiting, running, or finished."""
+class _StreamCall(StartedCall[T]):
+    """A call for an item that was taken: it waits, runs, or has its result."""
 
     __slots__ = ("begun", "held", "known")
 
     def __init__(
-        self, function: Callable[[Any], T], feed: Prepared, task: Task, over: Callable[[Started[T]], None]
+        self, function: Callable[[Any], T], feed: PreparedFeed, task: Task, over: Callable[[StartedCall[T]], None]
     ) -> None:
         super().__init__(function, (feed,), _NOWHERE, task, over)
         self.held = feed.nbytes
@@ -53,7 +53,7 @@ _NOWHERE: Place = []
 def in_order(
     submitters: Callable[[], Submitter],
     function: Callable[[Any], T],
-    prepare: Callable[[Item], Prepared],
+    prepare: Callable[[Item], PreparedFeed],
     items: Iterable[Item],
     depth: int | None,
 ) -> Iterator[T]:
@@ -76,7 +76,7 @@ class _Stream(Generic[Item, T]):
         self,
         submitters: Callable[[], Submitter],
         function: Callable[[Any], T],
-        prepare: Callable[[Item], Prepared],
+        prepare: Callable[[Item], PreparedFeed],
         items: Iterator[Item],
         depth: int | None,
     ) -> None:
@@ -85,12 +85,12 @@ class _Stream(Generic[Item, T]):
         self._prepare = prepare
         self._items: Iterator[Item] | None = items
         self._depth = depth
-        self._calls: deque[_Call[T]] = deque()  # oldest first
+        self._calls: deque[_StreamCall[T]] = deque()  # oldest first
         self._news: SimpleQueue[Any] = SimpleQueue()  # calls that have ended
         self._held = 0
         self._flying = 0
         self._submitter: Submitter | None = None
-        self._waiting: list[deque[_Call[T]]] = []  # waiting for a place, by lane
+        self._waiting: list[deque[_StreamCall[T]]] = []  # for a place, by lane
         self._busy: list[int] = []  # calls in flight, by lane
         self._most: list[int] = []
         self._enough = 0
@@ -165,7 +165,7 @@ class _Stream(Generic[Item, T]):
         except StopIteration:
             self._items = None
             return False
-        call = _Call(self._function, self._prepare(item), self._submitter.task(), self._news.put)
+        call = _StreamCall(self._function, self._prepare(item), self._submitter.task(), self._news.put)
         self._held += call.held
         self._calls.append(call)
         self._waiting[call.lane].append(call)
@@ -204,8 +204,8 @@ class _Stream(Generic[Item, T]):
         self._busy[lane] += 1
         return True
 
-    def _note(self, call: _Call[T]) -> None:
-        """Record that a call has ended."""
+    def _note(self, call: _StreamCall[T]) -> None:
+        """It has ended."""
         self._flying -= 1
         if call.known:
             self._busy[call.lane] -= 1

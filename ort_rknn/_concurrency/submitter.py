@@ -176,24 +176,24 @@ class Submitter:
         *args: Any,
         place: Place | None = None,
         task: Task | None = None,
-        over: Callable[[Started[T]], None] | None = None,
-    ) -> Started[T]:
-        """As :meth:`submit` with less overhead, for a caller that only waits for the result, from one thread.
+        over: Callable[[StartedCall[T]], None] | None = None,
+    ) -> StartedCall[T]:
+        """As :meth:`submit`, for who waits for the result alone and from one thread: with less around it.
 
         ``over`` is called when the call has ended, on the thread that ran it.
         """
         if place is None:
             place = self.take_place()
         try:
-            started = Started(function, args, place, self.task() if task is None else task, over)
+            started = StartedCall(function, args, place, self.task() if task is None else task, over)
             self.start_call(started)
         except BaseException:
             place.clear()
             raise
         return started
 
-    def start_call(self, started: Started[Any]) -> None:
-        """Start a call that was created earlier and has its place."""
+    def start_call(self, started: StartedCall[Any]) -> None:
+        """Start a call that was made before, and that has its place."""
         self._start(started.run, started.lane)
 
     def submit_in_order(self, function: Callable[..., T], *args: Any) -> Future[T]:
@@ -364,8 +364,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_alive.clear)  # their threads are the parent's
 
 
-class Started(Awaited, Generic[T]):
-    """A pending call for one waiting thread: a faster Future without callbacks.
+class StartedCall(Awaited, Generic[T]):
+    """A call under way, for one thread that waits for it: a Future without callbacks, and quicker.
 
     It ends on the thread that runs it, even if it was canceled: that thread gets no signals.
     """
@@ -378,7 +378,7 @@ class Started(Awaited, Generic[T]):
         args: tuple[Any, ...],
         place: Place,
         task: Task,
-        over: Callable[[Started[T]], None] | None = None,
+        over: Callable[[StartedCall[T]], None] | None = None,
     ) -> None:
         super().__init__()
         self._function: Callable[..., T] | None = function

@@ -63,11 +63,11 @@ class Making:
     """A compiled model that should be recompiled is an error."""
 
 
-class _Here(threading.local):
+class _MakingHere(threading.local):
     making: Making | None = None
 
 
-_here = _Here()
+_here = _MakingHere()
 
 
 @contextmanager

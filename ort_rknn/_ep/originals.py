@@ -58,7 +58,7 @@ class PartOfOriginal:
 
 
 @dataclass(frozen=True, slots=True)
-class _Value:
+class _SignatureValue:
     """A tensor for the writer."""
 
     name: str
@@ -133,6 +133,6 @@ def _beside(model_path: str, name: str) -> str | None:
     return os.path.join(os.path.dirname(os.path.abspath(model_path)), name)
 
 
-def _value(value: Declared) -> _Value:
+def _value(value: Declared) -> _SignatureValue:
     dims = None if value.dims is None else [d if isinstance(d, int) else None for d in value.dims]
-    return _Value(value.name, DTYPES[value.dtype][0], dims)
+    return _SignatureValue(value.name, DTYPES[value.dtype][0], dims)

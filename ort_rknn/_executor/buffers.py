@@ -50,8 +50,8 @@ class Entry:
     """One entry per active run: first byte, one past the last, whether it is written."""
 
 
-class Table:
-    """Mapped buffers by address. Thread-safe; lookups take no lock.
+class BufferTable:
+    """Mapped buffers by address. Thread safe; a look-up takes no lock.
 
     False while it is empty. A finalizer may run at any point, even during a change on the same thread.
     """
@@ -129,7 +129,7 @@ def _forget(uses: Sequence[tuple[Entry, int, int, bool]]) -> None:
 
 
 #: All mapped buffers of this process.
-table = Table()
+table = BufferTable()
 
 
 class _Mapping:

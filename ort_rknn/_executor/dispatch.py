@@ -17,8 +17,8 @@ MOST_READY = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
-    """Contexts for the same core or cores."""
+class CoreSet:
+    """Contexts that wait for the same core or cores."""
 
     core_mask: int
     """The mask of each of its contexts."""
@@ -33,7 +33,7 @@ class Dispatch:
     With ``first_idle`` the order does not matter: the first idle context of any lane takes the run.
     """
 
-    lanes: tuple[Lane, ...]
+    lanes: tuple[CoreSet, ...]
     order: tuple[int, ...]
     contexts_per_lane: int
     first_idle: bool = False
@@ -98,8 +98,8 @@ def resolve(options: Options, soc: str, cores: int) -> Dispatch:
                     "schedule='auto' uses all of them"
                 )
         used = tuple(sorted(set(wanted)))
-        # A one-core runtime returns -13 from rknn_set_core_mask: its core needs no mask.
-        lanes = tuple(Lane(1 << core if cores > 1 else CORE_MASK_AUTO, f"core {core}") for core in used)
+        # A one-core runtime answers -13 to rknn_set_core_mask: its core needs no mask.
+        lanes = tuple(CoreSet(1 << core if cores > 1 else CORE_MASK_AUTO, f"core {core}") for core in used)
         return Dispatch(lanes, tuple(used.index(core) for core in wanted), threads, first_idle)
 
     mode = options.tp_mode or "auto"
@@ -114,4 +114,4 @@ def resolve(options: Options, soc: str, cores: int) -> Dispatch:
         label = "core 0" if cores == 1 else f"all cores ({', '.join(map(str, range(cores)))}) together"
     else:
         label = f"core {mode}" if "," not in mode else f"cores {mode} together"
-    return Dispatch((Lane(mask if cores > 1 else CORE_MASK_AUTO, label),), (0,), threads)
+    return Dispatch((CoreSet(mask if cores > 1 else CORE_MASK_AUTO, label),), (0,), threads)

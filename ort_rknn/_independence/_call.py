@@ -10,10 +10,10 @@ from ._lengths import Length, Symbols
 from ._values import ENTRY_LIMIT, Abstract, Counted, Dims, Entries, Refused, Unproved, Value, as_entries
 
 #: Gives what is known of a node's outputs, in their order. Raises Unproved.
-Rule = Callable[["Call"], Sequence[Abstract]]
+Rule = Callable[["NodeCall"], Sequence[Abstract]]
 
 
-class Call:
+class NodeCall:
     """A node with its inputs. Whatever a rule asks for and does not find raises Unproved."""
 
     __slots__ = ("inputs", "node", "opset", "symbols")

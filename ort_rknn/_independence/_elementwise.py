@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ._call import Call
+from ._call import NodeCall
 from ._lengths import Length
 from ._values import Value
 
@@ -23,7 +23,7 @@ BROADCAST = (
 )  # fmt: skip
 
 
-def broadcast_length(call: Call, a: Length, b: Length) -> Length:
+def broadcast_length(call: NodeCall, a: Length, b: Length) -> Length:
     """Of two lengths that do not grow with N."""
     if a == b or b == 1:
         return a
@@ -35,7 +35,7 @@ def broadcast_length(call: Call, a: Length, b: Length) -> Length:
     return b if type(b) is int else call.length()
 
 
-def broadcast(call: Call, values: Sequence[Value]) -> Value:
+def broadcast(call: NodeCall, values: Sequence[Value]) -> Value:
     """The shape of all, and the axis that holds the samples: the same, counted from the end, wherever one is."""
     samples = [value for value in values if value.axis is not None]
     if not samples and any(value.dims is None for value in values):
@@ -80,19 +80,19 @@ def _say(length: Length) -> str:
     return str(length) if type(length) is int else "an unknown length"
 
 
-def unary(call: Call) -> list[Value]:
+def unary(call: NodeCall) -> list[Value]:
     """The same shape."""
     value = call.value(0)
     call.fixed_from(1)
     return [Value(value.dims, value.axis, value.outer)]
 
 
-def n_ary(call: Call) -> list[Value]:
+def n_ary(call: NodeCall) -> list[Value]:
     """All inputs, broadcast."""
     return [broadcast(call, call.values())]
 
 
-def prelu(call: Call) -> list[Value]:
+def prelu(call: NodeCall) -> list[Value]:
     """PRelu: the slope is broadcast to the input, not the other way around."""
     values = call.values()
     if len(values) != 2 or len(call.shape_of(values[1])) > len(call.shape_of(values[0])):
@@ -100,7 +100,7 @@ def prelu(call: Call) -> list[Value]:
     return [broadcast(call, values)]
 
 
-def cast_like(call: Call) -> list[Value]:
+def cast_like(call: NodeCall) -> list[Value]:
     """The second input gives its type alone."""
     value = call.value(0)
     return [Value(value.dims, value.axis, value.outer)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ._call import Call
+from ._call import NodeCall
 from ._lengths import Length, N, over
 from ._values import Abstract, FlatRows, IndexRows, Value
 
 
-def gather(call: Call) -> list[Abstract]:
+def gather(call: NodeCall) -> list[Abstract]:
     """Gather: from a table by numbers of the samples, or from the samples by numbers that are the same for all."""
     data, rows = call.value(0), call.any(1)
     dims = call.shape_of(data)
@@ -30,7 +30,7 @@ def gather(call: Call) -> list[Abstract]:
     return [Value(result, data.axis if data.axis < axis else data.axis + len(picked) - 1, data.outer)]
 
 
-def gather_elements(call: Call) -> list[Abstract]:
+def gather_elements(call: NodeCall) -> list[Abstract]:
     """GatherElements: element for element along all axes but one."""
     data, indices = call.value(0), call.value(1)
     dims, picked = call.shape_of(data), call.shape_of(indices)
@@ -46,7 +46,7 @@ def gather_elements(call: Call) -> list[Abstract]:
     return [Value(picked, indices.axis, indices.outer)]
 
 
-def gather_nd(call: Call) -> list[Abstract]:
+def gather_nd(call: NodeCall) -> list[Abstract]:
     """GatherND. Rows of indices that begin with the sample's own position pick from that sample:
     ``x[arange(N), i]``."""
     data, found = call.value(0), call.any(1)
@@ -84,7 +84,7 @@ def gather_nd(call: Call) -> list[Abstract]:
     return [Value(result, indices.axis, indices.outer)]
 
 
-def one_hot(call: Call) -> list[Abstract]:
+def one_hot(call: NodeCall) -> list[Abstract]:
     """OneHot: a new axis."""
     indices = call.value(0)
     call.fixed_from(1)
@@ -98,7 +98,7 @@ def one_hot(call: Call) -> list[Abstract]:
     return [Value((*dims[:axis], depth, *dims[axis:]), at, indices.outer)]
 
 
-def trilu(call: Call) -> list[Abstract]:
+def trilu(call: NodeCall) -> list[Abstract]:
     """Trilu: looks at the last two axes."""
     value = call.value(0)
     call.fixed_from(1)
@@ -108,7 +108,7 @@ def trilu(call: Call) -> list[Abstract]:
     return [Value(dims, value.axis, value.outer)]
 
 
-def reverse_sequence(call: Call) -> list[Abstract]:
+def reverse_sequence(call: NodeCall) -> list[Abstract]:
     """ReverseSequence: each sample alone, where the samples are its batch."""
     value, lengths = call.value(0), call.value(1)
     dims = call.shape_of(value)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ._call import Call
+from ._call import NodeCall
 from ._graph import Constant
 from ._lengths import Length, Symbols, Term, at_least_zero, has_samples, over, product, times
 from ._values import ENTRY_LIMIT, Abstract, Counted, Entries, Refused, Value, as_entries
@@ -27,8 +27,8 @@ def number_value(entries: Entries, whole: bool = True) -> Value | Counted:
     return Value(entries.shape, entries=entries, whole=whole)
 
 
-def fold(call: Call) -> Sequence[Abstract] | None:
-    """The outputs where the elements of all inputs are known; None if the node must be followed otherwise."""
+def fold(call: NodeCall) -> Sequence[Abstract] | None:
+    """The outputs where the elements of all inputs are known; None where the node must be followed otherwise."""
     moves, computes = _MOVES.get(call.node.op_type), _COMPUTES.get(call.node.op_type)
     if moves is None and computes is None and call.node.op_type not in ("Cast", "ReduceProd"):
         return None
@@ -79,7 +79,7 @@ def _bounded(result: Element, inputs: Sequence[Element], symbols: Symbols) -> El
     return result
 
 
-def _cast(call: Call, array: Entries, whole: bool) -> Sequence[Abstract] | None:
+def _cast(call: NodeCall, array: Entries, whole: bool) -> Sequence[Abstract] | None:
     to = call.number("to", 0)
     flat: list[Element] = array.reshape(-1).tolist()
     if to == _BOOL:
@@ -101,7 +101,7 @@ def _fits(entry: Length, largest: int, alone: bool) -> bool:
     return not alone or (entry.factor == 1 and len(entry.symbols) + entry.samples == 1)
 
 
-def _product(call: Call, arrays: Sequence[Entries]) -> Sequence[Abstract] | None:
+def _product(call: NodeCall, arrays: Sequence[Entries]) -> Sequence[Abstract] | None:
     """ReduceProd over the only axis."""
     array = arrays[0]
     axes = arrays[1].reshape(-1).tolist() if len(arrays) > 1 else call.numbers("axes") or [0]
@@ -239,17 +239,17 @@ def _known(array: Entries) -> list[int] | None:
     return flat if all(isinstance(entry, int) for entry in flat) else None
 
 
-def _axes(call: Call, arrays: Sequence[Entries], default: list[int] | None = None) -> list[int] | None:
+def _axes(call: NodeCall, arrays: Sequence[Entries], default: list[int] | None = None) -> list[int] | None:
     if len(arrays) > 1:
         return _known(arrays[1])
     return call.numbers("axes") or default
 
 
-def _identity(_call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
+def _identity(_call: NodeCall, arrays: Sequence[Entries]) -> list[Entries] | None:
     return [arrays[0]]
 
 
-def _reshape(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
+def _reshape(call: NodeCall, arrays: Sequence[Entries]) -> list[Entries] | None:
     shape = _known(arrays[1])
     if shape is None or call.number("allowzero", 0):
         return None
@@ -258,25 +258,25 @@ def _reshape(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
     return [arrays[0].reshape(shape)]
 
 
-def _squeeze(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
+def _squeeze(call: NodeCall, arrays: Sequence[Entries]) -> list[Entries] | None:
     axes = _axes(call, arrays)
     return [np.squeeze(arrays[0], None if axes is None else tuple(axes))]
 
 
-def _unsqueeze(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
+def _unsqueeze(call: NodeCall, arrays: Sequence[Entries]) -> list[Entries] | None:
     axes = _axes(call, arrays)
     return None if axes is None else [np.expand_dims(arrays[0], tuple(axes))]
 
 
-def _transpose(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
+def _transpose(call: NodeCall, arrays: Sequence[Entries]) -> list[Entries] | None:
     return [np.transpose(arrays[0], call.numbers("perm"))]
 
 
-def _concat(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
+def _concat(call: NodeCall, arrays: Sequence[Entries]) -> list[Entries] | None:
     return [np.concatenate(arrays, call.number("axis", 0))]
 
 
-def _gather(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
+def _gather(call: NodeCall, arrays: Sequence[Entries]) -> list[Entries] | None:
     indices = _known(arrays[1])
     if indices is None:
         return None
@@ -286,7 +286,7 @@ def _gather(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
     return [as_entries([found], ())]
 
 
-def _slice(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
+def _slice(call: NodeCall, arrays: Sequence[Entries]) -> list[Entries] | None:
     data = arrays[0]
     if call.opset < 10:
         starts, ends, steps = call.numbers("starts"), call.numbers("ends"), None
@@ -306,7 +306,7 @@ def _slice(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
     return [data[tuple(cuts)]]
 
 
-def _split(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
+def _split(call: NodeCall, arrays: Sequence[Entries]) -> list[Entries] | None:
     data, axis = arrays[0], call.number("axis", 0)
     sizes = _known(arrays[1]) if len(arrays) > 1 else call.numbers("split")
     count = len(call.node.outputs)
@@ -316,7 +316,7 @@ def _split(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
     return list(np.split(data, np.cumsum(sizes)[:-1], axis))
 
 
-def _expand(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
+def _expand(call: NodeCall, arrays: Sequence[Entries]) -> list[Entries] | None:
     shape = _known(arrays[1])
     if shape is None or min(shape, default=1) < 1 or np.prod(shape, dtype=float) > ENTRY_LIMIT:
         return None
@@ -324,14 +324,14 @@ def _expand(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
     return [np.broadcast_to(arrays[0], shape).copy()]
 
 
-def _tile(call: Call, arrays: Sequence[Entries]) -> list[Entries] | None:
+def _tile(call: NodeCall, arrays: Sequence[Entries]) -> list[Entries] | None:
     repeats = _known(arrays[1])
     if repeats is None or min(repeats, default=1) < 0 or np.prod(repeats, dtype=float) > ENTRY_LIMIT:
         return None
     return [np.tile(arrays[0], repeats)]
 
 
-_MOVES: dict[str, Callable[[Call, Sequence[Entries]], list[Entries] | None]] = {
+_MOVES: dict[str, Callable[[NodeCall, Sequence[Entries]], list[Entries] | None]] = {
     "Identity": _identity,
     "Reshape": _reshape,
     "Squeeze": _squeeze,
@@ -357,7 +357,7 @@ def constant_value(constant: Constant) -> Value:
     return Value(constant.dims, entries=entries, whole=constant.elem_type in (_INT32, _INT64, _BOOL))
 
 
-def shape(call: Call) -> Sequence[Abstract]:
+def shape(call: NodeCall) -> Sequence[Abstract]:
     """Shape: the axes from ``start`` to ``end``."""
     dims = shape_of_any(call)
     if dims is None:
@@ -367,14 +367,14 @@ def shape(call: Call) -> Sequence[Abstract]:
     return [number_value(as_entries(dims, (len(dims),)))]
 
 
-def size(call: Call) -> Sequence[Abstract]:
+def size(call: NodeCall) -> Sequence[Abstract]:
     """Size: the number of elements."""
     dims = shape_of_any(call)
     found = None if dims is None else product(dims)
     return [number_value(as_entries([found if found is not None else call.symbols.length()], ()))]
 
 
-def shape_of_any(call: Call) -> tuple[Length, ...] | None:
+def shape_of_any(call: NodeCall) -> tuple[Length, ...] | None:
     """The shape of whatever the first input is."""
     found = call.any(0)
     if isinstance(found, Refused):
@@ -382,7 +382,7 @@ def shape_of_any(call: Call) -> tuple[Length, ...] | None:
     return found.entries.shape if isinstance(found, Counted) else found.dims
 
 
-def constant(call: Call) -> Sequence[Abstract]:
+def constant(call: NodeCall) -> Sequence[Abstract]:
     """Constant: a tensor, or numbers."""
     attributes = call.node.attributes
     tensor = call.tensor("value")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._call import Call
+from ._call import NodeCall
 from ._lengths import Length, Term, has_samples, over
 from ._numbers import number_value
 from ._shapes import as_length
@@ -14,7 +14,7 @@ from ._values import Abstract, Counted, IndexRows, Positions, Value
 _END = 10**9
 
 
-def _plus(call: Call, a: Length, b: Length) -> Length:
+def _plus(call: NodeCall, a: Length, b: Length) -> Length:
     if isinstance(a, int) and isinstance(b, int):
         return a + b
     if isinstance(a, Term) and isinstance(b, Term) and a[1:] == b[1:]:
@@ -22,7 +22,7 @@ def _plus(call: Call, a: Length, b: Length) -> Length:
     return call.length()
 
 
-def concat(call: Call) -> list[Abstract]:
+def concat(call: NodeCall) -> list[Abstract]:
     """Concat along another axis than the samples'."""
     first = call.any(0)
     if isinstance(first, Positions):
@@ -60,7 +60,7 @@ def concat(call: Call) -> list[Abstract]:
     return [Value(tuple(result), found.axis, found.outer)]
 
 
-def _index_rows(call: Call, first: Positions) -> IndexRows:
+def _index_rows(call: NodeCall, first: Positions) -> IndexRows:
     """Positions beside numbers of the samples, along the last axis: rows of indices."""
     rank = len(first.dims)
     last = rank - 1
@@ -82,7 +82,7 @@ def _index_rows(call: Call, first: Positions) -> IndexRows:
     return IndexRows((*first.dims[:last], total), first.axis, first.outer)
 
 
-def split(call: Call) -> list[Abstract]:
+def split(call: NodeCall) -> list[Abstract]:
     """Split along another axis than the samples'."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -105,7 +105,7 @@ def split(call: Call) -> list[Abstract]:
     return [Value((*dims[:axis], size, *dims[axis + 1 :]), value.axis, value.outer) for size in sizes]
 
 
-def slices(call: Call) -> list[Abstract]:
+def slices(call: NodeCall) -> list[Abstract]:
     """Slice along other axes than the samples', or all of them."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -134,7 +134,7 @@ def slices(call: Call) -> list[Abstract]:
     return [Value(tuple(result), value.axis, value.outer)]
 
 
-def _cut(call: Call, length: Length, start: Length, end: Length, step: Length) -> Length:
+def _cut(call: NodeCall, length: Length, start: Length, end: Length, step: Length) -> Length:
     if isinstance(start, int) and isinstance(end, int) and isinstance(step, int) and step and isinstance(length, int):
         return len(range(*slice(start, end, step).indices(length)))
     return call.length()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ._call import Call
+from ._call import NodeCall
 from ._elementwise import broadcast, n_ary
 from ._lengths import Length, at_least_zero, over, times
 from ._values import Abstract, FlatRows, Positions, Value
 
 
-def _positions(call: Call) -> tuple[Positions, int] | None:
+def _positions(call: NodeCall) -> tuple[Positions, int] | None:
     """The samples' positions among two inputs, and which input is the other one."""
     found = [call.any(index) for index in range(len(call.inputs))]
     places = [index for index, item in enumerate(found) if isinstance(item, Positions)]
@@ -24,7 +24,7 @@ def _positions(call: Call) -> tuple[Positions, int] | None:
     return (positions, 1 - places[0]) if isinstance(positions, Positions) else None
 
 
-def add(call: Call) -> list[Abstract]:
+def add(call: NodeCall) -> list[Abstract]:
     """Add. Positions times a length, plus an index below that length, pick from the sample itself."""
     pair = _positions(call)
     if pair is None:
@@ -40,7 +40,7 @@ def add(call: Call) -> list[Abstract]:
     raise call.refuse("computes with the samples' positions in a way that is not followed")
 
 
-def multiply(call: Call) -> list[Abstract]:
+def multiply(call: NodeCall) -> list[Abstract]:
     """Mul. The samples' positions stay such, times a length."""
     pair = _positions(call)
     if pair is None:
@@ -53,7 +53,7 @@ def multiply(call: Call) -> list[Abstract]:
     return [replace(positions, factor=product)]
 
 
-def divide(call: Call) -> list[Abstract]:
+def divide(call: NodeCall) -> list[Abstract]:
     """Div. An index below a * b, divided by a, is one below b."""
     found = n_ary(call)[0]
     value = call.value(0)
@@ -63,7 +63,7 @@ def divide(call: Call) -> list[Abstract]:
     return [replace(found, below=over(value.below, divisor))]
 
 
-def _one_length(call: Call, index: int) -> Length | None:
+def _one_length(call: NodeCall, index: int) -> Length | None:
     """An input that is one integer, more than 0 and the same for all samples."""
     value = call.value(index)
     if value.entries is None or value.entries.size != 1 or not value.whole:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ._call import Call
+from ._call import NodeCall
 from ._elementwise import broadcast, broadcast_length
 from ._lengths import Length
 from ._values import Abstract, Value
 
 
-def _product(call: Call, a: Value, b: Value) -> Value:
+def _product(call: NodeCall, a: Value, b: Value) -> Value:
     """[..., M, K] by [..., K, L], the axes before broadcast. One axis holds the samples: one of these, M or L."""
     left, right = call.shape_of(a), call.shape_of(b)
     if len(left) < 2 or len(right) < 2:
@@ -35,7 +35,7 @@ def _leading(value: Value, last: bool) -> Value:
     return Value(None if dims is None else dims[:-2], None if last else value.axis, value.outer)
 
 
-def _with_vector(call: Call, a: Value, b: Value) -> Value:
+def _with_vector(call: NodeCall, a: Value, b: Value) -> Value:
     """A product where one side has a single axis, over which is summed."""
     left, right = call.shape_of(a), call.shape_of(b)
     if a.axis is not None and b.axis is not None:
@@ -52,18 +52,18 @@ def _with_vector(call: Call, a: Value, b: Value) -> Value:
     raise call.refuse("has an input without axes")
 
 
-def matmul(call: Call) -> list[Abstract]:
+def matmul(call: NodeCall) -> list[Abstract]:
     """MatMul."""
     return [_product(call, call.value(0), call.value(1))]
 
 
-def _one_number(call: Call, *indices: int) -> None:
+def _one_number(call: NodeCall, *indices: int) -> None:
     for index in indices:
         if call.has(index) and any(dim != 1 for dim in call.dims(index)):
             raise call.refuse("has a scale or zero point for each row or column")
 
 
-def matmul_integer(call: Call) -> list[Abstract]:
+def matmul_integer(call: NodeCall) -> list[Abstract]:
     """MatMulInteger: two matrices and their zero points."""
     call.fixed(2, 3)
     _one_number(call, 2)
@@ -72,7 +72,7 @@ def matmul_integer(call: Call) -> list[Abstract]:
     return [_product(call, call.value(0), call.value(1))]
 
 
-def quantized_matmul(call: Call) -> list[Abstract]:
+def quantized_matmul(call: NodeCall) -> list[Abstract]:
     """QLinearMatMul: a, scale, zero point, b, scale, zero point, scale, zero point."""
     call.fixed(1, 2, 4, 5, 6, 7)
     _one_number(call, 1, 2, 6, 7)
@@ -81,14 +81,14 @@ def quantized_matmul(call: Call) -> list[Abstract]:
     return [_product(call, call.value(0), call.value(3))]
 
 
-def gemm(call: Call) -> list[Abstract]:
+def gemm(call: NodeCall) -> list[Abstract]:
     """Gemm: A by B, either turned, plus C."""
     a, b = _turned(call, 0, "transA"), _turned(call, 1, "transB")
     found = _product(call, a, b)
     return [broadcast(call, [found, call.value(2)]) if call.has(2) else found]
 
 
-def _turned(call: Call, index: int, name: str) -> Value:
+def _turned(call: NodeCall, index: int, name: str) -> Value:
     value = call.value(index)
     dims = call.shape_of(value)
     if len(dims) != 2:
@@ -98,7 +98,7 @@ def _turned(call: Call, index: int, name: str) -> Value:
     return Value((dims[1], dims[0]), None if value.axis is None else 1 - value.axis, value.outer)
 
 
-def einsum(call: Call) -> list[Abstract]:
+def einsum(call: NodeCall) -> list[Abstract]:
     """Einsum, without an ellipsis: one letter stands for the samples, in each input that has them and in the output."""
     equation = call.text("equation", "").replace(" ", "")
     sides = equation.split("->")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ._call import Call
+from ._call import NodeCall
 from ._lengths import Length
 from ._values import Abstract, Value
 
 
-def recurrent(call: Call) -> list[Abstract]:
+def recurrent(call: NodeCall) -> list[Abstract]:
     """X [steps, batch, features], or with layout 1 [batch, steps, features]. The samples must be the batch."""
     value = call.value(0)
     dims = call.shape_of(value)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ._call import Call
+from ._call import NodeCall
 from ._lengths import Length
 from ._values import Abstract, Dims, Undetermined, Value
 
 
-def _apart(call: Call, value: Value, axes: Iterable[int], does: str) -> None:
+def _apart(call: NodeCall, value: Value, axes: Iterable[int], does: str) -> None:
     if value.axis is not None and value.axis in set(axes):
         raise call.refuse(f"{does} along the samples' axis")
 
 
-def reduce(call: Call) -> list[Abstract]:
+def reduce(call: NodeCall) -> list[Abstract]:
     """ReduceSum and its siblings. Without axes they reduce all."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -36,7 +36,7 @@ def _without(value: Value, dims: Dims, places: set[int], *, keep: bool) -> Value
     return Value(tuple(result), axis, value.outer)
 
 
-def arg(call: Call) -> list[Abstract]:
+def arg(call: NodeCall) -> list[Abstract]:
     """ArgMax, ArgMin."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -46,7 +46,7 @@ def arg(call: Call) -> list[Abstract]:
     return [replace(found, below=dims[axis])]
 
 
-def top_k(call: Call) -> list[Abstract]:
+def top_k(call: NodeCall) -> list[Abstract]:
     """TopK: values and indices."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -60,7 +60,7 @@ def top_k(call: Call) -> list[Abstract]:
     return [found, replace(found, below=dims[axis])]
 
 
-def softmax(call: Call) -> list[Abstract]:
+def softmax(call: NodeCall) -> list[Abstract]:
     """Softmax, LogSoftmax, Hardmax. Before version 13 they take all axes from ``axis`` on as one."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -72,7 +72,7 @@ def softmax(call: Call) -> list[Abstract]:
     return [Value(dims, value.axis, value.outer)]
 
 
-def along_axis(call: Call) -> list[Abstract]:
+def along_axis(call: NodeCall) -> list[Abstract]:
     """LpNormalization, CumSum: along one axis, the shape stays."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -82,7 +82,7 @@ def along_axis(call: Call) -> list[Abstract]:
     return [Value(dims, value.axis, value.outer)]
 
 
-def layer_normalization(call: Call) -> list[Abstract]:
+def layer_normalization(call: NodeCall) -> list[Abstract]:
     """LayerNormalization, RMSNormalization: over all axes from ``axis`` on, with scale and bias of these axes."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -96,7 +96,7 @@ def layer_normalization(call: Call) -> list[Abstract]:
     return [Value(dims, value.axis, value.outer), reduced, reduced]
 
 
-def mean_variance(call: Call) -> list[Abstract]:
+def mean_variance(call: NodeCall) -> list[Abstract]:
     """MeanVarianceNormalization: over the first axis too, unless it says otherwise."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -105,7 +105,7 @@ def mean_variance(call: Call) -> list[Abstract]:
     return [Value(dims, value.axis, value.outer)]
 
 
-def quantize(call: Call) -> list[Abstract]:
+def quantize(call: NodeCall) -> list[Abstract]:
     """QuantizeLinear, DequantizeLinear: one scale, or one for each element of another axis than the samples'."""
     value = call.value(0)
     dims = value.dims
@@ -123,7 +123,7 @@ def quantize(call: Call) -> list[Abstract]:
     return [Value(dims, value.axis, value.outer)]
 
 
-def dropout(call: Call) -> list[Abstract]:
+def dropout(call: NodeCall) -> list[Abstract]:
     """Dropout outside training."""
     value = call.value(0)
     if call.has(2):

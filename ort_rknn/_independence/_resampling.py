@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ._call import Call
+from ._call import NodeCall
 from ._lengths import Length, over, times
 from ._shapes import as_length
 from ._values import Abstract, Value
 
 
-def resize(call: Call) -> list[Abstract]:
+def resize(call: NodeCall) -> list[Abstract]:
     """Resize, Upsample: along other axes than the samples'."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -48,7 +48,7 @@ def resize(call: Call) -> list[Abstract]:
     return [Value(tuple(result), value.axis, value.outer)]
 
 
-def pad(call: Call) -> list[Abstract]:
+def pad(call: NodeCall) -> list[Abstract]:
     """Pad along other axes than the samples'."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -76,7 +76,7 @@ def pad(call: Call) -> list[Abstract]:
     return [Value(tuple(result), value.axis, value.outer)]
 
 
-def depth_to_space(call: Call) -> list[Abstract]:
+def depth_to_space(call: NodeCall) -> list[Abstract]:
     """DepthToSpace and SpaceToDepth, [N, C, H, W]."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -90,7 +90,7 @@ def depth_to_space(call: Call) -> list[Abstract]:
     return [Value((dims[0], *lengths), value.axis, value.outer)]
 
 
-def grid_sample(call: Call) -> list[Abstract]:
+def grid_sample(call: NodeCall) -> list[Abstract]:
     """GridSample: pictures and grids of the same samples."""
     value, grid = call.value(0), call.value(1)
     dims, places = call.shape_of(value), call.shape_of(grid)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ._call import Call
+from ._call import NodeCall
 from ._elementwise import broadcast_length
 from ._lengths import Length, N, at_least_zero, has_samples, over, product, times
 from ._numbers import number_value
 from ._values import ENTRY_LIMIT, Abstract, Counted, Dims, Positions, Value, as_entries
 
 
-def movable(call: Call, index: int = 0) -> Value | Positions:
+def movable(call: NodeCall, index: int = 0) -> Value | Positions:
     """An input whose elements may be moved about."""
     found = call.any(index)
     return found if isinstance(found, Positions) else call.value(index)
@@ -25,16 +25,16 @@ def _moved(found: Value | Positions, dims: Sequence[Length], axis: int | None, o
     return Value(tuple(dims), axis, outer, below=found.below if isinstance(found, Value) else None)
 
 
-def _axis_dims(call: Call, found: Value | Positions) -> Dims:
+def _axis_dims(call: NodeCall, found: Value | Positions) -> Dims:
     return found.dims if isinstance(found, Positions) else call.shape_of(found)
 
 
-def identity(call: Call) -> list[Abstract]:
+def identity(call: NodeCall) -> list[Abstract]:
     """Identity."""
     return [call.any(0)]
 
 
-def cast(call: Call) -> list[Abstract]:
+def cast(call: NodeCall) -> list[Abstract]:
     """Cast: numbers that count the samples stay integers only as such (see ``fold``)."""
     found = movable(call)
     if isinstance(found, Positions):
@@ -45,7 +45,7 @@ def cast(call: Call) -> list[Abstract]:
     return [Value(found.dims, found.axis, found.outer, below=below)]
 
 
-def transpose(call: Call) -> list[Abstract]:
+def transpose(call: NodeCall) -> list[Abstract]:
     """Transpose."""
     found = movable(call)
     if found.dims is None:
@@ -57,12 +57,12 @@ def transpose(call: Call) -> list[Abstract]:
     return [_moved(found, [found.dims[at] for at in perm], axis, found.outer)]
 
 
-def _axes(call: Call, rank: int) -> list[int] | None:
+def _axes(call: NodeCall, rank: int) -> list[int] | None:
     axes = call.integers(1) if call.has(1) else call.numbers("axes")
     return None if axes is None else sorted(call.axis(axis, rank) for axis in axes)
 
 
-def squeeze(call: Call) -> list[Abstract]:
+def squeeze(call: NodeCall) -> list[Abstract]:
     """Squeeze. Without axes it would take away the samples' own where there is one sample."""
     found = movable(call)
     dims = _axis_dims(call, found)
@@ -75,7 +75,7 @@ def squeeze(call: Call) -> list[Abstract]:
     return [_moved(found, [dim for at, dim in enumerate(dims) if at not in axes], axis, found.outer)]
 
 
-def unsqueeze(call: Call) -> list[Abstract]:
+def unsqueeze(call: NodeCall) -> list[Abstract]:
     """Unsqueeze."""
     found = movable(call)
     old = list(_axis_dims(call, found))
@@ -90,7 +90,7 @@ def unsqueeze(call: Call) -> list[Abstract]:
     return [_moved(found, dims, axis, found.outer)]
 
 
-def as_length(call: Call, entry: Length) -> Length:
+def as_length(call: NodeCall, entry: Length) -> Length:
     """A number that is used as a length: it cannot be negative."""
     if at_least_zero(entry):
         return entry
@@ -101,7 +101,7 @@ def as_length(call: Call, entry: Length) -> Length:
     return call.length()
 
 
-def reshape(call: Call) -> list[Abstract]:
+def reshape(call: NodeCall) -> list[Abstract]:
     """Reshape."""
     found = movable(call)
     target = call.entries(1)
@@ -110,7 +110,7 @@ def reshape(call: Call) -> list[Abstract]:
     return [reshaped(call, found, target)]
 
 
-def flatten(call: Call) -> list[Abstract]:
+def flatten(call: NodeCall) -> list[Abstract]:
     """Flatten: all axes before ``axis`` become one, and all others."""
     found = movable(call)
     dims = _axis_dims(call, found)
@@ -122,7 +122,7 @@ def flatten(call: Call) -> list[Abstract]:
     return [reshaped(call, found, [half for half in halves if half is not None])]
 
 
-def reshaped(call: Call, found: Value | Positions, target: Sequence[Length]) -> Value | Positions:
+def reshaped(call: NodeCall, found: Value | Positions, target: Sequence[Length]) -> Value | Positions:
     """``found`` in the shape ``target``, where 0 copies a length and -1 stands for what is left.
 
     The elements stay in their order: with P of them before the samples' axis and Q behind it, element (p * N + n) * Q
@@ -176,7 +176,7 @@ def reshaped(call: Call, found: Value | Positions, target: Sequence[Length]) -> 
     return _moved(found, lengths, place, outer)
 
 
-def _fixed_lengths(call: Call, dims: Dims | None, target: Sequence[Length]) -> list[Length]:
+def _fixed_lengths(call: NodeCall, dims: Dims | None, target: Sequence[Length]) -> list[Length]:
     """The shape of a tensor that is the same for all samples."""
     lengths: list[Length] = []
     for at, entry in enumerate(target):
@@ -195,7 +195,7 @@ def _fixed_lengths(call: Call, dims: Dims | None, target: Sequence[Length]) -> l
     return lengths
 
 
-def expand(call: Call) -> list[Abstract]:
+def expand(call: NodeCall) -> list[Abstract]:
     """Expand: broadcast to a shape. An axis of length 1 that becomes N is the same for each sample."""
     found = movable(call)
     dims = _axis_dims(call, found)
@@ -221,7 +221,7 @@ def expand(call: Call) -> list[Abstract]:
     return [_moved(found, result, axis, outer)]
 
 
-def tile(call: Call) -> list[Abstract]:
+def tile(call: NodeCall) -> list[Abstract]:
     """Tile: the whole axis again and again, so what it repeats goes before N."""
     found = movable(call)
     dims = _axis_dims(call, found)
@@ -245,7 +245,7 @@ def tile(call: Call) -> list[Abstract]:
     return [_moved(found, result, axis, outer)]
 
 
-def constant_of_shape(call: Call) -> list[Abstract]:
+def constant_of_shape(call: NodeCall) -> list[Abstract]:
     """ConstantOfShape."""
     lengths = tuple(as_length(call, entry) for entry in call.entries(0))
     places = [at for at, length in enumerate(lengths) if has_samples(length)]
@@ -264,7 +264,7 @@ def constant_of_shape(call: Call) -> list[Abstract]:
     return [number_value(as_entries([fill] * count, sizes))]
 
 
-def ranged(call: Call) -> list[Abstract]:
+def ranged(call: NodeCall) -> list[Abstract]:
     """Range. From 0 to N it gives each sample's own position."""
     start, limit, delta = (call.entries(at)[0] for at in range(3))
     whole = all(isinstance(found, Value | Counted) and found.whole for found in call.inputs)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ._call import Call
+from ._call import NodeCall
 from ._lengths import Length, over, times
 from ._values import Dims, Value
 
 
-def _picture(call: Call, index: int = 0) -> tuple[Dims, Value]:
+def _picture(call: NodeCall, index: int = 0) -> tuple[Dims, Value]:
     """The shape of an input whose first axis holds the samples."""
     value = call.value(index)
     dims = call.shape_of(value)
@@ -18,14 +18,14 @@ def _picture(call: Call, index: int = 0) -> tuple[Dims, Value]:
     return dims, value
 
 
-def _padding(call: Call, count: int) -> tuple[list[int], list[int]]:
+def _padding(call: NodeCall, count: int) -> tuple[list[int], list[int]]:
     pads = call.numbers("pads") or [0] * (2 * count)
     if len(pads) != 2 * count:
         raise call.refuse("has an attribute 'pads' of another length than its kernel")
     return pads[:count], pads[count:]
 
 
-def window(call: Call, dims: Dims, kernel: list[Length]) -> list[Length]:
+def window(call: NodeCall, dims: Dims, kernel: list[Length]) -> list[Length]:
     """The spatial lengths after a window has moved over the picture."""
     count = len(kernel)
     strides = call.numbers("strides") or [1] * count
@@ -55,21 +55,21 @@ def window(call: Call, dims: Dims, kernel: list[Length]) -> list[Length]:
     return result
 
 
-def _divided(call: Call, length: Length, stride: int) -> Length:
+def _divided(call: NodeCall, length: Length, stride: int) -> Length:
     return -(-length // stride) if type(length) is int else call.length()
 
 
-def convolution(call: Call) -> list[Value]:
+def convolution(call: NodeCall) -> list[Value]:
     """Conv, ConvInteger: input, weights, bias."""
     return _convolve(call, 1)
 
 
-def quantized_convolution(call: Call) -> list[Value]:
+def quantized_convolution(call: NodeCall) -> list[Value]:
     """QLinearConv: input, scale, zero point, weights and theirs."""
     return _convolve(call, 3)
 
 
-def _convolve(call: Call, at: int) -> list[Value]:
+def _convolve(call: NodeCall, at: int) -> list[Value]:
     dims, value = _picture(call)
     call.fixed_from(1)
     weights = call.dims(at)
@@ -78,7 +78,7 @@ def _convolve(call: Call, at: int) -> list[Value]:
     return [Value((dims[0], weights[0], *window(call, dims, list(weights[2:]))), value.axis, value.outer)]
 
 
-def transposed_convolution(call: Call) -> list[Value]:
+def transposed_convolution(call: NodeCall) -> list[Value]:
     """ConvTranspose. Its spatial lengths are followed where the padding is explicit."""
     dims, value = _picture(call)
     call.fixed_from(1)
@@ -110,7 +110,7 @@ def transposed_convolution(call: Call) -> list[Value]:
     return [Value((dims[0], channels if channels is not None else call.length(), *spatial), value.axis, value.outer)]
 
 
-def pool(call: Call) -> list[Value]:
+def pool(call: NodeCall) -> list[Value]:
     """MaxPool, AveragePool, LpPool. The second output of MaxPool counts through all samples and is not given."""
     dims, value = _picture(call)
     kernel = call.numbers("kernel_shape")
@@ -119,13 +119,13 @@ def pool(call: Call) -> list[Value]:
     return [Value((dims[0], dims[1], *window(call, dims, list(kernel))), value.axis, value.outer)]
 
 
-def global_pool(call: Call) -> list[Value]:
+def global_pool(call: NodeCall) -> list[Value]:
     """All spatial axes become 1."""
     dims, value = _picture(call)
     return [Value((dims[0], dims[1], *[1] * (len(dims) - 2)), value.axis, value.outer)]
 
 
-def batch_normalization(call: Call) -> list[Value]:
+def batch_normalization(call: NodeCall) -> list[Value]:
     """As inference does it: with the statistics that it was given."""
     value = call.value(0)
     dims = call.shape_of(value)
@@ -138,7 +138,7 @@ def batch_normalization(call: Call) -> list[Value]:
     return [Value(dims, value.axis, value.outer)]
 
 
-def by_sample(call: Call) -> list[Value]:
+def by_sample(call: NodeCall) -> list[Value]:
     """InstanceNormalization, GroupNormalization, LRN: each element of the first axis alone."""
     dims, value = _picture(call)
     call.fixed_from(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ..files._wire import WireError
-from ._call import Call
+from ._call import NodeCall
 from ._graph import Node, NodeGraph
 from ._lengths import N, Symbols
 from ._numbers import constant_value, fold
@@ -79,7 +79,7 @@ def _outputs(node: Node, known: dict[str, Abstract], opset: int, symbols: Symbol
     count = len(node.outputs)
     try:
         inputs = [_input(node, name, known) if name else None for name in node.inputs]
-        found = list(_follow(Call(node, inputs, opset, symbols)))
+        found = list(_follow(NodeCall(node, inputs, opset, symbols)))
     except Unproved as problem:
         return [Refused(problem.reason)] * count
     except (ArithmeticError, LookupError, TypeError, ValueError) as problem:
@@ -96,7 +96,7 @@ def _input(node: Node, name: str, known: dict[str, Abstract]) -> Abstract:
     return known[name]
 
 
-def _follow(call: Call) -> Sequence[Abstract]:
+def _follow(call: NodeCall) -> Sequence[Abstract]:
     node = call.node
     for found in call.inputs:
         if isinstance(found, Refused):

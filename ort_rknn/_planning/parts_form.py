@@ -17,7 +17,7 @@ from .._options import SIGNATURE_OPTIONS, Options
 from .._regular import open_regular
 from .._tensors import DTYPES
 from ..files import EpContextNode, OnnxModel, OnnxValue, RknnFile, RknnTensor
-from ..files._onnx_part import Node, read_nodes
+from ..files._onnx_part import PartNode, read_nodes
 from ..files._source import open_source
 from ..files._wire import WireError
 from ..files.onnx_model import OnnxFileError
@@ -146,7 +146,7 @@ class _Former:
             raise OptionError(f"provider option {key}: input {value.name!r} is {value.type_text}")
         return Edge(value.name, element, (), order)
 
-    def _refuse_cpu(self, key: str, name: str, readers: Sequence[Node]) -> None:
+    def _refuse_cpu(self, key: str, name: str, readers: Sequence[PartNode]) -> None:
         on_cpu = next((node for node in readers if self._part(node) is None), None)
         if on_cpu is not None:
             raise OptionError(
@@ -205,8 +205,8 @@ class _Former:
 
     # Parts ----------------------------------------------------------------------------------------------------
 
-    def _part(self, node: Node) -> EpContextNode | None:
-        """The EPContext node of ours that this node of the main graph is; None for any other node."""
+    def _part(self, node: PartNode) -> EpContextNode | None:
+        """The EPContext node of ours that a node of the main graph is."""
         if node.op_type != "EPContext" or node.domain != "com.microsoft":
             return None
         part = next((self._parts[name] for name in node.outputs if name in self._parts), None)
@@ -242,7 +242,7 @@ def _declared(value: OnnxValue) -> Declared:
     return Declared(value.name, value.dtype or "", value.dims)
 
 
-def _spell(node: Node) -> str:
+def _spell(node: PartNode) -> str:
     """A node, for a message."""
     if node.name:
         return f"node {node.name!r} ({node.op_type})"

@@ -98,8 +98,8 @@ class EpContextNode:
 
 
 @dataclass(slots=True)
-class Graph:
-    """What is collected from a graph; from subgraphs only EPContext nodes and external data."""
+class OnnxGraph:
+    """What is gathered from a graph; of graphs inside its nodes only EPContext nodes and external data."""
 
     name: str = ""
     doc_string: str = ""
@@ -112,8 +112,8 @@ class Graph:
     node_count: int = 0
 
 
-def read_graph(reader: WireReader, start: int, end: int, graph: Graph, depth: int = 0) -> None:
-    """Add the GraphProto from ``start`` to ``end`` to ``graph``. Raises WireError."""
+def read_graph(reader: WireReader, start: int, end: int, graph: OnnxGraph, depth: int = 0) -> None:
+    """Add the GraphProto at ``start`` to ``end`` to ``graph``. Raises WireError."""
     if depth > _DEPTH_LIMIT:
         raise WireError(f"offset {start}: graphs inside graphs, {_DEPTH_LIMIT} deep")
     for number, kind, first, last in reader.fields(start, end):
@@ -145,10 +145,10 @@ def _keep(items: list[T], item: T, offset: int) -> None:
     items.append(item)
 
 
-def _read_node(reader: WireReader, start: int, end: int, graph: Graph, depth: int) -> None:
-    """Most nodes contain nothing of interest, and searching for the relevant bytes is ten times as fast as parsing:
-    a domain's tag (EPContext nodes have one), the standard operators that contain graphs, and the key of external
-    data."""
+def _read_node(reader: WireReader, start: int, end: int, graph: OnnxGraph, depth: int) -> None:
+    """Most nodes hold nothing of interest, and a search for what would be is ten times as fast as going through them:
+    a domain's tag (an EPContext node has one), the operators of the standard domain that hold graphs, and the key
+    that external data is written with."""
     if end - start < _SEARCHED_LENGTH:
         node = reader.take(start, end)
         for sign in _SIGNS:
@@ -173,15 +173,15 @@ def _read_node(reader: WireReader, start: int, end: int, graph: Graph, depth: in
             _read_attribute_parts(reader, first, last, graph, depth)
 
 
-def _read_attribute_parts(reader: WireReader, start: int, end: int, graph: Graph, depth: int) -> None:
-    """Read the tensors and graphs in an attribute."""
+def _read_attribute_parts(reader: WireReader, start: int, end: int, graph: OnnxGraph, depth: int) -> None:
+    """The tensors and graphs that an attribute holds."""
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
             continue
         if number in (_ATTRIBUTE_T, _ATTRIBUTE_TENSORS):
             _read_tensor(reader, first, last, graph)
         elif number in (_ATTRIBUTE_G, _ATTRIBUTE_GRAPHS):
-            inner = Graph(ep_context_nodes=graph.ep_context_nodes, external_data=graph.external_data)
+            inner = OnnxGraph(ep_context_nodes=graph.ep_context_nodes, external_data=graph.external_data)
             read_graph(reader, first, last, inner, depth + 1)
 
 
@@ -241,8 +241,8 @@ def _read_ep_context(reader: WireReader, start: int, end: int, attributes: list[
     )
 
 
-def _read_tensor(reader: WireReader, start: int, end: int, graph: Graph) -> str:
-    """Return the tensor's name; if a file holds its data, add it to ``graph``."""
+def _read_tensor(reader: WireReader, start: int, end: int, graph: OnnxGraph) -> str:
+    """The tensor's name; the file that holds its data, if one does, goes to ``graph``."""
     name = ""
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:

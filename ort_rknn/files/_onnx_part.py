@@ -25,8 +25,8 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """A node, and its position in the file."""
+class PartNode:
+    """A node, and where it lies in the file."""
 
     op_type: str
     domain: str
@@ -51,7 +51,7 @@ class Nodes:
     """A model's main graph."""
 
     data: Data
-    nodes: list[Node] = field(default_factory=list)
+    nodes: list[PartNode] = field(default_factory=list)
     initializers: dict[str, tuple[int, Span]] = field(default_factory=dict)
     """By name: the graph field that contains it (dense or sparse), and its position."""
     inputs: dict[str, tuple[OnnxValue, Span]] = field(default_factory=dict)
@@ -63,8 +63,8 @@ class Nodes:
     replaces_operators: bool = False
     """Whether a function of the model is in the standard domain."""
 
-    def cut(self, nodes: Sequence[Node], outputs: Sequence[str]) -> bytes:
-        """An ONNX model with these nodes (in the file's order), what they read, and ``outputs``."""
+    def cut(self, nodes: Sequence[PartNode], outputs: Sequence[str]) -> bytes:
+        """The ONNX model that has these nodes (in the file's order), what they read, and ``outputs``."""
         data = self.data
         used = dict.fromkeys((*(name for node in nodes for name in node.reads), *outputs))
         parts = [bytes_field(_GRAPH_NODE, data[slice(*node.span)]) for node in nodes]
@@ -128,7 +128,7 @@ def _read_graph(reader: WireReader, start: int, end: int, found: Nodes, fed: lis
             raise WireError(f"offset {first}: more than {_ITEM_LIMIT} of one kind")
 
 
-def _read_node(reader: WireReader, start: int, end: int) -> Node:
+def _read_node(reader: WireReader, start: int, end: int) -> PartNode:
     op_type = domain = own_name = ""
     inputs: list[str] = []
     outputs: list[str] = []
@@ -150,7 +150,7 @@ def _read_node(reader: WireReader, start: int, end: int) -> Node:
         elif number == _NODE_ATTRIBUTE:
             has_graph |= _read_captured(reader, first, last, captured, 0)
     domain = "" if domain == "ai.onnx" else domain
-    return Node(op_type, domain, tuple(inputs), tuple(outputs), tuple(captured), has_graph, (start, end), own_name)
+    return PartNode(op_type, domain, tuple(inputs), tuple(outputs), tuple(captured), has_graph, (start, end), own_name)
 
 
 def _read_captured(reader: WireReader, start: int, end: int, names: list[str], depth: int) -> bool:

@@ -37,8 +37,8 @@ _TYPE_CODES = {1: "int32", 3: "int8", 5: "int16", 6: "float32", 7: "int64", 10: 
 
 
 @dataclass(slots=True)
-class Port:
-    """An input or output as described by a graph table or the trailer. ``shape`` is without the batch factor."""
+class RknnPort:
+    """An input or output as a graph table or the trailer describes it. ``shape`` is without the batch factor."""
 
     name: str
     shape: Shape | None = None
@@ -47,9 +47,9 @@ class Port:
 
 
 @dataclass(slots=True)
-class Graph:
-    inputs: list[Port] = field(default_factory=list)
-    outputs: list[Port] = field(default_factory=list)
+class RknnGraph:
+    inputs: list[RknnPort] = field(default_factory=list)
+    outputs: list[RknnPort] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -67,12 +67,12 @@ class Parts:
     dynamic_shapes: Mapping[str, object] = field(default_factory=dict)
     reported: Mapping[str, object] = field(default_factory=dict)
     """Per input and output: the dtype and layout that the runtime reports."""
-    graphs: list[Graph] = field(default_factory=list)
+    graphs: list[RknnGraph] = field(default_factory=list)
     """One, or one per shape set."""
     trailer_version: str | None = None
     trailer_targets: tuple[str, ...] = ()
     trailer_framework: str | None = None
-    trailer_graph: Graph = field(default_factory=Graph)
+    trailer_graph: RknnGraph = field(default_factory=RknnGraph)
     unknown: list[str] = field(default_factory=list)
 
 
@@ -134,15 +134,15 @@ def _read_model(root: Table, parts: Parts, budget: Budget) -> None:
         parts.unknown.append(f"the graph: {problem}")
 
 
-def _read_graph(graph: Table) -> Graph:
-    def ports(slot: int) -> list[Port]:
+def _read_graph(graph: Table) -> RknnGraph:
+    def ports(slot: int) -> list[RknnPort]:
         indices = graph.ints(slot, _PORT_LIMIT) or ()
         return [_read_tensor(graph.table(_GRAPH_TENSORS, index, _TABLE_LIMIT)) for index in indices]
 
-    return Graph(ports(_GRAPH_INPUTS), ports(_GRAPH_OUTPUTS))
+    return RknnGraph(ports(_GRAPH_INPUTS), ports(_GRAPH_OUTPUTS))
 
 
-def _read_tensor(tensor: Table) -> Port:
+def _read_tensor(tensor: Table) -> RknnPort:
     name = tensor.string(_TENSOR_NAME, _NAME_LIMIT)
     if not name:
         raise ValueError("an input or output has no name")
@@ -153,7 +153,7 @@ def _read_tensor(tensor: Table) -> Port:
         quantization = Quantization(scales[0], zero_points[0])
     code = tensor.byte(_TENSOR_TYPE)
     dims = tensor.ints(_TENSOR_DIMS, _RANK_LIMIT)
-    return Port(name.decode(), as_shape(dims), _TYPE_CODES.get(code or 0), quantization)
+    return RknnPort(name.decode(), as_shape(dims), _TYPE_CODES.get(code or 0), quantization)
 
 
 def _read_trailer(data: Data, trailer: tuple[int, int], parts: Parts, budget: Budget) -> None:
@@ -177,13 +177,13 @@ def _read_trailer(data: Data, trailer: tuple[int, int], parts: Parts, budget: Bu
     if isinstance(platforms, list):
         parts.trailer_targets = tuple(name[:_NAME_LIMIT] for name in platforms[:_RANK_LIMIT] if isinstance(name, str))
 
-    tensors: dict[int, Port] = {}
+    tensors: dict[int, RknnPort] = {}
     for entry in map(_mapping, _sequence(value.get("norm_tensor"))):
         identifier, name = entry.get("tensor_id"), entry.get("url")
         if isinstance(identifier, int) and isinstance(name, str) and 0 < len(name) <= _NAME_LIMIT:
             quantized = _mapping(entry.get("dtype")).get("vx_type")
             dtype = quantized if isinstance(quantized, str) and quantized in ("int8", "int16") else None
-            tensors[identifier] = Port(name, as_shape(entry.get("size")), dtype)
+            tensors[identifier] = RknnPort(name, as_shape(entry.get("size")), dtype)
     for edge in map(_mapping, _sequence(value.get("graph"))):
         identifier = edge.get("right_tensor_id")
         port = tensors.get(identifier) if isinstance(identifier, int) else None

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ._onnx_graph import OnnxValue
-from ._onnx_part import Node, Nodes, read_nodes
+from ._onnx_part import Nodes, PartNode, read_nodes
 from ._source import Source, describe_source, open_source
 from ._wire import WireError
 from .onnx_model import OnnxFileError
@@ -148,7 +148,7 @@ class _Flow:
             return _BY_SHAPE
         return self._shapes.get(name, _CONSTANT)
 
-    def _of(self, node: Node) -> tuple[int, int]:
+    def _of(self, node: PartNode) -> tuple[int, int]:
         reads = node.reads
         value = max(map(self.value, reads), default=_CONSTANT)
         shape = max(map(self._shape, reads), default=_CONSTANT)
@@ -190,7 +190,7 @@ class _Flow:
                     left.append(name)
         return reached
 
-    def makers(self, outputs: Sequence[str]) -> list[Node]:
+    def makers(self, outputs: Sequence[str]) -> list[PartNode]:
         """The nodes that the outputs need, in the file's order."""
         names = self.reached(outputs, across_shapes=True)
         return [node for node in self._graph.nodes if names.intersection(node.outputs)]

@@ -90,7 +90,7 @@ def _read_model(data: Data) -> OnnxModel:
     texts: dict[int, str] = {}
     opsets: dict[str, int] = {}
     metadata: dict[str, str] = {}
-    graph: _onnx_graph.Graph | None = None
+    graph: _onnx_graph.OnnxGraph | None = None
     for number, kind, start, end in reader.fields(0, len(data)):
         if number in (_IR_VERSION, _MODEL_VERSION):
             if kind == BYTES:
@@ -99,8 +99,8 @@ def _read_model(data: Data) -> OnnxModel:
         elif kind != BYTES:
             continue
         elif number == _GRAPH:
-            # protobuf merges a message field that occurs twice into one message.
-            graph = graph or _onnx_graph.Graph()
+            # A message field that comes twice is one message: protobuf merges them.
+            graph = graph or _onnx_graph.OnnxGraph()
             _onnx_graph.read_graph(reader, start, end, graph)
         elif number in (_PRODUCER_NAME, _PRODUCER_VERSION, _DOMAIN, _DOC_STRING):
             texts[number] = reader.text(start, end)

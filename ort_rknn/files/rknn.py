@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .._tensors import Layout, Quantization, Shape
-from ._rknn_parts import Parts, Port, as_floats, as_shape, as_shapes, read_parts
+from ._rknn_parts import Parts, RknnPort, as_floats, as_shape, as_shapes, read_parts
 from ._source import Data, Source, describe_source, looks_like, open_source
 
 __all__ = ["RknnFile", "RknnFileError", "RknnTensor", "is_rknn", "is_rknpu3", "read_rknn"]
@@ -207,7 +207,7 @@ def _batch(parts: Parts) -> int:
     return 1
 
 
-def _tensor(port: Port, parts: Parts, batch: int, *, is_input: bool) -> RknnTensor:
+def _tensor(port: RknnPort, parts: Parts, batch: int, *, is_input: bool) -> RknnTensor:
     unknown = parts.unknown
     attributes = _as_dict(parts.attributes.get(port.name))
     reported = _as_dict(parts.reported.get(port.name))
@@ -265,7 +265,7 @@ def _normalization(
 
 
 def _shape_sets(
-    ports: Sequence[Port], graphs: Sequence[Sequence[Port]], parts: Parts, batch: int
+    ports: Sequence[RknnPort], graphs: Sequence[Sequence[RknnPort]], parts: Parts, batch: int
 ) -> tuple[tuple[Shape, ...], ...]:
     """The sets as written by the converter, else as in the graphs (one per set)."""
     by_port = [as_shapes(parts.dynamic_shapes.get(port.name)) for port in ports]

@@ -9,7 +9,7 @@ from support.virtual_sessions import MODELS, VIRTUAL, virtual_rk3588
 
 import ort_rknn
 from ort_rknn_ray._data import NpuBatches
-from ort_rknn_ray._samples import Samples, filled
+from ort_rknn_ray._samples import SampleForm, filled
 
 npu = pytest.fixture(virtual_rk3588)
 RNG = np.random.default_rng(5)
@@ -160,7 +160,7 @@ def test_samples_that_depend_on_each_other_are_run_one_by_one(tmp_path):
 def test_on_the_cpu_a_proved_batch_is_one_call(tmp_path):
     path = saved(tmp_path / "relu.onnx", [helper.make_node("Relu", ["x"], ["y"])], ["n", 4], ["n", 4])
     mapper = on_the_cpu(path)
-    assert Samples(mapper.session, path).length is None
+    assert SampleForm(mapper.session, path).length is None
     x = random(5, 4)
     np.testing.assert_array_equal(mapper({"x": x})["y"], np.maximum(x, 0))
     mapper.session.close()

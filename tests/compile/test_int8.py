@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ort_rknn._compile import int8
 from ort_rknn._compile.accuracy import OutputAccuracy
 from ort_rknn._compile.converter import ConversionError
-from ort_rknn._compile.cuts import Plan, plans, tails, with_heads
+from ort_rknn._compile.cuts import CutPlan, plans, tails, with_heads
 from ort_rknn._compile.observe import observe, random_feeds
 
 SHAPES = {"x": (1, 3, 16, 16)}
@@ -111,7 +111,7 @@ class Told(int8.Search):
         if isinstance(share, BaseException):
             raise share
         made = type("Made", (), {"model": self.look[0], "observed": self.look[1]})
-        return int8.Attempt(plan, (Judged(share),), 1.0, made, self.took, 0.99)
+        return int8.Int8Attempt(plan, (Judged(share),), 1.0, made, self.took, 0.99)
 
 
 def test_a_whole_that_is_near_enough_ends_the_search(detector):
@@ -129,7 +129,7 @@ def test_what_holds_the_bound_is_made_better_at_the_same_cost(detector):
 
 def test_a_refinement_that_is_worse_is_not_taken(detector):
     search = Told(detector, {"whole": 0.6, "whole mmse": 0.9})
-    assert int8.best_of(search.run()).plan == Plan("as a whole", whole=True)
+    assert int8.best_of(search.run()).plan == CutPlan("as a whole", whole=True)
 
 
 def test_the_scales_of_the_least_error_are_not_begun_without_time_for_them(detector):
