@@ -62,13 +62,13 @@ def need_stack(frames: int) -> None:
         need_stack(frames - 1)
 
 
-class _Result(int):
-    """A callback's return value that shows when C has taken it: ``word`` is freed with it."""
+class _SignalResult(int):
+    """A callback's result that tells when C has taken it: ``word`` goes with it."""
 
-    word: _Word
+    word: _ResultToken
 
 
-class _Word:
+class _ResultToken:
     __slots__ = ("__weakref__",)
 
 
@@ -125,9 +125,9 @@ def raised_after(error: BaseException, result: int) -> int:
 
 
 def _with_word(result: int) -> int:
-    word = _Word()
+    word = _ResultToken()
     _references.append(weakref.ref(word, _raise))
-    told = _Result(result)
+    told = _SignalResult(result)
     told.word = word
     return told
 

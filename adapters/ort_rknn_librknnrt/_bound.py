@@ -43,7 +43,7 @@ class _Memory:
         self.address = abi.TensorMem.from_address(pointer).virt_addr or 0
 
 
-class _Port:
+class _BoundForm:
     """An input or output in one form."""
 
     __slots__ = ("attribute", "nbytes", "own", "pitch", "reference", "room", "rows")
@@ -78,10 +78,10 @@ class BoundRuns:
         self.times = (0, 0, 0, 0)
         self._functions = model.binding.memory
         self._handle: Handle | None = None
-        self._forms: dict[CallForm, tuple[list[_Port], list[_Port]]] = {}
+        self._forms: dict[CallForm, tuple[list[_BoundForm], list[_BoundForm]]] = {}
         self._refused: dict[CallForm, str] = {}
         self._imported: dict[tuple[SharedBuffer, int, int], _Memory] = {}
-        self._bound: dict[tuple[bool, int], tuple[_Port, _Memory]] = {}
+        self._bound: dict[tuple[bool, int], tuple[_BoundForm, _Memory]] = {}
         extend = abi.RunExtend(timeout_ms=model.settings.run_timeout_ms)
         self._extend = ctypes.byref(extend) if model.settings.run_timeout_ms else None
 
@@ -133,7 +133,7 @@ class BoundRuns:
         self._bound.clear()
         self._model.give_back(handle)
 
-    def _prepared(self, form: CallForm) -> tuple[Handle, tuple[list[_Port], list[_Port]]]:
+    def _prepared(self, form: CallForm) -> tuple[Handle, tuple[list[_BoundForm], list[_BoundForm]]]:
         known = self._forms.get(form)
         if known is not None and self._handle is not None:
             self._choose(self._handle, form)
@@ -150,7 +150,7 @@ class BoundRuns:
         queries = _PLAIN if form.shape_set is None else _CURRENT
         made = tuple(
             [
-                _Port(port, self._attribute(port, is_input, index, query), is_input=is_input)
+                _BoundForm(port, self._attribute(port, is_input, index, query), is_input=is_input)
                 for index, port in enumerate(side)
             ]
             for side, is_input, query in zip((form.inputs, form.outputs), (True, False), queries)
@@ -170,7 +170,7 @@ class BoundRuns:
             self._bound.clear()
             self._model.set_shapes(handle, form.shape_set)
 
-    def _bind(self, handle: Handle, is_input: bool, index: int, port: _Port, place: int | Region) -> _Memory:
+    def _bind(self, handle: Handle, is_input: bool, index: int, port: _BoundForm, place: int | Region) -> _Memory:
         memory = self._own(handle, port) if isinstance(place, int) else self._import(handle, port, place)
         bound = self._bound.get((is_input, index))
         if bound is None or bound[0] is not port or bound[1] is not memory:
@@ -180,7 +180,7 @@ class BoundRuns:
             self._bound[is_input, index] = (port, memory)
         return memory
 
-    def _own(self, handle: Handle, port: _Port) -> _Memory:
+    def _own(self, handle: Handle, port: _BoundForm) -> _Memory:
         if port.own is None:
             pointer = self._functions.create(handle.value, port.room)
             if not pointer:
@@ -188,7 +188,7 @@ class BoundRuns:
             port.own = _Memory(pointer, None)
         return port.own
 
-    def _import(self, handle: Handle, port: _Port, region: Region) -> _Memory:
+    def _import(self, handle: Handle, port: _BoundForm, region: Region) -> _Memory:
         buffer = region.buffer
         size = min(port.room, buffer.nbytes - region.offset)
         key = (buffer, region.offset, size)
@@ -221,7 +221,7 @@ class BoundRuns:
             raise RknnError("rknn_mem_sync", code)
 
 
-def _check_rows(port: _Port, place: int | Region, info: TensorInfo) -> None:
+def _check_rows(port: _BoundForm, place: int | Region, info: TensorInfo) -> None:
     pitch = 0 if isinstance(place, int) else place.row_pitch
     if port.pitch and pitch != port.pitch:
         raise NotBindable(f"input {info.name!r}: the NPU reads rows that are {port.pitch} bytes apart")

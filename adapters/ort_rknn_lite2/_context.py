@@ -41,7 +41,7 @@ _INPUT_DTYPES: Final = abi.DTYPES[:10]
 _EXACT: Final = 2.0**24
 
 
-class _Feed:
+class _InputFeed:
     """One input: a view of the caller's buffer, or a copy in the order that the package wants."""
 
     __slots__ = ("dtype", "nchw", "shape", "staging", "wanted")
@@ -135,7 +135,7 @@ class _Prepared:
         else:
             compiled = sets[form.shape_set]
         self.form = form
-        self.feeds = [_Feed(port, info, shape) for port, info, shape in zip(form.inputs, model.inputs, compiled)]
+        self.feeds = [_InputFeed(port, info, shape) for port, info, shape in zip(form.inputs, model.inputs, compiled)]
         self.takes = [_Take(port, info) for port, info in zip(form.outputs, model.outputs)]
         flags = [int(port.pass_through) for port in form.inputs]
         self.pass_through = flags if any(flags) else None

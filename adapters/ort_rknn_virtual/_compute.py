@@ -56,7 +56,7 @@ class TwinCompute:
         self.inferred_outputs = {port.name: tuple(port.shape) for port in session.get_outputs()}
         self._here = _Here()
         # A bound method here would make a cycle (callback -> self -> callback) and wait for the garbage collector.
-        self.callback = COMPUTE(_Call(self))
+        self.callback = COMPUTE(_ComputeCallback(self))
 
     def close(self) -> None:
         """Let go of the session. Runs fail after this."""
@@ -138,7 +138,7 @@ class _Here(threading.local):
     """What the callback raised."""
 
 
-class _Call:
+class _ComputeCallback:
     """What C calls. Holds its TwinCompute weakly: that one owns the callback."""
 
     def __init__(self, compute: TwinCompute) -> None:

@@ -26,7 +26,7 @@ from ._values import (
 
 
 @dataclass(slots=True)
-class _Output:
+class _BoundOutput:
     """One bound output: a value that the user brought, or one that is made at the run."""
 
     tensor: Tensor
@@ -46,7 +46,7 @@ class SessionIOBinding:
             raise TypeError(f"SessionIOBinding: expected an InferenceSession, got {type(session).__name__}")
         self.session = session
         self._inputs: dict[str, tuple[OrtValue, bool]] = {}  # (value, in the native layout)
-        self._outputs: dict[str, _Output] = {}
+        self._outputs: dict[str, _BoundOutput] = {}
 
     # Inputs ---------------------------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ class SessionIOBinding:
         )
         if shape is not None or element_type is not None:
             check_bound(tensor, "output", tuple(made.shape()), made._array.dtype.name)
-        self._outputs[name] = _Output(tensor, device_type != "cpu", None, brought=False)
+        self._outputs[name] = _BoundOutput(tensor, device_type != "cpu", None, brought=False)
 
     def bind_ortvalue_output(self, name: str, ortvalue: OrtValue) -> None:
         """Bind a value that the run writes. Raises RuntimeError for another shape or dtype than the compiled one."""
@@ -130,7 +130,7 @@ class SessionIOBinding:
         check_bound(tensor, "output", tuple(ortvalue.shape()), ortvalue._array.dtype.name)
         if not ortvalue._array.flags.writeable:
             raise RuntimeError(f"OrtValue for output '{name}' shares a read-only array")
-        self._outputs[name] = _Output(tensor, ortvalue._on_device, ortvalue, brought=True)
+        self._outputs[name] = _BoundOutput(tensor, ortvalue._on_device, ortvalue, brought=True)
 
     def clear_binding_outputs(self) -> None:
         """Forget the outputs."""
@@ -145,7 +145,7 @@ class SessionIOBinding:
         return [value.numpy() for value in self.get_outputs()]
 
     @staticmethod
-    def _value_of(name: str, output: _Output) -> OrtValue:
+    def _value_of(name: str, output: _BoundOutput) -> OrtValue:
         if output.value is None:
             raise RuntimeError(f"output {name!r} is bound, but nothing ran since")
         return output.value

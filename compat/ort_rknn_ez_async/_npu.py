@@ -19,7 +19,7 @@ from ort_rknn._errors import bare_message
 from ort_rknn._executor.calls import Call, nbytes
 from ort_rknn._executor.dispatch import Dispatch
 from ort_rknn._executor.executor import Executor
-from ort_rknn._executor.recovery import Started
+from ort_rknn._executor.recovery import StartedRun
 from ort_rknn._options import Options
 from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import CallForm, Layout, Model, PortForm, Shape
@@ -58,10 +58,10 @@ def _end(over: Callable[[], None], started: float | None, kept: object) -> None:
     over()
 
 
-class _Started:
+class _StartedOnWorker:
     """A run on a worker."""
 
-    def __init__(self, turn: Started, results: list[Array]) -> None:
+    def __init__(self, turn: StartedRun, results: list[Array]) -> None:
         self._turn = turn
         self._results = results
 
@@ -209,7 +209,7 @@ class NpuCalls:
             turn = self.executor.start_on(lane, call, inputs, outputs, end)
         except _ORT_ERRORS as error:
             raise RuntimeError(bare_message(error)) from error
-        return _Started(turn, results)
+        return _StartedOnWorker(turn, results)
 
     def _made_ready(self, arrays: Sequence[Array], batch: bool) -> tuple[Call, list[Array], list[Array]]:
         """The call, the arrays that the runtime reads, and fresh ones for the results."""

@@ -163,7 +163,7 @@ def _safe(cell: str | Cell) -> str:
 def renderable(table: TextTable) -> Any:
     """``table`` as a ``rich.table.Table``. Needs rich."""
     from rich import box
-    from rich.table import TextTable as RichTable
+    from rich.table import Table as RichTable
     from rich.text import Text
 
     shown = _fitting(table, width)

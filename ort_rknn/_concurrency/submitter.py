@@ -67,7 +67,7 @@ _Job = Callable[[], None]
 _Jobs = queue.SimpleQueue["_Job | None"]  # None: the threads end
 
 
-class _Lane:
+class _SubmitQueue:
     """A queue of calls, and its threads."""
 
     def __init__(self, number: int, workers: int) -> None:
@@ -102,7 +102,7 @@ class Submitter:
         self.places = Places(places)
         self.workers = tuple(workers)
         self.task = task
-        self._lanes = [_Lane(number, count) for number, count in enumerate(workers)]
+        self._lanes = [_SubmitQueue(number, count) for number, count in enumerate(workers)]
         self._gate = threading.Lock()
         self._timeout = submit_timeout_ms / 1000
         self._delivery: Delivery | None = None
@@ -257,7 +257,7 @@ class Submitter:
                 self._add_thread(lane)
             lane.jobs.put(job)
 
-    def _add_thread(self, lane: _Lane) -> None:
+    def _add_thread(self, lane: _SubmitQueue) -> None:
         name = f"ort_rknn submit_{lane.number}_{len(lane.threads)}"
         thread = threading.Thread(
             target=_work, args=(lane.jobs, lane.threads, self.places.tell), name=name, daemon=True

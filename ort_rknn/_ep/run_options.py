@@ -30,8 +30,8 @@ PREFIX: Final = "ort_rknn."
 _WORDS: Final = 16
 
 
-class _Places:
-    """Offsets in an OrtRunOptions; -1 if unknown."""
+class _FieldOffsets:
+    """Where things lie in an OrtRunOptions; -1 where that is not clear."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
@@ -105,9 +105,8 @@ def _entries(options: int, count: int) -> list[str]:
     return names
 
 
-_places: _Places | None = None
-#: The stack's address range, by thread. The RunOptions of a call without any lie on its caller's stack, where nothing
-#: else can reach them.
+_places: _FieldOffsets | None = None
+#: By thread: where its stack lies. A call without RunOptions has some on its caller's stack, which nobody else knows.
 _stacks: dict[int, tuple[int, int]] = {}
 
 
@@ -115,7 +114,7 @@ def watch(api: Api, table: ctypes.Structure) -> None:
     """Read the RunOptions of the calls of the session with this OrtEp."""
     global _places
     if _places is None:
-        _places = _Places(api)
+        _places = _FieldOffsets(api)
     for name, callback in _callbacks.items():
         setattr(table, name, ctypes.cast(callback, c_void_p).value)
 
@@ -150,7 +149,7 @@ def _has_caller() -> bool:
     return True
 
 
-def _given(places: _Places, options: int) -> tuple[int | None, int | None]:
+def _given(places: _FieldOffsets, options: int) -> tuple[int | None, int | None]:
     """``run_timeout_ms`` and ``priority``."""
     if places.count >= 0:
         for name in _entries(options, places.count):

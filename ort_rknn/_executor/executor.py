@@ -41,7 +41,7 @@ from .dispatch import Dispatch
 from .health import Health
 from .lanes import Lane, Lease
 from .recording import asked_now
-from .recovery import Recovery, Retried, Started, WorkerRun, wait
+from .recovery import Recovery, Retried, StartedRun, WorkerRun, wait
 from .run_settings import RunSettings
 from .sample_runs import SampleRuns
 from .signature import Signature
@@ -197,10 +197,10 @@ class Executor:
 
     def start_on(
         self, lane: int, call: Call, inputs: Sequence[int], outputs: Sequence[int], over: Callable[[], None]
-    ) -> Started:
-        """As :meth:`execute_on`, on another thread; returns at once, or when pacing admits the run. ``over`` is called
-        when the run has ended; it keeps the buffers alive until then, and until the result is ready. ``result()``
-        waits, and raises what :meth:`execute` raises. It also performs retries on other cores."""
+    ) -> StartedRun:
+        """As :meth:`execute_on` on another thread; returns at once, or when pacing lets it in. ``over`` is called when
+        the run has ended: it keeps the buffers alive until then, and until the result is there. ``result()`` waits, and
+        raises what :meth:`execute` raises. A run that is tried again on another core is so by ``result()``."""
 
         def work(lease: Lease) -> None:
             try:

@@ -14,7 +14,7 @@ from .lanes import Lane, Lease
 WorkerRun = Callable[[Lease], None] | BoundedRun
 
 
-class Started(Protocol):
+class StartedRun(Protocol):
     """A run on another thread."""
 
     def result(self) -> None:
@@ -83,14 +83,14 @@ class Recovery:
 class Retried:
     """A run on another thread that is retried on another core if its own failed."""
 
-    def __init__(self, recovery: Recovery, turn: Started, work: WorkerRun, buffers: object) -> None:
+    def __init__(self, recovery: Recovery, turn: StartedRun, work: WorkerRun, buffers: object) -> None:
         self._recovery = recovery
         self._turn = turn
         self._work = work
         self._buffers = buffers  # kept alive until the result is ready
 
     def result(self) -> None:
-        """See :class:`Started`."""
+        """See :class:`StartedRun`."""
         try:
             self._turn.result()
         except Exception as failure:

@@ -64,7 +64,7 @@ def cpu_form(facts: Facts, options: Options, source: str | bytes) -> CpuForm | N
     """
     onnx = read_onnx(source)
     names = [value.name for value in onnx.inputs]
-    compiled = _Compiled(facts, options, source, names, [value.name for value in onnx.outputs])
+    compiled = _CompiledModels(facts, options, source, names, [value.name for value in onnx.outputs])
     if not names and (options.layout or options.input_dtype):
         raise OptionError(f"provider option {_first(options)!r}: {facts.label} has no inputs")
     inputs = [edge for value in onnx.inputs if (edge := _input(value, names, options, compiled)) is not None]
@@ -129,7 +129,7 @@ def _told(edge: Edge) -> str:
 # Inputs and outputs -------------------------------------------------------------------------------------------------
 
 
-def _input(value: OnnxValue, names: Sequence[str], options: Options, compiled: _Compiled) -> Edge | None:
+def _input(value: OnnxValue, names: Sequence[str], options: Options, compiled: _CompiledModels) -> Edge | None:
     dtype = pick(options.input_dtype, value.name, "input_dtype", names)
     to_nhwc = _is_nhwc(value, pick(options.layout, value.name, "layout", names), options, compiled)
     steps = [Step("Transpose", {"perm": _TO_NCHW})] if to_nhwc else []
@@ -150,9 +150,9 @@ def _input(value: OnnxValue, names: Sequence[str], options: Options, compiled: _
     return Edge(value.name, elem_type, steps, _TO_NHWC if to_nhwc else None)
 
 
-def _raw_input(value: OnnxValue, own: str, compiled: _Compiled) -> tuple[str, list[Step]]:
-    """The dtype of an input as the compiled model stores it, and the steps from there to the ONNX's input: stored
-    values are already normalized."""
+def _raw_input(value: OnnxValue, own: str, compiled: _CompiledModels) -> tuple[str, list[Step]]:
+    """The dtype of an input as the compiled model stores it, and the way from there to the ONNX's: what is stored is
+    normalized already."""
     tensor = compiled.stored_input(value.name)
     if tensor is None:
         return own, []
@@ -180,9 +180,8 @@ def _own_dtype(what: str, value: OnnxValue, asked: str) -> str:
     return value.dtype
 
 
-def _is_nhwc(value: OnnxValue, asked: str | None, options: Options, compiled: _Compiled) -> bool:
-    """Whether the caller's axes are in another order than the ONNX's. Raises OptionError for a named input that has no
-    layout."""
+def _is_nhwc(value: OnnxValue, asked: str | None, options: Options, compiled: _CompiledModels) -> bool:
+    """Whether the caller's axes are in another order. Raises OptionError for an input that was named and has none."""
     if asked is None:
         return False
     shape: Sequence[Any] | None = value.dims if value.dims is not None else compiled.shape_of(value.name)
@@ -204,9 +203,9 @@ def _is_nhwc(value: OnnxValue, asked: str | None, options: Options, compiled: _C
     return len(shape) == 4 and asked == "NHWC"
 
 
-def _norm(value: OnnxValue, dtype: str, compiled: _Compiled) -> list[Step]:
-    """The steps a compiled model applies to integers, in float32 and the ONNX's order of axes: ``(x - mean) / std``, or
-    none."""
+def _norm(value: OnnxValue, dtype: str, compiled: _CompiledModels) -> list[Step]:
+    """What a compiled model does to integers, in float32 and the ONNX's order of axes: ``(x - mean) / std``, or
+    nothing."""
     tensor = compiled.input_of(value.name, dtype)
     norm = normalization_of(tensor) if tensor is not None else None
     if norm is None:
@@ -215,7 +214,7 @@ def _norm(value: OnnxValue, dtype: str, compiled: _Compiled) -> list[Step]:
     return [_cast("float32"), Step("Sub", constant=mean), Step("Div", constant=std)]
 
 
-def _output(value: OnnxValue, options: Options, compiled: _Compiled) -> Edge | None:
+def _output(value: OnnxValue, options: Options, compiled: _CompiledModels) -> Edge | None:
     asked = options.output_dtype
     if asked == "onnx":
         return None
@@ -225,8 +224,8 @@ def _output(value: OnnxValue, options: Options, compiled: _Compiled) -> Edge | N
     return Edge(value.name, DTYPES["float32"][0], [_cast("float32")]) if own != "float32" else None
 
 
-def _raw(value: OnnxValue, own: str, compiled: _Compiled) -> Edge | None:
-    """The steps from the ONNX's output to the form in which the compiled model stores it."""
+def _raw(value: OnnxValue, own: str, compiled: _CompiledModels) -> Edge | None:
+    """An output as the compiled model holds it."""
     tensor = compiled.output_of(value.name)
     if tensor is None:
         return None
@@ -246,8 +245,8 @@ def _raw(value: OnnxValue, own: str, compiled: _Compiled) -> Edge | None:
 # What compiled models tell ------------------------------------------------------------------------------------------
 
 
-class _Compiled:
-    """The compiled models of the ONNX, whether or not they can run here."""
+class _CompiledModels:
+    """The compiled models that belong to the ONNX, whether they can be run here or not."""
 
     def __init__(
         self, facts: Facts, options: Options, source: str | bytes, inputs: Sequence[str], outputs: Sequence[str]

@@ -83,7 +83,7 @@ def _whole(state: State, executor: Executor, target: str, embed: bool) -> bytes:
         declared = declared_by_file(file)
         ports = executor.signature
         sides = declared or ([_port(p) for p in ports.inputs], [_port(p) for p in ports.outputs])
-        inputs, outputs = ([_Value(v) for v in side] for side in sides)
+        inputs, outputs = ([_WrittenValue(v) for v in side] for side in sides)
     content = _content(executor, target, embed, "whole")
     return ep_context_model(
         model=fields_of(facts, made),
@@ -97,7 +97,7 @@ def _whole(state: State, executor: Executor, target: str, embed: bool) -> bytes:
     )
 
 
-class _Value:
+class _WrittenValue:
     """A declared tensor, for the writer."""
 
     def __init__(self, value: Declared) -> None:
