@@ -78,7 +78,9 @@ def test_a_terminal_gets_color_and_its_width(on_terminal):
 
 def test_columns_that_a_narrow_terminal_has_no_room_for_are_left_out_and_named(on_terminal):
     figures = [Column(f"figure {n}", right=True, keep=True, spare=n) for n in range(4)]
-    table = Table((Column("setting"), *figures), [("schedule=0,1,2, threads_per_core=2, 6 callers", *["1,234.56"] * 4)])
+    table = TextTable(
+        (Column("setting"), *figures), [("schedule=0,1,2, threads_per_core=2, 6 callers", *["1,234.56"] * 4)]
+    )
     lines = re.sub(r"\x1b\[[\d;]*m", "", on_terminal(show, table)).splitlines()
     assert max(map(len, lines)) <= 60
     assert sum("1,234.56" in line for line in lines) == 1  # figures are whole, and stand in one line
@@ -91,7 +93,7 @@ def test_figures_of_a_bench_are_whole_at_80_columns(on_terminal, monkeypatch):
 
     monkeypatch.setenv("COLUMNS", "80")
     row = ("schedule=0,1,2, threads_per_core=2, 16 callers", "12,345", *["1234.56"] * (len(_COLUMNS) - 2))
-    text = re.sub(r"\x1b\[[\d;]*m", "", on_terminal(show, Table(_COLUMNS, [row])))
+    text = re.sub(r"\x1b\[[\d;]*m", "", on_terminal(show, TextTable(_COLUMNS, [row])))
     assert max(map(len, text.splitlines())) <= 80
     (line,) = [line for line in text.splitlines() if "12,345" in line]
     assert line.count("1234.56") >= 3 and "left out" in text

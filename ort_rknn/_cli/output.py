@@ -160,8 +160,8 @@ def _safe(cell: str | Cell) -> str:
     return printable(one_line(text), sys.stdout)
 
 
-def renderable(table: TextTable) -> Any:
-    """``table`` as a ``rich.table.Table``. Needs rich."""
+def renderable(table: TextTable, width: int = 1 << 20) -> Any:
+    """``table`` as a ``rich.table.Table`` for a terminal of ``width`` columns. Needs rich."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -184,6 +184,26 @@ def renderable(table: TextTable) -> Any:
         cells = (row[index] for index in shown)
         made.add_row(*(Text(_safe(c), _STYLES.get(c.style, "") if isinstance(c, Cell) else "") for c in cells))
     return made
+
+
+#: A column of text that may be wrapped is legible in so many characters; between two columns there are three.
+_LEGIBLE, _BETWEEN = 22, 3
+
+
+def _fitting(table: TextTable, width: int) -> list[int]:
+    """The columns that a terminal of ``width`` has room for."""
+
+    def needs(index: int) -> int:
+        widest = max(len(_safe(cell)) for cell in (table.columns[index].title, *(row[index] for row in table.rows)))
+        return _BETWEEN + (widest if table.columns[index].keep else min(widest, _LEGIBLE))
+
+    shown = list(range(len(table.columns)))
+    spare = [index for index in shown if table.columns[index].spare]
+    for index in sorted(spare, key=lambda index: -table.columns[index].spare):
+        if sum(map(needs, shown)) <= width:
+            break
+        shown.remove(index)
+    return shown
 
 
 def show(table: TextTable) -> None:
