@@ -198,7 +198,7 @@ def _declared_otherwise(matched: Matched, terms: Terms) -> tuple[list[Declared],
     stale = [
         value
         for value, index in zip(matched.outputs, matched.out_order)
-        if value.dims and not all(fits(value.dims, s[index]) for s in matched.out_sets)
+        if value.dims is not None and not all(fits(value.dims, s[index]) for s in matched.out_sets)
     ]
     if evidence is None or not stale:
         return [], {}
