@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from ctypes import c_char_p, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from typing import Any
@@ -25,6 +26,22 @@ class OrtCallFailed(Exception):
     def __init__(self, message: str, code: int = FAIL) -> None:
         super().__init__(message)
         self.code = code
+
+
+class _Symbol(ctypes.Structure):
+    """Dl_info of ``dladdr``."""
+
+    _fields_ = (("file", c_char_p), ("base", c_void_p), ("name", c_char_p), ("address", c_void_p))
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _is_in_a_library(address: int) -> bool:
+    """Whether the address is one of a loaded library, as those of functions and tables are."""
+    return bool(_libc().dladdr(c_void_p(address), ctypes.byref(_Symbol())))
 
 
 _SPARE = 64
@@ -181,8 +198,10 @@ ATTR_INT, ATTR_STRING = 1, 5
 class Api:
     """The OrtApi and OrtEpApi functions of the onnxruntime that opened us.
 
-    ``raw`` has the bare functions, for the hot path: a non-zero return value is a status that the caller must pass to
-    :meth:`fail`. The methods of this class raise OrtCallFailed.
+    The methods of this class raise OrtCallFailed. The bare functions, for the hot path, return a status or NULL.
+
+    The constructor raises OrtCallFailed if the tables look wrong. Until then it calls only the functions that create,
+    read and release a status, and those that return a table.
     """
 
     def __init__(self, api_base: int) -> None:
@@ -195,10 +214,11 @@ class Api:
             raise OrtCallFailed(f"onnxruntime {self.version} does not serve ABI {ABI}")
         for name, (slot, prototype) in _API.items():
             self._add(name, table, slot, prototype)
-        ep_table = self.GetEpApi()
+        self._try_statuses()
+        ep_table = self._table("GetEpApi")
         for name, (slot, prototype) in _EP_API.items():
             self._add(name, ep_table, slot, prototype)
-        editor_table = self.GetModelEditorApi()
+        editor_table = self._table("GetModelEditorApi")
         for name, (slot, prototype) in _EDITOR_API.items():
             self._add(name, editor_table, slot, prototype)
         if self.minor() >= (1, 24):
@@ -210,8 +230,29 @@ class Api:
 
     def _add(self, name: str, table: int, slot: int, prototype: Any) -> None:
         address = (c_void_p * (slot + 1)).from_address(table)[slot]
-        assert address, name
+        if not address or not _is_in_a_library(address):
+            raise self._unlike(f"no function {name} in slot {slot}")
         setattr(self, name, prototype(address))
+
+    def _table(self, name: str) -> int:
+        table: int | None = getattr(self, name)()
+        if not table or not _is_in_a_library(table):
+            raise self._unlike(f"{name} gives no table")
+        return table
+
+    def _try_statuses(self) -> None:
+        """A table whose slots have moved shows here, where nothing is at stake yet."""
+        text = b"a trial of the tables"
+        status = self.CreateStatus(FAIL, text)
+        if not status or self.GetErrorCode(status) != FAIL or self.GetErrorMessage(status) != text:
+            raise self._unlike("a status does not tell what it was made with")
+        self.ReleaseStatus(status)
+
+    def _unlike(self, what: str) -> OrtCallFailed:
+        return OrtCallFailed(
+            f"the C API of onnxruntime {self.version} is not as its public headers say: {what}. "
+            "Install a release of onnxruntime from 1.23.1 on"
+        )
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"onnxruntime {self.version} has no {name}")

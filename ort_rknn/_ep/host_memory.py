@@ -108,7 +108,11 @@ def _free(this: int, address: int | None) -> None:
 
 @covered
 def _info(this: int) -> int:
-    return _by_address[this].info
+    try:
+        return _by_address[this].info
+    except BaseException as error:
+        info = _by_address[this].info
+        return raised_after(error, info) if is_from_a_handler(error) else info
 
 
 _callbacks: dict[str, Any] = {

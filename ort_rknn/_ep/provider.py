@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import operator
 import threading
 from ctypes import CFUNCTYPE, c_size_t, c_uint32, c_void_p
 from typing import Any
 
 from .._concurrency.forks import renewed_in_child
-from .._errors import OptionError
+from .._errors import OptionError, bare_message
 from .._executor.call_order import run_in_one_order
 from .._executor.executor import Executor
 from .._executor.opening import seen_versions
@@ -59,6 +60,8 @@ class _Factory:
 
 
 _factory: _Factory | None = None
+#: Why the last :func:`_create_factories` made none: there is no status without onnxruntime's functions.
+refusal = ""
 _lock = renewed_in_child(threading.Lock())
 #: Live structures by address; onnxruntime holds the addresses.
 _eps: dict[int, tuple[ctypes.Structure, Claims]] = {}
@@ -319,8 +322,6 @@ _strings = {text: ctypes.create_string_buffer(text) for text in (_NAME, VENDOR, 
 _get_name = _text(always(ctypes.addressof(_strings[_NAME])))
 _get_vendor = _text(always(ctypes.addressof(_strings[VENDOR])))
 _get_version = _text(always(ctypes.addressof(_strings[_VERSION])))
-#: For slots that onnxruntime calls without a check for NULL: success, and nothing is created.
-_nothing = CFUNCTYPE(P, P, P, P)(lambda *args: 0)
 
 _factory_callbacks: dict[str, Any] = {
     "GetName": _get_name,
@@ -352,7 +353,8 @@ _without_weights = abi.OrtNodeFusionOptions(abi.ABI, True)
 _info_callbacks: dict[str, Any] = {
     "CreateState": CFUNCTYPE(P, P, P, P)(guarded(_create_state)),
     "Compute": CFUNCTYPE(P, P, P, P)(_compute),
-    "ReleaseState": CFUNCTYPE(None, P, P)(lambda this, state: None),
+    # There is nothing to release. This is no Python code, in which a signal's handler could raise.
+    "ReleaseState": CFUNCTYPE(None, P, P)(operator.is_),
 }
 
 
@@ -362,12 +364,14 @@ def _set_null(out: int) -> None:
 
 @covered
 def _create_factories(name: int, api_base: int, logger: int, factories: int, room: int, number: int) -> int:
-    global _factory
+    global _factory, refusal
     try:
+        refusal = ""
         with _lock:
             if _factory is None:
-                _factory = _Factory(api_base)
-                use(_factory.api)
+                made = _Factory(api_base)
+                use(made.api)
+                _factory = made
                 _factory.table.ort_version_supported = abi.ABI
                 for slot, callback in _factory_callbacks.items():
                     setattr(_factory.table, slot, ctypes.cast(callback, c_void_p).value)
@@ -378,7 +382,8 @@ def _create_factories(name: int, api_base: int, logger: int, factories: int, roo
     except BaseException as error:
         if _factory is not None:
             return status_of(error)
-        log.exception("the execution provider cannot be set up")
+        refusal = bare_message(error)
+        log.error("the execution provider cannot be set up: %s", refusal)
         c_size_t.from_address(number).value = 0
         return 0
 
@@ -391,7 +396,6 @@ for _thing in (
     _factory_callbacks,
     _ep_callbacks,
     _info_callbacks,
-    _nothing,
     _strings,
     _eps,
     _executors,

@@ -94,6 +94,8 @@ def register(
 def _register(name: str, options: Options, advertise: Device | None) -> None:
     """As :func:`register`; ``advertise``: a device to advertise to onnxruntime although it was not found."""
     global _registered_as
+    from . import provider
+
     with _lock:
         if is_registered():
             return
@@ -117,6 +119,9 @@ def _register(name: str, options: Options, advertise: Device | None) -> None:
             onnxruntime.register_execution_provider_library(name, stub.path)
         finally:
             stub.close()
+        if provider.refusal:
+            onnxruntime.unregister_execution_provider_library(name)
+            raise ort_error(FAIL, f"the RKNN execution provider is not available: {provider.refusal}")
         _registered_as = name
 
 

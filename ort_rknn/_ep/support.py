@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 import onnxruntime
 
@@ -35,6 +36,11 @@ def why_unavailable() -> str | None:
         return (
             f"onnxruntime {onnxruntime.__version__} does not run plugin execution providers in CPU memory; "
             "install onnxruntime 1.23.1 or later"
+        )
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return (
+            "this Python runs without its global interpreter lock, which the execution provider's callbacks rely on; "
+            "start it with PYTHON_GIL=1"
         )
     try:
         this_machine()
