@@ -1,12 +1,12 @@
 """onnxruntime with Rockchip's NPUs: ``import ort_rknn as ort`` in place of ``import onnxruntime as ort``.
 
-Every public name of the installed onnxruntime is here and is onnxruntime's own, submodules included
-(``ort_rknn.capi``, ``ort_rknn.quantization`` ...), but for these:
+Every public name of the installed onnxruntime is available here and is onnxruntime's own, submodules included
+(``ort_rknn.capi``, ``ort_rknn.quantization`` ...), with these exceptions:
 
-* :class:`InferenceSession` runs on the NPU where there is one and a compiled model for it, else on the CPU;
-* :func:`get_available_providers` and :func:`get_all_providers` tell the truth about the NPU.
+* :class:`InferenceSession` runs on the NPU if there is one and a compiled model for it, else on the CPU;
+* :func:`get_available_providers` and :func:`get_all_providers` include the NPU.
 
-``__version__`` is onnxruntime's, because programs gate features on it; ours is ``package_version``.
+``__version__`` is onnxruntime's, because programs check it for features; ours is ``package_version``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if _ctypes.pythonapi.PyInterpreterState_GetID(_ctypes.pythonapi.PyInterpreterSta
 
 import onnxruntime as _onnxruntime  # noqa: E402
 
-# Taken one by one: what is there depends on the installed release.
+# Copied one by one, because the names depend on the installed release.
 for _name in dir(_onnxruntime):
     if not _name.startswith("_") or _name in ("__version__", "__author__"):
         globals()[_name] = getattr(_onnxruntime, _name)
@@ -90,8 +90,8 @@ _PROVIDER = "RKNNExecutionProvider"
 
 
 def get_available_providers() -> list[str]:
-    """onnxruntime's available providers, with ``RKNNExecutionProvider`` in front where an NPU is usable now (or
-    ``ORT_RKNN_DEVICE`` asks for a virtual one), and without it where none is."""
+    """onnxruntime's available providers, preceded by ``RKNNExecutionProvider`` if an NPU is usable now (or
+    ``ORT_RKNN_DEVICE`` asks for a virtual one)."""
     others = [name for name in _onnxruntime.get_available_providers() if name != _PROVIDER]
     from ._ep.registration import may_open_a_library
     from ._ep.support import why_unavailable
@@ -101,21 +101,22 @@ def get_available_providers() -> list[str]:
 
 
 def get_all_providers() -> list[str]:
-    """All provider names that onnxruntime knows, with ``RKNNExecutionProvider`` in front, best first."""
+    """All provider names that onnxruntime knows, preceded by ``RKNNExecutionProvider``; best first."""
     return [_PROVIDER, *(name for name in _onnxruntime.get_all_providers() if name != _PROVIDER)]
 
 
 def devices() -> list[Device]:
-    """The NPUs that a session could use now, best first; empty if there is none.
+    """The NPUs that a session could use now, best first; empty if there are none.
 
-    Virtual ones are listed only when ``ORT_RKNN_DEVICE`` asks for one.
+    Virtual NPUs are listed only if ``ORT_RKNN_DEVICE`` asks for one.
     """
     from ._planning.discovery import devices
 
     return devices()
 
 
-#: Where our other names are: imported at first use, because importing ort_rknn should cost what onnxruntime's costs.
+#: The modules of our other names, imported at first use: importing ort_rknn should cost no more than importing
+#: onnxruntime.
 _OURS = {
     "package_version": "ort_rknn._version",
     "FallbackWarning": "ort_rknn._errors",
@@ -146,10 +147,10 @@ _OURS = {
 }
 
 
-#: The import swap, which stands on this package: found through its plugin.
+#: The import swap, which is built on this package and found through its plugin.
 _BROUGHT = ("install", "swapped", "uninstall")
 
-if not _typing.TYPE_CHECKING:  # a checker would take any name for one of ours
+if not _typing.TYPE_CHECKING:  # otherwise type checkers would accept any name
 
     def __getattr__(name: str) -> _Any:
         if name in _OURS:
@@ -171,7 +172,7 @@ def __dir__() -> list[str]:
 
 
 class _Submodules:
-    """Makes ``import ort_rknn.capi._pybind_state`` give onnxruntime's own module."""
+    """Makes ``import ort_rknn.capi._pybind_state`` return onnxruntime's own module."""
 
     def find_spec(self, fullname: str, path: _Any = None, target: _Any = None) -> _machinery.ModuleSpec | None:
         if not fullname.startswith(_PREFIX):
@@ -197,13 +198,13 @@ class _Submodules:
         return module
 
     def exec_module(self, module: _ModuleType) -> None:
-        """The module is onnxruntime's and was executed as such: only its own spec is put back."""
+        """Only restore the module's own spec: it is onnxruntime's and was executed as such."""
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state
 
 
 _PREFIX = f"{__name__}."
-# In front: the ordinary finders would execute a submodule of theirs once more, under our name.
+# First, because the ordinary finders would execute onnxruntime's submodule again, under our name.
 _sys.meta_path.insert(0, _Submodules())
 
 __all__ = [

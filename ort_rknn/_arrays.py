@@ -1,7 +1,7 @@
-"""Reads ``.npy`` and ``.npz`` files that strangers may have made.
+"""Reads ``.npy`` and ``.npz`` files from untrusted sources.
 
-numpy's own reader takes the memory that a header asks for before it looks at the file's size, and raises whatever its
-parsers, and zipfile's, happen to raise.
+numpy's own reader allocates the memory that a header asks for before it checks the file's size, and raises whatever
+exceptions its parsers, and zipfile's, happen to raise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ._regular import open_regular
 
 _MAGIC = b"\x93NUMPY"
-#: numpy's own bound. A header of plain numbers takes about a hundred characters.
+#: numpy's own limit. A header of plain numbers takes about a hundred characters.
 _LONGEST_HEADER = 10_000
 _MOST_AXES = 32
 _NUMBERS = re.compile(r"[<>|=]?[biuf][0-9]{1,2}")
@@ -32,17 +32,17 @@ _LARGEST_DIRECTORY = 4 << 20
 
 
 class ArrayError(ValueError):
-    """It is no array of numbers, or no archive of them."""
+    """Not an array of numbers, or not an archive of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What stands in front of an array's numbers."""
+    """The header of an array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran: bool
-    """In the order of columns."""
+    """In column-major order."""
 
 
 def read_head(stream: IO[bytes]) -> Head:
@@ -75,11 +75,11 @@ def read_head(stream: IO[bytes]) -> Head:
 
 
 def read_numbers(stream: IO[bytes], shape: tuple[int, ...], head: Head) -> NDArray[Any]:
-    """The next numbers, of an array or a row of it. Memory is taken as they come. Raises ArrayError if the stream
-    ends before."""
+    """Read the numbers of an array or of a row of it. Memory is allocated as they arrive. Raises ArrayError if the
+    stream is too short."""
     data = _exactly(stream, math.prod(shape) * head.dtype.itemsize)
     values: NDArray[Any] = np.frombuffer(data, head.dtype).reshape(shape, order="F" if head.fortran else "C")
-    return values.view(np.uint8) != 0 if head.dtype == np.bool_ else values  # a byte of 2 is no bool
+    return values.view(np.uint8) != 0 if head.dtype == np.bool_ else values  # a byte of 2 is not a valid bool
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytearray:
@@ -94,7 +94,7 @@ def _exactly(stream: IO[bytes], size: int) -> bytearray:
 
 @contextmanager
 def open_npz(source: str | os.PathLike[str] | BinaryIO) -> Iterator[zipfile.ZipFile]:
-    """An archive of arrays. Raises OSError if it cannot be opened, and ArrayError for whatever is wrong with it or
+    """Open an archive of arrays. Raises OSError if it cannot be opened, and ArrayError for anything wrong with it or
     its members, inside the block, too."""
     with ExitStack() as opened:
         if isinstance(source, (str, os.PathLike)):
@@ -108,7 +108,7 @@ def open_npz(source: str | os.PathLike[str] | BinaryIO) -> Iterator[zipfile.ZipF
 
 
 def read_member(archive: zipfile.ZipFile, name: str, most: int) -> NDArray[Any]:
-    """The array ``name`` of an archive, of at most ``most`` bytes. Raises as :func:`open_npz` does, inside it."""
+    """The array ``name`` of an archive, of at most ``most`` bytes. Raises like the block of :func:`open_npz`."""
     with archive.open(f"{name}.npy") as stream:
         head = read_head(stream)
         size = math.prod(head.shape) * head.dtype.itemsize
@@ -118,13 +118,13 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int) -> NDArray[Any]:
 
 
 def names_in(archive: zipfile.ZipFile) -> list[str]:
-    """The arrays of an archive, in its order."""
+    """The arrays of an archive, in order."""
     return [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
 
 
 def _of_zip() -> tuple[type[Exception], ...]:
-    """What zipfile and its decompressors raise. RuntimeError: encrypted. NotImplementedError: another compression.
-    OSError: a place before the file's start, or damaged bzip2."""
+    """Exceptions of zipfile and its decompressors. RuntimeError: encrypted. NotImplementedError: unsupported
+    compression. OSError: an offset before the start of the file, or damaged bzip2."""
     import lzma
     import struct
     import zlib
@@ -134,7 +134,7 @@ def _of_zip() -> tuple[type[Exception], ...]:
 
 
 class _Bounded:
-    """A file for zipfile, which reads an archive's directory in one piece, as large as the file says that it is."""
+    """A file for zipfile, which reads an archive's directory in one piece, whatever size the file claims for it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

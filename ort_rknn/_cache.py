@@ -1,7 +1,7 @@
-"""The user's cache folder; and which files may be loaded or run: those that only root and this user can change.
+"""The user's cache folder, and which files are safe to load or run: those that only root and this user can change.
 
-A file is as safe as the folders that lead to it: who can write a folder can exchange what is in it. The owner of "/"
-counts as root, because in a user namespace root may have another number.
+A file is only as safe as the folders that lead to it: whoever can write to a folder can replace its content. The owner
+of "/" counts as root, because in a user namespace root may have another uid.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def cache_folder() -> Path | None:
 
 
 def why_unsafe(path: str | os.PathLike[str]) -> str | None:
-    """Why somebody else could change what ``path`` leads to; None if only root and this user can.
+    """Why another user could change what ``path`` leads to; None if only root and this user can.
 
-    Checked are the file, or folder, and every folder on the way to it, through links too. A folder like /tmp, whose
-    sticky bit keeps others from renaming what is not theirs, is safe to pass through. Raises OSError if something on
-    the way cannot be looked at.
+    Checks the file, or folder, and every folder on its path, including those of links. A folder like /tmp, whose sticky
+    bit keeps users from renaming files of others, is safe as part of the path. Raises OSError if something on the path
+    cannot be examined.
     """
     given = Path(os.path.abspath(path))
     seen: set[Path] = set()
@@ -60,7 +60,7 @@ def _why_unsafe_itself(path: Path) -> str | None:
 
 
 def _is_private_group(gid: int, uid: int) -> bool:
-    """Root's own group, or one that has the owner's name and no further members, as many systems make for each user."""
+    """Root's own group, or one with the owner's name and no other members, as many systems create for each user."""
     import grp
     import pwd
 

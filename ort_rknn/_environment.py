@@ -1,4 +1,4 @@
-"""Switches in the environment."""
+"""Boolean environment variables."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ TRUE, FALSE = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
 
 
 def switched_on(variable: str) -> bool:
-    """Whether an environment variable is set to a true word: 1, true, on, yes. Not set, empty, 0, false, off and no are
-    false. Raises OptionError for another word: a switch that is misspelled must not stay off unnoticed."""
+    """Whether an environment variable is true: 1, true, on, yes. Unset, empty, 0, false, off and no are false. Raises
+    OptionError for anything else, so that a misspelled value does not go unnoticed."""
     text = os.environ.get(variable, "").strip()
     word = text.lower()
     if not word or word in FALSE:

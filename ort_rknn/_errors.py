@@ -2,14 +2,14 @@
 
     Exception
     ├── onnxruntime InvalidArgument ── OptionError (also a ValueError): a provider option is unknown or has a bad value
-    ├── onnxruntime Fail            ── NpuUnavailable: the NPU was insisted on and cannot be used
+    ├── onnxruntime Fail            ── NpuUnavailable: the NPU is required and cannot be used
     │                               └─ QueueFull: a call found no place in the queue in time
     ├── onnxruntime Fail, NoSuchFile, InvalidProtobuf, RuntimeException ...: as onnxruntime raises them
     ├── ort_rknn.adapter.AdapterError ── RknnError, SettingError: what adapters raise; the session turns a SettingError
     │                                  into OptionError, the others into Fail or RuntimeException
     └── ValueError ── files.RknnFileError, files.OnnxFileError: a model file that cannot be read
 
-onnxruntime's classes are direct subclasses of Exception; their texts begin with ``[ONNXRuntimeError] : <code> :
+onnxruntime's classes are direct subclasses of Exception; their messages begin with ``[ONNXRuntimeError] : <code> :
 <NAME> :``, and so do ours.
 """
 
@@ -29,8 +29,8 @@ INVALID_PROTOBUF = 7
 NOT_IMPLEMENTED = 9
 EP_FAIL = 11
 
-#: Status code -> (name in the text, exception class). EP_FAIL is left out on purpose: on it ``InferenceSession.run``
-#: rebuilds the session on the CPU and the cause is lost.
+#: Status code -> (name in the message, exception class). EP_FAIL is omitted on purpose: for it,
+#: ``InferenceSession.run`` rebuilds the session on the CPU and the cause is lost.
 _KINDS: dict[int, tuple[str, type[Exception]]] = {
     FAIL: ("FAIL", _state.Fail),
     INVALID_ARGUMENT: ("INVALID_ARGUMENT", _state.InvalidArgument),
@@ -45,7 +45,7 @@ _PREFIX = "[ONNXRuntimeError] : "
 
 
 def _text(code: int, message: str) -> str:
-    if message.startswith(_PREFIX):  # unpickling calls the constructor with the whole text
+    if message.startswith(_PREFIX):  # unpickling calls the constructor with the whole message
         return message
     return f"{_PREFIX}{code} : {_KINDS[code][0]} : {message}"
 
@@ -56,29 +56,28 @@ def ort_error(code: int, message: str) -> Exception:
 
 
 class OptionError(_state.InvalidArgument, ValueError):  # type: ignore[misc]
-    """A provider option is unknown, has a bad value, or asks for what the device does not have."""
+    """A provider option is unknown, has an invalid value, or asks for something that the device does not have."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_text(INVALID_ARGUMENT, message))
 
 
 class NpuUnavailable(_state.Fail):  # type: ignore[misc]
-    """The NPU was insisted on (strict mode, or no CPU stand-in exists) and cannot be used."""
+    """The NPU is required (strict mode, or nothing can replace it) and cannot be used."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_text(FAIL, message))
 
 
 class QueueFull(_state.Fail):  # type: ignore[misc]
-    """A call found no place in the queue within ``submit_timeout_ms``: the session is busy. It may be tried again."""
+    """A call found no place in the queue within ``submit_timeout_ms``: the session is busy. The call may be retried."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_text(FAIL, message))
 
 
 class FallbackWarning(UserWarning):
-    """The NPU came first, but the session runs on the CPU. The text names the first check that failed and its
-    remedy."""
+    """The NPU comes first, but the session runs on the CPU. The message names the first failed check and its remedy."""
 
 
 def status_code(error: BaseException) -> int:
@@ -98,7 +97,7 @@ def status_code(error: BaseException) -> int:
 
 
 def bare_message(error: BaseException) -> str:
-    """The exception's text without onnxruntime's prefix (which onnxruntime puts there again)."""
+    """The exception's message without onnxruntime's prefix (which onnxruntime adds again)."""
     text = str(error) or type(error).__name__
     if text.startswith(_PREFIX):
         return text.split(" : ", 3)[-1]
@@ -106,7 +105,7 @@ def bare_message(error: BaseException) -> str:
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """ "; did you mean 'schedule'?" where one of ``known`` is close to ``word`` (case does not matter), else ""."""
+    """ "; did you mean 'schedule'?" if one of ``known`` is close to ``word``, ignoring case; else ""."""
     import difflib
 
     if not isinstance(word, str):
@@ -117,8 +116,8 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 def warn_of_fallback(text: str, *packages: str) -> None:
-    """One FallbackWarning, at the line of the first caller outside ort_rknn, its adapters and faces (``ort_rknn_...``)
-    and ``packages``. Constructors of subclasses are the user's."""
+    """Issue one FallbackWarning, at the line of the first caller outside ort_rknn, its adapters and faces
+    (``ort_rknn_...``) and ``packages``. Constructors of subclasses count as the user's code."""
     level, frame = 1, sys._getframe(0)
     while frame.f_back is not None:
         root = str(frame.f_globals.get("__name__")).partition(".")[0]

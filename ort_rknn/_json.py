@@ -1,7 +1,7 @@
-"""Reads JSON that a stranger may have written: bounded in bytes and values, and checked value by value.
+"""Reads JSON from untrusted sources: limited in bytes and values, and checked value by value.
 
-The checks take a value as it came from the parser, and ``what`` it is called in messages. A member that is missing is
-None, which only ``none_or`` takes.
+The checks take a parsed value, and ``what``, its name in messages. A missing member is None, which only ``none_or``
+accepts.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from ._regular import open_regular
 
-#: Bytes of a file, and values in it, where a reader does not say otherwise. A value takes up to 100 bytes of memory.
+#: Default limits for the bytes of a file, and the values in it. A value takes up to 100 bytes of memory.
 MOST_BYTES, MOST_VALUES = 8 << 20, 1 << 18
-#: Characters of a text.
+#: Maximum number of characters in a text.
 MOST_TEXT = 4096
 _MOST_NESTED = 200
 _BRACKET = re.compile(r"[\[\]{}]")
@@ -25,7 +25,7 @@ Checked = TypeVar("Checked")
 
 
 class JsonError(ValueError):
-    """It is no JSON, is too large, or has a value that is not expected. The text says which."""
+    """Not JSON, too large, or with an unexpected value. The message says which."""
 
 
 def read_json(
@@ -36,10 +36,10 @@ def read_json(
     closed_to: int = 0,
     follow: bool = True,
 ) -> object:
-    """What the file at ``path`` holds. Reads no more than ``most_bytes``.
+    """The content of the file at ``path``. Reads no more than ``most_bytes``.
 
-    ``owner``, ``closed_to``, ``follow``: see :func:`open_regular`. Raises OSError if it cannot be opened or is no
-    regular file, JsonError for all else.
+    ``owner``, ``closed_to``, ``follow``: see :func:`open_regular`. Raises OSError if it cannot be opened or is not a
+    regular file, JsonError for everything else.
     """
     with open_regular(path, owner=owner, closed_to=closed_to, follow=follow) as file:
         content = b""
@@ -51,13 +51,13 @@ def read_json(
 
 
 def parse_json(content: str | bytes, *, most_values: int = MOST_VALUES) -> object:
-    """The value that ``content`` spells, bytes in UTF-8. Raises JsonError, also if it is nested deeper than 200 or
-    has more than about ``most_values`` values."""
+    """Parse ``content``; bytes must be UTF-8. Raises JsonError, also if it is nested deeper than 200 levels or has more
+    than about ``most_values`` values."""
     try:
         spelled = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         if spelled.count(",") + spelled.count("[") + spelled.count("{") > most_values:
             raise JsonError(f"it has more than the {most_values} values that are read")
-        if _is_deep(spelled):  # the parser's own bound differs by release, and knows nothing of a thread's stack
+        if _is_deep(spelled):  # the parser's own limit differs by release, and ignores a thread's stack size
             raise RecursionError
         value: object = json.loads(spelled)
     except JsonError:
@@ -92,7 +92,8 @@ def _wrong(what: str, expected: str, value: object) -> JsonError:
 
 
 def text(value: object, what: str, *, most: int = MOST_TEXT) -> str:
-    """Text of at most ``most`` characters. Half a surrogate pair is none, but for the bytes of a file's name."""
+    """Text of at most ``most`` characters. Lone surrogates are rejected, except those that represent bytes of a file
+    name."""
     if not isinstance(value, str):
         raise _wrong(what, "text", value)
     if len(value) > most:
@@ -114,14 +115,14 @@ def one_of(value: object, what: str, words: tuple[str, ...]) -> str:
 
 
 def hex_digest(value: object, what: str) -> str:
-    """A sha256 in 64 lower-case hex digits."""
+    """A sha256 as 64 lower-case hex digits."""
     if not isinstance(value, str) or len(value) != 64 or value.strip("0123456789abcdef"):
         raise _wrong(what, "64 hex digits", value)
     return value
 
 
 def integer(value: object, what: str, *, least: int = 0, most: int = (1 << 63) - 1) -> int:
-    """An integer from ``least`` to ``most``; neither 1.0 nor true is one."""
+    """An integer from ``least`` to ``most``; 1.0 and true are rejected."""
     if type(value) is not int or not least <= value <= most:
         raise _wrong(what, f"an integer from {least} to {most}", value)
     return value
@@ -156,5 +157,5 @@ def members(value: object, what: str, *, most: int = MOST_VALUES) -> dict[str, o
 
 
 def none_or(check: Callable[[object, str], Checked], value: object, what: str) -> Checked | None:
-    """null, or what ``check`` takes."""
+    """null, or a value that ``check`` accepts."""
     return None if value is None else check(value, what)

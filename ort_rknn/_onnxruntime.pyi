@@ -1,7 +1,8 @@
-"""onnxruntime's public names, for type checkers: it has no types of its own. Nothing of this exists at run time.
+"""onnxruntime's public names, for type checkers, because it has no types of its own. Nothing of this exists at run
+time.
 
-The names are those of the newest onnxruntime; tests hold them against the installed one. What is used most has types,
-the rest is what the checker finds out by itself.
+The names are those of the newest onnxruntime; tests compare them with the installed one. The most used names have
+types; the others are left to the checker's inference.
 """
 
 import os
@@ -35,7 +36,7 @@ from onnxruntime import create_and_register_allocator as create_and_register_all
 from onnxruntime import create_and_register_allocator_v2 as create_and_register_allocator_v2
 from onnxruntime import onnxruntime_validation as onnxruntime_validation
 
-#: All but those that ort_rknn has of its own.
+#: All except those that ort_rknn defines itself.
 __all__ = [
     "AdapterFormat",
     "ExecutionMode",
@@ -133,7 +134,7 @@ version: str
 import_capi_exception: Any
 
 class _Enum:
-    """As pybind11 makes them: no enum.Enum."""
+    """As created by pybind11: not an enum.Enum."""
 
     __members__: ClassVar[dict[str, Any]]
     name: str
@@ -351,7 +352,7 @@ class IOBinding:
     def synchronize_outputs(self) -> None: ...
 
 class InferenceSession:
-    """What ort_rknn's session is derived from."""
+    """The base class of ort_rknn's session."""
 
     _sess: Any
     _model_path: Any

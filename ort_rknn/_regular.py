@@ -1,4 +1,4 @@
-"""Opens files whose places strangers may fill: a pipe or a device in a file's place must not make a reader wait."""
+"""Opens files in places that other users can write: a pipe or a device in place of a file must not block a reader."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import BinaryIO
 
 
 class NotRegularError(OSError):
-    """It is a pipe, socket or device, or it is not the user's alone."""
+    """A pipe, socket or device, or a file that is not the user's alone."""
 
 
 def open_regular(
     path: str | os.PathLike[str], *, owner: int | None = None, closed_to: int = 0, follow: bool = True
 ) -> BinaryIO:
-    """Open a regular file for reading, without a buffer.
+    """Open a regular file for reading, unbuffered.
 
-    ``owner``: a user's number, whose file it must be. ``closed_to``: bits of the mode that must not be set. ``follow``:
-    symbolic links at the end of the path. Raises OSError.
+    ``owner``: the uid that must own it. ``closed_to``: mode bits that must not be set. ``follow``: follow a symbolic
+    link at the end of the path. Raises OSError.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     descriptor = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))

@@ -15,8 +15,8 @@ SOC_CORES: Mapping[str, int] = {
     "rv1126b": 1,
 }
 
-#: Other names of a SoC, as far as its NPU and the compiled models for it go: name -> (the SoC, what is worth knowing).
-#: Source: Rockchip's product pages; the vendor's converter knows "rk3588" for all of them.
+#: Other names of a SoC that are equivalent for its NPU and compiled models: name -> (the SoC, a remark).
+#: Source: Rockchip's product pages; the vendor's converter uses "rk3588" for all of them.
 SOC_VARIANTS: Mapping[str, tuple[str, str]] = {
     "rk3588s": ("rk3588", ""),
     "rk3588s2": ("rk3588", ""),
@@ -27,18 +27,18 @@ _FIRST_WORD = re.compile(r"[a-z0-9]+")
 
 
 def soc_family(name: str) -> str:
-    """The SoC that a name means: "rk3588" for "RK3588S"; the name in lower case where it is not known."""
+    """The SoC that a name means: "rk3588" for "RK3588S"; the name in lower case if it is unknown."""
     word = name.strip().lower()
     return SOC_VARIANTS[word][0] if word in SOC_VARIANTS else word
 
 
 def is_soc(name: str) -> bool:
-    """Whether a SoC, or a variant of one, has this name."""
+    """Whether this is the name of a SoC or of a variant."""
     return soc_family(name) in SOC_CORES
 
 
 def soc_note(name: str) -> str:
-    """What is worth knowing of a variant; "" if nothing is."""
+    """The remark on a variant; "" if there is none."""
     return SOC_VARIANTS.get(name.strip().lower(), ("", ""))[1]
 
 
@@ -48,18 +48,17 @@ def variants_of(soc: str) -> tuple[str, ...]:
 
 
 def find_soc_name(text: str) -> str | None:
-    """The name, as written but in lower case, of the SoC in an entry of a device tree ("rockchip,rk3588s-evb"); None
-    where there is none."""
+    """The name, in lower case, of the SoC in a device tree entry ("rockchip,rk3588s-evb"); None if there is none."""
     for word in _FIRST_WORD.findall(text.lower()):
         if is_soc(word):
             return str(word)
-    # "rk3588s3" of a release to come: a known name with something behind it.
+    # A future "rk3588s3": a known name with a suffix.
     return next((name for name in (*SOC_VARIANTS, *SOC_CORES) if name in text.lower()), None)
 
 
 #: The runtime chooses a core.
 CORE_MASK_AUTO = 0
-#: All cores that there are.
+#: All cores of the NPU.
 CORE_MASK_ALL = 0xFFFF
 
 #: ``rknn_*`` return codes and the vendor's names for them.
@@ -84,17 +83,17 @@ RKNN_ERRORS: Mapping[int, str] = {
 
 TP_MODES: Mapping[str, int] = {"auto": 0x0, "all": 0xFFFF, "0": 0x1, "1": 0x2, "2": 0x4, "0,1": 0x3, "0,1,2": 0x7}
 
-#: Core masks that ``rknn_set_core_mask`` takes by number of cores, besides :data:`CORE_MASK_ALL`. Source: the vendor's
-#: enumeration of core masks, which has no mask for cores 0 and 2, or 1 and 2.
+#: Core masks that ``rknn_set_core_mask`` accepts, by number of cores, besides :data:`CORE_MASK_ALL`. Source: the
+#: vendor's enumeration of core masks, which has no mask for cores 0 and 2, or 1 and 2.
 _CORE_MASKS: Mapping[int, tuple[int, ...]] = {1: (0, 1), 2: (0, 1, 2, 3), 3: (0, 1, 2, 4, 3, 7)}
 
 
 def core_masks(cores: int) -> tuple[int, ...]:
-    """The core masks that an NPU with so many cores takes, besides :data:`CORE_MASK_ALL`."""
+    """The core masks that an NPU with ``cores`` cores accepts, besides :data:`CORE_MASK_ALL`."""
     return _CORE_MASKS.get(cores, _CORE_MASKS[3])
 
 
-#: Answers of a static model to the query of dynamic ranges (RKNN_QUERY_INPUT_DYNAMIC_RANGE): RKNN_ERR_FAIL, and
-#: RKNN_ERR_PARAM_INVALID of runtimes that do not know the query. The vendor's package goes on after an error there;
-#: which of the codes a board gives is open. Every other code says nothing about the model.
+#: Return codes of a static model to the query of dynamic ranges (RKNN_QUERY_INPUT_DYNAMIC_RANGE): RKNN_ERR_FAIL, and
+#: RKNN_ERR_PARAM_INVALID of runtimes that do not know the query. The vendor's package ignores an error there; which
+#: code a board returns is an open question. Any other code says nothing about the model.
 NOT_DYNAMIC = (-1, -5)

@@ -1,4 +1,4 @@
-"""Tensors: shapes, orders of axes, quantization, and the one table of dtypes."""
+"""Tensors: shapes, axis order, quantization, and the one table of dtypes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 #: A shape without free dimensions.
 Shape = tuple[int, ...]
-#: Order of axes. UNDEFINED: not a 4-D tensor, or unknown.
+#: Axis order. UNDEFINED: not a 4-D tensor, or unknown.
 Layout = Literal["NCHW", "NHWC", "NC1HWC2", "UNDEFINED"]
 #: A dimension: its length, the name of a free one, or None.
 Dim = int | str | None
@@ -22,7 +22,7 @@ class Quantization:
     zero_point: int
 
 
-#: numpy dtype name -> (ONNX element type, bytes per element). The dtypes that can be a session's on the NPU.
+#: numpy dtype name -> (ONNX element type, bytes per element). The dtypes that a session on the NPU can have.
 DTYPES: Mapping[str, tuple[int, int]] = {
     "float32": (1, 4),
     "uint8": (2, 1),
@@ -39,16 +39,16 @@ DTYPES: Mapping[str, tuple[int, int]] = {
 }
 DTYPE_OF_ELEMENT: Mapping[int, str] = {element: name for name, (element, _) in DTYPES.items()}
 #: onnxruntime's text for a type, as in ``NodeArg.type`` -> numpy dtype name: "tensor(float)" -> "float32". Only
-#: :data:`DTYPES`: no strings, nothing that numpy lacks, no sequences.
+#: :data:`DTYPES`: no strings, no types that numpy lacks, no sequences.
 DTYPE_OF_TYPE: Mapping[str, str] = {
     f"tensor({ {'float32': 'float', 'float64': 'double'}.get(name, name) })": name for name in DTYPES
 }
-#: What ``rknn_inputs_set`` can be fed, in the order of ``rknn_tensor_type``.
+#: The dtypes that ``rknn_inputs_set`` accepts, in the order of ``rknn_tensor_type``.
 INPUT_DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool")
 
 
 def onnx_order(shape: Shape, layout: Layout) -> Shape:
-    """A runtime's shape in the ONNX's order of axes."""
+    """A runtime's shape in the ONNX's axis order."""
     if layout == "NHWC" and len(shape) == 4:
         n, h, w, c = shape
         return (n, c, h, w)

@@ -1,19 +1,19 @@
-"""One sentence of advice from what was measured."""
+"""One sentence of advice based on the measurements."""
 
 from __future__ import annotations
 
 from .report import BenchReport, Result, of
 
-#: Beyond this share of a run's own time the host is called the bottleneck.
+#: Above this share of a run's own time, the host is called the bottleneck.
 _MUCH = 0.3
-#: Below this share of their time the cores are called idle.
+#: Below this share of busy time, the cores are called idle.
 _IDLE = 0.8
 #: Beyond this share of their time the host's CPUs are called busy.
 _SATURATED = 0.85
 
 
 def advise(report: BenchReport) -> str:
-    """What the bottleneck of the best throughput on the NPU is, and which option helps."""
+    """The bottleneck at the best throughput on the NPU, and the option that helps."""
     best, overall = report.best_throughput_on_npu, report.best_throughput
     if overall is None:
         return "Nothing could be measured; the reasons stand with the settings."

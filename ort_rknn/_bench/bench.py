@@ -1,4 +1,4 @@
-"""``ort_rknn.bench()``: settings are measured one after the other, each with a session of its own."""
+"""``ort_rknn.bench()``: measures settings one after the other, each in a session of its own."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .load import feed_for, fits, put_load
 from .report import BenchReport, Result, Setting
 from .splitting import compiled_convolutions, split_share
 
-#: Seconds for making sessions, beyond half as much again as was asked for.
+#: Extra seconds for creating sessions, in addition to 1.5 times the requested time.
 GRACE = 10.0
-#: Callers that the best setting is tried with.
+#: The numbers of callers with which the best setting is measured.
 _CALLERS = (1, 2, 4, 8, 16)
 
 
@@ -34,15 +34,15 @@ def bench(
     options: Mapping[str, Any] | None = None,
     progress: Callable[[BenchReport], None] | None = None,
 ) -> BenchReport:
-    """Compare options for ``model`` (an ONNX or ``.rknn``) within about ``seconds``; at most half as much
-    again and ten seconds, on a slow machine.
+    """Compare options for ``model`` (an ONNX or ``.rknn``) within about ``seconds``; on a slow machine at most 1.5
+    times that plus ten seconds.
 
-    Compared: the CPU, the default, ``tp_mode``, ``schedule`` with one and two contexts per core, 1 to 16 callers,
-    batches, uint8 NHWC inputs. ``options``: provider options that all settings have, such as ``device``. ``progress``
-    is called before the first setting and after each one, with the report so far.
+    Compares the CPU, the default, ``tp_mode``, ``schedule`` with one and two contexts per core, 1 to 16 callers,
+    batches, and uint8 NHWC inputs. ``options``: provider options for all settings, such as ``device``. ``progress`` is
+    called before the first setting and after each one, with the report so far.
 
-    Raises OptionError for bad options or ``seconds`` outside (0, 86400], and what making a session raises. A setting
-    that the model or the device does not take is skipped with its reason.
+    Raises OptionError for bad options or ``seconds`` outside (0, 86400], and what creating a session raises. A setting
+    that the model or the device does not support is skipped, with the reason.
     """
     check_seconds(seconds)
     told = progress or (lambda report: None)
@@ -71,13 +71,13 @@ def bench(
 
 
 def check_seconds(seconds: float) -> None:
-    """Raise OptionError for a bound of time that is none."""
+    """Raise OptionError for an invalid time limit."""
     if not 0 < seconds <= 86_400:
         raise OptionError(f"seconds: expected a number above 0 and at most 86400, got {seconds!r}")
 
 
 def settings_for(cores: int, *, batches: bool, quick: bool) -> list[Setting]:
-    """What is compared first, simplest first. ``batches``: the model takes batches of any length."""
+    """The settings to compare first, simplest first. ``batches``: the model accepts batches of any length."""
     every = ",".join(map(str, range(cores)))
     out = [Setting("default, 1 caller", {})]
     if cores > 1:
@@ -108,7 +108,7 @@ def _with_other_callers(report: BenchReport, best: Setting) -> list[Setting]:
 
 
 def open_session(path: str, base: Mapping[str, Any], options: Mapping[str, Any] | None) -> Any:
-    """A session for a setting's ``options``, and without a warning: the report says where it runs."""
+    """A session with a setting's ``options``. Does not warn of a fallback: the report says where it runs."""
     if options is None:
         return InferenceSession(path, providers=["CPUExecutionProvider"])
     with warnings.catch_warnings():
@@ -126,7 +126,8 @@ def why_not_on_npu(session: Any) -> str:
 
 
 def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool, Mapping[str, Any]]:
-    """Where the model runs and what tp_mode can gain; whether it takes batches of any length; and one call's inputs."""
+    """Where the model runs and what tp_mode can gain; whether it accepts batches of any length; and the inputs of one
+    call."""
     with open_session(path, base, {}) as session:
         reason = why_not_on_npu(session)
         if reason:
@@ -146,13 +147,13 @@ def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool, Mapp
     if device.cores > 1 and onnx is not None:
         try:
             report.split = split_share(onnx, lambda so: onnxruntime.InferenceSession(onnx, so, _CPU), feed, compiled)
-        except Exception as error:  # whatever onnxruntime raises: this is only for information
+        except Exception as error:  # whatever onnxruntime raises: this is only informative
             report.notes.append(f"what tp_mode can gain is not known: {' '.join(bare_message(error).split())}")
     return report, batches, feed
 
 
 def _tell_free_axes(report: BenchReport, session: Any, feed: Mapping[str, Any]) -> None:
-    """A speed is that of a shape: say which one, where the model does not."""
+    """Add the shapes used for free axes: the measured speed depends on them."""
     free = [port.name for port in session.get_inputs() if not all(isinstance(d, int) for d in port.shape)]
     if free:
         shapes = ", ".join(f"{name} {list(feed[name].shape)}" for name in free)
@@ -170,18 +171,18 @@ def _onnx_of(path: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """The settings of one report, one after the other."""
+    """Runs the settings of one report, one after the other."""
 
     report: BenchReport
     path: str
     base: Mapping[str, Any]
     seconds: float
-    """For each."""
+    """Per setting."""
     deadline: float
-    """By ``time.monotonic()``: what begins later is skipped."""
+    """In terms of ``time.monotonic()``; settings that would start later are skipped."""
     progress: Callable[[BenchReport], None]
     feed: Mapping[str, Any]
-    """One call's inputs on the NPU: the CPU gets the same, where the ONNX leaves axes free too."""
+    """The inputs of one call on the NPU; the CPU gets the same ones, even if the ONNX leaves axes free."""
 
     def measure(self, setting: Setting) -> None:
         result = Result(setting)
@@ -193,7 +194,7 @@ class _Series:
         gc.collect()
         try:
             self._measure(setting, result)
-        except Exception as error:  # onnxruntime has a class for each code, and none for all of them
+        except Exception as error:  # onnxruntime has a class for each code, and no common one
             result.skipped = " ".join(bare_message(error).split())
         self.progress(self.report)
 

@@ -1,4 +1,4 @@
-"""A report beside an older one, which ``ort-rknn bench --json`` wrote."""
+"""Compares a report with an older one, written by ``ort-rknn bench --json``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from .._json import members, none_or, number, read_json, text
 from .report import BenchReport
 
-#: The same setting must be this much slower to be called slower: two measurements of one thing differ, too.
+#: A setting must be slower by this factor to be reported as slower, because repeated measurements differ, too.
 SLOWER = 1.10
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One setting, then and now."""
+    """One setting, before and now."""
 
     name: str
     before: float
@@ -24,17 +24,17 @@ class Change:
 
     @property
     def ratio(self) -> float:
-        """Now against then: above 1 is faster."""
+        """Now relative to before: above 1 is faster."""
         return self.now / self.before
 
     @property
     def slower(self) -> bool:
-        """Clearly slower than it was."""
+        """Clearly slower than before."""
         return self.ratio * SLOWER < 1.0
 
 
 def read_report(path: str | os.PathLike[str]) -> dict[str, float]:
-    """Runs per second by the name of the setting. Raises OSError, or ValueError for what is no report of one model."""
+    """Runs per second by setting. Raises OSError, or ValueError if it is not a report of one model."""
     data = members(read_json(path), "the whole")
     if not str(data.get("schema", "")).startswith("ort-rknn/bench/"):
         raise ValueError('it is not what "ort-rknn bench --json" writes')
@@ -53,7 +53,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, float]:
 
 
 def compare(report: BenchReport, before: Mapping[str, float]) -> list[Change]:
-    """The settings that both have measured, in the report's order."""
+    """The settings measured in both, in the report's order."""
     return [
         Change(r.setting.name, before[r.setting.name], r.measured.runs_per_second)
         for r in report.results

@@ -1,4 +1,4 @@
-"""How long each layer of a compiled model takes, as the runtime tells it."""
+"""How long each layer of a compiled model takes, as reported by the runtime."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class LayerTime:
     model: str
     """The compiled model's label."""
     number: int
-    """The runtime's, from 1, in the order of their execution."""
+    """The runtime's number, from 1, in execution order."""
     operator: str
     """The runtime's name: "ConvRelu"."""
     target: str
     """"NPU", "CPU" or "GPU"."""
     us: float
     name: str
-    """Operator and tensor, as in the ONNX where the runtime kept it."""
+    """Operator and tensor, named as in the ONNX if the runtime kept the name."""
 
 
 def layers_of(session: Any) -> list[LayerTime]:
-    """Run each compiled model of an NPU session once with zeros, in a context of its own that measures its layers.
+    """Run each compiled model of an NPU session once with zeros, in a separate context that measures its layers.
 
-    The slowest layer first. [] for a session that has nothing on the NPU. Raises Fail if the runtime does not tell,
-    with its reason.
+    The slowest layer first. [] for a session that has nothing on the NPU. Raises Fail, with the reason, if the runtime
+    does not report its layers.
     """
     npu = session._npu
     found = npu.plan.found if npu is not None and npu.executors else None
@@ -58,7 +58,7 @@ def _table(executor: Executor, found: Any) -> str:
         if not hasattr(context, "layer_table"):
             raise AdapterError(f"the adapter {found.adapter.name!r} has no way to ask")
         lease = Lease(context, "layers")
-        for _ in range(2):  # the first run sets things up
+        for _ in range(2):  # the first run does setup work
             executor._work.attempt(call, lease)
         measuring: TellsLayers = context
         return measuring.layer_table()
@@ -67,9 +67,9 @@ def _table(executor: Executor, found: Any) -> str:
 
 
 def parse(model: str, table: str) -> Iterator[LayerTime]:
-    """The rows of the runtime's table. Lines that are none are passed over.
+    """The rows of the runtime's table. Other lines are ignored.
 
-    The columns up to the time are never empty; those behind it may be. Raises AdapterError for a text without a header.
+    The columns up to the time are never empty; later ones may be. Raises AdapterError for a text without a header.
     """
     heads: list[str] = []
     for line in table.splitlines():

@@ -1,4 +1,4 @@
-"""A load on a session: how long runs take, how many there are in a second, and what they cost the host."""
+"""Puts load on a session: measures how long runs take, how many complete per second, and their cost on the host."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from .._tensors import DTYPE_OF_TYPE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: A run is an outlier where it takes longer than the median and this many times the median deviation from it.
+#: A run is an outlier if it takes longer than the median plus this many times the median deviation.
 _OUTLIER = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one setting did under one load. Times in milliseconds."""
+    """Measurements of one setting under one load. Times in milliseconds."""
 
     callers: int
     runs: int
     seconds: float
     runs_per_second: float
-    """Samples, where a call has several."""
+    """Samples per second, if a call has several."""
     p50_ms: float
     p95_ms: float
     p99_ms: float
     outliers: int
-    """Runs far beyond the others; many of them: something else used the machine."""
+    """Runs far slower than the others; many of them mean that something else used the machine."""
     cpu_seconds_per_run: float
     """Of the whole process."""
     wait_ms: float
@@ -47,18 +47,19 @@ class Measured:
     fetch_ms: float
     """Per run: getting outputs."""
     host_ms: float
-    """Per run: what is left of a call's time, between the caller and the runtime."""
+    """Per run: the rest of a call's time, between the caller and the runtime."""
 
     @property
     def host_share(self) -> float:
-        """Of a run's own time, without waiting: the part in which the host works and not the NPU."""
+        """The share of a run's own time, without waiting, in which the host works and not the NPU."""
         own = self.convert_ms + self.run_ms + self.fetch_ms
         return (self.convert_ms + self.fetch_ms) / own if own else 0.0
 
 
 def feed_for(session: Any, samples: int = 1) -> dict[str, NDArray[np.generic]]:
-    """Inputs for a session: random floats, zeros of other types. A free axis has its compiled length, else ``samples``
-    at the front and 1 elsewhere. Raises InvalidArgument for an input of strings, or of what numpy lacks."""
+    """Inputs for a session: random floats, zeros for other types. A free axis has its compiled length, else
+    ``samples`` if it is the first and 1 otherwise. Raises InvalidArgument for an input of strings, or of a type
+    that numpy lacks."""
     rng = np.random.default_rng(0)
     compiled = session.shape_sets[0] if getattr(session, "shape_sets", ()) else None
     feed: dict[str, NDArray[np.generic]] = {}
@@ -77,7 +78,7 @@ def feed_for(session: Any, samples: int = 1) -> dict[str, NDArray[np.generic]]:
 
 
 def fits(session: Any, feed: Mapping[str, NDArray[np.generic]]) -> bool:
-    """Whether ``feed`` has just the inputs of ``session``, in dtypes and shapes that it takes."""
+    """Whether ``feed`` has exactly the inputs of ``session``, with dtypes and shapes that it accepts."""
     ports = {port.name: port for port in session.get_inputs()}
     return ports.keys() == feed.keys() and all(
         DTYPE_OF_TYPE.get(ports[name].type) == array.dtype.name
@@ -88,7 +89,7 @@ def fits(session: Any, feed: Mapping[str, NDArray[np.generic]]) -> bool:
 
 
 def put_load(session: Any, feed: Mapping[str, Any], callers: int, seconds: float, samples: int = 1) -> Measured:
-    """``callers`` threads call ``session.run`` one time after the other for about ``seconds``, after a warm-up.
+    """``callers`` threads call ``session.run`` repeatedly for about ``seconds``, after a warm-up.
 
     Every caller makes at least two runs, however long they take. Raises what a run raises.
     """
@@ -126,7 +127,7 @@ def put_load(session: Any, feed: Mapping[str, Any], callers: int, seconds: float
             gate.wait()
         for thread in threads:
             thread.join()
-    except BaseException as error:  # a Ctrl-C: nobody goes on behind it
+    except BaseException as error:  # a Ctrl-C: stop the other callers
         failed.append(error)
         gate.abort()
         raise
@@ -158,7 +159,7 @@ def put_load(session: Any, feed: Mapping[str, Any], callers: int, seconds: float
 
 
 def _percentile(ordered: Sequence[float], share: float) -> float:
-    """In milliseconds, of sorted seconds: the nearest rank."""
+    """In milliseconds, from sorted seconds: the nearest rank."""
     return 1000.0 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 

@@ -1,4 +1,4 @@
-"""A report as one HTML page that holds everything itself: tables and plots as SVG, light and dark, no script."""
+"""A report as one self-contained HTML page: tables and plots as SVG, light and dark, no script."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 from .load import Measured
 from .report import BenchReport, Result, of
 
-#: The parts of a call, in the order of time, with their CSS classes.
+#: The phases of a call, in order, with their CSS classes.
 _PARTS = (
     ("wait", "wait_ms"),
     ("convert", "convert_ms"),
@@ -76,7 +76,7 @@ def page(report: BenchReport) -> str:
 
 
 def _text(text: str) -> str:
-    """For HTML; what is no character there is written as an escape."""
+    """Escaped for HTML; characters that are invalid there are written as escapes."""
     return (
         escape("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text))
         .encode("utf-8", "backslashreplace")
@@ -114,7 +114,7 @@ def _parts_of(measured: Measured) -> list[tuple[str, float]]:
     parts = [(name, float(getattr(measured, attribute))) for name, attribute in _PARTS]
     if any(ms for _, ms in parts):
         return parts
-    return [("other", measured.p50_ms)]  # the CPU counts no parts
+    return [("other", measured.p50_ms)]  # the CPU reports no phases
 
 
 def _times(results: Sequence[Result]) -> str:
@@ -141,7 +141,7 @@ def _times(results: Sequence[Result]) -> str:
 
 
 def _by_callers(report: BenchReport) -> str:
-    """Runs per second and the 95th percentile, by the number of callers of the best setting's options."""
+    """Runs per second and the 95th percentile, by number of callers, with the best setting's options."""
     best = report.best_throughput_on_npu
     if best is None:
         return ""

@@ -1,4 +1,4 @@
-"""What a benchmark of one model found, and what follows from it."""
+"""The results of a benchmark of one model, and the conclusions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from .load import Measured
 from .splitting import SplitShare
 
-#: A setting must be this much better than a simpler one to be recommended in its place: noise must not decide.
+#: A setting must be better than a simpler one by this factor to be recommended instead, so that noise does not decide.
 CLEARLY = 1.05
 
 
@@ -20,56 +20,56 @@ class Setting:
     name: str
     """For tables: "tp_mode=all, 1 caller"."""
     options: Mapping[str, Any] | None
-    """Provider options; None: on the CPU, by onnxruntime's own provider."""
+    """Provider options; None: on the CPU, with onnxruntime's own provider."""
     callers: int = 1
     samples: int = 1
-    """Samples of one call, for a model whose batch is free."""
+    """Samples per call, for a model with a free batch axis."""
     changes_input: bool = False
-    """The program must feed something else: uint8 in NHWC."""
+    """The program must feed different inputs: uint8 in NHWC."""
 
 
 @dataclass(slots=True)
 class Result:
-    """What a setting did. Exactly one of ``measured`` and ``skipped`` is there."""
+    """The result of a setting. Exactly one of ``measured`` and ``skipped`` is set."""
 
     setting: Setting
     measured: Measured | None = None
     create_ms: float = 0.0
-    """Making the session."""
+    """Time to create the session."""
     first_ms: float = 0.0
-    """The first run."""
+    """Time of the first run."""
     memory_mb: float = 0.0
-    """RAM by which the process grew from before the session to after the last run."""
+    """Growth of the process's memory from before the session to after the last run."""
     skipped: str = ""
     """Why it was not measured."""
 
 
 @dataclass(slots=True)
 class BenchReport:
-    """All settings of one model, the simplest first, and what follows from them."""
+    """All settings of one model, the simplest first, and the conclusions."""
 
     model: str
     """The path as given."""
     device: str
-    """ "" if there is no NPU for it."""
+    """"" if there is no NPU for it."""
     cores: int
     results: list[Result] = field(default_factory=list)
     split: SplitShare | None = None
-    """What ``tp_mode`` can gain; None if it is not known, or the device has one core."""
+    """What ``tp_mode`` can gain; None if unknown, or if the device has one core."""
     notes: list[str] = field(default_factory=list)
     cpus: int = 0
     """How many of the host's CPUs this process may use; 0 if that is not known."""
     advice: str = ""
-    """One sentence: what the bottleneck is, and which option helps."""
+    """One sentence: the bottleneck, and the option that helps."""
 
     @property
     def best_throughput(self) -> Result | None:
-        """The simplest setting whose runs per second nothing beats clearly, the CPU included."""
+        """The simplest setting whose runs per second no other clearly exceeds, including the CPU."""
         return _simplest(self._usable(), _throughput)
 
     @property
     def best_latency(self) -> Result | None:
-        """The simplest setting whose median for one caller nothing beats clearly, the CPU included."""
+        """The simplest setting whose median for one caller no other clearly undercuts, including the CPU."""
         return _simplest(_alone(self._usable()), _latency)
 
     @property
@@ -89,8 +89,8 @@ class BenchReport:
         return [r for r in self._usable() if r.setting.options is not None]
 
     def lines_to_paste(self) -> list[str]:
-        """Two lines of Python, a session for the best throughput and one for the best latency; and where the CPU is
-        the best, that of the NPU too."""
+        """Two lines of Python that create a session, for the best throughput and for the best latency; if the CPU is
+        the best, also those for the NPU."""
         best = [("best throughput", self.best_throughput), ("best latency", self.best_latency)]
         if self.best_throughput_on_npu is not self.best_throughput:
             best.insert(1, ("best throughput on the NPU", self.best_throughput_on_npu))
@@ -107,7 +107,7 @@ class BenchReport:
         return lines
 
     def as_json(self) -> dict[str, Any]:
-        """The same as dicts, lists, strings and numbers."""
+        """The report as dicts, lists, strings and numbers."""
         share = self.split
         return {
             "model": self.model,
@@ -126,13 +126,13 @@ class BenchReport:
 
 
 def of(result: Result) -> Measured:
-    """What was measured, of a result that was."""
+    """The measurements of a result that has them."""
     assert result.measured is not None
     return result.measured
 
 
 def session_line(model: str, options: Mapping[str, Any] | None) -> str:
-    """The line of Python that makes a session."""
+    """The line of Python that creates a session."""
     if options is None:
         return f'ort_rknn.InferenceSession({model!r}, providers=["CPUExecutionProvider"])'
     given = f", provider_options={dict(options)!r}" if options else ""
@@ -172,6 +172,6 @@ def _alone(results: Sequence[Result]) -> list[Result]:
 
 
 def _simplest(results: Sequence[Result], value: Callable[[Result], float]) -> Result | None:
-    """The first one that no other beats by :data:`CLEARLY`; they come in the order of their simplicity."""
+    """The first result that no other exceeds by :data:`CLEARLY`; they are ordered by simplicity."""
     best = max(map(value, results), default=0.0)
     return next((r for r in results if value(r) * CLEARLY >= best), None)

@@ -1,7 +1,7 @@
 """What ``tp_mode`` can gain: the share of a model's work that is in operators that split over several cores.
 
 The table is the vendor's, of the RK3588: "RKNN Compiler Support Operator List" 2.3.2, sections on multi-core. The older
-"RKNN SDK User Guide" 5.3 names more operators; the newer list is believed.
+"RKNN SDK User Guide" 5.3 names more operators; the newer list is used.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from typing import Any
 from ..adapter.contract import ModelSource
 from ..files.operators import operators_of, splits
 
-#: Operators that split over the cores, alone.
+#: Operators that are split over the cores on their own.
 SPLIT = frozenset(("Conv", "Add", "Mul"))
-#: What may be fused behind a convolution that still splits.
+#: Operators that may be fused to a convolution without keeping it from being split.
 SPLIT_BEHIND_CONV = frozenset(("Relu", "Clip", "PRelu", "LeakyRelu", "Add", "Mul"))
-#: What is fused behind a convolution, which then runs on one core.
+#: Operators that, fused to a convolution, make it run on one core.
 ONE_CORE_BEHIND_CONV = frozenset(("Sigmoid", "HardSwish", "HardSigmoid", "Mish", "Tanh", "Elu", "Softplus", "Swish"))
-#: Nodes that no compiled model has.
+#: Nodes that are absent from compiled models.
 LEFT_OUT = frozenset(("Identity", "Dropout"))
 
 
 @dataclass(frozen=True, slots=True)
 class SplitShare:
-    """How much of a model's work splits under ``tp_mode``."""
+    """How much of a model's work is split under ``tp_mode``."""
 
     share: float
-    """From 0 to 1, of multiplications and additions; operators without any count their outputs."""
+    """From 0 to 1, of multiplications and additions; operators without any count their output elements."""
     split: Mapping[str, int]
-    """Nodes by operator that split."""
+    """The number of nodes that are split, by operator."""
     one_core: Mapping[str, int]
-    """Nodes by operator that run on one core."""
+    """The number of nodes that run on one core, by operator."""
 
     def gain(self, cores: int) -> float:
-        """How many times as fast a run can be on ``cores`` cores at most, by Amdahl's law; 1.0: nothing to gain."""
+        """The maximum speedup of a run on ``cores`` cores, by Amdahl's law; 1.0: nothing to gain."""
         return 1.0 / ((1.0 - self.share) + self.share / cores)
 
     def sentence(self, cores: int) -> str:
-        """For people, on one line."""
+        """A one-line text for people."""
         worst = ", ".join(f"{name} x{number}" for name, number in Counter(self.one_core).most_common(3))
         rest = f"; on one core: {worst}" if worst else ""
         return (
@@ -54,8 +54,8 @@ class SplitShare:
 
 
 def compiled_convolutions(sources: Iterable[ModelSource]) -> dict[str, bool]:
-    """By the name of an ONNX node: whether the convolution that was compiled of it splits. The compiler also fuses
-    activations that an ONNX spells out in several nodes."""
+    """By name of the ONNX node: whether its compiled convolution is split. The compiler also fuses activations that an
+    ONNX expresses as several nodes."""
     found: dict[str, bool] = {}
     for source in sources:
         compiled = operators_of(source)  # where they cannot be read, the ONNX alone must do
@@ -69,14 +69,14 @@ def compiled_convolutions(sources: Iterable[ModelSource]) -> dict[str, bool]:
 def split_share(
     onnx: str | os.PathLike[str], session: Any, feed: Mapping[str, Any], compiled: Mapping[str, bool] | None = None
 ) -> SplitShare:
-    """Find it for an ONNX. ``session`` makes a plain session on it from SessionOptions, which is run once with ``feed``
-    to learn the shapes. ``compiled``: of :func:`compiled_convolutions`. Raises what onnxruntime raises, and OSError or
-    ValueError for a file that cannot be read."""
+    """The share for an ONNX. ``session`` creates a plain session on it from SessionOptions, which runs once with
+    ``feed`` to determine the shapes. ``compiled``: from :func:`compiled_convolutions`. Raises what onnxruntime raises,
+    and OSError or ValueError for a file that cannot be read."""
     from ..files._onnx_part import read_nodes
     from ..files._source import open_source
 
     with open_source(os.fspath(onnx), ValueError) as data:
-        # onnxruntime makes Constant nodes into initializers before it numbers the nodes
+        # onnxruntime turns Constant nodes into initializers before it numbers the nodes
         nodes = [node for node in read_nodes(data).nodes if node.op_type != "Constant" or node.domain]
     work = _work_by_index(session, feed, [node.op_type for node in nodes])
     readers: dict[str, list[int]] = {}
@@ -84,7 +84,7 @@ def split_share(
         for name in node.reads:
             readers.setdefault(name, []).append(index)
     known = compiled or {}
-    behind: dict[int, bool] = {}  # of nodes that are fused behind a convolution: whether that splits
+    behind: dict[int, bool] = {}  # for nodes fused to a convolution: whether that is split
     split: Counter[str] = Counter()
     one_core: Counter[str] = Counter()
     sums = {True: 0.0, False: 0.0}
@@ -108,8 +108,8 @@ def split_share(
 
 
 def _work_by_index(make_session: Any, feed: Mapping[str, Any], kinds: Sequence[str]) -> dict[int, float]:
-    """By the node's place among ``kinds``: multiplications, from the shapes that a profiled run tells. ValueError where
-    onnxruntime numbers the nodes in another way."""
+    """By the node's index in ``kinds``: multiplications, from the shapes in a profiled run. ValueError if onnxruntime
+    numbers the nodes differently."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

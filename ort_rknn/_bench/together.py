@@ -1,4 +1,4 @@
-"""``ort_rknn.bench_together()``: which model gets which cores, where several run at the same time."""
+"""``ort_rknn.bench_together()``: how to divide the cores among models that run at the same time."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from .report import CLEARLY, session_line
 
 @dataclass(slots=True)
 class Arrangement:
-    """Who has which cores."""
+    """An assignment of cores to models."""
 
     name: str
     """"a.onnx: 0,1; b.onnx: 2"."""
     schedules: Sequence[str]
     """The provider option ``schedule`` of each model."""
     measured: Sequence[Measured] = ()
-    """What each model did while the others ran, too. Empty if it was skipped."""
+    """Measurements of each model while the others were running. Empty if it was skipped."""
     shares: Sequence[float] = ()
-    """Of each model: its runs per second as a share of what it does alone on all cores."""
+    """For each model: its runs per second as a share of what it reaches alone on all cores."""
     skipped: str = ""
 
     @property
     def score(self) -> float:
-        """The geometric mean of :attr:`shares`: to starve a model is not worth it."""
+        """The geometric mean of :attr:`shares`, so that starving a model does not pay."""
         return math.prod(self.shares) ** (1 / len(self.shares)) if self.shares else 0.0
 
 
 @dataclass(slots=True)
 class TogetherReport:
-    """Several models at the same time."""
+    """The report on several models at the same time."""
 
     models: Sequence[str]
     device: str
@@ -52,7 +52,7 @@ class TogetherReport:
 
     @property
     def best(self) -> Arrangement | None:
-        """The first arrangement whose score no other beats clearly."""
+        """The first arrangement whose score no other clearly exceeds."""
         best = max((a.score for a in self.arrangements), default=0.0)
         return next((a for a in self.arrangements if a.shares and a.score * CLEARLY >= best), None)
 
@@ -66,7 +66,7 @@ class TogetherReport:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """The same as dicts, lists, strings and numbers."""
+        """The report as dicts, lists, strings and numbers."""
         return {
             "models": list(self.models),
             "device": self.device,
@@ -95,10 +95,10 @@ def bench_together(
     options: Mapping[str, Any] | None = None,
     progress: Callable[[TogetherReport], None] | None = None,
 ) -> TogetherReport:
-    """Find who gets which cores where ``models`` run at the same time, each with as many callers as there are cores.
+    """Find the best division of cores if ``models`` run at the same time, each with as many callers as there are cores.
 
-    ``seconds``, ``options`` and ``progress`` as for :func:`ort_rknn.bench`. Raises OptionError for less than two
-    models, Fail if one of them does not run on the NPU, and what making a session raises.
+    ``seconds``, ``options`` and ``progress`` as for :func:`ort_rknn.bench`. Raises OptionError for fewer than two
+    models, Fail if one of them does not run on the NPU, and what creating a session raises.
     """
     check_seconds(seconds)
     if len(models) < 2:
@@ -118,7 +118,7 @@ def bench_together(
             continue
         try:
             one.measured = _run(paths, one.schedules, base, report.cores, each)
-        except Exception as error:  # onnxruntime has a class for each code, and none for all of them
+        except Exception as error:  # onnxruntime has a class for each code, and no common one
             one.skipped = " ".join(bare_message(error).split())
         else:
             pairs = zip(one.measured, report.alone)
@@ -129,7 +129,7 @@ def bench_together(
 
 
 def arrangements(paths: Sequence[str], cores: int) -> list[Arrangement]:
-    """All models on all cores, then every way to give each model cores of its own."""
+    """All models on all cores, then every way to give each model its own cores."""
     every = ",".join(map(str, range(cores)))
     names = [os.path.basename(path) for path in paths]
     out = [Arrangement("all models: all cores", [every] * len(paths))]
@@ -141,7 +141,7 @@ def arrangements(paths: Sequence[str], cores: int) -> list[Arrangement]:
 
 
 def _parts(whole: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """Every way to write ``whole`` as a sum of ``parts`` numbers that are at least 1."""
+    """Every way to write ``whole`` as a sum of ``parts`` numbers of at least 1."""
     if parts == 1:
         if whole >= 1:
             yield (whole,)
@@ -163,7 +163,7 @@ def _device(paths: Sequence[str], base: Mapping[str, Any]) -> tuple[str, int]:
 def _run(
     paths: Sequence[str], schedules: Sequence[str], base: Mapping[str, Any], callers: int, seconds: float
 ) -> list[Measured]:
-    """All of them at once."""
+    """Run all of them at once."""
     with contextlib.ExitStack() as stack:
         sessions = [
             stack.enter_context(open_session(path, base, {"schedule": schedule}))

@@ -1,4 +1,4 @@
-"""A trace of one model under a load, with the nodes that onnxruntime runs on the CPU."""
+"""Traces one model under load, including the nodes that onnxruntime runs on the CPU."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .load import feed_for
 
 @dataclass(frozen=True, slots=True)
 class TracedModel:
-    """What :func:`trace_model` found."""
+    """The result of :func:`trace_model`."""
 
     summary: TraceSummary
     layers: Sequence[LayerTime]
     """The slowest first."""
 
     def as_json(self) -> dict[str, Any]:
-        """The same as dicts, lists, strings and numbers."""
+        """The result as dicts, lists, strings and numbers."""
         return {**self.summary.as_json(), "layers": [asdict(layer) for layer in self.layers]}
 
 
@@ -39,11 +39,11 @@ def trace_model(
     options: Mapping[str, Any] | None = None,
     layers: bool = False,
 ) -> TracedModel:
-    """Trace ``runs`` calls of ``model`` by each of ``callers`` threads, after a first one, and write ``path``.
+    """Trace ``runs`` calls of ``model`` by each of ``callers`` threads, after a warm-up call, and write ``path``.
 
-    ``options``: provider options. ``layers``: look at the layers of the compiled models too. Raises OptionError for bad
-    options, for less than one run or caller, OSError if ``path`` cannot be written, what making a session or running
-    it raises, and Fail if the runtime does not tell its layers.
+    ``options``: provider options. ``layers``: also measure the layers of the compiled models. Raises OptionError for
+    bad options and for less than one run or caller, OSError if ``path`` cannot be written, what creating a session or
+    running it raises, and Fail if the runtime does not report its layers.
     """
     for name, value in (("runs", runs), ("callers", callers)):
         if not 1 <= value <= 100_000:
@@ -86,7 +86,7 @@ def _load(session: Any, feed: Mapping[str, Any], runs: int, callers: int, writer
             thread.start()
         for thread in threads:
             thread.join()
-    except BaseException as error:  # a Ctrl-C: nobody goes on behind it
+    except BaseException as error:  # a Ctrl-C: stop the other callers
         failed.append(error)
         raise
     if failed:

@@ -1,1 +1,1 @@
-"""What was compiled against its ONNX."""
+"""Compares compiled models with their ONNX."""

@@ -1,4 +1,4 @@
-"""``ort_rknn.check``: what was compiled against the ONNX on the CPU, and whose numbers were compared."""
+"""``ort_rknn.check``: compares the compiled model with the ONNX on the CPU, and says whose numbers were compared."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Numbers = Literal["npu", "simulator", "virtual"]
 
 
 class NothingCompared(Exception):
-    """Nothing that was compiled ran. The text says why."""
+    """Nothing compiled could run. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a comparison found."""
+    """The result of a comparison."""
 
     numbers: Numbers
-    """Whose numbers were compared with the ONNX's: the NPU's, the vendor's simulator's, or the virtual NPU's. Those of
-    the virtual NPU are the ONNX's own: names, shapes and dtypes are checked then, and nothing else."""
+    """Whose numbers were compared with the ONNX's: the NPU's, the vendor's simulator's, or the virtual NPU's. The
+    virtual NPU's are the ONNX's own, so only names, shapes and dtypes are checked."""
     note: str
     """The device, or what the simulator ran."""
     accuracy: float
     """The bound."""
     outputs: tuple[OutputAccuracy, ...]
     layers: tuple[LayerError, ...] = ()
-    """Where they were asked for: every layer on the vendor's simulator, in the order of the graph."""
+    """If requested: every layer on the vendor's simulator, in graph order."""
     random: bool = False
-    """Random values were fed, which may lie far from real ones: floats of a normal distribution, integers 0 and 1."""
+    """The feeds were random values, which may be far from real ones: normally distributed floats, integers 0 and 1."""
 
     @property
     def within(self) -> bool:
@@ -54,7 +54,7 @@ class Checked:
 
     @property
     def verdict(self) -> str:
-        """In words. Never "accurate" for a virtual NPU."""
+        """The result in words. Never "accurate" for a virtual NPU."""
         if self.numbers == "virtual":
             return "plumbing only: names, shapes and dtypes fit" if self.within else "the plumbing is at fault"
         return "accurate" if self.within else "NOT accurate"
@@ -62,7 +62,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Feeds:
-    """What both sides are fed."""
+    """The feeds of both sides."""
 
     data: Data | None = None
     shapes: Sequence[Mapping[str, tuple[int, ...]]] = ()
@@ -128,7 +128,7 @@ def simulated(
     *,
     layers: bool = False,
 ) -> Checked:
-    """On the vendor's simulator."""
+    """Compare on the vendor's simulator."""
     from .._compile.check import on_simulator
     from .._compile.record import read_record, record_path
     from .._compile.toolkit import find_toolkit
@@ -160,7 +160,7 @@ def in_session(
     options: Mapping[str, Any],
     against: str | os.PathLike[str] | None,
 ) -> Checked:
-    """By a session, on the NPU that it finds."""
+    """Compare in a session, on the NPU that it finds."""
     from .._compile.accuracy import OutputAccuracy
     from .._options import PROVIDER
     from .._session.session import InferenceSession
@@ -241,7 +241,7 @@ def _filled(path: str, feeds: Feeds, record: BuildRecord) -> Feeds:
 
 
 def fresh_runs(path: str, feeds: Feeds) -> Iterator[Run]:
-    """Feeds and the ONNX's outputs, a sample at a time."""
+    """Feeds and the ONNX's outputs, one sample at a time."""
     from .._compile.check import MOST, on_cpu
     from .._compile.measure import spread
     from .._compile.shapes import compiled_shapes
@@ -257,7 +257,7 @@ def fresh_runs(path: str, feeds: Feeds) -> Iterator[Run]:
 
 
 def save(path: str, feeds: Feeds, place: Path) -> int:
-    """Keep feeds and the ONNX's outputs in a file; returns the number of samples."""
+    """Save feeds and the ONNX's outputs to a file; returns the number of samples."""
     from ..files import read_onnx
 
     names = [value.name for value in read_onnx(path).outputs]

@@ -1,4 +1,4 @@
-"""Feeds and the ONNX's outputs in a file: made where there is time and memory, compared with on a board."""
+"""Feeds and the ONNX's outputs in a file: written where there is time and memory, used for comparison on a board."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Run = tuple[dict[str, Any], list[Any]]
 """A feed, and the outputs for it."""
 
 
-#: Bytes of an array.
+#: Maximum size of an array in bytes.
 _LARGEST = 1 << 30
 
 
 class SavedRunError(ValueError):
-    """The file is no saved run, or not of this model."""
+    """The file is not a saved run, or belongs to another model."""
 
 
 def save_runs(place: Path, names: Sequence[str], runs: Iterable[Run]) -> int:
-    """Write runs, one array in memory at a time, as "INDEX/in/NAME" and "INDEX/out/NAME"; returns how many."""
+    """Write runs as "INDEX/in/NAME" and "INDEX/out/NAME", with one array in memory at a time; returns how many."""
     fresh = place.with_name(f".{place.name}.new")
     count = 0
     try:
@@ -43,7 +43,7 @@ def save_runs(place: Path, names: Sequence[str], runs: Iterable[Run]) -> int:
 
 
 def saved_runs(path: str, names: Sequence[str]) -> Iterator[Run]:
-    """Read them again. Raises SavedRunError, and OSError if the file cannot be opened."""
+    """Read saved runs. Raises SavedRunError, and OSError if the file cannot be opened."""
     try:
         with open_npz(path) as archive:
             keys = [key.split("/", 2) for key in names_in(archive)]

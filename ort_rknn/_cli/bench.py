@@ -50,7 +50,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     for model in given.models:
         check_file(model)
     options = device_options(given)
@@ -60,7 +60,7 @@ def run(given: argparse.Namespace) -> int:
         return _together(given, options) if len(given.models) > 1 else _alone(given, options)
     except (Mistake, OptionError, BrokenPipeError):  # the last: "ort-rknn bench model.onnx | head -1"
         raise
-    except Exception as error:  # onnxruntime has a class for each code, and none for all of them
+    except Exception as error:  # onnxruntime has a class for each code, and no common one
         raise Mistake(one_line(bare_message(error))) from None
 
 

@@ -1,4 +1,4 @@
-"""``ort-rknn check``: the ONNX on the CPU against what was compiled."""
+"""``ort-rknn check``: compares the ONNX on the CPU with the compiled model."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def run(given: argparse.Namespace) -> int:
     if given.save:
         check_writable(given.save)
     try:
-        read_onnx(given.model)  # onnxruntime says less about a damaged file
+        read_onnx(given.model)  # onnxruntime is less clear about a damaged file
         path, feeds = os.path.abspath(given.model), _feeds(given)
         if given.save:
             return _save(given, save(path, feeds, Path(given.save)))

@@ -1,4 +1,4 @@
-"""``ort-rknn convert``: from an ONNX to compiled models."""
+"""``ort-rknn convert``: compiles an ONNX."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _targets(text: str | None) -> tuple[str, ...]:
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
-    """Numbers separated by commas."""
+    """Comma-separated numbers."""
     try:
         return tuple(float(word) for word in text.split(","))
     except ValueError:

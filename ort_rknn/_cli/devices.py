@@ -1,4 +1,4 @@
-"""``ort-rknn devices``: which NPUs there are, and why none."""
+"""``ort-rknn devices``: lists the NPUs, or says why there are none."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _tell(usable: list[Device], absences: list[Absence]) -> None:
         show(TextTable(columns, rows))
     for device in usable:
         told = {"runtime": device.runtime, **device.details}
-        for key, value in told.items():  # not in the table: paths are copied in one piece
+        for key, value in told.items():  # not in the table, so that paths can be copied in one piece
             if value:
                 say(f"{device.name}: {key}: {value}")
     for absence in absences:

@@ -1,4 +1,4 @@
-"""``ort-rknn doctor``: why does it not run on the NPU."""
+"""``ort-rknn doctor``: why a model does not run on the NPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Check everything and print what was found."""
+    """Check everything and print the findings."""
     from .._measure.doctor import doctor, listed, summary
 
     if given.model is not None:
@@ -52,7 +52,7 @@ def run(given: argparse.Namespace) -> int:
         if below:
             say()
             say(f"{finding.check}:", _STYLES[finding.state])
-        for line in below:  # not in the table: a command is pasted in one piece
+        for line in below:  # not in the table, so that a command can be pasted in one piece
             say(f"  {line}")
     say()
     say(summary(found))

@@ -1,4 +1,4 @@
-"""``ort-rknn explain``: make a session and tell what runs where, and why."""
+"""``ort-rknn explain``: creates a session and says what runs where, and why."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(given: argparse.Namespace) -> int:
     expected: tuple[type[Exception], ...] = (*theirs, AdapterError, OSError, ValueError)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FallbackWarning)  # explain() tells it
+            warnings.simplefilter("ignore", FallbackWarning)  # explain() reports it
             session = InferenceSession(given.model, provider_options=[options] if options else None)
     except OptionError as error:
         raise Mistake(bare_message(error), USAGE) from None

@@ -1,4 +1,4 @@
-"""``ort-rknn info``: what a .rknn or .onnx file says of itself, without any runtime."""
+"""``ort-rknn info``: the metadata of a .rknn or .onnx file, without any runtime."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from .._measure.info import ModelInfo, OperatorCount
     from ..files import OnnxModel, OnnxValue, RknnFile, RknnTensor
 
-#: Of lists that a file may make long; the rest is counted.
+#: The maximum number of entries printed of a list from a file; the rest is counted.
 _LISTED = 40
 _TEXT_SHOWN = 300
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print what the file says; 1 where it has an operator that no runtime can run."""
+    """Print the file's metadata; 1 if it has an operator that no runtime can run."""
     from .._measure.info import info
     from ..files import OnnxFileError, RknnFileError
 
@@ -104,7 +104,7 @@ def _row(name: str, value: str) -> str:
 
 
 def _rows(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Those that say something."""
+    """The rows that have a value."""
     return [_row(name, value) for name, value in pairs if value]
 
 

@@ -1,7 +1,8 @@
 """The command line: ``ort-rknn`` or ``python -m ort_rknn``.
 
-A command is a file beside this one, or comes from another package (see :mod:`ort_rknn.adapter.hookspecs`). Exit codes:
-0 fine, 1 failed, 2 used wrongly (an unknown command, a bad option). A user's mistake is told in one line on stderr.
+A command is a module of this package, or comes from another package (see :mod:`ort_rknn.adapter.hookspecs`). Exit
+codes: 0 success, 1 failure, 2 usage error (an unknown command, a bad option). A user's mistake is reported in one line
+on stderr.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from .registry import commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; ``argv`` without the program's name, ``sys.argv``'s where None. Returns the exit code.
+    """Run the command line; ``argv`` without the program's name, None means ``sys.argv``. Returns the exit code.
 
-    Never raises for what a user can get wrong.
+    Never raises for a user's mistake.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
         known = commands()
-    except OptionError as error:  # a variable of the environment
+    except OptionError as error:  # an environment variable
         print(f"ort-rknn: {printable(bare_message(error), sys.stderr)}", file=sys.stderr)
         return USAGE
     chosen = known.get(argv[0]) if argv else None
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run: Callable[[argparse.Namespace], int] = given.run_command
         code = run(given)
         sys.stdout.flush()
-    except SystemExit as stop:  # argparse's: it has said what is wrong
+    except SystemExit as stop:  # argparse's: it has already reported what is wrong
         return stop.code if isinstance(stop.code, int) else USAGE
     except OptionError as error:
         print(f"ort-rknn: {printable(bare_message(error), sys.stderr)}", file=sys.stderr)

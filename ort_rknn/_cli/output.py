@@ -1,7 +1,7 @@
-"""What every command shares: exit codes, mistakes told in one line, text that is safe to print, tables, and JSON.
+"""Shared by all commands: exit codes, one-line error messages, text that is safe to print, tables, and JSON.
 
-Tables and colors come from ``rich`` (extra ``cli``) where it is installed and stdout is a terminal. Elsewhere a table
-is plain text in columns, never cut, so that it can be piped.
+Tables and colors use ``rich`` (extra ``cli``) if it is installed and stdout is a terminal. Otherwise a table is plain
+text in columns, never truncated, so that it can be piped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Exit codes: good; a finding, or a failure; wrong use.
+#: Exit codes: success; a finding or a failure; a usage error.
 FINE, FAILED, USAGE = 0, 1, 2
 
 Style = Literal["", "good", "warn", "bad", "dim", "bold"]
@@ -26,7 +26,7 @@ _STYLES: Mapping[str, str] = {"good": "green", "warn": "yellow", "bad": "bold re
 
 
 class Mistake(Exception):
-    """What is told in one line on stderr, without a traceback."""
+    """An error reported in one line on stderr, without a traceback."""
 
     def __init__(self, message: str, code: int = FAILED) -> None:
         super().__init__(message)
@@ -34,14 +34,14 @@ class Mistake(Exception):
 
 
 def printable(text: str, stream: Any) -> str:
-    """``text`` with whatever could not be printed, or would steer a terminal, written as an escape."""
+    """``text`` with everything unprintable, or that would control a terminal, written as an escape."""
     text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def say(line: str = "", style: Style = "") -> None:
-    """Print a line to stdout, in a color where stdout is a terminal that shows one."""
+    """Print a line to stdout, in color if stdout is a terminal that supports it."""
     console = rich_console() if style else None
     if console is None:
         print(printable(line, sys.stdout))
@@ -50,7 +50,7 @@ def say(line: str = "", style: Style = "") -> None:
 
 
 def one_line(text: str) -> str:
-    """``text`` with every run of white space made one space."""
+    """``text`` with every run of whitespace replaced by one space."""
     return " ".join(text.split())
 
 
@@ -62,7 +62,7 @@ def of_system(error: OSError) -> str:
 
 
 def check_file(path: str) -> None:
-    """onnxruntime says less about a file that is not there."""
+    """Check for a missing file: onnxruntime's message is less clear."""
     if os.path.isdir(path):
         raise Mistake(f"{path}: expected a model file, this is a folder")
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
@@ -75,14 +75,14 @@ def check_file(path: str) -> None:
 
 
 def check_writable(path: str) -> None:
-    """Raise Mistake where a report could not be written to ``path``: before the time is spent that it takes."""
+    """Raise Mistake if a report could not be written to ``path``, before time is spent on it."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path) or not os.access(folder, os.W_OK):
         raise Mistake(f"{path}: cannot be written", USAGE)
 
 
 def write_text(path: str, text: str) -> None:
-    """Write a report. Raises Mistake where it cannot be written."""
+    """Write a report. Raises Mistake if it cannot be written."""
     try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
@@ -96,7 +96,7 @@ def write_text(path: str, text: str) -> None:
 def rich_console() -> Console | None:
     """A rich console on stdout; None if rich is not installed, or stdout is not a terminal.
 
-    ``NO_COLOR``, ``FORCE_COLOR``, ``TERM=dumb`` and ``COLUMNS`` mean what they mean to rich.
+    ``NO_COLOR``, ``FORCE_COLOR``, ``TERM=dumb`` and ``COLUMNS`` are interpreted by rich.
     """
     if not (sys.stdout.isatty() or os.environ.get("FORCE_COLOR")):
         return None
@@ -113,9 +113,9 @@ class Column:
 
     title: str
     right: bool = False
-    """Numbers stand at the right."""
+    """Right-aligned, for numbers."""
     keep: bool = False
-    """Not wrapped by a narrow terminal."""
+    """Not wrapped on a narrow terminal."""
     spare: int = 0
     """Where a terminal is too narrow for the table, the columns with the highest number are left out first, and named
     below it. 0: never left out."""
@@ -123,7 +123,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell that has a color. A plain ``str`` is a cell without one."""
+    """A cell with a color. A plain ``str`` is a cell without one."""
 
     text: str
     style: Style = ""
@@ -134,14 +134,14 @@ Row = Sequence["str | Cell"]
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """Rows in columns. :func:`show` prints it, :func:`renderable` gives rich's form for a live display."""
+    """Rows in columns. :func:`show` prints it; :func:`renderable` converts it to rich's form for a live display."""
 
     columns: Sequence[Column]
     rows: Sequence[Row]
     title: str = ""
 
     def plain(self) -> list[str]:
-        """The lines of the table as text: columns padded with spaces, nothing cut, no trailing spaces."""
+        """The table as lines of text: columns padded with spaces, nothing truncated, no trailing spaces."""
         body = [[_safe(cell) for cell in row] for row in self.rows]
         heads = [column.title for column in self.columns]
         widths = [max(len(row[i]) for row in [heads, *body]) for i in range(len(heads))]
@@ -218,9 +218,9 @@ def show(table: TextTable) -> None:
 
 @contextmanager
 def live(first: TextTable) -> Iterator[Callable[[TextTable], None]]:
-    """Show a table that changes in place: call what this gives with each new one. The last one stays.
+    """Display a table that changes in place: call the yielded function with each new version. The last one stays.
 
-    Where stdout is no terminal, or rich is not installed, nothing is shown until the end, and then the last one.
+    If stdout is not a terminal, or rich is not installed, only the last version is shown, at the end.
     """
     console = rich_console()
     last = first
@@ -243,15 +243,15 @@ def live(first: TextTable) -> Iterator[Callable[[TextTable], None]]:
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--json``, as every command has it."""
+    """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def say_json(command: str, data: Mapping[str, Any], version: int = 1) -> None:
-    """Print the one JSON object of ``--json``, as the command's ``json_output`` declares it.
+    """Print the JSON object of ``--json``, as declared in the command's ``json_output``.
 
-    Its first member is ``schema``: "ort-rknn/COMMAND/VERSION". The version grows where a member goes away or changes
-    its meaning; new members may come at any time. Numbers that are not finite become null.
+    Its first member is ``schema``: "ort-rknn/COMMAND/VERSION". The version increases if a member is removed or changes
+    its meaning; members may be added at any time. Non-finite numbers become null.
     """
     whole = {"schema": f"ort-rknn/{command}/{version}", **data}
     print(json.dumps(_finite(whole), indent=1, ensure_ascii=True, allow_nan=False))

@@ -1,4 +1,4 @@
-"""The parser of the whole command line, made of the commands' own."""
+"""The parser of the whole command line, built from the commands' parsers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..adapter.command import Command
 
-#: Arguments with these words are files or folders: what a shell completes them with.
+#: Metavars of arguments that are files or folders, for shell completion.
 _FILES = frozenset(("MODEL", "ONNX", "RKNN", "PATH", "FILE", "DIR", "DATA", "PYTHON", "RUN.npz", "APP.py", "APP"))
 
 
@@ -68,7 +68,7 @@ class _Completion(argparse.Action):
 
 
 def _name_files(parser: argparse.ArgumentParser) -> None:
-    """Tells shtab which arguments are files."""
+    """Mark file arguments for shtab."""
     from shtab import FILE
 
     for action in parser._actions:

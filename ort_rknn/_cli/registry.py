@@ -1,4 +1,4 @@
-"""Which commands there are: the files beside this one, and those that plugins bring."""
+"""The available commands: the modules of this package, and those of plugins."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .output import printable
 def commands() -> Mapping[str, Command]:
     """All commands by name: our own, then those of plugins in alphabetical order.
 
-    Plugins of other distributions are left alone with ``ORT_RKNN_NO_PLUGINS=1``. One that fails to load, or brings a
-    name that is taken, is left out with a line on stderr.
+    ``ORT_RKNN_NO_PLUGINS=1`` skips plugins of other distributions. A plugin that fails to load, or whose command name
+    is already taken, is skipped with a line on stderr.
     """
     own = (bench, check, convert, devices, doctor, explain, info, selftest, stamp, toolkit, top, trace)
     found = {command.name: command for command in (module.COMMAND for module in own)}

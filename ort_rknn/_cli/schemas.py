@@ -1,6 +1,6 @@
-"""What our commands print under ``--json``: one schema for each. Plugins declare those of their own commands.
+"""The schemas of our commands' ``--json`` output. Plugins declare those of their own commands.
 
-``docs/commands/`` shows them, and a test holds what each command prints against its own.
+``docs/commands/`` shows them, and a test checks each command's output against its schema.
 """
 
 from __future__ import annotations

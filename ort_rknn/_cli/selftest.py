@@ -1,4 +1,4 @@
-"""``ort-rknn selftest``: what only a board settles."""
+"""``ort-rknn selftest``: checks what only a board can settle."""
 
 from __future__ import annotations
 

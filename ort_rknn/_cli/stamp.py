@@ -1,4 +1,4 @@
-"""``ort-rknn stamp``: write into compiled models which ONNX they were made from."""
+"""``ort-rknn stamp``: records in compiled models which ONNX they were made from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Stamp one file after the other."""
+    """Stamp the files one after the other."""
     from ..files import OnnxFileError, RknnFileError, StampError, stamp
 
     check_file(given.onnx)

@@ -1,4 +1,4 @@
-"""``ort-rknn toolkit``: install and show the vendor's converter."""
+"""``ort-rknn toolkit``: installs or shows the vendor's converter."""
 
 from __future__ import annotations
 

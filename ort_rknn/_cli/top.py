@@ -72,7 +72,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def table_of(usage: Usage) -> TextTable:
-    """The table, with the board's own numbers above it."""
+    """The table, below the board's own numbers."""
     rows: list[list[str | Cell]] = []
     for process in usage.processes:
         for model in process.models:

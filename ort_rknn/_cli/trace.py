@@ -18,7 +18,7 @@ from .output import FINE, Cell, Column, Mistake, TextTable, add_json_option, che
 if TYPE_CHECKING:
     from .._bench.layers import LayerTime
 
-#: Layers that are printed.
+#: The number of layers printed.
 _SLOWEST = 20
 
 
@@ -41,7 +41,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Trace a model or a program."""
     program = _is_program(given.what)
-    if not program:  # what follows a program's name is the program's own
+    if not program:  # arguments after a program's name are the program's own
         after = argparse.ArgumentParser(prog="ort-rknn trace", add_help=False, allow_abbrev=False)
         _add_options(after)
         after.parse_args(given.arguments, given)
@@ -69,7 +69,7 @@ def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
         raise
     except OSError as error:
         raise Mistake(f"{error.filename or given.output}: {error.strerror or error}") from None
-    except Exception as error:  # onnxruntime has a class for each code, and none for all of them
+    except Exception as error:  # onnxruntime has a class for each code, and no common one
         raise Mistake(f"{given.what}: {one_line(bare_message(error))}") from None
     if given.json:
         say_json("trace", traced.as_json())
@@ -93,7 +93,7 @@ def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
 
 
 def _show_layers(layers: Sequence[LayerTime]) -> None:
-    """The slowest ones, those on the CPU marked; and the sums."""
+    """Print the slowest ones, marking those on the CPU, and the sums."""
     whole = sum(layer.us for layer in layers) or 1.0
     on_cpu = sum(layer.us for layer in layers if layer.target != "NPU")
     columns = (Column("layer"), Column("on"), Column("us", right=True), Column("share", right=True), Column("name"))
@@ -114,7 +114,7 @@ def _show_layers(layers: Sequence[LayerTime]) -> None:
 
 
 def _program(given: argparse.Namespace, options: dict[str, object]) -> int:
-    """By the command that runs programs: it brings the import swap."""
+    """Trace a program, with the command that runs programs under the import swap."""
     runner = next(
         (command for _, _, command in brought(COMMANDS, "ort_rknn_commands", _complain) if command.name == "run"), None
     )

@@ -1,1 +1,1 @@
-"""Seeing and tuning: counters, benchmarks, traces."""
+"""Observability and tuning: counters, benchmarks, traces."""

@@ -1,7 +1,7 @@
-"""What the kernel tells of the NPU: clock, temperature, load, and who has its device node open.
+"""What the kernel reports about the NPU: clock, temperature, load, and which processes have its device node open.
 
-Each reader takes the root of the file system ("/" but in tests) and gives None, or nothing, where the kernel does not
-tell, or not to this user.
+Each reader takes the root of the file system ("/" except in tests) and returns None, or nothing, if the kernel does not
+report the value, or not to this user.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MAX_READ = 4096
-#: Root reads the driver's load here; some kernels show it below /proc to everyone.
+#: Where root can read the driver's load; some kernels also show it below /proc to everyone.
 LOAD_FILES = ("proc/rknpu/load", "sys/kernel/debug/rknpu/load")
 _CORE_LOAD = re.compile(r"(?:Core(\d+):\s*)?(\d+)\s*%")
 
@@ -71,7 +71,7 @@ def temperature(root: Path) -> tuple[str, float] | None:
 
 
 def load(root: Path) -> tuple[int, ...] | None:
-    """The driver's own load per core in percent, bounded to 100: it has been seen to overflow (rknpu2 issue 102)."""
+    """The driver's own load per core in percent, capped at 100: it has been seen to overflow (rknpu2 issue 102)."""
     for name in LOAD_FILES:
         text = read_text(root / name)
         cores = _CORE_LOAD.findall(text) if text else []
@@ -89,7 +89,7 @@ class User:
 
 
 def users(root: Path, node: str) -> list[User]:
-    """Processes that have ``node`` (a path below ``root``) open, as far as this user may see them; not this one."""
+    """Processes that have ``node`` (a path below ``root``) open, as far as this user can see them, except this one."""
     found = []
     for folder in sorted((root / "proc").glob("[0-9]*")):
         if folder.name == str(os.getpid()) or not folder.name.isdigit():

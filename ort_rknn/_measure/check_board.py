@@ -1,4 +1,4 @@
-"""Checks of the machine: what it is, its clock and temperature, and who else uses its NPU."""
+"""Checks of the machine: its type, clock and temperature, and which processes use its NPU."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from ..adapter.findings import Finding
 from . import board
 
-#: Degrees Celsius from which boards are known to lower the NPU's clock.
+#: Degrees Celsius above which boards are known to lower the NPU's clock.
 _HOT = 85.0
 
 
 def machine(name: str) -> Finding:
-    """Is this a machine that could have the NPU? ``name``: as ``platform.machine()`` tells it."""
+    """Whether this machine could have the NPU. ``name``: from ``platform.machine()``."""
     what = f"{name}, {platform.system()} {platform.release()}, Python {platform.python_version()}"
     if not sys.platform.startswith("linux"):
         return Finding("machine", "failure", what, "Rockchip's runtime is for Linux: run on the board.", _VIRTUAL)
@@ -31,7 +31,7 @@ _VIRTUAL = "export ORT_RKNN_DEVICE=virtual:rk3588"
 
 
 def clock(root: Path) -> Finding:
-    """Does the governor let the NPU run fast?"""
+    """Whether the governor lets the NPU run fast."""
     found = board.clock(root)
     if found is None:
         return Finding("clock", "ok", "the kernel shows no clock of the NPU")
@@ -51,7 +51,7 @@ def clock(root: Path) -> Finding:
 
 
 def temperature(root: Path) -> Finding:
-    """Is it hot enough for the kernel to slow the NPU down?"""
+    """Whether it is hot enough for the kernel to slow the NPU down."""
     found = board.temperature(root)
     if found is None:
         return Finding("temperature", "ok", "the kernel shows no temperature of the NPU")
@@ -64,7 +64,7 @@ def temperature(root: Path) -> Finding:
 
 
 def other_users(root: Path) -> Finding:
-    """Who else has the NPU open, and what the driver says of its load."""
+    """Which other processes have the NPU open, and the load reported by the driver."""
     loads = board.load(root)
     driver = "" if loads is None else f"; the driver tells a load of {', '.join(f'{x} %' for x in loads)}"
     node = board.node_of(root)

@@ -26,7 +26,7 @@ def examine(path: str, device: str | None, runtime: str | None) -> Iterator[Find
     try:
         request = read_request(None, [{"device": device}] if device else None, no_cpu=False)
         facts = gather(path, request, why_unavailable())
-    except Exception as error:  # of onnxruntime's classes and OptionError: all say what is wrong
+    except Exception as error:  # onnxruntime's classes and OptionError: all say what is wrong
         yield Finding("model file", "failure", bare_message(error), "Give an .onnx or .rknn file that is whole.")
         return
     yield _file(facts)
@@ -100,7 +100,7 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
 
 
 def _where(facts: Facts, path: str, strict: bool) -> Finding:
-    """What a session with this model would do: the planner's own answer, which the fallback warning gives too."""
+    """What a session with this model would do: the planner's own answer, as in the fallback warning."""
     from .._errors import NpuUnavailable, bare_message
     from .._planning.plan import plan
     from .._planning.request import read_request

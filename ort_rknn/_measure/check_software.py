@@ -1,4 +1,4 @@
-"""Checks of what is installed, and of this process's environment."""
+"""Checks of the installed packages, and of this process's environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REGISTER = (
     "ort_rknn.register(device=sys.argv[1] or None)\n"
     "print(sum(d.ep_name == 'RKNNExecutionProvider' for d in onnxruntime.get_ep_devices()))\n"
 )
-#: Distributions that all install a package ``onnxruntime``, one over the other.
+#: Distributions that all install a package ``onnxruntime``, overwriting each other.
 _RIVALS = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -36,7 +36,7 @@ def _installed(name: str) -> str | None:
 
 
 def environment(environ: Mapping[str, str]) -> Finding:
-    """Variables of ours that change what sessions do."""
+    """Our environment variables that change what sessions do."""
     from .._environment import switched_on
 
     if environ is os.environ and switched_on("ORT_RKNN_DISABLE"):
@@ -58,7 +58,7 @@ def vendor_package() -> Finding:
 
 
 def onnxruntime() -> Finding:
-    """One onnxruntime, new enough."""
+    """A single onnxruntime, and new enough."""
     import onnxruntime as ort
 
     from .._ep.registration import may_open_a_library
@@ -90,7 +90,7 @@ def onnxruntime() -> Finding:
 
 
 def provider_registers(device: str | None) -> Finding:
-    """Whether the provider registers: tried in a process of its own, which may crash. ``device`` as the option."""
+    """Whether the provider registers: tried in a separate process, which may crash. ``device`` as the option."""
     name = "provider"
     try:
         done = subprocess.run(  # noqa: S603
@@ -113,7 +113,7 @@ def provider_registers(device: str | None) -> Finding:
 
 
 def compiler() -> Finding:
-    """The vendor's converter: only who converts needs it."""
+    """The vendor's converter, which is needed only for converting."""
     from .._compile.toolkit import ToolkitError, find_toolkit, toolkit_folder
 
     try:
@@ -130,7 +130,7 @@ _INSTALL = "ort-rknn toolkit install"
 
 
 def cache() -> Finding:
-    """Can the user's cache be written, and by nobody else?"""
+    """Whether the user's cache is writable, and only by the user."""
     folder = cache_folder()
     if folder is None:
         seen = "there is no home folder for a cache"

@@ -1,4 +1,4 @@
-"""The nodes that onnxruntime runs on the CPU, for a trace: sessions write onnxruntime's own profile meanwhile."""
+"""The nodes that onnxruntime runs on the CPU, for a trace: meanwhile sessions write onnxruntime's own profile."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _Session = TypeVar("_Session", bound=Any)
 
 
 class NodeProfiles:
-    """The profiles of sessions, in a folder of their own. A session whose own options ask for one is left alone."""
+    """The profiles of sessions, in a private folder. A session whose own options ask for a profile is left alone."""
 
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="ort_rknn_trace")
         self._sessions: list[tuple[weakref.ref[Any], str, int]] = []
-        self._numbers = itertools.count()  # threads may make sessions at the same time
+        self._numbers = itertools.count()  # threads may create sessions concurrently
 
     def make(self, so: Any, start: Callable[[Any], _Session]) -> _Session:
-        """The session that ``start`` makes with the SessionOptions it is given: ``so``, or new ones for None, which ask
-        for a profile meanwhile."""
+        """The session that ``start`` creates with SessionOptions: ``so``, or new ones for None, which ask for a profile
+        meanwhile."""
         options = so or onnxruntime.SessionOptions()
         if options.enable_profiling:
             return start(options)
@@ -43,7 +43,7 @@ class NodeProfiles:
         return session
 
     def end(self) -> list[Span]:
-        """End the profiles, delete their files, and give the nodes in them. [] when it is called again."""
+        """End the profiles, delete their files, and return the nodes in them. [] if called again."""
         spans: list[Span] = []
         try:
             for of, prefix, began in self._sessions:
@@ -59,7 +59,7 @@ class NodeProfiles:
         return spans
 
     def discard(self) -> None:
-        """Delete the files. Sessions that go on write no more of them."""
+        """Delete the files. Sessions that continue no longer write to them."""
         self._sessions.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -75,7 +75,7 @@ def _read(path: str, began: int) -> list[Span]:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return _cpu_nodes(json.load(file), began)
-    except ValueError:  # a session that goes on has not written its end
+    except ValueError:  # a session that continues has not written the end of its file
         return []
 
 
@@ -85,8 +85,8 @@ def _as_perf_counter(ns: int) -> int:
 
 
 def _cpu_nodes(events: Any, began: int) -> list[Span]:
-    """The kernels of onnxruntime's CPU provider in a profile that began then. Its times are rounded down to whole
-    microseconds; the beginning is taken as late as it may have been, so that nothing overlaps."""
+    """The kernels of onnxruntime's CPU provider in a profile that began at ``began``. Its times are rounded down to
+    whole microseconds; the start is taken as late as possible, so that nothing overlaps."""
     out = []
     for event in events:
         args = event.get("args", {})

@@ -1,4 +1,4 @@
-"""``ort_rknn.doctor()``: every check, in the order in which things fail."""
+"""``ort_rknn.doctor()``: runs every check, in the order in which things fail."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from . import check_board, check_model, check_software
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What :func:`doctor` found."""
+    """The result of :func:`doctor`."""
 
     findings: tuple[Finding, ...]
-    """In the order in which things fail: the first failure is the one to begin with."""
+    """In the order in which things fail: start with the first failure."""
     model: str | None = None
-    """The model that was looked at."""
+    """The model that was checked."""
 
     @property
     def failures(self) -> tuple[Finding, ...]:
@@ -30,7 +30,7 @@ class Diagnosis:
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """The findings that cost speed or will cost trouble."""
+        """The findings that cost speed or may cause trouble."""
         return tuple(finding for finding in self.findings if finding.state == "warning")
 
     def as_json(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Diagnosis:
         }
 
     def report(self) -> str:
-        """One text to send to somebody who helps: every finding and the versions, without personal paths."""
+        """A text to send to someone who helps: every finding and the versions, without personal paths."""
         import numpy
         import onnxruntime
 
@@ -67,11 +67,11 @@ def doctor(
     root: str | os.PathLike[str] = "/",
     machine: str | None = None,
 ) -> Diagnosis:
-    """Look for whatever keeps sessions off the NPU, or slows them down. Takes some seconds, changes nothing.
+    """Find whatever keeps sessions off the NPU, or slows them down. Takes some seconds, changes nothing.
 
-    ``model``: also what would become of this .onnx or .rknn file. ``device``: as the provider option. ``root`` and
-    ``machine`` ("aarch64"): where another machine's files lie, for tests; adapters and sessions look at "/" all the
-    same. Raises OptionError for a device that no machine has.
+    ``model``: also check what would happen to this .onnx or .rknn file. ``device``: as the provider option. ``root``
+    and ``machine`` ("aarch64"): another machine's files, for tests; adapters and sessions still use "/". Raises
+    OptionError for a device that does not exist.
     """
     path = None if model is None else os.fspath(model)
     found = _findings(path, device, Path(root), machine or platform.machine())
@@ -114,7 +114,7 @@ def _findings(model: str | None, device: str | None, root: Path, machine: str) -
 
 
 def _device(report: Any) -> Finding:
-    """The device that a session would take: the reason is the one that the fallback warning gives."""
+    """The device that a session would use; the reason for none is the same as in the fallback warning."""
     for found in report.found:
         check = getattr(found.adapter, "check", None)
         problem = check(found.device) if check is not None else None
@@ -148,7 +148,7 @@ def without_personal(text: str, model: str | None = None, environ: Mapping[str, 
 
 
 def summary(diagnosis: Diagnosis) -> str:
-    """The last line: how many, and where to begin."""
+    """The last line: the number of findings, and where to start."""
     failures, warnings = len(diagnosis.failures), len(diagnosis.warnings)
     if not failures and not warnings:
         return "Nothing is wrong."

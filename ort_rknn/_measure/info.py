@@ -1,4 +1,4 @@
-"""``ort_rknn.info``: what a .rknn or .onnx file says of itself, without any runtime."""
+"""``ort_rknn.info``: the metadata of a .rknn or .onnx file, without any runtime."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class OperatorCount:
-    """How often an operator is in a model, and where it runs."""
+    """How often an operator occurs in a model, and where it runs."""
 
     operator: str
     """The compiled type ("ConvRelu"), or the ONNX's ("Conv", "com.microsoft:Gelu")."""
     count: int
     where: Where | None
-    """"NPU"; "CPU": inside the runtime; "nowhere": no runtime has it; None: not known. Of an ONNX: when the operator is
-    compiled alone."""
+    """"NPU"; "CPU": inside the runtime; "nowhere": no runtime has it; None: unknown. For an ONNX: where the operator
+    runs if compiled alone."""
     splits: bool
     """Whether several cores share it under ``tp_mode``."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """The memory that a compiled model takes, by its file."""
+    """The memory that a compiled model takes, according to its file."""
 
     weights: int
-    """Bytes, once for all contexts."""
+    """Bytes, shared by all contexts."""
     internal: int
-    """Bytes of tensors, for each context."""
+    """Bytes of tensors, per context."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What :func:`info` read."""
+    """The result of :func:`info`."""
 
     model: str
     """The path that was given."""
     kind: Literal["rknn", "onnx"]
     size: int
-    """Of the file, in bytes."""
+    """Size of the file in bytes."""
     operators: tuple[OperatorCount, ...]
-    """The most frequent first; of a dynamic .rknn those of its largest shape set; empty if they cannot be read."""
+    """The most frequent first; for a dynamic .rknn those of its largest shape set; empty if they cannot be read."""
     memory: ModelMemory | None
-    """None for an ONNX, and where it cannot be read."""
+    """None for an ONNX, and if it cannot be read."""
     rknn: RknnFile | None
-    """What a compiled model says of itself (:class:`ort_rknn.files.RknnFile`)."""
+    """The metadata of a compiled model (:class:`ort_rknn.files.RknnFile`)."""
     onnx: OnnxModel | None
-    """What an ONNX says of itself (:class:`ort_rknn.files.OnnxModel`)."""
+    """The metadata of an ONNX (:class:`ort_rknn.files.OnnxModel`)."""
     twins: tuple[str, ...]
-    """Of an ONNX: the compiled models beside it with the SoCs that take each, or why a model is not usable."""
+    """For an ONNX: the compiled models beside it with the SoCs that accept each, or why a model is not usable."""
 
     @property
     def nowhere(self) -> tuple[OperatorCount, ...]:
@@ -76,7 +76,7 @@ class ModelInfo:
 
 
 def info(model: str | os.PathLike[str]) -> ModelInfo:
-    """Read a .rknn or .onnx file (told by its content): what it says of itself, its operators, its memory.
+    """Read a .rknn or .onnx file (recognized by its content): its metadata, its operators, its memory.
 
     Needs no runtime and no NPU, and runs nothing. Raises :class:`ort_rknn.files.RknnFileError` or
     :class:`ort_rknn.files.OnnxFileError` (both are ValueErrors) for a file that is neither or is damaged, OSError for
@@ -110,7 +110,7 @@ def _compiled_operators(path: str) -> tuple[tuple[OperatorCount, ...], ModelMemo
 
     try:
         found = read_operators(path)
-    except RknnFileError:  # encrypted, or of another version: what is not understood is told already
+    except RknnFileError:  # encrypted, or of another version: already reported as unknown
         return (), None
     memory = ModelMemory(found.weights, found.internal)
     return _counted(Counter((each.kind, each.where) for each in found.operators)), memory
@@ -187,7 +187,7 @@ def _onnx_json(model: OnnxModel, twins: Sequence[str]) -> dict[str, Any]:
 
 
 def _twins(path: str) -> list[str]:
-    """The compiled models beside an ONNX, and the SoCs that would take each."""
+    """The compiled models beside an ONNX, and the SoCs that accept each."""
     from .._rknpu import SOC_CORES
     from ..files import RknnFileError, find_twins, judge_twin, read_rknn
 
@@ -213,7 +213,7 @@ def _twins(path: str) -> list[str]:
 
 
 def _in_parts(path: str) -> list[str]:
-    """The models in parts beside an ONNX, and the SoCs that would take each."""
+    """The models in parts beside an ONNX, and the SoCs that accept each."""
     from .._planning.in_parts import judge_parts
     from .._rknpu import SOC_CORES
     from ..files import read_onnx

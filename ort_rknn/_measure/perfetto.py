@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from ..files._wire import bytes_field, int_field, text_field, varint
 
 _BEGIN, _END, _INSTANT, _COUNTER = 1, 2, 3, 4
-#: Where several events of a track have one time: what ends there comes first, what begins there last.
+#: The order of events of a track with the same time: ends first, beginnings last.
 _ORDER = {_END: 0, _INSTANT: 1, _COUNTER: 1, _BEGIN: 2}
 _IN_THE_GIVEN_ORDER = 3
 
@@ -22,7 +22,7 @@ def _fixed64(number: int, value: int) -> bytes:
 
 
 class TraceWriter:
-    """Collects tracks and events; :meth:`to_bytes` is the file. Times are nanoseconds of one clock."""
+    """Collects tracks and events; :meth:`to_bytes` returns the file. Times are nanoseconds of one clock."""
 
     def __init__(self) -> None:
         self._tracks: list[bytes] = []
@@ -31,7 +31,7 @@ class TraceWriter:
     # Tracks: each gives its number ----------------------------------------------------------------------------
 
     def process(self, name: str, pid: int) -> int:
-        """What the other tracks lie under, in the order in which they are made."""
+        """The parent of other tracks, which are shown in the order of creation."""
         body = bytes_field(3, int_field(1, pid) + text_field(6, name))
         return self._track(body + int_field(11, _IN_THE_GIVEN_ORDER))
 
@@ -64,8 +64,8 @@ class TraceWriter:
         last: Iterable[int] = (),
         notes: Mapping[str, str] | None = None,
     ) -> None:
-        """Something that took time; one inside another lies below it. ``flows``: arrows that pass here; ``last``: those
-        that end here."""
+        """Something with a duration; nested slices are shown below. ``flows``: arrows through this slice; ``last``:
+        arrows that end here."""
         body = text_field(23, name)
         body += b"".join(_fixed64(47, flow) for flow in flows) + b"".join(_fixed64(48, flow) for flow in last)
         for key, value in (notes or {}).items():
@@ -74,11 +74,11 @@ class TraceWriter:
         self._event(_END, track, max(end, begin + 1), b"")
 
     def instant(self, track: int, name: str, at: int, *, flows: Iterable[int] = ()) -> None:
-        """Something that took no time."""
+        """Something without duration."""
         self._event(_INSTANT, track, at, text_field(23, name) + b"".join(_fixed64(47, flow) for flow in flows))
 
     def count(self, track: int, at: int, value: int) -> None:
-        """From here on the counter has ``value``."""
+        """From this time the counter has ``value``."""
         self._event(_COUNTER, track, at, int_field(30, value))
 
     def _event(self, kind: int, track: int, at: int, body: bytes) -> None:

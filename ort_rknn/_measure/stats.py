@@ -1,4 +1,4 @@
-"""``session.stats()`` and ``ort_rknn.stats()``: counters that a program can read."""
+"""``session.stats()`` and ``ort_rknn.stats()``: counters for programs."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One number for an exporter, in the way of Prometheus and OpenTelemetry."""
+    """One number for an exporter, following Prometheus and OpenTelemetry."""
 
     name: str
     """"ort_rknn_runs_total", "ort_rknn_run_seconds_total", "ort_rknn_queued" ..."""
     kind: Literal["counter", "gauge"]
-    """A counter never goes down while the process lives."""
+    """A counter never decreases while the process lives."""
     help: str
     """One line."""
     labels: Mapping[str, str]
-    """"model", and for what is counted by core "core". The same names for all samples of a name."""
+    """"model", and "core" for values counted by core. All samples with the same name have the same labels."""
     value: float
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What models on the NPU did so far. Empty if everything runs on the CPU, which counts nothing."""
+    """What models on the NPU have done so far. Empty if everything runs on the CPU, for which nothing is counted."""
 
     models: Sequence[ModelStats]
     """One for each compiled model."""
 
     @property
     def total(self) -> CoreStats:
-        """All cores of all models together."""
+        """The sum over all cores of all models."""
         from .._executor.counters import sum_up
 
         return sum_up(model.total for model in self.models)
 
     @property
     def queued(self) -> int:
-        """Runs that wait for a context now."""
+        """Runs waiting for a context now."""
         return sum(model.queued for model in self.models)
 
     @property
@@ -52,7 +52,7 @@ class Stats:
         return sum(model.cpu_calls for model in self.models)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as dicts, lists, strings and numbers, for JSON."""
+        """The counters as dicts, lists, strings and numbers, for JSON."""
         return {
             "queued": self.queued,
             "cpu_calls": self.cpu_calls,
@@ -71,7 +71,7 @@ class Stats:
         }
 
     def samples(self) -> Iterator[Sample]:
-        """Every number with its name, kind, help and labels: what an exporter needs."""
+        """Every number with its name, kind, help and labels, for an exporter."""
         for name, kind, text, read in _BY_CORE:
             for model in self.models:
                 for label, core in model.cores.items():
@@ -108,21 +108,21 @@ _BY_MODEL: Sequence[tuple[str, _Kind, str, Callable[[ModelStats], float]]] = (
 
 
 def of_executors(executors: Sequence[Executor]) -> Stats:
-    """Those of one session."""
+    """The counters of one session."""
     return Stats([executor.stats() for executor in executors])
 
 
 def stats() -> Stats:
-    """The counters of this process: all sessions that were made, closed ones included, each model once.
+    """The counters of this process: all sessions ever created, including closed ones, each model once.
 
-    Sums never go down. In a forked child they begin at 0. To export them, see :meth:`Stats.samples` and
+    Sums never decrease. In a forked child they start at 0. To export them, see :meth:`Stats.samples` and
     ``examples/prometheus_exporter.py``.
     """
     if "ort_rknn._executor.executor" not in sys.modules:
-        return Stats([])  # there was no NPU session yet
+        return Stats([])  # there has been no NPU session yet
     from .._executor.counters import closed_models, merged
     from .._executor.executor import alive
 
-    # A model that is closed just now may be missed here, and never be counted twice.
+    # A model that is being closed now may be missed, but is never counted twice.
     closed = closed_models()
     return Stats(merged([*closed, *(executor.stats() for executor in alive())]))

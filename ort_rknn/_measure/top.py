@@ -1,7 +1,7 @@
-"""``ort_rknn.top()``: who uses the NPU.
+"""``ort_rknn.top()``: which processes use the NPU.
 
-Every process of ours publishes its load (:mod:`ort_rknn._executor.published`). What is read is input from strangers: a
-file of another user, one that is too large, or that has anything but what is expected, is passed over.
+Each process that uses this package publishes its load (:mod:`ort_rknn._executor.published`). These files are untrusted:
+a file of another user, one that is too large, or one with unexpected content is ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LONGEST = 255
 _STALE = 10.0
 _CORE_NUMBERS = re.compile(r"cores? (\d{1,2}(?:,\d{1,2})*)(?: together)?")
 
-#: Makes the driver's own load readable for everyone, until the next boot: debugfs is for root alone.
+#: Makes the driver's own load readable for everyone until the next boot: by default only root can read debugfs.
 READ_LOAD = "sudo mount -o remount,mode=755 /sys/kernel/debug"
 
 
@@ -34,18 +34,18 @@ class ModelLoad:
     """One compiled model of a process."""
 
     session: int
-    """Counts the models that the process has opened."""
+    """The process's number for the model; counts up."""
     model: str
-    """The compiled model's file name, as that process tells it: not to be trusted."""
+    """The compiled model's file name, as reported by that process: not to be trusted."""
     device: str
     cores: Mapping[str, float]
-    """Share of the last second in which a run was under way, from 0 to 1, by "core 0", "cores 0,1 together" ..."""
+    """Share of the last second in which a run was active, from 0 to 1, by "core 0", "cores 0,1 together" ..."""
     contexts: int
     runs_per_second: float
     runs: int
     errors: int
     queued: int
-    """Runs that wait for a context."""
+    """Runs waiting for a context."""
     cpu_calls: int
     """Calls that ran on the CPU because their shape was not compiled."""
 
@@ -56,22 +56,22 @@ class ProcessLoad:
 
     pid: int
     name: str
-    """As the kernel has it."""
+    """As reported by the kernel."""
     user: int
     models: tuple[ModelLoad, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What :func:`top` found."""
+    """The result of :func:`top`."""
 
     processes: tuple[ProcessLoad, ...]
-    """By load, the highest first."""
+    """By load, highest first."""
     cores: Mapping[str, float]
-    """The load of all processes of ours together by core number, or "any" where the runtime chooses; by device:
-    "rk3588 core 0"."""
+    """The load of all our processes together, by core number, or "any" if the runtime chooses; by device: "rk3588 core
+    0"."""
     driver: tuple[int, ...] | None
-    """The driver's own load by core in percent, of every program; None if it cannot be read."""
+    """The driver's own load by core in percent, including all programs; None if it cannot be read."""
     clock: Clock | None
     temperature: tuple[str, float] | None
     """The thermal zone's name and degrees Celsius."""
@@ -98,10 +98,10 @@ class Usage:
 
 def top(*, root: str | os.PathLike[str] = "/") -> Usage:
     """Who uses the NPU now: the processes of this user that run models through this package (of all users, for root),
-    with the load of the last second by core, model and session; the clock, the temperature and the driver's own load,
-    as far as this user may read them. Takes some milliseconds. ``root``: where the kernel's files lie, for tests.
+    with the load of the last second by core, model and session; and the clock, the temperature and the driver's own
+    load, as far as this user may read them. Takes some milliseconds. ``root``: of the kernel's files, for tests.
 
-    The process itself is among them. Processes with ``ORT_RKNN_NO_TOP=1`` are among the others.
+    Includes this process. Processes with ``ORT_RKNN_NO_TOP=1`` are listed among the others.
     """
     place = Path(root)
     processes = sorted(published(), key=lambda process: -_load_of(process))
@@ -135,7 +135,7 @@ def _by_core(processes: Iterable[ProcessLoad]) -> dict[str, float]:
 
 
 def published() -> Iterator[ProcessLoad]:
-    """Every process that publishes its load and is alive."""
+    """Every live process that publishes its load."""
     for place, owner in _folders():
         try:
             names = sorted(os.listdir(place))
@@ -151,7 +151,7 @@ def published() -> Iterator[ProcessLoad]:
 
 
 def _folders() -> Iterator[tuple[Path, int]]:
-    """Folders with such files, and whose they are: this user's, and for root everyone's."""
+    """Folders with such files, and their owners: this user's, and for root everyone's."""
     own, uid = folder(), os.geteuid()
     if own is not None and is_private(own):
         yield own, uid
@@ -168,7 +168,7 @@ def _of_all_users(root: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _process(path: Path, pid: int, owner: int) -> ProcessLoad | None:
-    """What one file tells; None if its process is gone. Raises OSError or ValueError for what is not as expected."""
+    """The content of one file; None if its process has ended. Raises OSError or ValueError for unexpected content."""
     data = members(read_json(path, most_bytes=MOST_BYTES, owner=owner, follow=False), "the whole")
     if data.get("version") != VERSION or data.get("pid") != pid:
         raise JsonError("of another version, or of another process")

@@ -17,19 +17,19 @@ from .perfetto import TraceWriter
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Something besides a run on the NPU that a thread did: a call of a session, a node on the CPU."""
+    """Activity of a thread other than a run on the NPU: a call of a session, a node on the CPU."""
 
     thread: int
     """``threading.get_native_id()``"""
     name: str
     begin: int
-    """``time.perf_counter_ns()``, as :attr:`end`."""
+    """``time.perf_counter_ns()``, as for :attr:`end`."""
     end: int
 
 
 @dataclass(slots=True)
 class TraceSummary:
-    """What is in a trace."""
+    """The content of a trace."""
 
     path: str
     seconds: float = 0.0
@@ -37,14 +37,14 @@ class TraceSummary:
     failed: int = 0
     """Of :attr:`runs`."""
     lost: int = 0
-    """Runs that are missing, because there were more than a million."""
+    """Runs dropped because there were more than a million."""
     part_seconds: dict[str, float] = field(default_factory=dict)
-    """Of all runs together: "wait", "convert", "run", "fetch"; "CPU nodes" where they were looked at."""
+    """Of all runs together: "wait", "convert", "run", "fetch"; "CPU nodes" if they were recorded."""
     core_seconds: dict[str, float] = field(default_factory=dict)
-    """How long each core was busy, by its name."""
+    """How long each core was busy, by name."""
 
     def as_json(self) -> dict[str, Any]:
-        """The same as dicts, strings and numbers."""
+        """The summary as dicts, strings and numbers."""
         return {
             "written": self.path,
             "seconds": self.seconds,
@@ -57,20 +57,20 @@ class TraceSummary:
 
 
 class trace:
-    """Records every run on the NPU in this process, and writes ``path`` at the end. Use it with ``with``::
+    """Records every run on the NPU in this process, and writes ``path`` at the end of a ``with`` block::
 
         with ort_rknn.trace("app.pftrace"):
             ...
 
     Open the file with https://ui.perfetto.dev, which reads it in the browser. It has a track for each core, context and
-    calling thread; waiting, setting inputs, the run and getting outputs as slices, with failed runs marked; the number
-    of runs that wait, by model; and arrows from a call to its run. A run takes a few microseconds longer meanwhile. Of
-    more than a million runs the first are kept. Raises OSError, when it begins, where ``path`` cannot be written.
+    calling thread; slices for waiting, setting inputs, the run and getting outputs, with failed runs marked; the number
+    of waiting runs, by model; and arrows from a call to its run. A run takes a few microseconds longer while it is
+    recorded. Only the first million runs are kept. Raises OSError at the start if ``path`` cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.summary = TraceSummary(os.fspath(path))
-        """What was recorded, after the end."""
+        """What was recorded; complete after the end."""
         self._recorder = Recorder()
         self._calls: list[Span] = []
         self._nodes: list[Span] = []
@@ -78,7 +78,7 @@ class trace:
 
     def __enter__(self) -> trace:
         with open(self.summary.path, "wb"):
-            pass  # said now rather than at the end of a long program
+            pass  # reported now rather than at the end of a long program
         self._recorder.start()
         return self
 
@@ -89,18 +89,18 @@ class trace:
         self.write()
 
     def call(self, name: str, begin: int, end: int) -> None:
-        """A call of this thread: its runs lie inside. Times as ``time.perf_counter_ns()``."""
+        """Record a call of this thread: its runs lie inside. Times as ``time.perf_counter_ns()``."""
         thread = threading.get_native_id()
         self._calls.append(Span(thread, name, begin, end))
         if thread not in self._names:
             self._names[thread] = threading.current_thread().name
 
     def nodes(self, spans: Sequence[Span]) -> None:
-        """What onnxruntime's CPU provider did, as its profile tells it."""
+        """Add the activity of onnxruntime's CPU provider, from its profile."""
         self._nodes += spans
 
     def stop(self) -> None:
-        """Record no more."""
+        """Stop recording."""
         if not hasattr(self, "_slices"):
             self._ended = time.perf_counter_ns()
             self._slices = self._recorder.stop()
@@ -126,7 +126,7 @@ def _notes(one: Slice) -> dict[str, str]:
 
 
 class _Tracks:
-    """One trace's tracks and events."""
+    """The tracks and events of one trace."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class _Tracks:
         self._told.core_seconds = {f"core {core}": busy[core] / 1e9 for core in tracks}
 
     def _contexts(self) -> None:
-        """By core, then by model. Two contexts of a core show what the second one waits for."""
+        """By core, then by model. Two contexts of a core show what the second one is waiting for."""
         writer, order = self._writer, sorted({(one.core, one.model, one.context) for one in self._slices})
         seen: Counter[tuple[str, str]] = Counter()
         tracks = {}

@@ -1,7 +1,7 @@
-"""The provider options of ``RKNNExecutionProvider``, read and checked. :mod:`.declared` has them.
+"""The provider options of ``RKNNExecutionProvider``, parsed and checked. They are declared in :mod:`.declared`.
 
-The parts of this module between ``<options>`` and ``</options>`` are text for type checkers and editors, which
-``python docs/make_options.py`` writes.
+The parts of this module between ``<options>`` and ``</options>`` are text for type checkers and editors, written by
+``python docs/make_options.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .declared import RUN_OPTIONS as RUN_OPTIONS
 from .declared import SIGNATURE_OPTIONS as SIGNATURE_OPTIONS
 from .kinds import bad_value
 
-#: The provider's name, and the names that are taken for it.
+#: The provider's name, and the accepted aliases.
 PROVIDER = "RKNNExecutionProvider"
 ALIASES = ("RKNPU2ExecutionProvider", "RknnExecutionProvider")
 
@@ -111,9 +111,9 @@ class RknnProviderOptions(TypedDict, total=False):
 
 
 class Options(NamedTuple):
-    """Provider options, read and checked. Whether the device has the cores is checked by ``dispatch.resolve``.
+    """Provider options, parsed and checked. ``dispatch.resolve`` checks whether the device has the cores.
 
-    No dataclass: making one with so many fields would take 2 ms of a program's first session.
+    Not a dataclass: creating one with so many fields would take 2 ms of a program's first session.
     """
 
     # <options>
@@ -151,13 +151,14 @@ class Options(NamedTuple):
 
     @property
     def native_layout(self) -> str:
-        """The option that asks for a tensor as the NPU stores it; "" if none does."""
+        """The option that asks for a tensor in the NPU's storage format; "" if none does."""
         if "native" in self.layout.values():
             return "layout"
         return "output_layout" if self.output_layout == "native" else ""
 
     def as_strings(self) -> dict[str, str]:
-        """What runs, as ``get_provider_options()`` shows it: only keys that were given or that decide the dispatch."""
+        """The effective options, as ``get_provider_options()`` shows them: only keys that were given or that determine
+        the dispatch."""
         out: dict[str, str] = {}
         if self.schedule is not None:
             out["schedule"] = "auto" if self.schedule == "auto" else ",".join(map(str, self.schedule))
@@ -188,8 +189,8 @@ def _spell(value: object) -> str:
 
 
 def _check_text(key: str, value: object) -> None:
-    """Raise OptionError if ``value`` cannot travel as an option of onnxruntime: it is too long, or text in it is not
-    Unicode (half of a surrogate pair, or the name of a file that is not UTF-8)."""
+    """Raise OptionError if ``value`` cannot be passed as an onnxruntime option: too long, or with text that is not
+    valid Unicode (a lone surrogate, or a file name that is not UTF-8)."""
     text = _spell(value)
     try:
         text.encode()
@@ -203,19 +204,19 @@ def _check_text(key: str, value: object) -> None:
 
 
 def is_option(name: str) -> bool:
-    """Whether a provider option of ours has this name, or one that is refused by name."""
+    """Whether a provider option of ours has this name, including names that are rejected with a reason."""
     return name in DECLARED or name in REFUSED
 
 
 def option_names(*, everywhere: bool = False) -> tuple[str, ...]:
-    """The names of all provider options; ``everywhere``: of those that sessions of every API take."""
+    """The names of all provider options; ``everywhere``: of those that sessions of every API accept."""
     return tuple(name for name, option in DECLARED.items() if option.everywhere or not everywhere)
 
 
 def from_environment(name: str) -> str | None:
-    """The value that the environment gives to an option that has a variable there; None if it gives none.
+    """The value of an option's environment variable; None if there is none or it is not set.
 
-    Raises OptionError for a word that the variable must not be.
+    Raises OptionError for a value that the variable must not have.
     """
     option = DECLARED[name]
     text = os.environ.get(option.environment)
@@ -233,7 +234,7 @@ def from_environment(name: str) -> str | None:
 
 
 def read_option(name: str, value: object) -> Any:
-    """The value of one option, which is known. Raises OptionError for a bad one."""
+    """The parsed value of a known option. Raises OptionError for a bad one."""
     return DECLARED[name].kind.read(name, value)
 
 
@@ -245,10 +246,10 @@ def _unknown(key: object) -> OptionError:
 
 
 def read_options(given: Mapping[str, object] | None) -> Options:
-    """Read and check provider options.
+    """Parse and check provider options.
 
     Raises OptionError for an unknown key (naming the known ones), a bad value (naming what is accepted), and for
-    options that exclude or need each other.
+    options that exclude or require each other.
     """
     values: dict[str, Any] = {}
     for key, value in (given or {}).items():
@@ -268,7 +269,7 @@ def read_options(given: Mapping[str, object] | None) -> Options:
 
 
 def _check_together(values: Mapping[str, object]) -> None:
-    """Raise OptionError for options that exclude or need each other."""
+    """Raise OptionError for options that exclude or require each other."""
     if "schedule" in values and "tp_mode" in values:
         raise OptionError(
             "provider options 'schedule' and 'tp_mode' exclude each other: schedule spreads whole runs over the cores "

@@ -1,7 +1,7 @@
 """Every provider option, declared once.
 
-Parsing, defaults, the names in messages, what a face accepts, and the tables in the docs are taken from here. What type
-checkers and editors read has to be text: ``python docs/make_options.py`` writes it, and the table of
+Parsing, defaults, the names in messages, what a face accepts, and the tables in the docs are derived from here. What
+type checkers and editors read has to be source text: ``python docs/make_options.py`` writes it, and the table of
 ``docs/provider-options.md``.
 """
 
@@ -29,7 +29,7 @@ from .kinds import (
     milliseconds,
 )
 
-#: Spellings of ``layout`` and the layout of the caller's buffer that each means.
+#: The accepted values of ``layout``, and the layout of the caller's buffer for each.
 LAYOUTS: Final[Mapping[str, str]] = {
     "nchw": "NCHW",
     "nchw_software": "NCHW software",
@@ -40,26 +40,26 @@ PRIORITIES: Final = ("high", "medium", "low")
 
 
 class Option(NamedTuple):
-    """A provider option. A session takes it, and so do the defaults of the import swap."""
+    """A provider option. Accepted by sessions and by the defaults of the import swap."""
 
     name: str
     kind: Kind
     default: Any
-    """As it is read, not as it is given."""
+    """Parsed, not as the user would give it."""
     effect: str
-    """What it does, in one line of Markdown, with links that hold in ``docs/``."""
+    """What it does, in one line of Markdown, with links relative to ``docs/``."""
     honored_by: Literal["session", "executor", "every adapter", "some adapters"] = "session"
-    """"session" and "executor" stand above the adapters, so that the option holds with every one of them."""
+    """"session" and "executor" are above the adapters, so the option works with all of them."""
     environment: str = ""
-    """The environment variable that decides where a session does not; "" if there is none."""
+    """The environment variable that applies if a session does not set the option; "" if there is none."""
     not_in_environment: Mapping[str, str] = MappingProxyType({})
-    """Words of :attr:`kind` that the variable must not be, and why."""
+    """Values of :attr:`kind` that the variable must not have, and why."""
     signature: bool = False
-    """It changes the signature of a session."""
+    """Whether it changes the signature of a session."""
     per_run: bool = False
-    """RunOptions may give another value for one call, as the config entry ``ort_rknn.<name>``."""
+    """RunOptions may override it for one call, with the config entry ``ort_rknn.<name>``."""
     everywhere: bool = True
-    """Sessions of other APIs, the faces, take it too. False: their API has a way of its own, or none."""
+    """Whether sessions of other APIs (the faces) accept it too. False: their API has its own way, or none."""
 
 
 OPTIONS: Final = (
@@ -284,14 +284,14 @@ OPTIONS: Final = (
     ),
 )
 
-#: The same by name.
+#: The options by name.
 DECLARED: Final[Mapping[str, Option]] = {option.name: option for option in OPTIONS}
 #: Options that change the signature of a session.
 SIGNATURE_OPTIONS: Final = tuple(option.name for option in OPTIONS if option.signature)
-#: Options that RunOptions may give.
+#: Options that RunOptions may override.
 RUN_OPTIONS: Final = tuple(option.name for option in OPTIONS if option.per_run)
 
-#: Names that other RKNN libraries use and that are not supported here: refused with a reason, never ignored.
+#: Names used by other RKNN libraries that are not supported here: rejected with a reason, never ignored.
 REFUSED: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         ("device_id", "weight_path", "run_core_mask"),

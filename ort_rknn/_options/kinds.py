@@ -1,6 +1,6 @@
-"""The kinds of values that options take: how each is read, what type it has, and what the docs say of it.
+"""The kinds of option values: how each is parsed, its type, and its description in the docs.
 
-Values may be Python objects or strings, as in onnxruntime, where every option travels as a string.
+Values may be Python objects or strings, because onnxruntime passes every option as a string.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ _LONGEST_SHOWN = 300
 _LONGEST_SCHEDULE = 1024
 #: Of an integer; onnxruntime and the runtime take 32 bits.
 _LARGEST = 2**31 - 1
-#: Levels of JSON; the options' values have three at most.
+#: Levels of JSON nesting; the options' values have at most three.
 _MOST_NESTED = 100
-#: Not longer, because Python refuses to read thousands of digits with an error of its own.
+#: Limited, because Python rejects thousands of digits with an error of its own.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 
 
 class Kind(Protocol):
-    """A kind of values."""
+    """A kind of option value."""
 
     takes: str
-    """The type that callers give, as an annotation. Besides it every option takes ``str``."""
+    """The type that callers pass, as an annotation. Every option accepts ``str`` as well."""
     gives: str
-    """The type of what :meth:`read` returns, as an annotation."""
+    """The type that :meth:`read` returns, as an annotation."""
     told: str
     """The type in the docs' table, as Markdown."""
 
     def read(self, key: str, value: object) -> Any:
-        """``value`` of the option ``key``, checked. Raises OptionError that says what is accepted."""
+        """The parsed ``value`` of the option ``key``. Raises OptionError, which says what is accepted."""
 
 
 def bad_value(key: str, value: object, accepted: str) -> OptionError:
-    """The error for a value of the option ``key`` that is not accepted."""
+    """The error for an invalid value of the option ``key``."""
     return OptionError(f"provider option {key}={_short(value)}: {accepted}")
 
 
 def _short(value: object) -> str:
-    """``repr(value)``, cut off where it is long."""
+    """``repr(value)``, truncated if it is long."""
     try:
         text = repr(value)
     except RecursionError:
@@ -55,7 +55,7 @@ def _short(value: object) -> str:
 
 
 def _bound_nesting(text: str) -> None:
-    """Raise RecursionError if JSON is nested deeper than any option: the parser's own bound differs by release."""
+    """Raise RecursionError if JSON is nested deeper than any option: the parser's own limit differs by release."""
     depth = 0
     for character in text:
         if character in "[{":
@@ -67,7 +67,7 @@ def _bound_nesting(text: str) -> None:
 
 
 def _json(key: str, text: str, wanted: str = "") -> object:
-    """``text`` as JSON. Raises OptionError, which ends with ``wanted``."""
+    """``text`` parsed as JSON. Raises OptionError, whose message ends with ``wanted``."""
     import json
 
     try:
@@ -85,7 +85,7 @@ def _read_integer(key: str, value: object, accepted: str, least: int, most: int 
         if _INTEGER.fullmatch(text):
             number = int(text)
     elif hasattr(value, "__index__") and not isinstance(value, bool):
-        with suppress(TypeError):  # numpy's arrays have it, and most cannot be one number
+        with suppress(TypeError):  # numpy's arrays have it, and most are not a single number
             number = value.__index__()
     if number is not None and number > most:
         raise bad_value(key, value, f"{accepted}, at most {most}")
@@ -159,7 +159,7 @@ def _quoted(words: Iterable[str]) -> str:
 
 
 class Word:
-    """One of some words, in any case."""
+    """One of a set of words, in any case."""
 
     takes = "str"
 
@@ -177,7 +177,7 @@ def _double_quoted(word: str) -> str:
 
 
 class Name:
-    """A name that is not empty."""
+    """A non-empty name."""
 
     takes = gives = "str"
     told = "name"
@@ -223,7 +223,7 @@ class Paths(OnePath):
 
 
 class Schedule:
-    """Core numbers in the order in which they take turns, or "auto"."""
+    """Core numbers in round-robin order, or "auto"."""
 
     takes = "int | str | Sequence[int]"
     gives = 'tuple[int, ...] | Literal["auto"]'
@@ -253,7 +253,7 @@ class Schedule:
                 text = text[1:-1]
             return [t for t in text.replace(",", " ").split(" ") if t]
         if isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping)) and getattr(value, "ndim", True):
-            return list(islice(value, _LONGEST_SCHEDULE + 1))  # it may have no end
+            return list(islice(value, _LONGEST_SCHEDULE + 1))  # it may be infinite
         if hasattr(value, "__index__") and not isinstance(value, bool):
             return [value]
         raise bad_value(key, value, self._ACCEPTED)
@@ -274,7 +274,7 @@ class TpMode:
 
 
 class PerInput:
-    """A word for all inputs, or a dict of words by input name. ``words``: the word, and what it is read as."""
+    """A word for all inputs, or a dict of words by input name. ``words``: each word and its parsed value."""
 
     takes = "str | Mapping[str, str]"
     gives = "Mapping[str, str]"

@@ -1,1 +1,1 @@
-"""``ort_rknn.selftest()``: what only a board settles, tried on the board."""
+"""``ort_rknn.selftest()``: tests on a board what only a board can settle."""

@@ -1,4 +1,4 @@
-"""The checks of the self-test. Each takes a device and gives its answer; what it raises is a failure."""
+"""The checks of the self-test. Each takes a device and returns its result; an exception is a failure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FEW, _MANY = 1, 5
 
 
 def numbers(subject: Subject) -> Line:
-    """Does a compiled model load, tell its signature, and give the ONNX's numbers?"""
+    """Whether a compiled model loads, reports its signature, and computes the ONNX's numbers."""
     with subject.model() as model:
         told = ", ".join(f"{name} {text}" for name, text in model.versions.items() if text)
         wrong = subject.wrong(subject.run_bare(model, 0))
@@ -35,7 +35,7 @@ def numbers(subject: Subject) -> Line:
 
 
 def masks(subject: Subject) -> Line:
-    """Which core masks are taken? Those that the SoC has must be; of the others the answer is told."""
+    """Which core masks are accepted. Those of the SoC must be; for the others the result is only reported."""
     possible = core_masks(subject.found.device.cores)
     told, bad = [], []
     with subject.model() as model:
@@ -52,7 +52,8 @@ def masks(subject: Subject) -> Line:
 
 
 def contexts(subject: Subject) -> Line:
-    """1 to 9 contexts of one model: do all give the right numbers, what do they cost to make, and in memory?"""
+    """1 to 9 contexts of one model: whether all compute the right numbers, and what they cost to create, and in
+    memory."""
     opened, told, wrong = [], [], ""
     before = resident_bytes()
     with subject.model() as model:
@@ -75,7 +76,7 @@ def contexts(subject: Subject) -> Line:
 
 
 def shapes(subject: Subject) -> Line:
-    """A dynamic model: is every shape set right, also in turn, and what does a change cost?"""
+    """A dynamic model: whether every shape set is right, also when they alternate, and what a change costs."""
     if subject.compiled("dynamic") is None:
         return Line("shapes", "left out", f"no dynamic model for {subject.found.device.soc} comes with the package")
     import onnxruntime
@@ -97,7 +98,7 @@ def shapes(subject: Subject) -> Line:
 
 
 def layouts(subject: Subject) -> Line:
-    """What does each form of the input cost?"""
+    """The cost of each form of the input."""
     frame = np.ascontiguousarray(subject.feed.transpose(0, 2, 3, 1))
     forms = {
         "float32 NCHW": ({}, subject.feed),
@@ -117,7 +118,7 @@ def layouts(subject: Subject) -> Line:
 
 
 def callers(subject: Subject) -> Line:
-    """Contexts per core: does a second one overlap conversion and run?"""
+    """Contexts per core: whether a second one overlaps conversion and run."""
     told = []
     for count in (1, 2, 3):
         with subject.session(schedule="0", threads_per_core=count) as session:
@@ -126,7 +127,7 @@ def callers(subject: Subject) -> Line:
 
 
 def cores(subject: Subject) -> Line:
-    """``schedule`` against ``tp_mode``: how runs spread, and what splitting one gains."""
+    """``schedule`` compared with ``tp_mode``: how runs are distributed, and what splitting one gains."""
     count = subject.found.device.cores
     if count == 1:
         return Line("cores", "left out", "this NPU has one core")
@@ -148,7 +149,7 @@ def cores(subject: Subject) -> Line:
 
 
 def crossing(subject: Subject) -> Line:
-    """What does one more part of a model cost, and how much of it is not the runtime's own run?"""
+    """The cost of one more part of a model, and how much of it is not the runtime's own run."""
     out = np.zeros_like(subject.wanted)
     with (
         subject.parts(_FEW) as few,
@@ -183,7 +184,7 @@ def _sides(session: Any, call: Callable[[], Any]) -> tuple[float, float]:
 
 
 def priority(subject: Subject) -> Line:
-    """Are the flags for ``priority`` taken, and does the process keep its own priority?"""
+    """Whether the flags for ``priority`` are accepted, and the process keeps its own priority."""
     told = []
     before = os.getpriority(os.PRIO_PROCESS, 0)
     for word in ("high", "medium", "low"):
@@ -201,7 +202,7 @@ def priority(subject: Subject) -> Line:
 
 
 def stamped(subject: Subject) -> Line:
-    """Does the runtime take a file that `ort-rknn stamp` wrote?"""
+    """Whether the runtime accepts a file written by `ort-rknn stamp`."""
     from ..files import stamp
 
     given = subject.compiled()
@@ -219,7 +220,7 @@ _SIBLINGS: Final = {"rk3566": "rk3568", "rk3568": "rk3566"}
 
 
 def sibling(subject: Subject) -> Line:
-    """Does a model for the RK3566 run on an RK3568, and the other way round?"""
+    """Whether a model for the RK3566 runs on an RK3568, and vice versa."""
     other = _SIBLINGS.get(subject.found.device.soc)
     if other is None:
         return Line("sibling", "left out", "a question about the RK3566 and the RK3568")
@@ -257,7 +258,7 @@ print("child", code)
 
 
 def forked(subject: Subject) -> Line:
-    """Does a forked child work while its parent has contexts, and the parent afterwards?"""
+    """Whether a forked child works while its parent has contexts, and the parent afterwards."""
     options = subject.options(rknn_model=subject.compiled())
     try:
         done = subprocess.run(  # noqa: S603

@@ -1,4 +1,4 @@
-"""Running all checks on every device, and the report."""
+"""Runs all checks on every device, and reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .checks import CHECKS
 from .subject import Line, Subject
 
 Progress = Callable[[Device, Line], None]
-#: What one check may take. The longest takes some ten.
+#: Timeout for one check. The longest takes some ten seconds.
 SECONDS = 120.0
 
 
@@ -31,7 +31,7 @@ class Tested:
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """What :func:`selftest` found."""
+    """The result of :func:`selftest`."""
 
     tested: tuple[Tested, ...]
     """Empty if no adapter sees a device."""
@@ -40,7 +40,7 @@ class SelfTest:
 
     @property
     def virtual(self) -> bool:
-        """Whether nothing but virtual NPUs was tested, which says nothing of a board."""
+        """Whether only virtual NPUs were tested, which says nothing about a board."""
         return all(each.device.virtual for each in self.tested)
 
     @property
@@ -73,7 +73,7 @@ class SelfTest:
         }
 
     def report(self) -> str:
-        """One text to send: every line, the versions, and what the doctor finds, without personal paths."""
+        """A text to send: every line, the versions, and the doctor's findings, without personal paths."""
         import onnxruntime
 
         from .._version import package_version
@@ -95,13 +95,13 @@ class SelfTest:
 def selftest(
     *, device: str | None = None, adapter: str | None = None, quick: bool = False, progress: Progress | None = None
 ) -> SelfTest:
-    """Try what only a board settles: with every adapter that sees a device, whether models load and compute what the
-    ONNX computes, core masks, contexts, shapes, and what each layout, core, context and part costs. Takes about
-    a minute; some seconds with ``quick``.
+    """Test what only a board can settle, with every adapter that sees a device: whether models load and compute what
+    the ONNX computes, core masks, contexts, shapes, and the cost of each layout, core, context and part. Takes about a
+    minute; some seconds with ``quick``.
 
     ``device`` and ``adapter``: as the provider options. ``progress`` is called with each line. ``docs/board.md`` says
-    which open question each line answers. A check that takes two minutes is a failure, and those behind it
-    are left out. Raises OptionError for a device or an adapter that does not exist.
+    which open question each line answers. A check that takes two minutes is a failure, and later checks are skipped.
+    Raises OptionError for a device or an adapter that does not exist.
     """
     from .._options import read_options
 
@@ -136,13 +136,13 @@ def _lines(subject: Subject) -> Iterator[Line]:
 
 
 def _bounded(name: str, check: Callable[[Subject], Line], subject: Subject) -> Line | None:
-    """What ``check`` answers. None if it takes longer than :data:`SECONDS`: its thread is left behind."""
+    """The result of ``check``. None if it takes longer than :data:`SECONDS`: its thread is left running."""
     answers: list[Line] = []
 
     def ask() -> None:
         try:
             answers.append(check(subject))
-        except Exception as error:  # whatever a check meets on a board is its answer
+        except Exception as error:  # any exception of a check on a board is its result
             answers.append(Line(name, "failure", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))
 
     thread = threading.Thread(target=ask, name=f"ort_rknn selftest {name}", daemon=True)

@@ -1,4 +1,4 @@
-"""What the checks of the self-test work with: a device, its models, and sessions that stay on it."""
+"""What the self-test's checks use: a device, its models, and sessions that stay on it."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 State = Literal["ok", "told", "failure", "left out"]
-#: Made with rknn-toolkit2 2.5.0 of two of the test models: three convolutions in float16, and three shape sets.
+#: Compiled with rknn-toolkit2 2.5.0 from two of the test models: three convolutions in float16, and three shape sets.
 MODELS = Path(__file__).parent / "models"
-#: float16 against float32.
+#: For float16 compared with float32.
 _TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The answer of one check."""
+    """The result of one check."""
 
     check: str
-    """Its name: the same in every release. ``docs/board.md`` names the questions that it answers."""
+    """Its name: the same in every release. ``docs/board.md`` lists the questions that it answers."""
     state: State
-    """"told": a measurement, or what this board does where several answers are good. "failure": the contract is broken.
-    "left out": this device cannot be asked, ``seen`` says why."""
+    """"told": a measurement, or this board's behavior if several are acceptable. "failure": the contract is violated.
+    "left out": it cannot be checked on this device, ``seen`` says why."""
     seen: str
 
 
@@ -72,7 +72,7 @@ class Subject:
         return str(path) if path.exists() else None
 
     def options(self, **options: Any) -> dict[str, Any]:
-        """Provider options for this very device."""
+        """Provider options for this device."""
         device = self.found.device
         return {"device": device.name, "adapter": device.adapter, **options}
 
@@ -113,7 +113,7 @@ class Subject:
 
     @contextmanager
     def model(self, path: str | None = None, **settings: Any) -> Iterator[Model]:
-        """The model, or the one at ``path``, through the adapter alone."""
+        """The model, or the one at ``path``, loaded directly through the adapter."""
         source = ModelSource(path=path or self.compiled())
         given = LoadSettings(**{"twin": self.onnx(), **settings})
         model = self.found.adapter.load(self.found.device, source, given)
@@ -123,7 +123,7 @@ class Subject:
             model.close()
 
     def run_bare(self, model: Model, mask: int) -> NDArray[np.float32]:
-        """One run on a context of its own on ``mask``."""
+        """One run on a new context with ``mask``."""
         context = model.context(mask)
         try:
             out = np.zeros_like(self.wanted)
@@ -138,14 +138,14 @@ class Subject:
         return CallForm((ports[0],), (ports[1],))
 
     def wrong(self, got: NDArray[np.generic]) -> str:
-        """How far from the ONNX's numbers, where that is too far; else ""."""
+        """The difference from the ONNX's numbers, if it is too large; else ""."""
         if got.shape != self.wanted.shape:
             return f"shape {list(got.shape)}, not {list(self.wanted.shape)}"
         apart = float(np.abs(got.astype(np.float32) - self.wanted).max() / np.abs(self.wanted).max())
         return "" if apart <= _TOLERANCE else f"{apart:.2g} of the largest value away from the ONNX's numbers"
 
     def median_ms(self, call: Callable[[], Any]) -> float:
-        """The median time of a call, after some that do not count."""
+        """The median time of a call, after some warm-up calls."""
         times = []
         for _ in range(3):
             call()
@@ -172,7 +172,7 @@ class Subject:
         return self.median_ms(partial(session.run, None, {"x": self.feed} if feed is None else feed))
 
     def per_second(self, session: Any, callers: int) -> float:
-        """Runs a second with so many callers."""
+        """Runs per second with this many callers."""
         seconds = 0.1 if self.quick else 1.0
         counts, errors = [0] * callers, list[BaseException]()
         end = time.perf_counter() + seconds
@@ -182,7 +182,7 @@ class Subject:
                 while time.perf_counter() < end:
                     session.run(None, {"x": self.feed})
                     counts[number] += 1
-            except BaseException as error:  # told by the thread that asked
+            except BaseException as error:  # raised again by the thread that asked
                 errors.append(error)
 
         threads = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
