@@ -1,7 +1,7 @@
 """The adapter for the board's own runtime: ``librknnrt.so``, driven through ctypes.
 
-Nothing of the vendor's is shipped: the library is the one in the board's image. It is looked for when a session asks
-for a device and opened when a model is loaded, so importing this package touches neither ctypes nor the NPU.
+Nothing of the vendor's is shipped: the library comes with the board's image. It is located when a session asks for a
+device and opened when a model is loaded, so importing this package touches neither ctypes nor the NPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The adapter: which device is there, and loading a model on it."""
+"""The adapter: finds the device, and loads models on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class LibrknnrtAdapter:
     """The NPU of the board that this process runs on, through the board's own ``librknnrt.so``.
 
-    ``root`` is where the file system begins; another one than "/" is for tests.
+    ``root`` is the root of the file system; anything but "/" is for tests.
     """
 
     name = ADAPTER
@@ -28,9 +28,10 @@ class LibrknnrtAdapter:
         self._root = root
 
     def find(self, query: Query) -> Survey:
-        """The one device, or the first check that failed: library, SoC, device node, the wanted device's name.
+        """The device, or the first failed check: library, SoC, device node, the requested device's name.
 
-        Reads a few small files and opens no library. A library that the user names skips the check of the device node.
+        Reads a few small files and opens no library. If the user names a library, the check of the device node is
+        skipped.
         """
         wanted = soc_family(query.device or "npu")
         if wanted.startswith("virtual"):
@@ -81,6 +82,6 @@ class LibrknnrtAdapter:
 
     def load(self, device: Device, source: ModelSource, settings: LoadSettings) -> Model:
         """Open the library and load the model. Raises RknnError or AdapterError, with nothing left open."""
-        from .runtime import load_model  # so that looking for a device never needs ctypes structures
+        from .runtime import load_model  # here, because looking for a device must not need ctypes structures
 
         return load_model(device.runtime, device, source, settings)

@@ -17,7 +17,7 @@ _U32 = ctypes.c_uint32
 _U64 = ctypes.c_uint64
 _POINTER = ctypes.c_void_p
 
-#: Arguments of the functions that are called at load and at close. ctypes converts and checks them.
+#: Arguments of the functions called at load and at close. ctypes converts and checks them.
 _CHECKED: Final[dict[str, tuple[Any, ...]]] = {
     "rknn_init": (_POINTER, ctypes.c_char_p, _U32, _U32, _POINTER),
     "rknn_dup_context": (_POINTER, _POINTER),
@@ -34,7 +34,7 @@ _CHECKED: Final[dict[str, tuple[Any, ...]]] = {
 }
 
 #: The four functions of a run. They have no ``argtypes``: passing ready-made ctypes objects then costs half as much as
-#: converting integers (0.27 us against 0.6 us a call on an x86_64 machine), so the caller must pass exactly those.
+#: converting integers (0.27 us against 0.6 us per call on an x86_64 machine), so the caller must pass exactly those.
 _UNCHECKED: Final = ("rknn_inputs_set", "rknn_run", "rknn_outputs_get", "rknn_outputs_release")
 
 
@@ -42,12 +42,12 @@ _MEMORY: Final = (
     *("rknn_create_mem", "rknn_create_mem_from_fd"),
     *("rknn_destroy_mem", "rknn_mem_sync", "rknn_set_io_mem"),
 )
-#: Those that return a ``rknn_tensor_mem*``, NULL where they fail.
+#: Those that return a ``rknn_tensor_mem*``, NULL on failure.
 _MAKERS: Final = _MEMORY[:2]
 
 
 class MemoryFunctions(NamedTuple):
-    """The functions of memory that the NPU shares. The first two return an address, or None."""
+    """The functions for memory shared with the NPU. The first two return an address, or None."""
 
     create: Callable[..., int | None]
     from_fd: Callable[..., int | None]
@@ -57,7 +57,7 @@ class MemoryFunctions(NamedTuple):
 
 
 class Binding:
-    """An open runtime library. Every function releases the GIL, but for those of :attr:`keeping_gil`."""
+    """An open runtime library. Every function releases the GIL, except those of :attr:`keeping_gil`."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -87,14 +87,14 @@ class Binding:
 
     @functools.cached_property
     def memory(self) -> MemoryFunctions:
-        """The functions of memory that the NPU shares, which old runtimes lack; only bound runs need them."""
+        """The functions for memory shared with the NPU, which old runtimes lack; only bound runs need them."""
         return MemoryFunctions(*map(self._function, _MEMORY))
 
     @functools.cached_property
     def keeping_gil(self) -> tuple[Callable[..., int], Callable[..., int], Callable[..., int]]:
-        """``rknn_inputs_set``, ``rknn_outputs_get`` and ``rknn_outputs_release`` without releasing the GIL: for buffers
-        so small that releasing it costs more than the call. The runtime calls no Python from them, so that they can
-        wait for nobody who wants the GIL."""
+        """``rknn_inputs_set``, ``rknn_outputs_get`` and ``rknn_outputs_release`` without releasing the GIL, for buffers
+        so small that releasing it costs more than the call. The runtime calls no Python from them, so they cannot block
+        on a thread that needs the GIL."""
         library = ctypes.PyDLL(self.path, handle=self.library._handle)
         set_, get, release = (
             self._function(name, library) for name in ("rknn_inputs_set", "rknn_outputs_get", "rknn_outputs_release")
@@ -115,9 +115,10 @@ class Binding:
 
 
 class Handle:
-    """One ``rknn_context``, and the shape set that it is at: None until one was set, or if setting one failed.
+    """One ``rknn_context``, and its current shape set: None until one was set, or if setting one failed.
 
-    It belongs to the process that made it: a forked child shares the driver's file handle, and would end its parent's.
+    It belongs to the process that created it: a forked child shares the driver's file handle, and would end the
+    parent's context.
     """
 
     __slots__ = ("process", "shape_set", "value")
@@ -129,13 +130,13 @@ class Handle:
 
 
 def destroy(binding: Binding, handles: list[Handle]) -> None:
-    """Destroy every context of the list, the last first: duplicates go before the context that they share with."""
+    """Destroy every context of the list, last first: duplicates before the context that they share with."""
     while handles:
         destroy_one(binding, handles.pop())
 
 
 def destroy_one(binding: Binding, handle: Handle) -> None:
-    """Destroy one context, in the process that made it. A failure can only be reported, so it goes to the log."""
+    """Destroy one context, in the process that created it. A failure can only be logged."""
     if handle.process != os.getpid():
         return
     code = binding.destroy(handle.value)

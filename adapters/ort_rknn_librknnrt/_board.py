@@ -1,4 +1,4 @@
-"""What the board says of itself: its SoC and the device node of its NPU."""
+"""Identifies the board: its SoC and the device node of its NPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KNOWN: Final = ", ".join(SOC_CORES)
 
 @dataclass(frozen=True, slots=True)
 class Soc:
-    """A SoC, and how it was told. ``note`` is what its variant differs in."""
+    """A SoC, and how it was identified. ``note`` is a remark on its variant."""
 
     name: str
     told_by: str
@@ -28,7 +28,7 @@ class Soc:
 
 @dataclass(frozen=True, slots=True)
 class DeviceNode:
-    """The NPU's device node, readable and writable. ``note`` is what a reader of a later error should know."""
+    """The NPU's device node, readable and writable. ``note`` is a remark for later errors."""
 
     path: str
     note: str = ""
@@ -67,9 +67,9 @@ def find_soc(root: Path, environ: Mapping[str, str]) -> Soc | Absence:
 
 
 def find_node(root: Path) -> DeviceNode | Absence:
-    """The device node of the rknpu driver, checked for the permission to read and write it.
+    """The device node of the rknpu driver, checked for read and write permission.
 
-    A DRM render node whose driver is rknpu comes first, then renderD129 where its driver is unknown, then
+    Candidates in order: a DRM render node whose driver is rknpu, renderD129 if its driver is unknown, and
     ``/dev/rknpu``, which kernels without DRM GEM have.
     """
     tried = []
@@ -103,7 +103,7 @@ def find_node(root: Path) -> DeviceNode | Absence:
 
 
 def driver_version(root: Path) -> str:
-    """The version of the loaded rknpu driver, "" if the kernel does not tell everyone."""
+    """The version of the loaded rknpu driver, "" if the kernel does not show it to every user."""
     try:
         return _read(root / "sys/module/rknpu/version").strip()
     except OSError:
@@ -111,7 +111,7 @@ def driver_version(root: Path) -> str:
 
 
 def driver_of(root: Path) -> str:
-    """The driver that the NPU has: "rknpu", "rocket" (the mainline one), "" if there is no sign of either."""
+    """The NPU's driver: "rknpu", "rocket" (the mainline one), "" if there is no sign of either."""
     nodes = [*(root / "sys/class/drm").glob("renderD*"), *(root / "sys/class/accel").glob("accel*")]
     names = [_driver(node) for node in nodes]
     places = (root / "sys/module/rknpu", root / "sys/bus/platform/drivers/RKNPU", root / "dev/rknpu")
@@ -121,7 +121,7 @@ def driver_of(root: Path) -> str:
 
 
 def lacks_login(node: Path) -> str:
-    """The group of a device node where the account is a member but this login is not yet; else ""."""
+    """The device node's group if the account is a member but this login is not yet; else ""."""
     import grp
     import pwd
 

@@ -1,9 +1,8 @@
-"""Runs on memory that the NPU shares: dma-bufs are bound as inputs and outputs, and nothing is converted or copied.
+"""Runs on memory shared with the NPU: dma-bufs are bound as inputs and outputs, and nothing is converted or copied.
 
-The vendor has two ways of feeding a model, ``rknn_inputs_set`` / ``rknn_outputs_get`` and ``rknn_set_io_mem``, and says
-nothing of mixing them on one context. So bound runs have a context of the runtime of their own, which shares the
-weights; every input and output of it is bound in every run, to a region or to memory that stands in for an ordinary
-address.
+The vendor has two ways of feeding a model, ``rknn_inputs_set`` / ``rknn_outputs_get`` and ``rknn_set_io_mem``, and does
+not document mixing them on one context. So bound runs use a separate runtime context, which shares the weights. Every
+input and output is bound in every run, to a region or to memory that replaces an ordinary address.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from ._report import native_attribute, read_attribute
 if TYPE_CHECKING:
     from ._owner import Owner
 
-#: Questions for inputs and outputs: of a model with one shape, and of one that is set to a shape.
+#: Queries for inputs and outputs: of a model with one shape, and of one that is set to a shape.
 _PLAIN: Final = (abi.QUERY_INPUT_ATTR, abi.QUERY_OUTPUT_ATTR)
 _CURRENT: Final = (abi.QUERY_CURRENT_INPUT_ATTR, abi.QUERY_CURRENT_OUTPUT_ATTR)
-#: Imported regions that a context remembers; what was not used for longest goes first.
+#: The number of imported regions that a context keeps; the least recently used goes first.
 _KEPT: Final = 64
 
 
@@ -56,7 +55,7 @@ class _BoundForm:
         self.reference = ctypes.byref(attribute)
         self.nbytes = form.nbytes
         self.pitch = 0
-        """Bytes from row to row that the runtime insists on; 0: rows follow each other."""
+        """Bytes between rows that the runtime requires; 0: rows are contiguous."""
         self.rows = 1
         if is_input and form.layout == "NHWC" and len(form.shape) == 4 and not form.native:
             n, h, w, _ = form.shape
@@ -70,7 +69,7 @@ class _BoundForm:
 
 
 class BoundRuns:
-    """The bound runs of one :class:`~._context.RuntimeContext`. The runtime's context is made at the first one."""
+    """The bound runs of one :class:`~._context.RuntimeContext`. The runtime's context is created at the first one."""
 
     def __init__(self, model: Owner, core_mask: int) -> None:
         self._model = model
@@ -114,12 +113,12 @@ class BoundRuns:
             self.times = (start, ready, over, perf_counter_ns())
             return copied
         except BaseException:
-            self._bound.clear()  # what a failed call leaves behind is not known
+            self._bound.clear()  # after a failed call the state is unknown
             handle.shape_set = None
             raise
 
     def close(self) -> None:
-        """Give back all memory and the runtime's context. Idempotent."""
+        """Release all memory and the runtime's context. Idempotent."""
         handle, self._handle = self._handle, None
         if handle is None:
             return
@@ -165,7 +164,7 @@ class BoundRuns:
         return read_attribute(self._model.binding, self._handle, query, index)
 
     def _choose(self, handle: Handle, form: CallForm) -> None:
-        """Set a dynamic model to the form's shapes. Whether what was bound for others stays bound is not known."""
+        """Set a dynamic model to the form's shapes. It is unknown whether memory bound for other shapes stays bound."""
         if form.shape_set is not None and handle.shape_set != form.shape_set:
             self._bound.clear()
             self._model.set_shapes(handle, form.shape_set)
@@ -199,7 +198,7 @@ class BoundRuns:
             if not pointer:
                 raise NotBindable("rknn_create_mem_from_fd refuses the buffer")
             memory = _Memory(pointer, buffer)
-        self._imported[key] = memory  # the last one was used last
+        self._imported[key] = memory  # the most recently used comes last
         return memory
 
     def _free(self, handle: Handle, memory: _Memory) -> None:
@@ -208,7 +207,7 @@ class BoundRuns:
             log.warning("rknn_destroy_mem failed with %d: the memory may stay in use until its context ends", code)
 
     def _forget(self, handle: Handle, used: list[_Memory]) -> None:
-        """Give up the imports of buffers that were freed, and those beyond the limit. None of them is bound by now."""
+        """Release the imports of freed buffers, and those beyond the limit. None of them is bound any more."""
         for key in [key for key in self._imported if key[0].freed]:
             self._free(handle, self._imported.pop(key))
         for key in list(self._imported)[: max(0, len(self._imported) - _KEPT)]:

@@ -1,4 +1,4 @@
-"""One context: preparing a form of call once, and running it with as little as possible in between."""
+"""One context: prepares a form of call once, and runs it with as little overhead as possible."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _UINT32_MAX = 2**32 - 1
 
-#: Before and after a run the GIL is kept while that takes no longer than this, in nanoseconds. A thread that releases
-#: it for some microseconds must wait for another to come back: with many callers that costs more than the call itself.
+#: Before and after a run the GIL is kept if that takes no longer than this many nanoseconds. A thread that releases it
+#: for some microseconds must then wait for it: with many callers that costs more than the call itself.
 _SHORT: Final = 50_000
-#: More bytes than this, of all inputs or of all outputs, are never short.
+#: More bytes than this, in all inputs or all outputs, never count as short.
 _FEW_BYTES: Final = 64 * 1024
-#: So many runs in a row that were not short, and the GIL is released from then on. One may be the machine's doing.
+#: After this many consecutive runs that were not short, the GIL is always released. A single one may be a coincidence.
 _PATIENCE: Final = 4
 
 
@@ -65,13 +65,13 @@ class PreparedCall:
         self.get_arguments = (*self.release_arguments, None)
 
     def release_gil(self) -> None:
-        """From now on, in every call."""
+        """Release the GIL in every call from now on."""
         binding = self._binding
         self.keeps_gil = False
         self.set, self.get, self.release = binding.inputs_set, binding.outputs_get, binding.outputs_release
 
     def took(self, before: int, after: int) -> None:
-        """What was done with the GIL kept took so many nanoseconds before the run and after it."""
+        """Record the nanoseconds spent with the GIL held before and after the run."""
         if before < _SHORT and after < _SHORT:
             self._long = 0
             return
@@ -112,17 +112,17 @@ class RuntimeContext:
 
     @property
     def core_mask(self) -> int:
-        """The mask that was asked for."""
+        """The requested mask."""
         return self._core_mask
 
     def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """Run once; see :meth:`ort_rknn.adapter.Context.run`. Four calls of the runtime where nothing changed.
+        """Run once; see :meth:`ort_rknn.adapter.Context.run`. Four runtime calls if nothing changed.
 
         Raises RknnError naming the call that failed, AdapterError for an impossible form or after close().
         """
         call = self._call
         if call is None or call.form is not form:
-            if form.native:  # rknn_inputs_set and rknn_outputs_get do not know it
+            if form.native:  # rknn_inputs_set and rknn_outputs_get do not support it
                 self.run_bound(form, inputs, outputs)
                 return
             call = self._prepared(form)
@@ -150,7 +150,7 @@ class RuntimeContext:
         over = perf_counter_ns()
         try:
             code = call.get(*call.get_arguments)
-        except BaseException:  # a signal's handler raised it, after the outputs were taken
+        except BaseException:  # raised by a signal handler, after the outputs were taken
             call.release(*call.release_arguments)
             raise
         if code:
@@ -182,7 +182,7 @@ class RuntimeContext:
         return copied
 
     def close(self) -> None:
-        """Give the handle back to the model, which destroys it. Idempotent."""
+        """Return the handle to the model, which destroys it. Idempotent."""
         if self._bound is not None:
             self._bound.close()
             self._bound = None
@@ -206,7 +206,7 @@ class RuntimeContext:
 
 
 def prepare(model: Owner, handle: Handle, form: CallForm) -> PreparedCall:
-    """The structures of a form, or an AdapterError that says what is possible instead."""
+    """The structures of a form. Raises AdapterError, which says what is possible instead."""
     sets = len(model.shape_sets)
     if form.shape_set is None:
         if sets:

@@ -1,7 +1,7 @@
-"""Custom operators: libraries of a user's own that the runtime calls for operators that the NPU lacks.
+"""Custom operators: the user's own libraries, which the runtime calls for operators that the NPU lacks.
 
-A library exports ``get_rknn_custom_op``, which returns a pointer to its description. What is in that description is
-between it and the runtime: nothing of it is read here.
+A library exports ``get_rknn_custom_op``, which returns a pointer to its description. The description is only passed to
+the runtime, never read here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SYMBOL: Final = "get_rknn_custom_op"
 
 
 class CustomOps:
-    """Opened operator libraries. They stay open as long as this lives, which must be longer than any context."""
+    """Opened operator libraries. They stay open as long as this object, which must outlive every context."""
 
     def __init__(self, settings: LoadSettings, folder: Path = DEFAULT_FOLDER) -> None:
         paths = [Path(path) for path in settings.custom_op_paths]
@@ -58,7 +58,7 @@ class CustomOps:
 
 
 def _check_safe(path: Path) -> None:
-    """A library is code that this process will run: not from a file or folder that others can write."""
+    """Check that other users cannot write the file or its folder: a library is code that this process will run."""
     if not path.is_absolute():
         raise SettingError(f"the custom operator library {path} must be named by its absolute path")
     try:

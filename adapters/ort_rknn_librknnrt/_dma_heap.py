@@ -10,7 +10,7 @@ from typing import Final
 from ort_rknn.adapter import AdapterError
 
 FOLDER: Final = "/dev/dma_heap"
-#: Names of Rockchip's kernels, best first. Not verified on a board.
+#: Heap names in Rockchip's kernels, best first. Not verified on a board.
 _CACHED: Final = ("system", "system-dma32", "cma")
 _UNCACHED: Final = ("system-uncached", "system-uncached-dma32", "cma-uncached")
 #: ``DMA_HEAP_IOCTL_ALLOC``: _IOWR('H', 0, 24 bytes); length, the new descriptor, its flags, the heap's.
@@ -19,7 +19,7 @@ _DATA: Final = "=QIIQ"
 
 
 def allocate(nbytes: int, *, cached: bool, folder: str = FOLDER) -> int:
-    """A new dma-buf's descriptor. Raises AdapterError that tells what each heap answered."""
+    """A new dma-buf's descriptor. Raises AdapterError, which lists each heap's error."""
     answers = []
     for name in _CACHED if cached else _UNCACHED:
         path = os.path.join(folder, name)

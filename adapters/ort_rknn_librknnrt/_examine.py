@@ -1,4 +1,4 @@
-"""The checks of a board for ``ort-rknn doctor``: those of ``find()``, each told, and some that only people ask for."""
+"""The checks of a board for ``ort-rknn doctor``: those of ``find()``, one by one, and some only for diagnosis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ort_rknn.adapter import Absence, Finding, Query
 from ._board import DeviceNode, Soc, driver_of, driver_version, find_node, find_soc, in_container, lacks_login
 from ._library import USUAL_PLACES, Library, find_library
 
-#: The oldest driver that later runtimes are at home with (airockchip/rknn-toolkit2 issue 138).
+#: The oldest driver that later runtimes fully support (airockchip/rknn-toolkit2 issue 138).
 _GOOD_DRIVER: Final = (0, 9, 6)
 _RUNTIME_VERSION: Final = re.compile(rb"librknnrt version: ([0-9]+(?:\.[0-9]+)+)")
 _OPEN: Final = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).rknn_init"
@@ -132,7 +132,7 @@ def _found(library: Library | Absence) -> Finding:
 
 
 def _opens(library: Library) -> Finding:
-    """Opened in a process of its own: a library that crashes is a finding too."""
+    """Open the library in a separate process: a crash is a finding too."""
     version = runtime_version(library.path)
     told = f"version {version}" if version else "its file does not tell the version"
     try:
@@ -160,7 +160,7 @@ def _opens(library: Library) -> Finding:
 
 
 def runtime_version(path: str) -> str | None:
-    """The version that a library's file carries as text; None if it does not tell."""
+    """The version text in a library's file; None if there is none."""
     try:
         if os.path.getsize(path) > _LARGEST_LIBRARY:
             return None

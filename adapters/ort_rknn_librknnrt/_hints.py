@@ -1,4 +1,4 @@
-"""What to do about an error code: the text that an RknnError carries."""
+"""Hints on error codes: the advice in an RknnError."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PART: Final = 1 << 20
 
 
 def init_hint(code: int, device: Device, library: str, source: ModelSource) -> str:
-    """For ``rknn_init`` and ``rknn_dup_context``: what does not fit what."""
+    """For ``rknn_init`` and ``rknn_dup_context``: which versions or targets do not match."""
     model = describe_model(source)
     runtime = describe_runtime(library)
     if code == -3:
@@ -84,12 +84,12 @@ def run_hint(call: str, code: int, timeout_ms: int) -> str:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opens a pipe without its other end."""
+    """Open a pipe without waiting for its other end."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def describe_model(source: ModelSource) -> str:
-    """Who made the model and for what, as far as the file says: for the text of an error, so it never raises."""
+    """Who made the model and for what, as far as the file says; for error messages, so it never raises."""
     unknown = "It is not known which toolkit made the model"
     if source.path is None and not source.data:
         return unknown
@@ -113,7 +113,8 @@ def describe_model(source: ModelSource) -> str:
 
 
 def describe_runtime(path: str) -> str:
-    """The version of a runtime library, from the text inside it: no context exists yet to ask. Never raises."""
+    """The version of a runtime library, from the text inside it, because no context exists yet to query. Never
+    raises."""
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size <= _MAX_LIBRARY:
@@ -126,8 +127,8 @@ def describe_runtime(path: str) -> str:
 
 
 def knows_renice_flag(path: str) -> bool:
-    """Whether a runtime knows the flag that keeps it from setting the process's own priority: those of 2.3.2 and later
-    do. What older ones do with it is not known, so they do not get it. Never raises."""
+    """Whether a runtime knows the flag that keeps it from changing the process's priority: those of 2.3.2 and later do.
+    What older ones do with it is unknown, so it is not passed to them. Never raises."""
     try:
         status = os.stat(path)
     except OSError:
@@ -158,7 +159,7 @@ def _after_mark(file: BinaryIO) -> bytes:
 
 
 def _trailer(file: BinaryIO) -> dict[str, object] | None:
-    """The JSON at the end of a model file; None if it is no model at all."""
+    """The JSON at the end of a model file; None if it is not a model at all."""
     head = file.read(24)
     if head[:4] != b"RKNN":
         return None

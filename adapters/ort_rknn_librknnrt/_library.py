@@ -1,7 +1,7 @@
-"""Finding ``librknnrt.so`` without opening it.
+"""Finds ``librknnrt.so`` without opening it.
 
-A library that the user names is taken as it is. Otherwise system folders only are looked at: never the working
-directory, never ``LD_LIBRARY_PATH``, and never a file that any user of the machine could have put there.
+A library named by the user is used as is. Otherwise only system folders are searched: never the working directory,
+never ``LD_LIBRARY_PATH``, and never a file that any user of the machine could have put there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ort_rknn.adapter import Absence
 ADAPTER: Final = "librknnrt"
 ENVIRONMENT: Final = "ORT_RKNN_RUNTIME_LIBRARY"
 
-#: Where images of boards keep the library, the vendor's own place first.
+#: Where board images keep the library, the vendor's own place first.
 USUAL_PLACES: Final = (
     "usr/lib/librknnrt.so",
     "usr/lib/aarch64-linux-gnu/librknnrt.so",
@@ -35,12 +35,12 @@ USUAL_PLACES: Final = (
 
 #: ``e_machine`` of an ELF header, as ``uname -m`` names it.
 _MACHINES: Final[Mapping[int, str]] = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
-_ELF_HEADER: Final = 20  # bytes up to and with e_machine
+_ELF_HEADER: Final = 20  # bytes up to and including e_machine
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A library that may be opened. ``named`` where the user pointed at it, ``passed_over`` what was refused before."""
+    """A library that may be opened. ``named``: the user named it; ``passed_over``: candidates rejected before it."""
 
     path: str
     named: bool = False
@@ -48,7 +48,7 @@ class Library:
 
 
 def find_library(root: Path, option: str | None, environ: Mapping[str, str]) -> Library | Absence:
-    """The runtime library: the option's, else the environment's, else the first that is fit in the usual places."""
+    """The runtime library: the option's, else the environment's, else the first suitable one in the usual places."""
     if option:
         return _named(option, "provider option runtime_library")
     if environ.get(ENVIRONMENT):
@@ -87,7 +87,7 @@ def find_library(root: Path, option: str | None, environ: Mapping[str, str]) -> 
 
 
 def process_machine() -> str:
-    """The machine type of this very process ("aarch64"), which on some boards is not the kernel's."""
+    """The machine type of this process ("aarch64"), which on some boards differs from the kernel's."""
     try:
         with open("/proc/self/exe", "rb") as file:
             header = file.read(_ELF_HEADER)
@@ -112,7 +112,7 @@ def _named(path: str, by: str) -> Library | Absence:
 
 
 def _not_a_library(path: Path) -> str | None:
-    """Why ``path`` cannot be opened as a library by this process, or None."""
+    """Why this process cannot open ``path`` as a library, or None."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return "is not a file"
@@ -140,7 +140,7 @@ def _machine(header: bytes) -> str | None:
 
 
 def _writable_by_others(root: Path, path: Path) -> str | None:
-    """Why any user could replace the library at ``path``, or None. Links count with what they lead to."""
+    """Why any user could replace the library at ``path``, or None. Links and their targets are both checked."""
     real = Path(os.path.realpath(path))
     for file in dict.fromkeys((path, real)):
         for place in (file, *file.parents):

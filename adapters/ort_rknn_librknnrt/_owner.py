@@ -1,4 +1,4 @@
-"""What a context needs of the model that it belongs to."""
+"""What a context needs from its model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ._binding import Binding, Handle
 
 
 class Owner(Protocol):
-    """The loaded model, as its contexts see it."""
+    """A loaded model, as its contexts see it."""
 
     binding: Binding
     settings: LoadSettings
@@ -19,7 +19,7 @@ class Owner(Protocol):
     shape_sets: tuple[tuple[Shape, ...], ...]
 
     def set_shapes(self, handle: Handle, shape_set: int) -> None:
-        """Choose one of a dynamic model's shape sets."""
+        """Select one of a dynamic model's shape sets."""
 
     def another_handle(self, core_mask: int) -> Handle:
         """One more handle of the model on these cores."""

@@ -1,4 +1,5 @@
-"""What a loaded model says of itself. The answers are bytes from a library and a file: everything is bounded here."""
+"""The properties of a loaded model, queried from the runtime. The answers are bytes from a library and a file, so
+everything is limited here."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ _MAX_TENSORS: Final = 512
 _MAX_TABLE: Final = 16 << 20
 _DTYPES: Final = {code: name for name, code in abi.DTYPE_CODES.items()}
 _LAYOUTS: Final[dict[int, Layout]] = {code: layout for layout, code in abi.LAYOUT_CODES.items()}
-#: Questions, by whether they are about inputs.
+#: Queries, by whether they are about inputs.
 _NATIVE: Final = {True: abi.QUERY_NATIVE_INPUT_ATTR, False: abi.QUERY_NATIVE_OUTPUT_ATTR}
 _NATIVE_NHWC: Final = {True: abi.QUERY_NATIVE_NHWC_INPUT_ATTR, False: abi.QUERY_NATIVE_NHWC_OUTPUT_ATTR}
 _OF_INPUTS: Final = (abi.QUERY_INPUT_ATTR, abi.QUERY_CURRENT_INPUT_ATTR, _NATIVE[True], _NATIVE_NHWC[True])
@@ -34,14 +35,14 @@ _QUANTISABLE: Final = ("int4", "int8", "uint8", "int16", "uint16")
 
 @dataclass(frozen=True, slots=True)
 class RuntimeReport:
-    """Everything that is asked once, after loading."""
+    """Everything that is queried once, after loading."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     shape_sets: tuple[tuple[Shape, ...], ...]
-    """Per set a shape per input, in the ONNX's order of axes."""
+    """Per set one shape per input, in the ONNX's axis order."""
     shape_attributes: tuple[ctypes.Array[abi.TensorAttr], ...]
-    """Per set what ``rknn_set_input_shapes`` takes."""
+    """Per set the arguments of ``rknn_set_input_shapes``."""
     runtime: str
     driver: str
     custom_string: str
@@ -71,8 +72,8 @@ def read_report(binding: Binding, handle: Handle) -> RuntimeReport:
 
 
 def read_layers(binding: Binding, handle: Handle) -> str:
-    """The table of the layers of a context's last run. Raises RknnError if the runtime has none, AdapterError where
-    its length cannot be true."""
+    """The table of the layers of a context's last run. Raises RknnError if the runtime has none, AdapterError if its
+    length is impossible."""
     detail = abi.PerfDetail()
     _query(binding, handle, abi.QUERY_PERF_DETAIL, detail, "the times of its layers")
     if not detail.perf_data or not 0 < detail.data_len <= _MAX_TABLE:
@@ -81,7 +82,7 @@ def read_layers(binding: Binding, handle: Handle) -> str:
 
 
 def read_shapes(binding: Binding, handle: Handle, count: int) -> tuple[Shape, ...]:
-    """The output shapes under the shape set that a dynamic model is at."""
+    """The output shapes for a dynamic model's current shape set."""
     attributes = (read_attribute(binding, handle, abi.QUERY_CURRENT_OUTPUT_ATTR, index) for index in range(count))
     return tuple(_shape(attribute.dims, attribute.n_dims) for attribute in attributes)
 
@@ -103,7 +104,7 @@ def read_attribute(binding: Binding, handle: Handle, command: int, index: int) -
 def read_native(
     binding: Binding, handle: Handle, is_input: bool, infos: tuple[TensorInfo, ...], *, nhwc: bool
 ) -> tuple[NativeForm, ...]:
-    """How the NPU stores its inputs or outputs. Raises RknnError, AdapterError if an answer cannot be true."""
+    """How the NPU stores its inputs or outputs. Raises RknnError, AdapterError if an answer is impossible."""
     layout: Layout = "NHWC" if nhwc else "UNDEFINED"
     return tuple(
         _native(
@@ -114,7 +115,7 @@ def read_native(
 
 
 def native_attribute(binding: Binding, handle: Handle, is_input: bool, index: int, layout: Layout) -> abi.TensorAttr:
-    """What the runtime stores; ``layout`` "NHWC": its NHWC form, where it would store blocks."""
+    """The form that the runtime stores; ``layout`` "NHWC": its NHWC form, if it would store blocks."""
     attribute = read_attribute(binding, handle, _NATIVE[is_input], index)
     if layout == "NHWC" and attribute.fmt != abi.LAYOUT_CODES["NHWC"]:
         attribute = read_attribute(binding, handle, _NATIVE_NHWC[is_input], index)
@@ -170,9 +171,9 @@ def _shape(dims: Any, n_dims: int) -> Shape:
 def _shape_sets(
     binding: Binding, handle: Handle, inputs: list[abi.TensorAttr]
 ) -> tuple[tuple[tuple[Shape, ...], ...], tuple[ctypes.Array[abi.TensorAttr], ...]]:
-    """The sets of a dynamic model, () and () for a static one, which answers the query with one of
-    :data:`~ort_rknn.adapter.NOT_DYNAMIC` or no shapes. Raises RknnError for every other code: a device that is gone
-    says nothing about the model."""
+    """The sets of a dynamic model; () and () for a static one, which answers the query with a code in
+    :data:`~ort_rknn.adapter.NOT_DYNAMIC` or no shapes. Raises RknnError for every other code: a missing device says
+    nothing about the model."""
     ranges = []
     for index in range(len(inputs)):
         answer = abi.InputRange(index=index)

@@ -1,6 +1,6 @@
-"""The structures and numbers of the librknnrt C interface that this adapter uses, on 64-bit Linux.
+"""The structures and constants of the librknnrt C interface that this adapter uses, on 64-bit Linux.
 
-Sizes and offsets are those of runtime 2.3.2, seen to agree with 2.5.0 where tried; a test holds them. Fields keep the
+Sizes and offsets are those of runtime 2.3.2, seen to agree with 2.5.0 where tried; a test checks them. Fields keep the
 interface's own names.
 """
 
@@ -39,7 +39,7 @@ QUANTISED_DFP: Final = 1
 QUANTISED_AFFINE: Final = 2
 """``real = (stored - zp) * scale``."""
 
-#: The dtypes that a caller may hand in, those that numpy has, in the order of ``rknn_tensor_type``.
+#: The dtypes that a caller may pass (those that numpy has), in the order of ``rknn_tensor_type``.
 INPUT_DTYPES: Final = (
     *("float32", "float16", "int8", "uint8", "int16"),
     *("uint16", "int32", "uint32", "int64", "bool"),
@@ -118,7 +118,7 @@ class InputRange(ctypes.Structure):
 
 
 class PerfDetail(ctypes.Structure):
-    """``rknn_perf_detail``: text that belongs to the runtime, and its length."""
+    """``rknn_perf_detail``: text owned by the runtime, and its length."""
 
     _fields_ = (("perf_data", ctypes.c_void_p), ("data_len", ctypes.c_uint64))
     perf_data: int | None
@@ -194,7 +194,8 @@ class TensorMem(ctypes.Structure):
 class InitExtend(ctypes.Structure):
     """``rknn_init_extend``, always zero here.
 
-    136 bytes in the interface of 2.3.2 and 144 as rknn-toolkit-lite2 2.5.0 passes it, so it has slack for later ones.
+    136 bytes in the interface of 2.3.2 and 144 as passed by rknn-toolkit-lite2 2.5.0, so there is padding for later
+    versions.
     """
 
     _fields_ = (
@@ -209,7 +210,7 @@ class InitExtend(ctypes.Structure):
 
 
 class RunExtend(ctypes.Structure):
-    """``rknn_run_extend``. ``timeout_ms`` bounds the run in milliseconds."""
+    """``rknn_run_extend``. ``timeout_ms`` limits the run, in milliseconds."""
 
     _fields_ = (
         ("frame_id", ctypes.c_uint64),

@@ -1,6 +1,6 @@
-"""A model loaded by a library that has the librknnrt C interface: the board's own, or the virtual NPU's.
+"""A model loaded by a library with the librknnrt C interface: the board's own, or the virtual NPU's.
 
-Other adapters may build on :func:`load_model`; the rest of this package is its own business.
+Other adapters may use :func:`load_model`; the rest of this package is internal.
 """
 
 from __future__ import annotations
@@ -36,16 +36,18 @@ __all__ = ["LoadedModel", "load_model"]
 
 OnContext = Callable[[ctypes.CDLL, int], None]
 
-#: Masks that mean "the core" where there is one: the runtime may answer -13 to them (seen on an RK3566), harmlessly.
+#: Masks that mean the only core of an SoC with one core: the runtime may return -13 for them (seen on an RK3566),
+#: harmlessly.
 _ONE_CORE_MASKS = (CORE_MASK_AUTO, 1, CORE_MASK_ALL)
 _TARGET_PLATFORM_UNMATCH = -13
-#: rknn_init flag: layers are measured.
+#: rknn_init flag: measure layers.
 _COLLECT_LAYERS = 0x8
-#: rknn_init flag: the extend structure's ctx lends its weights.
+#: rknn_init flag: use the weights of the extend structure's ctx.
 _SHARE_WEIGHTS = 0x20
-#: rknn_init flags by the option ``priority``. Contexts that are duplicated are taken to have the priority of the first.
+#: rknn_init flags by value of the option ``priority``. Duplicated contexts are assumed to have the priority of the
+#: first.
 _PRIORITIES: Mapping[str, int] = {"high": 0, "medium": 1, "low": 2}
-#: rknn_init flag: the runtime must not set the process's own priority to -19, as it else does.
+#: rknn_init flag: the runtime must not set the process's own priority to -19, as it otherwise does.
 _NO_RENICE = 0x2000
 
 
@@ -57,12 +59,11 @@ def load_model(
     *,
     on_context: OnContext | None = None,
 ) -> Model:
-    """Open ``library``, load a compiled model with it and ask it all that :class:`~ort_rknn.adapter.Model` tells.
+    """Open ``library``, load a compiled model with it and query everything in :class:`~ort_rknn.adapter.Model`.
 
     ``on_context`` is called with the library and the value of the context right after each ``rknn_init``.
-    ``settings.twin`` is not used. Raises RknnError if the runtime refuses the model, AdapterError if the library
-    does not open or the source is not readable, SettingError for a setting that is not possible; nothing is left open
-    then.
+    ``settings.twin`` is not used. Raises RknnError if the runtime refuses the model, AdapterError if the library does
+    not open or the source is not readable, SettingError for an unsupported setting; in each case nothing is left open.
     """
     if not 0 <= settings.run_timeout_ms < 2**31:
         raise SettingError(f"run_timeout_ms must be from 0 to {2**31 - 1} milliseconds, not {settings.run_timeout_ms}")
@@ -87,9 +88,9 @@ def load_model(
 class LoadedModel:
     """A loaded model and its contexts. See :class:`ort_rknn.adapter.Model`.
 
-    The first context of the runtime lives as long as the model: the others share its weights, and the output shapes of
-    a dynamic model are read from it. A context that is closed gives it back for the next one. A model that is dropped
-    without close() destroys its contexts all the same.
+    The runtime's first context lives as long as the model: the others share its weights, and the output shapes of a
+    dynamic model are read from it. A context that uses it returns it on close, for the next one. A model that is
+    dropped without close() still destroys its contexts.
     """
 
     def __init__(
@@ -112,10 +113,10 @@ class LoadedModel:
         self.versions = MappingProxyType({"runtime": report.runtime, "driver": report.driver})
         self.custom_string = report.custom_string
         self._device = device
-        # The runtime's own sharing is kept for plain models: custom operators are registered per rknn_init, and whether
-        # a duplicate of a context with borrowed weights may be made is not known.
+        # The runtime's own sharing is only used for plain models: custom operators are registered per rknn_init, and it
+        # is unknown whether a context with borrowed weights can be duplicated.
         self._duplicates = settings.share_weights and not custom_ops.descriptions and lender is None
-        # Bytes are only needed where every context loads the model anew.
+        # The bytes are only needed if every context loads the model again.
         self._source = source if source.path is not None or not self._duplicates else ModelSource(data=b"")
         self._custom_ops = custom_ops
         self._on_context = on_context
@@ -129,10 +130,10 @@ class LoadedModel:
         self._first_is_free = True
         self._handles = handles
         self._contexts: weakref.WeakSet[RuntimeContext] = weakref.WeakSet()
-        self._lock = threading.RLock()  # the collector may end a borrower where this is held
+        self._lock = threading.RLock()  # garbage collection may end a borrower while this is held
         self._closed = False
         self._finalizer = weakref.finalize(self, destroy, binding, handles)
-        self._finalizer.atexit = False  # the process's end frees more safely than a call into a library does by then
+        self._finalizer.atexit = False  # at exit, the process's end frees more safely than a call into a library
 
     @property
     def first_context(self) -> int:
@@ -140,7 +141,7 @@ class LoadedModel:
         return self._first.value
 
     def output_shapes(self, shape_set: int | None) -> tuple[Shape, ...]:
-        """The output shapes under a shape set. Sets the first context to that set, so never during a run."""
+        """The output shapes for a shape set. Switches the first context to that set, so never called during a run."""
         with self._lock:
             self._check_open()
             if (shape_set is None) == bool(self.shape_sets):
@@ -155,7 +156,7 @@ class LoadedModel:
             return shapes
 
     def native_forms(self, *, nhwc: bool = False) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
-        """How the NPU stores inputs and outputs. Asks the first context, so never during a run."""
+        """How the NPU stores inputs and outputs. Queries the first context, so never called during a run."""
         with self._lock:
             self._check_open()
             if self.shape_sets:
@@ -166,7 +167,7 @@ class LoadedModel:
             )
 
     def context(self, core_mask: int) -> RuntimeContext:
-        """A context on ``core_mask``: the first one of the runtime where it is free, else a new one."""
+        """A context on ``core_mask``: the runtime's first one if it is free, else a new one."""
         with self._lock:
             self._check_open()
             if self._first_is_free:
@@ -188,7 +189,8 @@ class LoadedModel:
         self._unload()
 
     def _unload(self) -> None:
-        """Destroy what close() left, unless another model uses the weights; then the lender's turn may have come."""
+        """Destroy what close() left, unless another model uses the weights; then the lender may be destroyed as
+        well."""
         with self._lock:
             if not self._closed or self._borrowers or not self._finalizer.alive:
                 return
@@ -203,7 +205,7 @@ class LoadedModel:
             self._borrowers += 1
 
     def give_weights_back(self) -> None:
-        """The other model is unloaded; what close() left for its sake goes now."""
+        """The other model is unloaded: destroy what close() kept for it."""
         with self._lock:
             self._borrowers -= 1
         self._unload()
@@ -211,7 +213,7 @@ class LoadedModel:
     def set_shapes(self, handle: Handle, shape_set: int) -> None:
         """Set a context to a shape set."""
         attributes = self._shape_attributes[shape_set]
-        handle.shape_set = None  # what a failed call leaves behind is not known
+        handle.shape_set = None  # after a failed call the state is unknown
         code = self.binding.set_input_shapes(handle.value, len(attributes), ctypes.byref(attributes))
         if code:
             raise RknnError("rknn_set_input_shapes", code, run_hint("rknn_set_input_shapes", code, 0))
@@ -227,7 +229,7 @@ class LoadedModel:
                 destroy_one(self.binding, handle)
 
     def another_handle(self, core_mask: int) -> Handle:
-        """One more context of the runtime, for who gives it to :meth:`give_back`."""
+        """One more context of the runtime; the caller returns it with :meth:`give_back`."""
         with self._lock:
             self._check_open()
             handle = self._another()
@@ -275,12 +277,12 @@ def _check(source: ModelSource) -> None:
     if source.path is not None and source.file is None and not os.path.isfile(source.path):
         raise AdapterError(f"the model {source.path} is not a file")
     if source.data is not None and not 0 < len(source.data) < 2**32:
-        # rknn_init takes a size of 0 to mean that it was given a path.
+        # For rknn_init, size 0 means that it was given a path.
         raise AdapterError(f"a model in memory has from 1 byte to 4 GiB, not {len(source.data)} bytes")
 
 
 def _lender(settings: LoadSettings, library: str) -> LoadedModel | None:
-    """The model whose weights are to be used. Raises SettingError for one that another library loaded."""
+    """The model that lends its weights. Raises SettingError if another library loaded it."""
     lender = settings.share_with
     if lender is None:
         return None
@@ -292,7 +294,7 @@ def _lender(settings: LoadSettings, library: str) -> LoadedModel | None:
 
 
 def _register(binding: Binding, handle: Handle, custom_ops: CustomOps) -> None:
-    # One by one: the size of a description is not known here, so several cannot be laid side by side.
+    # One by one: the size of a description is unknown here, so several cannot form an array.
     for description in custom_ops.descriptions:
         code = binding.register_custom_ops(handle.value, description, 1)
         if code:

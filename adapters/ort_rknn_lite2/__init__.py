@@ -1,12 +1,12 @@
 """The adapter for the vendor's own Python package: ``rknnlite.api.RKNNLite`` of rknn-toolkit-lite2.
 
-Nothing of the vendor's is shipped: the package is the one that is installed (``pip install 'ort-rknn[lite2]'``), and
-the library is the board's. It is imported when a model is loaded, so importing this package, and looking for a device,
-leave it alone.
+Nothing of the vendor's is shipped: the package must be installed (``pip install 'ort-rknn[lite2]'``), and the library
+is the board's. The package is imported when a model is loaded, not when this package is imported or a device is looked
+for.
 
-What it cannot do that the librknnrt adapter can, seen with 2.3.2 and 2.5.0: contexts that share weights, a bound for a
-run's time, quantized outputs as they are stored, a library elsewhere than ``/usr/lib/librknnrt.so``, and a SoC that
-``ORT_RKNN_SOC`` names. See ``docs/adapters.md``.
+Unlike the librknnrt adapter, it does not support (seen with 2.3.2 and 2.5.0): contexts that share weights, a timeout
+for a run, quantized outputs as stored, a library other than ``/usr/lib/librknnrt.so``, and a SoC named by
+``ORT_RKNN_SOC``. See ``docs/adapters.md``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The adapter: which device the vendor's package would find, and loading a model with it."""
+"""The adapter: finds the device that the vendor's package would use, and loads models with the package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ._board import ADAPTER, LIBRARY, check_library, check_node, find_package, f
 class Lite2Adapter:
     """The NPU of the board that this process runs on, through the vendor's rknn-toolkit-lite2.
 
-    ``root`` is where the file system begins; another one than "/" is for tests.
+    ``root`` is the root of the file system; anything but "/" is for tests.
     """
 
     name = ADAPTER
@@ -33,9 +33,9 @@ class Lite2Adapter:
         self._root = root
 
     def find(self, query: Query) -> Survey:
-        """The one device, or the first check that failed: package, library, SoC, device node, the wanted name.
+        """The device, or the first failed check: package, library, SoC, device node, the requested name.
 
-        Looks for files only: neither the package nor the library is opened.
+        Only looks for files: opens neither the package nor the library.
         """
         wanted = soc_family(query.device or "npu")
         if wanted.startswith("virtual"):
@@ -59,9 +59,9 @@ class Lite2Adapter:
     def load(self, device: Device, source: ModelSource, settings: LoadSettings) -> Model:
         """Import the package and load the model.
 
-        ``settings.share_weights`` is taken whatever it is: it allows sharing, and every context loads its own weights
-        all the same, which ``versions`` tells. Raises RknnError if the runtime refuses the model, SettingError for
-        a setting that the package has no way for; nothing is left open then.
+        ``settings.share_weights`` is accepted with any value: it permits sharing, but every context loads its own
+        weights, which ``versions`` reports. Raises RknnError if the runtime refuses the model, SettingError for a
+        setting that the package does not support; in both cases nothing is left open.
         """
         refused = (
             (settings.run_timeout_ms, "run_timeout_ms: rknn-toolkit-lite2 waits as long as the driver does"),
@@ -74,6 +74,6 @@ class Lite2Adapter:
         for demand, why in refused:
             if demand:
                 raise SettingError(f"{why}. Leave it out, or use the adapter 'librknnrt'.")
-        from ._model import load_model  # so that looking for a device never needs numpy or ctypes structures
+        from ._model import load_model  # here, because looking for a device must not need numpy or ctypes structures
 
         return load_model(device, source)

@@ -1,4 +1,4 @@
-"""What the vendor's package will look at, looked at before it does, without importing it."""
+"""Checks in advance what the vendor's package will check, without importing it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ort_rknn.adapter import Absence, Query, find_soc_name, soc_family
 
 ADAPTER: Final = "lite2"
 DISTRIBUTION: Final = "rknn-toolkit-lite2"
-#: The one place where rknn-toolkit-lite2 2.5.0 looks; LD_LIBRARY_PATH and the linker's cache do not matter to it.
+#: The only place where rknn-toolkit-lite2 2.5.0 looks; it ignores LD_LIBRARY_PATH and the linker's cache.
 LIBRARY: Final = "usr/lib/librknnrt.so"
 _MAX_READ: Final = 4096
 
 
 def find_package() -> str | Absence:
-    """The version of the installed package ("unknown" where its metadata are missing). Imports nothing of it."""
+    """The version of the installed package ("unknown" if its metadata are missing). Imports nothing of it."""
     module = sys.modules.get("rknnlite")
     if module is not None and module.__name__ != "rknnlite":
         reason = f"the module rknnlite is {module.__name__} in this process, and not {DISTRIBUTION}"
@@ -30,7 +30,7 @@ def find_package() -> str | Absence:
     spec: importlib.machinery.ModuleSpec | None
     try:
         spec = importlib.util.find_spec("rknnlite")
-    except ValueError:  # a module without __spec__, as tests of other programs make them
+    except ValueError:  # a module without __spec__, as created by tests of other programs
         spec = None
     if spec is None and module is None:
         here = f"{platform.machine()} and Python {sys.version_info[0]}.{sys.version_info[1]}"
@@ -58,7 +58,7 @@ def check_library(library: Path, query: Query) -> Absence | None:
 
 
 def check_node(root: Path) -> Absence | None:
-    """Why there is no device for the library to open, or None. The package itself asks in containers only."""
+    """Why there is no device for the library to open, or None. The package itself checks only in containers."""
     places = [*sorted((root / "dev/dri").glob("renderD*")), root / "dev/rknpu"]
     if any(os.path.exists(place) for place in places):
         return None

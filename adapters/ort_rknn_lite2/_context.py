@@ -1,4 +1,4 @@
-"""One context: addresses to arrays and back, around a call of the vendor's package."""
+"""One context: converts addresses to arrays and back, around a call of the vendor's package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class InstanceOwner(Protocol):
-    """The loaded model, as its contexts see it."""
+    """A loaded model, as its contexts see it."""
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -30,19 +30,19 @@ class InstanceOwner(Protocol):
 
     @property
     def shape_sets(self) -> tuple[tuple[Shape, ...], ...]:
-        """The inputs' shapes of each set of a dynamic model; empty for a static one."""
+        """The input shapes of each set of a dynamic model; empty for a static one."""
 
     def give_back(self, instance: Instance) -> None:
         """Release a context's object. Called once per object."""
 
 
 _INPUT_DTYPES: Final = abi.DTYPES[:10]
-#: Up to here every integer is a float32.
+#: Every integer up to this is exact in float32.
 _EXACT: Final = 2.0**24
 
 
 class _InputFeed:
-    """One input: a view of the caller's buffer, or a copy in the order that the package wants."""
+    """One input: a view of the caller's buffer, or a copy in the axis order that the package requires."""
 
     __slots__ = ("dtype", "nchw", "shape", "staging", "wanted")
 
@@ -61,7 +61,7 @@ class _InputFeed:
         else:
             expected = compiled
         if not _same(port.shape, expected):
-            # The package checks no shapes: what does not fit would be computed as something else.
+            # The package does not check shapes: a wrong one would be interpreted as something else.
             raise AdapterError(
                 f"input {info.name!r}: the buffer is {port.dtype} {list(port.shape)} ({port.layout}), "
                 f"but the model takes {list(expected)}"
@@ -83,7 +83,7 @@ class _InputFeed:
 
 
 class _Take:
-    """One output: the package's float32 array into the caller's buffer."""
+    """One output: copies the package's float32 array to the caller's buffer."""
 
     __slots__ = ("dtype", "name", "shape", "whole")
 
@@ -117,7 +117,7 @@ class _Take:
 
 
 class _Prepared:
-    """What belongs to one form."""
+    """The prepared data of one form."""
 
     __slots__ = ("feeds", "form", "nbytes", "pass_through", "takes")
 
@@ -145,8 +145,8 @@ class _Prepared:
 class Lite2Context:
     """A context of a :class:`~._model.Lite2Model` on one core mask. See :class:`ort_rknn.adapter.Context`.
 
-    A run copies each input once (an NCHW one twice: the package takes NHWC only) and each output twice, in Python's
-    and the package's buffers.
+    A run copies each input once (an NCHW one twice: the package accepts NHWC only) and each output twice, through
+    Python's and the package's buffers.
     """
 
     __slots__ = ("_call", "_calls", "_core_mask", "_instance", "_model", "times")
@@ -161,7 +161,7 @@ class Lite2Context:
 
     @property
     def core_mask(self) -> int:
-        """The mask that was asked for."""
+        """The requested mask."""
         return self._core_mask
 
     def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
@@ -178,7 +178,7 @@ class Lite2Context:
             )
         start = perf_counter_ns()
         arrays = [feed.array(address) for feed, address in zip(call.feeds, inputs)]
-        # The package rewrites the lists that it is given: these are made for it.
+        # The package modifies the lists that it is given, so pass it copies.
         through = None if call.pass_through is None else list(call.pass_through)
         ready = perf_counter_ns()
         results = instance.infer(arrays, through, call.nbytes)
@@ -208,7 +208,7 @@ class Lite2Context:
 
 
 def _same(given: Shape, expected: Shape) -> bool:
-    """Whether the shapes are equal but for axes of length 1, which an ONNX may have left out."""
+    """Whether the shapes are equal except for axes of length 1, which an ONNX may have left out."""
     return given == expected or (
         len(given) != len(expected) and [d for d in given if d != 1] == [d for d in expected if d != 1]
     )

@@ -1,4 +1,4 @@
-"""What to do about an error code: the text that an RknnError carries."""
+"""Hints on error codes: the advice in an RknnError."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ort_rknn.adapter import CORE_MASK_ALL, Device, core_masks
 
 
 def hint(call: str, code: int, device: Device) -> str:
-    """ "" if nothing is known."""
+    """The hint for an error code; "" if there is none."""
     if code == -2:
         return "The NPU did not finish in the driver's own time: it is busy or hangs; dmesg may say why."
     if code == -3:

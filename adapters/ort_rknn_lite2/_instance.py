@@ -1,4 +1,4 @@
-"""One object of the vendor's class: making it, running it, ending it, and seeing what its C calls return."""
+"""One object of the vendor's class: creates, runs and ends it, and watches what its C calls return."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from ._logging import as_text, ignore, install_listener, listen, listening, log,
 
 _CODES: Final = {name: code for code, name in RKNN_ERRORS.items()}
 _ERROR_NAME: Final = re.compile(r"RKNN_ERR_[A-Z_]+")
-#: The functions whose return values are looked at. The package ignores a failing rknn_run and goes on to the outputs,
-#: which on a board may still be those of the run before.
+#: The functions whose return values are checked. The package ignores a failing rknn_run and continues with the outputs,
+#: which on a board may still be those of the previous run.
 _WATCHED: Final = (
     *("rknn_query", "rknn_inputs_set", "rknn_set_input_shapes", "rknn_outputs_get", "rknn_outputs_release"),
     "rknn_destroy",
 )
-_making: Final = threading.RLock()  # the package's import and constructor change what belongs to the whole process
+_making: Final = threading.RLock()  # the package's import and constructor change process-wide state
 
 
 class _RunFailed(Exception):
-    """Stops the package between a failed rknn_run and the outputs. It catches everything, so nobody sees this."""
+    """Stops the package between a failed rknn_run and the outputs. The package catches everything, so it never gets
+    out."""
 
 
 class InstanceCalls:
-    """What the C calls of one object returned: the first that failed, how many runs there were, and outputs that were
-    taken and not given back yet."""
+    """What the C calls of one object returned: the first failure, the number of runs, and outputs that were taken and
+    not yet returned."""
 
     __slots__ = ("failed", "runs", "taken")
 
@@ -71,9 +72,9 @@ class InstanceCalls:
 
 
 class Instance:
-    """An ``RKNNLite`` with its model loaded and its one context, on a core of the runtime's choice to begin with.
+    """An ``RKNNLite`` with its model loaded and its one context, initially on a core of the runtime's choice.
 
-    Raises RknnError or AdapterError, with nothing left open. Not thread safe.
+    Raises RknnError or AdapterError, with nothing left open. Not thread-safe.
     """
 
     def __init__(self, device: Device, source: ModelSource) -> None:
@@ -108,31 +109,31 @@ class Instance:
                 f"rknn-toolkit-lite2 {find_package()} hides its library: a failed run could not be told from the "
                 "result of the run before. 2.3.2 and 2.5.0 are known to work; or use the adapter 'librknnrt'."
             )
-        # Each object has function objects of its own, so nobody else's calls are watched.
+        # Each object has its own function objects, so no other calls are watched.
         library.rknn_run.errcheck = self.calls.watch_run  # type: ignore[assignment]
         for name in _WATCHED:
             with contextlib.suppress(AttributeError):  # old runtimes lack some
                 getattr(library, name).errcheck = self.calls.watch(name)
         self._library, self._context = library, ctypes.c_uint64(context)
         if getattr(self._rknn, "rknn_data", None) is not None:
-            self._rknn.rknn_data = None  # the model's bytes: the runtime has its own
+            self._rknn.rknn_data = None  # the model's bytes: the runtime has its own copy
 
     def call(self, name: str, *arguments: Any) -> int:
-        """Call a C function of the package's library on the context. The GIL is released. Returns its code."""
+        """Call a C function of the package's library on the context. Releases the GIL. Returns the code."""
         function = self._library[name]  # a new function object: the package's keep their types
         return int(function(self._context, *arguments))
 
     def set_core_mask(self, mask: int) -> None:
-        """Raises RknnError if the runtime refuses the mask.
+        """Set the core mask. Raises RknnError if the runtime refuses it.
 
-        The package's own ``core_mask`` argument ends in the same call, but keeps the runtime's answer to itself.
+        The package's own ``core_mask`` argument makes the same call, but hides the runtime's answer.
         """
         code = self.call("rknn_set_core_mask", ctypes.c_int32(mask))
         if code:
             raise RknnError("rknn_set_core_mask", code, mask_hint(mask, code, self.device))
 
     def infer(self, arrays: list[Any], pass_through: list[int] | None, nbytes: int) -> list[Any]:
-        """The outputs of one run as fresh float32 arrays. ``arrays`` is the package's to change.
+        """The outputs of one run as fresh float32 arrays. The package may modify ``arrays``.
 
         ``nbytes`` is the size of all inputs and outputs. Raises RknnError, AdapterError.
         """
@@ -151,7 +152,7 @@ class Instance:
         finally:
             ignore()
             taken, calls.taken = calls.taken, None
-            if taken is not None:  # whatever was raised between taking the outputs and giving them back
+            if taken is not None:  # anything raised between taking the outputs and returning them
                 self.call("rknn_outputs_release", *taken)
         self._collect(nbytes)
         said = as_text(words) if words else ""
@@ -168,8 +169,8 @@ class Instance:
         return list(results)
 
     def _collect(self, nbytes: int) -> None:
-        """Each call leaves reference cycles: 12 objects with 2.5.0; 17 with 2.3.2, with copies of inputs and outputs in
-        them. Python's own collector counts objects and not bytes, and may be switched off."""
+        """Collect garbage: each call leaves reference cycles (12 objects with 2.5.0; 17 with 2.3.2, including copies of
+        inputs and outputs). Python's own collector counts objects, not bytes, and may be disabled."""
         self._garbage_runs += 1
         self._garbage_bytes += nbytes
         if self._garbage_runs >= 256 or self._garbage_bytes >= 16 << 20:
@@ -177,15 +178,15 @@ class Instance:
             gc.collect(0)
 
     def release(self) -> None:
-        """Destroy the context. Idempotent. A failure can only be logged. In a forked child nothing is done: the context
-        is the parent's."""
+        """Destroy the context. Idempotent. A failure can only be logged. Does nothing in a forked child: the context is
+        the parent's."""
         if self._process != os.getpid():
             return
         rknn, self._rknn = self._rknn, None
         if rknn is None:
             return
         self.calls.failed = None
-        outer = listening()  # a dropped model is released by the collector, maybe amid another object's call
+        outer = listening()  # garbage collection may release a dropped model during another object's call
         words = listen()
         try:
             rknn.release()
@@ -201,12 +202,12 @@ class Instance:
 
 
 def _new_object() -> Any:
-    """``RKNNLite()``, with nothing of the program's changed. The first one imports the package."""
+    """``RKNNLite()``, without changing anything of the program's. The first one imports the package."""
     with _making:
         words: list[str] = []
         try:
             with logging_untouched(), warnings.catch_warnings():
-                # pkg_resources, which it imports, warns of its own end.
+                # pkg_resources, which it imports, warns that it is deprecated.
                 warnings.simplefilter("ignore")
                 package = importlib.import_module("rknnlite.api")
                 install_listener()
@@ -226,7 +227,7 @@ def _new_object() -> Any:
 
 @contextlib.contextmanager
 def _as_file(source: ModelSource) -> Iterator[str]:
-    """A path: the package takes nothing else. Bytes lie in a private file of mode 0600 for that long."""
+    """A path, because the package accepts nothing else. Bytes are kept in a private file (mode 0600) meanwhile."""
     if source.path is not None:
         yield source.open_path()
         return
@@ -241,7 +242,7 @@ def _as_file(source: ModelSource) -> Iterator[str]:
 
 
 def _failure(said: str, device: Device) -> AdapterError:
-    """The error of a failed start, which only its text tells."""
+    """The error of a failed start, derived from the package's message."""
     name = _ERROR_NAME.search(said)
     if name is not None and name[0] in _CODES:
         code = _CODES[name[0]]

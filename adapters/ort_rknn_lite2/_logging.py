@@ -1,8 +1,9 @@
-"""Keeping the vendor's package away from the program's logging, and hearing what it says.
+"""Keeps the vendor's package from changing the program's logging, and captures what it logs.
 
 Seen with rknn-toolkit-lite2 2.3.2 and 2.5.0: importing it replaces logging's level names ("WARNING" becomes "W" in
-every log of the program, and ``setLevel("INFO")`` a ValueError), and making an object sets the level of the handler of
-its logger "acuityLogger", which writes to stderr. Its functions return -1 or None; why is in the log only.
+every log of the program, and ``setLevel("INFO")`` raises ValueError), and creating an object sets the level of the
+handler of its logger "acuityLogger", which writes to stderr. Its functions return -1 or None; the reason is only in the
+log.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ _MOST_WORDS: Final = 1500
 
 @contextmanager
 def logging_untouched() -> Iterator[None]:
-    """Put back everything of ``logging`` that the body changes on what is there already.
+    """Restore all state of ``logging`` that the block changes on existing objects.
 
     Level names, the logger class, the record factory, and of every logger and handler: level, handlers, filters and
-    switches; but for the package's own logger, whose handlers it relies on. What another thread changes in the same
-    moment is put back, too; hence the body should be short.
+    flags; except the package's own logger, which needs its handlers. Concurrent changes by other threads are undone as
+    well, so the block should be short.
     """
     module: Any = logging
     manager = logging.Logger.manager
@@ -49,7 +50,7 @@ def logging_untouched() -> Iterator[None]:
             handler.level, handler.formatter, handler.filters[:] = level, formatter, filters
         for logger, level, propagate, off, kept, filters in states:
             logger.propagate, logger.disabled, logger.handlers[:], logger.filters[:] = propagate, off, kept, filters
-            logger.setLevel(level)  # also forgets what is remembered of isEnabledFor()
+            logger.setLevel(level)  # also clears the cache of isEnabledFor()
         logging.setLogRecordFactory(factory)
         if logging.getLoggerClass() is not logger_class:
             logging.setLoggerClass(logger_class)
@@ -58,7 +59,7 @@ def logging_untouched() -> Iterator[None]:
 
 
 class _Heard(threading.local):
-    """What the package says on this thread; None while nobody listens."""
+    """The package's messages on this thread; None while nothing listens."""
 
     words: list[str] | None = None
 
@@ -67,27 +68,27 @@ _heard: Final = _Heard()
 
 
 def listen() -> list[str]:
-    """From now on, on this thread, what the package logs goes to the list that this returns, until :func:`ignore`."""
+    """From now on, collect what the package logs on this thread in the returned list, until :func:`ignore`."""
     words: list[str] = []
     _heard.words = words
     return words
 
 
 def listening() -> list[str] | None:
-    """The list that is listened with on this thread, for :func:`ignore` to go back to."""
+    """The current list of this thread, to be restored with :func:`ignore`."""
     return _heard.words
 
 
 def ignore(words: list[str] | None = None) -> None:
-    """The end of :func:`listen`; with ``words``, listen with those again."""
+    """End :func:`listen`; with ``words``, continue with that list."""
     _heard.words = words
 
 
 def install_listener() -> None:
-    """Let :func:`listen` hear the package's logger, once.
+    """Let :func:`listen` hear the package's logger; once per process.
 
-    Levels, ``logging.disable()`` and a logger that is switched off hold for the program, not for the listener: some
-    errors are told nowhere else. A filter would come after them.
+    Levels, ``logging.disable()`` and a disabled logger apply to the program, not to the listener: some errors are
+    reported nowhere else. A filter would come after them.
     """
     logger = logging.getLogger(THEIRS)
     if "handle" in vars(logger):
@@ -106,7 +107,7 @@ def install_listener() -> None:
 
 
 def as_text(words: list[str]) -> str:
-    """What the package said, for an error: without its tracebacks and its markers, bounded."""
+    """The package's messages for an error: without tracebacks and markers, limited in length."""
     kept: list[str] = []
     for said in words:
         log.debug("rknn-toolkit-lite2 says: %s", said)

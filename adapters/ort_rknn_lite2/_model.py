@@ -1,4 +1,4 @@
-"""A model loaded by the vendor's package: what the runtime says of it, and its contexts."""
+"""A model loaded by the vendor's package: what the runtime reports about it, and its contexts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _AFFINE, _DFP = 2, 1
 
 
 def load_model(device: Device, source: ModelSource) -> Lite2Model:
-    """Load with the vendor's package. Raises RknnError, AdapterError; nothing is left open then."""
+    """Load with the vendor's package. Raises RknnError, AdapterError, and then leaves nothing open."""
     if (source.path is None) == (source.data is None):
         raise AdapterError("a model is given either as a path or as bytes")
     if source.path is not None and source.file is None and not os.path.isfile(source.path):
@@ -53,8 +53,8 @@ def load_model(device: Device, source: ModelSource) -> Lite2Model:
 class Lite2Model:
     """A loaded model. See :class:`ort_rknn.adapter.Model`.
 
-    Every context is an object of the vendor's class that loads the model for itself. The one that loading made becomes
-    the first context. A model that is dropped without close() releases its objects all the same: the vendor's class
+    Every context is an object of the vendor's class that loads the model itself. The object created by loading becomes
+    the first context. A model that is dropped without close() still releases its objects, although the vendor's class
     has no ``__del__``.
     """
 
@@ -76,7 +76,7 @@ class Lite2Model:
         )
         self._open: list[Instance] = [first]
         self._finalizer = weakref.finalize(self, _release, self._open)
-        self._finalizer.atexit = False  # the process's end frees more safely than a call into a library does by then
+        self._finalizer.atexit = False  # at exit, the process's end frees more safely than a call into a library
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -95,13 +95,13 @@ class Lite2Model:
         return self._versions
 
     def output_shapes(self, shape_set: int | None) -> tuple[Shape, ...]:
-        """The output shapes under a shape set; read when the model was loaded."""
+        """The output shapes for a shape set, read when the model was loaded."""
         if (shape_set is None) == bool(self._sets) or not 0 <= (shape_set or 0) < len(self._output_sets):
             raise AdapterError(f"the model has {len(self._sets) or 'no'} shape sets, and {shape_set} is none")
         return self._output_sets[shape_set or 0]
 
     def context(self, core_mask: int) -> Lite2Context:
-        """A context on ``core_mask``: the one that loading made, or another that loads the model anew."""
+        """A context on ``core_mask``: the one created by loading, or another one that loads the model again."""
         with self._lock:
             if self._source is None:
                 raise AdapterError("the model is closed")
@@ -135,8 +135,8 @@ class Lite2Model:
     def _set_core_mask(self, instance: Instance, core_mask: int) -> None:
         cores = self._device.cores
         if cores == 1 and core_mask in (CORE_MASK_AUTO, 1, CORE_MASK_ALL):
-            return  # the one core needs no mask, and its runtime answers -13 to one
-        # As the package does, which never sends 0xffff.
+            return  # a single core needs no mask, and its runtime returns -13 for one
+        # Like the package, which never passes 0xffff.
         mask = (1 << cores) - 1 if core_mask == CORE_MASK_ALL else core_mask
         if mask != CORE_MASK_AUTO:
             instance.set_core_mask(mask)
@@ -181,7 +181,7 @@ def _tensors(instance: Instance) -> tuple[tuple[TensorInfo, ...], tuple[TensorIn
 
 
 def _as_given(output: TensorInfo) -> TensorInfo:
-    """The package gives float32, which can be turned back only into what it was made from without a scale."""
+    """The output as the package returns it, in float32, which can only be converted back to types without a scale."""
     return replace(output, raw=output.quantization is None and output.dtype not in ("int4", "bfloat16"))
 
 
@@ -210,7 +210,7 @@ def _runtime_versions(instance: Instance) -> dict[str, str]:
 
 
 def _shape_sets(instance: Instance, inputs: int) -> tuple[tuple[Shape, ...], ...]:
-    """The sets of a dynamic model in the ONNX's order of axes; () for a static one, which answers with
+    """The sets of a dynamic model in the ONNX's axis order; () for a static one, which answers with
     :data:`~ort_rknn.adapter.NOT_DYNAMIC`. Raises RknnError for every other code."""
     ranges = []
     for index in range(inputs):
@@ -235,10 +235,10 @@ def _shape_sets(instance: Instance, inputs: int) -> tuple[tuple[Shape, ...], ...
 def _output_sets(
     instance: Instance, inputs: Sequence[TensorInfo], sets: Sequence[tuple[Shape, ...]], outputs: int
 ) -> tuple[tuple[Shape, ...], ...]:
-    """Per set the output shapes. AdapterError if the package would give arrays of another shape.
+    """Per set the output shapes. AdapterError if the package would return arrays of another shape.
 
-    rknn-toolkit-lite2 2.5.0 sizes its results by the plain output attribute. Where that stays at the largest shape,
-    what it gives for a smaller one ends in memory that is nobody's.
+    rknn-toolkit-lite2 2.5.0 sizes its results by the plain output attribute. If that stays at the largest shape, the
+    result for a smaller one extends into unowned memory.
     """
     found = []
     for shapes in sets:

@@ -1,4 +1,4 @@
-"""The few structures that this adapter asks the runtime with, on 64-bit Linux, beside what the vendor's package does.
+"""The few structures with which this adapter queries the runtime itself, on 64-bit Linux.
 
 Sizes and offsets are those of runtime 2.3.2, seen to agree with 2.5.0. Fields keep the interface's own names.
 """
@@ -20,7 +20,7 @@ QUERY_CURRENT_OUTPUT_ATTR: Final = 15
 MAX_DIMS: Final = 16
 MAX_SHAPES: Final = 512
 
-#: By ``rknn_tensor_type``; the first ten are those that an input may have.
+#: Indexed by ``rknn_tensor_type``; an input may have one of the first ten.
 DTYPES: Final = (
     *("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool"),
     *("int4", "bfloat16"),
@@ -51,7 +51,7 @@ class TensorAttr(ctypes.Structure):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The dimensions that there are."""
+        """The dimensions in use."""
         return tuple(self.dims[: self.n_dims])
 
 

@@ -1,7 +1,7 @@
 """A virtual NPU: a C library that implements the librknnrt interface, and the adapter that drives it.
 
-For tests and for trying things without a board. :mod:`ort_rknn_virtual.control` has its controls: modelled times,
-faults, an event log, counters.
+For tests, and for trying things without a board. :mod:`ort_rknn_virtual.control` provides its controls: simulated
+times, faults, an event log, counters.
 """
 
 from __future__ import annotations

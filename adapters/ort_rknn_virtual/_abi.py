@@ -1,4 +1,4 @@
-"""The virtual NPU's control functions, declared for ctypes. What they do: ``c/rknn_virtual.h``."""
+"""The virtual NPU's control functions, declared for ctypes. They are documented in ``c/rknn_virtual.h``."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ _FUNCTIONS = {
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Give the control functions of an open library their types. AdapterError if it is not a virtual NPU."""
+    """Declare the types of an open library's control functions. AdapterError if it is not a virtual NPU."""
     for name, (result, arguments) in _FUNCTIONS.items():
         try:
             function = getattr(library, name)
@@ -100,7 +100,8 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def open_library(path: str) -> ctypes.CDLL:
-    """Open a virtual NPU. Opening one file twice in a process gives the same NPU. AdapterError if it does not open."""
+    """Open a virtual NPU. Opening the same file twice in a process gives the same NPU. AdapterError if it does not
+    open."""
     try:
         return declare(ctypes.CDLL(path))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The adapter: a virtual device for whoever asks for one, driven by the librknnrt adapter's own code."""
+"""The adapter: a virtual device, on request, driven by the librknnrt adapter's code."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ from ._compute import TwinCompute, log
 
 ADAPTER = "virtual"
 DEFAULT_SOC = "rk3588"
-#: Calls of Python and C below a run, where the ONNX twin computes it.
+#: Python and C frames below a run in which the ONNX twin computes.
 _FRAMES_OF_A_TWIN = 24
 
 
 class VirtualAdapter:
     """A virtual NPU: real contexts, cores, conversions and errors; numbers from the ONNX twin.
 
-    It is there only for who asks for the device "virtual" or "virtual:<soc>". Without a twin, or with
+    It exists only for requests for the device "virtual" or "virtual:<soc>". Without a twin, or with
     ``ORT_RKNN_VIRTUAL_COMPUTE=pattern``, the outputs are a function of the inputs that ``c/rknn_virtual.h`` defines.
     """
 
@@ -61,7 +61,7 @@ class VirtualAdapter:
     priority = 0
 
     def find(self, query: Query) -> Survey:
-        """The virtual device that was asked for. Compiles nothing, but says when nothing could be compiled."""
+        """The requested virtual device. Compiles nothing, but reports if compiling would be impossible."""
         wanted = (query.device or "").strip().lower()
         kind, colon, soc = wanted.partition(":")
         if kind != "virtual":
@@ -126,7 +126,7 @@ class VirtualAdapter:
         return _VirtualModel(model, compute)
 
     def allocate(self, device: Device, nbytes: int, *, cached: bool) -> int:
-        """A memfd that stands for a dma-buf. See :class:`ort_rknn.adapter.AllocatesBuffers`."""
+        """A memfd in place of a dma-buf. See :class:`ort_rknn.adapter.AllocatesBuffers`."""
         fd: int = open_library(_library_of(device)).rknn_virtual_dmabuf(nbytes)
         if fd < 0:
             raise RknnError("rknn_virtual_dmabuf", fd)
@@ -154,15 +154,15 @@ def _library_of(device: Device) -> str:
 
 
 class _VirtualModel:
-    """A loaded model, and what computes for it. See :class:`ort_rknn.adapter.Model`."""
+    """A loaded model, and what computes its outputs. See :class:`ort_rknn.adapter.Model`."""
 
     def __init__(self, inner: Model, compute: TwinCompute | None) -> None:
         self.inner = inner
         self._compute = compute
-        #: See :class:`ort_rknn.adapter.RunsWhole`. The pattern has the compiled shapes only.
+        #: See :class:`ort_rknn.adapter.RunsWhole`. The pattern supports only the compiled shapes.
         self.run_whole = _run_whole if compute is not None else None
         self.inferred_outputs = compute.inferred_outputs if compute is not None else {}
-        # C may call back as long as the inner model has contexts, also when only one of those is still referred to.
+        # C may call back as long as the inner model has contexts, even if only one of those is still referenced.
         weakref.finalize(inner, _let_go, compute).atexit = False
 
     @property
@@ -218,11 +218,11 @@ class _VirtualContext:
         return cast(TellsLayers, self._inner).layer_table()
 
     def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        need_stack(_FRAMES_OF_A_TWIN)  # found too short here, not in the callback
+        need_stack(_FRAMES_OF_A_TWIN)  # checked here, not in the callback
         try:
             self._inner.run(form, inputs, outputs)
         except RknnError as error:
-            raise self._compute.cause(error)  # noqa: B904  # it has a cause of its own, or is this one
+            raise self._compute.cause(error)  # noqa: B904  # it has its own cause, or is this error
 
     def run_bound(self, form: CallForm, inputs: Sequence[int | Region], outputs: Sequence[int | Region]) -> int:
         need_stack(_FRAMES_OF_A_TWIN)
@@ -232,7 +232,7 @@ class _VirtualContext:
             raise self._compute.cause(error)  # noqa: B904  # as in run()
 
     def run_whole(self, inputs: Sequence[Any]) -> list[Any]:
-        """The runtime is fed zeros of the compiled shapes, and what it gives is not looked at."""
+        """The runtime is fed zeros with the compiled shapes, and its outputs are ignored."""
         if self._form is None:
             self._form = CallForm(
                 tuple(_stored(info, is_input=True) for info in self._model.inputs),
@@ -252,7 +252,7 @@ class _VirtualContext:
 
 
 def _stored(info: TensorInfo, *, is_input: bool) -> PortForm:
-    """A tensor as it is stored."""
+    """The form of a tensor as stored."""
     size = math.prod(info.shape) * np.dtype(info.dtype).itemsize
     return PortForm(info.dtype, info.layout, info.shape, size, pass_through=is_input)
 
@@ -268,7 +268,8 @@ def _let_go(compute: TwinCompute | None) -> None:
 
 
 def _twin_of(settings: LoadSettings) -> TwinCompute | None:
-    """What computes, ready to: an ONNX that onnxruntime does not take is an error now and not at a run."""
+    """What computes the outputs; created now, so that an ONNX that onnxruntime rejects is an error at load, not at a
+    run."""
     how = os.environ.get("ORT_RKNN_VIRTUAL_COMPUTE", "")
     if how not in ("", "twin", "pattern"):
         raise AdapterError(f"ORT_RKNN_VIRTUAL_COMPUTE is {how!r}; it can be 'twin' (the default) or 'pattern'")

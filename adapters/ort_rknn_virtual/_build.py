@@ -1,8 +1,9 @@
 """Compiles the virtual NPU on first use, into the user's cache.
 
-The library is plain C on libc, so any C compiler does: ``$CC``, cc, gcc, clang, or zig's from the package ``ziglang``.
-The file's name holds a hash of everything that it depends on, so a stale one is never taken. Compilers are run, and
-libraries loaded, only from places that root and this user alone can change, and never from the working directory.
+The library is plain C on libc, so any C compiler will do: ``$CC``, cc, gcc, clang, or zig's from the package
+``ziglang``. The file name contains a hash of everything it depends on, so a stale library is never used. Compilers are
+run, and libraries loaded, only from places that only root and this user can change, and never from the working
+directory.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _FLAGS = (
     "-std=c11",
     "-D_GNU_SOURCE",
     "-O3",
-    "-ffp-contract=off",  # so that aarch64 rounds as x86_64 does
+    "-ffp-contract=off",  # so that aarch64 rounds like x86_64
     "-fvisibility=hidden",
     "-fPIC",
     "-shared",
     "-pthread",
 )
-#: zig checks for undefined behavior by default, and links no runtime for the checks into a shared library.
+#: zig checks for undefined behavior by default, but does not link the runtime for the checks into a shared library.
 _ZIG_FLAGS = ("-fno-sanitize=undefined",)
 _SECONDS = 300
 
@@ -52,7 +53,7 @@ REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """A C compiler: the command, by its absolute path, what identifies its version, and whether it is zig's."""
+    """A C compiler: the command with its absolute path, an identifier of its version, and whether it is zig's."""
 
     command: tuple[str, ...]
     identity: str
@@ -67,8 +68,8 @@ class Compiler:
 def find_compiler(*, zig_only: bool = False) -> Compiler | None:
     """The compiler that would be used, without running it: ``$CC``, cc, gcc, clang, ziglang; None if there is none.
 
-    Raises AdapterError if ``$CC`` names a command that is not there, or one that others can change: it was meant, so
-    nothing replaces it.
+    Raises AdapterError if ``$CC`` names a command that does not exist, or one that others can change: the user asked
+    for it, so it is not replaced.
     """
     if not zig_only:
         chosen = os.environ.get("CC", "").strip()
@@ -100,26 +101,26 @@ def find_compiler(*, zig_only: bool = False) -> Compiler | None:
 
 
 def _search_path() -> str:
-    """PATH without its relative entries, which mean the working directory."""
+    """PATH without relative entries, which refer to the working directory."""
     return os.pathsep.join(p for p in os.environ.get("PATH", "").split(os.pathsep) if os.path.isabs(p))
 
 
 def _command(name: str) -> str | None:
-    """A command's absolute path; None if it is not there, or relative."""
+    """A command's absolute path; None if it does not exist, or is relative."""
     if os.path.dirname(name) and not os.path.isabs(name):
         return None
     return shutil.which(name, path=_search_path())
 
 
 def _find_zig() -> str | None:
-    """The program of the package ``ziglang``, or None. Found without importing it, which would look in the working
+    """The program of the package ``ziglang``, or None. Found without importing it, which would search the working
     directory first.
 
-    The interpreter's own package folders are trusted as they are: this process runs code from them already. Other
-    entries of ``sys.path`` have to be safe, and not the working directory.
+    The interpreter's own package folders are trusted: this process already runs code from them. Other entries of
+    ``sys.path`` must be safe, and not the working directory.
     """
     if sys.modules.get("ziglang", _find_zig) is None:
-        return None  # the program has forbidden its import
+        return None  # the program has blocked its import
     own = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
     if site.ENABLE_USER_SITE:
         own.add(site.getusersitepackages())
@@ -142,7 +143,7 @@ def _has_working_directory() -> bool:
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: ``$XDG_CACHE_HOME/ort_rknn/virtual``, else below ``~/.cache``. Creates nothing."""
+    """The folder of the libraries: ``$XDG_CACHE_HOME/ort_rknn/virtual``, else below ``~/.cache``. Creates nothing."""
     cache = users_cache()
     if cache is None:
         raise AdapterError("there is no home folder for a cache. Set XDG_CACHE_HOME to a folder.")
@@ -150,11 +151,11 @@ def cache_folder() -> Path:
 
 
 def cached(soc: str) -> Path | None:
-    """The library for ``soc`` that is in the cache already and would be used, or None. Writes nothing.
+    """The library for ``soc`` that is in the cache and would be used, or None. Writes nothing.
 
-    One that root compiled, in an image say, will do. Where there is no compiler, or the folder cannot be written, one
-    that another compiler made of the same sources is taken. Raises AdapterError if somebody else can change what is
-    in the folder, or if it may not be looked into.
+    One compiled by root, for example in an image, is accepted. If there is no compiler, or the folder cannot be
+    written, one that another compiler made from the same sources is used. Raises AdapterError if another user can
+    change the content of the folder, or if it cannot be read.
     """
     check_soc(soc)
     folder = cache_folder()
@@ -174,7 +175,7 @@ def cached(soc: str) -> Path | None:
 
 
 def check_room() -> None:
-    """Raise AdapterError if :func:`library` could not keep a library that it compiled. Writes nothing."""
+    """Raise AdapterError if :func:`library` could not store a library that it compiled. Writes nothing."""
     folder = cache_folder()
     try:
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
@@ -193,8 +194,8 @@ def check_room() -> None:
 def library(soc: str) -> Path:
     """The virtual NPU's library for ``soc``, compiled if it is not in the cache yet (about two seconds).
 
-    Safe against other processes that do the same at the same time. Raises AdapterError for an unknown SoC, where there
-    is no compiler, where it fails, and where somebody else can change what is in the cache folder.
+    Safe against concurrent compilation by other processes. Raises AdapterError for an unknown SoC, if there is no
+    compiler, if compiling fails, and if another user can change the content of the cache folder.
     """
     check_soc(soc)
     compiler = find_compiler()
@@ -205,7 +206,7 @@ def library(soc: str) -> Path:
     if compiler is None:
         raise AdapterError(f"the virtual NPU has to be compiled, and there is no C compiler. {REMEDY}")
     try:
-        # Readable for others: what root compiles in an image may be used by who runs it.
+        # Readable by others: what root compiles in an image may be used by whoever runs the image.
         for made in (folder.parent, folder):
             made.mkdir(mode=0o755, parents=True, exist_ok=True)
         _check_folder(folder)
@@ -225,8 +226,8 @@ def library(soc: str) -> Path:
 def build(soc: str, out: str | os.PathLike[str], target: str | None = None) -> None:
     """Compile the library for ``soc`` to the file ``out``.
 
-    ``target`` compiles for another machine with zig, which names them like "aarch64-linux-gnu" (a glibc version may
-    follow: "aarch64-linux-gnu.2.31"). Raises AdapterError like :func:`library`.
+    ``target`` compiles for another machine with zig, in zig's naming: "aarch64-linux-gnu", optionally with a glibc
+    version: "aarch64-linux-gnu.2.31". Raises AdapterError like :func:`library`.
     """
     check_soc(soc)
     compiler = find_compiler(zig_only=target is not None)
@@ -252,7 +253,7 @@ def _stem(soc: str) -> str:
 
 @functools.cache
 def _sources(folder: Path) -> Any:
-    """A hash of the sources, read once: they belong to the package, which stays as it is while it runs."""
+    """A hash of the sources, computed once: they belong to the package, which does not change while it runs."""
     content = hashlib.sha256()
     for path in sorted(folder.glob("*.[ch]")):
         content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -264,7 +265,7 @@ def _file_name(soc: str, compiler: Compiler) -> str:
 
 
 def _is_safe(path: Path) -> bool:
-    """Whether a library may be loaded. Its folder has been checked."""
+    """Whether a library may be loaded. Its folder was checked before."""
     try:
         return stat.S_ISREG(path.lstat().st_mode) and os.access(path, os.R_OK) and why_unsafe(path) is None
     except OSError:
@@ -275,8 +276,8 @@ _REMEDY_CACHE = "Set XDG_CACHE_HOME to a folder of yours."
 
 
 def _check_folder(folder: Path) -> None:
-    """Code is loaded from here, so only root and this user may be able to put any there. Raises OSError if something
-    on the way to it is closed."""
+    """Check the folder: code is loaded from it, so only root and this user may be able to write to it. Raises OSError
+    if a folder on its path cannot be accessed."""
     for path in (folder.parent, folder):
         if not stat.S_ISDIR(path.lstat().st_mode):
             raise AdapterError(f"the cache folder {path} is not a folder (a link does not count). Remove it.")
@@ -298,7 +299,7 @@ def _closed(folder: Path, error: OSError) -> AdapterError:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One compilation at a time; the lock goes with the process that holds it."""
+    """One compilation at a time; the lock is released when the process that holds it ends."""
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -322,7 +323,7 @@ def _compile(compiler: Compiler, soc: str, out: Path, target: str | None) -> Non
             timeout=_SECONDS,
             check=False,
             cwd=out.parent,
-            # A compiler runs an assembler and a linker, which it looks for in PATH too.
+            # A compiler runs an assembler and a linker, which it also looks up in PATH.
             env={**os.environ, "PATH": _search_path()},
         )
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,4 +1,4 @@
-"""Numbers for the virtual NPU: onnxruntime's CPU on the ONNX that a model was compiled from."""
+"""The virtual NPU's numbers: onnxruntime on the CPU, with the ONNX that a model was compiled from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("ort_rknn.virtual")
 
 Array = npt.NDArray[Any]
 
-#: Element types of callback tensors; bfloat16, which numpy lacks, travels as its bits.
+#: Element types of callback tensors; bfloat16, which numpy lacks, is passed as its bits.
 _BFLOAT16 = 11
 _DTYPES = {
     0: np.float32,
@@ -43,7 +43,7 @@ _DTYPES = {
 class TwinCompute:
     """The compute callback of one model: onnxruntime on the ONNX that it was compiled from.
 
-    A twin of a fixed batch runs several times where the compiled model takes several of its batches. Thread safe.
+    A twin with a fixed batch runs several times if the compiled model takes several of its batches. Thread-safe.
     ``cpu_session``: see :class:`ort_rknn.adapter.LoadSettings`. Raises what onnxruntime raises for the ONNX.
     """
 
@@ -52,20 +52,21 @@ class TwinCompute:
         self._session: Any = session
         self._inputs: dict[str, Any] = {port.name: port for port in session.get_inputs()}
         self._outputs = {port.name for port in session.get_outputs()}
-        #: As onnxruntime infers them: a length that it does not know, or doubts, is a name or None.
+        #: As inferred by onnxruntime: an unknown or uncertain length is a name or None.
         self.inferred_outputs = {port.name: tuple(port.shape) for port in session.get_outputs()}
         self._here = _Here()
-        # A bound method here would make a cycle (callback -> self -> callback) and wait for the garbage collector.
+        # A bound method here would form a cycle (callback -> self -> callback) that only the garbage collector could
+        # free.
         self.callback = COMPUTE(_ComputeCallback(self))
 
     def close(self) -> None:
-        """Let go of the session. Runs fail after this."""
+        """Release the session. Later runs fail."""
         self._session = None
         self._inputs = {}  # onnxruntime's descriptions keep its session alive
 
     def bind(self, twin: str | bytes, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """Check that a compiled model with these names is one of the ONNX ``twin``. It may lack what a converter leaves
-        out. Raises AdapterError if it is not."""
+        """Check that a compiled model with these names belongs to the ONNX ``twin``. It may lack what a converter
+        leaves out. Raises AdapterError if it does not."""
         if set(inputs) == set(self._inputs) and set(outputs) == self._outputs:
             return
         try:
@@ -97,7 +98,7 @@ class TwinCompute:
 
     def run_whole(self, start: Callable[[], None], inputs: Sequence[Array], names: Sequence[str]) -> list[Array]:
         """Let ``start`` make a run of the runtime, and compute in it with ``inputs`` (called ``names``) instead of what
-        the runtime was fed. Returns the outputs in the compiled model's order, of the shapes that the ONNX gives."""
+        the runtime was fed. Returns the outputs in the compiled model's order, with the ONNX's shapes."""
         here = self._here
         here.feed = {name: _compiled(array) for name, array in zip(names, inputs, strict=True)}
         try:
@@ -107,12 +108,12 @@ class TwinCompute:
             here.feed, here.results = None, ()
 
     def cause(self, error: RknnError) -> BaseException:
-        """What to raise in place of a run's ``error``, on its thread: where this callback failed, that says why."""
+        """The exception to raise in place of a run's ``error``, on its thread: the callback's own, if it failed."""
         met, self._here.met = self._here.met, None
         if met is None:
             return error
         if not isinstance(met, Exception):
-            return met  # a Ctrl-C, say
+            return met  # for example a Ctrl-C
         said = f"The ONNX that the virtual NPU computes with failed: {met}"
         told = RknnError(error.call, error.code, said)
         told.__cause__ = met
@@ -129,34 +130,34 @@ def _plain_session(twin: str | bytes) -> Any:
 
 
 class _Here(threading.local):
-    """What a run and its callback tell each other; both are on one thread."""
+    """Data shared by a run and its callback, which are on the same thread."""
 
     feed: dict[str, Array] | None = None
-    """For a whole run: what to compute with."""
+    """For a whole run: the inputs to compute with."""
     results: Sequence[Any] = ()
     met: BaseException | None = None
-    """What the callback raised."""
+    """The exception raised in the callback."""
 
 
 class _ComputeCallback:
-    """What C calls. Holds its TwinCompute weakly: that one owns the callback."""
+    """The callable that C calls. Refers to its TwinCompute weakly, because that owns the callback."""
 
     def __init__(self, compute: TwinCompute) -> None:
         self._compute = weakref.ref(compute)
 
     def __call__(self, ticket: int, n_in: int, inputs: Any, n_out: int, outputs: Any) -> int:
-        # Where the stack has no room for this call, ctypes returns anything: only the ticket means success.
+        # If the stack has no room for this call, ctypes returns an arbitrary value: only the ticket means success.
         compute = self._compute()
         if compute is None:
             return -1
         try:
             compute.run(inputs[:n_in], outputs[:n_out])
-        except BaseException as error:  # an exception cannot go through C
+        except BaseException as error:  # an exception cannot pass through C
             if is_from_a_handler(error):
                 return raised_after(error, -1)
             compute._here.met = error.with_traceback(None)
             return -1
-        return ticket or 0  # 0 where none was asked for
+        return ticket or 0  # 0 if none was requested
 
 
 def _compiled(array: Array) -> Array:
@@ -184,7 +185,7 @@ def _zeros(port: Any) -> Array:
 
 
 def _repeats(wanted: dict[str, Any], feed: dict[str, Array]) -> int:
-    """How often the twin has to run: the compiled batch over the twin's, where that is fixed."""
+    """The number of times the twin has to run: the compiled batch divided by the twin's, if that is fixed."""
     found = set()
     for name, port in wanted.items():
         shape, array = port.shape, feed[name]
@@ -195,7 +196,7 @@ def _repeats(wanted: dict[str, Any], feed: dict[str, Array]) -> int:
 
 
 def _fitted(port: Any, array: Array, times: int, i: int) -> Array:
-    """Part ``i`` of ``times`` of an input, in the twin's dtype and (where that is all that differs) its shape."""
+    """Part ``i`` of ``times`` of an input, in the twin's dtype and (if that is the only difference) its shape."""
     dtype = DTYPE_OF_TYPE.get(port.type)
     if dtype is None:
         raise AdapterError(f"the ONNX twin's input {port.name!r} is a {port.type}, which the virtual NPU cannot feed")

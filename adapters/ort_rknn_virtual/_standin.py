@@ -1,7 +1,7 @@
-"""Small .rknn files that no converter made, for models that have none: :func:`stand_in`.
+"""Builds small .rknn files without a converter, for models that have no compiled one: :func:`stand_in`.
 
-They have the structure of real ones (container, flatbuffer slots, JSON) and no NPU program: the virtual NPU takes them,
-a board does not.
+They have the structure of real files (container, flatbuffer slots, JSON) and no NPU program: the virtual NPU accepts
+them, a board does not.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 from ort_rknn.adapter import SOC_CORES, AdapterError, Shape
 
-#: The custom string of a stand-in, by which it can be told.
+#: The custom string that identifies a stand-in.
 CUSTOM_STRING = '{"ort_rknn_stand_in": 1}'
 VERSION = "0.0.0 (stand-in)"
 
-#: A tensor: its name, numpy's name of its dtype in the ONNX, its shape in the ONNX's order of axes.
+#: A tensor: its name, numpy's name of its dtype in the ONNX, its shape in the ONNX's axis order.
 Signature = tuple[str, str, Sequence[int]]
 
-#: Type codes of the flatbuffer. Types without one of their own share that of their width; the JSON tells them apart.
+#: Type codes of the flatbuffer. Types without a code use that of the same width; the JSON distinguishes them.
 _CODES = {
     "int32": 1,
     "uint32": 1,
@@ -35,7 +35,7 @@ _CODES = {
 }
 _COMPILED = {"float32": "float16", "float64": "float16"}
 _WIDTHS = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "float16": 2, "int32": 4, "uint32": 4, "int64": 8}
-_NPU = {"rk3562": "RKNPU t4", "rk3566": "RKNPU lite", "rk3568": "RKNPU lite"}  # as the converter writes it
+_NPU = {"rk3562": "RKNPU t4", "rk3566": "RKNPU lite", "rk3568": "RKNPU lite"}  # as written by the converter
 _MAX_ELEMENTS = 1 << 27
 
 
@@ -47,11 +47,11 @@ def stand_in(
     shape_sets: Sequence[tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]] = (),
     custom_string: str = CUSTOM_STRING,
 ) -> bytes:
-    """A small .rknn for ``soc`` with this signature: float32 and float64 compile to float16, other types as they are.
+    """A small .rknn for ``soc`` with this signature: float32 and float64 become float16, other types stay.
 
-    ``shape_sets`` makes it dynamic: per set the shapes of all inputs and those of all outputs, the largest first; they
-    replace the shapes in ``inputs`` and ``outputs``. A 0-d tensor becomes 1-d with one element, as the vendor's
-    converter makes it.
+    ``shape_sets`` makes it dynamic: per set the shapes of all inputs and those of all outputs, largest first; they
+    replace the shapes in ``inputs`` and ``outputs``. A 0-d tensor becomes 1-d with one element, as with the vendor's
+    converter.
 
     Raises AdapterError for a SoC, dtype or shape that such a file cannot have: no dimension may be 0, a tensor has at
     most 16 dimensions and 2**27 elements, and there are 1 to 256 inputs and outputs.
@@ -85,7 +85,7 @@ def stand_in(
 class _StandInPort:
     name: str
     dtype: str
-    """Of the ONNX."""
+    """The ONNX's dtype."""
     compiled: str
     shape: Shape
 
@@ -155,7 +155,7 @@ def _model(
 
 
 def _tensor(w: _Writer, port: _StandInPort, shape: Shape, role: int) -> int:
-    """One tensor table. Its native form is the plain one (layout 2 or 0), as that of 4-D int64 inputs really is."""
+    """One tensor table. Its native form is the plain one (layout 2 or 0), as is the case for real 4-D int64 inputs."""
     size = _WIDTHS[port.compiled]
     for extent in shape:
         size *= extent
@@ -240,10 +240,10 @@ def _trailer(
 
 
 class _Writer:
-    """A flatbuffer written front to back, bottom up: parts are kept as bytes and linked by position at the end.
+    """A flatbuffer builder that works bottom up: parts are kept as bytes and linked by position at the end.
 
-    Offsets of flatbuffers point forward, so the parts are laid out in the reverse order of their making: the root,
-    made last, comes first, and everything lies behind what refers to it.
+    Flatbuffer offsets point forward, so the parts are laid out in reverse order of creation: the root, created last,
+    comes first, and everything lies behind what refers to it.
     """
 
     def __init__(self) -> None:

@@ -6,12 +6,12 @@
     npu.reset()
     npu.run_time_us = 20_000                       # every run keeps its core busy for 20 ms
     npu.fault("rknn_run", -2, after=3, times=1)    # the fourth run times out
-    ...                                            # sessions with device="virtual:rk3588" meet this NPU
+    ...                                            # sessions with device="virtual:rk3588" use this NPU
     runs = [event for event in npu.events() if event.kind == "run"]
     assert {event.core_mask for event in runs} == {1, 2, 4}
     assert npu.counters().contexts == 0            # everything was closed
 
-There is one virtual NPU per SoC and process: two :class:`VirtualNpu` of one SoC are two views of the same.
+There is one virtual NPU per SoC and process: two :class:`VirtualNpu` objects for one SoC control the same NPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ort_rknn.adapter import AdapterError, soc_family
 from . import _build
 from ._abi import RawCounters, RawEvent, open_library
 
-#: The event log holds this many.
+#: Capacity of the event log.
 EVENTS_KEPT = 16384
 
 
@@ -34,44 +34,44 @@ class Event:
     """One call of the runtime. Times are ``time.monotonic_ns()``."""
 
     sequence: int
-    """From 1, in the order of the calls' ends."""
+    """From 1, ordered by the end of the calls."""
     kind: str
     """The function without "rknn_": "init", "dup_context", "run", "inputs_set" (one event per input) ...; "misuse" for
     a call on a context that is destroyed or in use by another thread."""
     code: int
-    """What the call returned."""
+    """The return value."""
     context: int
     core_mask: int
-    """Of a run: the cores that it really used. Else what the context is set to."""
+    """For a run: the cores that it really used. Otherwise the context's setting."""
     called_ns: int
     start_ns: int
-    """Of a run: when it got its cores. Else equal to ``called_ns``."""
+    """For a run: when it got its cores. Otherwise equal to ``called_ns``."""
     end_ns: int
-    """Of a run: when it gave its cores back."""
+    """For a run: when it released its cores."""
     address: int
-    """Of inputs_set: the caller's buffer. Of dup_context: the new context."""
+    """For inputs_set: the caller's buffer. For dup_context: the new context."""
     nbytes: int
-    """Of inputs_set: the buffer's size as given. Of init: the model's."""
+    """For inputs_set: the buffer's size as given. For init: the model's."""
     index: int
-    """Of inputs_set: the input. Of query: the command. Of init: the flags."""
+    """For inputs_set: the input. For query: the command. For init: the flags."""
     thread: int
-    """The kernel's number of the calling thread (``threading.get_native_id()``)."""
+    """The native id of the calling thread (``threading.get_native_id()``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What is alive, and sums since the library was loaded or reset."""
+    """What exists now, and sums since the library was loaded or reset."""
 
     contexts: int
     models: int
-    """Loaded models; contexts that were duplicated share one."""
+    """Loaded models; duplicated contexts share one."""
     weight_bytes: int
-    """Bytes of the loaded models' flatbuffer parts, where the weights are. Counted once per rknn_init."""
+    """Bytes of the loaded models' flatbuffer parts, which contain the weights. Counted once per rknn_init."""
     mems: int
     outputs: int
-    """Outputs that were got and not released."""
+    """Outputs that were taken and not released."""
     input_bytes: int
-    """Sum: bytes of caller's buffers that rknn_inputs_set converted."""
+    """Sum: bytes of callers' buffers that rknn_inputs_set converted."""
     misuses: int
     """Sum: events of kind "misuse"."""
     events: int
@@ -80,7 +80,7 @@ class Counters:
 
 
 class VirtualNpu:
-    """The virtual NPU of one SoC in this process. Compiles it if need be; raises AdapterError if that fails."""
+    """The virtual NPU of one SoC in this process. Compiled if necessary; raises AdapterError if that fails."""
 
     def __init__(self, soc: str = "rk3588", *, library: str | Path | None = None) -> None:
         soc = soc_family(soc)
@@ -96,7 +96,7 @@ class VirtualNpu:
 
     @property
     def run_time_us(self) -> float:
-        """Modelled time of one run on one core in microseconds; 0 after loading, or ``RKNN_VIRTUAL_RUN_US``."""
+        """Simulated time of one run on one core in microseconds; initially 0, or ``RKNN_VIRTUAL_RUN_US``."""
         return float(self._c.rknn_virtual_run_time_us())
 
     @run_time_us.setter
@@ -104,15 +104,15 @@ class VirtualNpu:
         self._check(self._c.rknn_virtual_set_run_time_us(us))
 
     def core_factor(self, core: int, factor: float) -> None:
-        """Runs on ``core`` take ``factor`` times the run time. ValueError for a core that is not there."""
+        """Runs on ``core`` take ``factor`` times the run time. ValueError for a core that does not exist."""
         self._check(self._c.rknn_virtual_set_core_factor(core, factor))
 
     def tp_efficiency(self, efficiency: float) -> None:
-        """A run on n > 1 cores is n x ``efficiency`` times as fast as on one. 0.8 after loading."""
+        """A run on n > 1 cores is n x ``efficiency`` times as fast as on one. Initially 0.8."""
         self._check(self._c.rknn_virtual_set_tp_efficiency(efficiency))
 
     def attributes_follow(self, follow: bool) -> None:
-        """Whether the plain attributes of a dynamic model follow the shape set (what a board does is not known)."""
+        """Whether the plain attributes of a dynamic model follow the shape set (what a board does is unknown)."""
         self._check(self._c.rknn_virtual_set_attr_follows(follow))
 
     def fault(
@@ -127,15 +127,15 @@ class VirtualNpu:
     ) -> None:
         """Make calls of ``function`` ("rknn_run") return ``code`` (negative) and do nothing else.
 
-        The first ``after`` calls pass, the next ``times`` fail (0: all). Only calls on contexts that are set to
-        ``core_mask`` count, where it is given, and on ``context``, where it is not 0. ValueError for an unknown
+        The first ``after`` calls pass, the next ``times`` fail (0: all). If ``core_mask`` is given, only calls on
+        contexts set to it count; if ``context`` is not 0, only calls on that context. ValueError for an unknown
         function, a code that is not negative, or more than 64 faults.
         """
         mask = -1 if core_mask is None else core_mask
         self._check(self._c.rknn_virtual_fault(function.encode(), code, after, times, mask, context))
 
     def clear_faults(self) -> None:
-        """Forget all faults."""
+        """Remove all faults."""
         self._c.rknn_virtual_clear_faults()
 
     def events(self, since: int = 0) -> list[Event]:
@@ -161,11 +161,12 @@ class VirtualNpu:
         )
 
     def reset(self) -> None:
-        """Forget faults, events and sums; times, factors and switches as after loading. What is alive stays."""
+        """Remove faults and events, and reset sums, times, factors and switches to their initial values. Open contexts
+        stay."""
         self._c.rknn_virtual_reset()
 
     def message(self) -> str:
-        """Why the last failed call on this thread failed, in words."""
+        """Why the last failed call on this thread failed, as text."""
         return str(self._c.rknn_virtual_message().decode(errors="replace"))
 
     def _event(self, raw: RawEvent) -> Event:
