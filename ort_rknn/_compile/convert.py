@@ -118,7 +118,7 @@ def _frozen(path: str, folder: str, freeze: Mapping[str, Any]) -> tuple[str, tup
 
 
 def _prepare(path: str, scratch: str, options: ConvertOptions) -> tuple[PreparedModel, ConversionError | None]:
-    """What the toolkit gets as a whole, and why it cannot have that: parts of the user's own graph may do."""
+    """What the toolkit gets as a whole, and why it cannot have that; parts of the user's own graph may still work."""
     try:
         return prepare(path, scratch, freeze=options.freeze), None
     except OpsetError as error:

@@ -39,12 +39,12 @@ class CutPlan:
     longer."""
 
     def refined(self) -> CutPlan:
-        """The same cut, with the scales of the least squared error."""
+        """The same cut, with scales by least squared error."""
         return replace(self, name=f"{self.name}, scales of the least error", algorithm="mmse")
 
 
 def plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[CutPlan]:
-    """Plans for a model, the cheapest first. ``whole``: the toolkit may take it as it is."""
+    """Plans for a model, the cheapest first. ``whole``: the toolkit accepts it unchanged."""
     graph = model.graph
     joins, tail = tails(graph)
     made = [name for index in tail for name in graph.node[index].output]
@@ -61,8 +61,8 @@ def plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[Cu
 
 
 def with_heads(model: onnx.ModelProto, observed: Observed, plan: CutPlan) -> CutPlan | None:
-    """``plan`` with the last layers with weights on the CPU too; None where they are too much work for it, or are not
-    what the plan's cut follows."""
+    """``plan`` with the last layers with weights on the CPU too; None if that is too much work for it, or if the plan's
+    cut does not follow them."""
     graph = model.graph
     _, tail = tails(graph)
     heads = {index for index in _heads(graph) if index not in plan.on_cpu}

@@ -34,7 +34,7 @@ _REFINING = 10
 
 @dataclass(frozen=True, slots=True)
 class Int8Attempt:
-    """What a plan came to."""
+    """The result of a plan."""
 
     plan: CutPlan
     outputs: tuple[OutputAccuracy, ...]
@@ -131,7 +131,7 @@ class Search:
         return plans(model, observed, whole=self.refusal is None)
 
     def _better(self, one: Int8Attempt, left: float) -> Iterator[CutPlan]:
-        """Plans that cost a call as much as ``one`` does, and may be nearer to the ONNX."""
+        """Plans that cost a call as much as ``one`` does, and may be closer to the ONNX."""
         if one.spent <= _COMFORT:
             return
         if one.plan.algorithm == "normal" and one.seconds * _REFINING < left:
@@ -152,5 +152,6 @@ class Search:
 
 
 def best_of(attempts: list[Int8Attempt]) -> Int8Attempt:
-    """The one within the bound that uses up the least of it, else the one whose worst output is the least bad."""
+    """The attempt that uses up the least of the bound, if any holds it; else the one whose worst output is the least
+    bad."""
     return min(attempts, key=lambda one: (len(one.problems), one.spent))

@@ -77,7 +77,7 @@ class BuildLog:
 
 
 def read_build_log(text: str) -> BuildLog:
-    """Read a log. Of several tables the last one counts."""
+    """Parse a log. Of several tables, the last one counts."""
     layers: list[LayerRow] = []
     for table in _tables(text):
         layers = table

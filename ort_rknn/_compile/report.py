@@ -111,7 +111,7 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class ConversionReport:
-    """What a conversion made."""
+    """The result of a conversion."""
 
     model: str
     compiled: tuple[Compiled, ...]

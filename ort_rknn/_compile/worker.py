@@ -21,7 +21,7 @@ _FLUSH = ctypes.CDLL(None).fflush
 
 
 class StepFailed(Exception):
-    """A step of the toolkit said no. Its own words are in the log."""
+    """A step of the toolkit failed. Its own messages are in the log."""
 
     def __init__(self, step: str, code: Optional[int]) -> None:  # noqa: UP045
         super().__init__(f"{step} returned {code}")

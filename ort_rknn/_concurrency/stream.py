@@ -23,7 +23,7 @@ _HELD_BYTES = 64 << 20
 
 
 class PreparedFeed(Protocol):
-    """A call's feed, ready to be run."""
+    """The feed of a call, ready to run."""
 
     @property
     def nbytes(self) -> int:
@@ -32,7 +32,7 @@ class PreparedFeed(Protocol):
 
 
 class _StreamCall(StartedCall[T]):
-    """A call for an item that was taken: it waits, runs, or has its result."""
+    """The call for an item that was taken: waiting, running, or finished."""
 
     __slots__ = ("begun", "held", "known")
 
@@ -205,7 +205,7 @@ class _Stream(Generic[Item, T]):
         return True
 
     def _note(self, call: _StreamCall[T]) -> None:
-        """It has ended."""
+        """Record that a call has ended."""
         self._flying -= 1
         if call.known:
             self._busy[call.lane] -= 1

@@ -193,7 +193,7 @@ class Submitter:
         return started
 
     def start_call(self, started: StartedCall[Any]) -> None:
-        """Start a call that was made before, and that has its place."""
+        """Start a call that was created earlier and has its place."""
         self._start(started.run, started.lane)
 
     def submit_in_order(self, function: Callable[..., T], *args: Any) -> Future[T]:

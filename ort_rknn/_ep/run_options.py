@@ -31,7 +31,7 @@ _WORDS: Final = 16
 
 
 class _FieldOffsets:
-    """Where things lie in an OrtRunOptions; -1 where that is not clear."""
+    """Offsets in an OrtRunOptions; -1 if unknown."""
 
     def __init__(self, api: Api) -> None:
         self.api = api

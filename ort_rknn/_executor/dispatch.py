@@ -18,7 +18,7 @@ MOST_READY = 3
 
 @dataclass(frozen=True, slots=True)
 class CoreSet:
-    """Contexts that wait for the same core or cores."""
+    """Contexts for the same core or cores."""
 
     core_mask: int
     """The mask of each of its contexts."""

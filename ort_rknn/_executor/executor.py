@@ -198,9 +198,9 @@ class Executor:
     def start_on(
         self, lane: int, call: Call, inputs: Sequence[int], outputs: Sequence[int], over: Callable[[], None]
     ) -> StartedRun:
-        """As :meth:`execute_on` on another thread; returns at once, or when pacing lets it in. ``over`` is called when
-        the run has ended: it keeps the buffers alive until then, and until the result is there. ``result()`` waits, and
-        raises what :meth:`execute` raises. A run that is tried again on another core is so by ``result()``."""
+        """As :meth:`execute_on`, on another thread; returns at once, or when pacing admits the run. ``over`` is called
+        when the run has ended; it keeps the buffers alive until then, and until the result is ready. ``result()``
+        waits, and raises what :meth:`execute` raises. It also performs retries on other cores."""
 
         def work(lease: Lease) -> None:
             try:

@@ -28,7 +28,7 @@ def number_value(entries: Entries, whole: bool = True) -> Value | Counted:
 
 
 def fold(call: NodeCall) -> Sequence[Abstract] | None:
-    """The outputs where the elements of all inputs are known; None where the node must be followed otherwise."""
+    """The outputs where the elements of all inputs are known; None if the node must be followed otherwise."""
     moves, computes = _MOVES.get(call.node.op_type), _COMPUTES.get(call.node.op_type)
     if moves is None and computes is None and call.node.op_type not in ("Cast", "ReduceProd"):
         return None

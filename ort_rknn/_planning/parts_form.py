@@ -206,7 +206,7 @@ class _Former:
     # Parts ----------------------------------------------------------------------------------------------------
 
     def _part(self, node: PartNode) -> EpContextNode | None:
-        """The EPContext node of ours that a node of the main graph is."""
+        """The EPContext node of ours that this node of the main graph is; None for any other node."""
         if node.op_type != "EPContext" or node.domain != "com.microsoft":
             return None
         part = next((self._parts[name] for name in node.outputs if name in self._parts), None)

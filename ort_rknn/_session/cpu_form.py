@@ -151,8 +151,8 @@ def _input(value: OnnxValue, names: Sequence[str], options: Options, compiled: _
 
 
 def _raw_input(value: OnnxValue, own: str, compiled: _CompiledModels) -> tuple[str, list[Step]]:
-    """The dtype of an input as the compiled model stores it, and the way from there to the ONNX's: what is stored is
-    normalized already."""
+    """The dtype of an input as the compiled model stores it, and the steps from there to the ONNX's input: stored
+    values are already normalized."""
     tensor = compiled.stored_input(value.name)
     if tensor is None:
         return own, []
@@ -181,7 +181,8 @@ def _own_dtype(what: str, value: OnnxValue, asked: str) -> str:
 
 
 def _is_nhwc(value: OnnxValue, asked: str | None, options: Options, compiled: _CompiledModels) -> bool:
-    """Whether the caller's axes are in another order. Raises OptionError for an input that was named and has none."""
+    """Whether the caller's axes are in another order than the ONNX's. Raises OptionError for a named input that has no
+    layout."""
     if asked is None:
         return False
     shape: Sequence[Any] | None = value.dims if value.dims is not None else compiled.shape_of(value.name)
@@ -204,8 +205,8 @@ def _is_nhwc(value: OnnxValue, asked: str | None, options: Options, compiled: _C
 
 
 def _norm(value: OnnxValue, dtype: str, compiled: _CompiledModels) -> list[Step]:
-    """What a compiled model does to integers, in float32 and the ONNX's order of axes: ``(x - mean) / std``, or
-    nothing."""
+    """The steps a compiled model applies to integers, in float32 and the ONNX's order of axes: ``(x - mean) / std``, or
+    none."""
     tensor = compiled.input_of(value.name, dtype)
     norm = normalization_of(tensor) if tensor is not None else None
     if norm is None:
@@ -225,7 +226,7 @@ def _output(value: OnnxValue, options: Options, compiled: _CompiledModels) -> Ed
 
 
 def _raw(value: OnnxValue, own: str, compiled: _CompiledModels) -> Edge | None:
-    """An output as the compiled model holds it."""
+    """The steps from the ONNX's output to the form in which the compiled model stores it."""
     tensor = compiled.output_of(value.name)
     if tensor is None:
         return None
@@ -246,7 +247,7 @@ def _raw(value: OnnxValue, own: str, compiled: _CompiledModels) -> Edge | None:
 
 
 class _CompiledModels:
-    """The compiled models that belong to the ONNX, whether they can be run here or not."""
+    """The compiled models of the ONNX, whether or not they can run here."""
 
     def __init__(
         self, facts: Facts, options: Options, source: str | bytes, inputs: Sequence[str], outputs: Sequence[str]

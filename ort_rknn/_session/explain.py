@@ -50,7 +50,7 @@ def explain(state: State | None) -> str:
 
 
 def cannot_run(state: State) -> list[str]:
-    """Operators of the compiled model that no runtime can run; a board fails at the first run."""
+    """Operators of the compiled model that no runtime supports; on a board the first run fails."""
     from ..files.operators import operators_of
 
     candidate = state.plan.candidate if state.plan is not None else None

@@ -99,7 +99,7 @@ class EpContextNode:
 
 @dataclass(slots=True)
 class OnnxGraph:
-    """What is gathered from a graph; of graphs inside its nodes only EPContext nodes and external data."""
+    """What is collected from a graph; from subgraphs only EPContext nodes and external data."""
 
     name: str = ""
     doc_string: str = ""
@@ -113,7 +113,7 @@ class OnnxGraph:
 
 
 def read_graph(reader: WireReader, start: int, end: int, graph: OnnxGraph, depth: int = 0) -> None:
-    """Add the GraphProto at ``start`` to ``end`` to ``graph``. Raises WireError."""
+    """Add the GraphProto from ``start`` to ``end`` to ``graph``. Raises WireError."""
     if depth > _DEPTH_LIMIT:
         raise WireError(f"offset {start}: graphs inside graphs, {_DEPTH_LIMIT} deep")
     for number, kind, first, last in reader.fields(start, end):
@@ -146,9 +146,9 @@ def _keep(items: list[T], item: T, offset: int) -> None:
 
 
 def _read_node(reader: WireReader, start: int, end: int, graph: OnnxGraph, depth: int) -> None:
-    """Most nodes hold nothing of interest, and a search for what would be is ten times as fast as going through them:
-    a domain's tag (an EPContext node has one), the operators of the standard domain that hold graphs, and the key
-    that external data is written with."""
+    """Most nodes contain nothing of interest, and searching for the relevant bytes is ten times as fast as parsing:
+    a domain's tag (EPContext nodes have one), the standard operators that contain graphs, and the key of external
+    data."""
     if end - start < _SEARCHED_LENGTH:
         node = reader.take(start, end)
         for sign in _SIGNS:
@@ -174,7 +174,7 @@ def _read_node(reader: WireReader, start: int, end: int, graph: OnnxGraph, depth
 
 
 def _read_attribute_parts(reader: WireReader, start: int, end: int, graph: OnnxGraph, depth: int) -> None:
-    """The tensors and graphs that an attribute holds."""
+    """Read the tensors and graphs in an attribute."""
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
             continue
@@ -242,7 +242,7 @@ def _read_ep_context(reader: WireReader, start: int, end: int, attributes: list[
 
 
 def _read_tensor(reader: WireReader, start: int, end: int, graph: OnnxGraph) -> str:
-    """The tensor's name; the file that holds its data, if one does, goes to ``graph``."""
+    """Return the tensor's name; if a file holds its data, add it to ``graph``."""
     name = ""
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:

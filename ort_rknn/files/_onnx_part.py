@@ -26,7 +26,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class PartNode:
-    """A node, and where it lies in the file."""
+    """A node, and its position in the file."""
 
     op_type: str
     domain: str
@@ -64,7 +64,7 @@ class Nodes:
     """Whether a function of the model is in the standard domain."""
 
     def cut(self, nodes: Sequence[PartNode], outputs: Sequence[str]) -> bytes:
-        """The ONNX model that has these nodes (in the file's order), what they read, and ``outputs``."""
+        """An ONNX model with these nodes (in the file's order), what they read, and ``outputs``."""
         data = self.data
         used = dict.fromkeys((*(name for node in nodes for name in node.reads), *outputs))
         parts = [bytes_field(_GRAPH_NODE, data[slice(*node.span)]) for node in nodes]

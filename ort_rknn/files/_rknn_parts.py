@@ -38,7 +38,7 @@ _TYPE_CODES = {1: "int32", 3: "int8", 5: "int16", 6: "float32", 7: "int64", 10: 
 
 @dataclass(slots=True)
 class RknnPort:
-    """An input or output as a graph table or the trailer describes it. ``shape`` is without the batch factor."""
+    """An input or output as described by a graph table or the trailer. ``shape`` is without the batch factor."""
 
     name: str
     shape: Shape | None = None
