@@ -17,6 +17,7 @@ from .accuracy import OutputAccuracy
 from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import Converter
 from .cuts import CutPlan
+from .graph import load_graph
 from .layers import LayerError
 from .measure import Reference, compare, compiled_names, simulate_parts, spread
 from .observe import Observed, observe, random_feeds
@@ -87,7 +88,7 @@ def on_simulator(
     with tempfile.TemporaryDirectory(prefix="ort_rknn-check-") as scratch:
         source = prepare(path, scratch, freeze=record.freeze, lower=record.lowered)
         _check_shapes(record, source.signature)
-        model = onnx.load(source.path, load_external_data=False)
+        model = load_graph(source.path)
         form: dict[str, Any] = {"mean": record.mean, "std": record.std, "fit": record.fit}
         learned = _learned_from(model, record, os.path.join(scratch, "int8"), form)
         if data is None and learned is not None:
@@ -150,7 +151,7 @@ def on_cpu(
     path: str, shapes: Mapping[str, tuple[int, ...]], data: Data | None, folder: str, form: Mapping[str, Any]
 ) -> tuple[Samples, Reference]:
     """The feeds, and the ONNX on the CPU."""
-    model = onnx.load(path, load_external_data=False)
+    model = load_graph(path)
     samples = feeds_for(model, shapes, data, folder, **form)
     seen: Observed = observe(model, os.path.dirname(path), [samples.feed(0)])
     return samples, Reference(model, os.path.dirname(path), seen)

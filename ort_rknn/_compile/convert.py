@@ -18,6 +18,7 @@ from ..files.hashes import sha256_of
 from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import BuildSpec, ConversionError, Converter
 from .cuts import KEPT, CutPlan
+from .graph import load_graph
 from .int8 import Search, best_of
 from .observe import Observed
 from .opset import OpsetError
@@ -27,7 +28,7 @@ from .place import place_parts, place_whole
 from .prepare import PreparedModel, prepare
 from .put import put_copy
 from .recipe import Recipe
-from .record import BuildRecord, record_path
+from .record import BuildRecord, Keeping, record_path
 from .report import Compiled, ConversionReport, Part, fates_of
 from .shapes import CompiledShapes, compiled_shapes
 from .spec import part_spec, per_channel
@@ -140,7 +141,7 @@ def _samples(
     if len(shapes.sets) > 1 or options.batch is not None:
         what = "several shape sets" if len(shapes.sets) > 1 else "a batch"
         raise ConversionError(f"int8 with {what}: not offered; convert to int8 with one set of shapes")
-    model = onnx.load(source.path, load_external_data=False)
+    model = load_graph(source.path)
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         return None, [
             f"{os.path.basename(path)} has its own scales (QuantizeLinear nodes), which are kept: no samples used"
@@ -207,8 +208,8 @@ class _Job:
                 custom_string=self._origin(),
             )
         )
-        self._keep_record(target, CutPlan("as a whole", whole=True))
-        placed = place_whole(built.path, self.folder, self.stem, target)
+        keeping = self._keeping(target, CutPlan("as a whole", whole=True))
+        placed = place_whole(built.path, self.folder, self.stem, target, keeping)
         part = Part(str(placed), built.file.size, built.log.layers, read_rknn(placed))
         return Compiled(target, str(placed), (part,), time.monotonic() - started)
 
@@ -222,8 +223,7 @@ class _Job:
             spec=lambda path, part, observed: self._part_spec(path, part, observed, target),
             progress=self.progress,
         )
-        self._keep_record(target, CutPlan("in parts"), made.partition.on_cpu)
-        return self._placed(made, target, str(refusal), started)
+        return self._placed(made, target, CutPlan("in parts"), str(refusal), started)
 
     def _int8(self, target: str, samples: Samples, started: float) -> Compiled:
         recipe = Recipe(
@@ -240,23 +240,21 @@ class _Job:
         lines = tuple(f"int8, {one.line()}{' <- taken' if one is best else ''}" for one in attempts)
         if best.problems:
             lines += (f"int8: NO way held --accuracy {self.options.accuracy:g}; this is the best that was found",)
-        kept = best.made.partition.on_cpu
-        self._keep_record(target, best.plan, kept)
         if best.whole:
             (built,) = best.made.built
-            placed = place_whole(built.built.path, self.folder, self.stem, target)
+            keeping = self._keeping(target, best.plan)
+            placed = place_whole(built.built.path, self.folder, self.stem, target, keeping)
             part = Part(str(placed), built.built.file.size, built.built.log.layers, read_rknn(placed))
             return Compiled(
                 target, str(placed), (part,), time.monotonic() - started, int8=lines, quantized=best.quantized
             )
         why = KEPT if best.plan.on_cpu else "the toolkit refused it in int8; the nodes on the CPU say why"
-        made = self._placed(best.made, target, why, started)
+        made = self._placed(best.made, target, best.plan, why, started)
         return replace(made, int8=lines, quantized=best.quantized)
 
-    def _placed(self, made: InParts, target: str, refusal: str, started: float) -> Compiled:
-        placed, paths = place_parts(
-            made, self.folder, self.path, target, self.converter.toolkit.version, free=self._has_free_axes()
-        )
+    def _placed(self, made: InParts, target: str, plan: CutPlan, refusal: str, started: float) -> Compiled:
+        toolkit, keeping = self.converter.toolkit.version, self._keeping(target, plan, made.partition.on_cpu)
+        placed, paths = place_parts(made, self.folder, self.path, target, toolkit, keeping, free=self._has_free_axes())
         parts = tuple(
             Part(str(path), each.built.file.size, each.built.log.layers, read_rknn(path))
             for path, each in zip(paths, made.built)
@@ -267,9 +265,11 @@ class _Job:
         sides = (self.options.mean, self.options.std)
         return part_spec(path, part, observed, target, self.shapes.sets[0], *sides, custom_string=self._origin())
 
-    def _keep_record(self, target: str, plan: CutPlan, on_cpu: Mapping[int, str] | None = None) -> None:
+    def _keeping(self, target: str, plan: CutPlan, on_cpu: Mapping[int, str] | None = None) -> Keeping:
+        """The record of this build, for the one who puts the result in its place."""
+        place = record_path(self.folder, self.stem, target)
         if len(self.shapes.sets) > 1 or self.options.batch is not None:
-            return
+            return Keeping(place, None)
         data = self.options.int8
         record = BuildRecord(
             sha256=sha256_of(self.path),
@@ -288,7 +288,7 @@ class _Job:
             algorithm=plan.algorithm,
             on_cpu=dict(on_cpu or {}),
         )
-        record.write(record_path(self.folder, self.stem, target))
+        return Keeping(place, record)
 
     def _origin(self) -> str:
         return Origin.of(self.path, toolkit=self.converter.toolkit.version).to_custom_string()

@@ -12,12 +12,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import onnx
-
 from .accuracy import OutputAccuracy
 from .calibration import Samples
 from .converter import ConversionError
 from .cuts import CutPlan, plans, with_heads
+from .graph import load_graph
 from .measure import compare, simulate_parts, spread
 from .observe import observe
 from .parts import InParts
@@ -126,7 +125,7 @@ class Search:
         self.recipe.progress(text)
 
     def _plans(self) -> list[CutPlan]:
-        model = onnx.load(self.recipe.path, load_external_data=False)
+        model = load_graph(self.recipe.path)
         observed = observe(model, os.path.dirname(self.recipe.path), [self.samples.feed(0)])
         return plans(model, observed, whole=self.refusal is None)
 
@@ -134,12 +133,15 @@ class Search:
         """Plans that cost a call as much as ``one`` does, and may be closer to the ONNX."""
         if one.spent <= _COMFORT:
             return
-        if one.plan.algorithm == "normal" and one.seconds * _REFINING < left:
-            yield one.plan.refined()
-        elif one.plan.algorithm != "normal":
-            heads = with_heads(one.made.model, one.made.observed, one.plan)
-            if heads is not None and heads.on_cpu != one.plan.on_cpu:
-                yield heads
+        refined = one.plan
+        if refined.algorithm == "normal":
+            if one.seconds * _REFINING >= left:
+                return
+            refined = refined.refined()
+            yield refined
+        heads = with_heads(one.made.model, one.made.observed, refined)  # whether or not the refined holds the bound
+        if heads is not None and heads.on_cpu != one.plan.on_cpu:
+            yield heads
 
     def _attempt(self, plan: CutPlan) -> Int8Attempt:
         started = time.monotonic()

@@ -14,11 +14,14 @@ import onnx
 from .converter import BuildSpec, Built, ConversionError, Converter
 from .extract import extract
 from .fate import Trials, refused_by_table, remembered, short
+from .graph import load_graph
 from .observe import Array, Observed, observe, random_feeds
 from .opset import lower_opset
 from .partition import GraphPart, Partition, partition
 from .prepare import NEWEST_IR, NEWEST_OPSET, link
 
+#: The toolkit's file of a part; beside it lie links to the files of weights, under their own names.
+_PART = "ort_rknn part.onnx"
 #: The maximum number of times the graph is partitioned again.
 _ROUNDS = 40
 
@@ -61,7 +64,7 @@ def build_in_parts(
     left, naming what keeps the nodes on the CPU.
     """
     folder = os.path.dirname(path)
-    model = onnx.load(path, load_external_data=False)
+    model = load_graph(path)
     progress("running the ONNX once to learn the shapes between its nodes")
     observed = observe(model, folder, feeds or [random_feeds(model, shapes)])
     refused = {**refused_by_table(model), **(keep or {})}
@@ -100,7 +103,7 @@ def _build_one(
     cut = extract(model, part.inputs, part.outputs, observed)
     lower_opset(cut, NEWEST_OPSET)
     cut.ir_version = min(cut.ir_version, NEWEST_IR)
-    place = Path(tempfile.mkdtemp(prefix="part-", dir=converter.folder)) / "part.onnx"
+    place = Path(tempfile.mkdtemp(prefix="part-", dir=converter.folder)) / _PART
     onnx.save(cut, place)
     for tensor in cut.graph.initializer:
         for entry in tensor.external_data:

@@ -14,25 +14,28 @@ from onnx import external_data_helper
 from ..files.compiled_places import confined_path
 from .parts import InParts
 from .put import put, put_copy
+from .record import Keeping
 from .write import CompiledPart, context_model
 
 #: The nodes that stay on the CPU keep their weights inside the model up to this size in bytes.
 _INLINE = 64 << 20
 
 
-def place_whole(built: str, folder: Path, stem: str, target: str) -> Path:
-    """Put the compiled model ``built`` at ``<stem>.<target>.rknn``. An existing result in parts is removed."""
+def place_whole(built: str, folder: Path, stem: str, target: str, keeping: Keeping) -> Path:
+    """Put the compiled model ``built`` at ``<stem>.<target>.rknn``, with its record. An existing result in parts is
+    removed."""
     place = folder / f"{stem}.{target}.rknn"
-    put_copy(place, built)
+    with keeping.beside(place, _digest(built)):
+        put_copy(place, built)
     _remove(folder / f"{stem}.{target}_ctx.onnx")
     shutil.rmtree(folder / f"{stem}.{target}_parts", ignore_errors=True)
     return place
 
 
 def place_parts(
-    made: InParts, folder: Path, original: str, target: str, toolkit: str, *, free: bool
+    made: InParts, folder: Path, original: str, target: str, toolkit: str, keeping: Keeping, *, free: bool
 ) -> tuple[Path, list[Path]]:
-    """Put the model in parts at ``<stem>.<target>_ctx.onnx``, its parts in ``<stem>.<target>_parts/``.
+    """Put the model in parts at ``<stem>.<target>_ctx.onnx`` with its record, its parts in ``<stem>.<target>_parts/``.
 
     A part's file name depends on its content, so that an older model in parts keeps working until it is replaced. An
     existing whole result is removed. Returns the model's path and those of the parts.
@@ -54,7 +57,9 @@ def place_parts(
     )
     weights = _own_weights(model, os.path.dirname(original), parts_folder)
     place = folder / f"{stem}.{target}_ctx.onnx"
-    put(place, lambda file: _write(file, model.SerializeToString()))
+    content = model.SerializeToString()
+    with keeping.beside(place, hashlib.sha256(content).hexdigest()):
+        put(place, lambda file: _write(file, content))
     _remove(folder / f"{stem}.{target}.rknn")
     for path in parts_folder.iterdir():
         if path not in paths and path != weights:

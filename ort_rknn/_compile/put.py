@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -11,9 +13,11 @@ from typing import IO
 
 
 def put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that appears complete or not at all."""
+    """Write a file that appears complete or not at all. Removes what a process that was killed left."""
+    _clear(place)
     descriptor, fresh = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # for as long as it is written, so that nobody takes it away
         with os.fdopen(descriptor, "wb") as file:
             fill(file)
             file.flush()
@@ -23,6 +27,22 @@ def put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         Path(fresh).unlink(missing_ok=True)
         raise
+
+
+def _clear(place: Path) -> None:
+    """Remove unfinished files of this name that no process writes any more."""
+    for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
+        try:
+            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink(missing_ok=True)
+        except OSError:
+            continue  # it is being written, or is not ours
+        finally:
+            os.close(descriptor)
 
 
 def put_copy(place: Path, source: str | os.PathLike[str]) -> None:

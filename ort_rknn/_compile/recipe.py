@@ -12,6 +12,7 @@ import onnx
 from .calibration import Samples
 from .converter import BuildSpec, ConversionError, Converter
 from .cuts import CutPlan
+from .graph import load_graph
 from .measure import Reference, calibration_list
 from .observe import Array, Observed, observe
 from .partition import GraphPart, Partition
@@ -40,7 +41,7 @@ class Recipe:
 
         Raises ConversionError if nothing of it can be compiled.
         """
-        model = onnx.load(self.path, load_external_data=False)
+        model = load_graph(self.path)
         references: list[Reference] = []
 
         def complete(place: str, part: GraphPart, observed: Observed) -> BuildSpec:

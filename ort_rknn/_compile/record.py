@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,7 @@ from .._rknpu import is_soc
 from ..files.hashes import sha256_of
 from .put import put
 
-_VERSION = 2
+_VERSION = 3
 #: More than any model has.
 _MOST_INPUTS, _MOST_AXES, _MOST_CHANNELS = 4096, 16, 1 << 16
 _LONGEST_REASON = 1 << 16
@@ -55,6 +56,8 @@ class BuildRecord:
     """Nodes that stay on the CPU, with the reason."""
     algorithm: Algorithm = "normal"
     """How the toolkit determined the scales."""
+    result: str = ""
+    """SHA-256 of the file that a session loads: the compiled model, or the model in parts."""
 
     def write(self, place: Path) -> None:
         """Write it to ``place``, atomically."""
@@ -67,9 +70,65 @@ def record_path(folder: str | os.PathLike[str], stem: str, target: str) -> Path:
     return Path(folder) / f"{stem}.{target}.build.json"
 
 
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Writes a record together with the result that it describes.
+
+    Two files cannot be replaced atomically. So the new record has a hidden name while the result is replaced, and a
+    reader takes the record that matches the result.
+    """
+
+    place: Path
+    """Of the record."""
+    record: BuildRecord | None
+    """Without its result; None if the conversion cannot be repeated: an existing record is removed then."""
+
+    @contextmanager
+    def beside(self, result: Path, digest: str) -> Iterator[None]:
+        """A context in which a file with the SHA-256 ``digest`` is put at ``result``."""
+        if self.record is None:
+            yield
+            self.place.unlink(missing_ok=True)
+            return
+        waiting = _waiting(self.place)
+        replace(self.record, result=digest).write(waiting)
+        try:
+            yield
+        except BaseException:
+            if not result.is_file() or sha256_of(result) != digest:
+                waiting.unlink(missing_ok=True)
+            raise
+        os.replace(waiting, self.place)
+
+
+def _waiting(place: Path) -> Path:
+    return place.with_name(f".{place.name.removesuffix('.build.json')}.new.build.json")
+
+
 def read_record(place: Path, onnx_path: str) -> BuildRecord:
-    """The record at ``place``, which must match the current ONNX. It is untrusted, like the ONNX it came with: every
-    field is checked. Raises RecordError, and OSError if the ONNX cannot be read."""
+    """The record at ``place``, which must match the current ONNX and the result beside it. It is untrusted, like the
+    ONNX it came with: every field is checked. Raises RecordError, and OSError if the ONNX or the result cannot be
+    read."""
+    results = _results(place)
+    waiting = _waiting(place)
+    if results and waiting.exists():  # a conversion was killed between the two, or is between them now
+        found = _read(waiting, onnx_path)
+        if found.result in results:
+            return found
+    record = _read(place, onnx_path)
+    if results and record.result not in results:
+        raise RecordError(f"{place.name} is of another result than the one beside it: convert again")
+    return record
+
+
+def _results(place: Path) -> set[str]:
+    """SHA-256 of the results beside a record: the compiled model or the model in parts, for a moment both."""
+    name = place.name.removesuffix(".build.json")
+    paths = [place.with_name(f"{name}{ending}") for ending in (".rknn", "_ctx.onnx")]
+    return {sha256_of(path) for path in paths if path.is_file()}
+
+
+def _read(place: Path, onnx_path: str) -> BuildRecord:
     try:
         record = _checked(members(read_json(place), "the whole"))
     except FileNotFoundError:
@@ -118,6 +177,7 @@ def _checked(data: Mapping[str, object]) -> BuildRecord:
         lowered=boolean(data.get("lowered"), "lowered"),
         hybrid=boolean(data.get("hybrid"), "hybrid"),
         algorithm="mmse" if one_of(data.get("algorithm"), "algorithm", get_args(Algorithm)) == "mmse" else "normal",
+        result=hex_digest(data.get("result"), "result"),
         on_cpu={
             _index(key): text(why, "on_cpu", most=_LONGEST_REASON)
             for key, why in members(data.get("on_cpu"), "on_cpu").items()

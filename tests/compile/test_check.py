@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,12 @@ def test_convert_leaves_a_record_that_holds_for_this_onnx(conv, toolkit, capsys,
     assert main(["convert", str(conv), "--target", "rk3588", "--toolkit", toolkit.python]) == 0
     place = record_path(tmp_path, "conv", "rk3588")
     assert read_record(place, str(conv)).whole
+    result = tmp_path / "conv.rk3588.rknn"
+    content = result.read_bytes()
+    result.write_bytes(content + b"\x00")
+    with pytest.raises(RecordError, match="of another result"):
+        read_record(place, str(conv))
+    result.write_bytes(content)
     conv.write_bytes(conv.read_bytes() + b"\x42\x00")
     with pytest.raises(RecordError, match="has changed"):
         read_record(place, str(conv))
@@ -84,7 +91,10 @@ def record(onnx, **given):
     fields = {"target": "rk3588", "toolkit": "2.5.0", "shapes": {"x": (1, 3, 32, 32)}, "mean": (), "std": ()}
     fields |= {"freeze": {}, "fit": "stretch", "data": None, "samples": (), "whole": True, "on_cpu": {}}
     fields |= {"lowered": False, "hybrid": False}
-    made = BuildRecord(sha256=sha256_of(str(onnx)), **{**fields, **given})
+    made = BuildRecord(sha256=sha256_of(str(onnx)), result="0" * 64, **{**fields, **given})
+    result = onnx.with_name(f"{onnx.stem}.{made.target}.rknn")
+    if result.exists():
+        made = replace(made, result=sha256_of(result))
     made.write(record_path(onnx.parent, onnx.stem, made.target))
 
 

@@ -132,6 +132,12 @@ def test_a_refinement_that_is_worse_is_not_taken(detector):
     assert int8.best_of(search.run()).plan == CutPlan("as a whole", whole=True)
 
 
+def test_a_refinement_that_breaks_the_bound_does_not_end_the_search(detector):
+    search = Told(detector, {"2 normal": 0.6, "2 mmse": 1.1, "4 mmse": 0.4})
+    assert len(int8.best_of(search.run()).plan.on_cpu) == 4
+    assert search.tried == ["whole", "2 normal", "2 mmse", "4 mmse"]
+
+
 def test_the_scales_of_the_least_error_are_not_begun_without_time_for_them(detector):
     search = Told(detector, {"2 normal": 0.6}, budget=1.0, seconds=30.0)
     assert int8.best_of(search.run()).plan.algorithm == "normal"

@@ -285,7 +285,7 @@ def test_a_build_record_and_its_onnx(tmp_path, monkeypatch, how):
         place = folder / "m.rk3588.build.json"
         record = BuildRecord(
             hashes.sha256_of(folder / "m.onnx"), "rk3588", "2.5.0", {"x": (1, 3, 32, 32)}, (), (), {}, "stretch", None,
-            (), True, False, False, {},
+            (), True, False, False, {}, result="0" * 64,
         )  # fmt: skip
         record.write(place)
         assert read_record(place, str(folder / "m.onnx")) == record

@@ -22,8 +22,9 @@ from ort_rknn.files import Origin, hashes
 
 ONNX_SHA = "5" * 64
 RECORD = {
-    "version": 2,
+    "version": 3,
     "sha256": ONNX_SHA,
+    "result": "c" * 64,
     "target": "rk3588",
     "toolkit": "2.5.0",
     "shapes": {"x": [1, 3, 8, 8], "y": [1]},
@@ -112,7 +113,7 @@ def test_build_records(folder, content):
         ("target", "rk9999", "no SoC that is known"),
         ("fit", "other", "fit: expected 'letterbox' or 'stretch'"),
         ("toolkit", None, "toolkit: expected text, found null"),
-        ("version", 3, "another version"),
+        ("version", 2, "another version"),
     ],
 )
 def test_what_a_record_cannot_hold(folder, field, value, says):
