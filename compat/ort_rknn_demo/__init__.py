@@ -1,7 +1,7 @@
-"""The demo, ``ort-rknn demo``: what this package does, shown on the machine at hand, with or without a board.
+"""The demo, ``ort-rknn demo``: shows what this package does on the current machine, with or without a board.
 
-Part one, "ocr": RapidOCR, an unmodified program that knows onnxruntime only, reads a picture through our session.
-Part two, "npu": a small model on one, two and three cores of a virtual NPU.
+Part one, "ocr": RapidOCR, an unmodified program written for onnxruntime, reads an image through our session. Part two,
+"npu": a small model on one, two and three cores of a virtual NPU.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def run(
     save: str | None = None,
     outcomes: dict[str, Outcome] | None = None,
 ) -> int:
-    """Run both parts, or the one that is named, and print what happens. ``save``: where to write the picture.
-    ``outcomes`` gets the outcome of each part that was shown.
+    """Run both parts, or the named one, and print what happens. ``save``: where to write the image. ``outcomes``
+    receives the outcome of each part that was shown.
 
-    Returns 0 where everything that ran went well and something ran, else 1. A part one whose packages are missing is
-    left out, which is a failure only if it was asked for by name. A part two without a C compiler is a failure.
+    Returns 0 if something ran and everything that ran succeeded, else 1. If the packages of part one are missing, it is
+    skipped, which is a failure only if it was requested by name. Part two without a C compiler is a failure.
     """
     from ort_rknn._environment import switched_on
 

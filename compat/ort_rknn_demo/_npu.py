@@ -58,7 +58,7 @@ def show(seconds: float = 1.0) -> Outcome:
 
 
 def conv_net() -> bytes:
-    """An ONNX model: two 3x3 convolutions with a ReLU between them, x [1, 3, 16, 16] to y [1, 4, 16, 16]."""
+    """An ONNX model: two 3x3 convolutions with a ReLU in between, x [1, 3, 16, 16] to y [1, 4, 16, 16]."""
     random = np.random.default_rng(7)
 
     def kernel(name: str, c_out: int, c_in: int) -> bytes:
@@ -79,7 +79,7 @@ def conv_net() -> bytes:
 
 
 def _session(net: bytes, schedule: tuple[int, ...]) -> InferenceSession:
-    """A session on the virtual NPU, never on the CPU instead."""
+    """A session on the virtual NPU that never falls back to the CPU."""
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return InferenceSession(net, options, providers=[(PROVIDER, {"device": _DEVICE, "schedule": list(schedule)})])
@@ -121,7 +121,7 @@ def _table(npu: VirtualNpu, seconds: float) -> Outcome:
 
 
 def _callers(net: bytes) -> list[tuple[Feed, Array]]:
-    """For each caller what it asks, and what it should be answered."""
+    """For each caller, its feed and the expected answer."""
     cpu = onnxruntime.InferenceSession(net, providers=["CPUExecutionProvider"])
     random = np.random.default_rng(1)
     feeds = [{"x": random.standard_normal(_SHAPE).astype(np.float32)} for _ in range(_CALLERS)]
@@ -131,7 +131,7 @@ def _callers(net: bytes) -> list[tuple[Feed, Array]]:
 def _throughput(
     session: InferenceSession, callers: Sequence[tuple[Feed, Array]], seconds: float
 ) -> tuple[float, float]:
-    """Runs per second of all callers together, and the largest difference of an answer from what it should be."""
+    """Runs per second of all callers together, and the largest difference from the expected answers."""
     start = threading.Barrier(len(callers))
     rates = [0.0] * len(callers)
     worst = [0.0] * len(callers)

@@ -1,4 +1,4 @@
-"""Part one: RapidOCR, unmodified, reads a picture through our session."""
+"""Part one: RapidOCR, unmodified, reads an image through our session."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _LINES = (
 
 
 class Missing(Exception):
-    """What part one needs is not installed; the text says what to do."""
+    """A requirement of part one is not installed; the message says what to do."""
 
 
 def show(save: str | None) -> Outcome:
-    """Draw, read, compare, and tell which provider ran which model and for how long."""
+    """Draw, read, compare, and report which provider ran which model and for how long."""
     print("Part one: RapidOCR, an unmodified program, reads a picture through our session")
     try:
         picture = draw()
@@ -52,7 +52,7 @@ def show(save: str | None) -> Outcome:
     pixels = np.asarray(picture)[:, :, ::-1]  # blue first, as OpenCV has them
     with our_session_in(engine_module) as sessions:
         reader = make_reader()
-    found, _ = reader(pixels)  # the first time, onnxruntime makes its plans and buffers
+    found, _ = reader(pixels)  # at the first call onnxruntime creates its plans and buffers
     for session in sessions:
         session.runs, session.seconds = 0, 0.0
     began = time.perf_counter()
@@ -68,7 +68,7 @@ def show(save: str | None) -> Outcome:
 
 
 def draw() -> Image:
-    """A shop's sign of 760 x 480 pixels, in the font that Pillow brings along. Raises Missing."""
+    """A shop sign of 760 x 480 pixels, in the font that Pillow includes. Raises Missing."""
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ImportError as error:
@@ -91,13 +91,13 @@ def draw() -> Image:
 def _write(picture: Image, path: str) -> None:
     try:
         picture.save(path)
-    except ValueError as error:  # an ending that is no picture's
+    except ValueError as error:  # an unknown file extension
         raise OSError(f"{path}: {error}") from None
     print(f"  The picture is in {os.path.abspath(path)}")
 
 
 def _compare(read: list[str]) -> bool:
-    """Print what was drawn and read, side by side; spaces do not count, for RapidOCR's alphabet hardly has them."""
+    """Print what was drawn and read, side by side; spaces are ignored, because RapidOCR's alphabet hardly has them."""
     drawn = (_TITLE, *_LINES)
     print(f"\n  {'drawn':<28}read")
     known = {text.replace(" ", ""): text for text in read}
@@ -116,7 +116,7 @@ def _compare(read: list[str]) -> bool:
 
 
 class TimedSession(InferenceSession):
-    """Our session, with a stopwatch around ``run``."""
+    """Our session, which measures the time spent in ``run``."""
 
     runs = 0
     seconds = 0.0
@@ -133,10 +133,10 @@ class TimedSession(InferenceSession):
 
 @contextmanager
 def our_session_in(module: ModuleType) -> Iterator[list[TimedSession]]:
-    """While this lasts, ``InferenceSession`` in ``module`` (which imported it from onnxruntime) is ours.
+    """For the duration of the block, ``InferenceSession`` in ``module`` (which imported it from onnxruntime) is ours.
 
-    That is what changing the program's import to ``from ort_rknn import InferenceSession`` would do; nothing else of
-    the program is touched. Gives the sessions that were made.
+    This is equivalent to changing the program's import to ``from ort_rknn import InferenceSession``; nothing else of
+    the program is changed. Yields the list of sessions created.
     """
     made: list[TimedSession] = []
 
@@ -154,7 +154,7 @@ def our_session_in(module: ModuleType) -> Iterator[list[TimedSession]]:
 
 
 def _load_rapidocr() -> tuple[ModuleType, Any]:
-    """The module of RapidOCR that makes sessions, and its reader's class. Raises Missing."""
+    """The RapidOCR module that creates sessions, and its reader class. Raises Missing."""
     try:
         from rapidocr_onnxruntime import RapidOCR
         from rapidocr_onnxruntime.utils import infer_engine
@@ -170,7 +170,7 @@ def _why_not(error: ImportError) -> str:
             return "rapidocr-onnxruntime 1.4.4 is made for Python below 3.13; use an environment with Python 3.12"
         return f"rapidocr-onnxruntime is not installed. {_INSTALL}"
     if ".so" in text and "cannot open shared object file" in text:
-        # opencv-python, which RapidOCR depends on, needs the libraries of a desktop, as seen with 5.0.0.93.
+        # RapidOCR depends on opencv-python, which needs desktop libraries, as seen with 5.0.0.93.
         library = text.partition(":")[0]
         return (
             f"OpenCV does not load, because this machine has no {library}. RapidOCR brings in the OpenCV for desktops; "

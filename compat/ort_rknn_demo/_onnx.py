@@ -62,5 +62,5 @@ def model(
 
 
 def identity(shape: Sequence[int]) -> bytes:
-    """A model that gives back what it gets: x to y."""
+    """A model that returns its input: x to y."""
     return model("identity", [node("Identity", ["x"], "y")], inputs=[value("x", shape)], outputs=[value("y", shape)])

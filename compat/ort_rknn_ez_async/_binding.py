@@ -1,4 +1,4 @@
-"""Binding: which memory a session's inputs and outputs use."""
+"""Bindings: the memory used for a session's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ._values import (
 
 @dataclass(slots=True)
 class _BoundOutput:
-    """One bound output: a value that the user brought, or one that is made at the run."""
+    """A bound output: a value from the user, or one that is created at the run."""
 
     tensor: Tensor
     on_device: bool
@@ -38,7 +38,7 @@ class _BoundOutput:
 class SessionIOBinding:
     """Inputs and outputs of one session, bound by name; binding a name again replaces it. Keeps its session alive.
 
-    Values have the compiled dtypes, of quantized tensors the stored integers. Not thread safe.
+    Values have the compiled dtypes; those of quantized tensors are the stored integers. Not thread-safe.
     """
 
     def __init__(self, session: HasTensors) -> None:
@@ -51,20 +51,20 @@ class SessionIOBinding:
     # Inputs ---------------------------------------------------------------------------------------------------
 
     def bind_cpu_input(self, name: str, arr_on_cpu: Any) -> None:
-        """Bind a copy of an array. Raises RuntimeError for another shape or dtype than the compiled one (a quantized
-        input takes uint8 pixels too)."""
+        """Bind a copy of an array. Raises RuntimeError if its shape or dtype is not the compiled one (a quantized input
+        also accepts uint8 pixels)."""
         tensor = tensor_of(self.session, name, "input")
         array = np.asarray(arr_on_cpu)
         check_bound(tensor, "input", array.shape, array.dtype.name)
         self._inputs[name] = (OrtValue._make(np.array(array, order="C", copy=True)), False)
 
     def bind_input(self, name: str, *args: Any, **kwargs: Any) -> None:
-        """Raises RuntimeError: raw addresses are not taken."""
+        """Raises RuntimeError: raw addresses are not supported."""
         tensor_of(self.session, name, "input")
         refuse_pointer("bind_input with raw buffer_ptr is not supported")
 
     def bind_ortvalue_input(self, name: str, ortvalue: OrtValue) -> None:
-        """Bind a value; what it holds at the run is used. A session's output value may be another's input."""
+        """Bind a value; its content at the time of the run is used. A session's output value may be another's input."""
         tensor = tensor_of(self.session, name, "input")
         _check_value(ortvalue)
         check_bound(tensor, "input", tuple(ortvalue.shape()), ortvalue._array.dtype.name)
@@ -87,7 +87,7 @@ class SessionIOBinding:
         self._inputs[name] = (ortvalue, theirs is not None)
 
     def clear_binding_inputs(self) -> None:
-        """Forget the inputs."""
+        """Remove all inputs."""
         self._inputs.clear()
 
     # Outputs --------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class SessionIOBinding:
         layout: str = "native",
         mem_flags: Any = "cacheable",
     ) -> None:
-        """Ask for an output. ``element_type`` and ``shape``, where given, must be the output's own."""
+        """Bind an output. ``element_type`` and ``shape``, if given, must be the output's own."""
         tensor = tensor_of(self.session, name, "output")
         if buffer_ptr is not None:
             refuse_pointer("bind_output with raw buffer_ptr is not implemented")
@@ -124,7 +124,7 @@ class SessionIOBinding:
         self._outputs[name] = _BoundOutput(tensor, device_type != "cpu", None, brought=False)
 
     def bind_ortvalue_output(self, name: str, ortvalue: OrtValue) -> None:
-        """Bind a value that the run writes. Raises RuntimeError for another shape or dtype than the compiled one."""
+        """Bind a value that the run writes. Raises RuntimeError if its shape or dtype is not the compiled one."""
         tensor = tensor_of(self.session, name, "output")
         _check_value(ortvalue)
         check_bound(tensor, "output", tuple(ortvalue.shape()), ortvalue._array.dtype.name)
@@ -133,15 +133,15 @@ class SessionIOBinding:
         self._outputs[name] = _BoundOutput(tensor, ortvalue._on_device, ortvalue, brought=True)
 
     def clear_binding_outputs(self) -> None:
-        """Forget the outputs."""
+        """Remove all outputs."""
         self._outputs.clear()
 
     def get_outputs(self) -> list[OrtValue]:
-        """The bound outputs' values, in the order of binding. Raises RuntimeError before the first run."""
+        """The bound outputs' values, in binding order. Raises RuntimeError before the first run."""
         return [self._value_of(name, output) for name, output in self._outputs.items()]
 
     def copy_outputs_to_cpu(self) -> list[Array]:
-        """Copies of the bound outputs, in the order of binding, in the compiled dtypes."""
+        """Copies of the bound outputs, in binding order, with the compiled dtypes."""
         return [value.numpy() for value in self.get_outputs()]
 
     @staticmethod
@@ -159,7 +159,7 @@ class SessionIOBinding:
     # The run --------------------------------------------------------------------------------------------------
 
     def run(self, calls: Calls) -> None:
-        """Run on what is bound; the session's run_with_iobinding() is the way to call it."""
+        """Run with the bound values; called by the session's run_with_iobinding()."""
         missing = [t.name for t in calls.inputs if t.name not in self._inputs]
         if missing:
             names = ", ".join(missing)
@@ -193,7 +193,7 @@ class SessionIOBinding:
                 output.value = OrtValue._make(result)
 
     def _fits_the_npu(self, calls: NpuCalls) -> bool:
-        """Whether there are device values, and no pixels whose rows the NPU would read with gaps."""
+        """Whether there are device values, and no pixels with rows that the NPU would expect to be padded."""
         given = {tensor.name: self._inputs[tensor.name][0] for tensor in calls.inputs}
         on_device = [value._on_device for value in given.values()]
         on_device += [output.on_device for output in self._outputs.values()]
@@ -201,7 +201,7 @@ class SessionIOBinding:
         return any(on_device) and not any(map(_has_gaps, pixels))
 
     def _run_stored(self, calls: NpuCalls) -> None:
-        """On memory as the NPU stores tensors. Device values are read and written where they are."""
+        """Run on memory in the NPU's storage format. Device values are read and written in place."""
         arrays = [_stored_input(tensor, self._inputs[tensor.name][0]) for tensor in calls.inputs]
         targets: list[Array] = []
         made: dict[str, Array] = {}
@@ -231,7 +231,7 @@ class SessionIOBinding:
 
 
 def _write(value: OrtValue, result: Array) -> None:
-    """``result`` is in the order of axes that ``run`` uses."""
+    """Write ``result``, which is in the axis order of ``run``."""
     if is_stored(value._array, value._tensor):
         assert value._tensor is not None
         value._array[...] = pack(result, value._tensor)
@@ -245,13 +245,13 @@ def _has_gaps(tensor: Tensor) -> bool:
 
 
 def _lies_as(value: OrtValue, tensor: Tensor) -> bool:
-    """Whether a value's memory is what the NPU reads or writes as ``tensor``."""
+    """Whether the NPU can use a value's memory as ``tensor`` directly."""
     theirs = value._tensor
     return is_stored(value._array, theirs) and theirs is not None and theirs.stored == tensor.stored
 
 
 def _stored_input(tensor: Tensor, value: OrtValue) -> Array:
-    """What the NPU reads: the value's own memory, or a copy of an array that lies otherwise."""
+    """What the NPU reads: the value's own memory, or a converted copy."""
     array = value._array
     if _lies_as(value, tensor) or (value._tensor is not None and array.dtype.name != tensor.native_dtype):
         return array

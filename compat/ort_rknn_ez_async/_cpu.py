@@ -1,4 +1,4 @@
-"""The same calls on the CPU: onnxruntime runs the ONNX that the compiled model was made from."""
+"""The same calls on the CPU, where onnxruntime runs the ONNX of the compiled model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _later() -> Submitter:
 
 
 class CpuCalls:
-    """The ONNX, behaving as the compiled model would: its layout, its normalization, its order of outputs, float32."""
+    """The ONNX, behaving like the compiled model: its layout, its normalization, its order of outputs, float32."""
 
     dispatch = None
 
@@ -102,12 +102,12 @@ class CpuCalls:
                 )
 
     def _free(self, tensor: Tensor) -> bool:
-        """Whether the ONNX leaves more to choose than one shape: then it judges shapes itself."""
+        """Whether the ONNX allows more than one shape: then onnxruntime checks the shapes."""
         value = next(v for v in self._session.get_inputs() if v.name == tensor.name)
         return any(not isinstance(d, int) for d in value.shape[1:])
 
     def run(self, arrays: Sequence[Array], *, batch: bool = False, lane: int = 0) -> list[Array]:
-        """All outputs as fresh float32 arrays. A batch goes sample by sample, as on the NPU."""
+        """All outputs as fresh float32 arrays. A batch is run sample by sample, as on the NPU."""
         if self.closed:
             raise RuntimeError("the session was closed")
         self.check(arrays, batch=batch)
@@ -122,11 +122,11 @@ class CpuCalls:
         return [np.array(r, np.float32, copy=True, order="C", ndmin=1) for r in results]
 
     def start(self, arrays: Sequence[Array], lane: int, over: Callable[[], None]) -> Pending:
-        """As :meth:`run` on another thread, which calls ``over`` when the run has ended. Returns at once."""
+        """As :meth:`run`, on another thread, which calls ``over`` when the run has ended. Returns at once."""
         return self._later.start(self.run, arrays, place=[], over=lambda started: over())
 
     def _fed(self, array: Array, tensor: Tensor) -> Array:
-        """As the ONNX takes it: where the compiled model normalizes its input, that is done here."""
+        """The array as the ONNX expects it; a normalization of the compiled model is applied here."""
         norm = self._norms.get(tensor.name)
         wanted = self._onnx_types[tensor.name]
         if norm is not None:
@@ -137,7 +137,7 @@ class CpuCalls:
         return np.ascontiguousarray(array).reshape(array.shape)
 
     def after_fork(self) -> None:
-        """In a forked child: the session works without its threads, but is never destroyed there."""
+        """In a forked child: the session works without its threads, but is never destroyed."""
         for thing in (self._session, self._later):
             keep(thing)
         leave_out_exit_handlers()
@@ -149,7 +149,7 @@ class CpuCalls:
         self._session = None
 
     def run_raw(self, arrays: Sequence[Array], in_native_layout: Sequence[bool]) -> list[Array]:
-        """Outputs of the compiled dtypes; see NpuCalls.run_raw."""
+        """Outputs with the compiled dtypes; see NpuCalls.run_raw."""
         given: list[Array] = []
         for array, native, tensor in zip(arrays, in_native_layout, self.inputs):
             turn = native and array.ndim == 4 and tensor.layout == "NCHW"

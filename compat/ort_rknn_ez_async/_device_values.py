@@ -1,4 +1,4 @@
-"""Device values of a session on the NPU: how its inputs and outputs lie in memory that the NPU shares."""
+"""Device values of a session on the NPU: the form of its inputs and outputs in memory shared with the NPU."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ._nodes import NUMPY_DTYPES, Tensor, exchanged
 
 
 class DeviceValues:
-    """What a session knows of its device values. Raises RuntimeError if ``zero_copy_layout="native"`` cannot be
-    had; NHWC values are host memory then."""
+    """A session's device values. Raises RuntimeError if ``zero_copy_layout="native"`` is not possible; NHWC values are
+    host memory then."""
 
     def __init__(self, model: Model, found: Found, zero_copy_layout: str) -> None:
         self._found = found
@@ -41,7 +41,8 @@ class DeviceValues:
     def stored(
         self, is_input: bool, index: int, info: TensorInfo, onnx_shape: Shape
     ) -> tuple[NativeLayout | None, int]:
-        """How one lies there, and the bytes that the runtime wants; None: it is no dtype of numpy's, or not told."""
+        """The form of one of them, and the size in bytes that the runtime requires; None if numpy lacks its dtype, or
+        the form is unknown."""
         if self._forms is None or info.dtype not in NUMPY_DTYPES:
             return None, 0
         form = self._forms[0 if is_input else 1][index]
@@ -49,7 +50,7 @@ class DeviceValues:
         return NativeLayout(form.layout, info.dtype, shape, onnx_shape), form.nbytes
 
     def memory(self, size: int) -> Array | None:
-        """New bytes that the NPU shares; None if the device gives none."""
+        """New memory shared with the NPU; None if the device cannot allocate any."""
         try:
             return allocate(self._found, size)
         except (Fail, OSError):
@@ -83,7 +84,7 @@ def _pixels(tensor: Tensor) -> PortForm:
 
 
 def pack(array: Array, tensor: Tensor) -> Array:
-    """As ``tensor`` is stored, from an array in the order of axes that ``run`` uses."""
+    """The array, in the axis order of ``run``, converted to the form in which ``tensor`` is stored."""
     how = tensor.stored
     assert how is not None
     turned = array.transpose(0, 3, 1, 2) if array.ndim == 4 and tensor.layout == "NHWC" else array
@@ -92,7 +93,7 @@ def pack(array: Array, tensor: Tensor) -> Array:
 
 
 def unpack(stored: Array, tensor: Tensor) -> Array:
-    """The way back from :func:`pack`."""
+    """The inverse of :func:`pack`."""
     how = tensor.stored
     assert how is not None
     array = how.unpack(stored)

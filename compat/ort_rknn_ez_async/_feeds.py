@@ -1,4 +1,4 @@
-"""From whatever a caller feeds to arrays in the model's order."""
+"""Converts feeds of any kind to arrays in the model's order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = NDArray[np.generic]
 def arrays_of(feed: Any, names: Sequence[str]) -> list[Array]:
     """C-contiguous arrays in the model's order. ``feed``: an array (one input), a list, or a mapping by name.
 
-    A mapping may hold more than the model's inputs. Raises RuntimeError for a wrong container, number or name.
+    A mapping may contain more than the model's inputs. Raises RuntimeError for a wrong container, number or name.
     """
     if isinstance(feed, np.ndarray):
         if len(names) != 1:
@@ -52,9 +52,9 @@ def _contiguous(array: Array) -> Array:
 
 
 def runtime_dtype(dtype: np.dtype[Any], name: str) -> str:
-    """What the runtime is fed for an array of ``dtype``: the same, or the nearest that it knows.
+    """The dtype in which the runtime is fed an array of ``dtype``: the same, or the nearest that it supports.
 
-    float64 becomes float32, uint64 int64. Raises RuntimeError for what is no number.
+    float64 becomes float32, uint64 int64. Raises RuntimeError for non-numeric types.
     """
     if dtype.name in NUMPY_DTYPES:
         return str(dtype.name)
@@ -66,14 +66,14 @@ def runtime_dtype(dtype: np.dtype[Any], name: str) -> str:
 
 
 def cast(array: Array, dtype: str, name: str) -> Array:
-    """As ``dtype``. Raises RuntimeError for unsigned integers that int64 cannot hold."""
+    """The array as ``dtype``. Raises RuntimeError for unsigned integers that do not fit in int64."""
     if array.dtype.kind == "u" and dtype == "int64" and array.size and int(array.max()) >= 2**63:
         raise RuntimeError(f"input {name!r} holds {array.max()}, beyond the int64 that the NPU takes")
     return array.astype(dtype)
 
 
 def places_of(output_names: Any, known: Sequence[str]) -> list[int] | None:
-    """Indices of the wanted outputs; None: all, in order. Raises RuntimeError for an unknown name."""
+    """Indices of the requested outputs; None: all, in order. Raises RuntimeError for an unknown name."""
     if output_names is None:
         return None
     if isinstance(output_names, str):
@@ -92,7 +92,7 @@ BATCH = "ztu_modelrt_dispatch_batch"
 
 
 def wants_batch(run_options: Any) -> bool:
-    """Whether run options ask for a batch to be dispatched. Raises RuntimeError for options that nothing reads."""
+    """Whether the run options ask for a batch to be dispatched. Raises RuntimeError for unsupported options."""
     if run_options is None:
         return False
     if isinstance(run_options, Mapping):
@@ -103,7 +103,7 @@ def wants_batch(run_options: Any) -> bool:
     elif hasattr(run_options, "get_run_config_entry"):
         try:
             value = run_options.get_run_config_entry(BATCH)
-        except Exception:  # onnxruntime's way to say that there is none
+        except Exception:  # how onnxruntime reports that there is none
             value = False
     else:
         raise RuntimeError(

@@ -1,4 +1,4 @@
-"""From what a session is given to its calls: on the NPU, or on the CPU with a warning."""
+"""Loads the model of a session: on the NPU, or on the CPU with a warning."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ Calls = NpuCalls | CpuCalls
 
 @dataclass(frozen=True, slots=True)
 class LoadedSession:
-    """What a session runs."""
+    """A loaded model."""
 
     calls: Calls
     provider: str
-    """RKNPU2, or CPU where the ONNX runs in its place."""
+    """RKNPU2, or CPU if the ONNX runs in its place."""
     custom_string: str
 
 
 def load(model: Any, wish: Wish, sess_options: Any, weights_of: Model | None, *, may_fall_back: bool) -> LoadedSession:
-    """Raises RuntimeError that names the model and what was wrong. Leaves nothing open when it does."""
+    """Load the model. Raises RuntimeError, naming the model and what was wrong, and then leaves nothing open."""
     content = _content(model)
     head = _head(content)
     _check_family(head, wish)
@@ -46,7 +46,7 @@ def load(model: Any, wish: Wish, sess_options: Any, weights_of: Model | None, *,
         return _load(content, wish, sess_options, weights_of, may_fall_back)
     except RuntimeError:
         raise
-    except Exception as error:  # onnxruntime's exception classes share no base, and are no RuntimeErrors
+    except Exception as error:  # onnxruntime's exceptions have no common base, and are not RuntimeErrors
         raise RuntimeError(bare_message(error)) from error
 
 
@@ -147,7 +147,7 @@ def _check_family(head: bytes, wish: Wish) -> None:
         raise RuntimeError(f"Unknown RKNN model magic: {magic} (neither an .rknn model nor an ONNX)")
 
 
-#: The first byte of an ONNX file: the tag of a field of ModelProto, ir_version before all others.
+#: The first byte of an ONNX file: the tag of a field of ModelProto, usually ir_version.
 _ONNX_FIRST_BYTES = (0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72)
 
 
@@ -162,7 +162,7 @@ def _file(content: str | bytes) -> RknnFile | None:
 
 
 def _with_named_library(facts: Facts, file: RknnFile | None, request: Request) -> Facts:
-    """Where the user names the runtime library and nothing tells the SoC, the model does: it was compiled for one."""
+    """If the user names the runtime library and the SoC is unknown, use the one that the model was compiled for."""
     options = request.options
     if (
         facts.found is not None

@@ -1,4 +1,4 @@
-"""What a model's inputs and outputs are called, hold and look like; a model's metadata."""
+"""Names, types and shapes of a model's inputs and outputs; a model's metadata."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ort_rknn._executor.native_layout import NativeLayout
 from ort_rknn.adapter import DTYPE_OF_TYPE, Layout, Quantization, Shape
 
 _TYPE_OF_DTYPE: Mapping[str, str] = {dtype: text for text, dtype in DTYPE_OF_TYPE.items()}
-#: The dtypes that values can hold; others are "unknown", as in that library.
+#: The dtypes that values can have; others are "unknown", as in that library.
 NUMPY_DTYPES = (
     "float32",
     "float16",
@@ -30,7 +30,7 @@ def type_text(dtype: str) -> str:
 
 
 class NodeArg:
-    """One input or output: ``name``, ``shape`` (a list of ints), ``type`` ("tensor(float)"), ``layout`` (of ``shape``:
+    """An input or output: ``name``, ``shape`` (a list of ints), ``type`` ("tensor(float)"), ``layout`` (of ``shape``:
     "NCHW", "NHWC", "UNDEFINED") and ``strides`` (always [])."""
 
     __slots__ = ("layout", "name", "shape", "strides", "type")
@@ -48,32 +48,32 @@ class NodeArg:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """``custom_metadata_map`` has the converter's custom string as "rknn_custom_string", where there is one."""
+    """``custom_metadata_map`` contains the converter's custom string as "rknn_custom_string", if there is one."""
 
     custom_metadata_map: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An input or output, in all the forms that it has."""
+    """An input or output, in all of its forms."""
 
     name: str
     shape: tuple[int | str | None, ...]
-    """As ``run`` takes or gives it."""
+    """As ``run`` accepts or returns it."""
     layout: Layout
     """Of ``shape``."""
     dtype: str
-    """What ``run`` should be fed without loss, or gives."""
+    """The dtype that ``run`` accepts without loss, or returns."""
     native_dtype: str
     """The compiled type: "float16", "int8" ..."""
     native_shape: tuple[int | str | None, ...]
-    """As device values hold it: NHWC where it has four axes and a layout."""
+    """As in device values: NHWC if it has four axes and a layout."""
     native_layout: Layout
     quantization: Quantization | None
     stored: NativeLayout | None = None
-    """How device values hold it in memory that the NPU shares; None: they are host memory, in the native layout."""
+    """Its form in memory shared with the NPU; None: device values are in host memory, in the native layout."""
     room: int = 0
-    """Bytes that the runtime wants such a value to have."""
+    """The size of such a value in bytes that the runtime requires."""
 
     def node(self) -> NodeArg:
         """For ``get_inputs()``."""
@@ -85,7 +85,8 @@ class Tensor:
 
 
 def plain_dtype(native: str, quantization: Quantization | None) -> str:
-    """What is fed without loss where only the compiled type is known: never a quantized or a short float type."""
+    """A dtype that can be fed without loss if only the compiled type is known: never a quantized or short float
+    type."""
     if quantization is not None or native.startswith(("float", "bfloat")) or native not in NUMPY_DTYPES:
         return "float32"
     return native

@@ -1,4 +1,4 @@
-"""Calls on the NPU: the executor's contexts, with a form of call for every combination of dtypes that is fed."""
+"""Calls on the NPU: the executor's contexts, with a form of call for every combination of dtypes fed."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ from ._device_values import DeviceValues
 from ._feeds import Array, cast, runtime_dtype
 from ._nodes import NUMPY_DTYPES, Tensor, exchanged, plain_dtype
 
-#: How many combinations of dtypes and shapes are remembered.
+#: The number of combinations of dtypes and shapes remembered.
 _KEPT = 256
 _BYTE = ctypes.c_char
 _ORT_ERRORS = (state.Fail, state.InvalidArgument, state.RuntimeException)
 
 
 def _address(array: Array) -> int:
-    """Of the first element. Four times as fast as ``array.ctypes.data``, which read-only and empty arrays need."""
+    """The address of the first element. Four times as fast as ``array.ctypes.data``, which read-only and empty arrays
+    need."""
     if array.flags.writeable and array.size:
         memory: Any = array
         return ctypes.addressof(_BYTE.from_buffer(memory))
@@ -46,13 +47,13 @@ def _address(array: Array) -> int:
 
 def _print_perf(started: float) -> None:
     us = (time.perf_counter() - started) * 1e6
-    # One line per task, as that library's; the parts of a run are not told apart above the runtime.
+    # One line per task, as in that library; the phases of a run are not visible above the runtime.
     line = f"task_id=-1 thread_id={threading.get_native_id()} core_id=-1 infer_us={us:.0f} total_us={us:.0f}"
     print(f"[ztu_ez_rknn_async_perf] {line}", file=sys.stderr)
 
 
 def _end(over: Callable[[], None], started: float | None, kept: object) -> None:
-    """Of a run on a worker, which keeps the arrays alive until now."""
+    """Called at the end of a run on a worker; keeps the arrays alive until now."""
     if started is not None:
         _print_perf(started)
     over()
@@ -79,13 +80,13 @@ class _Ready:
 
     call: Call
     dtypes: tuple[str, ...] | None
-    """What the arrays are cast to first; None: nothing is."""
+    """The dtypes that the arrays are cast to first; None: no cast."""
     exchange: tuple[bool, ...] | None
-    """Which are transposed to NHWC first; None: none is."""
+    """The arrays that are transposed to NHWC first; None: none."""
 
 
 class NpuCalls:
-    """A loaded model with its contexts; closes them. Thread safe. Raises RuntimeError."""
+    """A loaded model with its contexts, which it closes. Thread-safe. Raises RuntimeError."""
 
     def __init__(
         self, executor: Executor, file: RknnFile | None, options: Options, values: DeviceValues, *, print_perf: bool
@@ -104,7 +105,7 @@ class NpuCalls:
         )
         self._sets = self._model.shape_sets or (tuple(onnx_order(i.shape, i.layout) for i in self._model.inputs),)
         self._dynamic = bool(self._model.shape_sets)
-        # Asked at load: it switches a context of the runtime.
+        # Queried at load, because it switches a context of the runtime.
         self._output_sets = [self._model.output_shapes(k if self._dynamic else None) for k in range(len(self._sets))]
         self.inputs = self._input_tensors(file)
         self.outputs = self._output_tensors()
@@ -117,7 +118,7 @@ class NpuCalls:
 
     @property
     def dispatch(self) -> Dispatch:
-        """Which run goes where."""
+        """Where runs go."""
         return self.executor.dispatch
 
     @property
@@ -193,15 +194,15 @@ class NpuCalls:
     def run(self, arrays: Sequence[Array], *, batch: bool = False, lane: int = 0) -> list[Array]:
         """All outputs as fresh float32 arrays, in the model's order. ``arrays`` in the model's order, C-contiguous.
 
-        The runtime reads the arrays themselves unless one is of a dtype that it does not know, or ``layout`` says that
-        it is transposed here. ``batch``: the leading axis counts samples, which go over the cores in parallel.
+        The runtime reads the arrays directly unless one has an unsupported dtype, or ``layout`` requires transposing it
+        here. ``batch``: the leading axis counts samples, which run in parallel on the cores.
         """
         call, arrays, results = self._made_ready(arrays, batch)
         self._execute(call, arrays, results, lane)
         return results
 
     def start(self, arrays: Sequence[Array], lane: int, over: Callable[[], None]) -> Pending:
-        """As :meth:`run` on another thread, which calls ``over`` when the run has ended. Returns at once."""
+        """As :meth:`run`, on another thread, which calls ``over`` when the run has ended. Returns at once."""
         call, arrays, results = self._made_ready(arrays, False)
         inputs, outputs = [_address(a) for a in arrays], [_address(r) for r in results]
         end = partial(_end, over, time.perf_counter() if self._print_perf else None, (arrays, results))
@@ -224,7 +225,7 @@ class NpuCalls:
         )
 
     def _execute(self, call: Call, arrays: Sequence[Array], results: Sequence[Array], lane: int | None = None) -> None:
-        """Run on the arrays' own memory. Raises RuntimeError naming the call of the runtime, its code and the core."""
+        """Run on the arrays' own memory. Raises RuntimeError naming the failed runtime call, its code and the core."""
         started = time.perf_counter() if self._print_perf else 0.0
         inputs = [_address(a) for a in arrays]
         outputs = [_address(r) for r in results]
@@ -290,7 +291,7 @@ class NpuCalls:
         raise RuntimeError(f"these input shapes were not compiled together. Compiled are: {known}")
 
     def _samples(self, shapes: Sequence[Shape]) -> int:
-        """How many samples a batch holds; everything about it but the samples' own shape is checked."""
+        """The number of samples in a batch; checks everything except the shape of the samples."""
         for group in self._sets:
             if any(not s or s[0] not in (0, 1) for s in group):
                 raise RuntimeError("Batch mode requires model batch dimension == 1")
@@ -307,7 +308,7 @@ class NpuCalls:
         return shapes[0][0]
 
     def call(self, dtypes: tuple[str, ...], layouts: tuple[Layout, ...], index: int, raw: bool = False) -> Call:
-        """The call for inputs of these dtypes and layouts; outputs float32, or (``raw``) as compiled."""
+        """The call for inputs with these dtypes and layouts; outputs are float32, or (``raw``) as compiled."""
         key = (dtypes, layouts, index, raw)
         found = self._forms.get(key)
         if found is None:
@@ -333,21 +334,21 @@ class NpuCalls:
 
     @property
     def stores(self) -> bool:
-        """Whether device values lie as the NPU stores them."""
+        """Whether device values are in the NPU's storage format."""
         return all(tensor.stored is not None for tensor in (*self.inputs, *self.outputs))
 
     def run_stored(self, arrays: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """Run on inputs as the NPU stores them (or uint8 NHWC), and write outputs likewise; in the model's order."""
+        """Run on inputs in the NPU's storage format (or uint8 NHWC), and write outputs in it; in the model's order."""
         pixels = tuple(a.dtype.name != t.native_dtype for a, t in zip(arrays, self.inputs))
         self._execute(self.values.call(self.inputs, self.outputs, pixels), arrays, outputs)
 
     def run_raw(self, arrays: Sequence[Array], in_native_layout: Sequence[bool]) -> list[Array]:
-        """Outputs of the compiled dtypes, in the model's order, as :attr:`outputs` shapes them.
+        """Outputs with the compiled dtypes, in the model's order, with the shapes of :attr:`outputs`.
 
         ``in_native_layout``: arrays that are NHWC whatever the session's layout is.
         """
         given = [a.transpose(0, 3, 1, 2) if f and a.ndim == 4 else a for a, f in zip(arrays, in_native_layout)]
-        # Without copies: only the shapes are wanted.
+        # Without copies: only the shapes matter.
         wanted = tuple(
             exchanged(g.shape) if f and layout == "NHWC" else g.shape
             for g, f, layout in zip(given, in_native_layout, self._layouts)

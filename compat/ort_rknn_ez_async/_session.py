@@ -32,12 +32,12 @@ from .options import CPU, read_wish
 if TYPE_CHECKING:
     from types import TracebackType
 
-#: Keywords of onnxruntime's sessions that mean something here.
+#: Keywords of onnxruntime's sessions that are supported here.
 _KEYWORDS = ("use_weight_from", "enable_fallback")
 
 
 class SessionCore:
-    """What a session holds open, apart from it: work in flight refers to this, never to the session."""
+    """The resources of a session, separate from it: pending work refers to this object, never to the session."""
 
     def __init__(self, loaded: LoadedSession, options: Options) -> None:
         self.loaded = loaded
@@ -47,7 +47,7 @@ class SessionCore:
         self._over = False
         self._timeout = options.submit_timeout_ms / 1000
         self.pipeline_of_parent = False
-        """Whether the pipeline's results are the parent's, of which this process is a fork."""
+        """Whether the results in the pipeline belong to the parent from which this process was forked."""
         self._begin()
         _alive.add(self)
 
@@ -56,12 +56,12 @@ class SessionCore:
         self._places = Places(contexts + self.options.max_queue_size)
         self._tasks = itertools.count()
         self._submitter: Submitter | None = None
-        self._lock = threading.RLock()  # the collector may end the session on a thread that is at it already
+        self._lock = threading.RLock()  # garbage collection may end the session on a thread that is already using it
         self.pipeline: Pipeline | None = None
         self.pipeline_lock = threading.Lock()
 
     def after_fork(self) -> None:
-        """In the child, where no other thread is: what was submitted is the parent's, and so are its threads."""
+        """In the child, when there is no other thread: submitted calls and their threads are the parent's."""
         if self._over:
             return
         for thing in (self._submitter, self.pipeline):
@@ -72,7 +72,7 @@ class SessionCore:
             self.calls.after_fork()
 
     def run(self, arrays: Sequence[Array], places: list[int] | None, batch: bool) -> list[Array]:
-        """Run and wait. While it does, it takes one of ``max_queue_size`` places besides those of the contexts."""
+        """Run and wait. Meanwhile it takes one of ``max_queue_size`` places, in addition to those of the contexts."""
         self.check_open()
         place = self._take_place("run submit timed out: async queue/callback pipeline is saturated")
         try:
@@ -81,7 +81,7 @@ class SessionCore:
             place.clear()
 
     def start(self, arrays: Sequence[Array]) -> Pending:
-        """Run on another thread; all outputs. Takes a place as :meth:`run` does."""
+        """Run on another thread; returns all outputs. Takes a place as :meth:`run` does."""
         place = self._take_place("run_pipeline submit timed out")
         try:
             return self.calls.start(arrays, self._next_lane(), place.clear)
@@ -90,14 +90,14 @@ class SessionCore:
             raise
 
     def _next_lane(self) -> int:
-        """Whose turn a new run is: run n goes to core ``schedule[n % len(schedule)]``."""
+        """The lane of a new run: run n goes to core ``schedule[n % len(schedule)]``."""
         dispatch = self.calls.dispatch
         return dispatch.lane_of(next(self._tasks)) if dispatch is not None else 0
 
     def start_with_callback(
         self, arrays: Sequence[Array], places: list[int] | None, callback: Callable[[Any, BaseException | None], None]
     ) -> None:
-        """Run on another thread, whose outcome goes to ``callback``. The places of these calls are others."""
+        """Run on another thread, and pass the outcome to ``callback``. These calls have separate places."""
         submitter = self.submitter()
         place = submitter.take_place()
         try:
@@ -132,8 +132,8 @@ class SessionCore:
             return self._submitter
 
     def end(self) -> None:
-        """Wait for what was submitted, callbacks included, then give everything back. Idempotent; where it is
-        interrupted, the next one goes on."""
+        """Wait for submitted calls, including callbacks, then release everything. Idempotent; if interrupted, the next
+        call continues."""
         self.ended = True
         with self._lock:
             if self._over:
@@ -145,7 +145,7 @@ class SessionCore:
             self._over = True
 
     def end_from_anywhere(self) -> None:
-        """As :meth:`end`, also on a thread that the end would have to wait for."""
+        """As :meth:`end`, but also works on a thread that the end would have to wait for."""
         if threading.current_thread().name.startswith("ort_rknn"):
             threading.Thread(target=self.end, name="end of a session").start()
         else:
@@ -153,7 +153,7 @@ class SessionCore:
 
 
 def _chosen(results: list[Array], places: list[int] | None) -> list[Array]:
-    """The outputs that were asked for. One that is asked for twice is given twice, not shared."""
+    """The requested outputs. An output that is requested twice is copied, not shared."""
     if places is None:
         return results
     return [results[p] if p not in places[:k] else results[p].copy() for k, p in enumerate(places)]
@@ -173,7 +173,7 @@ if hasattr(os, "register_at_fork"):
 
 @atexit.register
 def _end_all() -> None:
-    """At the interpreter's end the callbacks that are still due come, while they still can."""
+    """Run pending callbacks at interpreter exit, while they still can run."""
     for core in list(_alive):
         try:
             core.end()
@@ -182,12 +182,12 @@ def _end_all() -> None:
 
 
 class InferenceSession(HasTensors):
-    """A compiled model on the NPU; where there is none, its ONNX twin on the CPU, with a FallbackWarning.
+    """A compiled model on the NPU; if there is none, its ONNX twin on the CPU, with a FallbackWarning.
 
-    ``path_or_bytes``: an ``.rknn`` (or an ONNX whose twin lies beside it), as a path or as bytes. ``sess_options``: an
+    ``path_or_bytes``: an ``.rknn`` (or an ONNX with a twin beside it), as a path or as bytes. ``sess_options``: an
     onnxruntime.SessionOptions for the CPU. ``providers``, ``provider_options``: see
     :func:`~ort_rknn_ez_async.make_provider_options`. Keywords: ``use_weight_from``, another session on the same kind of
-    model, whose weights are used; ``enable_fallback=0``: an error where the CPU would have to do.
+    model, whose weights are used; ``enable_fallback=0``: raise an error instead of using the CPU.
 
     Methods may be called from any number of threads. Errors are RuntimeErrors; unknown keywords are TypeErrors.
     """
@@ -232,11 +232,11 @@ class InferenceSession(HasTensors):
     def run(self, output_names: Any = None, input_feed: Any = None, run_options: Any = None) -> list[Array]:
         """Run and wait. Returns fresh float32 arrays: all outputs, or those named, in that order.
 
-        ``input_feed``: an array, a list in the model's order, or a mapping by name. The runtime is given the arrays'
-        own dtypes. ``run_options``: ``{"ztu_modelrt_dispatch_batch": True}``, or an object that answers
-        ``get_run_config_entry``: the leading axis then counts samples, which run in parallel and come back stacked.
+        ``input_feed``: an array, a list in the model's order, or a mapping by name. The runtime is given the arrays
+        with their own dtypes. ``run_options``: ``{"ztu_modelrt_dispatch_batch": True}``, or an object with
+        ``get_run_config_entry``: the leading axis then counts samples, which run in parallel and are returned stacked.
 
-        It executes on this thread while a context is free. Raises RuntimeError, also if no place became free in
+        Executes on this thread while a context is free. Raises RuntimeError, also if no place became free within
         ``submit_timeout_ms``.
         """
         arrays = arrays_of(input_feed, self._inputs)
@@ -252,10 +252,10 @@ class InferenceSession(HasTensors):
         user_data: Any = None,
         run_options: Any = None,
     ) -> None:
-        """Run soon; ``callback(results, user_data, "")``, or ``(None, user_data, text)``, comes on another thread.
+        """Run soon; ``callback(results, user_data, "")``, or ``(None, user_data, text)``, is called on another thread.
 
-        The arrays are copied: they may be changed when this returns. Raises RuntimeError for what is wrong with the
-        arguments, and where no place became free in ``submit_timeout_ms``. No names or []: all outputs.
+        The arrays are copied: they may be changed when this returns. Raises RuntimeError for invalid arguments, and if
+        no place became free within ``submit_timeout_ms``. No names or []: all outputs.
         """
         if not callable(callback):
             raise TypeError(f"run_async(): callback must be callable; got {type(callback).__name__}")
@@ -278,10 +278,12 @@ class InferenceSession(HasTensors):
             raise RuntimeError(f"RunAsync submit timed out ({core.options.submit_timeout_ms} ms): {error}") from None
 
     def run_pipeline(self, input_feed: Any, depth: int = 3, reset: bool = False) -> list[Array] | None:
-        """Submit, and get the result of the call ``depth`` calls ago; None for the first ``depth`` calls.
+        """Submit a feed, and return the result of the call made ``depth`` calls ago; None for the first ``depth``
+        calls.
 
-        The arrays are copied: they may be changed when this returns. ``reset``, or another depth, begins anew and loses
-        what is in flight; :meth:`flush` gives the last results. Raises the error of the call whose result it would be.
+        The arrays are copied: they may be changed when this returns. ``reset``, or a different depth, starts over and
+        loses results in flight; :meth:`flush` returns the last results. Raises the error of the call whose result is
+        due.
         """
         if isinstance(depth, bool) or not hasattr(depth, "__index__") or depth.__index__() < 0:
             raise TypeError(f"run_pipeline(): expected an integer >= 1 as depth, got {depth!r}")
@@ -301,7 +303,7 @@ class InferenceSession(HasTensors):
         return result
 
     def flush(self) -> list[list[Array]]:
-        """The results that are still in the pipeline, oldest first. Raises the first error, after all have ended, and
+        """The results still in the pipeline, oldest first. Raises the first error, once all have ended, and
         RuntimeError in a forked child: the results are the parent's."""
         core = self._core
         with core.pipeline_lock:
@@ -326,7 +328,8 @@ class InferenceSession(HasTensors):
     def run_with_iobinding(
         self, io_binding: SessionIOBinding | None = None, run_options: Any = None, *, iobinding: Any = None
     ) -> None:
-        """Run on what is bound, on this thread, on any free context. Both spellings of the keyword are taken."""
+        """Run with the bound values, on this thread, on any free context. Both spellings of the keyword are
+        accepted."""
         binding = io_binding if io_binding is not None else iobinding
         if not isinstance(binding, SessionIOBinding) or (io_binding is not None and iobinding is not None):
             raise TypeError("run_with_iobinding(): expected one binding, as io_binding= (or iobinding=)")
@@ -348,15 +351,15 @@ class InferenceSession(HasTensors):
         return list(self._outputs)
 
     def get_inputs(self) -> list[NodeArg]:
-        """What ``run`` takes."""
+        """What ``run`` accepts."""
         return [t.node() for t in self._core.calls.inputs]
 
     def get_outputs(self) -> list[NodeArg]:
-        """What ``run`` gives."""
+        """What ``run`` returns."""
         return [t.node() for t in self._core.calls.outputs]
 
     def get_native_inputs(self) -> list[NodeArg]:
-        """Types and shapes of device values: the compiled types, as the NPU stores them."""
+        """Types and shapes of device values: the compiled types, in the NPU's storage format."""
         return [t.native_node() for t in self._core.calls.inputs]
 
     def get_native_outputs(self) -> list[NodeArg]:
@@ -369,7 +372,7 @@ class InferenceSession(HasTensors):
         return ModelMetadata({"rknn_custom_string": custom} if custom else {})
 
     def get_providers(self) -> list[str]:
-        """["RKNPU2ExecutionProvider"], or ["CPUExecutionProvider"] where the ONNX runs in its place."""
+        """["RKNPU2ExecutionProvider"], or ["CPUExecutionProvider"] if the ONNX runs in its place."""
         return [self._core.loaded.provider]
 
     def get_provider_options(self) -> dict[str, Mapping[str, Any]]:
@@ -379,7 +382,7 @@ class InferenceSession(HasTensors):
     # The end --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Wait for what was submitted, callbacks included, and give everything back. Idempotent."""
+        """Wait for submitted calls, including callbacks, and release everything. Idempotent."""
         self._core.end_from_anywhere()
 
     def __enter__(self) -> InferenceSession:
@@ -391,7 +394,7 @@ class InferenceSession(HasTensors):
         self.close()
 
     def __del__(self) -> None:
-        core = self.__dict__.get("_core")  # not there where __init__ raised
+        core = self.__dict__.get("_core")  # not there if __init__ raised
         if core is not None:
             core.end_from_anywhere()
 

@@ -36,11 +36,11 @@ class HasTensors:
 
 
 class OrtValue:
-    """A tensor in memory. Device "cpu": a numpy array, shared. Device "rknpu2": memory that belongs to one input or
-    output of a session, in its compiled dtype, as the NPU stores it: NHWC, or in blocks of channels with
-    ``zero_copy_layout="native"``. On the CPU, and where the device gives no memory, it is host memory.
+    """A tensor in memory. Device "cpu": a numpy array, shared. Device "rknpu2": memory of one input or output of a
+    session, in its compiled dtype and the NPU's storage format: NHWC, or blocks of channels with
+    ``zero_copy_layout="native"``. On the CPU, and if the device cannot allocate memory, it is host memory.
 
-    Made by the static methods only. Not thread safe.
+    Created by the static methods only. Not thread-safe.
     """
 
     __slots__ = ("_array", "_io_kind", "_on_device", "_session", "_tensor")
@@ -81,8 +81,8 @@ class OrtValue:
         """A value with the array's content. "cpu" shares its memory; "rknpu2" copies and needs name, session and
         io_kind ("input", "output").
 
-        Real numbers for a quantized tensor are quantized with its scale and zero point. Raises RuntimeError for another
-        shape, and for a dtype that cannot become the tensor's without loss of its integers.
+        Real numbers for a quantized tensor are quantized with its scale and zero point. Raises RuntimeError for a
+        different shape, and for a dtype whose integers the tensor's dtype cannot represent.
         """
         array = np.asarray(arr)
         _check_layout(layout)
@@ -108,10 +108,10 @@ class OrtValue:
         layout: str = "native",
         mem_flags: Any = "cacheable",
     ) -> OrtValue:
-        """A value of zeros. ``element_type``: whatever ``np.dtype()`` takes, or ONNX's number for it.
+        """A value of zeros. ``element_type``: anything ``np.dtype()`` accepts, or ONNX's number.
 
         With a session, ``shape`` and ``element_type`` must be the tensor's own (``get_inputs()[i].shape``,
-        ``get_native_inputs()[i].type``; uint8 is taken for a quantized image input too).
+        ``get_native_inputs()[i].type``; uint8 is also accepted for a quantized image input).
         """
         dtype = _element_type(element_type)
         dims = tuple(int(d) for d in shape)
@@ -141,12 +141,13 @@ class OrtValue:
         io_kind: str | None = None,
         layout: str = "native",
     ) -> OrtValue:
-        """A value over somebody else's dma-buf, ``offset`` bytes from its start. ``fd`` is duplicated and mapped here:
+        """A value over an existing dma-buf, ``offset`` bytes from its start. ``fd`` is duplicated and mapped here:
         ``virt_addr`` is not needed.
 
-        ``size``: bytes that are the value's. With a session, ``shape`` and ``element_type`` are as in
-        :meth:`ortvalue_from_shape_and_type`, and the bytes lie as ``memory_info()`` and ``get_native_inputs()`` say.
-        Raises RuntimeError for a descriptor that cannot be mapped, and for a buffer that is too small.
+        ``size``: size of the value in bytes. With a session, ``shape`` and ``element_type`` are as in
+        :meth:`ortvalue_from_shape_and_type`, and the layout is the one described by ``memory_info()`` and
+        ``get_native_inputs()``. Raises RuntimeError for a descriptor that cannot be mapped, and for a buffer that is
+        too small.
         """
         dtype = _element_type(element_type)
         dims = tuple(int(d) for d in shape)
@@ -173,12 +174,12 @@ class OrtValue:
         return OrtValue._make(array, tensor, session, io_kind or "", on_device=True)
 
     def numpy(self) -> Array:
-        """A copy, in the shape and order of axes that ``run`` uses and the value's own dtype."""
+        """A copy, in the shape and axis order of ``run`` and the value's own dtype."""
         copy: Array = self._logical().copy()
         return copy
 
     def update_inplace(self, np_arr: Any) -> None:
-        """Overwrite the content. Raises RuntimeError for another shape or dtype."""
+        """Overwrite the content. Raises RuntimeError for a different shape or dtype."""
         array = np.asarray(np_arr)
         wanted = self._logical()
         if array.shape != wanted.shape:
@@ -197,7 +198,7 @@ class OrtValue:
             np.copyto(wanted, array)  # a view of our own memory
 
     def _logical(self) -> Array:
-        """In the order of axes that ``run`` uses: a view, or a copy of what the NPU stores."""
+        """In the axis order of ``run``: a view, or a copy of what the NPU stores."""
         if self._tensor is None:
             return self._array
         if is_stored(self._array, self._tensor):
@@ -205,7 +206,7 @@ class OrtValue:
         return to_logical_layout(self._array, self._tensor)
 
     def data_ptr(self) -> int:
-        """Address of the memory; of a device value in its native layout."""
+        """The address of the memory; for a device value, in its native layout."""
         address: int = self._array.__array_interface__["data"][0]
         return address
 
@@ -239,7 +240,7 @@ class OrtValue:
         """Nothing to do: host memory."""
 
     def memory_info(self) -> dict[str, Any]:
-        """Where and how the memory lies. Sizes are bytes; ``fd`` is -1 where it is no dma-buf."""
+        """Where the memory is, and its form. Sizes are in bytes; ``fd`` is -1 if it is not a dma-buf."""
         info: dict[str, Any] = {"device_type": self.device_name(), "device_id": 0}
         if not self._on_device:
             return info
@@ -270,7 +271,7 @@ def tensor_of(session: HasTensors, name: str, io_kind: str) -> Tensor:
 
 
 def check_bound(tensor: Tensor, io_kind: str, shape: tuple[int, ...], dtype: str) -> None:
-    """Raise RuntimeError if a value does not fit a tensor. A quantized input takes uint8 pixels too."""
+    """Raise RuntimeError if a value does not fit a tensor. A quantized input also accepts uint8 pixels."""
     _check_shape(tensor, io_kind, shape)
     pixels = io_kind == "input" and tensor.quantization is not None and dtype == "uint8"
     if dtype != tensor.native_dtype and not pixels:
@@ -287,7 +288,7 @@ def _check_shape(tensor: Tensor, io_kind: str, shape: tuple[int, ...]) -> None:
 
 
 def to_native_dtype(array: Array, tensor: Tensor) -> Array:
-    """As the compiled tensor holds it: real numbers are quantized, uint8 pixels for a quantized input stay."""
+    """The array in the compiled dtype: real numbers are quantized; uint8 pixels for a quantized input stay."""
     native = tensor.native_dtype
     if array.dtype.name == native:
         return array
@@ -306,7 +307,7 @@ def to_native_dtype(array: Array, tensor: Tensor) -> Array:
 
 
 def quantized(array: Array, how: Quantization, native: str) -> Array:
-    """Real numbers as stored integers, rounded and held within the type's range."""
+    """Real numbers as stored integers, rounded and clipped to the type's range."""
     limits = np.iinfo(native)
     stored = np.rint(array.astype(np.float32) / np.float32(how.scale)) + how.zero_point
     held: Array = np.clip(stored, limits.min, limits.max).astype(native)
@@ -314,18 +315,18 @@ def quantized(array: Array, how: Quantization, native: str) -> Array:
 
 
 def real(array: Array, how: Quantization) -> Array:
-    """Stored integers as real numbers. The runtime quantizes them to the same integers again."""
+    """Stored integers as real numbers. The runtime quantizes them back to the same integers."""
     result: Array = (array.astype(np.float32) - np.float32(how.zero_point)) * np.float32(how.scale)
     return result
 
 
 def is_stored(array: Array, tensor: Tensor | None) -> bool:
-    """Whether an array of a device value lies as the NPU stores it; else it is in the native layout."""
+    """Whether a device value's array is in the NPU's storage format; otherwise it is in the native layout."""
     return tensor is not None and tensor.stored is not None and array.dtype.name == tensor.native_dtype
 
 
 def device_shape(tensor: Tensor, shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
-    """Of a device value's array, from the value's shape."""
+    """The shape of a device value's array, from the value's shape."""
     if tensor.stored is not None and dtype == tensor.native_dtype:
         stored: tuple[int, ...] = tensor.stored.shape
         return stored
@@ -334,8 +335,8 @@ def device_shape(tensor: Tensor, shape: tuple[int, ...], dtype: str) -> tuple[in
 
 
 def device_array(array: Array, tensor: Tensor, session: HasTensors) -> Array:
-    """A device value's array with the content of one in the order of axes that ``run`` uses: in NPU memory, where the
-    session has such."""
+    """A device value's array with the content of an array in the axis order of ``run``; in NPU memory, if the session
+    has any."""
     content = pack(array, tensor) if is_stored(array, tensor) else to_native_layout(array, tensor)
     memory = session._device_memory(max(content.nbytes, tensor.room)) if content.nbytes else None
     if memory is None:
@@ -352,13 +353,13 @@ def to_native_layout(array: Array, tensor: Tensor) -> Array:
 
 
 def to_logical_layout(array: Array, tensor: Tensor) -> Array:
-    """A view in the order of axes that ``run`` uses."""
+    """A view in the axis order of ``run``."""
     turn = array.ndim == 4 and tensor.layout == "NCHW" and tensor.native_layout != "NCHW"
     return array.transpose(0, 3, 1, 2) if turn else array
 
 
 def check_flags(mem_flags: Any) -> None:
-    """Raise RuntimeError for memory that host memory is not."""
+    """Raise RuntimeError for flags that host memory does not support."""
     if mem_flags in _FLAGS_THAT_HOLD:
         return
     if mem_flags in _OTHER_FLAGS or isinstance(mem_flags, int):
@@ -377,7 +378,7 @@ def _check_dtype(name: str) -> None:
 
 
 def _element_type(element_type: Any) -> str:
-    """numpy's name for whatever ``np.dtype()`` takes, "tensor(float16)", or ONNX's number."""
+    """numpy's name for anything that ``np.dtype()`` accepts, "tensor(float16)", or ONNX's number."""
     if isinstance(element_type, int) and not isinstance(element_type, bool):
         found = DTYPE_OF_ELEMENT.get(element_type)
         if found is None:
@@ -390,7 +391,7 @@ def _element_type(element_type: Any) -> str:
 
 
 def _device(device_type: str, device_id: int, session: Any, name: Any, io_kind: Any, standalone: bool = False) -> str:
-    """Either "cpu" or "rknpu2"; everything that goes with the latter is checked."""
+    """Return "cpu" or "rknpu2", after checking the arguments that go with the latter."""
     if device_type not in ("cpu", "rknpu2", "rknpu3"):
         raise RuntimeError(f"device_type must be 'cpu', 'rknpu2', or 'rknpu3'; got {device_type!r}")
     if device_type == "rknpu3":
@@ -410,5 +411,5 @@ def _device(device_type: str, device_id: int, session: Any, name: Any, io_kind: 
 
 
 def refuse_pointer(what: str) -> NoReturn:
-    """The end of calls with a raw address."""
+    """Raise the error for calls with a raw address."""
     raise RuntimeError(f"{what}: give an OrtValue instead")

@@ -1,4 +1,4 @@
-"""Provider options: the typed dicts, the functions that make them, and how a session reads them."""
+"""Provider options: the typed dicts, the functions that create them, and how a session parses them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Rknpu2ProviderOptions = RknnProviderOptions
 
 
 class Rknpu3ProviderOptions(TypedDict, total=False):
-    """Options for RKNPU3, which sessions here refuse."""
+    """Options for RKNPU3, which sessions here reject."""
 
     runtime_library: PathLike
     device_id: str | int
@@ -87,7 +87,7 @@ def make_rknpu3_provider_options(
     run_timeout_ms: int = 0,
     run_core_mask: str | int = "auto",
 ) -> Rknpu3ProviderOptions:
-    """A dict of options for RKNPU3, for programs that make one; sessions here drive RKNPU2 and refuse them."""
+    """A dict of options for RKNPU3, for programs that create one; sessions here drive RKNPU2 and reject them."""
     given = dict(locals())
     return {key: value for key, value in given.items() if value is not None}  # type: ignore[return-value]
 
@@ -99,7 +99,7 @@ RKNPU3 = "RKNPU3ExecutionProvider"
 CPU = "CPUExecutionProvider"
 _NPU_NAMES = (RKNPU2, "RKNNExecutionProvider", "RknnExecutionProvider")
 
-#: That library's other names for options of ort_rknn; several of them add to one list.
+#: That library's other names for ort_rknn's options; several of them may add to one list.
 _OTHER_NAMES = {
     "custom_op_path": "custom_op_paths",
     "load_custom_ops_from_default_path": "custom_op_default_path",
@@ -107,26 +107,26 @@ _OTHER_NAMES = {
 _OTHER_LAYOUTS = {"original": "nchw", "original_software": "nchw_software", "any": "nhwc"}
 _RKNPU3_ONLY = ("device_id", "weight_path", "priority", "run_core_mask")
 _OURS = (name for name in option_names(everywhere=True) if name not in _RKNPU3_ONLY)
-#: That library's options, and those of ort_rknn that sessions here have too.
+#: That library's options, and those of ort_rknn that sessions here support too.
 _ACCEPTED = tuple(dict.fromkeys((*RknnProviderOptions.__annotations__, *_OURS)))
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a session was asked for."""
+    """The parsed arguments of a session."""
 
     given: dict[str, Any]
     """The user's options, for ``get_provider_options()``."""
     options: dict[str, Any]
-    """The same, as ort_rknn reads them; valid."""
+    """The same, validated, in ort_rknn's form."""
     provider: str | None
-    """RKNPU2 or RKNPU3 where one was named, CPU where only the CPU was, else None."""
+    """RKNPU2 or RKNPU3 if one was named, CPU if only the CPU was, else None."""
     zero_copy_layout: str = "nhwc"
     """"native": device values are in the NPU's own blocks of channels."""
 
 
 def read_wish(providers: Any, provider_options: Any) -> Wish:
-    """Sort out ``providers`` and ``provider_options``. Raises RuntimeError that says what is wrong with them."""
+    """Parse ``providers`` and ``provider_options``. Raises RuntimeError, which says what is wrong with them."""
     names, inline = _read_providers(providers)
     family = next((n for n in names if n != CPU), CPU if names else None)
     separate = _read_separate(provider_options, names)
@@ -170,7 +170,7 @@ def _read_providers(providers: Any) -> tuple[list[str], Mapping[Any, Any]]:
 
 
 def _read_separate(options: Any, names: Sequence[str]) -> Mapping[Any, Any]:
-    """The NPU's among ``provider_options``: a dict, or a list that goes with ``providers``."""
+    """The NPU's options from ``provider_options``: a dict, or a list that corresponds to ``providers``."""
     if options is None or isinstance(options, Mapping):
         return options or {}
     wanted = "provider_options must be a dict or a sequence whose first item is a dict"
@@ -197,7 +197,7 @@ def _checked(given: Mapping[Any, Any]) -> dict[str, Any]:
             raise RuntimeError(f"provider option {key!r} is for RKNPU3 (RK182x), which is not supported here")
         if key not in _ACCEPTED:
             raise RuntimeError(f"Unknown provider_options key: {key}; known are {', '.join(_ACCEPTED)}")
-        # That library's booleans take any int.
+        # That library's booleans accept any int.
         values[key] = bool(value) if isinstance(_kind(key), Boolean) and type(value) is int else value
     if "schedule" in values and "tp_mode" in values:
         raise RuntimeError(
@@ -227,13 +227,13 @@ def _checked(given: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _kind(key: str) -> Kind | None:
-    """What ort_rknn takes for an option; None for those that are that library's alone."""
+    """What ort_rknn accepts for an option; None for options that only that library has."""
     option = DECLARED.get(_OTHER_NAMES.get(key, key))
     return option.kind if option is not None else None
 
 
 def _in_our_words(key: str, value: Any) -> tuple[str, Any]:
-    """An option as ort_rknn spells it."""
+    """An option in ort_rknn's terms."""
     if key == "layout" and isinstance(value, str):
         value = _OTHER_LAYOUTS.get(value.strip().lower(), value)
     return _OTHER_NAMES.get(key, key), value
@@ -248,7 +248,7 @@ def _zero_copy_layout(value: Any) -> str:
 
 
 def _phrase(key: str, value: Any) -> str:
-    """That library's own words for a bad value, which programs may look for in the message."""
+    """That library's own message for a bad value, which programs may look for."""
     if key == "layout" and not (isinstance(value, str) and value in LAYOUTS):
         return f"Unknown layout: {value}"
     if key == "tp_mode":

@@ -7,9 +7,9 @@
         for (detections,) in boards.map(frames):
             ...
 
-:class:`NpuModel` is the actor's class, :class:`Boards` sends calls over all boards and moves those of a board that
-dies, :class:`NpuBatches` is for Ray Data's ``map_batches``, :func:`deployment` makes a Ray Serve deployment. The
-resource is ``rknpu``: "NPU" is another vendor's in Ray. Needs the extra ``ray``.
+:class:`NpuModel` is the actor's class, :class:`Boards` distributes calls over all boards and retries those of a board
+that dies, :class:`NpuBatches` is for Ray Data's ``map_batches``, :func:`deployment` creates a Ray Serve deployment. The
+resource is named ``rknpu``, because "NPU" is another vendor's in Ray. Needs the extra ``ray``.
 """
 
 from __future__ import annotations

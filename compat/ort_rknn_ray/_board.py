@@ -1,4 +1,4 @@
-"""What a board offers to Ray: resources and labels."""
+"""The Ray resources and labels of a board."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import ort_rknn
 
-#: One per board: who takes it has the whole NPU. Logical, as every resource of Ray's: it admits, it does not isolate.
+#: One per board: whoever takes it has the whole NPU. Logical, like every Ray resource: it controls admission, it does
+#: not isolate.
 RESOURCE = "rknpu"
-#: The number of cores, for those who count them.
+#: The number of cores, for programs that count them.
 CORES = "rknpu_cores"
 #: Labels of a node that has an NPU.
 LABELS = ("rknpu-soc", "rknpu-adapter", "rknpu-virtual")
@@ -18,13 +19,13 @@ LABELS = ("rknpu-soc", "rknpu-adapter", "rknpu-virtual")
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """One NPU as Ray should see it."""
+    """One NPU, as Ray should see it."""
 
     resources: Mapping[str, float]
     labels: Mapping[str, str]
 
     def start_arguments(self) -> str:
-        """For ``ray start ... $(ort-rknn ray-resources)``: without spaces and quotes, which a shell would not take off
+        """For ``ray start ... $(ort-rknn ray-resources)``: without spaces and quotes, which the shell would not remove
         there."""
         labels = ",".join(f"{key}={value}" for key, value in self.labels.items())
         words = [f"--resources={json.dumps(dict(self.resources), separators=(',', ':'))}", f"--labels={labels}"]
@@ -32,8 +33,7 @@ class Board:
 
 
 def this_board() -> Board | None:
-    """What this machine offers; None if no NPU is usable (a virtual one counts where ``ORT_RKNN_DEVICE`` asks for
-    it)."""
+    """What this machine offers; None if no NPU is usable (a virtual one counts if ``ORT_RKNN_DEVICE`` asks for it)."""
     devices = ort_rknn.devices()
     if not devices:
         return None

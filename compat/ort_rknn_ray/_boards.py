@@ -1,4 +1,4 @@
-"""Calls over all boards of a cluster: one actor per board."""
+"""Distributes calls over all boards of a cluster, with one actor per board."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ._store import StoredModel, put_model
 
 
 class Boards:
-    """One :class:`NpuModel` per board of the cluster. A context manager; not thread safe.
+    """One :class:`NpuModel` per board of the cluster. A context manager; not thread-safe.
 
-    ``model``: a path, which is put into the object store once with its twins, a :class:`StoredModel`, or, with
-    ``on_boards=True``, a path that every board has. ``boards``: how many; None: as many as the cluster has now.
-    ``timeout``: seconds after which a call counts as lost and is tried on another board; None: never. ``tries``: how
-    often a call is tried in all.
+    ``model``: a path, which is put into the object store once, with its twins; a :class:`StoredModel`; or, with
+    ``on_boards=True``, a path that exists on every board. ``boards``: the number of boards; None: as many as the
+    cluster has now. ``timeout``: seconds after which a call counts as lost and is retried on another board; None:
+    never. ``tries``: the maximum number of attempts per call.
 
-    Inference has no side effects, so a lost call may run twice; its result is delivered once. Raises RuntimeError where
-    the cluster has no board, and Ray's ActorDiedError with the session's error where no board can make the session;
-    boards that cannot beside others that can are a RuntimeWarning, and are asked again.
+    Inference has no side effects, so a lost call may run twice; its result is returned once. Raises RuntimeError if the
+    cluster has no board, and Ray's ActorDiedError with the session's error if no board can create the session. If some
+    boards cannot, that is a RuntimeWarning, and they are tried again later.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Boards:
             raise
 
     def _begin(self) -> None:
-        """Wait for the boards' sessions. Raises the first error where no board has one."""
+        """Wait for the boards' sessions. Raises the first error if no board has one."""
         import ray
 
         errors: list[Exception] = []
@@ -96,12 +96,13 @@ class Boards:
     def map(
         self, feeds: Iterable[Mapping[str, Any]], *, output_names: Sequence[str] | None = None, ordered: bool = True
     ) -> Iterator[list[Any]]:
-        """Results of a stream of feeds over all boards, in the order of the feeds; with ``ordered=False`` as they come.
+        """Results of a stream of feeds over all boards, in the order of the feeds, or with ``ordered=False`` as they
+        complete.
 
-        Feeds are taken as results are asked for: as many are under way as keep all cores busy, and not more than
-        twice as many results are held for their turn. While no board answers, calls wait for one. Raises CallFailed for
-        a call that failed ``tries`` times, at once what ``InferenceSession.run`` raises for a call that is wrong in
-        itself, and RuntimeError after :meth:`close`.
+        Feeds are consumed as results are requested: enough calls are in flight to keep all cores busy, and at most
+        twice as many results wait for their turn. While no board answers, calls wait for one. Raises CallFailed for a
+        call that failed ``tries`` times; for a call that is itself invalid, at once what ``InferenceSession.run``
+        raises; and RuntimeError after :meth:`close`.
         """
         if not self._actors:
             raise RuntimeError("these boards are closed")
@@ -129,11 +130,12 @@ class Boards:
             run.cancel()
 
     def run(self, feed: Mapping[str, Any], output_names: Sequence[str] | None = None) -> list[Any]:
-        """One call, on the board with the most room."""
+        """One call, on the board with the most capacity."""
         return next(self.map([feed], output_names=output_names))
 
     def describe(self) -> list[dict[str, Any]]:
-        """What each board says of its session, see :meth:`NpuModel.describe`; {"error": ...} for one that is gone."""
+        """Each board's description of its session, see :meth:`NpuModel.describe`; {"error": ...} for a board that is
+        gone."""
         import ray
 
         answers: list[dict[str, Any]] = []

@@ -15,10 +15,10 @@ class NpuBatches(NpuModel):
     """For ``dataset.map_batches(NpuBatches, fn_constructor_args=(model,), batch_format="numpy", ...)``.
 
     A batch is a dict of columns; ``columns`` maps input names to columns, by default to those of the same names. A row
-    is a sample without the model's first axis, or all that the input takes. Where the first axis is free and samples
-    are known to be independent of each other, a batch is one call; a model for N samples gets N rows at a time, the
-    last ones filled up with copies of the last row; else each row is a call. All cores work. The outputs become columns
-    of their names, rows of different shapes a column of objects.
+    is a sample without the model's first axis, or the whole input. If the first axis is free and samples are known to
+    be independent of each other, a batch is one call; a model for N samples gets N rows at a time, padded with copies
+    of the last row; otherwise each row is a call. All cores are used. The outputs become columns with their names; rows
+    of different shapes become a column of objects.
 
         dataset.map_batches(NpuBatches, fn_constructor_args=("model.onnx",), batch_size=64, batch_format="numpy",
                             resources={"rknpu": 1}, compute=ray.data.ActorPoolStrategy(size=boards))
@@ -44,7 +44,7 @@ class NpuBatches(NpuModel):
             self._samples = SampleForm(self.session, self.path)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with the outputs as further columns. Raises KeyError for a column that is missing, and what
+        """The batch with the outputs as additional columns. Raises KeyError for a missing column, and what
         ``InferenceSession.run`` raises."""
         missing = sorted(set(self._columns.values()) - set(batch))
         if missing:

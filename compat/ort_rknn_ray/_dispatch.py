@@ -1,4 +1,4 @@
-"""Which board gets which call, and what happens where a call is lost."""
+"""Chooses a board for each call, and retries lost calls."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-#: A board whose calls failed so often in a row rests: a failing board is the one with the most room.
+#: A board that failed this many consecutive calls rests: otherwise, a failing board would have the most capacity and
+#: get all calls.
 FAILURES_IN_A_ROW = 3
-#: Seconds of its first rest; each further one is twice as long, up to the longest.
+#: Seconds of the first rest; each further one is twice as long, up to the maximum.
 FIRST_REST, LONGEST_REST = 0.5, 10.0
-#: Seconds between looks at calls that may be late and boards that may be back.
+#: Seconds between checks for late calls and for boards that are back.
 _LOOK = 0.2
 
 
 class CallFailed(RuntimeError):
-    """A call was tried on several boards, and none gave a result. ``__cause__`` is what the last one said."""
+    """A call was tried on several boards without success. ``__cause__`` is the last error."""
 
 
 @dataclass(slots=True, eq=False)
@@ -26,35 +27,35 @@ class Actor:
     """One board's actor as the caller sees it."""
 
     make: Callable[[], Any]
-    """A new actor for the board, where Ray does not restart this one."""
+    """Creates a new actor for the board, if Ray does not restart this one."""
     handle: Any
     room: int = 1
-    """Calls that are worth having under way on it."""
+    """The number of calls that it should have in flight."""
     pending: int = 0
     lost: bool = False
-    """It was not there or did not answer: no calls go to it until it does."""
+    """It was missing or did not answer: it gets no calls until it answers."""
     probe: Any = None
-    """The answer that it owes then."""
+    """The pending answer of a lost board."""
     failures: int = 0
-    """Calls in a row that it failed."""
+    """Consecutive failed calls."""
     rests: int = 0
     rest_until: float = 0.0
 
     def answers(self, now: float) -> bool:
-        """It is there, and does not rest."""
+        """Whether it is there and not resting."""
         return not self.lost and now >= self.rest_until
 
     def is_able(self, now: float) -> bool:
-        """It may get a call; after a rest one at a time, until one succeeds."""
+        """Whether it may get a call; after a rest one at a time, until one succeeds."""
         return self.answers(now) and self.pending < (1 if self.rests else self.room)
 
     def rest(self, now: float) -> None:
-        """For a while, and for longer each time, until a call succeeds."""
+        """Rest for a while, longer each time, until a call succeeds."""
         self.rest_until = now + min(FIRST_REST * 2 ** min(self.rests, 10), LONGEST_REST)
         self.rests += 1
 
     def failed(self, now: float, failures: int = 1) -> None:
-        """It failed a call. Calls that were under way together fail together, and make one rest."""
+        """Record a failed call. Calls in flight together fail together, and cause one rest."""
         self.failures += failures
         if self.failures >= FAILURES_IN_A_ROW and now >= self.rest_until:
             self.rest(now)
@@ -64,17 +65,17 @@ class Actor:
         self.rest_until = 0.0
 
     def replace(self) -> None:
-        """With a new actor, which waits for a board where there is none."""
+        """Replace it with a new actor, which waits for a board if there is none."""
         import ray
 
-        with suppress(Exception):  # dead already
+        with suppress(Exception):  # already dead
             ray.kill(self.handle)
         self.handle = self.make()
 
 
 @dataclass(slots=True, eq=False)
 class FeedCall:
-    """One feed and its way to a result."""
+    """One feed, and the state of its call."""
 
     number: int
     feed: Any
@@ -87,7 +88,8 @@ class FeedCall:
 class StreamDispatch:
     """The calls of one stream.
 
-    ``timeout``: seconds after which a call counts as lost; None: never. ``tries``: how often one is tried in all.
+    ``timeout``: seconds after which a call counts as lost; None: never. ``tries``: the maximum number of attempts per
+    call.
     """
 
     def __init__(
@@ -102,23 +104,23 @@ class StreamDispatch:
 
     @property
     def under_way(self) -> int:
-        """Calls that have no result yet."""
+        """Calls without a result yet."""
         return len(self._calls) + len(self._waiting)
 
     @property
     def room(self) -> int:
-        """Calls that all boards together are worth."""
+        """The number of calls that all boards together should have in flight."""
         return sum(actor.room for actor in self._actors)
 
     def has_room(self) -> bool:
-        """Whether a board could take another call."""
+        """Whether a board can take another call."""
         now = time.monotonic()
         return not self._waiting and any(actor.is_able(now) for actor in self._actors)
 
     def start(self, call: FeedCall) -> None:
-        """Send it to the board with the most room, or let it wait for one.
+        """Send it to the board with the most capacity, or let it wait for one.
 
-        A call that failed on a board waits for another one, as long as another one answers.
+        A call that failed on a board waits for a different one, as long as a different one answers.
         """
         now = time.monotonic()
         fresh = [actor for actor in self._actors if actor not in call.failed_on and actor.answers(now)]
@@ -132,9 +134,9 @@ class StreamDispatch:
         self._calls[actor.handle.run.remote(call.feed, self._names)] = call
 
     def wait(self) -> list[tuple[int, list[Any]]]:
-        """Results that came, with their calls' numbers. Sends lost calls elsewhere, and sees which boards are back.
+        """Results that arrived, with their calls' numbers. Resends lost calls, and detects boards that are back.
 
-        Raises CallFailed, and what the session raises for a call that is wrong in itself.
+        Raises CallFailed, and what the session raises for an invalid call.
         """
         import ray
 
@@ -146,7 +148,7 @@ class StreamDispatch:
             look = self._timeout is not None or self._waiting or any(actor.lost for actor in self._actors)
             ready, _ = ray.wait(pending, num_returns=1, timeout=_LOOK if look else None)
         else:
-            time.sleep(_LOOK)  # every board rests
+            time.sleep(_LOOK)  # all boards are resting
         finished = []
         for reference in ready:
             if reference in probes:
@@ -161,7 +163,7 @@ class StreamDispatch:
         return finished
 
     def cancel(self) -> None:
-        """Nobody waits for what is under way any more."""
+        """Abandon all calls in flight."""
         for call in self._calls.values():
             if call.actor is not None:
                 call.actor.pending -= 1
@@ -181,7 +183,7 @@ class StreamDispatch:
             actor.failed(time.monotonic())
             self._again(call, cause)
         except ray.exceptions.RayError as gone:
-            # The actor, its node or its result is not there. It is asked for a sign of life.
+            # The actor, its node or its result is gone. Check whether it answers.
             actor.lost = True
             self._again(call, gone)
         else:
@@ -216,7 +218,7 @@ class StreamDispatch:
         except Exception as error:
             actor.rest(time.monotonic())
             if isinstance(error, ray.exceptions.ActorDiedError):
-                actor.replace()  # Ray restarts none whose constructor raised
+                actor.replace()  # Ray does not restart an actor whose constructor raised
         else:
             actor.lost, actor.room = False, told["calls_at_once"]
 
@@ -230,7 +232,7 @@ class StreamDispatch:
 
 
 def _may_go_elsewhere(error: BaseException) -> bool:
-    """Whether another board may do better: a failure of the runtime, not of the call."""
+    """Whether another board may succeed: a failure of the runtime, not of the call."""
     import ort_rknn
 
     codes = ort_rknn.capi.onnxruntime_pybind11_state

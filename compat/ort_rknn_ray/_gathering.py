@@ -1,4 +1,4 @@
-"""Requests of one sample, put together into runs of as many samples as the model takes."""
+"""Combines requests of one sample into runs with as many samples as the model takes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ._samples import SampleForm, filled
 Feed = Mapping[str, Any]
 Run = Callable[[Feed], Awaitable[list[Any]]]
 
-#: Seconds that a request waits for others at most: less than a run takes.
+#: Maximum seconds that a request waits for others: less than a run takes.
 WAIT = 0.005
 
 
 class Gathering:
-    """Runs requests through ``run``, up to ``most`` of one sample in one run, with Ray Serve's ``@serve.batch``.
+    """Runs requests through ``run``, up to ``most`` samples in one run, with Ray Serve's ``@serve.batch``.
 
-    ``at_once``: runs that are under way together. Requests of several samples run on their own. A request that is wrong
-    fails alone. Raises ValueError if the model does not take ``most`` samples.
+    ``at_once``: the number of concurrent runs. Requests of several samples run on their own. An invalid request fails
+    alone. Raises ValueError if the model does not take ``most`` samples.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Gathering:
         return outputs
 
     async def several(self, feeds: Sequence[Feed]) -> list[list[Any] | Exception]:
-        """Outputs or the error for each of several requests of one sample. Those of one form share a run."""
+        """The outputs or the error of each of several one-sample requests. Requests of the same form share a run."""
         forms: dict[tuple[Any, ...], list[int]] = {}
         for number, feed in enumerate(feeds):
             form = tuple((name, feed[name].dtype.str, feed[name].shape) for name in sorted(feed))

@@ -1,4 +1,4 @@
-"""The actor: one session with all cores of its board."""
+"""The actor: one session on all cores of its board."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OnCpu = Literal["refuse", "serve"]
 
 @contextmanager
 def closed_on_error(session: ort_rknn.InferenceSession) -> Iterator[None]:
-    """What raises in here leaves no session open."""
+    """Close the session if the block raises."""
     try:
         yield
     except BaseException:
@@ -26,12 +26,12 @@ def closed_on_error(session: ort_rknn.InferenceSession) -> Iterator[None]:
 
 
 class NpuModel:
-    """One session on the NPU of the machine that it is made on. A plain class: make it a Ray actor with
+    """One session on the NPU of the machine where it is created. A plain class: turn it into a Ray actor with
     ``ray.remote(resources={"rknpu": 1})(NpuModel)``, or let :class:`~ort_rknn_ray.Boards` do so.
 
     ``model``: a path on that machine, or a :class:`StoredModel`. ``provider_options``: of the session; without
-    ``schedule`` and ``tp_mode``, ``schedule="auto"`` uses every core. ``on_cpu``: what a machine without a usable NPU
-    does: "refuse" raises NpuUnavailable, "serve" runs on the CPU with the usual warning.
+    ``schedule`` and ``tp_mode``, ``schedule="auto"`` uses every core. ``on_cpu``: what to do on a machine without a
+    usable NPU: "refuse" raises NpuUnavailable, "serve" runs on the CPU with the usual warning.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class NpuModel:
             self.session = ort_rknn.InferenceSession(self.path, settings, provider_options=[options])
 
     async def run(self, feed: Mapping[str, Any], output_names: Sequence[str] | None = None) -> list[Any]:
-        """Run once. Calls under way together use all cores. Raises what ``InferenceSession.run`` raises."""
-        # Ray owns the arrays of a call, and nobody else writes to them.
+        """Run once. Concurrent calls use all cores. Raises what ``InferenceSession.run`` raises."""
+        # Ray owns the arrays of a call, and nothing else writes to them.
         return await self.session.run_awaitable(output_names, feed, copy=False)
 
     async def describe(self) -> dict[str, Any]:
-        """Where it runs: "providers", "on_npu", "calls_at_once" (worth having under way), "explain"."""
+        """Where it runs: "providers", "on_npu", "calls_at_once" (the useful number of calls in flight), "explain"."""
         providers = self.session.get_providers()
         return {
             "providers": providers,
@@ -72,7 +72,7 @@ class NpuModel:
         }
 
     def _contexts(self) -> int:
-        """Runs that the session has going at once: of its parts, those of the one on the most cores."""
+        """The number of concurrent runs of the session; for a model in parts, that of the part on the most cores."""
         options = self.session.get_provider_options().get("RKNNExecutionProvider", {})
         lanes = max((len(model.cores) for model in self.session.stats().models), default=1)
         return max(1, lanes) * int(options.get("threads_per_core", 1))

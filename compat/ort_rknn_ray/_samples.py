@@ -1,4 +1,4 @@
-"""Single samples in the batches that a model takes, and their outputs apart again."""
+"""Combines single samples into the batches that a model takes, and splits the outputs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Array = NDArray[Any]
 class SampleForm:
     """How a session takes samples, each without the model's first axis.
 
-    ``length``: samples per run. None: any number, as the first axis is free and the samples are known to be independent
-    of each other. Above 1: the first axes of all inputs and outputs are that number. 1: everything else.
+    ``length``: samples per run. None: any number, because the first axis is free and the samples are known to be
+    independent of each other. Above 1: the first axes of all inputs and outputs have this length. 1: everything else.
     """
 
     def __init__(self, session: ort_rknn.InferenceSession, path: str) -> None:
@@ -33,14 +33,14 @@ class SampleForm:
             self.length = None
 
     def lacks_first_axis(self, name: str, array: Array) -> bool:
-        """Whether it is a sample of that input; else it is all that the input takes."""
+        """Whether the array is a sample of that input; otherwise it is the whole input."""
         return array.ndim == self._ranks[name] - 1
 
     def rows(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, Array]:
         """Outputs by name, a row per row of the columns, which are named after the inputs.
 
-        A row is a sample without the model's first axis, or all that the input takes; outputs are likewise. Rows of an
-        output that differ in shape make an array of objects.
+        A row is a sample without the model's first axis, or the whole input; outputs likewise. Rows of an output with
+        different shapes become an array of objects.
         """
         count = len(next(iter(columns.values())))
         if not count:
@@ -66,7 +66,7 @@ class SampleForm:
             }
 
     def _leads(self, output: int) -> bool:
-        """Whether the first axis of an output counts samples, where one sample is run at a time."""
+        """Whether the first axis of an output counts samples, if one sample is run at a time."""
         shape = self._session.get_outputs()[output].shape
         given = [value.shape[0] for value in self._session.get_inputs() if value.shape]
         free = any(not isinstance(first, int) for first in given)
@@ -85,14 +85,14 @@ class SampleForm:
 
 
 def filled(samples: Array, length: int) -> Array:
-    """``length`` samples: the last one again where there are fewer."""
+    """Pad to ``length`` samples by repeating the last one."""
     missing = length - len(samples)
     return samples if missing <= 0 else np.concatenate([samples, np.repeat(samples[-1:], missing, axis=0)])
 
 
 def takes_any_number(session: ort_rknn.InferenceSession, path: str | os.PathLike[str]) -> bool:
-    """Whether a call of any number of samples gives each sample's own outputs: as the compiled model says, or proved
-    from the ONNX at ``path``."""
+    """Whether a call with any number of samples gives each sample's own outputs, as recorded in the compiled model or
+    proved from the ONNX at ``path``."""
     npu = session._npu
     if npu is not None and npu.executor is not None:
         return npu.executor.signature.splits

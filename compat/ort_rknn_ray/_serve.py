@@ -1,4 +1,4 @@
-"""Ray Serve: a deployment that refuses instead of queueing without end."""
+"""Ray Serve: a deployment that rejects requests instead of queueing without limit."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ._model import NpuModel, OnCpu, closed_on_error
 from ._samples import SampleForm
 from ._store import StoredModel
 
-#: Requests that wait per request that runs; beyond it Serve answers 503.
+#: Waiting requests per running one; beyond that Serve answers 503.
 _WAITING = 2
-#: Of a request: arrays, and bytes of one. A small body may unpack to anything.
+#: Limits of a request: the number of arrays, and the bytes of one. A small body may unpack to anything.
 _MOST_ARRAYS, _LARGEST_ARRAY = 256, 256 << 20
 
 
 class _Service(NpuModel):
     """HTTP: POST an ``.npz`` whose arrays are the inputs; the answer is an ``.npz`` of the outputs.
 
-    From Python: ``handle.predict.remote({"images": array})``. ``batch``: how many requests of one sample may share a
-    run. Raises ValueError if the model does not take so many.
+    From Python: ``handle.predict.remote({"images": array})``. ``batch``: the maximum number of one-sample requests in a
+    run. Raises ValueError if the model does not take that many.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class _Service(NpuModel):
         if batch > 1:
             with closed_on_error(self.session):
                 samples = SampleForm(self.session, self.path)
-                # As many runs again as there are contexts wait in the session: the others fill up batches.
+                # As many further runs as there are contexts wait in the session; other requests fill up batches.
                 self._gathering = Gathering(self.session, samples, self.run, most=batch, at_once=2 * self._contexts())
 
     async def predict(self, feed: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,8 +62,8 @@ class _Service(NpuModel):
         return Response(answer, media_type="application/octet-stream")
 
     async def answer(self, body: bytes) -> tuple[int, bytes | str]:
-        """The HTTP status and content for a request's body: 400 for what cannot be fed, 503 while the queue is full.
-        Raises what else a run raises."""
+        """The HTTP status and content for a request's body: 400 for invalid inputs, 503 while the queue is full. Raises
+        any other exception of a run."""
         try:
             with open_npz(io.BytesIO(body)) as archive:
                 feed = {name: read_member(archive, name, _LARGEST_ARRAY) for name in names_in(archive)[:_MOST_ARRAYS]}
@@ -84,8 +84,8 @@ class _Service(NpuModel):
         return 200, written.getvalue()
 
     def check_health(self) -> None:
-        """Asked by Serve, which replaces a replica that raises: one whose session fell back to the CPU after it was
-        made, whose device is gone, or whose every run failed since it was asked last."""
+        """Called by Serve, which replaces a replica that raises: if the session fell back to the CPU after it was
+        created, its device is gone, or all runs since the last check failed."""
         if not self._wants_npu:
             return
         if self.session.get_providers()[0] != "RKNNExecutionProvider":
@@ -119,14 +119,14 @@ def deployment(
 ) -> Any:
     """A Ray Serve application: one replica per board.
 
-    ``cores``: of one board; it decides how many requests run at once (``max_ongoing_requests``) and how many may wait
+    ``cores``: of one board; determines how many requests run at once (``max_ongoing_requests``) and how many may wait
     (``max_queued_requests``). Beyond that, callers get 503 at once. Run: ``serve.run(deployment("model.onnx"))``.
 
-    ``batch``: how many requests of one sample may share a run (``@serve.batch``), for a model that takes so many
-    samples: its first axes have that length, or are free and its samples are known to be independent. It pays where
-    the model was compiled for several samples. Requests then wait 5 ms for others at most.
+    ``batch``: the maximum number of one-sample requests in a run (``@serve.batch``), for a model that takes that many
+    samples: its first axes have that length, or are free and its samples are known to be independent. It pays off if
+    the model was compiled for several samples. Requests then wait at most 5 ms for others.
 
-    Raises ValueError for a ``batch`` or ``cores`` below 1; the replica does where the model does not take so many.
+    Raises ValueError for a ``batch`` or ``cores`` below 1; the replica does if the model does not take that many.
     """
     from ray import serve
 

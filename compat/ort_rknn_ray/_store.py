@@ -17,14 +17,14 @@ from ort_rknn.files import read_onnx
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model and everything that lies beside it, in the object store."""
+    """A model and all files beside it, in the object store."""
 
     name: str
     """The ONNX's file name."""
     digest: str
-    """Of names and contents: what a node calls its copy."""
+    """A hash of names and contents, which names a node's copy."""
     references: Mapping[str, Any]
-    """Name relative to the model's folder -> reference of the file's bytes."""
+    """Name relative to the model's folder -> reference to the file's bytes."""
 
 
 def put_model(path: str | os.PathLike[str]) -> StoredModel:
@@ -45,7 +45,7 @@ def put_model(path: str | os.PathLike[str]) -> StoredModel:
 
 
 def _names(model: Path) -> list[str]:
-    """Files that belong to the model, relative to its folder."""
+    """The files of the model, relative to its folder."""
     stem = model.stem
     beside = [
         path.name
@@ -70,7 +70,7 @@ def _escaped(stem: str) -> str:
 
 
 def on_this_node(model: str | os.PathLike[str] | StoredModel) -> str:
-    """The path of a model on this node: its own, or that of the copy which the first caller here writes.
+    """The path of a model on this node: its own, or that of the copy written by the first caller here.
 
     Raises ValueError for a stored name that leaves its folder, OSError if the copy cannot be written.
     """

@@ -1,14 +1,14 @@
-"""The face of rknn-toolkit-lite2: its class ``RKNNLite`` over ort_rknn's executor.
+"""The API of rknn-toolkit-lite2: its class ``RKNNLite``, implemented with ort_rknn's executor.
 
     from ort_rknn_rknnlite.api import RKNNLite        # instead of: from rknnlite.api import RKNNLite
 
-A program that was written for the vendor's package runs on a board without that package, on a PC with the virtual NPU
-(``ORT_RKNN_DEVICE=virtual:rk3588``), and where there is no NPU at all on the CPU, with the ONNX beside the ``.rknn``,
-which a FallbackWarning tells. :func:`install`, ``python -m ort_rknn_rknnlite program.py`` and ``ort-rknn run`` save the
-change of import.
+A program written for the vendor's package runs on a board without that package, on a PC with the virtual NPU
+(``ORT_RKNN_DEVICE=virtual:rk3588``), and without any NPU on the CPU, with the ONNX beside the ``.rknn`` and a
+FallbackWarning. With :func:`install`, ``python -m ort_rknn_rknnlite program.py`` or ``ort-rknn run``, the import need
+not be changed.
 
-Signatures, constants, return values and results are those that rknn-toolkit-lite2 2.5.0 was seen to have; nothing of it
-is used or needed. What differs, and why, is in :mod:`ort_rknn_rknnlite.api`.
+Signatures, constants, return values and results are those observed with rknn-toolkit-lite2 2.5.0; nothing of it is used
+or needed. :mod:`ort_rknn_rknnlite.api` lists the differences and their reasons.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RKNNLite", "RKNNLiteError", "api", "install", "offer", "rknn_runtime", "uninstall", "utils"]
 
-#: A folder with a module ``rknnlite`` that installs the face.
+#: A folder with a module ``rknnlite`` that installs this API.
 _SHADOW = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_shadow")
 #: The vendor's names, and our modules.
 _NAMES = {
@@ -38,10 +38,10 @@ _NAMES = {
 
 
 def install() -> None:
-    """Make ``from rknnlite.api import RKNNLite`` give ours, in this process and in the Python processes that it starts.
-    Idempotent.
+    """Make ``from rknnlite.api import RKNNLite`` import ours, in this process and in the Python processes that it
+    starts. Idempotent.
 
-    Raises RuntimeError if the vendor's package was imported before: whoever has its class would keep it.
+    Raises RuntimeError if the vendor's package was already imported, because its users would keep the vendor's class.
     """
     modules = {name: importlib.import_module(ours) for name, ours in _NAMES.items()}
     for name, module in modules.items():
@@ -52,10 +52,10 @@ def install() -> None:
 
 
 def offer() -> None:
-    """As :func:`install`, at the first ``import rknnlite``: until then nothing is imported. Idempotent.
+    """As :func:`install`, but at the first ``import rknnlite``: until then nothing is imported. Idempotent.
 
-    A folder of this package goes to the front of ``sys.path``, which processes of multiprocessing inherit, and of
-    ``PYTHONPATH``, for those of subprocess. One that ignores its environment (``python -I``) has the vendor's package.
+    Puts a folder of this package at the front of ``sys.path``, which multiprocessing's child processes inherit, and of
+    ``PYTHONPATH``, for subprocesses. A process that ignores its environment (``python -I``) gets the vendor's package.
     """
     if _SHADOW not in sys.path:
         sys.path.insert(1 if sys.path else 0, _SHADOW)  # the program's own folder stays in front

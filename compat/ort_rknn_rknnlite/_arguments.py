@@ -1,4 +1,4 @@
-"""The arguments of ``inference``, read and checked without changing them."""
+"""Parses the arguments of ``inference`` without changing them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _LAYOUTS: Final[dict[str, Layout]] = {"nhwc": "NHWC", "nchw": "NCHW"}
 
 
 class ArgumentRefused(Exception):
-    """An argument or a model that cannot be served. The text is for the program's author."""
+    """An argument or a model that is not supported. The message is for the program's author."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputShapes:
-    """An input of the model: its name, and in the ONNX's order of axes the shapes that it may have."""
+    """An input of the model: its name, and the shapes that it may have, in the ONNX's axis order."""
 
     name: str
     shapes: tuple[Shape, ...]
@@ -31,7 +31,7 @@ class InputShapes:
 
 @dataclass(frozen=True, slots=True)
 class Fed:
-    """One input of a call. ``onnx_shape`` is its shape in the ONNX's order of axes."""
+    """One input of a call. ``onnx_shape`` is its shape in the ONNX's axis order."""
 
     array: NDArray[Any]
     layout: Layout
@@ -46,9 +46,9 @@ def read_feed(
     pass_through: Sequence[int] | None,
     wanted: Sequence[InputShapes],
 ) -> list[Fed]:
-    """The inputs of a call, C-contiguous. Raises Refused, naming what is wanted."""
+    """The inputs of a call, C-contiguous. Raises Refused, which says what is expected."""
     if isinstance(inputs, np.ndarray):
-        inputs = [inputs]  # the vendor's class takes it too
+        inputs = [inputs]  # the vendor's class accepts it too
     if not isinstance(inputs, list) or not all(isinstance(x, np.ndarray) for x in inputs):
         raise ArgumentRefused("inputs must be a list of numpy arrays, one per input of the model")
     if len(inputs) != len(wanted):
@@ -69,11 +69,11 @@ def read_feed(
         shape = array.shape
         if layout == "NHWC":
             shape = (shape[0], shape[3], shape[1], shape[2])
-        # What is passed through may have rows padded to what the NPU stores.
+        # Passed-through data may have rows padded to the NPU's storage format.
         if shape not in spec.shapes and not (through and len(shape) == len(spec.shapes[0])):
             raise ArgumentRefused(_wrong_shape(spec, array, layout))
         if through and layout == "NCHW":
-            # Nobody converts what is passed through, and the compiled model stores NHWC.
+            # Passed-through data is not converted, and the compiled model stores NHWC.
             array, layout = array.transpose(0, 2, 3, 1), "NHWC"
         feed.append(Fed(np.ascontiguousarray(array), layout, shape, through))
     return feed

@@ -1,4 +1,4 @@
-"""The ONNX twin on the CPU, fed as the compiled model would be."""
+"""The ONNX twin on the CPU, fed like the compiled model."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class OnCpu:
         self._session, self._wanted = None, {}  # onnxruntime's descriptions keep its session alive
 
     def _value(self, tensor: RknnTensor, fed: Fed) -> NDArray[Any]:
-        """An input in the ONNX's dtype and order of axes, and normalized as the compiled model would."""
+        """An input in the ONNX's dtype and axis order, normalized like the compiled model does."""
         array = fed.array
         if fed.pass_through:
             if array.dtype.name != tensor.runtime_dtype:
@@ -92,7 +92,7 @@ class OnCpu:
 
 
 def _as_reported(tensor: RknnTensor) -> TensorInfo:
-    """What the runtime would report of it."""
+    """The tensor's properties as the runtime would report them."""
     shape, layout = tensor.shape or (), tensor.layout or "UNDEFINED"
     if layout == "NHWC" and len(shape) == 4:
         shape = (shape[0], shape[2], shape[3], shape[1])

@@ -1,4 +1,4 @@
-"""Where a model runs: the NPU, or its ONNX twin on the CPU."""
+"""Decides where a model runs: on the NPU, or its ONNX twin on the CPU."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _ON_TWO_CORES: Final = {0x4: 0x1, 0x7: 0x3}
 
 
 class ModelFile:
-    """A model file as it was when it was chosen. It is held open: the vendor's class has read it by then, so programs
-    may delete or replace it before they start the runtime."""
+    """A model file in the state in which it was chosen. It is held open: the vendor's class has read it by then, so
+    programs may delete or replace it before they start the runtime."""
 
     def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
-        """Raises OSError, and ValueError for what is not a regular file."""
+        """Raises OSError, and ValueError if it is not a regular file."""
         self._file: Final = Pinned(os.fsdecode(path))
         self.path: Final = self._file.path
 
     def source(self) -> ModelSource:
-        """The path where the same file is still there, else its bytes. Raises OSError, and Refused for a file that was
-        changed in place."""
+        """The path if it still leads to the same file, else its bytes. Raises OSError, and Refused for a file that was
+        modified in place."""
         if (change := self._file.change()) is not None:
             raise ArgumentRefused(f"{change}; load it again")
         if self._file.is_at_its_path():
@@ -48,7 +48,7 @@ class ModelFile:
 
 
 class RunnableModel(Protocol):
-    """A model that runs somewhere."""
+    """A model loaded on the NPU or the CPU."""
 
     @property
     def inputs(self) -> Sequence[InputShapes]: ...
@@ -58,7 +58,7 @@ class RunnableModel(Protocol):
 
     @property
     def tensors_in(self) -> Sequence[TensorInfo]:
-        """As the runtime reports them."""
+        """As reported by the runtime."""
 
     @property
     def tensors_out(self) -> Sequence[TensorInfo]: ...
@@ -77,7 +77,7 @@ class RunnableModel(Protocol):
         """The runtime's library and the number of the context in it; None if there is none."""
 
     def run(self, feed: Sequence[Fed]) -> list[NDArray[Any]]:
-        """Fresh float32 arrays. Raises an exception whose text is for the program's author."""
+        """Fresh float32 arrays. Raises an exception whose message is for the program's author."""
 
     def describe(self) -> str:
         """One line: what runs where."""
@@ -87,10 +87,10 @@ class RunnableModel(Protocol):
 
 
 def load(model: ModelFile, core_mask: int, target: str | None) -> RunnableModel:
-    """Load on the NPU, else its ONNX twin on the CPU, which a FallbackWarning and the log tell.
+    """Load on the NPU, else its ONNX twin on the CPU, with a FallbackWarning and a log record.
 
-    Raises Refused for a mask or target that is not there, where the model is no ``.rknn``, and where the twin is
-    missing or ``ORT_RKNN_STRICT=1`` forbids it; onnxruntime's Fail if the runtime refuses the model.
+    Raises Refused for a mask or target that does not exist, if the model is not a ``.rknn``, and if the twin is missing
+    or ``ORT_RKNN_STRICT=1`` forbids it; onnxruntime's Fail if the runtime refuses the model.
     """
     path = model.path
     if core_mask not in _MODES:
@@ -112,7 +112,7 @@ def load(model: ModelFile, core_mask: int, target: str | None) -> RunnableModel:
             from ._npu import OnNpu
 
             if found.device.virtual and twin is None:
-                # A session's explain() tells it; programs of this API have nothing else to ask.
+                # Sessions report this in explain(), which this API lacks.
                 log.warning(
                     "%s has no ONNX twin (%s): the virtual NPU's numbers are a deterministic function of the inputs",
                     *(Path(path).name, _names_of_twins(path)),
@@ -124,11 +124,11 @@ def load(model: ModelFile, core_mask: int, target: str | None) -> RunnableModel:
 
 
 def _mode(core_mask: int, found: Found) -> str:
-    """The option tp_mode for ``core_mask``. Raises Refused for a core that the device lacks."""
+    """The value of the option tp_mode for ``core_mask``. Raises Refused for a core that the device lacks."""
     soc, cores = found.device.soc, found.device.cores
     instead = _ON_TWO_CORES.get(core_mask) if cores == 2 else None
     if instead is not None:
-        # As the vendor's class does, so that a program for three cores runs on two.
+        # Like the vendor's class, so that a program for three cores runs on two.
         log.warning("core_mask %#x names a core that %s lacks: %#x is taken instead", core_mask, soc, instead)
         core_mask = instead
     elif core_mask != CORE_MASK_ALL and core_mask >> cores:

@@ -23,7 +23,7 @@ from ._arguments import Fed, InputShapes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: What tells one form of a call from another.
+#: The key of a form of call.
 _Key = tuple[tuple[Shape, str, str, bool], ...]
 
 
@@ -64,7 +64,7 @@ class OnNpu:
 
     @property
     def native(self) -> tuple[str, int] | None:
-        # What the adapter "librknnrt" loads, and the virtual NPU through it. There is one context: the first.
+        # The model loaded by the adapter "librknnrt", also under the virtual NPU. There is one context: the first.
         inner: Any = getattr(self._executor.model, "inner", self._executor.model)
         context, binding = getattr(inner, "first_context", None), getattr(inner, "binding", None)
         return (binding.path, context) if isinstance(context, int) and binding is not None else None

@@ -1,20 +1,21 @@
-"""``RKNNLite``, as programs import it from ``rknnlite.api``.
+"""``RKNNLite``, as imported from ``rknnlite.api``.
 
-What fails returns -1 or None, as the vendor's does, and says why in one line of the logger ``ort_rknn.rknnlite``. With
+A failing call returns -1 or None, like the vendor's, and logs the reason in one line to ``ort_rknn.rknnlite``. With
 ``RKNNLite.raise_errors = True`` (on the class, a subclass or an object) it raises :class:`RKNNLiteError` instead.
 
-Different from rknn-toolkit-lite2 2.5.0, on purpose:
+Intentional differences from rknn-toolkit-lite2 2.5.0:
 
-* A run that fails gives None. The vendor's class does not look, and may give the result of the run before.
-* Shapes are checked, but for inputs that are passed through. There, NCHW data given as NHWC, or a larger batch, is
-  computed as far as it goes.
-* The lists that are given stay as they are. There, ``data_format="nchw"`` exchanges their elements.
-* An object that is dropped gives its context back, and two threads may use one object: their runs take turns.
-* ``reuse_outputs`` gives fresh arrays like any other call. Logging stays as the program set it.
+* A failed run returns None. The vendor's class does not check, and may return the result of the previous run.
+* Shapes are checked, except for passed-through inputs. The vendor's class computes NCHW data given as NHWC, or a larger
+  batch, as far as it goes.
+* Lists passed as arguments stay unchanged. The vendor's class replaces their elements with ``data_format="nchw"``.
+* An object that is dropped releases its context, and two threads may use one object: their runs are serialized.
+* ``reuse_outputs`` returns fresh arrays like any other call. Logging stays as the program configured it.
 
-Not there: encrypted models (``key_path``), a board at the other end of a cable (``target``, ``device_id``) and
-``async_mode``: these fail with a reason. Of what is inside the vendor's objects there is what public programs use:
-``rknn_log`` and ``rknn_runtime`` (see :mod:`ort_rknn_rknnlite.rknn_runtime`). ``docs/adapters.md`` has the whole table.
+Not supported: encrypted models (``key_path``), a board connected by cable (``target``, ``device_id``) and
+``async_mode``: these fail with a reason. Of the internals of the vendor's objects, those that public programs use are
+available: ``rknn_log`` and ``rknn_runtime`` (see :mod:`ort_rknn_rknnlite.rknn_runtime`). ``docs/adapters.md`` has the
+whole table.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ from .rknn_runtime import RKNNRuntime
 
 __all__ = ["RKNNLite", "RKNNLiteError", "rknn_runtime"]
 
-#: Longer ones are no file's; a model in memory is.
+#: No file has a longer path; longer bytes are a model in memory.
 _LONGEST_PATH: Final = 4096
 
 log: Final = logging.getLogger("ort_rknn.rknnlite")
 
 
 class RKNNLiteError(Exception):
-    """A call failed; only with ``RKNNLite.raise_errors``. ``call`` is the method."""
+    """A call failed; raised only with ``RKNNLite.raise_errors``. ``call`` is the method."""
 
     def __init__(self, call: str, reason: str) -> None:
         self.call = call
@@ -53,7 +54,7 @@ class RKNNLiteError(Exception):
 
 
 class RKNNLite:
-    """One model on one context, as the vendor's class of that name. Thread safe."""
+    """One model on one context, like the vendor's class of that name. Thread-safe."""
 
     NPU_CORE_AUTO = 0
     NPU_CORE_0 = 1
@@ -64,7 +65,7 @@ class RKNNLite:
     NPU_CORE_ALL = 0xFFFF
 
     raise_errors: ClassVar[bool] = False
-    """True: what fails raises RKNNLiteError instead of returning -1 or None."""
+    """True: a failing call raises RKNNLiteError instead of returning -1 or None."""
 
     def __init__(self, verbose: bool = False, verbose_file: str | None = None) -> None:
         self.verbose = verbose
@@ -78,7 +79,7 @@ class RKNNLite:
             log.warning("verbose_file is not written: give logging a FileHandler for the logger %s", log.name)
 
     def load_rknn(self, path: str | bytes | os.PathLike[str], key_path: str | None = None) -> int:
-        """Choose the model file, as it is now; :meth:`init_runtime` looks into it. 0, or -1 where it is not there."""
+        """Choose the model file in its current state; :meth:`init_runtime` parses it. 0, or -1 if it does not exist."""
         if key_path is not None:
             return self._failed("load_rknn", "encrypted models (key_path) are not supported")
         if isinstance(path, (bytes, bytearray, memoryview)) and (len(path) > _LONGEST_PATH or 0 in bytes(path)):
@@ -104,8 +105,8 @@ class RKNNLite:
     ) -> int:
         """Load the model on the cores of ``core_mask``. 0, or -1.
 
-        The device is the board's NPU, or the one that ``ORT_RKNN_DEVICE`` names; where there is none, the ONNX beside
-        the model runs on the CPU, unless ``ORT_RKNN_STRICT=1``. ``target`` may only name that device's SoC.
+        The device is the board's NPU, or the one named by ``ORT_RKNN_DEVICE``; if there is none, the ONNX beside the
+        model runs on the CPU, unless ``ORT_RKNN_STRICT=1``. ``target`` may only name that device's SoC.
         """
         if self._model is None:
             return self._failed("init_runtime", "no model is loaded: call load_rknn() first")
@@ -137,12 +138,12 @@ class RKNNLite:
         get_frame_id: bool = False,
         reuse_outputs: bool = False,
     ) -> list[Any] | None:
-        """Run once. Fresh float32 arrays in the shapes of the ONNX's outputs, or None.
+        """Run once. Returns fresh float32 arrays in the shapes of the ONNX's outputs, or None.
 
         ``inputs`` is a list of arrays of any of float16, float32, int8 to int64, uint8 to uint32 and bool. Four axes
-        are NHWC, or NCHW with ``data_format="nchw"`` (or a list with a word per input). Where ``inputs_pass_through``
-        has a 1, the array is what the compiled model stores, and only its order of axes is converted. ``get_frame_id``
-        appends the number of this run since init_runtime(), from 1 on, twice: as output's and as input's.
+        are NHWC, or NCHW with ``data_format="nchw"`` (or a list with a word per input). If ``inputs_pass_through`` has
+        a 1, the array has the compiled model's storage format, and only its axis order is converted. ``get_frame_id``
+        appends the number of this run since init_runtime(), starting at 1, twice: as the output's and as the input's.
         """
         loaded, runtime = self._loaded, self.rknn_runtime
         if loaded is None or runtime is None:
@@ -162,8 +163,7 @@ class RKNNLite:
         return outputs
 
     def release(self) -> None:
-        """Give the context back. Idempotent; waits for a run that is under way. Where that is interrupted, the next
-        call goes on."""
+        """Release the context. Idempotent; waits for an active run. If interrupted, the next call continues."""
         loaded = self._loaded
         self.rknn_runtime = None
         if loaded is not None:
@@ -183,14 +183,14 @@ class RKNNLite:
         )
 
     def list_devices(self) -> tuple[list[str], list[str]]:
-        """Boards at the other end of a cable: none."""
+        """Boards connected by cable: none."""
         print("None devices connected.")
         return [], []
 
     def list_support_target_platform(
         self, rknn_model: str | os.PathLike[str] | None = None
     ) -> OrderedDict[str, list[str]] | None:
-        """The SoCs that a model was made for, printed and returned. Without a model: those that there are, printed."""
+        """The SoCs that a model was made for, printed and returned. Without a model: all known SoCs, printed."""
         if rknn_model is None:
             print(f"All supported target platforms: {', '.join(soc.upper() for soc in SOC_CORES)}")
             return None
@@ -210,7 +210,7 @@ class RKNNLite:
         return found
 
     def _set_core_mask(self, core_mask: int) -> int:
-        """For ``rknn_runtime``. Whatever fails leaves the context where it was."""
+        """For ``rknn_runtime``. On failure the context stays where it was."""
         model, runtime = self._model, self.rknn_runtime
         if model is None or runtime is None:
             return self._failed("rknn_runtime.set_core_mask", "the runtime was released")
@@ -236,7 +236,7 @@ class RKNNLite:
 
 
 class RknnLog:
-    """``RKNNLite.rknn_log``: the logger of this face under the names that programs use."""
+    """``RKNNLite.rknn_log``: this module's logger under the names that programs use."""
 
     logger = log
 
@@ -260,7 +260,7 @@ def _wrong_mask(core_mask: object) -> str | None:
 
 
 def _kind(value: object) -> str:
-    """A wrong argument for a message: short, whatever it is."""
+    """A short description of a wrong argument, for messages."""
     text = repr(value) if isinstance(value, (int, float, str, type(None))) else ""
     return f"{type(value).__name__} {text[:60]}".rstrip() if value is not None else "None"
 

@@ -1,7 +1,7 @@
-"""What programs reach for inside the vendor's objects: ``RKNNLite.rknn_runtime`` and ``rknnlite.api.rknn_runtime``.
+"""Internals of the vendor's objects that programs use: ``RKNNLite.rknn_runtime`` and ``rknnlite.api.rknn_runtime``.
 
-Names, layouts and codes are those of the runtime's C interface, as public programs use them. On the CPU, and with an
-adapter that has no such library, the numbers come from the compiled file, and :attr:`RKNNRuntime.lib` can do little.
+Names, layouts and codes are those of the runtime's C interface, as used by public programs. On the CPU, and with an
+adapter that has no such library, the numbers come from the compiled file, and :attr:`RKNNRuntime.lib` supports little.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ class RKNNRuntime:
         self.follow(loaded, core_mask)
 
     def follow(self, loaded: RunnableModel, core_mask: int) -> None:
-        """Stand for another context from now on."""
+        """Represent another context from now on."""
         self._loaded = loaded
         self.core_mask = core_mask
         native = loaded.native
         self.context: int = native[1] if native is not None else 0
-        """The ``rknn_context``; 0 where there is none."""
+        """The ``rknn_context``; 0 if there is none."""
         self.lib: Any = _library(native[0]) if native is not None else _NoLibrary(loaded)
         """The runtime's library, with the argument types of its functions declared."""
 
@@ -141,11 +141,11 @@ class RKNNRuntime:
         return f"API: {api}\nDRV: {driver}", api, driver
 
     def get_run_perf(self) -> RKNNPerfRun:
-        """How long the last run took, as seen from here: with the conversions of its inputs and outputs."""
+        """The duration of the last run as measured here, including conversions of its inputs and outputs."""
         return RKNNPerfRun(run_duration=self.run_us)
 
     def set_core_mask(self, core_mask: int) -> int:
-        """Put the context on other cores: 0, or -1. Waits for a run that is under way."""
+        """Move the context to other cores: 0, or -1. Waits for an active run."""
         return self._reload(core_mask)
 
 
@@ -161,7 +161,7 @@ def _attr_of(index: int, tensor: TensorInfo) -> RKNNTensorAttr:
         stride_with_stride=size,
         fmt=_FORMATS.get(tensor.layout, 3),
         type=_DTYPES.index(tensor.dtype) if tensor.dtype in _DTYPES else 1,
-        qnt_type=_AFFINE,  # the runtime says so of every tensor; one that is not quantized has scale 1 and zero point 0
+        qnt_type=_AFFINE,  # reported for every tensor; unquantized ones have scale 1 and zero point 0
         scale=1.0,
     )
     for axis, length in enumerate(tensor.shape[:16]):
@@ -185,8 +185,8 @@ _ARGUMENTS: Final[dict[str, Sequence[Any]]] = {
 
 
 def _library(path: str) -> ctypes.CDLL:
-    """The library once more: its function objects are ours, whatever the program does with them. ctypes converts plain
-    integers as C's int where it is not told otherwise, which would cut off half of a context."""
+    """Open the library again, so that its function objects are ours, whatever the program does with them. Without
+    declared types, ctypes would pass integers as C int, which truncates a context to half."""
     library = ctypes.CDLL(path)
     for name, types in _ARGUMENTS.items():
         function = library[name]
@@ -196,7 +196,7 @@ def _library(path: str) -> ctypes.CDLL:
 
 
 class _NoLibrary:
-    """In place of the library where there is none: functions return an error code, and the log says why."""
+    """Replaces a missing library: functions return an error code and log the reason."""
 
     def __init__(self, loaded: RunnableModel) -> None:
         self._loaded = loaded
@@ -212,7 +212,7 @@ class _NoLibrary:
         return call
 
     def rknn_query(self, _context: Any, command: int, answer: Any, size: int) -> int:
-        """Only the custom string, which is in the file."""
+        """Supports only the custom string, which is in the file."""
         if command != _CUSTOM_STRING:
             return self.__getattr__("rknn_query")()
         text = self._loaded.custom_string.encode()

@@ -1,1 +1,1 @@
-"""``rknnlite.utils``, which programs import and use nothing of."""
+"""``rknnlite.utils``, which programs import without using anything in it."""

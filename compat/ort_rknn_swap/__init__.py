@@ -1,8 +1,7 @@
-"""The import swap: programs that know ``onnxruntime`` only get ``ort_rknn`` in its place, unmodified.
+"""The import swap: unmodified programs written for ``onnxruntime`` get ``ort_rknn`` in its place.
 
-``_modules`` the stand-in for the module ``onnxruntime`` and what loaded modules hold of it; ``_report`` what each
-session got; ``_children`` the processes that multiprocessing starts; ``command`` and ``_program`` the command line's
-``run``.
+``_modules``: the replacement for the module ``onnxruntime``, and references to it in loaded modules; ``_report``: what
+each session got; ``_children``: processes started by multiprocessing; ``command`` and ``_program``: ``ort-rknn run``.
 """
 
 from __future__ import annotations
@@ -41,26 +40,25 @@ def install(
     options: Mapping[str, object] | None = None,
     report: bool = False,
 ) -> None:
-    """From now on ``import onnxruntime`` gives ort_rknn, for code imported later and for modules that are loaded.
+    """From now on ``import onnxruntime`` imports ort_rknn, for code imported later and for modules already loaded.
 
     Modules that hold onnxruntime, its ``InferenceSession`` or its provider lists as a global name (``import onnxruntime
-    as ort``, ``from onnxruntime import InferenceSession``) get ours under that name. Whoever keeps the class elsewhere
-    (a dict, a default argument, a class attribute) gets our session when it makes one with it, and classes derived from
-    it are derived from ours meanwhile. Sessions that exist stay onnxruntime's, and submodules such as
+    as ort``, ``from onnxruntime import InferenceSession``) get ours under that name. Code that keeps the class
+    elsewhere (a dict, a default argument, a class attribute) gets our session when it creates one with it, and classes
+    derived from it are derived from ours meanwhile. Existing sessions stay onnxruntime's, and submodules such as
     ``onnxruntime.capi`` are onnxruntime's own.
 
-    ``policy``: "prefer" puts the NPU in front of whatever providers a session names; "only" does so and allows no
-    fallback to the CPU; "respect" takes the names as law, so that a session gets the NPU where it names none or ours.
-    With "prefer" calls whose shapes were not compiled run on the ONNX, on the CPU, unless ``options`` or
-    ``ORT_RKNN_ON_MISSING_SHAPE`` say otherwise: onnxruntime would have served them.
-    None: the environment variable ``ORT_RKNN_POLICY``, else "respect". ``device`` and ``options``: provider options for
-    every session that comes to the NPU; those that a session brings itself win. ``report``: print to stderr, at the
-    end of the process, what each session got.
+    ``policy``: "prefer" puts the NPU before whatever providers a session names; "only" does so and allows no fallback
+    to the CPU; "respect" follows the names, so that a session gets the NPU if it names none or ours. None: the
+    environment variable ``ORT_RKNN_POLICY``, else "respect". With "prefer", calls whose shapes were not compiled run on
+    the ONNX, on the CPU, unless ``options`` or ``ORT_RKNN_ON_MISSING_SHAPE`` say otherwise: onnxruntime would have
+    served them. ``device`` and ``options``: provider options for every session on the NPU; a session's own options
+    override them. ``report``: at the end of the process, print to stderr what each session got.
 
-    Processes that ``multiprocessing`` starts have the swap too, policy and options included, whichever way they are
-    started; they report nothing.
+    Processes started by ``multiprocessing`` have the swap too, including policy and options, with every start method;
+    they report nothing.
 
-    Called again, the settings are replaced. Raises OptionError for a bad policy or bad options, and then changes
+    Calling it again replaces the settings. Raises OptionError for a bad policy or bad options, and then changes
     nothing.
     """
     global _swap, _children
@@ -77,7 +75,7 @@ def install(
 def uninstall() -> None:
     """Undo :func:`install`: every name that it changed is onnxruntime's again. Does nothing if there is no swap.
 
-    Sessions that were made keep working, and modules that were imported meanwhile keep what they imported.
+    Existing sessions keep working, and modules imported meanwhile keep what they imported.
     """
     global _swap, _children
     with _lock:
@@ -96,8 +94,8 @@ def swapped(
     options: Mapping[str, object] | None = None,
     report: bool = False,
 ) -> Iterator[None]:
-    """:func:`install` for the length of a ``with`` block; afterwards everything is as it was before, an outer swap and
-    its settings included. For the whole process, not for a thread."""
+    """:func:`install` for the duration of a ``with`` block; afterwards everything is as before, including an outer swap
+    and its settings. Affects the whole process, not a thread."""
     with _lock:
         before, outer = _settings, _swap
         install(policy, device=device, options=options, report=report)

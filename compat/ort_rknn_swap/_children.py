@@ -1,7 +1,7 @@
-"""Processes that multiprocessing starts afresh ("spawn", "forkserver"): they begin with the swap of their parent.
+"""Fresh processes started by multiprocessing ("spawn", "forkserver"): they start with the swap of their parent.
 
-A forked child has it anyway. What is sent to a fresh one before it imports the program's main module gets one more
-entry, and to read that entry is to install the swap.
+A forked child has it anyway. The data sent to a fresh process before it imports the program's main module gets an
+additional entry; unpickling that entry installs the swap.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 
 from ort_rknn._planning.request import Policy
 
-_KEY = "ort_rknn_swap"  # multiprocessing leaves alone what it does not know
+_KEY = "ort_rknn_swap"  # multiprocessing ignores unknown keys
 
-#: The parent's sys.path is set first: multiprocessing itself does so only when all was read.
+#: The parent's sys.path is set first: multiprocessing itself does so only after reading everything.
 _BEGIN = "import sys; sys.path[:] = path; import ort_rknn_swap; ort_rknn_swap.install(policy, options=options)"
 
 Settings = Callable[[], tuple[Policy | None, Mapping[str, object]]]
 
 
 class _Installs:
-    """Being unpickled, installs the swap; what comes out is None."""
+    """Installs the swap when unpickled; the result is None."""
 
     def __init__(self, policy: Policy | None, options: Mapping[str, object]) -> None:
         self._names = {"path": list(sys.path), "policy": policy, "options": dict(options)}
@@ -32,7 +32,7 @@ class _Installs:
 
 
 class Children:
-    """In place from the start; :meth:`undo` takes it back."""
+    """Active from creation; :meth:`undo` removes it."""
 
     def __init__(self, settings: Settings) -> None:
         theirs = spawn.get_preparation_data

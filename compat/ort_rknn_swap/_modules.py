@@ -1,4 +1,4 @@
-"""The stand-in for the module ``onnxruntime``, and what loaded modules hold of it."""
+"""The replacement for the module ``onnxruntime``, and references to it in loaded modules."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LISTS = ("get_available_providers", "get_all_providers")
 class _StandIn(ModuleType):
     """onnxruntime by file, path and spec (so that its submodules and data files are found), ort_rknn by content.
 
-    Not the module ``ort_rknn`` itself: programs look beside ``onnxruntime.__file__`` for libraries. Our own code and
-    adapters get onnxruntime's own names from it, however late they import: the session behind a virtual NPU must not
-    be one on the virtual NPU.
+    Not the module ``ort_rknn`` itself, because programs look for libraries beside ``onnxruntime.__file__``. Our own
+    code and adapters get onnxruntime's own names from it, however late they import: the session behind a virtual NPU
+    must not itself run on the virtual NPU.
     """
 
     def __init__(self, real: ModuleType) -> None:
@@ -44,12 +44,12 @@ class _StandIn(ModuleType):
 
 
 def _root(frame: FrameType) -> str:
-    """The top-level package of the code that runs in a frame."""
+    """The top-level package of the code in a frame."""
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _own_roots() -> frozenset[str]:
-    """Top-level packages of ours and of adapters, whose onnxruntime stays onnxruntime's."""
+    """Our own and the adapters' top-level packages, which keep the real onnxruntime."""
     roots = {"ort_rknn", "ort_rknn_swap", *(n.partition(".")[0] for n in sys.modules if n.startswith("ort_rknn_"))}
     from ort_rknn.adapter.plugins import ADAPTERS, plugins
 
@@ -58,10 +58,10 @@ def _own_roots() -> frozenset[str]:
 
 
 class Swap:
-    """The stand-in in place; :meth:`undo` takes it back.
+    """Installs the replacement; :meth:`undo` removes it.
 
-    Global names of loaded modules are exchanged. Whoever holds the class elsewhere (in a dict, a default argument, a
-    class attribute) gets ours when it makes a session with it, and classes derived from it are derived from ours.
+    Global names of loaded modules are replaced. Code that holds the class elsewhere (in a dict, a default argument, a
+    class attribute) gets ours when it creates a session with it, and classes derived from it are derived from ours.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Swap:
         self.stand_in = _StandIn(real)
         #: (a module's names, the name, what it held, what it holds now)
         self._exchanged: list[tuple[dict[str, Any], str, Any, Any]] = []
-        #: (a class, its bases, those that it has now)
+        #: (a class, its original bases, its current ones)
         self._derived: list[tuple[type, tuple[type, ...], tuple[type, ...]]] = []
         self._first = self._mine = self._theirs.__init__
         sys.modules[NAME] = self.stand_in
@@ -86,12 +86,12 @@ class Swap:
     def _exchange(self) -> None:
         real = self._real
         ours = {id(real): self.stand_in, id(self._theirs): ort_rknn.InferenceSession}
-        # onnxruntime asks its own lists what it was built with: those stay.
+        # onnxruntime itself asks its own lists what it was built with: those stay.
         lists = {id(getattr(real, n)): getattr(ort_rknn, n) for n in _LISTS}
         roots = self._roots
         for name, module in list(sys.modules.items()):
             try:
-                # Not through the module's own __getattribute__: a lazy one is loaded by any question.
+                # Bypasses the module's own __getattribute__, because any access loads a lazy module.
                 names = object.__getattribute__(module, "__dict__")
             except AttributeError:
                 continue
@@ -112,7 +112,7 @@ class Swap:
             after = tuple(ort_rknn.InferenceSession if base is self._theirs else base for base in before)
             try:
                 derived.__bases__ = after
-            except TypeError:  # its other bases do not go with ours
+            except TypeError:  # its other bases are incompatible with ours
                 continue
             self._derived.append((derived, before, after))
 
@@ -137,7 +137,7 @@ class Swap:
         return roots
 
     def undo(self) -> None:
-        """Put everything back, but for what the program itself has changed since."""
+        """Restore everything, except what the program itself has changed since."""
         if self._theirs.__init__ is self._mine:
             self._theirs.__init__ = self._first
         for derived, before, after in self._derived:
@@ -151,6 +151,6 @@ class Swap:
         if sys.modules.get(NAME) is self.stand_in:
             sys.modules[NAME] = self._real
         for name, value in vars(self.stand_in).items():
-            # Submodules that were imported meanwhile became the stand-in's attributes.
+            # Submodules imported meanwhile became attributes of the replacement.
             if sys.modules.get(f"{NAME}.{name}") is value and not hasattr(self._real, name):
                 setattr(self._real, name, value)

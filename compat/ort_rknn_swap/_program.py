@@ -1,4 +1,4 @@
-"""Running a program as ``python app.py`` and ``python -m module`` do, after the swap was installed."""
+"""Runs a program like ``python app.py`` and ``python -m module``, after the swap was installed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class NoProgram(Exception):
-    """The script cannot be opened; the text is the interpreter's own."""
+    """The script cannot be opened; the message is the interpreter's own."""
 
 
 def run_script(path: str, args: Sequence[str]) -> None:
-    """``python path args``: a file of source or byte code, or a folder or zip file with ``__main__.py``; "-" is the
+    """``python path args``: a file of source or byte code, or a folder or zip file with ``__main__.py``; "-" is
     standard input.
 
-    Raises NoProgram where it cannot be opened, else whatever the program raises.
+    Raises NoProgram if it cannot be opened, else whatever the program raises.
     """
     sys.argv = [path, *args]
     main = _new_main()
@@ -52,7 +52,7 @@ def run_script(path: str, args: Sequence[str]) -> None:
 
 
 def run_module(name: str, args: Sequence[str]) -> None:
-    """``python -m name args``. Raises whatever the module raises; SystemExit where it cannot be found."""
+    """``python -m name args``. Raises whatever the module raises; SystemExit if it cannot be found."""
     sys.argv = ["-m", *args]
     _new_main()
     _set_first_path(os.getcwd())
@@ -61,7 +61,7 @@ def run_module(name: str, args: Sequence[str]) -> None:
 
 def _as_main(name: str, *, alter_argv: bool) -> None:
     with _Stripped():
-        # What the interpreter itself calls for -m; the public functions of runpy put the old __main__ back too early.
+        # The interpreter's own function for -m; the public functions of runpy restore the old __main__ too early.
         runpy._run_module_as_main(name, alter_argv)  # type: ignore[attr-defined]
 
 
@@ -73,7 +73,7 @@ def _new_main() -> ModuleType:
 
 
 def _set_first_path(folder: str, *, insert_safe: bool = False) -> None:
-    """In place of what the interpreter put there for us: the command's folder, or the current one."""
+    """Replace what the interpreter put there for us: the command's folder, or the current one."""
     if not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated:
         sys.path[0] = folder
     elif insert_safe:
@@ -101,8 +101,8 @@ def _standard_input() -> bytes:
 
 
 class _Stripped:
-    """Lets an uncaught exception reach the interpreter, which knows best how a program ends; but for our own frames
-    in its traceback."""
+    """Lets an uncaught exception reach the interpreter, which handles the end of a program best, but without our own
+    frames in its traceback."""
 
     def __enter__(self) -> None:
         pass
@@ -112,14 +112,14 @@ class _Stripped:
     ) -> None:
         if error is None or isinstance(error, SystemExit):
             return
-        # The hook that is there now may be the program's own.
+        # The current hook may be the program's own.
         hook = sys.excepthook
 
         def strip(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
             sys.excepthook = hook
             while trace is not None and trace is not inner:
                 trace = trace.tb_next
-            # The default hook prints the exception's own traceback where it has one.
+            # The default hook prints the exception's own traceback if it has one.
             hook(kind, error.with_traceback(trace), trace)
 
         inner = trace

@@ -1,4 +1,4 @@
-"""What each session of a program got: one summary, at the end of the process."""
+"""A summary of what each session of a program got, printed at the end of the process."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from ort_rknn._executor.executor import Executor
 
 _KEPT = 1000
-"""Sessions that are listed; the rest is counted."""
+"""The number of sessions listed; the rest is counted."""
 
-#: The session's attribute that holds its record: subclasses may have made their sessions unhashable.
+#: The session's attribute for its record: sessions of subclasses may be unhashable.
 _MINE = "_ort_rknn_record"
 
 _RUNS = ("run", "run_async", "run_with_iobinding", "run_with_ort_values", "run_with_ortvaluevector")
-#: What our class itself had by these names before they were counted; None for what it inherits.
+#: The original attributes of our class by these names, before counting; None if inherited.
 _before: dict[str, Any] = {}
 
 
@@ -47,7 +47,7 @@ class _Record:
     errors: int = 0
     seconds: float = 0.0
     last: dict[str, dict[str, int]] | None = None
-    """The counters when the session went."""
+    """The counters when the session was destroyed."""
 
 
 _records: list[_Record] = []
@@ -58,8 +58,8 @@ _json = False
 
 
 def start(*, as_json: bool = False) -> None:
-    """Record every session that is made from now on, and print the summary at the end of the process: text, or one
-    JSON object."""
+    """Record every session created from now on, and print the summary at the end of the process: text, or one JSON
+    object."""
     global _pid, _json
     _json = _json or as_json
     if not _pid:
@@ -73,7 +73,7 @@ def start(*, as_json: bool = False) -> None:
 
 
 def stop() -> None:
-    """Record no more; what was recorded is still printed at the end."""
+    """Stop recording; what was recorded is still printed at the end."""
     session._watch = None
     while _before:
         name, own = _before.popitem()
@@ -105,7 +105,7 @@ def _counting(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _note(session: Any) -> None:
-    """Called with every session that was made, or planned again."""
+    """Called with every session that was created or planned again."""
     global _more
     state = session._npu
     provider = session._providers[0]  # a subclass may have its own get_providers
@@ -139,7 +139,7 @@ def _reason(state: Any, plan: Any) -> str:
 
 
 def _counters(executors: Sequence[weakref.ref[Executor]]) -> dict[str, dict[str, int]]:
-    """Summed up by core, for a model of several EPContext nodes."""
+    """Summed by core, for a model with several EPContext nodes."""
     out: dict[str, Counter[str]] = {}
     for executor in filter(None, (reference() for reference in executors)):
         missing = executor.missing_shapes()
@@ -155,7 +155,8 @@ def _ended(record: _Record) -> None:
 
 
 def report() -> str:
-    """What each session got so far: text, a line or more for each. Sessions are recorded under ``report=True``."""
+    """What each session has got so far: text, one or more lines per session. Sessions are recorded with
+    ``report=True``."""
     with _lock:
         records, more = list(_records), _more
     if not records:

@@ -1,4 +1,4 @@
-"""``ort-rknn run --trace FILE``: a program's sessions in a trace, written when the program ends."""
+"""``ort-rknn run --trace FILE``: traces a program's sessions; the file is written when the program ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def start(path: str) -> None:
 
 
 def _profiled(method: Callable[..., None], profiles: NodeProfiles) -> Callable[..., None]:
-    """Sessions that tell which nodes they ran on the CPU, at the end."""
+    """Let sessions record the nodes that they run on the CPU, until the end."""
 
     @functools.wraps(method)
     def start(self: Any, model: Any, so: Any, *given: Any, **named: Any) -> None:

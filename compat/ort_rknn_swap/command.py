@@ -1,4 +1,4 @@
-"""``ort-rknn run``: a whole program under the swap."""
+"""``ort-rknn run``: runs a whole program under the swap."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def _fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command with its arguments (without ``run``). Returns 0, or 2 where it was used wrongly; else whatever ends
-    the program is raised, for the interpreter to deal with."""
+    """The command with its arguments (without ``run``). Returns 0, or 2 for a usage error; otherwise raises whatever
+    ends the program, for the interpreter to handle."""
     ours, program, module, args = _split(argv)
     parser = argparse.ArgumentParser(prog="ort-rknn run", description=_DESCRIPTION, epilog=_EPILOG, usage=_USAGE)
     _fill(parser)
@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], str | None, str | None, list[str]]:
-    """(our options, script, module, the program's arguments): ours end where the program's name is."""
+    """(our options, script, module, the program's arguments): ours end at the program's name."""
     place = 0
     while place < len(argv):
         word = argv[place]

@@ -1,6 +1,6 @@
-"""``import rknnlite`` in a process whose parent has the face: puts the face in this module's place.
+"""``import rknnlite`` in a process whose parent uses this API: replaces this module by ours.
 
-Its folder is on ``PYTHONPATH`` and ``sys.path`` by then (see :func:`ort_rknn_rknnlite.offer`).
+Its folder is already on ``PYTHONPATH`` and ``sys.path`` (see :func:`ort_rknn_rknnlite.offer`).
 """
 
 import os
@@ -10,7 +10,7 @@ del sys.modules[__name__]
 
 try:
     import ort_rknn_rknnlite
-except ModuleNotFoundError:  # another interpreter, which has the vendor's package perhaps
+except ModuleNotFoundError:  # another interpreter, which may have the vendor's package
     _here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sys.path[:] = [path for path in sys.path if path != _here]
     import rknnlite  # type: ignore[import-not-found]  # noqa: F401
