@@ -114,6 +114,7 @@ Completion, with the extra `cli`:
 ```sh
 ort-rknn --print-completion bash > ~/.local/share/bash-completion/completions/ort-rknn
 ort-rknn --print-completion zsh > ~/.zfunc/_ort-rknn    # a folder of your fpath
+ort-rknn --print-completion fish > ~/.config/fish/completions/ort-rknn.fish
 ```""".splitlines()
 
 

@@ -242,6 +242,23 @@ def test_completion_without_its_package_says_what_to_install(monkeypatch, capsys
     assert "pip install 'ort-rknn[cli]'" in capsys.readouterr().err
 
 
+def test_a_shell_that_shtab_does_not_know_yet(monkeypatch, capsys):
+    shtab = pytest.importorskip("shtab")
+    monkeypatch.setattr(shtab, "SUPPORTED_SHELLS", ["bash", "zsh", "tcsh"])
+    assert main(["--print-completion", "fish"]) == 1
+    assert capsys.readouterr().err == "ort-rknn: this version of shtab has no fish: pip install --upgrade shtab\n"
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh", "fish"])
+def test_other_shells_complete_commands_and_options(shell, capsys):
+    shtab = pytest.importorskip("shtab")
+    if shell not in shtab.SUPPORTED_SHELLS:
+        pytest.skip(f"shtab {shtab.__version__} has no {shell}")
+    assert main(["--print-completion", shell]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("ort-rknn", "bench", "selftest", "int8"))
+
+
 def test_numbers_that_json_has_not_are_null(capsys):
     from ort_rknn._cli.output import say_json
 

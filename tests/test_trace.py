@@ -189,6 +189,20 @@ def test_arrows_lead_from_a_call_to_its_context_and_core(npu, tmp_path):
     assert {f for t in named(tracks, "NPU core") for b in t.bars for f in b.last} == {f + 1 for f in starts}
 
 
+def test_an_arrow_begins_before_it_ends_in_the_file_too(npu, tmp_path):
+    """A run that does not wait begins on its context when it is called: Perfetto loses arrows that end first."""
+    with session(schedule="0") as s, ort.trace(tmp_path / "t"):
+        for _ in range(3):
+            s.run(None, {"x": X})
+    begun, ended = set(), set()
+    for packet in map(message, message((tmp_path / "t").read_bytes())[1]):
+        event = message(packet[11][0]) if packet[11] else {47: [], 48: []}
+        assert set(event[48]) <= begun - ended  # terminating_flow_ids
+        ended |= set(event[48])
+        begun |= set(event[47])  # flow_ids
+    assert len(begun) == 6 and begun == ended
+
+
 def test_two_contexts_of_a_core_do_not_overlap_on_it(npu, tmp_path):
     npu.run_time_us = 2000
     with session(schedule="0", threads_per_core=2) as s, ort.trace(tmp_path / "t") as recorder:
@@ -291,6 +305,14 @@ def test_the_command(npu, tmp_path, monkeypatch, capsys):
     assert main(["trace", "--option", "x", str(MODELS / "conv_f16.onnx")]) == 2
     assert main(["trace", "-o", "no/t", str(MODELS / "conv_f16.onnx")]) == 1
     assert main(["trace", "none.onnx"]) == 1
+
+
+def test_a_damaged_onnx_is_one_line_and_no_log_of_onnxruntimes(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "junk.onnx").write_text("junk\n")
+    assert main(["trace", "junk.onnx"]) == 1
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and "not an ONNX model" in err
 
 
 # Layers -----------------------------------------------------------------------------------------------------------

@@ -23,9 +23,9 @@ def make_parser(known: Mapping[str, Command]) -> argparse.ArgumentParser:
     parser.add_argument(
         "--print-completion",
         action=_Completion,
-        choices=("bash", "zsh", "tcsh"),
+        choices=("bash", "zsh", "tcsh", "fish"),
         metavar="SHELL",
-        help="print what makes a shell complete this command, and stop: bash, zsh or tcsh",
+        help="print what makes a shell complete this command, and stop: bash, zsh, tcsh or fish",
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in known.values():
@@ -62,6 +62,8 @@ class _Completion(argparse.Action):
             import shtab
         except ImportError:
             parser.exit(1, "ort-rknn: shtab is not installed: pip install 'ort-rknn[cli]'\n")
+        if shell not in shtab.SUPPORTED_SHELLS:
+            parser.exit(1, f"ort-rknn: this version of shtab has no {shell}: pip install --upgrade shtab\n")
         _name_files(parser)
         print(shtab.complete(parser, shell))
         parser.exit()

@@ -60,13 +60,18 @@ def _is_program(path: str) -> bool:
 
 def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
     from .._bench.tracing import trace_model
+    from ..files import OnnxFileError, read_onnx
 
     try:
+        if given.what.lower().endswith(".onnx"):
+            read_onnx(given.what)  # onnxruntime says less, and logs that it has no profile
         traced = trace_model(
             given.what, given.output, runs=given.runs, callers=given.callers, options=options, layers=given.layers
         )
     except OptionError:
         raise
+    except OnnxFileError as error:
+        raise Mistake(one_line(str(error))) from None
     except OSError as error:
         raise Mistake(f"{error.filename or given.output}: {error.strerror or error}") from None
     except Exception as error:  # onnxruntime has a class for each code, and no common one

@@ -26,7 +26,7 @@ class TraceWriter:
 
     def __init__(self) -> None:
         self._tracks: list[bytes] = []
-        self._events: list[tuple[int, int, bytes]] = []
+        self._events: list[tuple[int, tuple[int, int], bytes]] = []
 
     # Tracks: each gives its number ----------------------------------------------------------------------------
 
@@ -82,7 +82,11 @@ class TraceWriter:
         self._event(_COUNTER, track, at, int_field(30, value))
 
     def _event(self, kind: int, track: int, at: int, body: bytes) -> None:
-        self._events.append((at, _ORDER[kind], bytes_field(11, int_field(9, kind) + int_field(11, track) + body)))
+        # Perfetto loses an arrow whose end comes before its beginning in the file. Arrows lead from tracks that were
+        # made later (callers) to earlier ones (contexts, cores), so these go first where the time is the same.
+        self._events.append(
+            (at, (_ORDER[kind], -track), bytes_field(11, int_field(9, kind) + int_field(11, track) + body))
+        )
 
     def to_bytes(self) -> bytes:
         """The file."""
