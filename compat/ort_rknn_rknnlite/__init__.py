@@ -47,6 +47,10 @@ def install() -> None:
     for name, module in modules.items():
         if sys.modules.get(name, module) is not module:
             raise RuntimeError(f"{name} is imported already: call ort_rknn_rknnlite.install() before that")
+    for name, module in modules.items():
+        parent, _, leaf = name.rpartition(".")
+        if parent:  # for "import rknnlite.api.rknn_lite as lite", which looks there
+            vars(modules[parent]).setdefault(leaf, module)
     sys.modules.update(modules)
     offer()
 

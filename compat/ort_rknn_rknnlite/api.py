@@ -41,6 +41,7 @@ __all__ = ["RKNNLite", "RKNNLiteError", "rknn_runtime"]
 
 #: No file has a longer path; longer bytes are a model in memory.
 _LONGEST_PATH: Final = 4096
+_LONGEST_SHOWN: Final = 200
 
 log: Final = logging.getLogger("ort_rknn.rknnlite")
 
@@ -90,7 +91,7 @@ class RKNNLite:
             return self._failed("load_rknn", f"a path is expected, not {_kind(path)}")
         try:
             if not os.path.isfile(path):
-                return self._failed("load_rknn", f"the model {os.fspath(path)!r} is not a file")
+                return self._failed("load_rknn", f"the model {_shown(path)} is not a file")
             self._model = ModelFile(path)
         except (OSError, ValueError) as error:
             return self._failed("load_rknn", str(error), error)
@@ -257,6 +258,11 @@ def _wrong_mask(core_mask: object) -> str | None:
     if isinstance(core_mask, int) and not isinstance(core_mask, bool):
         return None
     return f"core_mask: RKNNLite.NPU_CORE_AUTO, NPU_CORE_0, NPU_CORE_0_1_2 ... is expected, not {_kind(core_mask)}"
+
+
+def _shown(path: str | bytes | os.PathLike[str]) -> str:
+    text = repr(os.fspath(path))
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text) - 2} characters)"
 
 
 def _kind(value: object) -> str:

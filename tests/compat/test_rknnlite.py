@@ -171,6 +171,11 @@ def test_install(monkeypatch):
         assert rknn_runtime.RKNNOutput is api.rknn_runtime.RKNNOutput
         for name in ("rknnlite.api.rknn_lite", "rknnlite.api.rknn_runtime", "rknnlite.utils"):
             assert importlib.import_module(name) is sys.modules[name]
+        import rknnlite.api.rknn_lite as lite
+        import rknnlite.api.rknn_runtime as runtime
+        import rknnlite.utils as utils
+
+        assert lite.RKNNLite is RKNNLite and runtime is rknn_runtime and utils is sys.modules["rknnlite.utils"]
         assert os.environ["PYTHONPATH"].split(os.pathsep)[1:] == ["/somewhere"]
         assert len(sys.path) == len(paths) + 1
         uninstall()

@@ -180,6 +180,8 @@ def test_other_cores_later(npu, caplog):
         ("load_rknn", (CONV.read_bytes(),), r"a path is expected, not a model of \d+ bytes: write it to a file$"),
         ("load_rknn", (bytearray(CONV.read_bytes()),), r"a path is expected, not a model of \d+ bytes"),
         ("load_rknn", (b"RKNN\0\0\0\0" + bytes(100),), r"a path is expected, not a model of 108 bytes"),
+        ("load_rknn", ("x" * 5000,), r"the model 'x{199}\.\.\. \(5000 characters\) is not a file$"),
+        ("load_rknn", (b"ab" * 1500,), r"the model b'(ab)+\.\.\. \(\d+ characters\) is not a file$"),
         ("load_rknn", (None,), "a path is expected, not None$"),
         ("load_rknn", (0,), "a path is expected, not int 0$"),
         ("load_rknn", (np.zeros(5),), "a path is expected, not ndarray$"),
