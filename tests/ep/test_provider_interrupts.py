@@ -273,7 +273,8 @@ thread.start()
 thread.join()
 assert len(s.run(None, feed)) == 1
 print("ok")
-"""
+""",
+        timeout=300,
     )
     assert out.strip() == "ok"
 
@@ -292,6 +293,7 @@ for round in range(120):
             pass
 assert len(s.run(None, feed)) == 1
 print("ok")
-"""
+""",
+        timeout=300,
     )
     assert out.strip() == "ok"
