@@ -13,6 +13,7 @@ from ctypes import c_char_p, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from typing import Any
 
 from .._errors import FAIL
+from .support import is_development_build
 
 ABI = 23
 #: Declared in a session's table if onnxruntime is at least as new, which makes it look for a profiler.
@@ -258,9 +259,13 @@ class Api:
         raise AttributeError(f"onnxruntime {self.version} has no {name}")
 
     def minor(self) -> tuple[int, int]:
-        """(major, minor) of the running onnxruntime."""
+        """(major, minor) of the release whose functions the running onnxruntime has, at least.
+
+        A development build may lack functions of the release to come, so it counts as the release before: 1.24.0.dev
+        builds have other functions in the slots that 1.24.0 added.
+        """
         major, minor = self.version.split(".")[:2]
-        return int(major), int(minor)
+        return int(major), int(minor) - is_development_build()
 
     # Status ---------------------------------------------------------------------------------------------------
 

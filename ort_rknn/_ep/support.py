@@ -24,6 +24,11 @@ def onnxruntime_version() -> tuple[int, ...]:
     return tuple(int(d) for d in digits) + (0,) * (3 - len(digits))
 
 
+def is_development_build() -> bool:
+    """Whether the installed onnxruntime was built on the way to the release whose number it has."""
+    return ".dev" in onnxruntime.__version__
+
+
 def by_name() -> bool:
     """Whether the installed onnxruntime accepts the provider by name."""
     return onnxruntime_version() >= BY_NAME

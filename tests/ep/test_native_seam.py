@@ -13,6 +13,7 @@ import types
 from contextlib import suppress
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -280,6 +281,15 @@ def test_a_python_without_its_gil_is_refused(monkeypatch):
         assert support.why_unavailable() is None
     finally:
         support.why_unavailable.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "version, found",
+    [("1.24.0", (1, 24)), ("1.24.0.dev20251031003", (1, 23)), ("1.31.1+cpu", (1, 31)), ("1.26.0rc1", (1, 26))],
+)
+def test_a_development_build_has_the_functions_of_the_release_before(monkeypatch, version, found):
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    assert abi.Api.minor(types.SimpleNamespace(version=version[:6])) == found
 
 
 def test_numbers_of_tables_are_not_used_twice():
