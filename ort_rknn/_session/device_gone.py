@@ -21,8 +21,9 @@ def cpu_fallback(
 ) -> CpuFallback | None:
     """What runs a session's calls while its device is gone; None if an error is to be raised instead.
 
-    The session must have been given the ONNX, which ``pinned`` holds open if it is a file, and must not be strict. A
-    form that only a compiled model accepts or returns cannot be kept on the CPU.
+    ``pinned`` holds open what the session was given, if that is a file; the ONNX beside a given ``.rknn`` is opened
+    here. The session must not be strict. A form that only a compiled model accepts or returns cannot be kept on the
+    CPU.
     """
     request, facts, made, so = decision.request, decision.facts, decision.plan, given.so
     source = facts.onnx_source
@@ -33,14 +34,19 @@ def cpu_fallback(
         or not gives_the_same_form(executor.signature, executor.options)
     ):
         return None
+    own: PinnedModel | None = None
     if isinstance(source, str) and (pinned is None or os.path.abspath(source) != pinned.path):
-        return None
+        try:
+            own = pinned = PinnedModel(source, facts.onnx.external_data if facts.onnx is not None else ())
+        except (OSError, ValueError):
+            return None
     fixed = bool(facts.onnx is not None and so and overridden_dims(so, facts.onnx.inputs))
     # By the time of the failure the user may have reused the options for another session.
     as_it_was = copy_options(so, EMPTY_MODEL) if so else None
     return CpuFallback(
         partial(_make_session, source, pinned, partial(cpu_session, so, as_it_was=as_it_was, any_shape=fixed)),
         partial(_may_fall_back, weakref.ref(given.session)),
+        own,
     )
 
 

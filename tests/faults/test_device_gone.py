@@ -125,11 +125,33 @@ def test_other_codes_are_errors(npu, code):
             made.run(None, {"x": X})
 
 
-def test_without_the_onnx_it_is_an_error(npu):
-    with session(MODELS / "conv_f16.rk3588.rknn") as made:
+def test_without_the_onnx_it_is_an_error(npu, tmp_path):
+    path = tmp_path / "conv_f16.rk3588.rknn"
+    path.write_bytes((MODELS / path.name).read_bytes())
+    with session(path) as made:
         npu.fault("rknn_run", -3)
         with pytest.raises(Exception, match="DEVICE_UNAVAILABLE"):
             made.run(None, {"x": X})
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_compiled_model_was_given_and_its_onnx_is_beside_it(npu, tmp_path, descriptors, kept):
+    for name in ("conv_f16.onnx", "conv_f16.rk3588.rknn"):
+        (tmp_path / name).write_bytes((MODELS / name).read_bytes())
+    before = descriptors()
+    with session(tmp_path / "conv_f16.rk3588.rknn") as made:
+        on_npu = made.run(None, {"x": X})[0]
+        assert "no CPU where the device is gone" not in made.explain()
+        if not kept:
+            (tmp_path / "conv_f16.onnx").unlink()
+        npu.fault("rknn_run", -3)
+        right = on_the_cpu(MODELS / "conv_f16.onnx", {"x": X})
+        for _ in range(5):
+            np.testing.assert_array_equal(made.run(None, {"x": X})[0], right)
+        npu.clear_faults()
+        comes_back(npu, lambda: made.run(None, {"x": X}))
+        np.testing.assert_array_equal(made.run(None, {"x": X})[0], on_npu)
+    assert descriptors() == before
 
 
 def test_what_only_a_compiled_model_gives_is_an_error(npu):
