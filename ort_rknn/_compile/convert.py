@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -93,6 +94,8 @@ def convert(
         log.unlink(missing_ok=True)
         source, refusal = _prepare(path, scratch, options)
         shapes = compiled_shapes(source.signature, options.shapes)
+        if options.int8 is not None:
+            shapes = _largest_first(shapes)
         mean = per_channel(options.mean, shapes.sets[0], "mean")
         options = replace(options, mean=mean, std=per_channel(options.std, shapes.sets[0], "std"))
         samples, notes = _samples(path, source, shapes, options, os.path.join(scratch, "samples"), progress)
@@ -102,7 +105,7 @@ def convert(
             compiled = tuple(job.compile(target) for target in options.targets)
         if frozen or (options.out is not None and options.with_onnx):
             _copy_onnx(path, folder, Path(original).parent)
-    found = (*frozen, *source.notes, *shapes.notes, *notes)
+    found = (*frozen, *source.notes, *(shapes.notes if options.batch is None else ()), *notes)
     return ConversionReport(
         str(folder / Path(path).name) if frozen else path, compiled, found, str(log), toolkit.version
     )
@@ -138,9 +141,6 @@ def _samples(
     """The samples for int8, None for float16; with notes for the report."""
     if options.int8 is None:
         return None, []
-    if len(shapes.sets) > 1 or options.batch is not None:
-        what = "several shape sets" if len(shapes.sets) > 1 else "a batch"
-        raise ConversionError(f"int8 with {what}: not offered; convert to int8 with one set of shapes")
     model = load_graph(source.path)
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         return None, [
@@ -152,7 +152,21 @@ def _samples(
     forms = forms_of(first, dtypes, options.mean or None, options.std or None)
     progress("reading the samples")
     samples = read_samples(options.int8, forms, folder, fit=options.fit)
-    return samples, samples.notes
+    notes = samples.notes
+    if len(shapes.sets) > 1:
+        notes.append(
+            "int8: the samples have the shapes of the largest set, which the scales and the accuracy come from"
+        )
+    return samples, notes
+
+
+def _largest_first(shapes: CompiledShapes) -> CompiledShapes:
+    """Toolkit 2.5.0 calibrates shape sets with samples of the largest one, and refuses those of any other."""
+
+    def elements(group: Mapping[str, tuple[int, ...]]) -> int:
+        return sum(math.prod(shape) for shape in group.values())
+
+    return replace(shapes, sets=tuple(sorted(shapes.sets, key=elements, reverse=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,27 +201,39 @@ class _Job:
                 if not error.log:  # not refused by the toolkit, but an option that does not fit
                     raise
                 refusal = error
-        if len(self.shapes.sets) > 1 or self.options.batch is not None:
-            what = "several shape sets" if len(self.shapes.sets) > 1 else "a batch"
-            raise ConversionError(f"{refusal} In parts, which might do, {what} cannot be compiled.", log=refusal.log)
+        self._allow_parts(refusal)
         self.progress(f"not as a whole: {refusal}")
         return self._in_parts(target, refusal, started)
 
-    def _whole(self, target: str, started: float) -> Compiled:
-        first = self.shapes.sets[0]
-        sets = self.shapes.sets
-        built = self.converter.build(
-            BuildSpec(
-                model=self.source.path,
-                target=target,
-                inputs=first,
-                shape_sets=tuple(tuple(group.values()) for group in sets) if len(sets) > 1 else (),
-                mean=self.options.mean or None,
-                std=self.options.std or None,
-                batch=self.options.batch,
-                custom_string=self._origin(),
-            )
+    @property
+    def _only_whole(self) -> str:
+        """What was asked for that cannot be compiled in parts; "" if there is no such thing."""
+        return (
+            "several shape sets" if len(self.shapes.sets) > 1 else "a batch" if self.options.batch is not None else ""
         )
+
+    def _allow_parts(self, refusal: ConversionError) -> None:
+        if self._only_whole:
+            raise ConversionError(
+                f"{refusal} In parts, which might do, {self._only_whole} cannot be compiled.", log=refusal.log
+            )
+
+    def _with_shapes(self, spec: BuildSpec) -> BuildSpec:
+        """The build of the whole, with every shape set, or the batch."""
+        sets = self.shapes.sets
+        shape_sets = tuple(tuple(group.values()) for group in sets) if len(sets) > 1 else ()
+        return replace(spec, shape_sets=shape_sets, batch=self.options.batch)
+
+    def _whole(self, target: str, started: float) -> Compiled:
+        spec = BuildSpec(
+            model=self.source.path,
+            target=target,
+            inputs=self.shapes.sets[0],
+            mean=self.options.mean or None,
+            std=self.options.std or None,
+            custom_string=self._origin(),
+        )
+        built = self.converter.build(self._with_shapes(spec))
         keeping = self._keeping(target, CutPlan("as a whole", whole=True))
         placed = place_whole(built.path, self.folder, self.stem, target, keeping)
         part = Part(str(placed), built.file.size, built.log.layers, read_rknn(placed))
@@ -235,16 +261,30 @@ class _Job:
             samples,
             self.progress,
         )
-        attempts = Search(recipe, samples, self.options.accuracy, self.options.budget, self.refusal).run()
+        if self.refusal is not None:
+            self._allow_parts(self.refusal)
+        only_whole = bool(self._only_whole)
+        search = Search(recipe, samples, self.options.accuracy, self.options.budget, self.refusal, only_whole)
+        try:
+            attempts = search.run()
+        except ConversionError as error:
+            self._allow_parts(error)
+            raise
         best = best_of(attempts)
         lines = tuple(f"int8, {one.line()}{' <- taken' if one is best else ''}" for one in attempts)
         if best.problems:
-            lines += (f"int8: NO way held --accuracy {self.options.accuracy:g}; this is the best that was found",)
+            remedy = f"; {self._only_whole} can only be compiled as a whole, one set of shapes also in parts"
+            best_found = f"this is the best that was found{remedy if only_whole else ''}"
+            lines += (f"int8: NO way held --accuracy {self.options.accuracy:g}; {best_found}",)
         if best.whole:
-            (built,) = best.made.built
+            (part_built,) = best.made.built
+            built = part_built.built
+            if only_whole:
+                self.progress(f"compiling for {self._only_whole}")
+                built = self.converter.build(self._with_shapes(part_built.spec))
             keeping = self._keeping(target, best.plan)
-            placed = place_whole(built.built.path, self.folder, self.stem, target, keeping)
-            part = Part(str(placed), built.built.file.size, built.built.log.layers, read_rknn(placed))
+            placed = place_whole(built.path, self.folder, self.stem, target, keeping)
+            part = Part(str(placed), built.file.size, built.log.layers, read_rknn(placed))
             return Compiled(
                 target, str(placed), (part,), time.monotonic() - started, int8=lines, quantized=best.quantized
             )

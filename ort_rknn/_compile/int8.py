@@ -78,6 +78,8 @@ class Search:
     """Minutes."""
     refusal: ConversionError | None = None
     """Why the toolkit cannot compile the whole model."""
+    only_whole: bool = False
+    """Nothing may stay on the CPU."""
 
     def run(self) -> list[Int8Attempt]:
         """Try until a plan holds the bound and nothing at the same cost is better, or the time is over.
@@ -103,7 +105,7 @@ class Search:
                     error = refused
                     if plan.whole and not plan.hybrid and plan.algorithm == "normal":
                         self.refusal = refused
-                        waiting = [CutPlan("in parts"), *(each for each in waiting if not each.whole)]
+                        waiting = [] if self.only_whole else [CutPlan("in parts"), *_in_parts(waiting)]
                     continue
                 attempts.append(one)
                 self._say(f"  {one.line()}")
@@ -127,7 +129,11 @@ class Search:
     def _plans(self) -> list[CutPlan]:
         model = load_graph(self.recipe.path)
         observed = observe(model, os.path.dirname(self.recipe.path), [self.samples.feed(0)])
-        return plans(model, observed, whole=self.refusal is None)
+        found = plans(model, observed, whole=self.refusal is None)
+        if not self.only_whole:
+            return found
+        whole = [plan for plan in found if plan.whole]
+        return [*whole[:1], *(plan.refined() for plan in whole[:1]), *whole[1:]]
 
     def _better(self, one: Int8Attempt, left: float) -> Iterator[CutPlan]:
         """Plans that cost a call as much as ``one`` does, and may be closer to the ONNX."""
@@ -151,6 +157,10 @@ class Search:
         outputs = simulate_parts(self.recipe.converter, made.built, reference, self.samples, indices)
         found = compare(reference, self.samples, indices, outputs)
         return Int8Attempt(plan, tuple(found), quantized_share(made), made, time.monotonic() - started, self.accuracy)
+
+
+def _in_parts(plans: list[CutPlan]) -> list[CutPlan]:
+    return [plan for plan in plans if not plan.whole]
 
 
 def best_of(attempts: list[Int8Attempt]) -> Int8Attempt:

@@ -93,7 +93,7 @@ class Judged(OutputAccuracy):
 class Told(int8.Search):
     """A search whose builds are told: the share by the plan's name, or a refusal."""
 
-    def __init__(self, path, shares, budget=10.0, seconds=1.0):
+    def __init__(self, path, shares, budget=10.0, seconds=1.0, **given):
         self.told, self.tried, self.took = shares, [], seconds
 
         class Recipe:
@@ -101,7 +101,7 @@ class Told(int8.Search):
 
         Recipe.path = str(path)
         samples = type("Samples", (), {"feed": lambda self, index: random_feeds(onnx.load(path), SHAPES)})()
-        super().__init__(Recipe, samples, 0.99, budget)
+        super().__init__(Recipe, samples, 0.99, budget, **given)
         self.look = looked_at(path)
 
     def _attempt(self, plan):
@@ -155,6 +155,17 @@ def test_a_refused_whole_is_tried_in_parts(detector):
     search = Told(detector, {"whole": ConversionError("no"), "0 normal": 0.1})
     assert int8.best_of(search.run()).plan.name == "in parts"
     assert search.tried == ["whole", "0 normal"]
+
+
+def test_shape_sets_and_a_batch_are_tried_as_a_whole_only(detector):
+    search = Told(detector, {"whole": 3.0}, only_whole=True)
+    plans = [attempt.plan for attempt in search.run()]
+    assert all(plan.whole and not plan.on_cpu for plan in plans)
+    assert [(plan.algorithm, plan.hybrid) for plan in plans] == [("normal", False), ("mmse", False), ("normal", True)]
+    refused = Told(detector, {"whole": ConversionError("no")}, only_whole=True)
+    with pytest.raises(ConversionError, match="no"):
+        refused.run()
+    assert refused.tried == ["whole"]
 
 
 def test_nothing_that_can_be_built_is_an_error(detector):

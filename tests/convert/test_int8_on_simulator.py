@@ -71,6 +71,32 @@ def test_check_repeats_the_build_on_the_simulator_and_names_whose_numbers(maker,
     assert "holds other samples" in capsys.readouterr().err
 
 
+def convolutions(maker, path, dims):
+    maker.conv("x", "a", 16, 3)
+    maker.add("Relu", ["a"], ["b"])
+    maker.conv("b", "y", 4, 16)
+    return maker.save(path, [("x", FLOAT, dims)], [("y", FLOAT, [dims[0], 4, *dims[2:]])])
+
+
+def test_int8_with_a_batch(maker, tmp_path, real_toolkit):
+    path = convolutions(maker, tmp_path / "b.onnx", ["N", 3, 32, 32])
+    report = convert(path, ConvertOptions(("rk3588",), batch=4, int8=samples), toolkit=real_toolkit)
+    (part,) = report.compiled[0].parts
+    assert [tensor.shape for tensor in part.file.inputs] == [(4, 3, 32, 32)]
+    assert {layer.dtype for layer in part.layers} == {"INT8"}
+    assert not any("1 sample" in note for note in report.notes)
+
+
+def test_int8_with_shape_sets_has_the_scales_of_the_largest(maker, tmp_path, real_toolkit):
+    path = convolutions(maker, tmp_path / "s.onnx", [1, 3, "H", "W"])
+    sets = ({"x": (1, 3, 16, 32)}, {"x": (1, 3, 32, 32)})
+    report = convert(path, ConvertOptions(("rk3588",), shapes=sets, int8=samples), toolkit=real_toolkit)
+    (part,) = report.compiled[0].parts
+    assert set(part.file.shape_sets) == {((1, 3, 16, 32),), ((1, 3, 32, 32),)}
+    assert {layer.dtype for layer in part.layers} == {"INT8"}
+    assert any("largest set" in note for note in report.notes)
+
+
 def test_a_classifier_needs_no_cut(maker, tmp_path, real_toolkit):
     maker.conv("x", "a", 16, 3, stride=2)
     maker.add("Relu", ["a"], ["b"])
