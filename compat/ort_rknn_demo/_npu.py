@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
-from ort_rknn._errors import bare_message
+from ort_rknn._errors import NpuUnavailable, bare_message
 from ort_rknn._options import PROVIDER
 from ort_rknn._session.session import InferenceSession
 from ort_rknn.adapter import AdapterError, Query
@@ -79,10 +79,11 @@ def conv_net() -> bytes:
 
 
 def _session(net: bytes, schedule: tuple[int, ...]) -> InferenceSession:
-    """A session on the virtual NPU that never falls back to the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    return InferenceSession(net, options, providers=[(PROVIDER, {"device": _DEVICE, "schedule": list(schedule)})])
+    """A session on the virtual NPU. Raises NpuUnavailable where it would run on the CPU."""
+    session = InferenceSession(net, providers=[(PROVIDER, {"device": _DEVICE, "schedule": list(schedule)})])
+    if PROVIDER not in session.get_providers():
+        raise NpuUnavailable(session.explain())
+    return session
 
 
 def _table(npu: VirtualNpu, seconds: float) -> Outcome:

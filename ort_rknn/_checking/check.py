@@ -42,6 +42,10 @@ class Checked:
     random: bool = False
     """The feeds were random values, which may be far from real ones: normally distributed floats, integers 0 and 1."""
 
+    unused_record: str = ""
+    """Where it is not within the bound: why the record of the conversion beside the ONNX was not used, if there is one.
+    Samples may have been fed without the mean and std of the conversion then."""
+
     @property
     def within(self) -> bool:
         """Whether every output is within the bound."""
@@ -185,7 +189,24 @@ def in_session(
         for one, expected, got in zip(found, want, session.run(None, feed)):
             one.add(expected, got)
     random = feeds.data is None and against is None
-    return Checked("virtual" if device.virtual else "npu", device.name, accuracy, tuple(found), random=random)
+    checked = Checked("virtual" if device.virtual else "npu", device.name, accuracy, tuple(found), random=random)
+    return (
+        checked
+        if checked.within or against is not None
+        else replace(checked, unused_record=_unused_record(path, device.soc))
+    )
+
+
+def _unused_record(path: str, soc: str) -> str:
+    from .._compile.record import RecordError, read_record, record_path
+
+    place = record_path(os.path.dirname(path), Path(path).stem, soc)
+    try:
+        if place.exists():
+            read_record(place, path)
+    except RecordError as error:
+        return str(error)
+    return ""
 
 
 def as_recorded(path: str, feeds: Feeds, soc: str) -> Feeds:

@@ -135,6 +135,8 @@ def _tell(given: argparse.Namespace, found: Checked) -> int:
         say(f"compared the ONNX's numbers with {_NUMBERS[found.numbers]}{where}, {samples}")
         if found.random and not found.within:
             say("random values may lie far from real ones: give samples with --data")
+        if found.unused_record:
+            say(f"mean, std and fit of the conversion were not used: {found.unused_record}", "warn")
         say(f"verdict: {found.verdict} (bound {given.accuracy:g})", "good" if found.within else "bad")
     return FINE if found.within else FAILED
 

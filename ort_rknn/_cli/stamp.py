@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ..adapter.command import Command
 from . import schemas
@@ -22,7 +23,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Stamp the files one after the other."""
+    from .._compile.record import follow
     from ..files import OnnxFileError, RknnFileError, StampError, stamp
+    from ..files.hashes import sha256_of
 
     check_file(given.onnx)
     for path in given.compiled:
@@ -30,7 +33,9 @@ def run(given: argparse.Namespace) -> int:
     stamped = []
     for path in given.compiled:
         try:
+            before = sha256_of(path)
             record = stamp(given.onnx, path, independent=True if given.independent else None)
+            follow(Path(path), before)
         except OSError as error:
             raise Mistake(of_system(error), FAILED) from None
         except (StampError, RknnFileError, OnnxFileError) as error:

@@ -121,6 +121,18 @@ def read_record(place: Path, onnx_path: str) -> BuildRecord:
     return record
 
 
+def follow(result: Path, before: str) -> None:
+    """Keep the record of ``result``, which was the file with the SHA-256 ``before`` and is the same build with another
+    stamp. A record of something else stays as it is. Raises OSError if it cannot be written."""
+    place = result.with_name(f"{result.name.removesuffix('.rknn')}.build.json")
+    try:
+        record = _checked(members(read_json(place), "the whole"))
+    except (OSError, JsonError, _OtherVersion):
+        return
+    if record.result == before:
+        replace(record, result=sha256_of(result)).write(place)
+
+
 def _results(place: Path) -> set[str]:
     """SHA-256 of the results beside a record: the compiled model or the model in parts, for a moment both."""
     name = place.name.removesuffix(".build.json")

@@ -153,3 +153,25 @@ def test_files_that_are_not_there_are_told_as_elsewhere(conv, capsys, tmp_path):
     assert (code, "[Errno" in err, "no.npz: No such file" in err) == (1, False, True)
     code, _, err = check(capsys, conv, "--save", tmp_path / "no" / "run.npz")
     assert code == 2 and err.endswith("run.npz: cannot be written\n")
+
+
+def test_a_stamp_is_not_another_result(conv, tmp_path):
+    compiled = tmp_path / "conv.rk3588.rknn"
+    record(conv, std=((255.0,),))
+    assert main(["stamp", str(conv), str(compiled), "--independent"]) == 0
+    assert read_record(record_path(tmp_path, "conv", "rk3588"), str(conv)).std == ((255.0,),)
+    compiled.write_bytes(compiled.read_bytes() + b" ")
+    assert main(["stamp", str(conv), str(compiled)]) == 0  # the record was of something else before, and is
+    with pytest.raises(RecordError, match="another result"):
+        read_record(record_path(tmp_path, "conv", "rk3588"), str(conv))
+
+
+def test_a_record_that_cannot_be_used_is_named_where_it_matters(conv, pictures, capsys, tmp_path):
+    record(conv, std=((255.0,),))
+    place = record_path(tmp_path, "conv", "rk3588")
+    place.write_text(place.read_text().replace('"version": ', '"version": 9'))
+    fed = ("--data", pictures, "--device", "virtual:rk3588")
+    code, out, _ = check(capsys, conv, *fed)
+    assert code == 0 and "were not used" not in out  # nothing hangs on it
+    code, out, _ = check(capsys, conv, *fed, "--accuracy", "0.999999999999")  # more than float16 holds
+    assert code == 1 and "written by another version" in out
