@@ -371,7 +371,7 @@ def size(call: NodeCall) -> Sequence[Abstract]:
     """Size: the number of elements."""
     dims = shape_of_any(call)
     found = None if dims is None else product(dims)
-    return [number_value(as_entries([found if found is not None else call.symbols.length()], ()))]
+    return [number_value(as_entries([_bounded(found, dims or (), call.symbols)], ()))]
 
 
 def shape_of_any(call: NodeCall) -> tuple[Length, ...] | None:

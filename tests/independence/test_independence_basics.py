@@ -37,6 +37,12 @@ def test_another_axis_of_the_same_name_is_another_axis():
     assert not judged([node("Transpose", "x", "t"), node("Add", "x t", "y")], {"x": ["?", "?"]}, ["y"]).proved
 
 
+@pytest.mark.parametrize("others", [3, 32, 33, 60])
+def test_the_number_of_elements_depends_on_the_samples_however_many_axes_there_are(others):
+    nodes = [node("Size", "x", "s"), node("Cast", "s", "f", to=1), node("Mul", "x f", "y")]
+    assert not judged(nodes, {"x": ["N", *(f"a{k}" for k in range(others))]}, ["y"]).proved
+
+
 def test_an_input_without_axes():
     assert not judged([node("Relu", "x", "y")], {"x": []}, ["y"]).proved
     assert not judged([node("Relu", "x", "y")], {"x": None}, ["y"]).proved
