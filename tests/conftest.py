@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures for all tests."""
 
 import contextlib
 import gc
@@ -24,7 +24,7 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(items):
-    """A bound on time says nothing if another program had the processor: only one missed five times is a failure."""
+    """A time limit means nothing while another program uses the CPU: only one missed five times is a failure."""
     for item in items:
         if item.get_closest_marker("wall_clock"):
             item.add_marker(pytest.mark.flaky(reruns=4, reruns_delay=1, only_rerun="AssertionError"))
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch):
-    """What the tests' own environment says about NPUs is not theirs."""
+    """Remove NPU settings from the environment in which the tests run."""
     for name in [name for name in os.environ if name.startswith("ORT_RKNN_")]:
         monkeypatch.delenv(name)
 
@@ -45,13 +45,13 @@ def models():
 
 @pytest.fixture
 def npu(monkeypatch):
-    """A fake RK3588 as the only NPU of this process. Whatever was opened on it is closed when the test ends."""
+    """A fake RK3588 as the only NPU of this process. Everything opened on it is closed when the test ends."""
     from support.fake_npu import FakeNpu, install
 
     from ort_rknn._ep import unregister
 
     gc.collect()
-    with contextlib.suppress(Exception):  # sessions that a failed test left have it
+    with contextlib.suppress(Exception):  # sessions left by a failed test may use it
         unregister()  # a session of an earlier test may have registered another device
     npu = install(FakeNpu(), monkeypatch.setattr)
     yield npu
@@ -62,7 +62,7 @@ def npu(monkeypatch):
 
 @pytest.fixture
 def descriptors():
-    """Counts the open descriptors of this process. What earlier tests left to the garbage collector is closed first."""
+    """Counts the open descriptors of this process, after collecting the garbage of earlier tests."""
 
     def count():
         gc.collect()
@@ -73,7 +73,7 @@ def descriptors():
 
 @pytest.fixture
 def python():
-    """Runs code in a process of its own, which must end well and say nothing on stderr; gives its stdout."""
+    """Runs code in a separate process, which must succeed and print nothing to stderr; returns its stdout."""
 
     def run(code, *, env=None, expect=0, quiet=True, args=(), timeout=60):
         paths = [*sys.path, str(TESTS)]

@@ -1,8 +1,8 @@
-"""Whether a call of many samples may be cut into runs of fewer: a proof from the ONNX model's graph.
+"""Proves from an ONNX model's graph that a call of many samples may be split into runs of fewer samples.
 
-The graph is followed once, node by node. Of every tensor is known that it is the same for any number of samples, or
-along which axis it holds the samples, each computed from its own sample of the inputs alone. A node that cannot be
-followed so far ends the proof, if an output depends on it. Nothing is run, and weights are not read.
+The graph is followed once, node by node. For every tensor, the proof tracks whether it is the same for any number of
+samples, or along which axis it holds the samples, each computed only from its own sample of the inputs. A node that
+cannot be followed ends the proof, if an output depends on it. Nothing is run, and weights are not read.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class Independence:
 
     proved: bool
     reason: str
-    """For people. Where it is not proved, it names the node: "LSTM 'lstm_1' walks along the first axis"."""
+    """For people. If it is not proved, it names the node: "LSTM 'lstm_1' walks along the first axis"."""
 
 
 def independence_of(source: Source, without: Collection[str] = ()) -> Independence:
     """Whether the samples along the free first axis of the inputs of an ONNX model (a path, or its bytes) are
-    independent: every output's first axis is the sample axis, and sample n of each output depends on sample n of the
-    inputs alone.
+    independent: every output's first axis is the sample axis, and sample n of each output depends only on sample n of
+    the inputs.
 
-    ``without``: names of inputs and outputs that do not count: what no output depends on, and what depends on no input.
-    "Not proved" does not mean that they depend on each other. Raises OnnxFileError if the model is damaged, OSError
-    where the file cannot be opened.
+    ``without``: names of inputs and outputs to ignore: inputs that no output depends on, and outputs that depend on no
+    input. "Not proved" does not mean that samples depend on each other. Raises OnnxFileError if the model is damaged,
+    OSError if the file cannot be opened.
     """
     from ._graph import read_nodes
     from ._values import Unproved

@@ -1,4 +1,4 @@
-"""One node, and what is known of its inputs: what a rule works on."""
+"""One node, and what is known about its inputs: the argument of a rule."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ._graph import Constant, Node
 from ._lengths import Length, Symbols
 from ._values import ENTRY_LIMIT, Abstract, Counted, Dims, Entries, Refused, Unproved, Value, as_entries
 
-#: Gives what is known of a node's outputs, in their order. Raises Unproved.
+#: Returns what is known about a node's outputs, in order. Raises Unproved.
 Rule = Callable[["NodeCall"], Sequence[Abstract]]
 
 
 class NodeCall:
-    """A node with its inputs. Whatever a rule asks for and does not find raises Unproved."""
+    """A node with its inputs. The methods raise Unproved if what a rule asks for is unknown."""
 
     __slots__ = ("inputs", "node", "opset", "symbols")
 
@@ -25,7 +25,7 @@ class NodeCall:
         self.symbols = symbols
 
     def refuse(self, why: str) -> Unproved:
-        """The error that says why this node stands against a proof: "LSTM 'lstm_1' walks along the first axis"."""
+        """The error that says why this node ends the proof: "LSTM 'lstm_1' walks along the first axis"."""
         return Unproved(f"{self.node} {why}")
 
     def has(self, index: int) -> bool:
@@ -33,7 +33,7 @@ class NodeCall:
         return index < len(self.inputs) and self.inputs[index] is not None
 
     def any(self, index: int) -> Abstract:
-        """The input, whatever is known of it."""
+        """The input, whatever is known about it."""
         found = self.inputs[index] if index < len(self.inputs) else None
         if found is None:
             raise self.refuse(f"lacks its input {index}")
@@ -42,7 +42,7 @@ class NodeCall:
         return found
 
     def value(self, index: int) -> Value:
-        """The input as a tensor. Numbers that depend on N are refused."""
+        """The input as a tensor. Raises Unproved for numbers that depend on N."""
         found = self.any(index)
         if not isinstance(found, Value):
             raise self.refuse("computes with numbers that depend on how many samples there are")
@@ -63,17 +63,17 @@ class NodeCall:
         return value.dims
 
     def fixed(self, *indices: int) -> None:
-        """These inputs, where they are given, must be the same for all samples."""
+        """Require that these inputs, if given, are the same for all samples."""
         for index in indices:
             if self.has(index) and self.value(index).axis is not None:
                 raise self.refuse(f"takes its input {index} from the samples")
 
     def fixed_from(self, index: int) -> None:
-        """All inputs from this one on must be the same for all samples."""
+        """Require that all inputs from this one are the same for all samples."""
         self.fixed(*range(index, len(self.inputs)))
 
     def entries(self, index: int) -> list[Length]:
-        """A small tensor of integers, flat: its elements. None of them depends on N in a way that is not known."""
+        """The elements of a small integer tensor, flattened. None of them depends on N in an unknown way."""
         found = self.any(index)
         entries = self.entries_of(found)
         flat = entries.reshape(-1).tolist()
@@ -82,7 +82,7 @@ class NodeCall:
         return flat  # type: ignore[no-any-return]
 
     def entries_of(self, found: Abstract) -> Entries:
-        """The elements of a small tensor; new symbols where they are not known but cannot depend on N."""
+        """The elements of a small tensor; new symbols for those that are unknown but cannot depend on N."""
         if isinstance(found, Counted):
             return found.entries
         if not isinstance(found, Value) or found.axis is not None:
@@ -95,14 +95,14 @@ class NodeCall:
         return as_entries([self.symbols.number() for _ in range(math.prod(lengths))], tuple(lengths))
 
     def integers(self, index: int) -> list[int]:
-        """A small tensor of integers that are known, flat."""
+        """The elements of a small tensor of known integers, flattened."""
         entries = self.entries(index)
         if not all(type(entry) is int for entry in entries):
             raise self.refuse(f"takes its input {index} from a computation that is not followed")
         return entries  # type: ignore[return-value]
 
     def scales(self, index: int) -> list[Length | float]:
-        """A small tensor of floating-point numbers, flat; new symbols where they are not known."""
+        """The elements of a small floating-point tensor, flattened; new symbols for unknown ones."""
         found = self.value(index)
         return list(self.entries_of(found).reshape(-1).tolist())
 
@@ -133,5 +133,5 @@ class NodeCall:
         return value % rank
 
     def length(self) -> Length:
-        """A length of which only is known that it does not depend on N."""
+        """A new length of which it is only known that it does not depend on N."""
         return self.symbols.length()

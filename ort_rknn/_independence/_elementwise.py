@@ -1,4 +1,4 @@
-"""Operators that work element by element, with broadcasting."""
+"""Elementwise operators, with broadcasting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BROADCAST = (
 
 
 def broadcast_length(call: NodeCall, a: Length, b: Length) -> Length:
-    """Of two lengths that do not grow with N."""
+    """The broadcast of two lengths that do not grow with N."""
     if a == b or b == 1:
         return a
     if a == 1:
@@ -36,7 +36,7 @@ def broadcast_length(call: NodeCall, a: Length, b: Length) -> Length:
 
 
 def broadcast(call: NodeCall, values: Sequence[Value]) -> Value:
-    """The shape of all, and the axis that holds the samples: the same, counted from the end, wherever one is."""
+    """The common shape, and the axis that holds the samples: the same for all, counted from the end."""
     samples = [value for value in values if value.axis is not None]
     if not samples and any(value.dims is None for value in values):
         return Value(None)
@@ -101,6 +101,6 @@ def prelu(call: NodeCall) -> list[Value]:
 
 
 def cast_like(call: NodeCall) -> list[Value]:
-    """The second input gives its type alone."""
+    """The second input only determines the type."""
     value = call.value(0)
     return [Value(value.dims, value.axis, value.outer)]

@@ -1,4 +1,4 @@
-"""Reading a graph's nodes and constants in place. Of constants, only small ones are taken out of the file."""
+"""Reads a graph's nodes and constants in place. Only small constants are copied from the file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..files._source import Data
 from ..files._wire import BYTES, FIXED32, VARINT, WireError, WireReader, signed
 from ._values import ENTRY_LIMIT
 
-#: Fields in one file; the largest models seen have some 200,000.
+#: Maximum number of fields in one file; the largest models seen have some 200,000.
 _FIELD_LIMIT = 8_000_000
-#: Nodes up to this size are copied out of the file, where reading them is faster.
+#: Nodes up to this size are copied from the file, because reading them is faster then.
 _COPIED = 1 << 16
-#: Attributes up to this size are kept for the next node that has the same.
+#: Attributes up to this size are cached for later nodes with the same attribute.
 _SHARED = 64
 _ITEM_LIMIT = 1 << 18
 _RANK_LIMIT = 64
@@ -35,7 +35,7 @@ _SPARSE_VALUES = 1
 
 #: numpy's types of raw data by TensorProto.DataType.
 _RAW = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
-#: Those whose elements int32_data may hold.
+#: Types whose elements may be in int32_data.
 _IN_INT32 = frozenset((2, 3, 4, 5, 6, 9))
 
 Numbers = npt.NDArray[np.generic]
@@ -47,16 +47,16 @@ class Constant:
 
     name: str
     dims: tuple[int, ...] | None
-    """None if they are not known (a sparse tensor)."""
+    """None if they are unknown (a sparse tensor)."""
     elem_type: int
     """TensorProto.DataType."""
     numbers: Numbers | None = None
-    """The elements of a small tensor of numbers, in its shape."""
+    """The elements of a small numeric tensor, in its shape."""
 
 
 @dataclass(slots=True)
 class Attribute:
-    """An attribute of a node: what the rules read of it."""
+    """An attribute of a node, as far as the rules use it."""
 
     number: int | None = None
     real: float | None = None
@@ -68,7 +68,7 @@ class Attribute:
 
 @dataclass(slots=True)
 class Node:
-    """A node. Its attributes are read when they are asked for."""
+    """A node. Its attributes are read on demand."""
 
     op_type: str
     domain: str
@@ -109,18 +109,18 @@ class NodeGraph:
     """A model's main graph."""
 
     inputs: list[OnnxValue] = field(default_factory=list)
-    """As in the file: initializers may be among them."""
+    """As in the file: may include initializers."""
     outputs: list[str] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     constants: dict[str, Constant] = field(default_factory=dict)
     opset: int = 0
     """Of the standard domain."""
     replaces_operators: bool = False
-    """Whether a function of the model has the standard domain."""
+    """Whether a function of the model is in the standard domain."""
 
 
 def read_nodes(data: Data) -> NodeGraph:
-    """The model's main graph. Raises WireError. What it gives must not be used after ``data`` was closed."""
+    """The model's main graph. Raises WireError. The result must not be used after ``data`` was closed."""
     reader = WireReader(data, _FIELD_LIMIT)
     graph = NodeGraph()
     for number, kind, first, last in reader.fields(0, len(data)):
@@ -136,7 +136,7 @@ def read_nodes(data: Data) -> NodeGraph:
                 elif part == _OPSET_VERSION and part_kind == VARINT:
                     version = signed(start)
             if domain in ("", "ai.onnx"):
-                # Two that differ: which one holds is not told.
+                # If two versions differ, it is unknown which one applies.
                 graph.opset = version if graph.opset in (0, version) else -1
         elif number == _MODEL_FUNCTIONS:
             domain = ""
@@ -172,7 +172,7 @@ def _read_graph(reader: WireReader, start: int, end: int, graph: NodeGraph) -> N
 
 def _read_node(reader: WireReader, start: int, end: int, shared: dict[bytes, tuple[str, Attribute]]) -> Node:
     if end - start <= _COPIED:
-        # The copy's fields count too: a message may not be read for nothing.
+        # The copy's fields count too, so that reading a message always uses up the limit.
         inner = WireReader(reader.data[start:end], reader.left)
         start, end = 0, end - start
     else:
@@ -254,7 +254,7 @@ def _read_constant(reader: WireReader, start: int, end: int) -> Constant:
 def _read_numbers(
     reader: WireReader, elem_type: int, spans: list[tuple[int, int, int, int]], size: int
 ) -> Numbers | None:
-    """The elements of a tensor of ``size`` numbers; None if they are of another type, or not there."""
+    """The elements of a tensor of ``size`` numbers; None if they have another type, or are missing."""
     if elem_type not in _RAW:
         return None
     found: list[float] = []
@@ -264,7 +264,7 @@ def _read_numbers(
             if last - first != size * kind_of_number.itemsize:
                 return None
             return np.frombuffer(reader.data[first:last], kind_of_number)
-        # A packed number takes ten bytes at most.
+        # A packed number takes at most ten bytes.
         if last - first > 10 * ENTRY_LIMIT:
             return None
         if number == _TENSOR_FLOAT and elem_type == 1:

@@ -8,7 +8,8 @@ from ._values import Abstract, FlatRows, IndexRows, Value
 
 
 def gather(call: NodeCall) -> list[Abstract]:
-    """Gather: from a table by numbers of the samples, or from the samples by numbers that are the same for all."""
+    """Gather: from a table with indices that belong to the samples, or from the samples with indices that are the same
+    for all."""
     data, rows = call.value(0), call.any(1)
     dims = call.shape_of(data)
     axis = call.axis(call.number("axis", 0), len(dims))
@@ -31,7 +32,7 @@ def gather(call: NodeCall) -> list[Abstract]:
 
 
 def gather_elements(call: NodeCall) -> list[Abstract]:
-    """GatherElements: element for element along all axes but one."""
+    """GatherElements: elementwise along all axes except one."""
     data, indices = call.value(0), call.value(1)
     dims, picked = call.shape_of(data), call.shape_of(indices)
     axis = call.axis(call.number("axis", 0), len(dims))
@@ -47,13 +48,13 @@ def gather_elements(call: NodeCall) -> list[Abstract]:
 
 
 def gather_nd(call: NodeCall) -> list[Abstract]:
-    """GatherND. Rows of indices that begin with the sample's own position pick from that sample:
-    ``x[arange(N), i]``."""
+    """GatherND. Rows of indices that begin with the sample's own position select from that sample: ``x[arange(N),
+    i]``."""
     data, found = call.value(0), call.any(1)
     dims = call.shape_of(data)
     batch = call.number("batch_dims", 0)
     if isinstance(found, IndexRows):
-        # Data whose first axis is exactly N: position n picks sample n.
+        # Data whose first axis is exactly N: position n selects sample n.
         if batch or data.axis != 0 or dims[0] != N or data.outer != 1:
             raise call.refuse("picks by the samples' positions from something else than the samples")
         width = found.dims[-1]
@@ -99,7 +100,7 @@ def one_hot(call: NodeCall) -> list[Abstract]:
 
 
 def trilu(call: NodeCall) -> list[Abstract]:
-    """Trilu: looks at the last two axes."""
+    """Trilu: acts on the last two axes."""
     value = call.value(0)
     call.fixed_from(1)
     dims = call.shape_of(value)
@@ -109,7 +110,7 @@ def trilu(call: NodeCall) -> list[Abstract]:
 
 
 def reverse_sequence(call: NodeCall) -> list[Abstract]:
-    """ReverseSequence: each sample alone, where the samples are its batch."""
+    """ReverseSequence: acts on each sample separately, if the samples are its batch."""
     value, lengths = call.value(0), call.value(1)
     dims = call.shape_of(value)
     batch = call.number("batch_axis", 1)

@@ -1,7 +1,7 @@
 """Lengths of axes: integers, or products of an integer, symbols and the number of samples N.
 
-A symbol stands for a number that the graph does not tell and that is the same for every N: the free second axis of an
-input, or a number that the graph computes in a way that is not followed.
+A symbol represents a number that is unknown from the graph and the same for every N: the free second axis of an input,
+or a number that the graph computes in a way that is not followed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class Term(NamedTuple):
 
     factor: int
     symbols: tuple[int, ...] = ()
-    """Sorted; a symbol may come several times. A negative one may stand for a negative number."""
+    """Sorted; a symbol may occur several times. One with a negative id may represent a negative number."""
     samples: int = 0
-    """1 where N is a factor, else 0."""
+    """1 if N is a factor, else 0."""
 
 
 Length = int | Term
@@ -27,27 +27,27 @@ Length = int | Term
 N = Term(1, (), 1)
 
 
-#: A product of more, or a larger factor, is of no use: no model has one, and it would grow without end.
+#: A product with more symbols, or a larger factor, is discarded: no model has one, and it would grow without limit.
 _MOST_SYMBOLS = 32
 _LARGEST_FACTOR = 1 << 62
 
 
 class Symbols:
-    """Gives symbols that were not used before, and bounds what one graph may cost."""
+    """Creates new symbols, and limits the cost of one graph."""
 
     __slots__ = ("_numbers", "elements_left")
 
     def __init__(self) -> None:
         self._numbers = count(1)
-        #: Elements of small tensors that may still be followed one by one. Large models have some thousands.
+        #: Elements of small tensors that may still be followed individually. Large models have some thousands.
         self.elements_left = 1 << 19
 
     def length(self) -> Term:
-        """Stands for a length: 0 or more."""
+        """A symbol for a length: 0 or more."""
         return Term(1, (next(self._numbers),))
 
     def number(self) -> Term:
-        """Stands for any integer."""
+        """A symbol for any integer."""
         return Term(1, (-next(self._numbers),))
 
 
@@ -83,7 +83,7 @@ def times(a: Length, b: Length) -> Length | None:
 
 
 def over(a: Length, b: Length) -> Length | None:
-    """The quotient, where ``b`` divides ``a`` whatever the symbols and N are; else None."""
+    """The quotient, if ``b`` divides ``a`` for all values of the symbols and N; else None."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b if b and a % b == 0 else None
     a, b = _term(a), _term(b)

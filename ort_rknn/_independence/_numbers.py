@@ -1,4 +1,4 @@
-"""Small tensors of integers whose elements are followed: what exports compute from Shape."""
+"""Small integer tensors whose elements are followed: what exporters compute from Shape."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._graph import Constant
 from ._lengths import Length, Symbols, Term, at_least_zero, has_samples, over, product, times
 from ._values import ENTRY_LIMIT, Abstract, Counted, Entries, Refused, Value, as_entries
 
-#: Numbers beyond this may be cut to 32 bits on their way.
+#: Larger numbers may be truncated to 32 bits.
 _LARGEST = (1 << 31) - 1
 _FLOAT, _INT32, _INT64, _BOOL, _DOUBLE = 1, 6, 7, 9, 11
 
@@ -20,7 +20,7 @@ Element = Length | None
 
 
 def number_value(entries: Entries, whole: bool = True) -> Value | Counted:
-    """What is known of a tensor with these elements."""
+    """What is known about a tensor with these elements."""
     for entry in entries.reshape(-1).tolist():
         if entry is None or has_samples(entry):
             return Counted(entries, whole)
@@ -28,7 +28,7 @@ def number_value(entries: Entries, whole: bool = True) -> Value | Counted:
 
 
 def fold(call: NodeCall) -> Sequence[Abstract] | None:
-    """The outputs where the elements of all inputs are known; None if the node must be followed otherwise."""
+    """The outputs, if the elements of all inputs are known; None if the node must be followed in another way."""
     moves, computes = _MOVES.get(call.node.op_type), _COMPUTES.get(call.node.op_type)
     if moves is None and computes is None and call.node.op_type not in ("Cast", "ReduceProd"):
         return None
@@ -48,7 +48,7 @@ def fold(call: NodeCall) -> Sequence[Abstract] | None:
         try:
             results = moves(call, arrays)
         except (ValueError, IndexError, TypeError, OverflowError):
-            return None  # numbers that do not fit each other; onnxruntime will say so
+            return None  # incompatible numbers; onnxruntime will report it
         if results is None or any(result.size > ENTRY_LIMIT for result in results):
             return None
         return [number_value(result, keeps) for result in results]
@@ -72,7 +72,7 @@ def fold(call: NodeCall) -> Sequence[Abstract] | None:
 
 
 def _bounded(result: Element, inputs: Sequence[Element], symbols: Symbols) -> Element:
-    """A result that is not known, or too large, as what its inputs make of it."""
+    """Replaces a result that is unknown or too large, according to its inputs."""
     if result is None or (isinstance(result, int) and abs(result) > _LARGEST):
         grows = any(entry is None or has_samples(entry) for entry in inputs)
         return None if grows else symbols.number()
@@ -88,7 +88,7 @@ def _cast(call: NodeCall, array: Entries, whole: bool) -> Sequence[Abstract] | N
     largest = _LARGEST if to in (_INT32, _FLOAT, _DOUBLE) else 1 << 63
     if to not in (_INT32, _INT64, _FLOAT, _DOUBLE):
         return None
-    # 32-bit floating-point numbers hold integers up to 2 ** 24: a length by itself, but not every product of some.
+    # 32-bit floats represent integers up to 2 ** 24: sufficient for a length, but not for every product of lengths.
     largest = 1 << 24 if to == _FLOAT else largest
     found = [None if entry is None or not _fits(entry, largest, to == _FLOAT) else entry for entry in flat]
     found = [_bounded(entry, [known], call.symbols) for entry, known in zip(found, flat)] if None in found else found
@@ -347,13 +347,13 @@ _MOVES: dict[str, Callable[[NodeCall, Sequence[Entries]], list[Entries] | None]]
 
 
 def constant_value(constant: Constant) -> Value:
-    """What is known of a tensor in the file."""
+    """What is known about a tensor in the file."""
     entries = None
     if constant.numbers is not None and constant.numbers.size <= ENTRY_LIMIT:
         numbers = constant.numbers.reshape(-1).tolist()
         if all(math.isfinite(number) and number == int(number) for number in numbers):
             entries = as_entries([int(number) for number in numbers], constant.numbers.shape)
-    # Shorter integers wrap around, which the arithmetic below does not.
+    # Shorter integers wrap around, unlike the arithmetic below.
     return Value(constant.dims, entries=entries, whole=constant.elem_type in (_INT32, _INT64, _BOOL))
 
 
@@ -375,7 +375,7 @@ def size(call: NodeCall) -> Sequence[Abstract]:
 
 
 def shape_of_any(call: NodeCall) -> tuple[Length, ...] | None:
-    """The shape of whatever the first input is."""
+    """The shape of the first input, whatever it is."""
     found = call.any(0)
     if isinstance(found, Refused):
         return None

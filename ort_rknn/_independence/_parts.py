@@ -1,4 +1,4 @@
-"""Operators that put tensors together along an axis, or take parts of them."""
+"""Operators that concatenate tensors along an axis, or take parts of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ._numbers import number_value
 from ._shapes import as_length
 from ._values import Abstract, Counted, IndexRows, Positions, Value
 
-#: Ends of slices from here on mean "to the end": TensorFlow's exporter writes 1e9, others the largest integers.
+#: Larger ends of slices mean "to the end": TensorFlow's exporter writes 1e9, others the largest integers.
 _END = 10**9
 
 
@@ -23,7 +23,7 @@ def _plus(call: NodeCall, a: Length, b: Length) -> Length:
 
 
 def concat(call: NodeCall) -> list[Abstract]:
-    """Concat along another axis than the samples'."""
+    """Concat along an axis other than the samples'."""
     first = call.any(0)
     if isinstance(first, Positions):
         return [_index_rows(call, first)]
@@ -61,7 +61,7 @@ def concat(call: NodeCall) -> list[Abstract]:
 
 
 def _index_rows(call: NodeCall, first: Positions) -> IndexRows:
-    """Positions beside numbers of the samples, along the last axis: rows of indices."""
+    """Positions next to numbers of the samples, along the last axis: rows of indices."""
     rank = len(first.dims)
     last = rank - 1
     if (
@@ -83,7 +83,7 @@ def _index_rows(call: NodeCall, first: Positions) -> IndexRows:
 
 
 def split(call: NodeCall) -> list[Abstract]:
-    """Split along another axis than the samples'."""
+    """Split along an axis other than the samples'."""
     value = call.value(0)
     dims = call.shape_of(value)
     axis = call.axis(call.number("axis", 0), len(dims))
@@ -106,7 +106,7 @@ def split(call: NodeCall) -> list[Abstract]:
 
 
 def slices(call: NodeCall) -> list[Abstract]:
-    """Slice along other axes than the samples', or all of them."""
+    """Slice along axes other than the samples', or all of the samples' axis."""
     value = call.value(0)
     dims = call.shape_of(value)
     if call.opset < 10:

@@ -1,7 +1,7 @@
 """Arithmetic with indices and the samples' own positions: how exporters write ``x[arange(N), i]``.
 
-The samples' rows are laid one behind the other, and row ``n * length + i[n]`` is picked: sample n's own, where i is
-known to be less than the length.
+The samples' rows are concatenated, and row ``n * length + i[n]`` is selected: it belongs to sample n if i is known to
+be less than the length.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ._values import Abstract, FlatRows, Positions, Value
 
 
 def _positions(call: NodeCall) -> tuple[Positions, int] | None:
-    """The samples' positions among two inputs, and which input is the other one."""
+    """The samples' positions among two inputs, and the index of the other input."""
     found = [call.any(index) for index in range(len(call.inputs))]
     places = [index for index, item in enumerate(found) if isinstance(item, Positions)]
     if len(places) != 1 or len(found) != 2:
@@ -25,7 +25,7 @@ def _positions(call: NodeCall) -> tuple[Positions, int] | None:
 
 
 def add(call: NodeCall) -> list[Abstract]:
-    """Add. Positions times a length, plus an index below that length, pick from the sample itself."""
+    """Add. Positions times a length, plus an index below that length, select from the sample itself."""
     pair = _positions(call)
     if pair is None:
         return list(n_ary(call))
@@ -41,7 +41,7 @@ def add(call: NodeCall) -> list[Abstract]:
 
 
 def multiply(call: NodeCall) -> list[Abstract]:
-    """Mul. The samples' positions stay such, times a length."""
+    """Mul. The samples' positions times a length are still positions."""
     pair = _positions(call)
     if pair is None:
         return list(n_ary(call))
@@ -54,7 +54,7 @@ def multiply(call: NodeCall) -> list[Abstract]:
 
 
 def divide(call: NodeCall) -> list[Abstract]:
-    """Div. An index below a * b, divided by a, is one below b."""
+    """Div. An index below a * b, divided by a, is an index below b."""
     found = n_ary(call)[0]
     value = call.value(0)
     divisor = _one_length(call, 1) if value.below is not None else None
@@ -64,7 +64,7 @@ def divide(call: NodeCall) -> list[Abstract]:
 
 
 def _one_length(call: NodeCall, index: int) -> Length | None:
-    """An input that is one integer, more than 0 and the same for all samples."""
+    """An input that is a single positive integer, the same for all samples."""
     value = call.value(index)
     if value.entries is None or value.entries.size != 1 or not value.whole:
         return None

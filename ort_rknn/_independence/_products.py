@@ -1,4 +1,4 @@
-"""Products of matrices."""
+"""Matrix products."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from ._values import Abstract, Value
 
 
 def _product(call: NodeCall, a: Value, b: Value) -> Value:
-    """[..., M, K] by [..., K, L], the axes before broadcast. One axis holds the samples: one of these, M or L."""
+    """[..., M, K] by [..., K, L], with the leading axes broadcast. One axis holds the samples: a leading one, M or
+    L."""
     left, right = call.shape_of(a), call.shape_of(b)
     if len(left) < 2 or len(right) < 2:
         return _with_vector(call, a, b)
@@ -30,13 +31,13 @@ def _product(call: NodeCall, a: Value, b: Value) -> Value:
 
 
 def _leading(value: Value, last: bool) -> Value:
-    """All axes of ``value`` but the last two."""
+    """All axes of ``value`` except the last two."""
     dims = value.dims
     return Value(None if dims is None else dims[:-2], None if last else value.axis, value.outer)
 
 
 def _with_vector(call: NodeCall, a: Value, b: Value) -> Value:
-    """A product where one side has a single axis, over which is summed."""
+    """A product in which one side has a single axis, over which it sums."""
     left, right = call.shape_of(a), call.shape_of(b)
     if a.axis is not None and b.axis is not None:
         raise call.refuse("sums over the samples")
@@ -82,7 +83,7 @@ def quantized_matmul(call: NodeCall) -> list[Abstract]:
 
 
 def gemm(call: NodeCall) -> list[Abstract]:
-    """Gemm: A by B, either turned, plus C."""
+    """Gemm: A by B, either one transposed, plus C."""
     a, b = _turned(call, 0, "transA"), _turned(call, 1, "transB")
     found = _product(call, a, b)
     return [broadcast(call, [found, call.value(2)]) if call.has(2) else found]
@@ -99,7 +100,7 @@ def _turned(call: NodeCall, index: int, name: str) -> Value:
 
 
 def einsum(call: NodeCall) -> list[Abstract]:
-    """Einsum, without an ellipsis: one letter stands for the samples, in each input that has them and in the output."""
+    """Einsum, without an ellipsis: one letter represents the samples, in each input that has them and in the output."""
     equation = call.text("equation", "").replace(" ", "")
     sides = equation.split("->")
     terms = sides[0].split(",")

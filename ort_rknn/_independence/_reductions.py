@@ -16,7 +16,7 @@ def _apart(call: NodeCall, value: Value, axes: Iterable[int], does: str) -> None
 
 
 def reduce(call: NodeCall) -> list[Abstract]:
-    """ReduceSum and its siblings. Without axes they reduce all."""
+    """ReduceSum and similar. Without axes they reduce all."""
     value = call.value(0)
     dims = call.shape_of(value)
     axes = call.integers(1) if call.has(1) else call.numbers("axes") or []
@@ -28,7 +28,7 @@ def reduce(call: NodeCall) -> list[Abstract]:
 
 
 def _without(value: Value, dims: Dims, places: set[int], *, keep: bool) -> Value:
-    """``value`` with these axes as 1, or gone."""
+    """``value`` with these axes set to 1, or removed."""
     result: list[Length] = [1 if at in places else dim for at, dim in enumerate(dims) if keep or at not in places]
     axis = value.axis
     if axis is not None and not keep:
@@ -61,7 +61,7 @@ def top_k(call: NodeCall) -> list[Abstract]:
 
 
 def softmax(call: NodeCall) -> list[Abstract]:
-    """Softmax, LogSoftmax, Hardmax. Before version 13 they take all axes from ``axis`` on as one."""
+    """Softmax, LogSoftmax, Hardmax. Before version 13 they treat all axes from ``axis`` as one."""
     value = call.value(0)
     dims = call.shape_of(value)
     if call.opset >= 13:
@@ -73,7 +73,7 @@ def softmax(call: NodeCall) -> list[Abstract]:
 
 
 def along_axis(call: NodeCall) -> list[Abstract]:
-    """LpNormalization, CumSum: along one axis, the shape stays."""
+    """LpNormalization, CumSum: along one axis; the shape stays the same."""
     value = call.value(0)
     dims = call.shape_of(value)
     call.fixed_from(1)
@@ -83,7 +83,7 @@ def along_axis(call: NodeCall) -> list[Abstract]:
 
 
 def layer_normalization(call: NodeCall) -> list[Abstract]:
-    """LayerNormalization, RMSNormalization: over all axes from ``axis`` on, with scale and bias of these axes."""
+    """LayerNormalization, RMSNormalization: over all axes from ``axis``, with scale and bias of these axes."""
     value = call.value(0)
     dims = call.shape_of(value)
     axis = call.axis(call.number("axis", -1), len(dims))
@@ -97,7 +97,7 @@ def layer_normalization(call: NodeCall) -> list[Abstract]:
 
 
 def mean_variance(call: NodeCall) -> list[Abstract]:
-    """MeanVarianceNormalization: over the first axis too, unless it says otherwise."""
+    """MeanVarianceNormalization: includes the first axis by default."""
     value = call.value(0)
     dims = call.shape_of(value)
     axes = call.numbers("axes") or [0, 2, 3]
@@ -106,7 +106,7 @@ def mean_variance(call: NodeCall) -> list[Abstract]:
 
 
 def quantize(call: NodeCall) -> list[Abstract]:
-    """QuantizeLinear, DequantizeLinear: one scale, or one for each element of another axis than the samples'."""
+    """QuantizeLinear, DequantizeLinear: one scale, or one per element of an axis other than the samples'."""
     value = call.value(0)
     dims = value.dims
     call.fixed_from(1)

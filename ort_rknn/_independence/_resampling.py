@@ -1,4 +1,4 @@
-"""Operators that change how many pixels a picture has: resizing, padding, rearranging."""
+"""Operators that change the number of pixels of an image: resizing, padding, rearranging."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ._values import Abstract, Value
 
 
 def resize(call: NodeCall) -> list[Abstract]:
-    """Resize, Upsample: along other axes than the samples'."""
+    """Resize, Upsample: along axes other than the samples'."""
     value = call.value(0)
     dims = call.shape_of(value)
     upsample = call.node.op_type == "Upsample"
@@ -49,7 +49,7 @@ def resize(call: NodeCall) -> list[Abstract]:
 
 
 def pad(call: NodeCall) -> list[Abstract]:
-    """Pad along other axes than the samples'."""
+    """Pad along axes other than the samples'."""
     value = call.value(0)
     dims = call.shape_of(value)
     if call.opset < 11:
@@ -91,7 +91,7 @@ def depth_to_space(call: NodeCall) -> list[Abstract]:
 
 
 def grid_sample(call: NodeCall) -> list[Abstract]:
-    """GridSample: pictures and grids of the same samples."""
+    """GridSample: images and grids of the same samples."""
     value, grid = call.value(0), call.value(1)
     dims, places = call.shape_of(value), call.shape_of(grid)
     if len(dims) < 3 or len(dims) != len(places):

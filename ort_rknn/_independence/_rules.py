@@ -1,4 +1,4 @@
-"""Which rule an operator of the standard domain follows."""
+"""The rule for each operator of the standard domain."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ RULES: dict[str, Rule] = {
     "ReverseSequence": _indexing.reverse_sequence,
 }  # fmt: skip
 
-#: Operators that are followed only if all inputs are the same for all samples: their outputs are then, too.
+#: Operators that are followed only if all inputs are the same for all samples; then so are their outputs.
 FIXED_ONLY = frozenset(("Compress", "EyeLike", "NonZero", "ScatterElements", "ScatterND", "Unique"))
 
-#: Operators that end a proof whatever their inputs are.
+#: Operators that always end a proof.
 NEVER: dict[str, str] = {
     **dict.fromkeys(
         ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"),

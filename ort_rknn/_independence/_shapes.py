@@ -1,4 +1,4 @@
-"""Operators that change a tensor's shape and move its elements without touching them."""
+"""Operators that change a tensor's shape or move its elements without changing them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._values import ENTRY_LIMIT, Abstract, Counted, Dims, Positions, Value, as_
 
 
 def movable(call: NodeCall, index: int = 0) -> Value | Positions:
-    """An input whose elements may be moved about."""
+    """An input whose elements may be moved."""
     found = call.any(index)
     return found if isinstance(found, Positions) else call.value(index)
 
@@ -35,7 +35,7 @@ def identity(call: NodeCall) -> list[Abstract]:
 
 
 def cast(call: NodeCall) -> list[Abstract]:
-    """Cast: numbers that count the samples stay integers only as such (see ``fold``)."""
+    """Cast: numbers that depend on the number of samples must remain integers (see ``fold``)."""
     found = movable(call)
     if isinstance(found, Positions):
         if call.number("to", 0) not in (6, 7):
@@ -63,7 +63,7 @@ def _axes(call: NodeCall, rank: int) -> list[int] | None:
 
 
 def squeeze(call: NodeCall) -> list[Abstract]:
-    """Squeeze. Without axes it would take away the samples' own where there is one sample."""
+    """Squeeze. Without axes it would remove the samples' own axis if there is one sample."""
     found = movable(call)
     dims = _axis_dims(call, found)
     axes = _axes(call, len(dims))
@@ -91,7 +91,7 @@ def unsqueeze(call: NodeCall) -> list[Abstract]:
 
 
 def as_length(call: NodeCall, entry: Length) -> Length:
-    """A number that is used as a length: it cannot be negative."""
+    """A number used as a length: it cannot be negative."""
     if at_least_zero(entry):
         return entry
     if isinstance(entry, int):
@@ -123,10 +123,10 @@ def flatten(call: NodeCall) -> list[Abstract]:
 
 
 def reshaped(call: NodeCall, found: Value | Positions, target: Sequence[Length]) -> Value | Positions:
-    """``found`` in the shape ``target``, where 0 copies a length and -1 stands for what is left.
+    """``found`` in the shape ``target``, where 0 copies a length and -1 means the rest.
 
-    The elements stay in their order: with P of them before the samples' axis and Q behind it, element (p * N + n) * Q
-    + q is sample n's. In the new shape one axis must hold N in the same order.
+    The elements keep their order: with P elements before the samples' axis and Q after it, element (p * N + n) * Q + q
+    belongs to sample n. In the new shape one axis must hold N in the same order.
     """
     if found.axis is None:
         return Value(tuple(_fixed_lengths(call, found.dims, target)))
@@ -143,7 +143,7 @@ def reshaped(call: NodeCall, found: Value | Positions, target: Sequence[Length])
         elif at_least_zero(entry):
             wanted.append(entry)
         elif isinstance(entry, int) or at == found.axis or has_samples(entry):
-            # A number that is not known may be 0, and copy N; or -1, times N.
+            # An unknown number may be 0, which copies N; or -1, times N.
             raise call.refuse("computes a shape that is not followed")
         else:
             wanted.append(call.length())
@@ -162,7 +162,7 @@ def reshaped(call: NodeCall, found: Value | Positions, target: Sequence[Length])
             left = call.length()
         wanted[wanted.index(None)] = left
         if not places:
-            # A number that may be negative stands for a length that is not known: it must not be part of a proof.
+            # A number that may be negative makes a length unknown: it must not be part of a proof.
             if any(not at_least_zero(entry) for entry in target if entry != -1):
                 raise call.refuse("computes a shape that is not followed")
             places = [target.index(-1)]
@@ -222,7 +222,7 @@ def expand(call: NodeCall) -> list[Abstract]:
 
 
 def tile(call: NodeCall) -> list[Abstract]:
-    """Tile: the whole axis again and again, so what it repeats goes before N."""
+    """Tile: repeats the whole axis, so the number of repetitions goes before N."""
     found = movable(call)
     dims = _axis_dims(call, found)
     repeats = call.entries(1)
@@ -265,7 +265,7 @@ def constant_of_shape(call: NodeCall) -> list[Abstract]:
 
 
 def ranged(call: NodeCall) -> list[Abstract]:
-    """Range. From 0 to N it gives each sample's own position."""
+    """Range. From 0 to N it yields each sample's own position."""
     start, limit, delta = (call.entries(at)[0] for at in range(3))
     whole = all(isinstance(found, Value | Counted) and found.whole for found in call.inputs)
     if (start, limit, delta) == (0, N, 1) and whole:

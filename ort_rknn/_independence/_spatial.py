@@ -1,4 +1,4 @@
-"""Operators over pictures [N, C, spatial axes]: convolutions, pooling, normalization by channel, resizing, padding."""
+"""Operators on images [N, C, spatial axes]: convolutions, pooling, normalization by channel, resizing, padding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _padding(call: NodeCall, count: int) -> tuple[list[int], list[int]]:
 
 
 def window(call: NodeCall, dims: Dims, kernel: list[Length]) -> list[Length]:
-    """The spatial lengths after a window has moved over the picture."""
+    """The spatial lengths after a sliding window."""
     count = len(kernel)
     strides = call.numbers("strides") or [1] * count
     dilations = call.numbers("dilations") or [1] * count
@@ -65,7 +65,7 @@ def convolution(call: NodeCall) -> list[Value]:
 
 
 def quantized_convolution(call: NodeCall) -> list[Value]:
-    """QLinearConv: input, scale, zero point, weights and theirs."""
+    """QLinearConv: input, scale, zero point, weights with their scale and zero point."""
     return _convolve(call, 3)
 
 
@@ -79,7 +79,7 @@ def _convolve(call: NodeCall, at: int) -> list[Value]:
 
 
 def transposed_convolution(call: NodeCall) -> list[Value]:
-    """ConvTranspose. Its spatial lengths are followed where the padding is explicit."""
+    """ConvTranspose. Its spatial lengths are followed if the padding is explicit."""
     dims, value = _picture(call)
     call.fixed_from(1)
     weights = call.dims(1)
@@ -111,7 +111,7 @@ def transposed_convolution(call: NodeCall) -> list[Value]:
 
 
 def pool(call: NodeCall) -> list[Value]:
-    """MaxPool, AveragePool, LpPool. The second output of MaxPool counts through all samples and is not given."""
+    """MaxPool, AveragePool, LpPool. The second output of MaxPool counts across all samples and is not followed."""
     dims, value = _picture(call)
     kernel = call.numbers("kernel_shape")
     if not kernel:
@@ -126,7 +126,7 @@ def global_pool(call: NodeCall) -> list[Value]:
 
 
 def batch_normalization(call: NodeCall) -> list[Value]:
-    """As inference does it: with the statistics that it was given."""
+    """In inference mode: with the given statistics."""
     value = call.value(0)
     dims = call.shape_of(value)
     trains = call.number("training_mode", 0) if call.opset >= 14 else len([o for o in call.node.outputs if o]) > 1
@@ -139,7 +139,7 @@ def batch_normalization(call: NodeCall) -> list[Value]:
 
 
 def by_sample(call: NodeCall) -> list[Value]:
-    """InstanceNormalization, GroupNormalization, LRN: each element of the first axis alone."""
+    """InstanceNormalization, GroupNormalization, LRN: each element of the first axis separately."""
     dims, value = _picture(call)
     call.fixed_from(1)
     return [Value(dims, value.axis, value.outer)]

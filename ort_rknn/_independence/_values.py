@@ -1,4 +1,4 @@
-"""What is known of a tensor while a graph is followed."""
+"""What is known about a tensor while a graph is followed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ._lengths import Length
 
 Dims = tuple[Length, ...]
-#: The elements of a small tensor of integers, in its shape; objects: Length, or None if nothing is known.
+#: The elements of a small integer tensor, in its shape; objects: Length, or None if unknown.
 Entries = npt.NDArray[np.object_]
 
 #: Tensors with more elements are not followed element by element.
@@ -22,13 +22,13 @@ def as_entries(elements: Sequence[Length | None], shape: Sequence[int]) -> Entri
     """An array of ``elements``, in row-major order."""
     entries: Entries = np.empty(len(elements), np.object_)
     for position, element in enumerate(elements):
-        # One by one: numpy would take a Term, which is a tuple, for a row.
+        # One by one: numpy would treat a Term, which is a tuple, as a row.
         entries[position] = element
     return entries.reshape(shape)
 
 
 class Unproved(Exception):
-    """The samples cannot be shown to be independent. The text is for people."""
+    """The samples cannot be shown to be independent. The message is for people."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -36,33 +36,33 @@ class Unproved(Exception):
 
 
 class Undetermined(Unproved):
-    """The node may give something else each time, even for inputs that are the same."""
+    """The node may return something different each time, even for equal inputs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Value:
     """A tensor whose contents do not depend on the number of samples, or one that holds all samples along one axis.
 
-    With ``axis``, that axis has ``outer * N * inner`` elements, the element ``(o * N + n) * inner + i`` depends on
-    sample n of the inputs alone, and every sample is computed alike. No other axis depends on N.
+    With ``axis``, that axis has ``outer * N * inner`` elements, the element ``(o * N + n) * inner + i`` depends on only
+    sample n of the inputs, and every sample is computed in the same way. No other axis depends on N.
     """
 
     dims: Dims | None
-    """None if the rank is not known; never with ``axis``."""
+    """None if the rank is unknown; never with ``axis``."""
     axis: int | None = None
     outer: Length = 1
     entries: Entries | None = None
     """Of a small tensor without ``axis`` whose elements are known."""
     whole: bool = True
-    """False: ``entries`` are those of floating-point numbers."""
+    """False: ``entries`` are floating-point numbers."""
     below: Length | None = None
-    """Where all elements are known to be integers from 0 to ``below - 1``: indices."""
+    """Set if all elements are known to be integers from 0 to ``below - 1``: indices."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counted:
-    """A small tensor that is computed from the number of samples N: element by element a Length. None: an element that
-    depends on N in another way."""
+    """A small tensor computed from the number of samples N: each element is a Length, or None if it depends on N in
+    another way."""
 
     entries: Entries
     whole: bool = True
@@ -70,7 +70,8 @@ class Counted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Positions:
-    """``factor`` times the numbers 0 to N - 1, each sample's own along ``axis``; alike along all other axes."""
+    """``factor`` times the numbers 0 to N - 1, each sample's own position along ``axis``; the same along all other
+    axes."""
 
     dims: Dims
     axis: int
@@ -91,7 +92,8 @@ class FlatRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IndexRows:
-    """Indices for GatherND: along the last axis the sample's position, and then numbers from that sample alone."""
+    """Indices for GatherND: along the last axis, the sample's position, followed by numbers that depend only on that
+    sample."""
 
     dims: Dims
     axis: int
@@ -100,7 +102,7 @@ class IndexRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Refused:
-    """A tensor of which nothing is shown."""
+    """A tensor about which nothing is proved."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""Following a graph from its inputs to its outputs."""
+"""Follows a graph from its inputs to its outputs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ._numbers import constant_value, fold
 from ._rules import FIXED_ONLY, NEVER, RULES
 from ._values import Abstract, Refused, Undetermined, Unproved, Value
 
-#: Versions of the standard domain whose operators the rules were written for.
+#: Versions of the standard domain that the rules support.
 _OPSETS = range(7, 27)
 
 
 def prove(graph: NodeGraph, without: Collection[str] = ()) -> None:
-    """Show that the samples are independent; ``without``: inputs and outputs that do not count.
+    """Prove that the samples are independent; ``without``: inputs and outputs to ignore.
 
     Raises Unproved with the reason, WireError if a node is damaged.
     """
@@ -54,7 +54,7 @@ def _add_inputs(graph: NodeGraph, known: dict[str, Abstract], symbols: Symbols, 
             raise Unproved(f"input {value.name!r} has no axes that are known")
         if isinstance(value.dims[0], int):
             raise Unproved(f"input {value.name!r} has {value.dims[0]} along its first axis, not any number")
-        # Named or not: a call is cut only if all other axes have the compiled lengths, so they do not grow with N.
+        # Named or not: a call is split only if all other axes have the compiled lengths, so they do not grow with N.
         rest = [dim if isinstance(dim, int) else symbols.length() for dim in value.dims[1:]]
         known[value.name] = Value((N, *rest), axis=0)
 
@@ -75,7 +75,7 @@ def _check_output(name: str, found: Abstract | None) -> None:
 
 
 def _outputs(node: Node, known: dict[str, Abstract], opset: int, symbols: Symbols) -> Sequence[Abstract]:
-    """What is known of the node's outputs; as many as it has."""
+    """What is known about the node's outputs, one entry per output."""
     count = len(node.outputs)
     try:
         inputs = [_input(node, name, known) if name else None for name in node.inputs]

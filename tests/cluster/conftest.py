@@ -1,4 +1,4 @@
-"""A cluster on this machine, each node with a virtual board of its own. On the loopback addresses alone."""
+"""A cluster on this machine, each node with its own virtual board. Uses loopback addresses only."""
 
 import importlib.util
 import os
@@ -11,7 +11,7 @@ _found = importlib.util.find_spec("ray")
 HAVE_RAY = _found is not None and _found.origin is not None
 #: They need the extra "ray": tox -e cluster.
 collect_ignore_glob = [] if HAVE_RAY else ["test_*.py"]
-#: Read when ray is imported: False makes it take 127.0.0.1 for this machine's address.
+#: Read when ray is imported: False makes it use 127.0.0.1 as this machine's address.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 #: Nothing is sent anywhere.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -22,7 +22,7 @@ if HAVE_RAY:
 
 
 class Boards:
-    """A head node without an NPU and nodes that have one; every worker has a virtual NPU in its own process."""
+    """A head node without an NPU, and nodes with one; every worker has a virtual NPU in its own process."""
 
     def __init__(self):
         self._before = dict(os.environ)

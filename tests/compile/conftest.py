@@ -1,4 +1,4 @@
-"""A toolkit that answers what the vendor's answered once: an interpreter with a fake ``rknn`` package."""
+"""A toolkit that replays the vendor's answers: an interpreter with a fake ``rknn`` package."""
 
 import subprocess
 import sys

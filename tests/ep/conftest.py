@@ -1,4 +1,4 @@
-"""What the tests of the execution provider share: a compiled model, and both kinds of session on it.
+"""Fixtures for the tests of the execution provider: a compiled model, and both kinds of session on it.
 
 A trap that no test can reach here: under qemu-user 7.2 for aarch64, onnxruntime 1.28 and later crash when they are
 imported (their cpuinfo reads the host's /proc/cpuinfo); that machine needs a /proc/cpuinfo of its own.
@@ -12,13 +12,13 @@ import ort_rknn
 
 @pytest.fixture
 def blob(models):
-    """A real compiled model. What the fake NPU makes of it is the test's."""
+    """A real compiled model. The test decides what the fake NPU computes for it."""
     return (models / "nd.rk3588.rknn").read_bytes()
 
 
 @pytest.fixture(params=["ort_rknn", "onnxruntime"])
 def session_on(request):
-    """Makes a session on an EPContext model: ours, and the unmodified onnxruntime's with our provider."""
+    """Creates a session on an EPContext model: ours, and the unmodified onnxruntime's with our provider."""
     if request.param == "onnxruntime":
         return plain_session
     return lambda content, given=None: ort_rknn.InferenceSession(content, quiet(), [(OURS, given or {})])

@@ -19,7 +19,7 @@ def target(request):
 
 @pytest.fixture(params=[name for name in TARGETS if "NPU" not in name])
 def on_cpu(request):
-    """Plain onnxruntime, and ours on the CPU: for what has no meaning on an NPU."""
+    """Plain onnxruntime, and ours on the CPU: for tests that do not apply to an NPU."""
     return TARGETS[request.param]()
 
 
@@ -33,6 +33,6 @@ def feed():
 
 @pytest.fixture
 def wanted(feed):
-    """onnxruntime's answers to :func:`feed`, by output name."""
+    """onnxruntime's outputs for :func:`feed`, by name."""
     session = onnxruntime.InferenceSession(MODELS / "two_io.onnx", providers=["CPUExecutionProvider"])
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))

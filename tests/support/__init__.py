@@ -1,1 +1,1 @@
-"""What tests of several files share: stand-ins, models, sessions. Fixtures stay in the folders' conftest.py."""
+"""Code shared by tests in several files: stand-ins, models, sessions. Fixtures stay in the folders' conftest.py."""

@@ -1,4 +1,4 @@
-"""Holds what a command printed under ``--json`` against its schema."""
+"""Checks the ``--json`` output of a command against its schema."""
 
 import json
 
@@ -8,7 +8,7 @@ from ort_rknn._cli.registry import commands
 
 
 def closed(schema):
-    """The schema without room for members that it does not name: what a page does not tell is not printed."""
+    """The schema without additional members: a command must not print undocumented ones."""
     if isinstance(schema, list):
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):
@@ -20,7 +20,7 @@ def closed(schema):
 
 
 def validate(name, printed):
-    """The one object that a command printed, which is as declared."""
+    """Check that a command printed exactly one object that matches its schema."""
     found = json.loads(printed)
     fastjsonschema.compile(closed(commands()[name].json_schema()))(found)
     assert found["schema"].startswith(f"ort-rknn/{name}/")

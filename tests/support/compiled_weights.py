@@ -1,4 +1,4 @@
-"""Which of a model's weights are int8 in the compiled files, by the tensors that the files list."""
+"""Which of a model's weights are int8 in the compiled files, according to the tensors in the files."""
 
 import struct
 from math import prod

@@ -1,11 +1,11 @@
-"""With ``--reruns``: more than two tests that passed only when run again fail the run. Those with a bound on time,
-marked ``wall_clock``, are not counted: a busy machine is their reason."""
+"""With ``--reruns``: more than two tests that passed only on a rerun fail the run. Tests with a time limit, marked
+``wall_clock``, are not counted: a busy machine is the reason."""
 
 MOST = 2
 
 
 def run_again(config):
-    """The tests that were run again, by name."""
+    """The tests that were rerun, by name."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or not config.getoption("reruns", None):
         return []

@@ -1,4 +1,4 @@
-"""What the tests of sessions without an NPU share: a machine that has none, a model, what it is fed."""
+"""Shared by tests of sessions without an NPU: a machine that has none, a model, its feeds."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What the tests feed to a provider's sessions, and what the fake NPU makes of it."""
+"""Feeds for a provider's sessions, and what the fake NPU computes from them."""
 
 import numpy as np
 

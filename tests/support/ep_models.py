@@ -50,14 +50,14 @@ def mixed(cache, shape=(2, 3), **attributes):
 
 
 def quiet(options=None):
-    """onnxruntime says on stderr that some nodes of a mixed graph are on the CPU."""
+    """Silences onnxruntime's warning on stderr that some nodes of a mixed graph are on the CPU."""
     options = options or onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return options
 
 
 def plain_session(content, given=None, options=None):
-    """A session of the unmodified onnxruntime, with our provider by name or (where it cannot) by device."""
+    """A session of the unmodified onnxruntime, with our provider by name or (if unsupported) by device."""
     register()
     options = quiet(options)
     if by_name():
@@ -68,6 +68,6 @@ def plain_session(content, given=None, options=None):
 
 
 def checked(content):
-    """The model as onnx's own checker wants it."""
+    """The model, checked by onnx's own checker."""
     onnx.checker.check_model(onnx.load_from_string(content))
     return content

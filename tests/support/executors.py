@@ -18,7 +18,7 @@ def declared(value):
 
 
 def make(npu, *, inputs=None, outputs=None, normalization=None, **given):
-    """An executor of ``npu``'s model; ``inputs`` / ``outputs`` are what the ONNX declares."""
+    """An executor of ``npu``'s model; ``inputs`` / ``outputs``: declared by the ONNX."""
     options = read_options(given)
     model = npu.load(npu.device, ModelSource(data=b""), LoadSettings())
     signature = negotiate(

@@ -1,4 +1,4 @@
-"""What the tests of ort_rknn_ez_async share: models, feeds, a session on the virtual NPU, its runs and callbacks."""
+"""Shared by the tests of ort_rknn_ez_async: models, feeds, a session on the virtual NPU, its runs and callbacks."""
 
 import gc
 import threading
@@ -26,7 +26,7 @@ def make(path=CONV, **options):
 
 
 def fresh_npu(monkeypatch):
-    """A fixture: the virtual RK3588 as it is after a start; nothing may be left open on it."""
+    """A fixture: the virtual RK3588 in its initial state; nothing may be left open on it."""
     monkeypatch.delenv("ZTU_RKNPU2_RUNTIME_LIBRARY", raising=False)
     device = virtual_npu("rk3588")
     device.reset()

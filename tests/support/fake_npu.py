@@ -1,7 +1,7 @@
-"""A fake NPU in plain Python behind the seam: what the executor and the provider are tested with.
+"""A fake NPU in plain Python behind the adapter contract, for tests of the executor and the provider.
 
-It computes with a numpy function and takes any compiled model for whatever the test says it is. Errors, delays and
-gates can be set per core mask; counters tell what is open.
+It computes with a numpy function and treats any compiled model as whatever the test says it is. Errors, delays and
+gates can be set per core mask; counters show what is open.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def array_at(address, form):
 
 
 class FakeNpu:
-    """An adapter with one device. ``compute`` takes the inputs in the ONNX's order of axes and gives the outputs."""
+    """An adapter with one device. ``compute`` takes the inputs in the ONNX's axis order and returns the outputs."""
 
     name = "fake"
     priority = 100
@@ -56,17 +56,18 @@ class FakeNpu:
         self.shape_sets = tuple(shape_sets)
         self.shapes = shapes  # shape set -> output shapes
         self.present = True
-        self.watched = True  # contexts look out for a second user
-        #: By core mask: an exception (or a function that makes one) for each run, seconds of sleep, an event to await.
+        self.watched = True  # contexts detect a second user
+        #: By core mask: an exception (or a function that creates one) for each run, seconds of sleep, an event to wait
+        #: for.
         self.errors = {}
         self.delays = {}
         self.gates = {}
         self.load_error = None
-        self.fail_context = None  # the context with this number (from 0, per model) cannot be had
+        self.fail_context = None  # creating the context with this number (from 0, per model) fails
         self.close_error = None
         self.models = []
         self.contexts = []
-        self.log = []  # (core mask, thread) of every run, in the order of their beginnings
+        self.log = []  # (core mask, thread) of every run, in the order of their start
         self.forms = []
         self.ended = []  # "context" and "model", in the order in which they were closed
         self.loads = 0

@@ -1,8 +1,8 @@
 """A stand-in for the vendor's ``rknnlite.api``, for tests on machines that it is not published for.
 
-Written from what rknn-toolkit-lite2 2.5.0 was seen to do and to print, over the virtual NPU's library: what it tells
-by return values and by its log, what it ignores, and what it changes in the process that imports it. The same tests run
-against the real package on aarch64 (``tests/aarch64``), which is what keeps this one honest.
+Written from the observed behavior and output of rknn-toolkit-lite2 2.5.0, on the virtual NPU's library: what it reports
+by return values and in its log, what it ignores, and what it changes in the process that imports it. The same tests run
+against the real package on aarch64 (``tests/aarch64``), which keeps this one accurate.
 """
 
 import ctypes
@@ -14,11 +14,11 @@ import warnings
 
 import numpy as np
 
-#: What the real one opens as /usr/lib/librknnrt.so, and reads from the device tree. Tests set them.
+#: What the real one opens as /usr/lib/librknnrt.so, and reads from the device tree. Set by tests.
 LIBRARY = ""
 SOC = "RK3588"
 VERSION = "2.5.0"
-#: Ways in which another release might be different.
+#: Ways in which another release might differ.
 HIDES_LIBRARY = False
 RUNS_BEHIND_THE_BACK = False
 
@@ -30,7 +30,7 @@ log = logging.getLogger("acuityLogger")
 
 
 def change_logging():
-    """What importing the real one does to the whole process."""
+    """What importing the real one changes in the whole process."""
     for level, letter in ((50, "C"), (40, "E"), (30, "W"), (20, "I"), (10, "D")):
         logging.addLevelName(level, letter)
     logging._levelToName = {50: "C", 40: "E", 30: "W", 20: "I", 10: "D"}
@@ -73,7 +73,7 @@ def _name(code):
 
 
 class Runtime:
-    """What the real object has as ``rknn_runtime``."""
+    """The real object's ``rknn_runtime``."""
 
     def __init__(self):
         self._lib = ctypes.CDLL(LIBRARY)
@@ -147,7 +147,7 @@ class Runtime:
         if RUNS_BEHIND_THE_BACK:
             self._lib["rknn_run"](ctypes.c_ulong(self.context), None)
         else:
-            self._lib.rknn_run(ctypes.c_ulong(self.context), None)  # its answer is not looked at
+            self._lib.rknn_run(ctypes.c_ulong(self.context), None)  # its return value is ignored
 
     def get_outputs(self):
         number = self.counts()[1]
@@ -169,7 +169,7 @@ class Runtime:
             log.warning("Release outputs failed, ret code: %s", _name(code))
         self._last = results
         cycle = [results]
-        cycle.append(cycle)  # older releases left one for each call
+        cycle.append(cycle)  # older releases leave one per call
         return results
 
 

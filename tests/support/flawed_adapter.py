@@ -1,7 +1,7 @@
-"""A small adapter in plain Python that keeps the contract with adapters, unless it is given a flaw.
+"""A small adapter in plain Python that fulfills the adapter contract, unless it is given a flaw.
 
-Its NPU doubles: ``y`` is twice ``x`` and kept as float16, ``n`` is ``ids`` plus one. Its driver's handles are in memory
-that forked children share, as a real driver's are.
+Its NPU doubles: ``y`` is twice ``x`` and stored as float16, ``n`` is ``ids`` plus one. Its driver's handles are in
+memory shared with forked children, like those of a real driver.
 """
 
 import mmap
@@ -34,7 +34,7 @@ N = TensorInfo("n", (5,), "int64", "UNDEFINED")
 
 
 class Driver:
-    """Handles of what is open: a byte each, 1 while it is."""
+    """Open handles: one byte each, 1 while open."""
 
     def __init__(self):
         self.shared = mmap.mmap(-1, 4096)
@@ -59,7 +59,7 @@ class Driver:
 
 
 class FlawedAdapter:
-    """Without a flaw it is sound."""
+    """Correct if no flaw is given."""
 
     name, priority = "doubling", 10
 
@@ -217,7 +217,7 @@ class FlawedContext:
         return 0
 
     def check(self, form):
-        """What cannot be served is an error."""
+        """Raise an error for what cannot be served."""
         if self.flaw == "serves every form":
             return
         if form.shape_set is not None or (len(form.inputs), len(form.outputs)) != (2, 2):

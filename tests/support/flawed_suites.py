@@ -1,4 +1,4 @@
-"""The contract's tests on adapters with one flaw each. pytest runs this file in a process of its own."""
+"""The contract's tests on adapters with one flaw each. pytest runs this file in a separate process."""
 
 import os
 import tempfile
@@ -10,7 +10,7 @@ from ort_rknn.adapter import Query
 from ort_rknn.adapter.testing import AdapterContract, Case
 from support.flawed_adapter import MAGIC, FlawedAdapter
 
-#: Flaw -> the tests that it fails, or some of them: those that are run.
+#: Flaw -> the tests that fail because of it, or some of them: those are run.
 FLAWS = {
     "": [],
     "a priority in words": ["test_name_and_priority"],
@@ -100,7 +100,7 @@ def suite(flaw):
     chosen = {test.partition("[")[0] for test in FLAWS[flaw]}
     for test in [test for test in vars(AdapterContract) if test.startswith("test_") and flaw]:
         if test not in chosen:
-            setattr(Suite, test, None)  # pytest passes over it
+            setattr(Suite, test, None)  # pytest ignores it
     return Suite
 
 

@@ -1,4 +1,4 @@
-"""Runs on the fake NPU that wait until they are let go."""
+"""Runs on the fake NPU that block until they are released."""
 
 import threading
 import time
@@ -7,8 +7,8 @@ from ort_rknn._executor import run_settings
 
 
 def gates(npu):
-    """A fixture: ``hang(mask)`` puts a gate in front of the runtime's call on cores with this mask. All are opened by
-    ``hang.open()``, and when the test ends; then nothing may be left of the settings of calls."""
+    """A fixture: ``hang(mask)`` blocks the runtime's call on cores with this mask. ``hang.open()`` and the end of the
+    test release all; then no settings of calls may be left."""
     gates = {}
 
     def close(mask=0):
@@ -23,7 +23,7 @@ def gates(npu):
     yield close
     open_all()
     end = time.monotonic() + 10
-    while npu.open_contexts and time.monotonic() < end:  # a thread gives them back
+    while npu.open_contexts and time.monotonic() < end:  # a thread releases them
         time.sleep(0.01)
     assert not run_settings._settings
     assert not run_settings.asynchronous

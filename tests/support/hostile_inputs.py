@@ -1,6 +1,6 @@
-"""What the tests of hostile input share: how many examples, and how a good input is damaged.
+"""Shared by the tests of hostile input: the number of examples, and how a valid input is damaged.
 
-``HOSTILE_EXAMPLES`` in the environment: examples per test. Without it they are few and always the same.
+Environment variable ``HOSTILE_EXAMPLES``: examples per test. By default they are few and always the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ careful = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-#: For what makes a session or writes several files.
+#: For tests that create a session or write several files.
 slow = settings(careful, max_examples=max(EXAMPLES // 10, 12))
 
 texts = st.one_of(
@@ -71,7 +71,7 @@ MISSING = object()
 
 @st.composite
 def damaged_json(draw, good):
-    """``good`` with some places taken out or replaced, as bytes; now and then with bytes changed."""
+    """``good`` with some values removed or replaced, as bytes; sometimes with bytes changed."""
     tree = good
     for _ in range(draw(st.integers(0, 3))):
         path = draw(st.sampled_from(list(spots(tree))))
@@ -82,7 +82,7 @@ def damaged_json(draw, good):
 
 @st.composite
 def damaged_bytes(draw, good):
-    """``good`` with bytes changed, taken out or put in, or cut off."""
+    """``good`` with bytes changed, removed or inserted, or truncated."""
     out = bytearray(good)
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, max(len(out) - 1, 0)))
@@ -100,7 +100,7 @@ def damaged_bytes(draw, good):
 
 @contextmanager
 def at_most(megabytes):
-    """What is in the block takes no more memory than this, as far as Python's allocators see it."""
+    """The block may not use more memory than this, as far as Python's allocators see it."""
     tracemalloc.start()
     try:
         yield

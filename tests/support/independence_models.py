@@ -31,7 +31,7 @@ def dict_items(inputs):
 
 
 def node(op_type, inputs, outputs, name="", **attributes) -> onnx.NodeProto:
-    """``inputs`` and ``outputs`` as names parted by spaces; "-" is an input that is left out."""
+    """``inputs`` and ``outputs``: names separated by spaces; "-" is an omitted input."""
     names = ["" if item == "-" else item for item in inputs.split()]
     return helper.make_node(op_type, names, outputs.split(), name=name, **attributes)
 
@@ -41,14 +41,14 @@ def judged(*args, **kwargs) -> Independence:
 
 
 class Judged:
-    """A model with the output "y", and what is found about it."""
+    """A model with the output "y", and the verdict on it."""
 
     def __init__(self, nodes, inputs, constants, opset=17) -> None:
         self.content = model(nodes, inputs, ["y"], constants, opset=opset)
         self.found = independence_of(self.content)
 
     def must_be_proved(self) -> None:
-        """Proved, and true: run whole, and each sample alone."""
+        """Proved, and true: compare a run of the whole with runs of each sample."""
         assert self.found.proved, self.found.reason
         session = onnxruntime.InferenceSession(self.content, providers=["CPUExecutionProvider"])
         rng = np.random.default_rng(3)

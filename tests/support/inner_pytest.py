@@ -10,8 +10,8 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 def run_pytest(tmp_path, file, *arguments, **environment):
-    """pytest on ``file`` in a process of its own, and without this project's settings: by class its tests, each with
-    what was wrong ("" if it passed); and all that was said."""
+    """Run pytest on ``file`` in a separate process, without this project's settings. Returns the tests by class, each
+    with its failure ("" if it passed); and the whole output."""
     report = tmp_path / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--rootdir"]
     command += [str(tmp_path), "-c", os.devnull, f"--junitxml={report}", str(file), *arguments]

@@ -1,4 +1,4 @@
-"""What the tests of the librknnrt binding share: a virtual NPU to load models on, and its pattern of outputs."""
+"""Shared by the tests of the librknnrt binding: a virtual NPU to load models on, and its pattern of outputs."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class Npu(VirtualNpu):
 
 
 def port(array, layout=None, **more):
-    """The form of an array: NCHW where it is 4-D and nothing else is said."""
+    """The form of an array: NCHW if it is 4-D and nothing else is given."""
     layout = layout or ("NCHW" if array.ndim == 4 else "UNDEFINED")
     return PortForm(array.dtype.name, layout, array.shape, array.nbytes, **more)
 
@@ -55,12 +55,12 @@ def addresses(arrays):
 
 
 def run(context, inputs, outputs, shape_set=None, layout=None):
-    """Run once with a form made for the purpose."""
+    """Run once with a form made for it."""
     context.run(form_of(inputs, outputs, shape_set, layout), addresses(inputs), addresses(outputs))
 
 
 def pattern(inputs, index, dtype, shape):
-    """Output ``index`` of the virtual NPU as it is stored, from inputs as they are stored, in the ONNX's axis order."""
+    """Output ``index`` of the virtual NPU as stored, from inputs as stored, in the ONNX's axis order."""
     mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
 
     def mix(x):

@@ -1,7 +1,7 @@
-"""What the tests of the lite2 adapter share: a board with the vendor's package, real or a stand-in, and a virtual NPU.
+"""Shared by the tests of the lite2 adapter: a board with the vendor's package, real or a stand-in, and a virtual NPU.
 
-``RKNNLITE_UNDER_TEST=real`` takes the installed rknn-toolkit-lite2 and the board's own files, which ``tests/aarch64``
-lays out. Else the package is ``fake_rknnlite``, and the board a temporary folder.
+``RKNNLITE_UNDER_TEST=real`` uses the installed rknn-toolkit-lite2 and the board's own files, which ``tests/aarch64``
+sets up. Otherwise the package is ``fake_rknnlite``, and the board a temporary folder.
 """
 
 import gc
@@ -49,7 +49,7 @@ class Board:
             monkeypatch.delitem(sys.modules, name)
 
     def use_for_sessions(self, monkeypatch):
-        """Let sessions' own adapters look at this board."""
+        """Let sessions' own adapters use this board."""
         for name in ("lite2", "librknnrt"):
             monkeypatch.setattr(discovery.adapters()[name], "_root", self.root)
 
@@ -66,7 +66,7 @@ class Board:
         return [event for event in self.npu.events() if event.kind == "run"]
 
     def compute(self, onnx):
-        """From now on the contexts that are open compute with an ONNX model. To be closed after them."""
+        """From now on open contexts compute with an ONNX model. Close it after them."""
         compute = TwinCompute(str(onnx))
         library = open_library(str(self.npu.library))
         closed = {event.context for event in self.npu.events() if event.kind == "destroy"}

@@ -1,4 +1,4 @@
-"""Models in parts, cut by hand from small ONNX models: what a converter writes, with stand-ins for the parts."""
+"""Models in parts, cut by hand from small ONNX models: like a converter's result, with stand-ins as parts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def three_steps(batch: int | str = 1) -> onnx.ModelProto:
     return model
 
 
-#: Per part: its name, what it reads, what it gives, the nodes that it stands for; with the shapes of all tensors.
+#: Per part: its name, inputs, outputs, and the nodes that it replaces; with the shapes of all tensors.
 Parts = Sequence[tuple[str, Sequence[str], Sequence[str], Sequence[str]]]
 TWO_PARTS: Parts = (("part0", ["x"], ["c1"], ["first"]), ("part1", ["q"], ["y"], ["second"]))
 SHAPES = {"x": (1, 3, 8, 8), "c1": (1, 4, 8, 8), "q": (1, 4, 8, 8), "y": (1, 2, 8, 8)}

@@ -1,4 +1,4 @@
-"""What a call gave, or raised."""
+"""The result or the exception of a call."""
 
 
 def caught(call):

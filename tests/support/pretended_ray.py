@@ -1,6 +1,6 @@
-"""A stand-in for what ort_rknn_ray uses of Ray, in a time of its own.
+"""A stand-in for the parts of Ray that ort_rknn_ray uses, in simulated time.
 
-Its boards die, hang, fail and return when a test says so. Nothing waits for real.
+Its boards die, hang, fail and return when a test says so. Nothing really waits.
 """
 
 import heapq
@@ -31,7 +31,7 @@ class ActorDiedError(RayActorError):
 
 
 class Answer:
-    """What Ray calls an object reference."""
+    """Ray's object reference."""
 
     def __init__(self, due=None, value=None, error=None):
         self.due, self.value, self.error = due, value, error
@@ -52,7 +52,7 @@ class Board:
         self.refuses = None
         """An error of the actor's constructor."""
         self.dead = None
-        """Why the actor is dead for good: Ray does not restart one whose constructor raised."""
+        """Why the actor is permanently dead: Ray does not restart one whose constructor raised."""
 
     def run(self, feed):
         if self.state in ("hangs", "stuck"):
@@ -83,7 +83,8 @@ class Board:
         return answer
 
     def become(self, state):
-        """Now. A death takes what is under way with it; what hung is answered when that ends, late as it is."""
+        """Change the state now. A death ends the calls in flight; a hanging call is answered late, when the state
+        ends."""
         before, self.state = self.state, state
         now = self.ray.now
         for answer in self.owed:
@@ -98,7 +99,7 @@ class Board:
 
 
 class Ray:
-    """The module. ``at(seconds, function)``: called when that time has come."""
+    """The module. ``at(seconds, function)``: call it at that time."""
 
     def __init__(self, boards):
         self.now = 0.0
@@ -110,7 +111,7 @@ class Ray:
             RayError=RayError, RayTaskError=RayTaskError, RayActorError=RayActorError, ActorDiedError=ActorDiedError
         )
 
-    # What dispatching sees as the module "time".
+    # What the dispatching code sees as the module "time".
     def monotonic(self):
         return self.now
 

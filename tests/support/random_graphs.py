@@ -1,7 +1,7 @@
-"""Graphs drawn at random from the operators that a proof follows, and some that it must not.
+"""Random graphs of operators that a proof follows, and some that it must not.
 
-Every node is tried with onnxruntime as it is drawn, so the graphs run. Other lengths are often equal to the number of
-samples, so that an axis taken for another shows.
+Every node is run with onnxruntime when it is drawn, so the graphs run. Other lengths are often equal to the number of
+samples, so that confusing two axes is detected.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(content: bytes, feeds: dict) -> list[np.ndarray]:
 
 
 class Drawn:
-    """A graph in the making: its nodes, constants, and every tensor's contents for ``count`` samples."""
+    """A graph under construction: its nodes, constants, and every tensor's contents for ``count`` samples."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ class Drawn:
         return f"t{len(self.nodes)}_{len(self.known)}"
 
     def add(self, op_type, inputs, outputs=1, **attributes) -> list[str]:
-        """Add a node, if onnxruntime runs it; else raises."""
+        """Add a node if onnxruntime runs it; raises otherwise."""
         names = [f"{self.name()}_{at}" for at in range(outputs)]
         made = helper.make_node(op_type, list(inputs), names, name=f"n{len(self.nodes)}", **attributes)
         given = list(dict.fromkeys(name for name in inputs if name))
@@ -94,7 +94,7 @@ class Drawn:
         return names
 
     def tensor(self, rank=None, dtype="float32", least=1) -> str:
-        """One of the tensors, later ones more often."""
+        """A random tensor, later ones more often."""
         names = [
             name
             for name, array in self.known.items()
@@ -159,7 +159,7 @@ class Drawn:
         self.add("Reshape", [first, self.constant(np.array(target, np.int64))])
 
     def op_reshape_by_shape(self):
-        """With lengths that are computed from the shape of a tensor."""
+        """With lengths computed from the shape of a tensor."""
         first = self.tensor()
         target = [int(dim) for dim in self.regrouped(list(self.known[first].shape))]
         lengths = [self.constant(np.array([dim], np.int64)) for dim in target]
@@ -184,7 +184,7 @@ class Drawn:
         self.add("Reshape", [first, shape])
 
     def regrouped(self, shape):
-        """Another shape with as many elements."""
+        """Another shape with the same number of elements."""
         shape = list(shape)
         for _ in range(int(self.rng.integers(1, 3))):
             if len(shape) > 1 and self.chance(0.5):
@@ -241,7 +241,7 @@ class Drawn:
         self.add("Gather", [first, self.constant(np.asarray(index, np.int64))], axis=axis)
 
     def op_embed(self):
-        """Numbers of the samples into a table, or into each other."""
+        """Numbers of the samples as indices into a table, or into each other."""
         first = self.tensor(dtype="int64", least=0)
         table = self.pick([self.constant(self.numbers([9, 2])), self.tensor()])
         self.add("Gather", [table, first], axis=int(self.rng.integers(2)))
@@ -255,7 +255,7 @@ class Drawn:
         self.add("GatherND", [self.tensor(), self.tensor(dtype="int64")], batch_dims=int(self.rng.integers(2)))
 
     def op_pick_by_position(self):
-        """x[arange(N), i], with or without being right about it."""
+        """x[arange(N), i], correct or not."""
         first = self.tensor(rank=[2, 3])
         (shape,) = self.add("Shape", [self.pick([first, "x0"])])
         (count,) = self.add("Gather", [shape, self.constant(np.array(0, np.int64))])
@@ -270,7 +270,7 @@ class Drawn:
         self.add("GatherND", [first, rows])
 
     def op_pick_by_place(self):
-        """The same with all rows one behind the other, with or without being right about the index."""
+        """The same with all rows concatenated, with a correct index or not."""
         first = self.tensor(rank=[3])
         (shape,) = self.add("Shape", [first])
         (count,) = self.add("Gather", [shape, self.constant(np.array(0, np.int64))])
@@ -310,7 +310,7 @@ class Drawn:
         self.add("ConstantOfShape", [shape], value=fill)
 
     def op_same_for_all(self):
-        """A tensor that no sample has a part in, with lengths that are computed, beside the samples."""
+        """A tensor that does not depend on the samples, with computed lengths, next to the samples."""
         first = self.tensor()
         (shape,) = self.add("Shape", [first])
         axes = [int(self.rng.integers(self.known[first].ndim)) for _ in range(int(self.rng.integers(1, 3)))]
@@ -333,7 +333,7 @@ class Drawn:
         self.add(self.pick(["Add", "Mul"]), [self.tensor(), counted])
 
     def op_token(self):
-        """A learned row for every sample, in front of the others."""
+        """A learned row for every sample, before the others."""
         first = self.tensor(rank=[3])
         (shape,) = self.add("Shape", [first])
         (count,) = self.add("Gather", [shape, self.constant(np.array([0], np.int64))])
@@ -344,7 +344,7 @@ class Drawn:
         self.add("Concat", [row, first], axis=1)
 
     def computed_number(self) -> str:
-        """One integer, [1], that is computed from lengths, or in a way that is not followed."""
+        """A single integer, [1], computed from lengths, or in a way that is not followed."""
         if self.chance(0.2):
             number = self.constant(np.array([self.pick([0.0, 1.0, 2.0, -1.0])], np.float32))
             (number,) = self.add("Sqrt", [self.add("Mul", [number, number])[0]])
@@ -358,7 +358,7 @@ class Drawn:
         return number
 
     def op_computed(self):
-        """What is made of computed numbers: parts, repetitions, zeros, counts."""
+        """Uses of computed numbers: parts, repetitions, zeros, counts."""
         number = self.computed_number()
         for _ in range(int(self.rng.integers(3))):
             other = self.computed_number() if self.chance(0.5) else self.constant(np.array([self.length()], np.int64))
@@ -404,7 +404,7 @@ class Drawn:
             self.add("Mul", [first, total])
 
     def op_count_as_number(self):
-        """A length as a factor: right where it is not the number of samples."""
+        """A length as a factor: correct if it is not the number of samples."""
         first = self.tensor()
         (shape,) = self.add("Shape", [first])
         axis = int(self.rng.integers(self.known[first].ndim))
@@ -464,7 +464,7 @@ class Drawn:
             self.add("MatMul", [first, weights])
 
     def op_attend(self):
-        """A product of a tensor and a turned one."""
+        """A product of a tensor and a transposed one."""
         first, second = self.tensor(least=2), self.tensor(least=2)
         order = list(range(self.known[second].ndim))
         (turned,) = self.add("Transpose", [second], perm=[*order[:-2], order[-1], order[-2]])
@@ -575,14 +575,14 @@ class Drawn:
     # What comes out.
 
     def candidates(self) -> list[str]:
-        """Tensors that could hold a row for each sample, the last ones first."""
+        """Tensors that could have a row for each sample, last ones first."""
         made = [name for made in self.nodes for name in made.output]
         return [
             name for name in reversed(made) if self.known[name].ndim and self.known[name].shape[0] == self.count
         ]  # fmt: skip
 
     def content(self, output: str) -> bytes:
-        """The model that gives ``output``, without the nodes that it does not need."""
+        """The model with the output ``output``, without nodes that it does not need."""
         infos = [value(name, dims) for name, dims in self.inputs.items()]
         needed, nodes = {output}, []
         for made in reversed(self.nodes):
@@ -597,5 +597,5 @@ class Drawn:
         return {name: rng.normal(size=self.known[name].shape).astype(np.float32) for name in self.inputs}
 
 
-#: Computed shapes come more often: most of what can go wrong is there.
+#: Computed shapes are drawn more often: most bugs would be there.
 KINDS = [name for name in dir(Drawn) if name.startswith("op_")] + ["op_computed", "op_same_for_all"] * 3

@@ -1,4 +1,4 @@
-"""What the tests of ort_rknn_rknnlite share: models, feeds, started objects, machines with and without an NPU."""
+"""Shared by the tests of ort_rknn_rknnlite: models, feeds, started objects, machines with and without an NPU."""
 
 import gc
 import json
@@ -18,7 +18,7 @@ X = np.random.default_rng(0).standard_normal((1, 32, 32, 3), dtype=np.float32)
 
 
 def virtual_rk3588(monkeypatch):
-    """A fixture: the virtual RK3588 as it is after a start; nothing may be left open on it."""
+    """A fixture: the virtual RK3588 in its initial state; nothing may be left open on it."""
     monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
     npu = virtual_npu("rk3588")
     npu.reset()
@@ -47,7 +47,7 @@ def on_cpu(path=CONV):
 
 
 def feed_of(values, name):
-    """As rknnlite programs feed: NHWC."""
+    """A feed as rknnlite programs make it: NHWC."""
     arrays = [values[f"input/{tensor['name']}"] for tensor in MANIFEST[name]["declared"]["inputs"]]
     pixels = any(key.startswith("onnx_input/") for key in values)
     return [a if a.ndim != 4 or pixels else np.ascontiguousarray(a.transpose(0, 2, 3, 1)) for a in arrays]

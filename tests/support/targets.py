@@ -49,7 +49,7 @@ class Target:
         return "RKNNExecutionProvider" if self.npu else "CPUExecutionProvider"
 
     def same(self, got, wanted):
-        """Whether results are onnxruntime's CPU results: to the bit, or on the NPU to float16's precision."""
+        """Whether results equal onnxruntime's CPU results: exactly, or on the NPU within float16's precision."""
         if not self.npu or got.dtype.kind not in "f":
             return got.dtype == wanted.dtype and np.array_equal(got, wanted)
         return got.dtype == wanted.dtype and got.shape == wanted.shape and np.abs(got - wanted).max() < 1e-2

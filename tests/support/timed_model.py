@@ -1,4 +1,4 @@
-"""Actors whose virtual NPU takes a given time per run, hangs, or is gone."""
+"""Actors whose virtual NPU takes a given time per run, hangs, or is missing."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ class Timed(NpuModel):
 
 
 class Hanging(NpuModel):
-    """The first of them that is asked never answers a call."""
+    """The first one to be called never answers."""
 
     async def run(self, feed, output_names=None):
         mark = os.path.join(os.environ["TEST_MARKS"], "hangs")
@@ -33,8 +33,8 @@ class Hanging(NpuModel):
 
 
 class Gone(Timed):
-    """The first of them that is asked has no device while the file "gone" is there, and tells of each of its runs on
-    the NPU and of each error."""
+    """The first one to be called has no device while the file "gone" exists, and reports each of its runs on the NPU
+    and each error."""
 
     async def run(self, feed, output_names=None):
         from ort_rknn_virtual.control import virtual_npu
@@ -68,7 +68,7 @@ def _told(path):
 
 
 class SlowBatches(NpuBatches):
-    """Leaves a mark per batch, so that the test knows when it is in the middle."""
+    """Records each batch, so that the test knows when it is in the middle."""
 
     def __init__(self, model):
         from ort_rknn_virtual.control import virtual_npu

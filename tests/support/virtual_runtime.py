@@ -1,4 +1,4 @@
-"""What the tests of the virtual NPU share: its C functions through plain ctypes, as another program would call them."""
+"""Shared by the tests of the virtual NPU: its C functions through plain ctypes, as another program would call them."""
 
 import ctypes as c
 from pathlib import Path
@@ -127,7 +127,7 @@ class Runtime:
         return self.c.rknn_run(context, extend)
 
     def outputs(self, context, want_float=True, prealloc=True):
-        """All outputs as arrays; released again."""
+        """All outputs as arrays; they are released again."""
         results, outputs = [], (Output * self.counts(context)[1])()
         for i, output in enumerate(outputs):
             attr = self.attr(context, 15, i)
@@ -150,7 +150,7 @@ class Runtime:
 
 
 class Tap:
-    """A compute callback that keeps what it is given and answers with what it is told."""
+    """A compute callback that records its inputs and returns a given answer."""
 
     def __init__(self, runtime, context, answers=(), code=0):
         self.inputs, self.answers, self.code, self.names = [], answers, code, []
@@ -171,7 +171,7 @@ class Tap:
 
 
 def quantize(values, scale, zero_point, dtype="int8"):
-    """As the page of the pattern says: ties to even, clamped."""
+    """As documented for the pattern: ties to even, clamped."""
     info = np.iinfo(dtype)
     whole = np.round(values.astype(np.float32) / np.float32(scale)) + zero_point
     return np.clip(whole, info.min, info.max).astype(dtype)

@@ -1,4 +1,4 @@
-"""What the tests of sessions on the virtual NPU share: the NPU as it is after a start, models, a session."""
+"""Shared by the tests of sessions on the virtual NPU: the NPU in its initial state, models, a session."""
 
 import gc
 import shutil
@@ -16,7 +16,7 @@ X = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
 
 
 def virtual_rk3588():
-    """A fixture: the virtual RK3588 as it is after a start; nothing may be left open on it."""
+    """A fixture: the virtual RK3588 in its initial state; nothing may be left open on it."""
     device = virtual_npu("rk3588")
     device.reset()
     yield device
@@ -29,7 +29,7 @@ def virtual_rk3588():
 
 
 def emptied_rk3588():
-    """A fixture: as :func:`virtual_rk3588`, where not even an exception's traceback may hold a session."""
+    """A fixture: as :func:`virtual_rk3588`, when not even an exception's traceback may hold a session."""
     device = virtual_npu("rk3588")
     device.reset()
     yield device
@@ -39,7 +39,7 @@ def emptied_rk3588():
 
 
 def folder_with_twin(tmp_path):
-    """A fixture: a folder with a model and its twin, to do things to."""
+    """A fixture: a folder with a model and its twin, to be modified."""
     for name in ("conv_f16.onnx", "conv_f16.rk3588.rknn"):
         shutil.copy(MODELS / name, tmp_path / name)
     return tmp_path
@@ -50,7 +50,7 @@ def session(model=MODELS / "conv_f16.onnx", **options):
 
 
 def value(shape, dtype):
-    """An OrtValue in the NPU's memory, by onnxruntime's own spelling (1.28 and later)."""
+    """An OrtValue in the NPU's memory, through onnxruntime's own API (1.28 and later)."""
     (device,) = (
         d
         for d in onnxruntime.get_ep_devices()
