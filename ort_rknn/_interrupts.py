@@ -63,7 +63,7 @@ def need_stack(frames: int) -> None:
 
 
 class _SignalResult(int):
-    """A callback's result that tells when C has taken it: ``word`` goes with it."""
+    """A callback's return value that shows when C has taken it: ``word`` is freed with it."""
 
     word: _ResultToken
 

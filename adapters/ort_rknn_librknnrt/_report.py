@@ -49,7 +49,7 @@ class RuntimeReport:
 
 
 def read_report(binding: Binding, handle: Handle) -> RuntimeReport:
-    """Ask a context. Raises RknnError if a query fails, AdapterError if an answer cannot be true."""
+    """Query a context. Raises RknnError if a query fails, AdapterError if an answer is impossible."""
     version = abi.SdkVersion()
     _query(binding, handle, abi.QUERY_SDK_VERSION, version, "the version")
     number = abi.InputOutputNum()

@@ -363,7 +363,7 @@ class InferenceSession(HasTensors):
         return [t.native_node() for t in self._core.calls.inputs]
 
     def get_native_outputs(self) -> list[NodeArg]:
-        """Types and shapes of device values: the compiled types, as the NPU stores them."""
+        """Types and shapes of device values: the compiled types, in the NPU's storage format."""
         return [t.native_node() for t in self._core.calls.outputs]
 
     def get_modelmeta(self) -> ModelMetadata:

@@ -106,7 +106,8 @@ def _entries(options: int, count: int) -> list[str]:
 
 
 _places: _FieldOffsets | None = None
-#: By thread: where its stack lies. A call without RunOptions has some on its caller's stack, which nobody else knows.
+#: The stack's address range, by thread. The RunOptions of a call without any lie on its caller's stack, where nothing
+#: else can reach them.
 _stacks: dict[int, tuple[int, int]] = {}
 
 

@@ -98,7 +98,7 @@ def resolve(options: Options, soc: str, cores: int) -> Dispatch:
                     "schedule='auto' uses all of them"
                 )
         used = tuple(sorted(set(wanted)))
-        # A one-core runtime answers -13 to rknn_set_core_mask: its core needs no mask.
+        # A one-core runtime returns -13 from rknn_set_core_mask: its core needs no mask.
         lanes = tuple(CoreSet(1 << core if cores > 1 else CORE_MASK_AUTO, f"core {core}") for core in used)
         return Dispatch(lanes, tuple(used.index(core) for core in wanted), threads, first_idle)
 

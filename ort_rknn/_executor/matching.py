@@ -121,7 +121,7 @@ class Matched:
     """The ONNX's inputs and outputs beside the compiled model's: those that the model has."""
 
     label: str
-    """The model's name for messages."""
+    """The model's name, for messages."""
     inputs: Sequence[Declared]
     outputs: Sequence[Declared]
     in_order: Sequence[int]

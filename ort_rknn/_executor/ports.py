@@ -32,44 +32,46 @@ class Port:
     dtype: str
     dims: tuple[Dim, ...]
     layout: Layout
-    """Order of the caller's axes: NCHW or NHWC for 4-D inputs, else UNDEFINED."""
+    """The caller's axis order: NCHW or NHWC for 4-D inputs, else UNDEFINED."""
     wire_dtype: str
-    """What the runtime is given or gives: equal to ``dtype`` where nothing needs to be converted above the seam."""
+    """The dtype that the runtime is given or returns; equal to ``dtype`` unless something is converted above the
+    adapter."""
     info: TensorInfo
     index: int
-    """Index among the model's own inputs or outputs; -1: the model has no such tensor, and it is served without it."""
+    """Index in the model's own inputs or outputs; -1: the model lacks this tensor and is served without it."""
     wire_layout: Layout
-    """What the runtime is given or gives: differs from ``layout`` where axes are exchanged above the seam."""
+    """The layout that the runtime is given or returns; differs from ``layout`` if axes are exchanged above the
+    adapter."""
     onnx_dtype: str
     """The dtype that the ONNX declares."""
     normalization: Normalization | None = None
-    """What the runtime does to what it is fed."""
+    """The normalization that the runtime applies to the input."""
     constant: NDArray[np.generic] | None = None
-    """Of an output that the model lacks because it never changes: its value."""
+    """For an output that the model lacks because it is constant: its value."""
     copy_of: int | None = None
-    """Of an output that is a second name: the number of the output (in the signature's order) that it repeats."""
+    """For an output that is a second name: the index (in the signature's order) of the output that it repeats."""
     raw: bool = False
-    """Of an input: the caller feeds it as it is stored, normalized and quantized."""
+    """For an input: the caller feeds it as stored, that is, normalized and quantized."""
     native: NativeForm | None = None
-    """Where the caller's axes are those that the NPU stores: how these are."""
+    """The NPU's storage format, if the caller's axes are in that format."""
 
     def takes(self, shape: Shape) -> bool:
-        """Whether a tensor of this shape is one that the dims allow."""
+        """Whether the dims allow a tensor of this shape."""
         return len(shape) == len(self.dims) and all(not isinstance(d, int) or d == n for d, n in zip(self.dims, shape))
 
     @property
     def on_npu(self) -> bool:
-        """Whether the runtime reads or writes it; else the compiled model does without it."""
+        """Whether the runtime reads or writes it; otherwise the compiled model lacks it."""
         return self.index >= 0 and self.copy_of is None
 
     @property
     def denormalizes(self) -> bool:
-        """The runtime will normalize, but the caller's floats are normalized already: undone first."""
+        """The caller's floats are already normalized, but the runtime would normalize them again: undo that first."""
         return self.normalization is not None and self.dtype.startswith("float")
 
     @property
     def converts(self) -> bool:
-        """Something is to be done above the seam; else the runtime reads and writes the caller's buffer itself."""
+        """Whether something is converted above the adapter; otherwise the runtime uses the caller's buffer directly."""
         return self.dtype != self.wire_dtype or self.layout != self.wire_layout or self.denormalizes
 
     @property
@@ -227,13 +229,13 @@ def caller_order(shape: Sequence[Dim], layout: Layout) -> tuple[Dim, ...]:
 
 
 def _caller_shape(compiled: Shape, layout: Layout, port: Port) -> Shape:
-    """A compiled input shape as the caller feeds it; with the caller's axes of length 1 where the compiled differ."""
+    """A compiled input shape as the caller feeds it, with the caller's axes of length 1 if the compiled ones differ."""
     shape = caller_order(compiled, layout) if len(compiled) == len(port.dims) else port.dims
     return tuple(d for d in shape if isinstance(d, int))
 
 
 def _native_input(name: str, info: TensorInfo) -> str:
-    """The dtype of an input that is fed as it is stored."""
+    """The dtype of an input that is fed as stored."""
     if info.dtype not in INPUT_DTYPES:
         raise OptionError(
             f"provider option input_dtype='native': input {name!r} is stored as {info.dtype}, which numpy lacks. "
@@ -256,7 +258,7 @@ def _unread(value: Declared, options: Options, names: Sequence[str]) -> Port:
 
 
 def _constant(value: Declared, array: NDArray[np.generic], asked: Literal["onnx", "float32", "native"]) -> Port:
-    """An output that the compiled model lacks because it never changes."""
+    """An output that the compiled model lacks because it is constant."""
     dtype = "float32" if asked == "float32" else value.dtype
     array = np.ascontiguousarray(array, dtype).reshape(array.shape)
     info = TensorInfo(value.name, array.shape, dtype, "UNDEFINED")
@@ -264,7 +266,7 @@ def _constant(value: Declared, array: NDArray[np.generic], asked: Literal["onnx"
 
 
 def _lengths(inputs: Sequence[Declared], order: Sequence[int], shapes: Sequence[Shape]) -> dict[str, int]:
-    """The lengths that a compiled set gives to the ONNX's symbols."""
+    """The lengths that a compiled set assigns to the ONNX's symbols."""
     return {
         dim: length
         for value, index in zip(inputs, order)
@@ -305,7 +307,7 @@ def _merge_dims(
 def _output_dtypes(
     value: Declared, info: TensorInfo, asked: Literal["onnx", "float32", "native"], label: str
 ) -> tuple[str, str]:
-    """(dtype that the caller gets, dtype that the runtime gives). Integers never travel through float."""
+    """(dtype that the caller gets, dtype that the runtime returns). Integers never pass through float."""
     if asked == "native":
         if info.dtype not in DTYPES:
             raise OptionError(f"provider option output_dtype='native': output {value.name!r} is {info.dtype}")

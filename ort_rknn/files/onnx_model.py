@@ -99,7 +99,7 @@ def _read_model(data: Data) -> OnnxModel:
         elif kind != BYTES:
             continue
         elif number == _GRAPH:
-            # A message field that comes twice is one message: protobuf merges them.
+            # protobuf merges a message field that occurs twice into one message.
             graph = graph or _onnx_graph.OnnxGraph()
             _onnx_graph.read_graph(reader, start, end, graph)
         elif number in (_PRODUCER_NAME, _PRODUCER_VERSION, _DOMAIN, _DOC_STRING):
