@@ -79,7 +79,7 @@ def conv_net() -> bytes:
 
 
 def _session(net: bytes, schedule: tuple[int, ...]) -> InferenceSession:
-    """A session on the virtual NPU. Raises NpuUnavailable where it would run on the CPU."""
+    """A session on the virtual NPU. Raises NpuUnavailable if it would run on the CPU."""
     session = InferenceSession(net, providers=[(PROVIDER, {"device": _DEVICE, "schedule": list(schedule)})])
     if PROVIDER not in session.get_providers():
         raise NpuUnavailable(session.explain())

@@ -31,7 +31,7 @@ class HasTensors:
         raise NotImplementedError
 
     def _device_memory(self, size: int) -> Array | None:
-        """``size`` bytes of NPU memory as a uint8 array, or None where the session has none."""
+        """``size`` bytes of NPU memory as a uint8 array; None if the session has none."""
         raise NotImplementedError
 
 

@@ -8,7 +8,7 @@ from .report import BenchReport, Result, of
 _MUCH = 0.3
 #: Below this share of busy time, the cores are called idle.
 _IDLE = 0.8
-#: Beyond this share of their time the host's CPUs are called busy.
+#: Above this share of their time, the host's CPUs are called busy.
 _SATURATED = 0.85
 
 
@@ -78,6 +78,6 @@ def _what_helps(report: BenchReport, best: Result, inputs: bool) -> str:
 
 
 def _hides(best: Result) -> str:
-    """Advice that has been taken is none."""
+    """The advice to set ``threads_per_core``; "" if it is set already."""
     taken = (best.setting.options or {}).get("threads_per_core", 1) > 1
     return "" if taken else "threads_per_core=2 hides it behind another run, and "

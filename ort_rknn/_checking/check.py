@@ -91,18 +91,18 @@ def check(
     layers: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Checked:
-    """Compare what was compiled from the ONNX at ``model`` with that ONNX on the CPU, fed the same.
+    """Compare the compiled model of the ONNX at ``model`` with the ONNX on the CPU, using the same feeds.
 
-    ``data``: samples, as for :func:`ort_rknn.convert`; None: those that int8 was made with, else random ones.
-    ``shapes``: of inputs with free axes. ``mean``, ``std``: per channel, for the ONNX's pixels; one for all inputs,
-    or one each. ``fit``: how pictures get their size. What is left out of these four is as in the conversion, where
-    its record lies beside the ONNX. ``accuracy``: the bound, a cosine between 0 and 1, and with it the largest error of
-    bounded and mixed outputs. ``simulator``: a SoC; the vendor's simulator computes what ``convert`` made for it, built
-    again from its record with the interpreter ``toolkit``. Without it a session with ``provider_options`` does.
-    ``layers``: with ``simulator``, how far every layer is from the ONNX's. ``against``: a file of ``ort-rknn check
-    --save`` instead of the ONNX.
+    ``data``: samples, as for :func:`ort_rknn.convert`; None: the calibration samples of an int8 model, else random
+    ones. ``shapes``: of inputs with free axes. ``mean``, ``std``: per channel, for the ONNX's pixels; one for all
+    inputs, or one each. ``fit``: how images are resized. If one of these four is omitted, it is as in the conversion,
+    if its record lies beside the ONNX. ``accuracy``: the bound, a cosine between 0 and 1, which also determines the
+    maximum error of bounded and mixed outputs. ``simulator``: a SoC; the vendor's simulator runs the model that
+    ``convert`` made for it, rebuilt from its record with the interpreter ``toolkit``. Without it, a session with
+    ``provider_options`` runs the model. ``layers``: with ``simulator``, also compare every layer. ``against``: a file
+    written by ``ort-rknn check --save``, in place of the ONNX.
 
-    Raises NothingCompared where nothing that was compiled runs, ValueError for options and samples that do not fit,
+    Raises NothingCompared if nothing compiled can run, ValueError for options and samples that do not fit,
     ``ort_rknn.ToolkitError`` and ``ort_rknn.ConversionError`` with ``simulator``, OSError for a file that cannot be
     read.
     """
@@ -210,8 +210,8 @@ def _unused_record(path: str, soc: str) -> str:
 
 
 def as_recorded(path: str, feeds: Feeds, soc: str) -> Feeds:
-    """What the conversion for ``soc`` knows of the samples, where ``feeds`` does not say: free axes, how pictures are
-    normalized and fitted, and for an int8 model the samples, because random values lie outside of its scales."""
+    """Complete ``feeds`` from the record of the conversion for ``soc``: free axes, normalization and resizing of
+    images, and for an int8 model the samples, because random values lie outside its scales."""
     from .._compile.calibration import DataError
     from .._compile.record import RecordError, read_record, record_path
 

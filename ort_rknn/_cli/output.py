@@ -117,8 +117,8 @@ class Column:
     keep: bool = False
     """Not wrapped on a narrow terminal."""
     spare: int = 0
-    """Where a terminal is too narrow for the table, the columns with the highest number are left out first, and named
-    below it. 0: never left out."""
+    """If a terminal is too narrow for the table, columns with the highest number are omitted first, and listed below
+    it. 0: never omitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +186,12 @@ def renderable(table: TextTable, width: int = 1 << 20) -> Any:
     return made
 
 
-#: A column of text that may be wrapped is legible in so many characters; between two columns there are three.
+#: A wrappable text column needs this many characters to be legible; columns are separated by three spaces.
 _LEGIBLE, _BETWEEN = 22, 3
 
 
 def _fitting(table: TextTable, width: int) -> list[int]:
-    """The columns that a terminal of ``width`` has room for."""
+    """The columns that fit into a terminal of ``width``."""
 
     def needs(index: int) -> int:
         widest = max(len(_safe(cell)) for cell in (table.columns[index].title, *(row[index] for row in table.rows)))

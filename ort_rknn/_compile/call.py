@@ -30,7 +30,8 @@ def convert(
     toolkit: str | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> ConversionReport:
-    """Compile the ONNX at ``model`` for each SoC of ``target`` ("rk3588" ...), where a session finds it.
+    """Compile the ONNX at ``model`` for each SoC in ``target`` ("rk3588" ...), at a path where a session finds the
+    result.
 
     ``shapes``: by input name; a list of such mappings builds a model with shape sets. ``batch``: samples per run.
     ``freeze``: inputs that become constants. ``mean``, ``std``: per channel, compiled in; one row for all inputs, or

@@ -73,7 +73,7 @@ def convert(
     toolkit: Toolkit | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> ConversionReport:
-    """Compile ``model`` for each target: whole where the toolkit takes it, else in parts.
+    """Compile ``model`` for each target: whole if the toolkit accepts it, else in parts.
 
     Returns a report; if it raises, nothing half-written is left. ``progress`` is called with each step, a line each.
     Raises ToolkitError if there is no toolkit, ShapeError for shapes that are missing or wrong, PrepareError for

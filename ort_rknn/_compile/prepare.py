@@ -42,7 +42,7 @@ class PreparedModel:
 
 
 def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, lower: bool = True) -> PreparedModel:
-    """The model at ``path`` in a form that the toolkit reads; a copy, where one is needed, goes to ``folder``.
+    """The model at ``path`` in a form that the toolkit reads; a copy, if one is needed, is written to ``folder``.
 
     ``freeze``: inputs that become constants, with their values. ``lower``: lower the opset. Raises OpsetError for a
     node that cannot be expressed in the toolkit's opset, PrepareError for a value that does not fit its input, and if

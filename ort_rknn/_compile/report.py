@@ -21,7 +21,7 @@ class Part:
     size: int
     """In bytes."""
     layers: tuple[LayerRow, ...]
-    """What it consists of; empty where the toolkit's log did not tell."""
+    """Its layers; empty if the toolkit's log did not list them."""
     file: RknnFile
 
     @property

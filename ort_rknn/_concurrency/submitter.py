@@ -178,7 +178,7 @@ class Submitter:
         task: Task | None = None,
         over: Callable[[StartedCall[T]], None] | None = None,
     ) -> StartedCall[T]:
-        """As :meth:`submit`, for who waits for the result alone and from one thread: with less around it.
+        """As :meth:`submit` with less overhead, for a caller that only waits for the result, from one thread.
 
         ``over`` is called when the call has ended, on the thread that ran it.
         """

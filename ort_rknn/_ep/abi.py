@@ -242,7 +242,7 @@ class Api:
         return table
 
     def _try_statuses(self) -> None:
-        """A table whose slots have moved shows here, where nothing is at stake yet."""
+        """Detect a table whose slots have moved while that is still harmless."""
         text = b"a trial of the tables"
         status = self.CreateStatus(FAIL, text)
         if not status or self.GetErrorCode(status) != FAIL or self.GetErrorMessage(status) != text:

@@ -48,9 +48,9 @@ def use(api: Api) -> None:
 def status_of(error: BaseException, of_ours: bool = False) -> int:
     """A status for an exception, to be returned at once.
 
-    ``of_ours``: it is for the ``run`` of a session of ours, which raises the exception itself where that is a
-    RecursionError or came from a signal's handler: see :func:`~ort_rknn._interrupts.raise_what_ended`. In
-    other calls the status becomes onnxruntime's exception, and what a handler raised is raised again after it.
+    ``of_ours``: for the ``run`` of one of our sessions, which raises the exception itself if it is a RecursionError or
+    came from a signal handler; see :func:`~ort_rknn._interrupts.raise_what_ended`. In other calls the status becomes
+    onnxruntime's exception, and a signal handler's exception is raised again afterwards.
 
     Raises RecursionError if the stack has no room for this; :data:`spares` has a status for that case. Raises nothing
     else, although a signal handler may run even here.

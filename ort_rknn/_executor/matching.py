@@ -118,7 +118,7 @@ def in_models_order(
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """The ONNX's inputs and outputs beside the compiled model's: those that the model has."""
+    """The inputs and outputs that the ONNX and the compiled model have in common."""
 
     label: str
     """The model's name, for messages."""
@@ -146,7 +146,7 @@ class Matched:
 def match(
     model: Model, inputs: Sequence[Declared], outputs: Sequence[Declared], evidence: Evidence | None, label: str
 ) -> Matched:
-    """Match what the ONNX declares with the loaded model. Raises Fail where they do not belong together."""
+    """Match the ONNX's declarations with the loaded model. Raises Fail if they do not belong together."""
     sets = model.shape_sets or (tuple(onnx_order(i.shape, i.layout) for i in model.inputs),)
     out_sets = [model.output_shapes(k if model.shape_sets else None) for k in range(len(sets))]
     served = serve(model, inputs, outputs, evidence, label)

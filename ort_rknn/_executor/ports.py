@@ -1,7 +1,7 @@
-"""Inputs and outputs: which dtype, shape and order of axes each has for the caller, and for the runtime.
+"""Inputs and outputs: the dtype, shape and axis order of each, for the caller and for the runtime.
 
-The rule is the ONNX's dtypes, shapes and NCHW order. Provider options change it where a user wants speed: ``layout``
-and ``input_dtype`` per input, ``output_dtype`` for all outputs.
+By default these are the ONNX's dtypes, shapes and NCHW order. Provider options change them for speed: ``layout`` and
+``input_dtype`` per input, ``output_dtype`` for all outputs.
 """
 
 from __future__ import annotations
@@ -82,24 +82,24 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a compiled model beyond what its runtime reports."""
+    """Facts about a compiled model beyond what its runtime reports."""
 
     normalization: Mapping[str, Normalization] = field(default_factory=dict)
-    """What the runtime does to what it is fed, by input."""
+    """The normalization that the runtime applies, by input."""
     splitting: Callable[[Collection[str]], Splitting] | None = None
-    """Judges whether samples are independent, without some inputs and outputs. Asked only where the declarations do not
-    settle it."""
+    """Judges whether samples are independent, ignoring some inputs and outputs. Used only if the declarations do not
+    suffice."""
     evidence: Evidence | None = None
-    """What the ONNX itself says of what the model lacks and of its outputs' shapes. Asked as above."""
+    """What the ONNX itself says about tensors that the model lacks and about output shapes. Used as above."""
     stand_in: bool = False
-    """It was made from the ONNX's signature, and says nothing about free dimensions."""
+    """It was built from the ONNX's signature, and says nothing about free dimensions."""
     kept: Collection[str] = ()
-    """Outputs that stay as declared, whatever ``output_dtype`` says."""
+    """Outputs that stay as declared, regardless of ``output_dtype``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the ports of one signature are made by."""
+    """Common settings for the ports of one signature."""
 
     options: Options
     names: Sequence[str]
@@ -110,14 +110,14 @@ class Terms:
     keep_free: bool
     """All free axes stay free: a policy covers missing shapes."""
     notes: list[str]
-    """A line each for ``explain()``, to which the ports' are added."""
+    """Lines for ``explain()``; the ports' notes are appended."""
 
 
 def input_ports(
     infos: Sequence[TensorInfo], declared: Sequence[Declared], matched: Matched, terms: Terms
 ) -> tuple[list[Port], list[list[Shape]]]:
-    """The inputs of a signature in the ONNX's order, and their shapes in each compiled set, in the caller's order of
-    axes. ``infos``: the model's."""
+    """The inputs of a signature in the ONNX's order, and their shapes in each compiled set, in the caller's axis order.
+    ``infos``: the model's."""
     ports = [
         _input(value, infos[index], index, matched, terms) for value, index in zip(matched.inputs, matched.in_order)
     ]
@@ -194,8 +194,8 @@ def output_ports(
 
 
 def _declared_otherwise(matched: Matched, terms: Terms) -> tuple[list[Declared], dict[str, Shape]]:
-    """The outputs that the ONNX declares with other shapes than it gives; and the shapes that it gives of those where
-    axes of length 1 lie elsewhere in the compiled model. Nothing where there is no ONNX to ask."""
+    """The outputs whose declared shapes differ from those that the ONNX produces; and the produced shapes of outputs
+    whose axes of length 1 are placed differently in the compiled model. Empty without an ONNX."""
     evidence = terms.known.evidence
     stale = [
         value
@@ -214,7 +214,8 @@ def _declared_otherwise(matched: Matched, terms: Terms) -> tuple[list[Declared],
 
 
 def pick(options: Mapping[str, str], name: str, key: str, names: Sequence[str]) -> str | None:
-    """What a per-input option says of the input ``name``. Raises OptionError where it names one that is not there."""
+    """The value of a per-input option for the input ``name``. Raises OptionError if the option names an unknown
+    input."""
     for asked in options:
         if asked != "*" and asked not in names:
             raise OptionError(f"provider option {key} names an input {asked!r}; the model has {', '.join(names)}")
@@ -323,7 +324,7 @@ def _output_dtypes(
     if dtype in ("float32", "float64", "float16"):
         return dtype, "float32"
     if info.quantization is None and info.dtype in DTYPES and not info.dtype.startswith("float"):
-        return dtype, info.dtype  # an integer of another width: a plain cast above the seam
+        return dtype, info.dtype  # an integer of another width: a plain cast above the adapter
     raise ort_error(
         FAIL,
         f"{label}: output {value.name!r} is {dtype} in the ONNX, but the compiled model gives "

@@ -27,7 +27,7 @@ def read_text(path: Path) -> str | None:
 
 
 def resident_bytes(root: Path = Path("/")) -> int:
-    """Memory of this process that is in RAM; 0 where the system does not tell."""
+    """Resident memory of this process in bytes; 0 if the system does not report it."""
     pages = re.match(r"\d+ (\d+)", read_text(root / "proc/self/statm") or "")
     return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
 

@@ -22,7 +22,7 @@ from ..adapter.contract import AdapterError, SettingError
 from .subject import Line, Subject
 
 _MOST_CONTEXTS: Final = 9
-#: Parts of the models whose difference is the cost of a part.
+#: Numbers of parts of two models, whose difference is the cost of a part.
 _FEW, _MANY = 1, 5
 
 
@@ -174,7 +174,7 @@ def crossing(subject: Subject) -> Line:
 
 
 def _sides(session: Any, call: Callable[[], Any]) -> tuple[float, float]:
-    """Microseconds that a run of one call spends on its inputs and on its outputs."""
+    """Microseconds per run of one call for its inputs and for its outputs."""
     before = session.stats().total
     call()
     after = session.stats().total

@@ -86,7 +86,7 @@ class Subject:
     @contextmanager
     def parts(self, count: int) -> Iterator[Any]:
         """A session of ``count`` parts on core 0, each the compiled model, and all fed the same. The virtual NPU has no
-        ONNX for them and makes the numbers up."""
+        ONNX for them and invents the numbers."""
         onnx, compiled = read_onnx(self.onnx()), self.compiled()
         assert compiled is not None
         content = side_by_side(
@@ -156,8 +156,8 @@ class Subject:
         return statistics.median(times)
 
     def rounds_ms(self, calls: Sequence[Callable[[], Any]]) -> NDArray[np.float64]:
-        """The times of several calls, which take turns, so that whatever disturbs the machine disturbs all of them: a
-        row for each round, a column for each call."""
+        """The times of several calls, which alternate, so that disturbances of the machine affect all of them: a row
+        per round, a column per call."""
         rounds = []
         for _ in range(3 + (20 if self.quick else 300)):
             ends = [time.perf_counter()]
