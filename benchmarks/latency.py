@@ -23,7 +23,7 @@ class Bare:
     """One context and one call's structures, prepared once; :meth:`run` is the four calls and nothing else."""
 
     def __init__(self, library, model, inputs, outputs):
-        from ort_rknn_librknnrt import _structs as abi
+        from ort_rknn.adapter import rknn_api as abi
 
         self.library = ctypes.CDLL(library)
         context = ctypes.c_uint64()

@@ -15,8 +15,8 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final
 
 from ort_rknn.adapter import CallForm, NotBindable, PortForm, Region, RknnError, SharedBuffer, TensorInfo
+from ort_rknn.adapter import rknn_api as abi
 
-from . import _structs as abi
 from ._binding import Handle, log
 from ._hints import run_hint
 from ._report import native_attribute, read_attribute

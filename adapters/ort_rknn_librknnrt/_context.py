@@ -8,8 +8,8 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from ort_rknn.adapter import AdapterError, CallForm, PortForm, Region, RknnError, TensorInfo
+from ort_rknn.adapter import rknn_api as abi
 
-from . import _structs as abi
 from ._binding import Binding, Handle
 from ._hints import run_hint
 from ._report import read_layers

@@ -18,8 +18,8 @@ from ort_rknn.adapter import (
     Shape,
     TensorInfo,
 )
+from ort_rknn.adapter import rknn_api as abi
 
-from . import _structs as abi
 from ._binding import Binding, Handle, log
 
 _MAX_TENSORS: Final = 512

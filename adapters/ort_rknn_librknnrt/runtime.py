@@ -304,7 +304,7 @@ def _register(binding: Binding, handle: Handle, custom_ops: CustomOps) -> None:
 def _init(
     binding: Binding, device: Device, source: ModelSource, lender: LoadedModel | None, settings: LoadSettings
 ) -> Handle:
-    from ._structs import InitExtend
+    from ort_rknn.adapter.rknn_api import InitExtend
 
     context = ctypes.c_uint64()
     model = os.fsencode(source.open_path()) if source.path is not None else source.data

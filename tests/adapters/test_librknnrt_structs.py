@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ort_rknn_librknnrt import _structs as abi
+from ort_rknn.adapter import rknn_api as abi
 
 LAYOUTS = {
     abi.InputOutputNum: (8, {"n_input": 0, "n_output": 4}),

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Mapping
 from typing import Final
 
-from ort_rknn.adapter import Layout
+from .._tensors import Layout
 
 MAX_DIMS: Final = 16
 MAX_NAME: Final = 256
