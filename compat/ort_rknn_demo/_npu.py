@@ -14,7 +14,7 @@ from ort_rknn._errors import NpuUnavailable, bare_message
 from ort_rknn._options import PROVIDER
 from ort_rknn._session.session import InferenceSession
 from ort_rknn.adapter import AdapterError, Query
-from ort_rknn_demo._onnx import model, node, value, weights
+from ort_rknn_demo._onnx import float_tensor, model, node, value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,8 +44,7 @@ def show(seconds: float = 1.0) -> Outcome:
 
     report = survey(Query(device=_DEVICE), "virtual")
     if not report.found:
-        absence = report.why_none()
-        print(f"  It cannot be shown: {absence.reason}. {absence.remedy}".rstrip())
+        print(f"  It cannot be shown: {report.why_none()}")
         return "failed"
     try:
         from ort_rknn_virtual.control import virtual_npu
@@ -62,7 +61,7 @@ def conv_net() -> bytes:
     random = np.random.default_rng(7)
 
     def kernel(name: str, c_out: int, c_in: int) -> bytes:
-        return weights(name, (random.standard_normal((c_out, c_in, 3, 3)) * 0.2).astype(np.float32))
+        return float_tensor((random.standard_normal((c_out, c_in, 3, 3)) * 0.2).astype(np.float32), name)
 
     same = {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}
     return model(

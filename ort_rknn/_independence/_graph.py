@@ -1,4 +1,4 @@
-"""Reads a graph's nodes and constants in place. Only small constants are copied from the file."""
+"""Reads a graph's nodes, with their attributes, and its constants. Only small constants are copied from the file."""
 
 from __future__ import annotations
 
@@ -8,31 +8,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..files._onnx_graph import OnnxValue, read_value
+from ..files import _onnx_proto as proto
+from ..files._onnx_scan import MainGraph, read_head, scan
 from ..files._source import Data
 from ..files._wire import BYTES, FIXED32, VARINT, WireError, WireReader, signed
 from ._values import ENTRY_LIMIT
 
-#: Maximum number of fields in one file; the largest models seen have some 200,000.
-_FIELD_LIMIT = 8_000_000
 #: Nodes up to this size are copied from the file, because reading them is faster then.
 _COPIED = 1 << 16
 #: Attributes up to this size are cached for later nodes with the same attribute.
 _SHARED = 64
-_ITEM_LIMIT = 1 << 18
 _RANK_LIMIT = 64
 
-_MODEL_GRAPH, _MODEL_OPSET_IMPORT, _MODEL_FUNCTIONS = 7, 8, 25
-_OPSET_DOMAIN, _OPSET_VERSION = 1, 2
-_FUNCTION_DOMAIN = 10
-_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE_INITIALIZER = 1, 5, 11, 12, 15
-_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
-_ATTRIBUTE_NAME, _ATTRIBUTE_F, _ATTRIBUTE_I, _ATTRIBUTE_S, _ATTRIBUTE_T = 1, 2, 3, 4, 5
-_ATTRIBUTE_FLOATS, _ATTRIBUTE_INTS = 7, 8
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT32, _TENSOR_INT64, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 5, 7, 8, 9
-_TENSOR_FLOAT, _TENSOR_LOCATION = 4, 14
-_SPARSE_VALUES = 1
-
+#: Fields of a tensor that hold its elements.
+_TENSOR_NUMBERS = (proto.TENSOR_RAW, proto.TENSOR_INT32S, proto.TENSOR_INT64S, proto.TENSOR_FLOATS)
 #: numpy's types of raw data by TensorProto.DataType.
 _RAW = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
 #: Types whose elements may be in int32_data.
@@ -104,70 +93,29 @@ class Node:
         return f"{self.op_type} (the node that gives {first!r})"
 
 
-@dataclass(slots=True)
-class NodeGraph:
+class NodeGraph(MainGraph[Node]):
     """A model's main graph."""
 
-    inputs: list[OnnxValue] = field(default_factory=list)
-    """As in the file: may include initializers."""
-    outputs: list[str] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    constants: dict[str, Constant] = field(default_factory=dict)
-    opset: int = 0
-    """Of the standard domain."""
-    replaces_operators: bool = False
-    """Whether a function of the model is in the standard domain."""
+    def constants(self) -> dict[str, Constant]:
+        """The initializers by name. Raises WireError where one is damaged."""
+        reader = WireReader(self.data, proto.FIELD_LIMIT)
+        found: dict[str, Constant] = {}
+        for name, (number, span) in self.initializers.items():
+            if number == proto.GRAPH_INITIALIZER:
+                found[name] = _read_constant(reader, *span)
+                continue
+            for part, kind, first, last in reader.fields(*span):
+                if part == proto.SPARSE_VALUES and kind == BYTES:
+                    found[name] = Constant(name, None, _read_constant(reader, first, last).elem_type)
+        return found
 
 
 def read_nodes(data: Data) -> NodeGraph:
     """The model's main graph. Raises WireError. The result must not be used after ``data`` was closed."""
-    reader = WireReader(data, _FIELD_LIMIT)
-    graph = NodeGraph()
-    for number, kind, first, last in reader.fields(0, len(data)):
-        if kind != BYTES:
-            continue
-        if number == _MODEL_GRAPH:
-            _read_graph(reader, first, last, graph)
-        elif number == _MODEL_OPSET_IMPORT:
-            domain, version = "", 0
-            for part, part_kind, start, end in reader.fields(first, last):
-                if part == _OPSET_DOMAIN and part_kind == BYTES:
-                    domain = reader.text(start, end)
-                elif part == _OPSET_VERSION and part_kind == VARINT:
-                    version = signed(start)
-            if domain in ("", "ai.onnx"):
-                # If two versions differ, it is unknown which one applies.
-                graph.opset = version if graph.opset in (0, version) else -1
-        elif number == _MODEL_FUNCTIONS:
-            domain = ""
-            for part, part_kind, start, end in reader.fields(first, last):
-                if part == _FUNCTION_DOMAIN and part_kind == BYTES:
-                    domain = reader.text(start, end)
-            graph.replaces_operators |= domain in ("", "ai.onnx")
-    return graph
-
-
-def _read_graph(reader: WireReader, start: int, end: int, graph: NodeGraph) -> None:
+    graph = NodeGraph(data)
     shared: dict[bytes, tuple[str, Attribute]] = {}
-    for number, kind, first, last in reader.fields(start, end):
-        if kind != BYTES:
-            continue
-        if number == _GRAPH_NODE:
-            graph.nodes.append(_read_node(reader, first, last, shared))
-        elif number == _GRAPH_INITIALIZER:
-            constant = _read_constant(reader, first, last)
-            graph.constants[constant.name] = constant
-        elif number == _GRAPH_INPUT:
-            graph.inputs.append(read_value(reader, first, last))
-        elif number == _GRAPH_OUTPUT:
-            graph.outputs.append(read_value(reader, first, last).name)
-        elif number == _GRAPH_SPARSE_INITIALIZER:
-            for part, part_kind, inner, stop in reader.fields(first, last):
-                if part == _SPARSE_VALUES and part_kind == BYTES:
-                    values = _read_constant(reader, inner, stop)
-                    graph.constants[values.name] = Constant(values.name, None, values.elem_type)
-        if len(graph.nodes) > _ITEM_LIMIT or len(graph.constants) > _ITEM_LIMIT or len(graph.outputs) > _ITEM_LIMIT:
-            raise WireError(f"offset {first}: more than {_ITEM_LIMIT} of one kind")
+    scan(graph, lambda reader, start, end: _read_node(reader, start, end, shared))
+    return graph
 
 
 def _read_node(reader: WireReader, start: int, end: int, shared: dict[bytes, tuple[str, Attribute]]) -> Node:
@@ -177,27 +125,9 @@ def _read_node(reader: WireReader, start: int, end: int, shared: dict[bytes, tup
         start, end = 0, end - start
     else:
         inner = reader
-    op_type = domain = name = ""
-    inputs: list[str] = []
-    outputs: list[str] = []
-    spans: list[tuple[int, int]] = []
-    for number, kind, first, last in inner.fields(start, end):
-        if kind != BYTES:
-            continue
-        if number == _NODE_INPUT:
-            inputs.append(inner.text(first, last))
-        elif number == _NODE_OUTPUT:
-            outputs.append(inner.text(first, last))
-        elif number == _NODE_ATTRIBUTE:
-            spans.append((first, last))
-        elif number == _NODE_OP_TYPE:
-            op_type = inner.text(first, last)
-        elif number == _NODE_NAME:
-            name = inner.text(first, last)
-        elif number == _NODE_DOMAIN:
-            domain = inner.text(first, last)
-    reader.left -= len(inputs) + len(outputs) + len(spans)
-    return Node(op_type, "" if domain == "ai.onnx" else domain, name, inputs, outputs, inner, spans, shared)
+    head = read_head(inner, start, end)
+    reader.left -= len(head.inputs) + len(head.outputs) + len(head.attributes)
+    return Node(head.op_type, head.domain, head.name, head.inputs, head.outputs, inner, head.attributes, shared)
 
 
 def _read_attribute(reader: WireReader, start: int, end: int) -> tuple[str, Attribute]:
@@ -205,19 +135,19 @@ def _read_attribute(reader: WireReader, start: int, end: int) -> tuple[str, Attr
     name = ""
     found = Attribute()
     for number, kind, first, last in reader.fields(start, end):
-        if number == _ATTRIBUTE_NAME and kind == BYTES:
+        if number == proto.ATTRIBUTE_NAME and kind == BYTES:
             name = reader.text(first, last)
-        elif number == _ATTRIBUTE_I and kind == VARINT:
+        elif number == proto.ATTRIBUTE_I and kind == VARINT:
             found.number = signed(first)
-        elif number == _ATTRIBUTE_F and kind == FIXED32:
+        elif number == proto.ATTRIBUTE_F and kind == FIXED32:
             found.real = struct.unpack("<f", data[last - 4 : last])[0]
-        elif number == _ATTRIBUTE_S and kind == BYTES:
+        elif number == proto.ATTRIBUTE_S and kind == BYTES:
             found.text = reader.text(first, min(last, first + 4096))
-        elif number == _ATTRIBUTE_T and kind == BYTES:
+        elif number == proto.ATTRIBUTE_T and kind == BYTES:
             found.tensor = _read_constant(reader, first, last)
-        elif number == _ATTRIBUTE_INTS:
+        elif number == proto.ATTRIBUTE_INTS:
             found.numbers += _read_varints(reader, kind, first, last)
-        elif number == _ATTRIBUTE_FLOATS:
+        elif number == proto.ATTRIBUTE_FLOATS:
             found.reals += _read_reals(data, kind, first, last)
     return name, found
 
@@ -229,17 +159,17 @@ def _read_constant(reader: WireReader, start: int, end: int) -> Constant:
     outside = False
     spans: list[tuple[int, int, int, int]] = []
     for number, kind, first, last in reader.fields(start, end):
-        if number == _TENSOR_DIMS:
+        if number == proto.TENSOR_DIMS:
             dims += _read_varints(reader, kind, first, last)
             if len(dims) > _RANK_LIMIT:
                 raise WireError(f"offset {first}: a tensor of more than {_RANK_LIMIT} dimensions")
-        elif number == _TENSOR_TYPE and kind == VARINT:
+        elif number == proto.TENSOR_DATA_TYPE and kind == VARINT:
             elem_type = first
-        elif number == _TENSOR_NAME and kind == BYTES:
+        elif number == proto.TENSOR_NAME and kind == BYTES:
             name = reader.text(first, last)
-        elif number == _TENSOR_LOCATION and kind == VARINT:
+        elif number == proto.TENSOR_LOCATION and kind == VARINT:
             outside = first != 0
-        elif number in (_TENSOR_RAW, _TENSOR_INT32, _TENSOR_INT64, _TENSOR_FLOAT) and len(spans) <= ENTRY_LIMIT:
+        elif number in _TENSOR_NUMBERS and len(spans) <= ENTRY_LIMIT:
             spans.append((number, kind, first, last))
     shape = tuple(dims)
     size = 1
@@ -259,7 +189,7 @@ def _read_numbers(
         return None
     found: list[float] = []
     for number, kind, first, last in spans:
-        if number == _TENSOR_RAW:
+        if number == proto.TENSOR_RAW:
             kind_of_number = np.dtype(_RAW[elem_type])
             if last - first != size * kind_of_number.itemsize:
                 return None
@@ -267,10 +197,10 @@ def _read_numbers(
         # A packed number takes at most ten bytes.
         if last - first > 10 * ENTRY_LIMIT:
             return None
-        if number == _TENSOR_FLOAT and elem_type == 1:
+        if number == proto.TENSOR_FLOATS and elem_type == 1:
             found += _read_reals(reader.data, kind, first, last)
-        elif (number == _TENSOR_INT64 and elem_type == 7) or (
-            number == _TENSOR_INT32 and elem_type in (2, 3, 4, 5, 6, 9)
+        elif (number == proto.TENSOR_INT64S and elem_type == 7) or (
+            number == proto.TENSOR_INT32S and elem_type in (2, 3, 4, 5, 6, 9)
         ):
             found += _read_varints(reader, kind, first, last)
         else:

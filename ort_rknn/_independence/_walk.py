@@ -28,7 +28,7 @@ def prove(graph: NodeGraph, without: Collection[str] = ()) -> None:
         )
     if graph.replaces_operators:
         raise Unproved("the model replaces standard operators by functions of its own")
-    known: dict[str, Abstract] = {name: constant_value(constant) for name, constant in graph.constants.items()}
+    known: dict[str, Abstract] = {name: constant_value(constant) for name, constant in graph.constants().items()}
     symbols = Symbols()
     _add_inputs(graph, known, symbols, without)
     for node in graph.nodes:
@@ -43,10 +43,9 @@ def prove(graph: NodeGraph, without: Collection[str] = ()) -> None:
 
 
 def _add_inputs(graph: NodeGraph, known: dict[str, Abstract], symbols: Symbols, without: Collection[str]) -> None:
-    inputs = [value for value in graph.inputs if value.name not in graph.constants]
-    if not inputs:
+    if not graph.inputs:
         raise Unproved("the model has no inputs")
-    for value in inputs:
+    for value, _ in graph.inputs.values():
         if value.name in without:
             known[value.name] = Refused(f"input {value.name!r} does not count")
             continue

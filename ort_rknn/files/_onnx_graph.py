@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from .._tensors import DTYPE_OF_ELEMENT
+from . import _onnx_proto as proto
 from ._wire import BYTES, VARINT, WireError, WireReader, signed
 
 #: An integer, a symbol, or None for an unspecified dimension.
@@ -14,26 +15,13 @@ T = TypeVar("T")
 Kind = Literal["tensor", "sequence", "map", "optional", "sparse_tensor", "unknown"]
 
 # Limits on what is kept, far above any real model.
-_ITEM_LIMIT = 1 << 18
 _RANK_LIMIT = 1024
 _PATH_LIMIT = 4096
-_DEPTH_LIMIT = 32
 #: Operators whose attributes contain graphs or tensors. Those of other domains may too (com.microsoft:BeamSearch does).
 _OPERATORS_WITH_PARTS = frozenset((b"If", b"Loop", b"Scan", b"SequenceMap", b"Constant", b"ConstantOfShape"))
 _OPERATOR_LENGTH = 64
 _SEARCHED_LENGTH = 1 << 16
 _SIGNS = (b":", b'"\x02If', b'"\x04Loop', b'"\x04Scan', b'"\x0bSequenceMap', b"location")
-
-_GRAPH_NODE, _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_DOC_STRING, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 2, 5, 10, 11, 12
-_GRAPH_SPARSE_INITIALIZER = 15
-_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
-_ATTRIBUTE_NAME, _ATTRIBUTE_I, _ATTRIBUTE_S, _ATTRIBUTE_T, _ATTRIBUTE_G = 1, 3, 4, 5, 6
-_ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 10, 11
-_TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 8, 13
-_SPARSE_VALUES, _SPARSE_INDICES = 1, 2
-_VALUE_NAME, _VALUE_TYPE = 1, 2
-_TENSOR_TYPE, _SEQUENCE_TYPE, _MAP_TYPE, _SPARSE_TENSOR_TYPE, _OPTIONAL_TYPE = 1, 4, 5, 8, 9
-_SHAPE_DIM, _DIM_VALUE, _DIM_PARAM, _DIM_DENOTATION = 1, 1, 2, 3
 
 #: Element types by TensorProto.DataType, as onnxruntime writes them in "tensor(...)".
 _ELEMENTS = {
@@ -114,34 +102,34 @@ class OnnxGraph:
 
 def read_graph(reader: WireReader, start: int, end: int, graph: OnnxGraph, depth: int = 0) -> None:
     """Add the GraphProto from ``start`` to ``end`` to ``graph``. Raises WireError."""
-    if depth > _DEPTH_LIMIT:
-        raise WireError(f"offset {start}: graphs inside graphs, {_DEPTH_LIMIT} deep")
+    if depth > proto.DEPTH_LIMIT:
+        raise WireError(f"offset {start}: graphs inside graphs, {proto.DEPTH_LIMIT} deep")
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
             continue
-        if number == _GRAPH_NODE:
+        if number == proto.GRAPH_NODE:
             graph.node_count += 1
             _read_node(reader, first, last, graph, depth)
-        elif number == _GRAPH_INITIALIZER:
+        elif number == proto.GRAPH_INITIALIZER:
             _keep(graph.initializers, _read_tensor(reader, first, last, graph), first)
-        elif number == _GRAPH_SPARSE_INITIALIZER:
+        elif number == proto.GRAPH_SPARSE_INITIALIZER:
             for part, part_kind, part_start, part_end in reader.fields(first, last):
-                if part_kind == BYTES and part in (_SPARSE_VALUES, _SPARSE_INDICES):
+                if part_kind == BYTES and part in (proto.SPARSE_VALUES, proto.SPARSE_INDICES):
                     name = _read_tensor(reader, part_start, part_end, graph)
-                    if part == _SPARSE_VALUES:
+                    if part == proto.SPARSE_VALUES:
                         _keep(graph.initializers, name, first)
-        elif number == _GRAPH_NAME:
+        elif number == proto.GRAPH_NAME:
             graph.name = reader.text(first, last)
-        elif number == _GRAPH_DOC_STRING:
+        elif number == proto.GRAPH_DOC_STRING:
             graph.doc_string = reader.text(first, last)
-        elif depth == 0 and number in (_GRAPH_INPUT, _GRAPH_OUTPUT):
-            values = graph.inputs if number == _GRAPH_INPUT else graph.outputs
+        elif depth == 0 and number in (proto.GRAPH_INPUT, proto.GRAPH_OUTPUT):
+            values = graph.inputs if number == proto.GRAPH_INPUT else graph.outputs
             _keep(values, read_value(reader, first, last), first)
 
 
 def _keep(items: list[T], item: T, offset: int) -> None:
-    if len(items) >= _ITEM_LIMIT:
-        raise WireError(f"offset {offset}: more than {_ITEM_LIMIT} of one kind")
+    if len(items) >= proto.ITEM_LIMIT:
+        raise WireError(f"offset {offset}: more than {proto.ITEM_LIMIT} of one kind")
     items.append(item)
 
 
@@ -160,11 +148,11 @@ def _read_node(reader: WireReader, start: int, end: int, graph: OnnxGraph, depth
     attributes: list[tuple[int, int]] = []
     for number, kind, first, last in reader.fields(start, end):
         if kind == BYTES:
-            if number == _NODE_ATTRIBUTE:
+            if number == proto.NODE_ATTRIBUTE:
                 attributes.append((first, last))
-            elif number == _NODE_OP_TYPE:
+            elif number == proto.NODE_OP_TYPE:
                 op_type = reader.take(first, min(last, first + _OPERATOR_LENGTH))
-            elif number == _NODE_DOMAIN:
+            elif number == proto.NODE_DOMAIN:
                 domain = reader.take(first, min(last, first + _OPERATOR_LENGTH))
     if op_type == b"EPContext" and domain == b"com.microsoft":
         _keep(graph.ep_context_nodes, _read_ep_context(reader, start, end, attributes), start)
@@ -178,9 +166,9 @@ def _read_attribute_parts(reader: WireReader, start: int, end: int, graph: OnnxG
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
             continue
-        if number in (_ATTRIBUTE_T, _ATTRIBUTE_TENSORS):
+        if number in (proto.ATTRIBUTE_T, proto.ATTRIBUTE_TENSORS):
             _read_tensor(reader, first, last, graph)
-        elif number in (_ATTRIBUTE_G, _ATTRIBUTE_GRAPHS):
+        elif number in (proto.ATTRIBUTE_G, proto.ATTRIBUTE_GRAPHS):
             inner = OnnxGraph(ep_context_nodes=graph.ep_context_nodes, external_data=graph.external_data)
             read_graph(reader, first, last, inner, depth + 1)
 
@@ -191,11 +179,11 @@ def _read_ep_context(reader: WireReader, start: int, end: int, attributes: list[
     outputs: list[str] = []
     for number, kind, first, last in reader.fields(start, end):
         if kind == BYTES:
-            if number == _NODE_NAME:
+            if number == proto.NODE_NAME:
                 name = reader.text(first, last)
-            elif number == _NODE_INPUT:
+            elif number == proto.NODE_INPUT:
                 _keep(inputs, reader.text(first, last), first)
-            elif number == _NODE_OUTPUT:
+            elif number == proto.NODE_OUTPUT:
                 _keep(outputs, reader.text(first, last), first)
 
     numbers: dict[str, int] = {}
@@ -205,11 +193,11 @@ def _read_ep_context(reader: WireReader, start: int, end: int, attributes: list[
         number_value: int | None = None
         span: tuple[int, int] | None = None
         for number, kind, first, last in reader.fields(begin, stop):
-            if number == _ATTRIBUTE_NAME and kind == BYTES:
+            if number == proto.ATTRIBUTE_NAME and kind == BYTES:
                 key = reader.text(first, last)
-            elif number == _ATTRIBUTE_I and kind == VARINT:
+            elif number == proto.ATTRIBUTE_I and kind == VARINT:
                 number_value = signed(first)
-            elif number == _ATTRIBUTE_S and kind == BYTES:
+            elif number == proto.ATTRIBUTE_S and kind == BYTES:
                 span = (first, last)
         if number_value is not None:
             numbers[key] = number_value
@@ -247,13 +235,13 @@ def _read_tensor(reader: WireReader, start: int, end: int, graph: OnnxGraph) -> 
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
             continue
-        if number == _TENSOR_NAME:
+        if number == proto.TENSOR_NAME:
             name = reader.text(first, last)
-        elif number == _TENSOR_EXTERNAL_DATA:
+        elif number == proto.TENSOR_EXTERNAL_DATA:
             key, value = read_string_pair(reader, first, last)
             if key == "location":
-                if len(graph.external_data) >= _ITEM_LIMIT:
-                    raise WireError(f"offset {first}: more than {_ITEM_LIMIT} files of external data")
+                if len(graph.external_data) >= proto.ITEM_LIMIT:
+                    raise WireError(f"offset {first}: more than {proto.ITEM_LIMIT} files of external data")
                 graph.external_data[value] = None
     return name
 
@@ -281,9 +269,9 @@ def read_value(reader: WireReader, start: int, end: int) -> OnnxValue:
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
             continue
-        if number == _VALUE_NAME:
+        if number == proto.VALUE_NAME:
             name = reader.text(first, last)
-        elif number == _VALUE_TYPE:
+        elif number == proto.VALUE_TYPE:
             kind_of_value, elem_type, dims, type_text, said = _read_type(reader, first, last, 0)
     return OnnxValue(name, kind_of_value, elem_type if kind_of_value == "tensor" else None, dims, type_text, said)
 
@@ -293,25 +281,25 @@ _Type = tuple[Kind, "int | None", "tuple[Dimension, ...] | None", str, tuple[str
 
 def _read_type(reader: WireReader, start: int, end: int, depth: int) -> _Type:
     """Kind, element type, dimensions, text and denotations of a TypeProto."""
-    if depth > _DEPTH_LIMIT:
-        raise WireError(f"offset {start}: types inside types, {_DEPTH_LIMIT} deep")
+    if depth > proto.DEPTH_LIMIT:
+        raise WireError(f"offset {start}: types inside types, {proto.DEPTH_LIMIT} deep")
     found: _Type = ("unknown", None, None, "", ())
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
             continue
-        if number in (_TENSOR_TYPE, _SPARSE_TENSOR_TYPE):
+        if number in (proto.TYPE_TENSOR, proto.TYPE_SPARSE_TENSOR):
             elem_type, dims, said = _read_tensor_type(reader, first, last)
-            name: Kind = "tensor" if number == _TENSOR_TYPE else "sparse_tensor"
+            name: Kind = "tensor" if number == proto.TYPE_TENSOR else "sparse_tensor"
             element = _ELEMENTS.get(elem_type)
             found = (name, elem_type, dims, f"{name}({element})" if element else "", said)
-        elif number in (_SEQUENCE_TYPE, _OPTIONAL_TYPE):
+        elif number in (proto.TYPE_SEQUENCE, proto.TYPE_OPTIONAL):
             inner = ""
             for part, part_kind, part_start, part_end in reader.fields(first, last):
                 if part == 1 and part_kind == BYTES:
                     inner = _read_type(reader, part_start, part_end, depth + 1)[3]
-            word = "seq" if number == _SEQUENCE_TYPE else "optional"
+            word = "seq" if number == proto.TYPE_SEQUENCE else "optional"
             found = ("sequence" if word == "seq" else "optional", None, None, f"{word}({inner})" if inner else "", ())
-        elif number == _MAP_TYPE:
+        elif number == proto.TYPE_MAP:
             key, inner = "", ""
             for part, part_kind, part_start, part_end in reader.fields(first, last):
                 if part == 1 and part_kind == VARINT:
@@ -334,7 +322,7 @@ def _read_tensor_type(
         elif number == 2 and kind == BYTES:
             dims = dims if dims is not None else []
             for part, part_kind, part_start, part_end in reader.fields(first, last):
-                if part == _SHAPE_DIM and part_kind == BYTES:
+                if part == proto.SHAPE_DIM and part_kind == BYTES:
                     if len(dims) >= _RANK_LIMIT:
                         raise WireError(f"offset {part_start}: a shape of more than {_RANK_LIMIT} dimensions")
                     dims.append(_read_dimension(reader, part_start, part_end))
@@ -349,11 +337,11 @@ def _read_dimension(reader: WireReader, start: int, end: int) -> tuple[Dimension
     dimension: Dimension = None
     denotation = ""
     for number, kind, first, last in reader.fields(start, end):
-        if number == _DIM_VALUE and kind == VARINT:
+        if number == proto.DIM_VALUE and kind == VARINT:
             value = signed(first)
             dimension = value if value >= 0 else None
-        elif number == _DIM_PARAM and kind == BYTES:
+        elif number == proto.DIM_PARAM and kind == BYTES:
             dimension = reader.text(first, last) or None
-        elif number == _DIM_DENOTATION and kind == BYTES:
+        elif number == proto.DIM_DENOTATION and kind == BYTES:
             denotation = reader.text(first, last)
     return dimension, denotation

@@ -104,6 +104,13 @@ class WireReader:
         finally:
             self.left -= used
 
+    def whole_fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+        """As :meth:`fields`, with the position of each field's tag behind its wire type: for who copies fields."""
+        begin = start
+        for number, kind, first, last in self.fields(start, end):
+            yield number, kind, begin, first, last
+            begin = last
+
     def text(self, start: int, end: int) -> str:
         """A string of at most 64 MB. Bytes that are not UTF-8 become lone surrogates, which :func:`text_field` writes
         back unchanged."""

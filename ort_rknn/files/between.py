@@ -8,25 +8,24 @@ onnxruntime maps.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Mapping, Sequence
 
+from . import _onnx_proto as proto
+from . import _onnx_write as onnx
+from ._onnx_graph import read_string_pair
 from ._onnx_part import Nodes, read_nodes
+from ._onnx_write import ValueFields
 from ._source import FileData
-from ._wire import BYTES, WireError, WireReader, bytes_field, int_field, text_field
+from ._wire import BYTES, WireError, WireReader, bytes_field, int_field
 from .left_out import Disagreement
 from .onnx_model import OnnxFileError
 from .pinned import Pinned
-from .wrapper import ValueFields, value_info
 
 __all__ = ["Original"]
 
-_IR_VERSION, _GRAPH, _OPSET_IMPORT, _FUNCTIONS = 1, 7, 8, 25
-_GRAPH_NODE, _GRAPH_NAME, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 2, 5, 11, 12
-_FLOAT_DATA, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 4, 9, 13, 14
-_EXTERNAL = 1
 #: Tensors below this size in bytes are copied.
 _INLINE = 1024
-_FIELD_LIMIT = 8_000_000
 _SHAPES_OF = frozenset(("Shape", "Size"))
 #: Since this version, initializers need not be inputs.
 _OLDEST_IR = 4
@@ -82,39 +81,35 @@ class Original:
     def _between(self, inputs: Sequence[ValueFields], outputs: Sequence[ValueFields]) -> bytes:
         graph = self._nodes
         needed, constants, shapes_of = _behind(graph, {v.name for v in inputs}, [v.name for v in outputs])
-        parts = [_zeros(graph, name) for name in shapes_of]
-        parts += [bytes_field(_GRAPH_NODE, self._data[slice(*graph.nodes[index].span)]) for index in sorted(needed)]
-        parts.append(text_field(_GRAPH_NAME, "part"))
-        parts += [self._initializer(*graph.initializers[name]) for name in constants]
-        parts += [bytes_field(_GRAPH_INPUT, value_info(value)) for value in inputs]
-        parts += [bytes_field(_GRAPH_OUTPUT, value_info(value)) for value in outputs]
-        return b"".join(
-            (
-                int_field(_IR_VERSION, max(graph.ir_version, _OLDEST_IR)),
-                bytes_field(_GRAPH, b"".join(parts)),
-                *(bytes_field(_OPSET_IMPORT, self._data[slice(*span)]) for span in graph.opsets),
-                *(bytes_field(_FUNCTIONS, self._data[slice(*span)]) for span in graph.functions),
-            )
+        zeros = [bytes_field(proto.GRAPH_NODE, node) for name in shapes_of for node in _zeros(graph, name)]
+        return graph.with_parts(
+            zeros,
+            [graph.nodes[index] for index in sorted(needed)],
+            [
+                *(self._initializer(*graph.initializers[name]) for name in constants),
+                *(bytes_field(proto.GRAPH_INPUT, onnx.value_info(value)) for value in inputs),
+                *(bytes_field(proto.GRAPH_OUTPUT, onnx.value_info(value)) for value in outputs),
+            ],
+            oldest_ir=_OLDEST_IR,
+            functions=True,
         )
 
     def _initializer(self, field: int, span: tuple[int, int]) -> bytes:
         """The graph's field for an initializer: the original one, or one that refers to its position in the file."""
-        if field != _GRAPH_INITIALIZER:
+        if field != proto.GRAPH_INITIALIZER:
             return bytes_field(field, self._data[slice(*span)])
         kept: list[bytes] = []
         places: list[tuple[int, int]] = []
         external: dict[str, str] = {}
-        reader = WireReader(self._data, _FIELD_LIMIT)
-        before = span[0]
-        for number, kind, first, last in reader.fields(*span):
+        reader = WireReader(self._data, proto.FIELD_LIMIT)
+        for number, kind, begin, first, last in reader.whole_fields(*span):
             # Packed floats have the same bytes as raw data.
-            if number in (_RAW_DATA, _FLOAT_DATA) and kind == BYTES and last - first > _INLINE:
+            if number in (proto.TENSOR_RAW, proto.TENSOR_FLOATS) and kind == BYTES and last - first > _INLINE:
                 places.append((first, last))
-            elif number == _EXTERNAL_DATA and kind == BYTES:
-                external.update([_pair(reader, first, last)])
+            elif number == proto.TENSOR_EXTERNAL_DATA and kind == BYTES:
+                external.update([read_string_pair(reader, first, last)])
             else:
-                kept.append(self._data[before:last])
-            before = last
+                kept.append(self._data[begin:last])
         if external:
             external["location"] = self._location(external.get("location", ""))
         elif len(places) != 1:
@@ -122,8 +117,8 @@ class Original:
         else:
             place = places[0]
             external = {"location": self._name, "offset": str(place[0]), "length": str(place[1] - place[0])}
-            kept.append(int_field(_DATA_LOCATION, _EXTERNAL))
-        kept += [bytes_field(_EXTERNAL_DATA, text_field(1, k) + text_field(2, v)) for k, v in external.items()]
+            kept.append(int_field(proto.TENSOR_LOCATION, proto.EXTERNAL))
+        kept += [bytes_field(proto.TENSOR_EXTERNAL_DATA, onnx.pair(*each)) for each in external.items()]
         return bytes_field(field, b"".join(kept))
 
     def _location(self, name: str) -> str:
@@ -131,11 +126,6 @@ class Original:
         if not path.startswith(os.path.join(self.folder, "")):
             raise Disagreement(f"its weights in {name!r} lie outside {self.folder}")
         return os.path.relpath(path, self.folder)
-
-
-def _pair(reader: WireReader, start: int, end: int) -> tuple[str, str]:
-    texts = {n: reader.text(first, last) for n, kind, first, last in reader.fields(start, end) if kind == BYTES}
-    return texts.get(1, ""), texts.get(2, "")
 
 
 def _behind(graph: Nodes, given: set[str], outputs: Sequence[str]) -> tuple[set[int], list[str], list[str]]:
@@ -169,7 +159,7 @@ def _behind(graph: Nodes, given: set[str], outputs: Sequence[str]) -> tuple[set[
     return needed, list(constants), list(shapes_of)
 
 
-def _zeros(graph: Nodes, name: str) -> bytes:
+def _zeros(graph: Nodes, name: str) -> tuple[bytes, bytes]:
     """Nodes that produce zeros in a graph input's shape."""
     value, _ = graph.inputs[name]
     dims = value.dims
@@ -177,17 +167,12 @@ def _zeros(graph: Nodes, name: str) -> bytes:
         raise Disagreement(f"it needs the shape of the model's input {name!r}, which is not fixed")
     lengths = [d if isinstance(d, int) else 1 for d in dims]
     shape = f"ort_rknn shape of {name}"
-    tensor = int_field(1, len(lengths)) + int_field(2, 7) + b"".join(int_field(7, n) for n in lengths)
-    width = _WIDTH.get(value.elem_type, 4)
-    zero = int_field(1, 1) + int_field(2, value.elem_type) + bytes_field(_RAW_DATA, bytes(width))
-    constant = text_field(2, shape) + text_field(4, "Constant") + bytes_field(5, _attribute(tensor))
-    fill = text_field(1, shape) + text_field(2, name) + text_field(4, "ConstantOfShape")
-    fill += bytes_field(5, _attribute(zero))
-    return bytes_field(_GRAPH_NODE, constant) + bytes_field(_GRAPH_NODE, fill)
-
-
-def _attribute(tensor: bytes) -> bytes:
-    return text_field(1, "value") + bytes_field(5, tensor) + int_field(20, 4)
+    lengths_tensor = onnx.tensor(proto.INT64, [len(lengths)], struct.pack(f"<{len(lengths)}q", *lengths))
+    zero = onnx.tensor(value.elem_type, [1], bytes(_WIDTH.get(value.elem_type, 4)))
+    return (
+        onnx.node("Constant", (), [shape], attributes=[onnx.tensor_attribute("value", lengths_tensor)]),
+        onnx.node("ConstantOfShape", [shape], [name], attributes=[onnx.tensor_attribute("value", zero)]),
+    )
 
 
 #: Element size in bytes, by TensorProto.DataType.

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from . import _onnx_graph
+from . import _onnx_proto as proto
 from ._onnx_graph import DTYPES, Dimension, EpContextNode, OnnxValue
+from ._onnx_scan import read_opset
 from ._source import Data, Source, describe_source, looks_like, open_source
 from ._wire import BYTES, WireError, WireReader, signed
 
 __all__ = ["DTYPES", "Dimension", "EpContextNode", "OnnxFileError", "OnnxModel", "OnnxValue", "is_onnx", "read_onnx"]
 
-#: Maximum number of fields in one file. The largest models seen have some 200,000; this many take about four seconds.
-_FIELD_LIMIT = 8_000_000
 
-_IR_VERSION, _PRODUCER_NAME, _PRODUCER_VERSION, _DOMAIN, _MODEL_VERSION, _DOC_STRING = 1, 2, 3, 4, 5, 6
-_GRAPH, _OPSET_IMPORT, _METADATA_PROPS = 7, 8, 14
-_OPSET_DOMAIN, _OPSET_VERSION = 1, 2
+_TEXTS = (proto.MODEL_PRODUCER_NAME, proto.MODEL_PRODUCER_VERSION, proto.MODEL_DOMAIN, proto.MODEL_DOC_STRING)
 
 
 class OnnxFileError(ValueError):
@@ -85,44 +83,44 @@ def read_onnx(source: Source) -> OnnxModel:
 
 
 def _read_model(data: Data) -> OnnxModel:
-    reader = WireReader(data, _FIELD_LIMIT)
+    reader = WireReader(data, proto.FIELD_LIMIT)
     numbers: dict[int, int] = {}
     texts: dict[int, str] = {}
     opsets: dict[str, int] = {}
     metadata: dict[str, str] = {}
     graph: _onnx_graph.OnnxGraph | None = None
     for number, kind, start, end in reader.fields(0, len(data)):
-        if number in (_IR_VERSION, _MODEL_VERSION):
+        if number in (proto.MODEL_IR_VERSION, proto.MODEL_VERSION):
             if kind == BYTES:
                 raise WireError(f"offset {start}: expected a number for field {number}")
             numbers[number] = signed(start)
         elif kind != BYTES:
             continue
-        elif number == _GRAPH:
+        elif number == proto.MODEL_GRAPH:
             # protobuf merges a message field that occurs twice into one message.
             graph = graph or _onnx_graph.OnnxGraph()
             _onnx_graph.read_graph(reader, start, end, graph)
-        elif number in (_PRODUCER_NAME, _PRODUCER_VERSION, _DOMAIN, _DOC_STRING):
+        elif number in _TEXTS:
             texts[number] = reader.text(start, end)
-        elif number == _OPSET_IMPORT:
-            domain, version = _read_opset(reader, start, end)
+        elif number == proto.MODEL_OPSET_IMPORT:
+            domain, version = read_opset(reader, start, end)
             opsets[domain] = version
-        elif number == _METADATA_PROPS:
+        elif number == proto.MODEL_METADATA:
             key, value = _onnx_graph.read_string_pair(reader, start, end)
             metadata[key] = value
     if graph is None:
         raise WireError(f"offset {len(data)}: the end, where a graph was expected")
 
-    ir_version = numbers.get(_IR_VERSION, 0)
+    ir_version = numbers.get(proto.MODEL_IR_VERSION, 0)
     initialized = set(graph.initializers)
     return OnnxModel(
         size=len(data),
         ir_version=ir_version,
-        producer_name=texts.get(_PRODUCER_NAME, ""),
-        producer_version=texts.get(_PRODUCER_VERSION, ""),
-        domain=texts.get(_DOMAIN, ""),
-        model_version=numbers.get(_MODEL_VERSION),
-        doc_string=texts.get(_DOC_STRING, ""),
+        producer_name=texts.get(proto.MODEL_PRODUCER_NAME, ""),
+        producer_version=texts.get(proto.MODEL_PRODUCER_VERSION, ""),
+        domain=texts.get(proto.MODEL_DOMAIN, ""),
+        model_version=numbers.get(proto.MODEL_VERSION),
+        doc_string=texts.get(proto.MODEL_DOC_STRING, ""),
         opsets=MappingProxyType(opsets),
         metadata=MappingProxyType(metadata),
         graph_name=graph.name,
@@ -135,13 +133,3 @@ def _read_model(data: Data) -> OnnxModel:
         node_count=graph.node_count,
         external_data=tuple(graph.external_data),
     )
-
-
-def _read_opset(reader: WireReader, start: int, end: int) -> tuple[str, int]:
-    domain, version = "", 0
-    for number, kind, first, last in reader.fields(start, end):
-        if number == _OPSET_DOMAIN and kind == BYTES:
-            domain = reader.text(first, last)
-        elif number == _OPSET_VERSION and kind != BYTES:
-            version = signed(first)
-    return ("" if domain == "ai.onnx" else domain), version

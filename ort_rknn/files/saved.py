@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ._wire import BYTES, WireError, WireReader, bytes_field, int_field, text_field
+from . import _onnx_proto as proto
+from . import _onnx_write as onnx
+from ._wire import BYTES, WireError, WireReader, bytes_field
 from .onnx_model import OnnxFileError
 
 __all__ = ["Content", "compiled_file", "put", "with_contents"]
 
-_FIELD_LIMIT = 8_000_000
-_MODEL_GRAPH, _GRAPH_NODE = 7, 1
-_NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
 _REPLACED = frozenset(("embed_mode", "ep_cache_context"))
 
 
@@ -72,16 +71,14 @@ def with_contents(data: bytes, contents: Sequence[Content]) -> bytes:
     Raises OnnxFileError for a damaged model, ValueError if the number of such nodes differs.
     """
     left = list(contents)
-    reader = WireReader(data, _FIELD_LIMIT)
+    reader = WireReader(data, proto.FIELD_LIMIT)
     out: list[bytes] = []
     try:
-        before = 0
-        for number, kind, first, last in reader.fields(0, len(data)):
-            if number == _MODEL_GRAPH and kind == BYTES:
+        for number, kind, begin, first, last in reader.whole_fields(0, len(data)):
+            if number == proto.MODEL_GRAPH and kind == BYTES:
                 out.append(bytes_field(number, _graph(reader, data, first, last, left)))
             else:
-                out.append(data[before:last])
-            before = last
+                out.append(data[begin:last])
     except WireError as problem:
         raise OnnxFileError(f"a damaged ONNX model; {problem}") from None
     if left:
@@ -91,15 +88,13 @@ def with_contents(data: bytes, contents: Sequence[Content]) -> bytes:
 
 def _graph(reader: WireReader, data: bytes, start: int, end: int, left: list[Content]) -> bytes:
     out: list[bytes] = []
-    before = start
-    for number, kind, first, last in reader.fields(start, end):
-        if number == _GRAPH_NODE and kind == BYTES and _is_context(reader, first, last):
+    for number, kind, begin, first, last in reader.whole_fields(start, end):
+        if number == proto.GRAPH_NODE and kind == BYTES and _is_context(reader, first, last):
             if not left:
                 raise ValueError("it has more EPContext nodes than were loaded")
             out.append(bytes_field(number, _node(reader, data, first, last, left.pop(0))))
         else:
-            out.append(data[before:last])
-        before = last
+            out.append(data[begin:last])
     return b"".join(out)
 
 
@@ -107,22 +102,22 @@ def _is_context(reader: WireReader, start: int, end: int) -> bool:
     found = {
         number: reader.take(first, min(last, first + 64))
         for number, kind, first, last in reader.fields(start, end)
-        if kind == BYTES and number in (_NODE_OP_TYPE, _NODE_DOMAIN)
+        if kind == BYTES and number in (proto.NODE_OP_TYPE, proto.NODE_DOMAIN)
     }
-    return found.get(_NODE_OP_TYPE) == b"EPContext" and found.get(_NODE_DOMAIN) == b"com.microsoft"
+    return found.get(proto.NODE_OP_TYPE) == b"EPContext" and found.get(proto.NODE_DOMAIN) == b"com.microsoft"
 
 
 def _node(reader: WireReader, data: bytes, start: int, end: int, content: Content) -> bytes:
     out: list[bytes] = []
-    before = start
-    for number, kind, first, last in reader.fields(start, end):
+    for number, kind, begin, first, last in reader.whole_fields(start, end):
         name = ""
-        if number == _NODE_ATTRIBUTE and kind == BYTES:
+        if number == proto.NODE_ATTRIBUTE and kind == BYTES:
             parts = reader.fields(first, last)
-            name = next((reader.text(a, b) for n, k, a, b in parts if n == 1 and k == BYTES), "")
+            name = next((reader.text(a, b) for n, k, a, b in parts if n == proto.ATTRIBUTE_NAME and k == BYTES), "")
         if name not in _REPLACED:
-            out.append(data[before:last])
-        before = last
-    mode = text_field(1, "embed_mode") + int_field(3, int(content.embed)) + int_field(20, 2)
-    context = text_field(1, "ep_cache_context") + bytes_field(4, content.context) + int_field(20, 3)
-    return b"".join((*out, bytes_field(_NODE_ATTRIBUTE, mode), bytes_field(_NODE_ATTRIBUTE, context)))
+            out.append(data[begin:last])
+    attributes = (
+        onnx.int_attribute("embed_mode", int(content.embed)),
+        onnx.string_attribute("ep_cache_context", content.context),
+    )
+    return b"".join((*out, *(bytes_field(proto.NODE_ATTRIBUTE, each) for each in attributes)))

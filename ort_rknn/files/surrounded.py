@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from . import _onnx_proto as proto
+from . import _onnx_write as onnx
 from ._onnx_graph import read_string_pair
 from ._wire import BYTES, WireError, WireReader, bytes_field, int_field, text_field, varint
 from .onnx_model import OnnxFileError
@@ -20,18 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Edge", "Step", "redeclared", "surrounded"]
 
-#: As in onnx_model: far above any real model.
-_FIELD_LIMIT = 8_000_000
-_DEPTH_LIMIT = 32
-
-_MODEL_GRAPH, _MODEL_OPSET_IMPORT = 7, 8
-_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
-_GRAPH_VALUE_INFO, _GRAPH_SPARSE_INITIALIZER = 13, 15
-_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 2, 3, 4, 5
-_ATTRIBUTE_T, _ATTRIBUTE_G, _ATTRIBUTE_GRAPHS = 5, 6, 11
-_TENSOR_NAME, _TENSOR_EXTERNAL_DATA, _SPARSE_VALUES = 8, 13, 1
-_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEM_TYPE, _TENSOR_SHAPE, _SHAPE_DIM = 1, 2, 1, 1, 2, 1
-_TYPE_INTS, _TYPE_TENSOR_ATTRIBUTE, _TYPE_INT = 7, 4, 2
 #: The standard domain's version, if a model does not import that domain.
 _OPSET = 17
 
@@ -87,7 +77,7 @@ def redeclared(
     chunks: list[_Chunk] = []
     try:
         for number, kind, raw, start, end in rewriter.fields(0, len(data)):
-            if number == _MODEL_GRAPH and kind == BYTES:
+            if number == proto.MODEL_GRAPH and kind == BYTES:
                 chunks += _message(number, rewriter.graph(start, end, {}, inputs, outputs))
             else:
                 chunks.append(raw)
@@ -103,17 +93,17 @@ def _model(
     graph: list[_Chunk] = [node for edge in inputs for node in _nodes(edge, edge.name, renamed[edge.name], prefix)]
     has_standard_domain = False
     for number, kind, raw, start, end in rewriter.fields(0, len(rewriter.data)):
-        if number == _MODEL_GRAPH and kind == BYTES:
+        if number == proto.MODEL_GRAPH and kind == BYTES:
             # A message that occurs twice is one message: protobuf merges them.
             graph += rewriter.graph(start, end, renamed, {e.name: e for e in inputs}, {e.name: e for e in outputs})
             continue
-        if number == _MODEL_OPSET_IMPORT and kind == BYTES:
-            has_standard_domain |= rewriter.text_of(start, end, 1) in ("", "ai.onnx")
+        if number == proto.MODEL_OPSET_IMPORT and kind == BYTES:
+            has_standard_domain |= rewriter.text_of(start, end, proto.OPSET_DOMAIN) in ("", "ai.onnx")
         kept.append(raw)
     graph += [node for edge in outputs for node in _nodes(edge, renamed[edge.name], edge.name, prefix)]
     if not has_standard_domain:
-        kept.append(bytes_field(_MODEL_OPSET_IMPORT, text_field(1, "") + int_field(2, _OPSET)))
-    return b"".join((*kept, *_message(_MODEL_GRAPH, graph)))
+        kept.append(bytes_field(proto.MODEL_OPSET_IMPORT, onnx.opset_import("", _OPSET)))
+    return b"".join((*kept, *_message(proto.MODEL_GRAPH, graph)))
 
 
 def _nodes(edge: Edge, source: str, target: str, prefix: str) -> Iterator[bytes]:
@@ -122,34 +112,20 @@ def _nodes(edge: Edge, source: str, target: str, prefix: str) -> Iterator[bytes]
     for place, step in enumerate(edge.steps):
         given = target if place == len(edge.steps) - 1 else f"{prefix}{edge.name}/{place}"
         label = f"{prefix}{edge.name}/{place}_{step.op_type}"
-        node = text_field(_NODE_INPUT, taken)
+        read = [taken]
         if step.constant is not None:
             constant = f"{label}/constant"
+            value = onnx.tensor_attribute("value", onnx.float_tensor(step.constant))
             yield bytes_field(
-                _GRAPH_NODE,
-                text_field(_NODE_OUTPUT, constant)
-                + text_field(_NODE_NAME, constant)
-                + text_field(_NODE_OP_TYPE, "Constant")
-                + bytes_field(_NODE_ATTRIBUTE, _tensor_attribute("value", step.constant)),
+                proto.GRAPH_NODE, onnx.node("Constant", (), [constant], name=constant, attributes=[value])
             )
-            node += text_field(_NODE_INPUT, constant)
-        node += text_field(_NODE_OUTPUT, given) + text_field(_NODE_NAME, label)
-        node += text_field(_NODE_OP_TYPE, step.op_type)
-        node += b"".join(bytes_field(_NODE_ATTRIBUTE, _attribute(k, v)) for k, v in step.attributes.items())
-        yield bytes_field(_GRAPH_NODE, node)
+            read.append(constant)
+        attributes = [
+            onnx.int_attribute(key, value) if isinstance(value, int) else onnx.ints_attribute(key, value)
+            for key, value in step.attributes.items()
+        ]
+        yield bytes_field(proto.GRAPH_NODE, onnx.node(step.op_type, read, [given], name=label, attributes=attributes))
         taken = given
-
-
-def _attribute(name: str, value: int | Sequence[int]) -> bytes:
-    if isinstance(value, int):
-        return text_field(1, name) + int_field(3, value) + int_field(20, _TYPE_INT)
-    return text_field(1, name) + b"".join(int_field(8, n) for n in value) + int_field(20, _TYPE_INTS)
-
-
-def _tensor_attribute(name: str, value: NDArray[np.float32]) -> bytes:
-    dims = b"".join(int_field(1, n) for n in value.shape)
-    tensor = dims + int_field(2, 1) + bytes_field(9, value.astype("<f4").tobytes())
-    return text_field(1, name) + bytes_field(5, tensor) + int_field(20, _TYPE_TENSOR_ATTRIBUTE)
 
 
 def _message(number: int, chunks: Sequence[_Chunk]) -> list[_Chunk]:
@@ -164,14 +140,12 @@ class _Rewriter:
         self.data = data
         self._locations = locations
         self._view = memoryview(data)
-        self._reader = WireReader(data, _FIELD_LIMIT)
+        self._reader = WireReader(data, proto.FIELD_LIMIT)
 
     def fields(self, start: int, end: int) -> Iterator[tuple[int, int, _Chunk, int, int]]:
         """Number, wire type, the whole field, and the range of its content."""
-        before = start
-        for number, kind, first, last in self._reader.fields(start, end):
-            yield number, kind, self._view[before:last], first, last
-            before = last
+        for number, kind, begin, first, last in self._reader.whole_fields(start, end):
+            yield number, kind, self._view[begin:last], first, last
 
     def text_of(self, start: int, end: int, wanted: int) -> str:
         """A message's text field; "" if it has none."""
@@ -191,17 +165,17 @@ class _Rewriter:
     ) -> list[_Chunk]:
         """The fields of the main graph. Raises ValueError for a name in ``renamed`` that is both an input and an
         output."""
-        sides: dict[int, set[str]] = {_GRAPH_INPUT: set(), _GRAPH_OUTPUT: set()}
+        sides: dict[int, set[str]] = {proto.GRAPH_INPUT: set(), proto.GRAPH_OUTPUT: set()}
         chunks: list[_Chunk] = []
         for number, kind, raw, first, last in self.fields(start, end):
             if kind == BYTES and number in sides:
-                name = self.text_of(first, last, _VALUE_NAME)
+                name = self.text_of(first, last, proto.VALUE_NAME)
                 sides[number].add(name)
-                edge = (inputs if number == _GRAPH_INPUT else outputs).get(name)
+                edge = (inputs if number == proto.GRAPH_INPUT else outputs).get(name)
                 chunks.append(raw if edge is None else bytes_field(number, self._value(first, last, edge)))
             else:
                 chunks += self._rest_of_graph(number, kind, raw, first, last, renamed, 0)
-        if both := sides[_GRAPH_INPUT] & sides[_GRAPH_OUTPUT] & renamed.keys():
+        if both := sides[proto.GRAPH_INPUT] & sides[proto.GRAPH_OUTPUT] & renamed.keys():
             raise ValueError(f"{min(both)!r} is an input and an output at once")
         return chunks
 
@@ -211,18 +185,18 @@ class _Rewriter:
         """A graph's field other than inputs and outputs, as chunks; [] if it is no longer true."""
         if kind != BYTES:
             return [raw]
-        if number == _GRAPH_NODE:
+        if number == proto.GRAPH_NODE:
             return self._node(raw, first, last, renamed, depth)
-        if number == _GRAPH_VALUE_INFO:
-            return [] if self.text_of(first, last, _VALUE_NAME) in renamed else [raw]
-        if number in (_GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER):
+        if number == proto.GRAPH_VALUE_INFO:
+            return [] if self.text_of(first, last, proto.VALUE_NAME) in renamed else [raw]
+        if number in (proto.GRAPH_INITIALIZER, proto.GRAPH_SPARSE_INITIALIZER):
             name = renamed.get(self._initializer(number, first, last))
-            is_dense = number == _GRAPH_INITIALIZER
+            is_dense = number == proto.GRAPH_INITIALIZER
             chunks: list[_Chunk] = self._tensor(first, last) if is_dense else [self._view[first:last]]
             if name is not None:
                 # The last occurrence of a field counts, and messages are merged.
-                other = text_field(_TENSOR_NAME, name)
-                chunks.append(other if is_dense else bytes_field(_SPARSE_VALUES, other))
+                other = text_field(proto.TENSOR_NAME, name)
+                chunks.append(other if is_dense else bytes_field(proto.SPARSE_VALUES, other))
             return _message(number, chunks)
         return [raw]
 
@@ -233,19 +207,19 @@ class _Rewriter:
         chunks: list[_Chunk] = []
         for number, kind, raw, first, last in self.fields(start, end):
             chunks.append(raw)
-            if number == _TENSOR_EXTERNAL_DATA and kind == BYTES:
+            if number == proto.TENSOR_EXTERNAL_DATA and kind == BYTES:
                 key, value = read_string_pair(self._reader, first, last)
                 if key == "location" and value in self._locations:
-                    chunks[-1] = bytes_field(number, text_field(1, key) + text_field(2, self._locations[value]))
+                    chunks[-1] = bytes_field(number, onnx.pair(key, self._locations[value]))
         return chunks
 
     def _initializer(self, number: int, start: int, end: int) -> str:
         """The name of a dense or sparse initializer."""
-        if number == _GRAPH_INITIALIZER:
-            return self.text_of(start, end, _TENSOR_NAME)
+        if number == proto.GRAPH_INITIALIZER:
+            return self.text_of(start, end, proto.TENSOR_NAME)
         for part, kind, first, last in self._reader.fields(start, end):
-            if part == _SPARSE_VALUES and kind == BYTES:
-                return self.text_of(first, last, _TENSOR_NAME)
+            if part == proto.SPARSE_VALUES and kind == BYTES:
+                return self.text_of(first, last, proto.TENSOR_NAME)
         return ""
 
     def _node(self, raw: _Chunk, start: int, end: int, renamed: Mapping[str, str], depth: int) -> list[_Chunk]:
@@ -255,43 +229,43 @@ class _Rewriter:
             return [raw]
         chunks: list[_Chunk] = []
         for number, kind, field_, first, last in self.fields(start, end):
-            if kind == BYTES and number in (_NODE_INPUT, _NODE_OUTPUT):
+            if kind == BYTES and number in (proto.NODE_INPUT, proto.NODE_OUTPUT):
                 name = renamed.get(self._reader.text(first, last))
                 chunks.append(field_ if name is None else text_field(number, name))
-            elif kind == BYTES and number == _NODE_ATTRIBUTE:
+            elif kind == BYTES and number == proto.NODE_ATTRIBUTE:
                 chunks += self._attribute(first, last, renamed, depth)
             else:
                 chunks.append(field_)
-        return _message(_GRAPH_NODE, chunks)
+        return _message(proto.GRAPH_NODE, chunks)
 
     def _attribute(self, start: int, end: int, renamed: Mapping[str, str], depth: int) -> list[_Chunk]:
         chunks: list[_Chunk] = []
         for number, kind, raw, first, last in self.fields(start, end):
-            if kind == BYTES and number in (_ATTRIBUTE_G, _ATTRIBUTE_GRAPHS):
+            if kind == BYTES and number in (proto.ATTRIBUTE_G, proto.ATTRIBUTE_GRAPHS):
                 chunks += _message(number, self._inner_graph(first, last, renamed, depth + 1))
-            elif kind == BYTES and number == _ATTRIBUTE_T:
+            elif kind == BYTES and number == proto.ATTRIBUTE_T:
                 chunks += _message(number, self._tensor(first, last))
             else:
                 chunks.append(raw)
-        return _message(_NODE_ATTRIBUTE, chunks)
+        return _message(proto.NODE_ATTRIBUTE, chunks)
 
     def _inner_graph(self, start: int, end: int, renamed: Mapping[str, str], depth: int) -> list[_Chunk]:
         """A subgraph sees the outer graphs' names, except those that it defines itself."""
-        if depth > _DEPTH_LIMIT:
-            raise WireError(f"offset {start}: graphs inside graphs, {_DEPTH_LIMIT} deep")
+        if depth > proto.DEPTH_LIMIT:
+            raise WireError(f"offset {start}: graphs inside graphs, {proto.DEPTH_LIMIT} deep")
         own = set()
         for number, kind, _, first, last in self.fields(start, end):
             if kind != BYTES:
                 continue
-            if number == _GRAPH_INPUT:
-                own.add(self.text_of(first, last, _VALUE_NAME))
-            elif number in (_GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER):
+            if number == proto.GRAPH_INPUT:
+                own.add(self.text_of(first, last, proto.VALUE_NAME))
+            elif number in (proto.GRAPH_INITIALIZER, proto.GRAPH_SPARSE_INITIALIZER):
                 own.add(self._initializer(number, first, last))
-            elif number == _GRAPH_NODE:
+            elif number == proto.GRAPH_NODE:
                 own.update(
                     self._reader.text(begin, stop)
                     for part, part_kind, begin, stop in self._reader.fields(first, last)
-                    if part == _NODE_OUTPUT and part_kind == BYTES
+                    if part == proto.NODE_OUTPUT and part_kind == BYTES
                 )
         visible = {name: other for name, other in renamed.items() if name not in own}
         if not visible and not self._locations:
@@ -305,11 +279,11 @@ class _Rewriter:
         """A ValueInfoProto with the dtype and axis order of ``edge``."""
         out: list[_Chunk] = []
         for number, kind, raw, first, last in self.fields(start, end):
-            if number == _VALUE_TYPE and kind == BYTES:
+            if number == proto.VALUE_TYPE and kind == BYTES:
                 for part, part_kind, part_raw, begin, stop in self.fields(first, last):
-                    is_tensor = part == _TYPE_TENSOR and part_kind == BYTES
+                    is_tensor = part == proto.TYPE_TENSOR and part_kind == BYTES
                     new = bytes_field(part, self._tensor_type(begin, stop, edge)) if is_tensor else bytes(part_raw)
-                    out.append(bytes_field(_VALUE_TYPE, new))  # merged with the others
+                    out.append(bytes_field(proto.VALUE_TYPE, new))  # merged with the others
             else:
                 out.append(raw)
         return b"".join(out)
@@ -318,12 +292,12 @@ class _Rewriter:
         dims: list[_Chunk] = []
         has_shape = False
         for number, kind, _, first, last in self.fields(start, end):
-            if number == _TENSOR_SHAPE and kind == BYTES:
+            if number == proto.TENSOR_TYPE_SHAPE and kind == BYTES:
                 has_shape = True
-                dims += [raw for part, _, raw, _, _ in self.fields(first, last) if part == _SHAPE_DIM]
+                dims += [raw for part, _, raw, _, _ in self.fields(first, last) if part == proto.SHAPE_DIM]
         if edge.order is not None and has_shape:
             if len(dims) != len(edge.order):
                 raise ValueError(f"{edge.name!r} has {len(dims)} axes, not {len(edge.order)}")
             dims = [dims[axis] for axis in edge.order]
-        shape = bytes_field(_TENSOR_SHAPE, b"".join(dims)) if has_shape else b""
-        return int_field(_TENSOR_ELEM_TYPE, edge.elem_type) + shape
+        shape = bytes_field(proto.TENSOR_TYPE_SHAPE, b"".join(dims)) if has_shape else b""
+        return int_field(proto.TENSOR_TYPE_ELEMENT, edge.elem_type) + shape

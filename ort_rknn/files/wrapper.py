@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from ._wire import bytes_field, int_field, text_field
-from .onnx_model import Dimension, OnnxValue
+from . import _onnx_proto as proto
+from . import _onnx_write as onnx
+from ._onnx_write import ValueFields
+from ._wire import int_field
+from .onnx_model import OnnxValue
 
-__all__ = ["ModelFields", "ValueFields", "ep_context_model", "identity_model", "side_by_side", "value_info"]
+__all__ = ["ModelFields", "ValueFields", "ep_context_model", "identity_model", "side_by_side"]
 
-_IR_VERSION = 8
-_OPSETS = (("", 17), ("com.microsoft", 1))
-_TYPE_INT, _TYPE_STRING = 2, 3
+_OPSETS = {"": 17, "com.microsoft": 1}
 _OWN_ATTRIBUTES = frozenset(("main_context", "embed_mode", "ep_cache_context", "source"))
 
 
@@ -35,17 +36,6 @@ class ModelFields(Protocol):
     def graph_doc_string(self) -> str: ...
     @property
     def metadata(self) -> Mapping[str, str]: ...
-
-
-class ValueFields(Protocol):
-    """A tensor among the graph's inputs or outputs; an :class:`OnnxValue` provides all of it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def elem_type(self) -> int | None: ...
-    @property
-    def dims(self) -> Sequence[Dimension] | None: ...
 
 
 def ep_context_model(
@@ -104,95 +94,52 @@ def _node(
     attributes = attributes or {}
     if clash := _OWN_ATTRIBUTES & attributes.keys():
         raise ValueError(f"attribute {min(clash)!r} has a parameter of its own")
-    return b"".join(
-        (
-            *(text_field(1, value) for value in inputs),
-            *(text_field(2, value) for value in outputs),
-            text_field(3, name),
-            text_field(4, "EPContext"),
-            _int_attribute("main_context", 1),
-            _int_attribute("embed_mode", embed_mode),
-            _string_attribute("ep_cache_context", cache_context),
-            _string_attribute("source", source.encode("utf-8", "surrogateescape")),
-            *(
-                _int_attribute(key, value)
-                if isinstance(value, int)
-                else _string_attribute(key, value.encode("utf-8", "surrogateescape"))
-                for key, value in attributes.items()
-            ),
-            text_field(7, "com.microsoft"),
-        )
+    own = (
+        onnx.int_attribute("main_context", 1),
+        onnx.int_attribute("embed_mode", embed_mode),
+        onnx.string_attribute("ep_cache_context", cache_context),
+        onnx.string_attribute("source", _encoded(source)),
     )
+    further = (
+        onnx.int_attribute(key, value) if isinstance(value, int) else onnx.string_attribute(key, _encoded(value))
+        for key, value in attributes.items()
+    )
+    return onnx.node("EPContext", inputs, outputs, name=name, domain="com.microsoft", attributes=(*own, *further))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _model(
     model: ModelFields, nodes: Iterable[bytes], inputs: Sequence[ValueFields], outputs: Sequence[ValueFields]
 ) -> bytes:
-    graph = b"".join(
-        (
-            *(bytes_field(1, node) for node in nodes),
-            _text(2, model.graph_name),
-            _text(10, model.graph_doc_string),
-            *(bytes_field(11, value_info(value)) for value in inputs),
-            *(bytes_field(12, value_info(value)) for value in outputs),
-        )
+    graph = onnx.graph(
+        nodes,
+        inputs=[onnx.value_info(value) for value in inputs],
+        outputs=[onnx.value_info(value) for value in outputs],
+        name=model.graph_name,
+        doc_string=model.graph_doc_string,
     )
-    return b"".join(
-        (
-            int_field(1, _IR_VERSION),
-            _text(2, model.producer_name),
-            _text(3, model.producer_version),
-            _text(4, model.domain),
-            b"" if model.model_version is None else int_field(5, model.model_version),
-            _text(6, model.doc_string),
-            bytes_field(7, graph),
-            *(bytes_field(8, text_field(1, domain) + int_field(2, version)) for domain, version in _OPSETS),
-            *(bytes_field(14, text_field(1, key) + text_field(2, text)) for key, text in model.metadata.items()),
-        )
+    version = model.model_version
+    fields = (
+        onnx.text(proto.MODEL_PRODUCER_NAME, model.producer_name),
+        onnx.text(proto.MODEL_PRODUCER_VERSION, model.producer_version),
+        onnx.text(proto.MODEL_DOMAIN, model.domain),
+        b"" if version is None else int_field(proto.MODEL_VERSION, version),
+        onnx.text(proto.MODEL_DOC_STRING, model.doc_string),
     )
+    return onnx.model(graph, _OPSETS, fields=b"".join(fields), metadata=model.metadata)
 
 
 def identity_model(inputs: Sequence[OnnxValue]) -> bytes:
     """An ONNX model with these inputs, as float32, with their dimensions' symbols and denotations, which only copies
     the first. Raises IndexError if there are no inputs."""
     output = "copy of the first"
-    node = text_field(1, inputs[0].name) + text_field(2, output) + text_field(4, "Identity")
-    float32 = int_field(1, 1)
-    graph = bytes_field(1, node) + text_field(2, "g")
-    for value in inputs:
-        tensor = float32
-        if value.dims is not None:
-            said = value.denotations or ("",) * len(value.dims)
-            dims = (_dimension(size) + _text(3, denotation) for size, denotation in zip(value.dims, said))
-            tensor += bytes_field(2, b"".join(bytes_field(1, dim) for dim in dims))
-        graph += bytes_field(11, text_field(1, value.name) + bytes_field(2, bytes_field(1, tensor)))
-    graph += bytes_field(12, text_field(1, output) + bytes_field(2, bytes_field(1, float32)))
-    return int_field(1, _IR_VERSION) + bytes_field(7, graph) + bytes_field(8, text_field(1, "") + int_field(2, 17))
-
-
-def _text(number: int, value: str) -> bytes:
-    return text_field(number, value) if value else b""
-
-
-def _int_attribute(name: str, value: int) -> bytes:
-    return bytes_field(5, text_field(1, name) + int_field(3, value) + int_field(20, _TYPE_INT))
-
-
-def _string_attribute(name: str, value: bytes) -> bytes:
-    return bytes_field(5, text_field(1, name) + bytes_field(4, value) + int_field(20, _TYPE_STRING))
-
-
-def value_info(value: ValueFields) -> bytes:
-    """A ValueInfoProto: its name, and a tensor type with a shape unless the rank is unknown."""
-    if not value.elem_type:
-        raise ValueError(f"{value.name!r} is not a tensor: an EPContext node takes and gives tensors only")
-    tensor = int_field(1, value.elem_type)
-    if value.dims is not None:
-        tensor += bytes_field(2, b"".join(bytes_field(1, _dimension(size)) for size in value.dims))
-    return text_field(1, value.name) + bytes_field(2, bytes_field(1, tensor))
-
-
-def _dimension(size: Dimension) -> bytes:
-    if size is None:
-        return b""
-    return int_field(1, size) if isinstance(size, int) else text_field(2, size)
+    graph = onnx.graph(
+        [onnx.node("Identity", [inputs[0].name], [output])],
+        inputs=[onnx.named_tensor(value.name, proto.FLOAT, value.dims, value.denotations) for value in inputs],
+        outputs=[onnx.named_tensor(output, proto.FLOAT, None)],
+        name="g",
+    )
+    return onnx.model(graph, {"": 17})

@@ -188,7 +188,7 @@ def test_hostile_onnx_is_refused_with_the_offset(data, message):
 @pytest.mark.wall_clock
 def test_a_file_of_empty_fields_ends_soon(monkeypatch):
     """16 MB of two-byte nodes: far more fields than the limit, which the test lowers to keep it short."""
-    monkeypatch.setattr("ort_rknn.files.onnx_model._FIELD_LIMIT", 100_000)
+    monkeypatch.setattr("ort_rknn.files._onnx_proto.FIELD_LIMIT", 100_000)
     began = time.thread_time()
     tracemalloc.start()
     try:
@@ -204,8 +204,8 @@ def test_a_file_of_empty_fields_ends_soon(monkeypatch):
 
 def test_the_field_limit_spans_nested_messages(monkeypatch):
     graph = bytes_field(5, b"\x10\x01" * 40) * 50
-    monkeypatch.setattr("ort_rknn.files.onnx_model._FIELD_LIMIT", 3000)
+    monkeypatch.setattr("ort_rknn.files._onnx_proto.FIELD_LIMIT", 3000)
     assert len(read_onnx(bytes_field(7, graph)).initializers) == 50
-    monkeypatch.setattr("ort_rknn.files.onnx_model._FIELD_LIMIT", 1500)
+    monkeypatch.setattr("ort_rknn.files._onnx_proto.FIELD_LIMIT", 1500)
     with pytest.raises(OnnxFileError, match="more fields"):
         read_onnx(bytes_field(7, graph))
