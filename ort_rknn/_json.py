@@ -55,17 +55,23 @@ def parse_json(content: str | bytes, *, most_values: int = MOST_VALUES) -> objec
     than about ``most_values`` values."""
     try:
         spelled = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        if spelled.count(",") + spelled.count("[") + spelled.count("{") > most_values:
-            raise JsonError(f"it has more than the {most_values} values that are read")
-        if _is_deep(spelled):  # the parser's own limit differs by release, and ignores a thread's stack size
-            raise RecursionError
-        value: object = json.loads(spelled)
+        return bounded_loads(spelled, most_values=most_values)
     except JsonError:
         raise
     except RecursionError:
         raise JsonError("it is nested too deeply") from None
     except ValueError as error:
         raise JsonError(f"it is not JSON: {error}") from None
+
+
+def bounded_loads(spelled: str, *, most_values: int = MOST_VALUES) -> object:
+    """``json.loads`` with the bounds of :func:`parse_json`. Raises JsonError for too many values, RecursionError for
+    too deep ones, json's own ValueError for what is no JSON."""
+    if spelled.count(",") + spelled.count("[") + spelled.count("{") > most_values:
+        raise JsonError(f"it has more than the {most_values} values that are read")
+    if _is_deep(spelled):  # the parser's own limit differs by release, and ignores a thread's stack size
+        raise RecursionError
+    value: object = json.loads(spelled)
     return value
 
 

@@ -93,6 +93,15 @@ def core_masks(cores: int) -> tuple[int, ...]:
     return _CORE_MASKS.get(cores, _CORE_MASKS[3])
 
 
+def why_impossible(mask: int, soc: str, cores: int) -> str:
+    """Why the NPU of ``soc`` cannot have a core mask; "" where it can."""
+    possible = core_masks(cores)
+    if mask in (*possible, CORE_MASK_ALL):
+        return ""
+    masks = f"masks {', '.join(map(str, possible))} and 0xffff"
+    return f"Core mask {mask:#x} is not possible: {soc} has {cores} core{'s' * (cores > 1)}, {masks}."
+
+
 #: Return codes of a static model to the query of dynamic ranges (RKNN_QUERY_INPUT_DYNAMIC_RANGE): RKNN_ERR_FAIL, and
 #: RKNN_ERR_PARAM_INVALID of runtimes that do not know the query. The vendor's package ignores an error there; which
 #: code a board returns is an open question. Any other code says nothing about the model.

@@ -183,12 +183,9 @@ def test_functions_are_short_and_take_few_parameters():
 
 
 #: Class names that stand more than once, each with its reason.
-_THEIR_STRUCTURE = "a structure of the vendor's library and its copy in RKNNLite's"
 NAMESAKES = {
     "InferenceSession": "the name of onnxruntime's class in each API that takes its place",
     "RknnProviderOptions": "the name of the other API's class",
-    "TensorAttr": _THEIR_STRUCTURE,
-    "InputRange": _THEIR_STRUCTURE,
 }
 
 

@@ -36,7 +36,7 @@ class LibrknnrtAdapter:
         wanted = soc_family(query.device or "npu")
         if wanted.startswith("virtual"):
             return Survey()
-        library = find_library(self._root, query.runtime_library, query.environ)
+        library = find_library(self._root, query)
         if isinstance(library, Absence):
             return Survey(absences=(library,))
         soc = find_soc(self._root, query.environ)

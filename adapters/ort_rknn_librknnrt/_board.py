@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ort_rknn.adapter import SOC_CORES, Absence, find_soc_name, is_soc, soc_family, soc_note
+from ort_rknn.adapter import SOC_CORES, Absence, is_soc, soc_family, soc_note
+from ort_rknn.adapter.device_tree import SocUnknownError, device_tree, soc_in_device_tree
 
 from ._library import ADAPTER
 
@@ -41,29 +42,21 @@ def find_soc(root: Path, environ: Mapping[str, str]) -> Soc | Absence:
         if not is_soc(said):
             return Absence(ADAPTER, f"{ENVIRONMENT} is {said!r}, which is not a known SoC", f"Known are {_KNOWN}.")
         return Soc(soc_family(said), ENVIRONMENT, soc_note(said))
-    path = root / "proc/device-tree/compatible"
+    path = device_tree(root)
     try:
-        text = _read(path)
-    except OSError as error:
-        if in_container(root):
+        name, entry = soc_in_device_tree(root)
+    except SocUnknownError as problem:
+        if problem.readable:
+            remedy = f"Where the NPU is one of a known SoC, set {ENVIRONMENT} to one of {_KNOWN}."
+        elif in_container(root):
             remedy = (
                 "Containers hide this file: start with --security-opt systempaths=unconfined, "
                 f"or set {ENVIRONMENT} to one of {_KNOWN}."
             )
         else:
             remedy = f"Where this is a Rockchip board after all, set {ENVIRONMENT} to one of {_KNOWN}."
-        return Absence(ADAPTER, f"cannot determine the SoC: {path}: {error.strerror}", remedy, (str(path),))
-    entries = [entry for entry in text.split("\0") if entry]
-    for entry in reversed(entries):  # the last is the most general: the SoC itself
-        name = find_soc_name(entry)
-        if name is not None:
-            return Soc(soc_family(name), f"{path}: {entry}", soc_note(name))
-    return Absence(
-        ADAPTER,
-        f"the device tree names no SoC with a known NPU: {path} has {', '.join(entries) or 'nothing'}",
-        f"Where the NPU is one of a known SoC, set {ENVIRONMENT} to one of {_KNOWN}.",
-        (str(path),),
-    )
+        return Absence(ADAPTER, str(problem), remedy, (str(path),))
+    return Soc(soc_family(name), f"{path}: {entry}", soc_note(name))
 
 
 def find_node(root: Path) -> DeviceNode | Absence:

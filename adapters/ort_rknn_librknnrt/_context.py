@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from ort_rknn.adapter import AdapterError, CallForm, PortForm, Region, RknnError, TensorInfo
+from ort_rknn.adapter import INPUT_DTYPES, AdapterError, CallForm, PortForm, Region, RknnError, TensorInfo
 from ort_rknn.adapter import rknn_api as abi
 
 from ._binding import Binding, Handle
@@ -229,9 +229,9 @@ def prepare(model: Owner, handle: Handle, form: CallForm) -> PreparedCall:
 
 
 def _fill_input(item: abi.Input, index: int, port: PortForm, info: TensorInfo) -> None:
-    if port.dtype not in abi.INPUT_DTYPES:
+    if port.dtype not in INPUT_DTYPES:
         raise AdapterError(
-            f"input {info.name!r}: the runtime takes no {port.dtype}; it takes {', '.join(abi.INPUT_DTYPES)}"
+            f"input {info.name!r}: the runtime takes no {port.dtype}; it takes {', '.join(INPUT_DTYPES)}"
         )
     layout = abi.LAYOUT_CODES.get(port.layout)
     if layout is None:

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from ort_rknn.adapter import Absence, Finding, Query
+from ort_rknn.adapter import RUNTIME_LIBRARY_VARIABLE, Absence, Finding, Query
 
 from ._board import DeviceNode, Soc, driver_of, driver_version, find_node, find_soc, in_container, lacks_login
+from ._hints import version_inside
 from ._library import USUAL_PLACES, Library, find_library
 
 #: The oldest driver that later runtimes fully support (airockchip/rknn-toolkit2 issue 138).
 _GOOD_DRIVER: Final = (0, 9, 6)
-_RUNTIME_VERSION: Final = re.compile(rb"librknnrt version: ([0-9]+(?:\.[0-9]+)+)")
+_VERSION: Final = re.compile(r"[0-9]+(?:\.[0-9]+)+")
 _OPEN: Final = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).rknn_init"
-_LARGEST_LIBRARY: Final = 1 << 28
 
 
 def examine(root: Path, query: Query) -> Iterator[Finding]:
@@ -30,7 +30,7 @@ def examine(root: Path, query: Query) -> Iterator[Finding]:
     container = _container(root)
     if container is not None:
         yield container
-    library = find_library(root, query.runtime_library, query.environ)
+    library = find_library(root, query)
     yield _found(library)
     if isinstance(library, Library):
         yield _opens(library)
@@ -161,14 +161,8 @@ def _opens(library: Library) -> Finding:
 
 def runtime_version(path: str) -> str | None:
     """The version text in a library's file; None if there is none."""
-    try:
-        if os.path.getsize(path) > _LARGEST_LIBRARY:
-            return None
-        with open(path, "rb") as file:
-            match = _RUNTIME_VERSION.search(file.read())
-    except OSError:
-        return None
-    return match.group(1).decode("ascii") if match else None
+    match = _VERSION.match(version_inside(path))
+    return match.group() if match else None
 
 
 def _others(root: Path, library: Library) -> Finding:
@@ -186,6 +180,6 @@ def _others(root: Path, library: Library) -> Finding:
         "one runtime",
         "warning",
         f"{library.path} ({used or 'version unknown'}) is used, and there are others: {', '.join(different)}",
-        "Other programs may take another one: keep one version, or name it with ORT_RKNN_RUNTIME_LIBRARY.",
-        f"export ORT_RKNN_RUNTIME_LIBRARY={library.path}",
+        "Other programs may take another one: keep one version, or name it with " + RUNTIME_LIBRARY_VARIABLE + ".",
+        f"export {RUNTIME_LIBRARY_VARIABLE}={library.path}",
     )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-from io import BytesIO
 from typing import BinaryIO, Final
 
-from ort_rknn.adapter import CORE_MASK_ALL, SOC_CORES, Device, ModelSource, core_masks
+from ort_rknn.adapter import SOC_CORES, Device, ModelSource, why_impossible
+from ort_rknn.files import NotRknnError, read_rknn
 
-_MAX_TRAILER: Final = 16 << 20
 _MAX_LIBRARY: Final = 256 << 20
 _MARK: Final = b"librknnrt version: "
 _AROUND: Final = len(_MARK) + 40
@@ -51,11 +49,10 @@ def init_hint(code: int, device: Device, library: str, source: ModelSource) -> s
 def mask_hint(mask: int, code: int, device: Device) -> str:
     """For ``rknn_set_core_mask``."""
     cores = SOC_CORES.get(device.soc, device.cores)
-    possible = core_masks(cores)
-    has = f"{device.soc} has {cores} core{'s' * (cores > 1)}"
-    if mask not in (*possible, CORE_MASK_ALL):
-        return f"Core mask {mask:#x} is not possible: {has}, masks {', '.join(map(str, possible))} and 0xffff."
+    if why := why_impossible(mask, device.soc, cores):
+        return why
     if code in (-5, -13):
+        has = f"{device.soc} has {cores} core{'s' * (cores > 1)}"
         return (
             f"{has}, so core mask {mask:#x} should be possible: the SoC may be detected wrongly (ORT_RKNN_SOC), or the "
             "board's runtime and driver are too old for it."
@@ -83,47 +80,30 @@ def run_hint(call: str, code: int, timeout_ms: int) -> str:
     return "RKNN_LOG_LEVEL=4 in the environment makes the runtime say more."
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a pipe without waiting for its other end."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def describe_model(source: ModelSource) -> str:
     """Who made the model and for what, as far as the file says; for error messages, so it never raises."""
     unknown = "It is not known which toolkit made the model"
     if source.path is None and not source.data:
         return unknown
     try:
-        if source.path is not None:
-            with open(source.path, "rb", opener=_without_waiting) as file:
-                header = _trailer(file)
-        else:
-            header = _trailer(BytesIO(source.data or b""))
-    except (OSError, ValueError, OverflowError, RecursionError):
-        return unknown
-    if header is None:
+        told = read_rknn(source.path if source.path is not None else source.data or b"")
+    except NotRknnError:
         return "The file is not an RKNN model (no RKNN magic)"
-    version, targets = header.get("version"), header.get("target_platform")
-    if not isinstance(version, str):
+    except (OSError, ValueError):
         return unknown
-    text = f"The model was made by toolkit {version[:40]}"
-    if isinstance(targets, list):
-        text += f" for {', '.join(str(target)[:16] for target in targets[:8])}"
+    if told.toolkit_version is None:
+        return unknown
+    text = f"The model was made by toolkit {told.toolkit_version[:40]}"
+    if told.targets:
+        text += f" for {', '.join(target[:16] for target in told.targets[:8])}"
     return text
 
 
 def describe_runtime(path: str) -> str:
     """The version of a runtime library, from the text inside it, because no context exists yet to query. Never
     raises."""
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size <= _MAX_LIBRARY:
-                words = _after_mark(file).split(b"\0")[0].split()
-                if words and words[0].isascii():
-                    return f"the runtime {path} is {words[0].decode()}"
-    except OSError:
-        pass
-    return f"the runtime is {path}"
+    version = version_inside(path)
+    return f"the runtime {path} is {version}" if version else f"the runtime is {path}"
 
 
 def knows_renice_flag(path: str) -> bool:
@@ -138,13 +118,20 @@ def knows_renice_flag(path: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _is_recent(path: str, *_: int) -> bool:
+    numbers = version_inside(path).split(".")
+    return all(part.isdigit() for part in numbers) and tuple(map(int, numbers)) >= (2, 3, 2)
+
+
+def version_inside(path: str) -> str:
+    """What stands behind the first mark, up to a space; "" if there is none, or the file cannot be read."""
     try:
         with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > _MAX_LIBRARY:
+                return ""
             words = _after_mark(file).split(b"\0")[0].split()
     except OSError:
-        return False
-    numbers = words[0].split(b".") if words else []
-    return all(part.isdigit() for part in numbers) and tuple(map(int, numbers)) >= (2, 3, 2)
+        return ""
+    return words[0].decode() if words and words[0].isascii() else ""
 
 
 def _after_mark(file: BinaryIO) -> bytes:
@@ -156,18 +143,3 @@ def _after_mark(file: BinaryIO) -> bytes:
         if start >= 0:
             return (content[start:] + file.read(_AROUND))[len(_MARK) : _AROUND]
     return b""
-
-
-def _trailer(file: BinaryIO) -> dict[str, object] | None:
-    """The JSON at the end of a model file; None if it is not a model at all."""
-    head = file.read(24)
-    if head[:4] != b"RKNN":
-        return None
-    file.seek(64 + int.from_bytes(head[16:24], "little"))
-    size = int.from_bytes(file.read(8), "little")
-    if not 0 < size <= _MAX_TRAILER:
-        raise ValueError("no JSON at the end of the model")
-    parsed = json.loads(file.read(size))
-    if not isinstance(parsed, dict):
-        raise ValueError("the JSON at the end of the model is not an object")
-    return parsed

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ort_rknn.adapter import Absence
+from ort_rknn.adapter import RUNTIME_LIBRARY_VARIABLE, Absence, Query
 
 ADAPTER: Final = "librknnrt"
-ENVIRONMENT: Final = "ORT_RKNN_RUNTIME_LIBRARY"
 
 #: Where board images keep the library, the vendor's own place first.
 USUAL_PLACES: Final = (
@@ -47,12 +46,10 @@ class Library:
     passed_over: tuple[str, ...] = ()
 
 
-def find_library(root: Path, option: str | None, environ: Mapping[str, str]) -> Library | Absence:
-    """The runtime library: the option's, else the environment's, else the first suitable one in the usual places."""
-    if option:
-        return _named(option, "provider option runtime_library")
-    if environ.get(ENVIRONMENT):
-        return _named(environ[ENVIRONMENT], f"environment variable {ENVIRONMENT}")
+def find_library(root: Path, query: Query) -> Library | Absence:
+    """The runtime library: the one that is named, else the first suitable one in the usual places."""
+    if query.named_library is not None:
+        return _named(*query.named_library)
     tried: list[str] = []
     refusals: list[str] = []
     for place in USUAL_PLACES:
@@ -64,7 +61,7 @@ def find_library(root: Path, option: str | None, environ: Mapping[str, str]) -> 
         if refusal is None:
             return Library(str(path), passed_over=tuple(refusals))
         refusals.append(f"{path} {refusal}")
-    name = "the provider option runtime_library or " + ENVIRONMENT
+    name = "the provider option runtime_library or " + RUNTIME_LIBRARY_VARIABLE
     if refusals:
         return Absence(
             ADAPTER,

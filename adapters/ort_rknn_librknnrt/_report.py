@@ -6,14 +6,13 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final
+from typing import Final
 
 from ort_rknn.adapter import (
     NOT_DYNAMIC,
     AdapterError,
     Layout,
     NativeForm,
-    Quantization,
     RknnError,
     Shape,
     TensorInfo,
@@ -24,13 +23,10 @@ from ._binding import Binding, Handle, log
 
 _MAX_TENSORS: Final = 512
 _MAX_TABLE: Final = 16 << 20
-_DTYPES: Final = {code: name for name, code in abi.DTYPE_CODES.items()}
-_LAYOUTS: Final[dict[int, Layout]] = {code: layout for layout, code in abi.LAYOUT_CODES.items()}
 #: Queries, by whether they are about inputs.
 _NATIVE: Final = {True: abi.QUERY_NATIVE_INPUT_ATTR, False: abi.QUERY_NATIVE_OUTPUT_ATTR}
 _NATIVE_NHWC: Final = {True: abi.QUERY_NATIVE_NHWC_INPUT_ATTR, False: abi.QUERY_NATIVE_NHWC_OUTPUT_ATTR}
 _OF_INPUTS: Final = (abi.QUERY_INPUT_ATTR, abi.QUERY_CURRENT_INPUT_ATTR, _NATIVE[True], _NATIVE_NHWC[True])
-_QUANTISABLE: Final = ("int4", "int8", "uint8", "int16", "uint16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +57,8 @@ def read_report(binding: Binding, handle: Handle) -> RuntimeReport:
     outputs = [read_attribute(binding, handle, abi.QUERY_OUTPUT_ATTR, index) for index in range(number.n_output)]
     sets, attributes = _shape_sets(binding, handle, inputs)
     return RuntimeReport(
-        inputs=tuple(map(_info, inputs)),
-        outputs=tuple(map(_info, outputs)),
+        inputs=tuple(map(abi.tensor_info, inputs)),
+        outputs=tuple(map(abi.tensor_info, outputs)),
         shape_sets=sets,
         shape_attributes=attributes,
         runtime=_text(version.api_version),
@@ -84,7 +80,7 @@ def read_layers(binding: Binding, handle: Handle) -> str:
 def read_shapes(binding: Binding, handle: Handle, count: int) -> tuple[Shape, ...]:
     """The output shapes for a dynamic model's current shape set."""
     attributes = (read_attribute(binding, handle, abi.QUERY_CURRENT_OUTPUT_ATTR, index) for index in range(count))
-    return tuple(_shape(attribute.dims, attribute.n_dims) for attribute in attributes)
+    return tuple(attribute.shape for attribute in attributes)
 
 
 def _query(binding: Binding, handle: Handle, command: int, answer: ctypes.Structure, what: str) -> None:
@@ -123,49 +119,19 @@ def native_attribute(binding: Binding, handle: Handle, is_input: bool, index: in
 
 
 def _native(attribute: abi.TensorAttr, info: TensorInfo) -> NativeForm:
-    layout = _LAYOUTS.get(attribute.fmt, "UNDEFINED")
-    shape = _shape(attribute.dims, attribute.n_dims)
+    layout = attribute.layout
+    shape = attribute.shape
     if layout == "NHWC" and len(shape) == 4 and attribute.w_stride > shape[2]:
         shape = (*shape[:2], attribute.w_stride, shape[3])
     if layout == "NHWC" and attribute.h_stride > shape[1] and shape[0] > 1:
         raise AdapterError(f"tensor {info.name!r} is stored with gaps between its images")
-    dtype = _DTYPES.get(attribute.type)
+    dtype = attribute.dtype
     blocks = layout == "NC1HWC2" and len(info.shape) == 4
     if dtype != info.dtype or blocks != (len(shape) == 5 != len(info.shape)) or prod(shape) < prod(info.shape):
         raise AdapterError(
             f"the runtime says that tensor {info.name!r} is stored as {dtype} {list(shape)} ({layout}), which cannot be"
         )
     return NativeForm(layout, shape, max(attribute.size_with_stride, attribute.size))
-
-
-def _info(attribute: abi.TensorAttr) -> TensorInfo:
-    name = _text(attribute.name)
-    dtype = _DTYPES.get(attribute.type)
-    if dtype is None:
-        raise AdapterError(f"tensor {name!r} has type {attribute.type}, which this adapter does not know")
-    return TensorInfo(
-        name=name,
-        shape=_shape(attribute.dims, attribute.n_dims),
-        dtype=dtype,
-        layout=_LAYOUTS.get(attribute.fmt, "UNDEFINED"),
-        quantization=_quantization(attribute, dtype),
-    )
-
-
-def _quantization(attribute: abi.TensorAttr, dtype: str) -> Quantization | None:
-    if attribute.qnt_type == abi.QUANTISED_DFP and dtype in _QUANTISABLE:
-        return Quantization(2.0**-attribute.fl, 0)
-    if attribute.qnt_type != abi.QUANTISED_AFFINE:
-        return None
-    if dtype not in _QUANTISABLE and attribute.zp == 0 and attribute.scale == 1.0:
-        return None
-    return Quantization(attribute.scale, attribute.zp)
-
-
-def _shape(dims: Any, n_dims: int) -> Shape:
-    if n_dims > abi.MAX_DIMS:
-        raise AdapterError(f"the runtime reports a tensor of {n_dims} dimensions, which cannot be")
-    return tuple(dims[:n_dims])
 
 
 def _shape_sets(
@@ -195,11 +161,11 @@ def _shape_sets(
         shapes = []
         for attribute, answer in zip(array, ranges, strict=True):
             if answer.shape_number:
-                shape = _shape(answer.dyn_range[chosen], answer.n_dims)
+                shape = abi.as_shape(answer.dyn_range[chosen], answer.n_dims)
                 attribute.n_dims, attribute.fmt = len(shape), answer.fmt
                 attribute.dims[: len(shape)] = shape
             else:  # an input that is the same in every set
-                shape = _shape(attribute.dims, attribute.n_dims)
+                shape = attribute.shape
             is_nhwc = attribute.fmt == abi.LAYOUT_CODES["NHWC"] and len(shape) == 4
             shapes.append((shape[0], shape[3], shape[1], shape[2]) if is_nhwc else shape)
         sets.append(tuple(shapes))

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from ort_rknn.adapter import Absence, Query, find_soc_name, soc_family
+from ort_rknn.adapter import Absence, Query, soc_family
+from ort_rknn.adapter.device_tree import SocUnknownError, device_tree, soc_in_device_tree
 
 ADAPTER: Final = "lite2"
 DISTRIBUTION: Final = "rknn-toolkit-lite2"
 #: The only place where rknn-toolkit-lite2 2.5.0 looks; it ignores LD_LIBRARY_PATH and the linker's cache.
 LIBRARY: Final = "usr/lib/librknnrt.so"
-_MAX_READ: Final = 4096
 
 
 def find_package() -> str | Absence:
@@ -47,7 +47,7 @@ def find_package() -> str | Absence:
 
 def check_library(library: Path, query: Query) -> Absence | None:
     """Why the package would not open ``library``, or None."""
-    named = query.runtime_library or query.environ.get("ORT_RKNN_RUNTIME_LIBRARY")
+    named, _ = query.named_library or ("", "")
     if named and os.path.realpath(named) != os.path.realpath(library):
         reason = f"the runtime library {named} was named, but {DISTRIBUTION} opens {library} only"
         return Absence(ADAPTER, reason, "Use the adapter 'librknnrt', or do not name a library.", (named,))
@@ -68,18 +68,13 @@ def check_node(root: Path) -> Absence | None:
 
 def find_soc(root: Path, environ: Mapping[str, str]) -> str | Absence:
     """The SoC as the package will find it: in the device tree, and nowhere else."""
-    path = root / "proc/device-tree/compatible"
+    path = device_tree(root)
     try:
-        with open(path, "rb") as file:
-            text = file.read(_MAX_READ).decode("utf-8", "replace").lower()
-    except OSError as error:
+        name, _ = soc_in_device_tree(root)
+    except SocUnknownError as problem:
         remedy = f"{DISTRIBUTION} needs this file; in a container: --security-opt systempaths=unconfined."
-        return Absence(ADAPTER, f"cannot determine the SoC: {path}: {error.strerror}", remedy, (str(path),))
-    soc = next(filter(None, map(find_soc_name, reversed(text.split("\0")))), None)
-    if soc is None:
-        said = ", ".join(filter(None, text.split("\0"))) or "nothing"
-        return Absence(ADAPTER, f"the device tree names no SoC with a known NPU: {path} has {said}", "", (str(path),))
-    soc = soc_family(soc)
+        return Absence(ADAPTER, str(problem), "" if problem.readable else remedy, (str(path),))
+    soc = soc_family(name)
     told = environ.get("ORT_RKNN_SOC", "").strip().lower()
     if told and soc_family(told) != soc:
         reason = f"ORT_RKNN_SOC is {told!r}, but {DISTRIBUTION} takes the SoC from {path}, which says {soc}"

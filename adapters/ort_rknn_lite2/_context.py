@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from ort_rknn.adapter import AdapterError, CallForm, PortForm, Shape, TensorInfo, array_at, onnx_order
+from ort_rknn.adapter import (
+    INPUT_DTYPES,
+    AdapterError,
+    CallForm,
+    PortForm,
+    Shape,
+    TensorInfo,
+    array_at,
+    onnx_order,
+)
 
-from . import _structs as abi
 from ._instance import Instance
 
 if TYPE_CHECKING:
@@ -36,7 +44,6 @@ class InstanceOwner(Protocol):
         """Release a context's object. Called once per object."""
 
 
-_INPUT_DTYPES: Final = abi.DTYPES[:10]
 #: Every integer up to this is exact in float32.
 _EXACT: Final = 2.0**24
 
@@ -47,8 +54,8 @@ class _InputFeed:
     __slots__ = ("dtype", "nchw", "shape", "staging", "wanted")
 
     def __init__(self, port: PortForm, info: TensorInfo, compiled: Shape) -> None:
-        if port.dtype not in _INPUT_DTYPES:
-            raise AdapterError(f"input {info.name!r}: no {port.dtype} can be fed; it can be {', '.join(_INPUT_DTYPES)}")
+        if port.dtype not in INPUT_DTYPES:
+            raise AdapterError(f"input {info.name!r}: no {port.dtype} can be fed; it can be {', '.join(INPUT_DTYPES)}")
         self.shape, self.dtype = port.shape, port.dtype
         self.wanted = port.shape
         self.nchw: Shape = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ort_rknn.adapter import CORE_MASK_ALL, Device, core_masks
+from ort_rknn.adapter import Device, why_impossible
 
 
 def hint(call: str, code: int, device: Device) -> str:
@@ -31,10 +31,9 @@ def hint(call: str, code: int, device: Device) -> str:
 
 def mask_hint(mask: int, code: int, device: Device) -> str:
     """For ``rknn_set_core_mask``."""
-    possible = core_masks(device.cores)
-    has = f"{device.soc} has {device.cores} core{'s' * (device.cores > 1)}"
-    if mask not in (*possible, CORE_MASK_ALL):
-        return f"Core mask {mask:#x} is not possible: {has}, masks {', '.join(map(str, possible))} and 0xffff."
+    if why := why_impossible(mask, device.soc, device.cores):
+        return why
     if code in (-5, -13):
+        has = f"{device.soc} has {device.cores} core{'s' * (device.cores > 1)}"
         return f"{has}, so core mask {mask:#x} should be possible: its runtime and driver may be too old."
     return hint("rknn_set_core_mask", code, device)

@@ -17,23 +17,19 @@ from ort_rknn.adapter import (
     NOT_DYNAMIC,
     AdapterError,
     Device,
-    Layout,
     ModelSource,
-    Quantization,
     RknnError,
     Shape,
     TensorInfo,
     onnx_order,
 )
+from ort_rknn.adapter import rknn_api as abi
 
-from . import _structs as abi
 from ._board import DISTRIBUTION, find_package
 from ._context import Lite2Context
 from ._instance import Instance
 
 _MAX_TENSORS: Final = 512
-_QUANTISABLE: Final = ("int4", "int8", "uint8", "int16", "uint16")
-_AFFINE, _DFP = 2, 1
 
 
 def load_model(device: Device, source: ModelSource) -> Lite2Model:
@@ -164,8 +160,6 @@ def _ask(instance: Instance, command: int, answer: Any, what: str) -> None:
 def _attribute(instance: Instance, command: int, index: int) -> abi.TensorAttr:
     attribute = abi.TensorAttr(index=index)
     _ask(instance, command, attribute, f"{'input' if command == abi.QUERY_INPUT_ATTR else 'output'} {index}")
-    if attribute.n_dims > abi.MAX_DIMS:
-        raise AdapterError(f"the runtime reports a tensor of {attribute.n_dims} dimensions, which cannot be")
     return attribute
 
 
@@ -176,30 +170,13 @@ def _tensors(instance: Instance) -> tuple[tuple[TensorInfo, ...], tuple[TensorIn
     for count, command, what in zip(number, (abi.QUERY_INPUT_ATTR, abi.QUERY_OUTPUT_ATTR), ("inputs", "outputs")):
         if not 0 < count <= _MAX_TENSORS:
             raise AdapterError(f"the runtime reports {count} {what}, which cannot be: the model is damaged")
-        sides.append(tuple(_info(_attribute(instance, command, index)) for index in range(count)))
+        sides.append(tuple(abi.tensor_info(_attribute(instance, command, index)) for index in range(count)))
     return sides[0], tuple(map(_as_given, sides[1]))
 
 
 def _as_given(output: TensorInfo) -> TensorInfo:
     """The output as the package returns it, in float32, which can only be converted back to types without a scale."""
     return replace(output, raw=output.quantization is None and output.dtype not in ("int4", "bfloat16"))
-
-
-def _info(attribute: abi.TensorAttr) -> TensorInfo:
-    name = attribute.name.decode("utf-8", "replace")
-    if not 0 <= attribute.type < len(abi.DTYPES):
-        raise AdapterError(f"tensor {name!r} has type {attribute.type}, which this adapter does not know")
-    dtype = abi.DTYPES[attribute.type]
-    quantization = None
-    if attribute.qnt_type == _DFP and dtype in _QUANTISABLE:
-        quantization = Quantization(2.0**-attribute.fl, 0)
-    elif attribute.qnt_type == _AFFINE and (dtype in _QUANTISABLE or (attribute.zp, attribute.scale) != (0, 1.0)):
-        quantization = Quantization(attribute.scale, attribute.zp)
-    return TensorInfo(name, attribute.shape, dtype, _layout(attribute.fmt), quantization)
-
-
-def _layout(fmt: int) -> Layout:
-    return abi.LAYOUTS[fmt] if 0 <= fmt < len(abi.LAYOUTS) else "UNDEFINED"
 
 
 def _runtime_versions(instance: Instance) -> dict[str, str]:
@@ -227,7 +204,7 @@ def _shape_sets(instance: Instance, inputs: int) -> tuple[tuple[Shape, ...], ...
     if len(numbers) > 1 or max(numbers) > abi.MAX_SHAPES or any(a.n_dims > abi.MAX_DIMS for a in ranges):
         raise AdapterError(f"the inputs have different numbers of shapes, or too many: {sorted(numbers)}")
     return tuple(
-        tuple(onnx_order(tuple(a.dyn_range[chosen][: a.n_dims]), _layout(a.fmt)) for a in ranges)
+        tuple(onnx_order(tuple(a.dyn_range[chosen][: a.n_dims]), abi.layout_of(a.fmt)) for a in ranges)
         for chosen in range(numbers.pop())
     )
 

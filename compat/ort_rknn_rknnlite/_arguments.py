@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ort_rknn._tensors import INPUT_DTYPES
-from ort_rknn.adapter import Layout, Shape
+from ort_rknn.adapter import INPUT_DTYPES, Layout, Shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -118,8 +118,7 @@ def load(model: ModelFile, core_mask: int, target: str | None) -> RunnableModel:
                     *(Path(path).name, _names_of_twins(path)),
                 )
             return OnNpu(path, source, file, found, options, twin)
-        absence = report.why_none()
-        reason = f"no NPU: {absence.reason}" + (f". {absence.remedy}" if absence.remedy else "")
+        reason = f"no NPU: {report.why_none()}"
     return _on_cpu(path, file, twin, reason)
 
 

@@ -12,7 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ort_rknn.adapter import TensorInfo
+from ort_rknn.adapter import RKNN_ERRORS, TensorInfo
+from ort_rknn.adapter import rknn_api as abi
 
 if TYPE_CHECKING:
     from ._loading import RunnableModel
@@ -21,50 +22,25 @@ __all__ = ["RKNNOutput", "RKNNPerfRun", "RKNNRuntime", "RKNNTensorAttr"]
 
 log: Final = logging.getLogger("ort_rknn.rknnlite")
 
-_DTYPES: Final = (
-    *("float32", "float16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool", "int4"),
-    "bfloat16",
-)
 _BITS: Final = {"float32": 32, "int32": 32, "uint32": 32, "int64": 64, "int8": 8, "uint8": 8, "bool": 8, "int4": 4}
-_FORMATS: Final = {"NCHW": 0, "NHWC": 1, "UNDEFINED": 3}
-_AFFINE: Final = 2
-_INPUT_ATTR, _OUTPUT_ATTR, _PERF_RUN, _CUSTOM_STRING = 1, 2, 4, 7
-_DEVICE_UNAVAILABLE, _PARAM_INVALID = -3, -5
+_CODES: Final = {name: code for code, name in RKNN_ERRORS.items()}
+
+
+def _vendors(name: str) -> str:
+    """The vendor's Python name for a field of the C interface."""
+    return "stride_with_stride" if name == "size_with_stride" else name
 
 
 class RKNNTensorAttr(ctypes.Structure):
     """``rknn_tensor_attr``. ``dims`` has 16 entries, of which ``n_dims`` count; a 4-D input's are NHWC."""
 
-    _fields_ = (
-        ("index", ctypes.c_uint32),
-        ("n_dims", ctypes.c_uint32),
-        ("dims", ctypes.c_uint32 * 16),
-        ("name", ctypes.c_char * 256),
-        ("n_elems", ctypes.c_uint32),
-        ("size", ctypes.c_uint32),
-        ("fmt", ctypes.c_int32),
-        ("type", ctypes.c_int32),
-        ("qnt_type", ctypes.c_int32),
-        ("fl", ctypes.c_int8),
-        ("zp", ctypes.c_int32),
-        ("scale", ctypes.c_float),
-        ("w_stride", ctypes.c_uint32),
-        ("stride_with_stride", ctypes.c_uint32),  # the vendor's Python name for size_with_stride
-        ("pass_through", ctypes.c_uint8),
-        ("h_stride", ctypes.c_uint32),
-    )
+    _fields_ = tuple((_vendors(name), kind) for name, kind in abi.TensorAttr._fields_)
 
 
 class RKNNOutput(ctypes.Structure):
     """``rknn_output``."""
 
-    _fields_ = (
-        ("want_float", ctypes.c_uint8),
-        ("is_prealloc", ctypes.c_uint8),
-        ("index", ctypes.c_uint32),
-        ("buf", ctypes.c_void_p),
-        ("size", ctypes.c_uint32),
-    )
+    _fields_ = abi.Output._fields_
 
 
 class RKNNPerfRun(ctypes.Structure):
@@ -116,7 +92,7 @@ class RKNNRuntime:
         attr = _attr_of(index, tensors[index])
         if self._loaded.native is not None:
             asked = RKNNTensorAttr(index=index)
-            command = _OUTPUT_ATTR if is_output else _INPUT_ATTR
+            command = abi.QUERY_OUTPUT_ATTR if is_output else abi.QUERY_INPUT_ATTR
             if self.lib.rknn_query(self.context, command, ctypes.byref(asked), ctypes.sizeof(asked)) == 0:
                 return asked
         return attr
@@ -159,9 +135,9 @@ def _attr_of(index: int, tensor: TensorInfo) -> RKNNTensorAttr:
         n_elems=elements,
         size=size,
         stride_with_stride=size,
-        fmt=_FORMATS.get(tensor.layout, 3),
-        type=_DTYPES.index(tensor.dtype) if tensor.dtype in _DTYPES else 1,
-        qnt_type=_AFFINE,  # reported for every tensor; unquantized ones have scale 1 and zero point 0
+        fmt=abi.LAYOUT_CODES[tensor.layout],
+        type=abi.DTYPE_CODES.get(tensor.dtype, abi.DTYPE_CODES["float16"]),
+        qnt_type=abi.QUANTIZED_AFFINE,  # as the runtime says of every tensor: scale 1, zero point 0 where not quantized
         scale=1.0,
     )
     for axis, length in enumerate(tensor.shape[:16]):
@@ -207,16 +183,16 @@ class _NoLibrary:
 
         def call(*_: Any) -> int:
             log.warning("%s of rknn_runtime.lib has no NPU to ask: %s", name, self._loaded.describe())
-            return _DEVICE_UNAVAILABLE
+            return _CODES["RKNN_ERR_DEVICE_UNAVAILABLE"]
 
         return call
 
     def rknn_query(self, _context: Any, command: int, answer: Any, size: int) -> int:
         """Supports only the custom string, which is in the file."""
-        if command != _CUSTOM_STRING:
+        if command != abi.QUERY_CUSTOM_STRING:
             return self.__getattr__("rknn_query")()
         text = self._loaded.custom_string.encode()
         if len(text) >= size:
-            return _PARAM_INVALID
+            return _CODES["RKNN_ERR_PARAM_INVALID"]
         ctypes.memmove(ctypes.cast(answer, ctypes.c_void_p), text + b"\0", len(text) + 1)
         return 0

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
+from .._environment import RUNTIME_LIBRARY_VARIABLE
 from .._tensors import INPUT_DTYPES
 from .kinds import (
     AutoOrBoolean,
@@ -107,7 +108,7 @@ OPTIONS: Final = (
         "absolute path of the runtime library; nothing else is looked at then, and its own answer replaces the "
         "check of the device node. `None`: `ORT_RKNN_RUNTIME_LIBRARY`, else the usual places",
         honored_by="some adapters",
-        environment="ORT_RKNN_RUNTIME_LIBRARY",
+        environment=RUNTIME_LIBRARY_VARIABLE,
     ),
     Option(
         "rknn_model",

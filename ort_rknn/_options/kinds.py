@@ -18,10 +18,6 @@ from .._rknpu import TP_MODES
 
 _LONGEST_SHOWN = 300
 _LONGEST_SCHEDULE = 1024
-#: Of an integer; onnxruntime and the runtime take 32 bits.
-_LARGEST = 2**31 - 1
-#: Levels of JSON nesting; the options' values have at most three.
-_MOST_NESTED = 100
 #: Limited, because Python rejects thousands of digits with an error of its own.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 
@@ -54,25 +50,12 @@ def _short(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"
 
 
-def _bound_nesting(text: str) -> None:
-    """Raise RecursionError if JSON is nested deeper than any option: the parser's own limit differs by release."""
-    depth = 0
-    for character in text:
-        if character in "[{":
-            depth += 1
-            if depth > _MOST_NESTED:
-                raise RecursionError
-        elif character in "]}":
-            depth -= 1
-
-
 def _json(key: str, text: str, wanted: str = "") -> object:
     """``text`` parsed as JSON. Raises OptionError, whose message ends with ``wanted``."""
-    import json
+    from .._json import bounded_loads
 
     try:
-        _bound_nesting(text)
-        return json.loads(text)
+        return bounded_loads(text)
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise bad_value(key, text, f"this is not valid JSON ({why}){wanted and f'; {wanted}'}") from None

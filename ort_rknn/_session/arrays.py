@@ -137,9 +137,7 @@ def _device(name: str | None) -> Found:
     report = survey(query_for(Options(device=name)))
     if not report.found:
         absence = report.why_none()
-        raise NpuUnavailable(
-            f"no NPU memory, because there is no NPU: {absence.reason}. {absence.remedy}".rstrip(". ") + "."
-        )
+        raise NpuUnavailable(f"no NPU memory, because there is no NPU: {absence}".rstrip(".") + ".")
     return report.found[0]
 
 

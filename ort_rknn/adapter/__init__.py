@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._environment import RUNTIME_LIBRARY_VARIABLE
 from .._rknpu import (
     CORE_MASK_ALL,
     CORE_MASK_AUTO,
@@ -24,6 +25,7 @@ from .._rknpu import (
     is_soc,
     soc_family,
     soc_note,
+    why_impossible,
 )
 from .._tensors import DTYPE_OF_TYPE, INPUT_DTYPES, Layout, Quantization, Shape, onnx_order
 from .contract import (
@@ -71,6 +73,7 @@ __all__ = [
     "INPUT_DTYPES",
     "NOT_DYNAMIC",
     "RKNN_ERRORS",
+    "RUNTIME_LIBRARY_VARIABLE",
     "SOC_CORES",
     "Absence",
     "Adapter",
@@ -117,6 +120,7 @@ __all__ = [
     "raised_after",
     "soc_family",
     "soc_note",
+    "why_impossible",
     "why_unsafe",
 ]
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from .._environment import RUNTIME_LIBRARY_VARIABLE
 from .._rknpu import RKNN_ERRORS
 from .._tensors import Layout, Quantization, Shape
 
@@ -85,6 +86,9 @@ class Absence:
     tried: tuple[str, ...] = ()
     """The paths (and similar) that were examined, in order."""
 
+    def __str__(self) -> str:
+        return f"{self.reason}. {self.remedy}" if self.remedy else self.reason
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -98,6 +102,14 @@ class Query:
     """The provider option ``runtime_library``. If given, an adapter looks nowhere else and skips checks of the device
     node: the named library decides."""
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    @property
+    def named_library(self) -> tuple[str, str] | None:
+        """The library of the option, else of the environment, and which of the two names it; None: neither does."""
+        if self.runtime_library:
+            return self.runtime_library, "provider option runtime_library"
+        path = self.environ.get(RUNTIME_LIBRARY_VARIABLE)
+        return (path, f"environment variable {RUNTIME_LIBRARY_VARIABLE}") if path else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The structures and constants of the librknnrt C interface that this adapter uses, on 64-bit Linux.
+"""The structures and constants of the librknnrt C interface, on 64-bit Linux: those that adapters and faces use.
 
 Sizes and offsets are those of runtime 2.3.2, seen to agree with 2.5.0 where tried; a test checks them. Fields keep the
 interface's own names.
@@ -10,7 +10,8 @@ import ctypes
 from collections.abc import Mapping
 from typing import Final
 
-from .._tensors import Layout
+from .._tensors import INPUT_DTYPES, Layout, Quantization, Shape
+from .contract import AdapterError, TensorInfo
 
 MAX_DIMS: Final = 16
 MAX_NAME: Final = 256
@@ -34,21 +35,32 @@ QUERY_CURRENT_OUTPUT_ATTR: Final = 15
 SYNC_TO_DEVICE: Final = 1
 SYNC_FROM_DEVICE: Final = 2
 
-QUANTISED_DFP: Final = 1
+QUANTIZED_DFP: Final = 1
 """Dynamic fixed point: ``real = stored * 2 ** -fl``."""
-QUANTISED_AFFINE: Final = 2
+QUANTIZED_AFFINE: Final = 2
 """``real = (stored - zp) * scale``."""
 
-#: The dtypes that a caller may pass (those that numpy has), in the order of ``rknn_tensor_type``.
-INPUT_DTYPES: Final = (
-    *("float32", "float16", "int8", "uint8", "int16"),
-    *("uint16", "int32", "uint32", "int64", "bool"),
-)
-#: ``rknn_tensor_type`` by dtype.
-DTYPE_CODES: Final[Mapping[str, int]] = {dtype: code for code, dtype in enumerate((*INPUT_DTYPES, "int4", "bfloat16"))}
+#: By ``rknn_tensor_type``; a caller may hand in the first ten.
+DTYPES: Final = (*INPUT_DTYPES, "int4", "bfloat16")
+DTYPE_CODES: Final[Mapping[str, int]] = {dtype: code for code, dtype in enumerate(DTYPES)}
 
-#: ``rknn_tensor_format`` by layout, in the order of its values.
-LAYOUT_CODES: Final[Mapping[Layout, int]] = {"NCHW": 0, "NHWC": 1, "NC1HWC2": 2, "UNDEFINED": 3}
+#: By ``rknn_tensor_format``.
+LAYOUTS: Final[tuple[Layout, ...]] = ("NCHW", "NHWC", "NC1HWC2", "UNDEFINED")
+LAYOUT_CODES: Final[Mapping[Layout, int]] = {layout: code for code, layout in enumerate(LAYOUTS)}
+
+_QUANTIZABLE: Final = ("int4", "int8", "uint8", "int16", "uint16")
+
+
+def layout_of(fmt: int) -> Layout:
+    """The order of axes that an ``rknn_tensor_format`` is; UNDEFINED for one that is not known here."""
+    return LAYOUTS[fmt] if 0 <= fmt < len(LAYOUTS) else "UNDEFINED"
+
+
+def as_shape(dims: ctypes.Array[ctypes.c_uint32], n_dims: int) -> Shape:
+    """The dimensions that there are. Raises AdapterError for more than a tensor can have."""
+    if n_dims > MAX_DIMS:
+        raise AdapterError(f"the runtime reports a tensor of {n_dims} dimensions, which cannot be")
+    return tuple(dims[:n_dims])
 
 
 class InputOutputNum(ctypes.Structure):
@@ -96,6 +108,31 @@ class TensorAttr(ctypes.Structure):
     size_with_stride: int
     pass_through: int
     h_stride: int
+
+    @property
+    def shape(self) -> Shape:
+        """The dimensions that there are. Raises AdapterError for more than a tensor can have."""
+        return as_shape(self.dims, self.n_dims)
+
+    @property
+    def dtype(self) -> str | None:
+        """The compiled type; None for one that is not known here."""
+        return DTYPES[self.type] if 0 <= self.type < len(DTYPES) else None
+
+    @property
+    def layout(self) -> Layout:
+        """The order of axes."""
+        return layout_of(self.fmt)
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """None for a tensor that is not quantized; the runtime says affine of every tensor."""
+        whole = self.dtype in _QUANTIZABLE
+        if self.qnt_type == QUANTIZED_DFP:
+            return Quantization(2.0**-self.fl, 0) if whole else None
+        if self.qnt_type == QUANTIZED_AFFINE and (whole or (self.zp, self.scale) != (0, 1.0)):
+            return Quantization(self.scale, self.zp)
+        return None
 
 
 class InputRange(ctypes.Structure):
@@ -222,3 +259,12 @@ class RunExtend(ctypes.Structure):
     non_block: int
     timeout_ms: int
     fence_fd: int
+
+
+def tensor_info(attribute: TensorAttr) -> TensorInfo:
+    """An input or output as the runtime describes it. Raises AdapterError for a type or rank that is not known here."""
+    name = attribute.name.decode("utf-8", "replace")
+    dtype = attribute.dtype
+    if dtype is None:
+        raise AdapterError(f"tensor {name!r} has type {attribute.type}, which this adapter does not know")
+    return TensorInfo(name, attribute.shape, dtype, attribute.layout, attribute.quantization)

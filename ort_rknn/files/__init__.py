@@ -13,7 +13,7 @@
 from .left_out import Disagreement, LeftOut, left_out
 from .onnx_model import DTYPES, Dimension, EpContextNode, OnnxFileError, OnnxModel, OnnxValue, is_onnx, read_onnx
 from .origin import FileRecord, Origin, is_stale
-from .rknn import RknnFile, RknnFileError, RknnTensor, is_rknn, is_rknpu3, read_rknn
+from .rknn import NotRknnError, RknnFile, RknnFileError, RknnTensor, is_rknn, is_rknpu3, read_rknn
 from .stamp import StampError, stamp
 from .twins import Verdict, find_twins, is_there, judge_twin, onnx_twin_names, twin_names, why_unreadable
 from .wrapper import ModelFields, ValueFields, ep_context_model, identity_model
@@ -26,6 +26,7 @@ __all__ = [
     "FileRecord",
     "LeftOut",
     "ModelFields",
+    "NotRknnError",
     "OnnxFileError",
     "OnnxModel",
     "OnnxValue",

@@ -17,7 +17,7 @@ from .._tensors import Layout, Quantization, Shape
 from ._rknn_parts import Parts, RknnPort, as_floats, as_shape, as_shapes, read_parts
 from ._source import Data, Source, describe_source, looks_like, open_source
 
-__all__ = ["RknnFile", "RknnFileError", "RknnTensor", "is_rknn", "is_rknpu3", "read_rknn"]
+__all__ = ["NotRknnError", "RknnFile", "RknnFileError", "RknnTensor", "is_rknn", "is_rknpu3", "read_rknn"]
 
 _U64 = struct.Struct("<Q")
 _VERSION = re.compile(r"\d+(?:\.\d+)+", re.ASCII)
@@ -37,6 +37,10 @@ _DTYPES = _QUANTISED.union(
 
 class RknnFileError(ValueError):
     """The file is not an .rknn model, or is incomplete. The message says what it is instead, or how much is missing."""
+
+
+class NotRknnError(RknnFileError):
+    """The file does not start as an .rknn model does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +113,15 @@ def is_rknpu3(head: bytes) -> bool:
 def read_rknn(source: Source) -> RknnFile:
     """Read the metadata of an .rknn file (a path, or its bytes). Takes under a millisecond whatever the size.
 
-    Raises RknnFileError if it is not an .rknn model, is truncated, or has impossible lengths; OSError if the file
-    cannot be opened. Damage elsewhere is not an error: see :attr:`RknnFile.unknown`.
+    Raises RknnFileError if it is not an .rknn model (NotRknnError), is cut short, or has lengths that cannot be;
+    OSError where the file cannot be opened. Damage elsewhere is not an error: see :attr:`RknnFile.unknown`.
     """
     name = describe_source(source)
     with open_source(source, RknnFileError) as data:
         size = len(data)
         head = data[:_WIDE_HEADER]
         if not is_rknn(head):
-            raise RknnFileError(f"{name}: not an .rknn model; it looks like {looks_like(head)}")
+            raise NotRknnError(f"{name}: not an .rknn model; it looks like {looks_like(head)}")
         if not head.startswith(b"RKNN"):
             parts = Parts(unknown=["everything: the file is encrypted, only the runtime can read it"])
             return _assemble(size, None, parts, encrypted=True)

@@ -61,7 +61,7 @@ def test_codes():
     assert abi.DTYPE_CODES["float32"] == 0
     assert abi.DTYPE_CODES["bool"] == 9
     assert abi.DTYPE_CODES["bfloat16"] == 11
-    assert abi.INPUT_DTYPES[-1] == "bool"
+    assert abi.DTYPES[9] == "bool"
     assert abi.LAYOUT_CODES == {"NCHW": 0, "NHWC": 1, "NC1HWC2": 2, "UNDEFINED": 3}
 
 
