@@ -143,7 +143,7 @@ def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool, Mapp
         onnx = _onnx_of(path)
         feed = feed_for(session)
         _tell_free_axes(report, session, feed)
-        compiled = compiled_convolutions(executor.source for executor in session._npu.executors)
+        compiled = compiled_convolutions(executor.provenance.source for executor in session._npu.executors)
     if device.cores > 1 and onnx is not None:
         try:
             report.split = split_share(onnx, lambda so: onnxruntime.InferenceSession(onnx, so, _CPU), feed, compiled)

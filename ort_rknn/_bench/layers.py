@@ -52,7 +52,7 @@ def _table(executor: Executor, found: Any) -> str:
     call = executor.static_call or executor.call_for(executor.signature.sets[0])
     if call is None:
         raise AdapterError("the model has no compiled shape")
-    model = found.adapter.load(found.device, executor.source, LoadSettings(collect_layers=True))
+    model = found.adapter.load(found.device, executor.provenance.source, LoadSettings(collect_layers=True))
     try:
         context = model.context(executor.dispatch.lanes[0].core_mask)
         if not hasattr(context, "layer_table"):

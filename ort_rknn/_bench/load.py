@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,53 +88,73 @@ def fits(session: Any, feed: Mapping[str, NDArray[np.generic]]) -> bool:
     )
 
 
-def put_load(session: Any, feed: Mapping[str, Any], callers: int, seconds: float, samples: int = 1) -> Measured:
-    """``callers`` threads call ``session.run`` repeatedly for about ``seconds``, after a warm-up.
+class _Callers:
+    """Threads that call a session one run after the other, and begin together."""
 
-    Every caller makes at least two runs, however long they take. Raises what a run raises.
-    """
-    names = [output.name for output in session.get_outputs()]
-    times: list[list[float]] = [[] for _ in range(callers)]
-    failed: list[BaseException] = []
-    gate = threading.Barrier(callers + 1)
-    until = 0.0
+    def __init__(self, session: Any, feed: Mapping[str, Any], callers: int) -> None:
+        self._session, self._feed = session, feed
+        self._names = [output.name for output in session.get_outputs()]
+        self._gate = threading.Barrier(callers + 1)
+        self._failed: list[BaseException] = []
+        self._until = 0.0
+        self.times: list[list[float]] = [[] for _ in range(callers)]
+        """Seconds of each run, by caller."""
 
-    def call(mine: list[float]) -> None:
+    def run(self, seconds: float, begin: Callable[[], float]) -> None:
+        """All of it. ``begin`` is called after the warm-up, and gives the time at which the load begins."""
+        threads = [threading.Thread(target=self._call, args=(mine,), daemon=True) for mine in self.times]
         try:
-            session.run(names, feed)
-            gate.wait()
-            gate.wait()
+            for thread in threads:
+                thread.start()
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self._gate.wait()
+                self._until = begin() + seconds
+                self._gate.wait()
+            for thread in threads:
+                thread.join()
+        except BaseException as error:  # a Ctrl-C: stop the other callers
+            self._failed.append(error)
+            self._gate.abort()
+            raise
+        if self._failed:
+            raise self._failed[0]
+
+    def _call(self, mine: list[float]) -> None:
+        run, names, feed = self._session.run, self._names, self._feed
+        try:
+            run(names, feed)
+            self._gate.wait()
+            self._gate.wait()
             last = time.perf_counter()
-            while (last < until or len(mine) < 2) and not failed:
-                session.run(names, feed)
+            while (last < self._until or len(mine) < 2) and not self._failed:
+                run(names, feed)
                 now = time.perf_counter()
                 mine.append(now - last)
                 last = now
         except threading.BrokenBarrierError:
             pass
         except BaseException as error:
-            failed.append(error)
-            gate.abort()
+            self._failed.append(error)
+            self._gate.abort()
 
-    threads = [threading.Thread(target=call, args=(mine,), daemon=True) for mine in times]
-    try:
-        for thread in threads:
-            thread.start()
-        with contextlib.suppress(threading.BrokenBarrierError):
-            gate.wait()
-            before, cpu, start = session.stats().total, time.process_time(), time.perf_counter()
-            until = start + seconds
-            gate.wait()
-        for thread in threads:
-            thread.join()
-    except BaseException as error:  # a Ctrl-C: stop the other callers
-        failed.append(error)
-        gate.abort()
-        raise
-    if failed:
-        raise failed[0]
+
+def put_load(session: Any, feed: Mapping[str, Any], callers: int, seconds: float, samples: int = 1) -> Measured:
+    """``callers`` threads call ``session.run`` repeatedly for about ``seconds``, after a warm-up.
+
+    Every caller makes at least two runs, however long they take. Raises what a run raises.
+    """
+    before: Any = None
+    cpu = start = 0.0
+
+    def begin() -> float:
+        nonlocal before, cpu, start
+        before, cpu, start = session.stats().total, time.process_time(), time.perf_counter()
+        return start
+
+    load = _Callers(session, feed, callers)
+    load.run(seconds, begin)
     elapsed, cpu, after = time.perf_counter() - start, time.process_time() - cpu, session.stats().total
-    everything = sorted(t for mine in times for t in mine)
+    everything = sorted(t for mine in load.times for t in mine)
     runs = len(everything)
     parts = [
         1000.0 * (getattr(after, f"{part}_seconds") - getattr(before, f"{part}_seconds")) / runs

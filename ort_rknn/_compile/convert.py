@@ -24,7 +24,7 @@ from .int8 import Search, best_of
 from .observe import Observed
 from .opset import OpsetError
 from .partition import GraphPart
-from .parts import InParts, build_in_parts
+from .parts import InParts, PartsJob, build_in_parts
 from .place import place_parts, place_whole
 from .prepare import PreparedModel, prepare
 from .put import put_copy
@@ -240,15 +240,15 @@ class _Job:
         return Compiled(target, str(placed), (part,), time.monotonic() - started)
 
     def _in_parts(self, target: str, refusal: ConversionError, started: float) -> Compiled:
-        made = build_in_parts(
+        job = PartsJob(
             self.converter,
             self.source.path,
             self.shapes.sets[0],
             target,
-            first=refusal,
-            spec=lambda path, part, observed: self._part_spec(path, part, observed, target),
-            progress=self.progress,
+            lambda path, part, observed: self._part_spec(path, part, observed, target),
+            self.progress,
         )
+        made = build_in_parts(job, first=refusal)
         return self._placed(made, target, CutPlan("in parts"), str(refusal), started)
 
     def _int8(self, target: str, samples: Samples, started: float) -> Compiled:

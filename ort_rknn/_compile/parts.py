@@ -45,30 +45,39 @@ class InParts:
     built: tuple[BuiltPart, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PartsJob:
+    """An ONNX to be partitioned, and how its parts are built."""
+
+    converter: Converter
+    path: str
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of the inputs."""
+    target: str
+    spec: Callable[[str, GraphPart, Observed], BuildSpec]
+    """Returns the build settings of a part, given the path of its ONNX."""
+    progress: Callable[[str], None] = lambda text: None
+
+
 def build_in_parts(
-    converter: Converter,
-    path: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    target: str,
+    job: PartsJob,
     *,
     first: ConversionError | None = None,
-    spec: Callable[[str, GraphPart, Observed], BuildSpec],
-    progress: Callable[[str], None] = lambda text: None,
     keep: Mapping[int, str] | None = None,
     feeds: Sequence[Mapping[str, Array]] = (),
 ) -> InParts:
-    """Partition the ONNX at ``path`` and build every part. ``first``: why the whole was refused. ``keep``: nodes that
-    stay on the CPU, with the reason. ``feeds``: used to determine shapes and ranges; () means random.
+    """Partition an ONNX and build every part. ``first``: why the whole was refused. ``keep``: nodes that stay on the
+    CPU, with the reason. ``feeds``: used to determine shapes and ranges; () means random.
 
-    ``spec`` returns the build settings of a part, given the path of its ONNX. Raises ConversionError if no part is
-    left, naming what keeps the nodes on the CPU.
+    Raises ConversionError if no part is left, naming what keeps the nodes on the CPU.
     """
+    converter, path, progress = job.converter, job.path, job.progress
     folder = os.path.dirname(path)
     model = load_graph(path)
     progress("running the ONNX once to learn the shapes between its nodes")
-    observed = observe(model, folder, feeds or [random_feeds(model, shapes)])
+    observed = observe(model, folder, feeds or [random_feeds(model, job.shapes)])
     refused = {**refused_by_table(model), **(keep or {})}
-    trials = Trials(converter, target, remembered(converter.toolkit.version))
+    trials = Trials(converter, job.target, remembered(converter.toolkit.version))
     blame(model, range(len(model.graph.node)), first, refused)
     finished: dict[tuple[int, ...], BuiltPart] = {}
     for _ in range(_ROUNDS):
@@ -81,7 +90,7 @@ def build_in_parts(
                 continue
             progress(f"compiling part {number + 1} of {len(made.parts)}: {len(part.nodes)} nodes")
             try:
-                finished[key] = _build_one(converter, model, part, observed, folder, spec)
+                finished[key] = _build_one(job, model, part, observed)
             except ConversionError as error:
                 _divide(model, part, error, refused, trials, observed)
                 break
@@ -92,25 +101,19 @@ def build_in_parts(
     )
 
 
-def _build_one(
-    converter: Converter,
-    model: onnx.ModelProto,
-    part: GraphPart,
-    observed: Observed,
-    folder: str,
-    spec: Callable[[str, GraphPart, Observed], BuildSpec],
-) -> BuiltPart:
+def _build_one(job: PartsJob, model: onnx.ModelProto, part: GraphPart, observed: Observed) -> BuiltPart:
+    folder = os.path.dirname(job.path)
     cut = extract(model, part.inputs, part.outputs, observed)
     lower_opset(cut, NEWEST_OPSET)
     cut.ir_version = min(cut.ir_version, NEWEST_IR)
-    place = Path(tempfile.mkdtemp(prefix="part-", dir=converter.folder)) / _PART
+    place = Path(tempfile.mkdtemp(prefix="part-", dir=job.converter.folder)) / _PART
     onnx.save(cut, place)
     for tensor in cut.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location" and not (place.parent / entry.value).exists():
                 link(Path(folder) / entry.value, place.parent / entry.value)
-    how = spec(str(place), part, observed)
-    return BuiltPart(part, converter.build(how), how)
+    how = job.spec(str(place), part, observed)
+    return BuiltPart(part, job.converter.build(how), how)
 
 
 def blame(

@@ -16,7 +16,7 @@ from .graph import load_graph
 from .measure import Reference, calibration_list
 from .observe import Array, Observed, observe
 from .partition import GraphPart, Partition
-from .parts import BuiltPart, InParts, build_in_parts
+from .parts import BuiltPart, InParts, PartsJob, build_in_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,8 @@ class Recipe:
         if plan.whole:
             made = self._whole(model, feeds, complete)
         else:
-            made = build_in_parts(
-                self.converter,
-                self.path,
-                self.shapes,
-                self.target,
-                first=refusal,
-                spec=complete,
-                progress=self.progress,
-                keep=plan.on_cpu,
-                feeds=feeds,
-            )
+            job = PartsJob(self.converter, self.path, self.shapes, self.target, complete, self.progress)
+            made = build_in_parts(job, first=refusal, keep=plan.on_cpu, feeds=feeds)
         return made, references[0]
 
     def _quantized(

@@ -18,6 +18,8 @@ from .._rknpu import TP_MODES
 
 _LONGEST_SHOWN = 300
 _LONGEST_SCHEDULE = 1024
+#: Of an integer; onnxruntime and the runtime take 32 bits.
+_LARGEST = 2**31 - 1
 #: Limited, because Python rejects thousands of digits with an error of its own.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 
