@@ -363,7 +363,7 @@ def test_the_layers_of_all_parts_and_of_none(npu, in_parts):
 def test_a_runtime_that_does_not_tell_is_told_with_its_reason(npu):
     with session() as s:
         executor = s._npu.executor
-        plain = s._npu.plan.found.adapter.load(s._npu.plan.found.device, executor.source, LoadSettings())
+        plain = s._npu.plan.found.adapter.load(s._npu.plan.found.device, executor.provenance.source, LoadSettings())
         with pytest.raises(RknnError):
             plain.context(0).layer_table()  # it was loaded without
         plain.close()

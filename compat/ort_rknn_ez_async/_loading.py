@@ -9,7 +9,7 @@ from typing import Any
 
 from ort_rknn._errors import bare_message, warn_of_fallback
 from ort_rknn._executor.declared import declared_by_file
-from ort_rknn._executor.opening import open_executor
+from ort_rknn._executor.opening import CompiledModel, OnnxBehind, open_executor
 from ort_rknn._planning.discovery import survey
 from ort_rknn._planning.facts import Facts, gather
 from ort_rknn._planning.plan import Fallback, plan
@@ -64,15 +64,11 @@ def _load(
         candidate, found = made.candidate, made.found
         assert found is not None
         inputs, outputs = (declared_by_file(candidate.file) if candidate.file else None) or (None, None)
+        onnx = OnnxBehind(facts.onnx_source if made.use_onnx else None)
         executor = open_executor(
             found,
-            candidate.source,
+            CompiledModel(candidate.source, candidate.name, candidate.file, inputs, outputs, onnx=onnx),
             options,
-            inputs=inputs,
-            outputs=outputs,
-            file=candidate.file,
-            twin=facts.onnx_source if made.use_onnx else None,
-            label=candidate.name,
             share_with=weights_of,
         )
         try:

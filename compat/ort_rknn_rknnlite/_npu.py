@@ -11,7 +11,7 @@ import numpy as np
 
 from ort_rknn._executor.calls import Call
 from ort_rknn._executor.declared import declared_by_file
-from ort_rknn._executor.opening import open_executor
+from ort_rknn._executor.opening import CompiledModel, OnnxBehind, open_executor
 from ort_rknn._options import Options
 from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import CallForm, ModelSource, PortForm, Shape
@@ -36,15 +36,10 @@ class OnNpu:
         self._device = found.device
         self.soc = found.device.soc
         self.custom_string = file.custom_string or ""
-        declared = declared_by_file(file)
-        self._executor = open_executor(
-            *(found, source, options),
-            inputs=declared[0] if declared is not None else None,
-            outputs=declared[1] if declared is not None else None,
-            file=file,
-            twin=str(twin) if twin is not None else None,
-            label=Path(path).name,
-        )
+        inputs, outputs = declared_by_file(file) or (None, None)
+        onnx = OnnxBehind(str(twin) if twin is not None else None)
+        compiled = CompiledModel(source, Path(path).name, file, inputs, outputs, onnx=onnx)
+        self._executor = open_executor(found, compiled, options)
         model = self._executor.model
         sets = model.shape_sets or (tuple(onnx_order(i.shape, i.layout) for i in model.inputs),)
         self.inputs: Sequence[InputShapes] = [

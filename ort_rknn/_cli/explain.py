@@ -64,6 +64,10 @@ def run(given: argparse.Namespace) -> int:
     return FINE if found["fell_back"] is None else FAILED
 
 
+def _str_or_none(verdict: object) -> str | None:
+    return None if verdict is None else str(verdict)
+
+
 def _as_json(model: str, session: InferenceSession) -> dict[str, Any]:
     from .._session.explain import cannot_run
 
@@ -73,7 +77,7 @@ def _as_json(model: str, session: InferenceSession) -> dict[str, Any]:
         {
             "model": executor.label,
             "versions": dict(executor.model.versions),
-            "compatibility": None if executor.compatibility is None else str(executor.compatibility),
+            "compatibility": _str_or_none(executor.provenance.compatibility),
             "dispatch": executor.dispatch.describe(),
             "contexts": executor.dispatch.contexts,
         }

@@ -26,7 +26,7 @@ from .._errors import (
 )
 from .._executor.declared import Declared
 from .._executor.executor import Executor
-from .._executor.opening import open_executor
+from .._executor.opening import CompiledModel, OnnxBehind, open_executor
 from .._options import PROVIDER, SIGNATURE_OPTIONS, Options, read_options
 from .._planning.decision import Decision, Limits, decide, load_first
 from .._planning.discovery import query_for, survey
@@ -338,19 +338,11 @@ class Claims:
         if form is not None:
             options, (inputs, outputs), kept = form.of_node(inputs, outputs)
         part = self._originals.part_of(self._original_name(node), file, model_path, inputs, outputs, label)
+        onnx = OnnxBehind(part.twin, part.folder, part.cpu_session, part=part.folder is not None)
         executor = open_executor(
             found,
-            source,
+            CompiledModel(source, label, file, inputs, outputs, kept=kept, onnx=onnx),
             options,
-            inputs=inputs,
-            outputs=outputs,
-            file=file,
-            twin=part.twin,
-            label=label,
-            cpu_session=part.cpu_session,
-            folder=part.folder,
-            part=part.folder is not None,
-            kept=kept,
             optimal_only=making.optimal_only if making is not None else self._optimal_only,
         )
         if making is not None or not self._request.strict:

@@ -48,7 +48,8 @@ def context_node(
             INVALID_ARGUMENT, f"{executor.label}: {EMBED}=0 names a file beside the written model: give {FILE_PATH}"
         )
     try:
-        content = executor.compiled() if embed else compiled_file(target, executor.source, executor.compiled, name)
+        source = executor.provenance.source
+        content = executor.compiled() if embed else compiled_file(target, source, executor.compiled, name)
     except (OSError, ValueError) as error:
         raise ort_error(FAIL, f"{executor.label}: the compiled model cannot be saved: {error}") from error
     numbers = {"main_context": 1, "embed_mode": int(embed)}

@@ -121,7 +121,7 @@ def stats() -> Stats:
     if "ort_rknn._executor.executor" not in sys.modules:
         return Stats([])  # there has been no NPU session yet
     from .._executor.counters import closed_models, merged
-    from .._executor.executor import alive
+    from .._executor.open_model import alive
 
     # A model that is being closed now may be missed, but is never counted twice.
     closed = closed_models()

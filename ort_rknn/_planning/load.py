@@ -10,7 +10,7 @@ from typing import Any
 from .._errors import FAIL, ort_error
 from .._executor.declared import declared_by_file, declared_by_onnx
 from .._executor.executor import Executor
-from .._executor.opening import open_executor
+from .._executor.opening import CompiledModel, OnnxBehind, open_executor
 from .._options import Options
 from ..adapter.contract import AdapterError, Model, ModelSource
 from ..adapter.plugins import Found
@@ -41,7 +41,6 @@ def load_planned(
     """
     found, candidate = made.found, made.candidate
     assert found is not None
-    twin = facts.onnx_source if made.use_onnx else None
     if candidate is None:
         source, file = _stand_in(facts, found), None
         label = f"stand-in for {facts.label}"
@@ -57,19 +56,16 @@ def load_planned(
     # The session for missing shapes is created when the first one occurs. By then the user may have reused the options
     # for another session.
     as_it_was = copy_options(so, EMPTY_MODEL) if so and options.on_missing_shape == "cpu" else None
-    executor = open_executor(
-        found,
-        source,
-        options,
-        inputs=inputs,
-        outputs=outputs,
-        file=file,
-        twin=twin,
-        label=label,
-        share_with=lender,
-        overridden=overridden,
+    onnx = OnnxBehind(
+        facts.onnx_source if made.use_onnx else None,
         cpu_session=partial(cpu_session, so, as_it_was=as_it_was, any_shape=bool(overridden)),
         stand_in=candidate is None,
+    )
+    executor = open_executor(
+        found,
+        CompiledModel(source, label, file, inputs, outputs, overridden, onnx=onnx),
+        options,
+        share_with=lender,
         optimal_only=optimal_only,
     )
     for note in candidate.notes if candidate is not None else ():

@@ -70,8 +70,8 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
     lines = [f"model:     {executor.label}"]
     for name, text in executor.model.versions.items():
         lines.append(f"version:   {name} {text}")
-    if executor.compatibility is not None:
-        lines.append(f"verdict:   {executor.compatibility}")
+    if executor.provenance.compatibility is not None:
+        lines.append(f"verdict:   {executor.provenance.compatibility}")
     lines.append(f"dispatch:  {executor.dispatch.describe()}")
     options = state.request.options if state.request is not None else None
     cores = state.plan.found.device.cores if state.plan is not None and state.plan.found is not None else 1

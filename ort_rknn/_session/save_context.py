@@ -60,7 +60,7 @@ def save_context(state: State, so: Any) -> None:
 def _content(executor: Executor, target: str, embed: bool, name: str) -> Content:
     if embed:
         return Content(True, executor.compiled())
-    return Content(False, compiled_file(target, executor.source, executor.compiled, name))
+    return Content(False, compiled_file(target, executor.provenance.source, executor.compiled, name))
 
 
 def _whole(state: State, executor: Executor, target: str, embed: bool) -> bytes:
