@@ -14,7 +14,8 @@ import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 import ort_rknn as ort
-from ort_rknn._concurrency.submitter import Ended, Pipeline, Submitter
+from ort_rknn._concurrency.pipeline import Pipeline
+from ort_rknn._concurrency.submitter import Ended, Submitter
 from ort_rknn_virtual.control import virtual_npu
 
 MODEL = Path(__file__).parent / "models" / "conv_f16.onnx"

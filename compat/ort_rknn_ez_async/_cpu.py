@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime
 
 from ort_rknn._concurrency.forks import keep, leave_out_exit_handlers
-from ort_rknn._concurrency.submitter import Pending, Submitter
+from ort_rknn._concurrency.pipeline import Pending
+from ort_rknn._concurrency.submitter import Submitter
 from ort_rknn._executor.conversion import normalized
 from ort_rknn._executor.declared import normalizations
 from ort_rknn._options import Options

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from ort_rknn._concurrency.submitter import Pending
+from ort_rknn._concurrency.pipeline import Pending
 from ort_rknn._errors import bare_message
 from ort_rknn._executor.calls import Call, nbytes
 from ort_rknn._executor.dispatch import Dispatch

@@ -16,8 +16,10 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from ort_rknn._concurrency.forks import keep
+from ort_rknn._concurrency.pipeline import Pending, Pipeline
 from ort_rknn._concurrency.places import Place, Places
-from ort_rknn._concurrency.submitter import Ended, Pending, Pipeline, Submitter, Task
+from ort_rknn._concurrency.started import Task
+from ort_rknn._concurrency.submitter import Ended, Submitter
 from ort_rknn._options import Options, read_options
 
 from ._binding import SessionIOBinding

@@ -9,7 +9,8 @@ from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from .places import Place
-from .submitter import Ended, StartedCall, Submitter, Task
+from .started import StartedCall, Task
+from .submitter import Ended, Submitter
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)

@@ -11,19 +11,18 @@ import queue
 import sys
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .._errors import QueueFull
 from .._interrupts import start_thread
 from .callbacks import Callback, Delivery, InOrder, Order
 from .future import CallFuture
-from .one_shot import Awaited
 from .places import Place, Places
+from .started import StartedCall, Task, run_and_set, run_in_order, run_into
 
 if TYPE_CHECKING:
     from .._options import Options
@@ -45,21 +44,6 @@ class Contexts(Protocol):
 
 class Ended(RuntimeError):
     """The submitter was closed."""
-
-
-class Task:
-    """Where a call runs: on the threads of queue ``lane``, between :meth:`begin` and :meth:`end`."""
-
-    __slots__ = ("lane",)
-
-    def __init__(self, lane: int = 0) -> None:
-        self.lane = lane
-
-    def begin(self) -> None:
-        """Called before the call, on the thread that runs it."""
-
-    def end(self) -> None:
-        """Called after it."""
 
 
 _FIRST = Task()
@@ -164,7 +148,7 @@ class Submitter:
         try:
             future: CallFuture[T] = CallFuture(place)
             task = self.task()
-            self._start(partial(_into, future, task, function, args), task.lane)
+            self._start(partial(run_into, future, task, function, args), task.lane)
         except BaseException:
             place.clear()  # else a traceback could keep it
             raise
@@ -205,7 +189,7 @@ class Submitter:
         try:
             future: InOrder[T] = InOrder(place, self._order)
             task = self.task()
-            job = partial(_in_order, future, self._order, task, function, args)
+            job = partial(run_in_order, future, self._order, task, function, args)
             try:
                 self._order.expect(future, job)  # before the call starts, and may end
                 self._start(job, task.lane)
@@ -240,7 +224,7 @@ class Submitter:
             with self._lock:
                 if self._delivery is None:
                     self._delivery = Delivery(self._sequential)
-                self._start(partial(_set, future, task, function, args), task.lane)
+                self._start(partial(run_and_set, future, task, function, args), task.lane)
                 self._delivery.expect(future, callback)
         except BaseException:
             place.clear()
@@ -362,151 +346,3 @@ def _end_all() -> None:
 atexit.register(_end_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_alive.clear)  # their threads are the parent's
-
-
-class StartedCall(Awaited, Generic[T]):
-    """A call under way, for one thread that waits for it: a Future without callbacks, and quicker.
-
-    It ends on the thread that runs it, even if it was canceled: that thread gets no signals.
-    """
-
-    __slots__ = ("_args", "_function", "_task", "_told", "lane", "place", "value")
-
-    def __init__(
-        self,
-        function: Callable[..., T],
-        args: tuple[Any, ...],
-        place: Place,
-        task: Task,
-        over: Callable[[StartedCall[T]], None] | None = None,
-    ) -> None:
-        super().__init__()
-        self._function: Callable[..., T] | None = function
-        self._args = args
-        self.place = place
-        self._task = task
-        self.lane = task.lane
-        self._told = over
-        self.value: T | None = None
-        """The return value, once it has ended; released by :meth:`result`."""
-
-    def run(self) -> None:
-        """Run the call, unless it was canceled."""
-        if self.claim():
-            assert self._function is not None
-            self._task.begin()
-            try:
-                self.value = self._function(*self._args)
-            except BaseException as error:
-                self.error = error
-            finally:
-                self._task.end()
-        else:
-            self.error = CancelledError()
-        self._function, self._args = None, ()
-        self.place.clear()
-        self.finish()
-        if self._told is not None:
-            self._told(self)
-
-    def assign(self, task: Task) -> None:
-        """Assign another task before the call starts."""
-        self._task = task
-        self.lane = task.lane
-
-    def cancel(self) -> bool:
-        """Cancel the call. True if it will never run, False if it has started."""
-        return self.claim()
-
-    def exception(self) -> BaseException | None:
-        """Wait for the end; return the exception it raised, if any. Raises CancelledError if it was canceled."""
-        self.wait()
-        if isinstance(self.error, CancelledError):
-            raise self.error
-        return self.error
-
-    def result(self) -> T:
-        """Wait for the end; return the result or raise the exception. Call it once."""
-        self.wait()
-        self.raise_error()
-        value, self.value = self.value, None
-        return value  # type: ignore[return-value]  # T may be None
-
-
-def _done(task: Task, function: Callable[..., T], args: tuple[Any, ...]) -> T:
-    task.begin()
-    try:
-        return function(*args)
-    finally:
-        task.end()
-
-
-def _set(future: CallFuture[T], task: Task, function: Callable[..., T], args: tuple[Any, ...]) -> None:
-    """Run the function and set the future. The place is returned elsewhere."""
-    if not future.begin():
-        return
-    try:
-        result = _done(task, function, args)
-    except BaseException as error:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
-    del future
-
-
-def _into(future: CallFuture[T], task: Task, function: Callable[..., T], args: tuple[Any, ...]) -> None:
-    try:
-        _set(future, task, function, args)
-    finally:
-        future.place.clear()
-
-
-def _in_order(future: InOrder[T], order: Order, task: Task, function: Callable[..., T], args: tuple[Any, ...]) -> None:
-    try:
-        _set(future, task, function, args)
-    finally:
-        future.over = True
-        order.advance(future)
-
-
-class Pending(Protocol):
-    """A call that was started, such as a Future."""
-
-    def result(self) -> Any:
-        """Wait for the call; return its result or raise its error."""
-        ...
-
-
-class Pipeline:
-    """Calls go in, results come out ``depth`` calls later, in order: one caller keeps all cores busy. Thread-safe."""
-
-    def __init__(self, depth: int) -> None:
-        self.depth = depth
-        self._flying: deque[Pending] = deque()
-        self._lock = threading.Lock()
-
-    def push(self, call: Pending) -> Any:
-        """The result of the call ``depth`` calls ago; None if there is none yet. Raises that call's error."""
-        with self._lock:
-            self._flying.append(call)
-            due = self._flying.popleft() if len(self._flying) > self.depth else None
-        return due.result() if due is not None else None
-
-    def flush(self) -> list[Any]:
-        """The remaining results, oldest first; empties the pipeline. Raises the first error, once all calls have
-        ended."""
-        results: list[Any] = []
-        first: BaseException | None = None
-        with self._lock:
-            flying, self._flying = self._flying, deque()
-        while flying:
-            try:
-                results.append(flying.popleft().result())
-            except BaseException as error:
-                first = first or error
-        if first is not None:
-            try:
-                raise first
-            finally:
-                del first  # else its traceback would refer back to it
-        return results

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from .._concurrency.submitter import Task
+from .._concurrency.started import Task
 from .executor import Executor
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from .._concurrency.submitter import Pipeline, Submitter
+    from .._concurrency.pipeline import Pipeline
+    from .._concurrency.submitter import Submitter
     from .feeds import Buffers, Feed
     from .state import State
 
@@ -163,7 +164,7 @@ class AsynchronousCalls:
         ones. Raises the error of the call whose result is due, ValueError for a depth below 1, TypeError for one that
         is not an integer, QueueFull as :meth:`submit` does.
         """
-        from .._concurrency.submitter import Pipeline
+        from .._concurrency.pipeline import Pipeline
 
         depth = _depth(depth)
         feed = self._feed(input_feed, copy)
@@ -218,7 +219,8 @@ class AsynchronousCalls:
         submitter = self._submitter
         if submitter is not None and self._submitter_process == os.getpid():
             return submitter
-        from .._concurrency.submitter import Submitter, Task
+        from .._concurrency.started import Task
+        from .._concurrency.submitter import Submitter
         from .._executor.numbered import Numbered
         from .._options import Options
 

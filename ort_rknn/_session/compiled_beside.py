@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from ..adapter import SOC_CORES
-from ..files import OnnxFileError, RknnFile, RknnFileError, find_twins, read_onnx, read_rknn
+from .._errors import OptionError
+from .._executor.declared import normalization_of
+from .._options import Options
+from .._planning.facts import Facts
+from ..adapter import SOC_CORES, Quantization
+from ..files import (
+    Disagreement,
+    OnnxFileError,
+    RknnFile,
+    RknnFileError,
+    RknnTensor,
+    find_twins,
+    left_out,
+    read_onnx,
+    read_rknn,
+)
 from ..files.compiled_places import confined_path, find_context_models
 
 
@@ -32,3 +47,168 @@ def parts_beside(onnx: str) -> Iterator[tuple[str, RknnFile]]:
                     yield os.path.basename(path), read_rknn(path)
                 except (RknnFileError, OSError, ValueError):
                     continue
+
+
+class CompiledModels:
+    """The compiled models of the ONNX, whether or not they can run here."""
+
+    def __init__(
+        self, facts: Facts, options: Options, source: str | bytes, inputs: Sequence[str], outputs: Sequence[str]
+    ) -> None:
+        self._facts = facts
+        self._options = options
+        self._source = source
+        self._names = (tuple(inputs), tuple(outputs))
+        self._files: list[tuple[str, RknnFile]] | None = None
+        self._unread: list[str] = []
+        self.notes: list[str] = []
+        self.raw: dict[str, Quantization] = {}
+
+    def shape_of(self, name: str) -> Sequence[int] | None:
+        """An input's compiled shape in the ONNX's order of axes; None if it is unknown."""
+        for _, file in self._known():
+            tensor = _tensor(file.inputs, self._names[0], name)
+            if tensor is not None and tensor.shape is not None:
+                return tensor.shape
+        return None
+
+    def input_of(self, name: str, dtype: str) -> RknnTensor | None:
+        """What the compiled models say about an input; None if they dropped it because nothing reads it.
+
+        Raises OptionError if none of them records mean and std, or if they differ.
+        """
+        said: dict[Any, tuple[str, RknnTensor | None]] = {}
+        for label, file in self._known():
+            tensor = _tensor(file.inputs, self._names[0], name)
+            if tensor is None and (file.encrypted or not file.inputs):
+                continue
+            if tensor is not None and tensor.mean is None and tensor.std is None:
+                continue
+            norm = normalization_of(tensor) if tensor is not None else None
+            said.setdefault((norm.mean, norm.std) if norm is not None else None, (label, tensor))
+        for label, tensor in self._of_parts(name):
+            norm = normalization_of(tensor)
+            said.setdefault((norm.mean, norm.std) if norm is not None else None, (label, tensor))
+        if len(said) == 1:
+            ((label, tensor),) = said.values()
+            norm = normalization_of(tensor) if tensor is not None else None
+            if norm is not None:
+                mean, std = list(norm.mean), list(norm.std)
+                self.notes.append(f"input {name!r}: mean {mean} and std {std} as {label} says")
+            return tensor
+        asked = f"provider option input_dtype={dtype!r}: this session runs on the CPU, where input {name!r} is float"
+        if said:
+            others = " and ".join(label for label, _ in said.values())
+            raise OptionError(f"{asked}, and {others} differ in its mean and std; name one with rknn_model")
+        raise OptionError(
+            f"{asked}, and no compiled model tells the mean and std that make it of integers ({self._looked()}); put "
+            "the .rknn beside the ONNX, name it with rknn_model, or leave the option out and feed what the ONNX takes"
+        )
+
+    def _of_parts(self, name: str) -> Iterator[tuple[str, RknnTensor]]:
+        """What the parts of a model in parts say about an input that they read."""
+        onnx = self._onnx()
+        for label, file in parts_beside(onnx) if onnx is not None and self._options.rknn_model is None else ():
+            for tensor in file.inputs:
+                if tensor.name == name and (tensor.mean is not None or tensor.std is not None):
+                    yield label, tensor
+
+    def output_of(self, name: str) -> RknnTensor | None:
+        """What the compiled models say about an output; None if they left it out because it is constant.
+
+        Raises OptionError if they record no type, or if they differ.
+        """
+        return self._stored("output", name, self._output)
+
+    def stored_input(self, name: str) -> RknnTensor | None:
+        """What the compiled models say about an input's type; None if they dropped it because nothing reads it.
+
+        Raises OptionError if they record no type, or if they differ.
+        """
+        return self._stored("input", name, self._input)
+
+    def _stored(
+        self, what: str, name: str, tensor_of: Callable[[RknnFile, str], RknnTensor | None]
+    ) -> RknnTensor | None:
+        said: dict[Any, tuple[str, RknnTensor | None]] = {}
+        for label, file in self._known():
+            try:
+                tensor = tensor_of(file, name)
+            except (Disagreement, OnnxFileError, OSError) as error:
+                self._unread.append(f"{label}: {error}")
+                continue
+            if tensor is None:
+                said.setdefault(None, (label, None))
+            elif tensor.runtime_dtype is not None:
+                said.setdefault((tensor.runtime_dtype, tensor.quantization), (label, tensor))
+        if len(said) == 1:
+            ((label, tensor),) = said.values()
+            how = tensor.quantization if tensor is not None else None
+            if how is not None:
+                told = f"scale {how.scale:g} and zero point {how.zero_point}"
+                self.notes.append(f"{what} {name!r}: {told} as {label} says")
+            return tensor
+        asked = f"provider option {what}_dtype='native': this session runs on the CPU, and of {what} {name!r} "
+        if said:
+            others = " and ".join(label for label, _ in said.values())
+            raise OptionError(f"{asked}{others} tell different types; name one with rknn_model")
+        raise OptionError(
+            f"{asked}no compiled model tells the type ({self._looked()}); put the .rknn beside the ONNX, name it with "
+            "rknn_model, or leave the option out"
+        )
+
+    def _input(self, file: RknnFile, name: str) -> RknnTensor | None:
+        if file.encrypted or not file.inputs:
+            raise OnnxFileError("it does not describe its inputs")
+        return _tensor(file.inputs, self._names[0], name)
+
+    def _output(self, file: RknnFile, name: str) -> RknnTensor | None:
+        tensor = _tensor(file.outputs, self._names[1], name)
+        if tensor is not None:
+            return tensor
+        if file.encrypted or not file.outputs:
+            raise OnnxFileError("it does not describe its outputs")
+        left = left_out(self._source, [t.name for t in file.inputs], [t.name for t in file.outputs])
+        return _tensor(file.outputs, self._names[1], left.copies[name]) if name in left.copies else None
+
+    def _known(self) -> list[tuple[str, RknnFile]]:
+        if self._files is None:
+            self._files = [(c.name, c.file) for c in self._facts.candidates if c.file is not None]
+            self._unread = [f"{c.name}: {'; '.join(c.reasons)}" for c in self._facts.candidates if c.file is None]
+            if not self._facts.candidates:
+                for path in self._paths():
+                    try:
+                        self._files.append((os.path.basename(path), read_rknn(path)))
+                    except (RknnFileError, OSError) as error:
+                        self._unread.append(str(error))
+        return self._files
+
+    def _paths(self) -> list[str]:
+        """Without a device there is no SoC to look for; twins for any SoC agree on this."""
+        if self._options.rknn_model is not None:
+            return [self._options.rknn_model]
+        onnx = self._onnx()
+        return wholes_beside(onnx) if onnx is not None else []
+
+    def _onnx(self) -> str | None:
+        """The ONNX's path (for a model with EPContext nodes, that of the original); None if it is in memory."""
+        onnx = self._source if self._facts.kind == "ep_context" else self._facts.model
+        return onnx if isinstance(onnx, str) else None
+
+    def _looked(self) -> str:
+        told = "; ".join((*(f"{label} does not" for label, _ in self._known()), *self._unread))
+        if told:
+            return told
+        if isinstance(self._facts.model, str):
+            return f"none lies beside {self._facts.label}"
+        return "a model in memory has none beside it"
+
+
+def _tensor(tensors: Sequence[RknnTensor], names: Sequence[str], name: str) -> RknnTensor | None:
+    """The tensor for the ONNX's ``name``: by name, or by position if no name matches."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if name in by_name:
+        return by_name[name]
+    if len(tensors) == len(names) and not by_name.keys() & set(names):
+        return tensors[names.index(name)]
+    return None
