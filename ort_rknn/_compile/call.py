@@ -50,20 +50,14 @@ def convert(
     from .toolkit import ToolkitError, find_toolkit
 
     try:
-        from .convert import ConvertOptions
-        from .convert import convert as compile_it
+        from . import convert as compiling
     except ImportError as error:
         raise ToolkitError(f"compiling takes the package onnx ({error}): pip install 'ort-rknn[convert]'") from error
-
-    targets = tuple(dict.fromkeys(soc_family(soc) for soc in ([target] if isinstance(target, str) else target)))
-    unknown = [soc for soc in targets if soc not in SOC_CORES]
-    if unknown or not targets:
-        raise ValueError(f"target={target!r}: expected one or more of {', '.join(SOC_CORES)}")
     if not 0 < accuracy < 1:
         raise ValueError(f"accuracy={accuracy:g}: expected a number between 0 and 1")
     groups = [shapes] if isinstance(shapes, Mapping) else list(shapes)
-    options = ConvertOptions(
-        targets=targets,
+    options = compiling.ConvertOptions(
+        targets=_read_targets(target),
         shapes=tuple({name: tuple(shape) for name, shape in group.items()} for group in groups),
         batch=batch,
         freeze=dict(freeze or {}),
@@ -76,6 +70,14 @@ def convert(
         out=None if out is None else os.fspath(out),
     )
     try:
-        return compile_it(model, options, toolkit=find_toolkit(toolkit), progress=progress)
+        return compiling.convert(model, options, toolkit=find_toolkit(toolkit), progress=progress)
     except PrepareError as error:
         raise ConversionError(str(error)) from error
+
+
+def _read_targets(target: str | Sequence[str]) -> tuple[str, ...]:
+    targets = tuple(dict.fromkeys(soc_family(soc) for soc in ([target] if isinstance(target, str) else target)))
+    unknown = [soc for soc in targets if soc not in SOC_CORES]
+    if unknown or not targets:
+        raise ValueError(f"target={target!r}: expected one or more of {', '.join(SOC_CORES)}")
+    return targets
