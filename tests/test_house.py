@@ -177,8 +177,8 @@ def test_functions_are_short_and_take_few_parameters():
     assert beyond == LONG_OR_WIDE.keys()
 
 
-#: Lines of the largest module. Goes down only.
-LARGEST_MODULE = 460
+#: Lines of the largest module. Only ever lowered.
+LARGEST_MODULE = 455
 
 
 def test_modules_are_small():
