@@ -1,7 +1,7 @@
-"""Throughput of three cores for every way to call, against one core with one blocking caller.
+"""Throughput of three cores for every way to call, compared with one core and one blocking caller.
 
 Blocking callers of run(), and one thread that keeps all cores busy with submit(), map() or onnxruntime's own
-run_async(), at a modelled 0.5, 2 and 10 ms a run and one or two contexts per core.
+run_async(), at a simulated 0.5, 2 and 10 ms per run and with one or two contexts per core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from measure import SOC, Verdict, arguments
 from scaling import feed_of, session_on, throughput
 
 IN_FLIGHT = 8
-#: Times the one core's, by milliseconds a run. A cell without a bar is told only.
+#: Multiples of one core's throughput, by milliseconds per run. A cell without a bar is only reported.
 BARS = {
     "3 blocking callers": {0.5: 2.8, 2: 2.95},
     "8 blocking callers": {0.5: 2.6, 2: 2.9},

@@ -1,4 +1,4 @@
-"""Several boards with Ray: what two, three and four do together, and what the engine costs per call.
+"""Several boards with Ray: the throughput of two, three and four boards, and Ray's overhead per call.
 
     python benchmarks/cluster.py [--boards 1,2,4] [--seconds 6] [--inputs kB]      (extra "ray", opencv-python-headless)
 
@@ -33,7 +33,7 @@ from ort_rknn_ray import Boards, NpuModel
 
 RUN_MS, CORES = 20, 3
 IDEAL = CORES * 1000 / RUN_MS
-#: Least share of the boards' sum, for inputs up to 64 kB.
+#: Minimum share of the boards' sum, for inputs up to 64 kB.
 BAR = 0.9
 #: Seconds before each measurement: nodes that were added are still starting workers.
 WARM_UP = 2.0
@@ -50,7 +50,7 @@ class Timed(NpuModel):
 
 
 class Decoding(Timed):
-    """Takes a picture as JPEG and decodes it on the board."""
+    """Takes an image as JPEG and decodes it on the board."""
 
     async def run(self, feed: dict[str, np.ndarray], output_names: object = None) -> list[np.ndarray]:
         picture = await asyncio.to_thread(cv2.imdecode, feed["jpeg"], cv2.IMREAD_COLOR)
@@ -58,7 +58,7 @@ class Decoding(Timed):
 
 
 def jpeg() -> np.ndarray:
-    """A picture of 640x640 with noise enough for some 100 kB."""
+    """An image of 640x640 with enough noise for about 100 kB."""
     coarse = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
     _, encoded = cv2.imencode(".jpg", cv2.resize(coarse, (640, 640)), [cv2.IMWRITE_JPEG_QUALITY, 80])
     return encoded.ravel()
@@ -93,14 +93,14 @@ def rate(boards: Boards, feed: dict[str, np.ndarray], seconds: float) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process and its threads took of the CPU so far."""
+    """The CPU time of a process and its threads so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def cost(path: str, feed: dict[str, np.ndarray], calls: int = 3000) -> None:
-    """The engine's cost per call, beside a local ``map``: runs take no time here, so all of it is the way there and
-    back. CPU is that of this process and of the actor; Ray's own processes are not counted."""
+    """The overhead per call, compared with a local ``map``: runs take no time here, so all of it is the transport. CPU
+    is that of this process and of the actor; Ray's own processes are not counted."""
     session = ort_rknn.InferenceSession(path, provider_options={"schedule": "auto"})
     with Boards(path, boards=1) as boards:
         (actor,) = boards.describe()

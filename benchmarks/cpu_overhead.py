@@ -1,4 +1,4 @@
-"""What our session costs where the CPU runs the model: a one-node model, ours against plain onnxruntime."""
+"""The overhead of our session if the CPU runs the model: a one-node model, ours against plain onnxruntime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``import ort_rknn`` takes against ``import onnxruntime``, each in fresh processes."""
+"""The time of ``import ort_rknn`` compared with ``import onnxruntime``, each in fresh processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What map() gets out of three cores with its default depth, where one is slow or runs take more or less time.
+"""What map() gets out of three cores with its default depth, if one is slow or runs vary in length.
 
 The ideal is the sum of the cores' speeds.
 """

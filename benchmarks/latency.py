@@ -1,9 +1,9 @@
-"""What a blocking run costs more than the bare calls of the runtime, with an NPU that takes no time.
+"""The overhead of a blocking run compared with the bare runtime calls, on an NPU that takes no time.
 
-Ours is ``InferenceSession.run`` on the virtual NPU at zero modelled time. The reference makes the same four calls of
+Ours is ``InferenceSession.run`` on the virtual NPU at zero simulated time. The reference makes the same four calls to
 the same library with bare ctypes: inputs_set, run, outputs_get into a buffer of the caller, outputs_release. Both
-convert the same inputs and compute the same pattern, so the difference is what onnxruntime, the execution provider, the
-executor and the adapter cost together.
+convert the same inputs and compute the same pattern, so the difference is the overhead of onnxruntime, the execution
+provider, the executor and the adapter.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def compare(verdict, name, model, compiled, library, quick):
         finally:
             bare.close()
     bar = 500.0 if quick else BAR_US
-    # Of the quickest batches: what else runs on the machine only ever adds.
+    # For the quickest batches: other load on the machine only ever adds time.
     more = seen.least_ours - seen.least_reference
     ratio = seen.least_ours / seen.least_reference
     verdict.hold(

@@ -1,6 +1,6 @@
-"""Paired measurements: two things take turns, so that a busy machine hurts both alike.
+"""Paired measurements: two things alternate, so that a busy machine affects both equally.
 
-Every benchmark prints one line with a ratio and ends with exit code 1 where it misses its bar.
+Every benchmark prints one line with a ratio and exits with code 1 if it misses its bar.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MODELS = ROOT / "tests" / "models"
 DEVICE = "virtual:rk3588"
 SOC = "rk3588"
 
-# A checkout that is not installed will do.
+# So that a checkout need not be installed.
 sys.path[:0] = [str(ROOT), str(ROOT / "adapters"), str(ROOT / "compat")]
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Time per call of two things, measured in turns, in microseconds."""
+    """Time per call of two things, measured alternately, in microseconds."""
 
     ours: float
     """Median over the batches of the time per call."""
@@ -35,7 +35,7 @@ class Paired:
     ratio: float
     """Median over the turns of ours / reference."""
     least_ours: float
-    """Of the quickest batch: what it costs where nothing else disturbs it."""
+    """Of the quickest batch: the cost without disturbances."""
     least_reference: float
 
 
@@ -74,14 +74,14 @@ def pin(cpus: int = 1) -> None:
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """``--quick``: a few seconds at most, with bars so loose that only what is broken misses them."""
+    """``--quick``: a few seconds at most, with bars so loose that only broken code misses them."""
     parser = argparse.ArgumentParser(description=(description or "").strip().splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a short run with loose bars, to see that it runs")
     return parser.parse_args()
 
 
 class Verdict:
-    """Collects what was held against which bar; :meth:`end` gives the exit code."""
+    """Collects measurements and their bars; :meth:`end` returns the exit code."""
 
     def __init__(self) -> None:
         self.missed = 0

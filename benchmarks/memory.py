@@ -1,7 +1,6 @@
-"""Memory of a session over a 200 MB ONNX and its compiled twin, against a session over the compiled model alone.
+"""Memory of a session over a 200 MB ONNX and its compiled twin, compared with a session over the compiled model alone.
 
-The ONNX is read for its signature and metadata only, so its size should not show: not in what is resident afterwards,
-not in the peak.
+Only the ONNX's signature and metadata are read, so its size should affect neither resident memory nor the peak.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ COMPILED = MODELS / f"conv_f16.{SOC}.rknn"
 
 
 def write_onnx(path, megabytes):
-    """An ONNX with the signature of conv_f16, and an initializer of so many MB."""
+    """An ONNX with the signature of conv_f16, and an initializer of ``megabytes`` MB."""
     import numpy as np
 
     from ort_rknn.files._wire import BYTES, bytes_field, int_field, text_field, varint
@@ -53,7 +52,7 @@ def status(field):
 
 
 def child(model):
-    """In a process of its own: how far resident memory and its peak grow by a session and its first runs."""
+    """In a separate process: how much resident memory and its peak grow through a session and its first runs."""
     import numpy as np
 
     import ort_rknn
@@ -64,7 +63,7 @@ def child(model):
     with ort_rknn.InferenceSession(COMPILED, provider_options=options) as warm:
         warm.run(None, feed)
     before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     session = ort_rknn.InferenceSession(model, provider_options=options)
     assert session.get_providers()[0] == "RKNNExecutionProvider", session.explain()
     for _ in range(3):

@@ -29,7 +29,7 @@ RAW = {"device": DEVICE, "layout": "NHWC", "input_dtype": "uint8"}
 
 
 def make_model(folder):
-    """An ONNX with a mean over a picture. It has no compiled twin: a stand-in takes its place."""
+    """An ONNX with a mean over an image. It has no compiled twin, so a stand-in is used."""
     from onnx import TensorProto, helper, save
 
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 640, 640))

@@ -1,4 +1,4 @@
-"""What a run costs in CPU time as callers and sessions become more, at a modelled 2 ms over three cores.
+"""CPU time per run as callers and sessions increase, at a simulated 2 ms over three cores.
 
 Waiting callers cost nothing; what grows is the switching between threads. Sessions share nothing with each other.
 """
@@ -16,7 +16,7 @@ BAR = 2.5
 
 
 def cost(runs_of, callers, seconds):
-    """(CPU microseconds a run, runs a second) of so many callers; ``runs_of(k)`` is what caller k calls."""
+    """(CPU microseconds per run, runs per second) with ``callers`` callers; ``runs_of(k)`` is what caller k calls."""
     local = threading.local()
     numbers = iter(range(callers))
     lock = threading.Lock()

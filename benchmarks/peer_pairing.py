@@ -1,4 +1,4 @@
-"""What the comparisons with EZ RKNN Async share: both libraries in one process, on one virtual NPU, taking turns.
+"""Shared by the comparisons with EZ RKNN Async: both libraries in one process, on one virtual NPU, alternating.
 
 The other library is the wheel ztu-somemodelruntime-ez-rknn-async 0.11.0 for x86_64. It is in this environment
 (tox -e peer), or in that of the interpreter that ORT_RKNN_PEER_PYTHON names, which then runs the benchmark; numpy,

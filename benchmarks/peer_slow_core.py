@@ -1,4 +1,4 @@
-"""Makespan of a batch of runs where one core is four times slower than the others: nobody should wait for it."""
+"""Makespan of a batch of runs if one core is four times slower than the others: the others should not wait for it."""
 
 import sys
 import time

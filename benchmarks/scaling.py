@@ -1,6 +1,6 @@
-"""Throughput of three cores with three callers against one core with one, at a modelled 2 ms a run.
+"""Throughput of three cores with three callers compared with one core with one caller, at a simulated 2 ms per run.
 
-Also holds the event log of the virtual NPU against the schedule: run n goes to core schedule[n % len(schedule)].
+Also compares the event log of the virtual NPU with the schedule: run n goes to core schedule[n % len(schedule)].
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def check_order(npu, verdict, schedule, runs=24):
 
 
 def check_shares(npu, verdict, schedule, callers):
-    """Several callers at once: their runs overlap, so the shares of the cores are what can be told."""
+    """Several concurrent callers: their runs overlap, so only the shares of the cores can be checked."""
     with session_on(schedule) as session:
         before = npu.counters().runs
         throughput(session, callers, 0.3)

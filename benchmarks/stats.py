@@ -1,4 +1,4 @@
-"""What the counters of ``session.stats()`` cost a run.
+"""The cost of the counters of ``session.stats()`` per run.
 
 The reference is the same code without the lines that count: they are taken out of the source of the executor's and the
 adapter's run, and the rest is compiled again. Both run the same model on an NPU that takes no time.

@@ -1,7 +1,7 @@
-"""The site: ``tox -e docs`` builds it; warnings are errors.
+"""Configuration of the site: ``tox -e docs`` builds it; warnings are errors.
 
-Pages are Markdown, because they are read in the repository as well; the reference comes from the docstrings, which are
-reStructuredText.
+Pages are Markdown, because they are also read in the repository; the reference is generated from the docstrings, which
+are reStructuredText.
 """
 
 from __future__ import annotations

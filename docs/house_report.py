@@ -23,7 +23,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imports(name: str, found: dict[str, Path]) -> set[str]:
-    """The modules of ours that a module imports, inside of functions and for type checkers too."""
+    """The modules of ours that a module imports, including imports inside functions and for type checkers."""
     package = found[name].stem == "__init__"
     here = name.split(".") if package else name.split(".")[:-1]
     out: set[str] = set()
@@ -96,7 +96,7 @@ print(1e3 * sorted(times)[len(times) // 4])
 
 
 def milliseconds(root: Path, program: str, times: int) -> str:
-    """The least of what a program tells that runs on a checkout, as text; "-" where it does not run."""
+    """The minimum of the times that a program prints for a checkout, as text; "-" if it does not run."""
     told = []
     paths = [str(root.resolve() / folder) for folder in ("", "adapters", "compat")]
     for _ in range(times):

@@ -1,8 +1,8 @@
-"""Draws docs/pictures/architecture.svg: the way of a call, and what stands beside it.
+"""Draws docs/pictures/architecture.svg: the path of a call, and what is beside it.
 
 python docs/make_architecture.py [--check]
 
-One file for light and dark: colors follow the reader's preference, and the picture has a background of its own.
+One file for light and dark mode: colors follow the reader's preference, and the picture has its own background.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def picture() -> str:
         parts += box(right, row, side, name, text)
         if way == "to":
             parts.append(arrow(MIDDLE + WIDE, y(row) + ROW / 2, right - 3, y(row) + ROW / 2))
-    # The faces of other APIs stand on the executor; another adapter takes the place of ours.
+    # The faces for other APIs are built on the executor; another adapter replaces ours.
     parts.append(
         f'<path class="arrow" d="M {right + side / 2:g} {y(0) + ROW} L {right + side / 2:g} {y(1) + ROW / 2:g} '
         f'L {right - 20} {y(1) + ROW / 2:g} L {right - 20} {y(4) + 12} L {MIDDLE + WIDE + 3} {y(4) + 12}"/>'

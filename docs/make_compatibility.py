@@ -1,12 +1,11 @@
-"""Writes docs/compatibility.md: every public name of onnxruntime, and what becomes of it here.
+"""Writes docs/compatibility.md: every public name of onnxruntime, and how it behaves here.
 
     python docs/make_compatibility.py            # writes the page
     python docs/make_compatibility.py --check    # exit code 1 where the page is not what would be written
 
-What is the same is found by looking: a name is the same where ours is onnxruntime's own object. What is different is
-told in the tables below, and a name that differs without a word there is an error. "Tested in" lists the files of
-tests/ort_behaviour (the same tests on plain onnxruntime, on our session on the CPU, and on the virtual NPU) that use
-the name.
+A name is the same if ours is onnxruntime's own object. Differences are described in the tables below; a name that
+differs without a description is an error. "Tested in" lists the files of tests/ort_behaviour (the same tests on plain
+onnxruntime, on our session on the CPU, and on the virtual NPU) that use the name.
 """
 
 from __future__ import annotations

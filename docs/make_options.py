@@ -17,7 +17,7 @@ from ort_rknn._options.declared import OPTIONS, Option
 
 PAGE = Path(__file__).parent / "provider-options.md"
 MODULE = Path(_options.__file__)
-#: The last column of the table. Which adapters honor an option is told by them: docs/adapters.md.
+#: The last column of the table. The adapters define which options they support: docs/adapters.md.
 HONORED_BY = {"every adapter": "every adapter", "some adapters": "`librknnrt`, `virtual`"}
 _LINE = 120
 _HEAD = "| option | type | default | effect | honored by |\n|---|---|---|---|---|\n"
@@ -51,7 +51,7 @@ def _parameter(option: Option) -> str:
     return f"    {option.name}: {option.kind.takes} | None = None,\n"
 
 
-#: What stands between the marks, by what stands before them.
+#: The generated text between the marks, by what precedes them.
 PARTS: Mapping[str, Callable[[Option], str]] = {
     "class RknnProviderOptions(": _typed_dict_item,
     "class Options(": _field,
@@ -60,7 +60,7 @@ PARTS: Mapping[str, Callable[[Option], str]] = {
 
 
 def module(text: str) -> str:
-    """The text of the module with its parts written anew."""
+    """The text of the module with its generated parts rewritten."""
     for start, write in PARTS.items():
         begin = text.index("    # <options>\n", text.index(start)) + len("    # <options>\n")
         end = text.index("    # </options>\n", begin)
@@ -74,7 +74,7 @@ def _row(option: Option) -> str:
 
 
 def page(text: str) -> str:
-    """The text of the page with its table written anew."""
+    """The text of the page with its table rewritten."""
     begin = text.index(_HEAD) + len(_HEAD)
     end = text.index("\n\n", begin) + 1
     return text[:begin] + "".join(map(_row, OPTIONS)) + text[end:]

@@ -1,10 +1,10 @@
-"""A folder of inputs through a model, once each: a job that may be stopped and started again.
+"""Runs a model on a folder of inputs, once each: a job that may be stopped and resumed.
 
     python examples/batch_job.py model.onnx inputs/ outputs/
 
 ``inputs/`` has ``.npy`` files, each one input of the model; ``outputs/`` gets an ``.npz`` of the same name with all
-outputs by name. What is done already is skipped; an input that fails is named, and the others go on. Exit code 1 where
-any failed.
+outputs by name. Finished inputs are skipped; a failing input is reported, and the others continue. Exit code 1 if any
+failed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import ort_rknn as ort
 
 
 def written(path: Path, outputs: dict[str, Any]) -> None:
-    """Whole or not at all: a job that was stopped leaves no half file behind."""
+    """Write the file completely or not at all: a job that was stopped leaves no partial file."""
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         np.savez(file, **outputs)

@@ -1,9 +1,9 @@
-"""A live camera on the NPU: every core works on a frame of its own, results stay in order.
+"""A live camera on the NPU: every core works on a different frame, and results stay in order.
 
     python examples/camera_opencv.py model.onnx [0 | video.mp4] [--frames N]
 
-The source is a camera's number or a video's path. The model takes one float32 picture (1, 3, H, W) with values from 0
-to 1; its compiled twin lies beside it. Needs opencv-python-headless.
+The source is a camera's number or a video's path. The model takes one float32 image (1, 3, H, W) with values from 0 to
+1; its compiled twin is beside it. Needs opencv-python-headless.
 """
 
 from __future__ import annotations

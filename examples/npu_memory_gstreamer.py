@@ -2,9 +2,9 @@
 
     python examples/npu_memory_gstreamer.py model.onnx "v4l2src io-mode=dmabuf ! video/x-raw,format=RGB,..."
 
-The pipeline must give RGB frames of the model's size. Buffers that are no dma-bufs, and planes whose rows have gaps
-that the NPU cannot read, are copied; ``explain()`` counts the latter.
-Needs PyGObject and GStreamer with its GstAllocators introspection. Not verified on a board.
+The pipeline must give RGB frames of the model's size. Buffers that are not dma-bufs, and planes whose rows have padding
+that the NPU does not support, are copied; ``explain()`` counts the latter. Needs PyGObject and GStreamer with its
+GstAllocators introspection. Not verified on a board.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import ort_rknn as ort
 
 
 def array_of(buffer: Any, shape: tuple[int, ...], allocators: Any, gst: Any, video: Any) -> np.ndarray[Any, Any]:
-    """The frame of a Gst.Buffer, without a copy where it is a dma-buf."""
+    """The frame of a Gst.Buffer, without a copy if it is a dma-buf."""
     memory = buffer.peek_memory(0)
     meta = video.buffer_get_video_meta(buffer)
     _, height, width, channels = shape
@@ -62,7 +62,8 @@ def main(model: str, pipeline: str) -> int:
         try:
             while (sample := sink.emit("pull-sample")) is not None:
                 x = array_of(sample.get_buffer(), shape, GstAllocators, Gst, GstVideo)
-                # The address, so that rows with gaps are not copied; the sample keeps the decoder off the frame.
+                # The address, so that padded rows are not copied; holding the sample keeps the decoder from reusing the
+                # frame.
                 binding.bind_input(image.name, "cpu", 0, x.dtype, x.shape, x.ctypes.data)
                 binding.bind_output(output.name)
                 session.run_with_iobinding(binding)

@@ -2,8 +2,8 @@
 
     python examples/npu_memory_opencv.py model.onnx [video]
 
-The compiled model lies beside the ONNX, takes pictures (one 4-D input of 3 channels), and has mean and std inside.
-Without a video, frames are made up. Needs opencv-python-headless.
+The compiled model is beside the ONNX, takes images (one 4-D input with 3 channels), and has mean and std compiled in.
+Without a video, frames are generated. Needs opencv-python-headless.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Feed = dict[str, Any]
 
 
 def frames(path: str | None, count: int = 100) -> Iterator[np.ndarray[Any, Any]]:
-    """BGR frames of a video; without one, made up."""
+    """BGR frames of a video; generated ones without a video."""
     if path is None:
         for k in range(count):
             yield np.full((720, 1280, 3), k % 256, np.uint8)
@@ -36,7 +36,7 @@ def frames(path: str | None, count: int = 100) -> Iterator[np.ndarray[Any, Any]]
 
 
 def filled(sets: list[Feed], name: str, path: str | None) -> Iterator[Feed]:
-    """The sets in turn, each with the next frame in it."""
+    """The sets in rotation, each filled with the next frame."""
     import cv2
 
     for k, frame in enumerate(frames(path)):

@@ -1,6 +1,6 @@
 """Counters of the NPU for Prometheus: ``pip install prometheus-client``. For a model that takes float32.
 
-Register the collector once; whoever scrapes the process gets the numbers of that moment:
+Register the collector once; each scrape returns the current numbers:
 
     python examples/prometheus_exporter.py model.onnx     # serves http://127.0.0.1:9400/metrics while it works
 """

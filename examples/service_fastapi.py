@@ -1,4 +1,4 @@
-"""A model behind HTTP, with back-pressure: requests wait for a core, and those that wait for too long get a 503.
+"""A model behind HTTP, with back-pressure: requests wait for a core, and those that wait too long get a 503.
 
     pip install fastapi uvicorn
     MODEL=model.onnx uvicorn --app-dir examples service_fastapi:app
@@ -30,7 +30,7 @@ LIMIT = 64 << 20
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """The session is made before the first request and closed after the last."""
+    """The session is created before the first request and closed after the last."""
     options = ort.make_provider_options(schedule="auto", submit_timeout_ms=2000)
     with ort.InferenceSession(os.environ["MODEL"], provider_options=options) as session:
         app.state.session = session

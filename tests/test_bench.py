@@ -1,4 +1,4 @@
-"""``ort_rknn.bench()`` and ``ort-rknn bench``: what is measured, what is recommended, and how it is told."""
+"""``ort_rknn.bench()`` and ``ort-rknn bench``: what is measured, what is recommended, and how it is reported."""
 
 import html.parser
 import json

@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit codes, and that mistakes are told in one line."""
+"""The command line: what it prints, its exit codes, and that mistakes are reported in one line."""
 
 import os
 import re
@@ -163,7 +163,7 @@ def test_devices_lists_a_virtual_one_where_it_is_asked_for(cli):
 
 
 def test_devices_shows_no_virtual_one_that_cannot_be_built(cli, monkeypatch, tmp_path):
-    """A compiler is there, but it fails: sessions would find no NPU, so neither does this."""
+    """A compiler exists, but it fails: sessions would find no NPU, so neither does this."""
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\necho 'stdio.h: No such file' >&2\nexit 1\n")
     broken.chmod(0o755)

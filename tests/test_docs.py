@@ -1,4 +1,4 @@
-"""The pages tell what the code does."""
+"""The pages describe what the code does."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""The site of docs/: what it lists is there, and what is there is listed. ``tox -e docs`` builds it."""
+"""The site of docs/: what it lists exists, and what exists is listed. ``tox -e docs`` builds it."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The executor on a fake NPU: which context takes which run, who waits for whom, what is converted, how it ends."""
+"""The executor on a fake NPU: which context takes which run, what waits for what, what is converted, how it ends."""
 
 import gc
 import threading

@@ -221,7 +221,7 @@ same(s)
 
 
 def test_a_model_that_changed(forked):
-    """Loading it in the child is an error that says so, and the parent goes on."""
+    """Loading it in the child is an error that says so, and the parent continues."""
     forked("""
 folder = tempfile.mkdtemp()
 for name in ("conv_f16.onnx", "conv_f16.rk3588.rknn"):

@@ -244,7 +244,7 @@ print(seen)
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 runs signal handlers between any two instructions")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_signal_handler_that_raises_costs_no_context(python, dynamic):
-    """A context that nobody has any more would make the next run, and close(), wait for ever."""
+    """A lost context would make the next run, and close(), wait forever."""
     out = python(
         f"""
 import signal, time

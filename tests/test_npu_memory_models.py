@@ -1,4 +1,4 @@
-"""NPU memory with models of other kinds: in parts, with several shape sets, in batches, on contexts made anew; and the
+"""NPU memory with models of other kinds: in parts, with several shape sets, in batches, on recreated contexts; and the
 counts of it in stats()."""
 
 import json

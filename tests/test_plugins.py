@@ -1,4 +1,4 @@
-"""Adapters of other distributions: what does not load is told by name, and takes nobody else with it."""
+"""Adapters of other distributions: what does not load is reported by name, and does not affect the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""close(): what it gives back, what a closed session still tells, and a close() that is interrupted."""
+"""close(): what it releases, what a closed session still answers, and a close() that is interrupted."""
 
 import gc
 import os

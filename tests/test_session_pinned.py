@@ -173,7 +173,7 @@ def test_a_cpu_session_finds_its_model_after_a_chdir(folder):
 
 
 def test_a_twin_that_is_new_is_taken(folder):
-    """set_providers() plans again: a model at its path is looked at anew, with what lies beside it."""
+    """set_providers() plans again: a model at its path is examined again, with the files beside it."""
     put(folder)
     (folder / "m.rknn").rename(folder / "hidden")
     session = ort.InferenceSession("m.onnx", providers=[CPU])

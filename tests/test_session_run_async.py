@@ -1,4 +1,4 @@
-"""close() and run_async: every call gets its callback; threads and memory of onnxruntime's are given back."""
+"""close() and run_async: every call gets its callback; onnxruntime's threads and memory are released."""
 
 import gc
 import os
@@ -241,7 +241,7 @@ def test_calls_that_are_refused_are_not_waited_for(npu):
 
 
 def at_depth(room, call):
-    """``call()`` with so many frames left."""
+    """``call()`` with this many frames left."""
 
     def deeper(n):
         return deeper(n - 1) if n else call()

@@ -1,4 +1,4 @@
-"""Stand-ins on the virtual NPU: models that nobody compiled, with the ONNX's numbers and lengths."""
+"""Stand-ins on the virtual NPU: models without a compiled one, with the ONNX's numbers and lengths."""
 
 import os
 import subprocess
@@ -328,7 +328,7 @@ def test_a_run_that_fails_names_its_cause(npu, tmp_path):
 
 
 def test_the_pattern_has_the_compiled_shapes_only(npu, tmp_path, monkeypatch):
-    """Without an ONNX that computes, nobody knows a length: those that are free are 1."""
+    """Without an ONNX to compute them, lengths are unknown: free ones are 1."""
     monkeypatch.setenv("ORT_RKNN_VIRTUAL_COMPUTE", "pattern")
     with ort.InferenceSession(flattened(tmp_path), provider_options=VIRTUAL) as session:
         (y,) = session.run(None, {"x": np.zeros((2, 3, 4), np.float32)})

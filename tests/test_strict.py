@@ -44,7 +44,7 @@ def test_words_that_do_not(word, monkeypatch):
 
 @pytest.mark.parametrize("variable", ["ORT_RKNN_STRICT", "ORT_RKNN_DISABLE"])
 def test_a_switch_that_is_misspelt_is_an_error(variable, monkeypatch, capsys):
-    """It would stay off, and nobody would know."""
+    """It would stay off unnoticed."""
     monkeypatch.setenv(variable, "ture")
     with pytest.raises(OptionError, match=f"environment variable {variable}='ture': 1 or 0 is expected"):
         ort.InferenceSession(MODEL)

@@ -1,4 +1,4 @@
-"""Call k runs on schedule[k % len(schedule)], and waits for nobody but its own core."""
+"""Call k runs on schedule[k % len(schedule)], and waits only for its own core."""
 
 import asyncio
 import time

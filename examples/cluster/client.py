@@ -1,9 +1,9 @@
-"""A client of the service: sends inputs over HTTP, several at a time, and waits where the boards are busy.
+"""A client of the service: sends inputs over HTTP, several at a time, and waits if the boards are busy.
 
     python examples/cluster/client.py http://HEAD:8000/ outputs/ input0.npy input1.npy ... [--input images]
 
-Needs numpy alone. Each ``.npy`` is one input of the model; ``outputs/`` gets an ``.npz`` of the same name with all
-outputs by name. Exit code 1 where one failed.
+Needs only numpy. Each ``.npy`` is one input of the model; ``outputs/`` gets an ``.npz`` of the same name with all
+outputs by name. Exit code 1 if one failed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 
 def ask(url: str, inputs: dict[str, np.ndarray], patience: float = 60) -> dict[str, np.ndarray]:
-    """The outputs. A busy service (503) is asked again, after a longer while each time, for ``patience`` seconds."""
+    """The outputs. If the service is busy (503), retries with increasing delays, for ``patience`` seconds."""
     body = io.BytesIO()
     np.savez(body, **inputs)
     pause, end = 0.05, time.monotonic() + patience

@@ -4,7 +4,7 @@
 
 ``inputs/`` has ``.npy`` files, each one or more samples with the first axis of the model's only input. ``results/``
 gets a row per sample: the file's path, and a column per output. Every machine sees both folders and the model at these
-paths, as over NFS. Ray Data runs what a board had under way again where the board dies.
+paths, for example over NFS. If a board dies, Ray Data reruns what it was working on.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python examples/cluster/client.py http://HEAD:8000/ outputs/ input0.npy input1.npy
 
 Every board has the model at that path, or a folder that all of them mount. Whoever reaches the port may use the model:
-``--host 0.0.0.0`` belongs behind a proxy that asks who it is.
+``--host 0.0.0.0`` belongs behind an authenticating proxy.
 """
 
 from __future__ import annotations

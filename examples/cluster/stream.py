@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     ray.init(address=given.address, ignore_reinit_error=True)
     done = 0
-    # A board that does not answer within five seconds loses its calls to the others.
+    # If a board does not answer within five seconds, its calls move to the others.
     with Boards(given.model, timeout=5) as boards:
         for told in boards.describe():
             print(told.get("error") or f"{told['providers'][0]}, {told['calls_at_once']} calls at once")

@@ -62,7 +62,7 @@ def test_what_the_npu_stores_is_not_to_be_had(board, options):
 
 
 def test_npu_memory_is_copied_and_counted(board):
-    """An array over somebody's dma-buf is read like any other, and stats() has the run with its reason."""
+    """An array over an existing dma-buf is read like any other, and stats() has the run with its reason."""
     fd = os.memfd_create("camera")
     os.write(fd, X.tobytes())
     with session() as s:
@@ -208,7 +208,7 @@ def test_without_the_device_the_reason_is_the_adapter_s(board, monkeypatch):
 
 
 def test_plain_rknnlite_does_give_old_results(board):
-    """What the adapter is there to keep away: remake this when a release looks at rknn_run's answer."""
+    """The flaw that the adapter works around: revise this when a release checks rknn_run's return value."""
     with Plain("conv_f16.rk3588.rknn") as plain:
         plain.run([X])
         ran = len(board.runs())

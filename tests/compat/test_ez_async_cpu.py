@@ -1,4 +1,4 @@
-"""The face of EZ RKNN Async where no NPU is, and on an ONNX model: its twin, or a fallback that is told."""
+"""The face of EZ RKNN Async without an NPU, and on an ONNX model: its twin, or a fallback that is reported."""
 
 import shutil
 import warnings

@@ -103,7 +103,7 @@ print(virtual_npu("rk3588").counters().contexts)
 
 
 def test_c4_padded_channels(script):
-    """conv_i8 has 20 output channels: no whole number of the NPU's blocks of 16."""
+    """conv_i8 has 20 output channels: not a multiple of the NPU's blocks of 16."""
     code = """
 with make(model("conv_i8"), zero_copy_layout="native") as session:
     print(session.get_native_outputs()[0].layout)

@@ -151,7 +151,7 @@ def test_limits(monkeypatch, given, ongoing, queued):
 
 
 def test_a_full_queue_is_busy(npu):
-    """503 and not 500: a load balancer asks another one, and nobody is alarmed."""
+    """503 and not 500: a load balancer tries another replica, and no alarm is raised."""
     options = {**VIRTUAL, "schedule": "0", "max_queue_size": 1, "submit_timeout_ms": 30}
     service = _Service(MODEL, provider_options=options)
     npu.run_time_us = 100_000

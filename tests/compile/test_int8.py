@@ -91,7 +91,7 @@ class Judged(OutputAccuracy):
 
 
 class Told(int8.Search):
-    """A search whose builds are told: the share by the plan's name, or a refusal."""
+    """A search with predefined builds: the share by the plan's name, or a refusal."""
 
     def __init__(self, path, shares, budget=10.0, seconds=1.0, **given):
         self.told, self.tried, self.took = shares, [], seconds

@@ -1,4 +1,4 @@
-"""What the toolkit is told of a part."""
+"""What is passed to the toolkit for a part."""
 
 from ort_rknn._compile.observe import Observed
 from ort_rknn._compile.partition import GraphPart

@@ -93,7 +93,7 @@ print("ok")
 
 
 def test_a_session_on_tables_that_look_wrong(python, models):
-    """Its model needs the provider: it goes on the CPU and says why, and a strict one is an error."""
+    """Its model needs the provider: it runs on the CPU and says why, and a strict one is an error."""
     out = python(
         PROGRAM
         + f"""

@@ -186,7 +186,7 @@ def many_ports(npu):
 
 
 def test_unused_outputs_and_their_order(npu, blob, session_on):
-    """A fused node lacks the outputs that nobody uses: ports are found by name, not by place."""
+    """A fused node lacks unused outputs: ports are found by name, not by position."""
     many_ports(npu)
     npu.outputs = (info("s", (2, 3)), info("d", (2, 3)), info("p", (2, 3)))
     npu.inputs = (info("X", (2, 3)), info("Z", (2, 3)))

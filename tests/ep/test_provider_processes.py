@@ -202,7 +202,7 @@ print("ok")
 
 
 def test_fork(python, start):
-    """An inherited session is opened anew at its first use in the child, and the parent's is left alone."""
+    """An inherited session is reopened at its first use in the child, and the parent's stays untouched."""
     out = python(
         start
         + """

@@ -1,4 +1,4 @@
-"""The unmodified onnxruntime on model.onnx: when a compiled twin stands for the graph, what is said if none does."""
+"""The unmodified onnxruntime on model.onnx: when a twin replaces the graph, and what is reported if none does."""
 
 from pathlib import Path
 

@@ -122,7 +122,7 @@ def test_live_sessions_keep_it(npu, models):
 
 @pytest.mark.skipif(not bindings_keep_it(), reason="the closed session keeps it before onnxruntime 1.30")
 def test_a_closed_session_does_not_keep_it(npu, models):
-    """close() gives back onnxruntime's own session, too; what get_inputs() gives is still there."""
+    """close() releases onnxruntime's own session, too; get_inputs() still works."""
     session = ort_rknn.InferenceSession(models / "conv_f16.onnx")
     session.close()
     ort_rknn.unregister()

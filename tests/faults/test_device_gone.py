@@ -1,4 +1,4 @@
-"""The device is gone: a session that has its ONNX and may fall back goes on with the CPU, and returns."""
+"""The device is gone: a session that has its ONNX and may fall back continues on the CPU, and returns to the device."""
 
 import asyncio
 import gc

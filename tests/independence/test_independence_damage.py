@@ -1,4 +1,4 @@
-"""Models are input from strangers: damaged and hostile ones are told, in bounded time and memory."""
+"""Models are untrusted input: damaged and hostile ones are detected, in bounded time and memory."""
 
 from __future__ import annotations
 

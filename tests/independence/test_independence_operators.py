@@ -395,7 +395,7 @@ def test_dropout_in_training():
 
 
 def test_numbers_of_short_types_are_not_computed_with():
-    """uint8: 200 + 100 is 44. The slice is not the one that whole numbers would give."""
+    """uint8: 200 + 100 is 44. The slice is not the one that unbounded integers would give."""
     nodes = [node("Add", "a b", "c"), node("Cast", "c", "d", to=INT64), node("Reshape", "x d", "y")]
     found = Judged(
         nodes, {"x": ["N", 300]}, {"a": np.array([1, 200], np.uint8), "b": np.array([0, 100], np.uint8)}

@@ -94,7 +94,7 @@ def conv_f16() -> onnx.ModelProto:
 
 
 def conv_i8() -> onnx.ModelProto:
-    """20 output channels: not a whole number of the NPU's 16-channel blocks."""
+    """20 output channels: not a multiple of the NPU's 16-channel blocks."""
     net = Net("conv_i8", 2)
     x = net.input("x", [1, 3, 32, 32])
     x = net.conv(x, "c1", (3, 16), stride=2)
@@ -241,7 +241,7 @@ def tail_f16() -> onnx.ModelProto:
 
 
 def tail_i8() -> onnx.ModelProto:
-    """Takes what conv_i8 gives: 20 channels, which are two blocks of 16 with 12 that nobody uses."""
+    """Takes what conv_i8 gives: 20 channels, which are two blocks of 16 with 12 unused ones."""
     net = Net("tail_i8", 14)
     x = net.input("y", [1, 20, 8, 8])
     net.conv(x, "z", (20, 12))

@@ -199,7 +199,7 @@ def test_a_path_that_cannot_be_written(on_cpu, tmp_path):
 
 
 def test_compiled_nodes_are_not_saved(tmp_path, feed):
-    """onnxruntime cannot save a graph that a provider compiled: the CPU's is saved, and the fallback is told."""
+    """onnxruntime cannot save a graph that a provider compiled: the CPU's is saved, and the fallback is reported."""
     options = ort_rknn.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     with pytest.warns(ort_rknn.FallbackWarning, match="optimized_model_filepath"):

@@ -27,7 +27,7 @@ DISPATCHES = [{"schedule": "0,1,2"}, {"schedule": "auto", "threads_per_core": 2}
 
 
 class Callers:
-    """Threads that call one session until they are told to stop."""
+    """Threads that call one session until they are asked to stop."""
 
     def __init__(self, expected):
         self.expected = expected
