@@ -28,7 +28,7 @@ from .parts import InParts, PartsJob, build_in_parts
 from .place import place_parts, place_whole
 from .prepare import PreparedModel, prepare
 from .put import put_copy
-from .recipe import Recipe
+from .recipe import Recipe, refuse_left_out
 from .record import BuildRecord, Keeping, record_path
 from .report import Compiled, ConversionReport, Part, fates_of
 from .shapes import CompiledShapes, compiled_shapes
@@ -234,6 +234,7 @@ class _Job:
             custom_string=self._origin(),
         )
         built = self.converter.build(self._with_shapes(spec))
+        refuse_left_out(built, self.source.path, self.converter.log)
         keeping = self._keeping(target, CutPlan("as a whole", whole=True))
         placed = place_whole(built.path, self.folder, self.stem, target, keeping)
         part = Part(str(placed), built.file.size, built.log.layers, read_rknn(placed))

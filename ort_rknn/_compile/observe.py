@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from ..files.left_out import SHAPED_BY_SHAPES, SHAPED_BY_VALUES
 from .prepare import PrepareError
 
 Array = NDArray[Any]
@@ -49,12 +50,30 @@ class Observed:
 def independent_of_data(graph: onnx.GraphProto) -> set[str]:
     """Tensors of the main graph that have the same value for any feed with the compiled shapes."""
     known = {tensor.name for tensor in graph.initializer}
+    shaped = known | {value.name for value in graph.input}  # their shapes are the same for any feed
     for node in graph.node:
+        outputs = {name for name in node.output if name}
+        reads = [name for name in node.input if name]
         if node.op_type in _RANDOM or any(a.HasField("g") or a.graphs for a in node.attribute):
             continue
-        if node.op_type in _OF_SHAPE or all(not name or name in known for name in node.input):
-            known.update(name for name in node.output if name)
+        if node.op_type in _OF_SHAPE:
+            known |= outputs if shaped.issuperset(reads) else set()
+            shaped |= outputs
+        elif known.issuperset(reads):
+            known |= outputs
+            shaped |= outputs
+        elif shaped.issuperset(reads) and _shaped_by_shapes(node, known):
+            shaped |= outputs
     return known
+
+
+def _shaped_by_shapes(node: onnx.NodeProto, known: set[str]) -> bool:
+    """Whether the shapes of a node's outputs depend on its inputs' shapes and on what is known, not on data."""
+    if node.op_type in SHAPED_BY_VALUES or node.domain not in ("", "ai.onnx", "com.microsoft"):
+        return False
+    if node.op_type in SHAPED_BY_SHAPES or node.domain == "com.microsoft":
+        return True
+    return known.issuperset(name for name in node.input[1:] if name)
 
 
 def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Array]]) -> Observed:

@@ -9,8 +9,10 @@ from typing import Any
 
 import onnx
 
+from ..files import read_onnx
+from ..files.left_out import Disagreement, left_out
 from .calibration import Samples
-from .converter import BuildSpec, ConversionError, Converter
+from .converter import BuildSpec, Built, ConversionError, Converter
 from .cuts import CutPlan
 from .graph import load_graph
 from .measure import Reference, calibration_list
@@ -77,4 +79,18 @@ class Recipe:
         observed = observe(model, os.path.dirname(self.path), feeds)
         part = GraphPart(list(range(len(model.graph.node))), list(feeds[0]), [v.name for v in model.graph.output])
         how = replace(spec(os.path.join(self.converter.folder, "whole.onnx"), part, observed), model=self.path)
-        return InParts(model, observed, Partition((part,), {}), (BuiltPart(part, self.converter.build(how), how),))
+        built = self.converter.build(how)
+        refuse_left_out(built, self.path, self.converter.log)
+        return InParts(model, observed, Partition((part,), {}), (BuiltPart(part, built, how),))
+
+
+def refuse_left_out(built: Built, path: str, log: str) -> None:
+    """Raises ConversionError if the toolkit left out an output of the ONNX at ``path`` that depends on the inputs, for
+    example one whose shape does: it says nothing of it, and no session could give it."""
+    outputs = [tensor.name for tensor in built.file.outputs]
+    if len(outputs) == len(read_onnx(path).outputs):
+        return
+    try:
+        left_out(path, [tensor.name for tensor in built.file.inputs], outputs)
+    except Disagreement as error:
+        raise ConversionError(f"{os.path.basename(path)}: the toolkit left something out: {error}", log=log) from error

@@ -115,13 +115,15 @@ _RANDOM = frozenset(
     ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
 )
 #: The shapes of their outputs depend on the first input's values.
-_SHAPED_BY_VALUES = frozenset(("NonZero", "Unique", "Compress", "NonMaxSuppression", "ConstantOfShape", "Range"))
+SHAPED_BY_VALUES = frozenset(("NonZero", "Unique", "Compress", "NonMaxSuppression", "ConstantOfShape", "Range"))
 #: The shapes of their outputs depend on no input's values, even if several inputs are not constant.
-_SHAPED_BY_SHAPES = frozenset(
+SHAPED_BY_SHAPES = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Mod", "Pow", "Min", "Max", "Sum", "Mean", "PRelu", "Where", "And", "Or", "Xor"),
         *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "MatMul", "Gemm", "Conv", "ConvTranspose"),
         *("Concat", "Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements", "LSTM", "GRU", "RNN"),
+        *("Einsum", "GridSample", "Clip", "MatMulInteger", "ConvInteger", "QuantizeLinear", "DequantizeLinear"),
+        *("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization"),
     )
 )
 
@@ -156,12 +158,12 @@ class _Flow:
             return _BY_VALUE, _BY_VALUE
         if node.op_type in _SHAPES_OF:
             return self._shape(node.inputs[0]) if node.inputs else _BY_VALUE, _CONSTANT
-        if node.op_type in _SHAPED_BY_VALUES:
+        if node.op_type in SHAPED_BY_VALUES:
             return max(value, shape), max(value, shape)
-        if node.op_type not in _SHAPED_BY_SHAPES:
+        if node.op_type not in SHAPED_BY_SHAPES:
             shape = max((shape, *(self.value(name) for name in node.inputs[1:] if name)))
         # Constant elements spread over a shape that is not constant.
-        return max(value, shape) if node.op_type not in _SHAPED_BY_SHAPES else value, shape
+        return max(value, shape) if node.op_type not in SHAPED_BY_SHAPES else value, shape
 
     def root(self, name: str) -> str:
         """The tensor for which a name is a second name; the name itself if it is the first."""

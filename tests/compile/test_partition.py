@@ -1,15 +1,19 @@
 """How a graph is divided and written: groups are convex, borders are floats, and the whole computes the same."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from ort_rknn._compile.converter import ConversionError
 from ort_rknn._compile.extract import extract
 from ort_rknn._compile.fate import refused_by_table
 from ort_rknn._compile.observe import independent_of_data, observe, random_feeds
 from ort_rknn._compile.partition import partition
+from ort_rknn._compile.recipe import refuse_left_out
 from ort_rknn._compile.write import CompiledPart, context_model
 from ort_rknn.files import read_onnx
 
@@ -78,6 +82,36 @@ def test_integers_do_not_cross_and_shapes_are_constants():
     (part,) = made.parts
     assert (part.inputs, part.outputs) == (["x"], ["r"])
     assert 4 in made.on_cpu and "int64" in made.on_cpu[4]
+
+
+def test_a_shape_that_depends_on_data_is_no_constant():
+    nodes = [
+        conv("a", "x", "p"),
+        node("NonZero", ["p"], ["i"]),
+        node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        node("Shape", ["f"], ["count"]),
+        node("MatMul", ["p", "p"], ["m"]),
+        node("Shape", ["m"], ["fixed"]),
+        node("Cast", ["count"], ["y"], to=TensorProto.FLOAT),
+    ]
+    known = independent_of_data(model_of(nodes).graph)
+    assert "fixed" in known
+    assert not {"i", "f", "count", "y"} & known
+
+
+def test_a_whole_without_one_of_the_outputs_is_refused(tmp_path):
+    nodes = [conv("a", "x", "p"), node("NonZero", ["p"], ["i"]), node("Shape", ["i"], ["count"])]
+    path = tmp_path / "m.onnx"
+    onnx.save(model_of(nodes, ("p", "count")), path)
+
+    def built(*outputs):
+        sides = {"inputs": [SimpleNamespace(name="x")], "outputs": [SimpleNamespace(name=name) for name in outputs]}
+        return SimpleNamespace(file=SimpleNamespace(**sides))
+
+    refuse_left_out(built("p", "count"), str(path), "m.log")
+    with pytest.raises(ConversionError, match="left something out.*'count'") as raised:
+        refuse_left_out(built("p"), str(path), "m.log")
+    assert raised.value.log == "m.log"  # so that it is tried in parts
 
 
 def test_values_beyond_float16_do_not_cross():

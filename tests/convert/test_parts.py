@@ -10,6 +10,7 @@ from support.convert_models import FLOAT, INT64
 
 import ort_rknn
 from ort_rknn._cli.main import main
+from ort_rknn._compile.convert import ConvertOptions, convert
 
 BOOL = TensorProto.BOOL
 
@@ -135,3 +136,16 @@ def test_a_whole_with_masks_labels_and_outputs_that_no_data_decide(maker, tmp_pa
     assert main(["check", str(path), "--simulator", "rk3576", *of]) == 0, capsys.readouterr()
     out = capsys.readouterr().out
     assert "verdict: accurate" in out and out.count("the same ") == 2
+
+
+def test_an_output_that_the_toolkit_leaves_out_is_computed_by_the_cpu(maker, tmp_path, real_toolkit):
+    """Toolkit 2.5.0 compiles the whole without the output whose values depend on how many elements are not zero."""
+    maker.conv("x", "a", 8, 3)
+    maker.add("Relu", ["a"], ["y"])
+    maker.add("NonZero", ["y"], ["places"])
+    maker.add("Shape", ["places"], ["count"])
+    outputs = [("y", FLOAT, [1, 8, 16, 16]), ("count", INT64, [2])]
+    path = maker.save(tmp_path / "m.onnx", [("x", FLOAT, [1, 3, 16, 16])], outputs)
+    (made,) = convert(path, ConvertOptions(("rk3588",)), toolkit=real_toolkit).compiled
+    assert not made.whole
+    assert {fate.operator for fate in made.fates if fate.where == "CPU"} >= {"NonZero", "Shape"}
