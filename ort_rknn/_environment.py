@@ -1,4 +1,4 @@
-"""Variables of the environment."""
+"""Environment variables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from ._errors import OptionError
 
-#: Names a runtime library where the provider option does not.
+#: Names a runtime library if the provider option does not.
 RUNTIME_LIBRARY_VARIABLE = "ORT_RKNN_RUNTIME_LIBRARY"
 TRUE, FALSE = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
 

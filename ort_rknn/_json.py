@@ -65,8 +65,8 @@ def parse_json(content: str | bytes, *, most_values: int = MOST_VALUES) -> objec
 
 
 def bounded_loads(spelled: str, *, most_values: int = MOST_VALUES) -> object:
-    """``json.loads`` with the bounds of :func:`parse_json`. Raises JsonError for too many values, RecursionError for
-    too deep ones, json's own ValueError for what is no JSON."""
+    """``json.loads`` with the limits of :func:`parse_json`. Raises JsonError for too many values, RecursionError for
+    too deep nesting, json's own ValueError for invalid JSON."""
     if spelled.count(",") + spelled.count("[") + spelled.count("{") > most_values:
         raise JsonError(f"it has more than the {most_values} values that are read")
     if _is_deep(spelled):  # the parser's own limit differs by release, and ignores a thread's stack size

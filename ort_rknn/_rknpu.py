@@ -94,7 +94,7 @@ def core_masks(cores: int) -> tuple[int, ...]:
 
 
 def why_impossible(mask: int, soc: str, cores: int) -> str:
-    """Why the NPU of ``soc`` cannot have a core mask; "" where it can."""
+    """Why a core mask is impossible on the NPU of ``soc``; "" if it is possible."""
     possible = core_masks(cores)
     if mask in (*possible, CORE_MASK_ALL):
         return ""

@@ -123,7 +123,7 @@ def _is_recent(path: str, *_: int) -> bool:
 
 
 def version_inside(path: str) -> str:
-    """What stands behind the first mark, up to a space; "" if there is none, or the file cannot be read."""
+    """The text after the first mark, up to a space; "" if there is none, or the file cannot be read."""
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > _MAX_LIBRARY:

@@ -47,7 +47,7 @@ class Library:
 
 
 def find_library(root: Path, query: Query) -> Library | Absence:
-    """The runtime library: the one that is named, else the first suitable one in the usual places."""
+    """The runtime library: the named one, else the first suitable one in the usual places."""
     if query.named_library is not None:
         return _named(*query.named_library)
     tried: list[str] = []

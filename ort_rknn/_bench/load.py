@@ -89,7 +89,7 @@ def fits(session: Any, feed: Mapping[str, NDArray[np.generic]]) -> bool:
 
 
 class _Callers:
-    """Threads that call a session one run after the other, and begin together."""
+    """Threads that start together and call a session repeatedly."""
 
     def __init__(self, session: Any, feed: Mapping[str, Any], callers: int) -> None:
         self._session, self._feed = session, feed
@@ -101,7 +101,8 @@ class _Callers:
         """Seconds of each run, by caller."""
 
     def run(self, seconds: float, begin: Callable[[], float]) -> None:
-        """All of it. ``begin`` is called after the warm-up, and gives the time at which the load begins."""
+        """Run warm-up and load. ``begin`` is called after the warm-up, and returns the time at which the load
+        begins."""
         threads = [threading.Thread(target=self._call, args=(mine,), daemon=True) for mine in self.times]
         try:
             for thread in threads:

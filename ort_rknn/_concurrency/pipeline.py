@@ -1,4 +1,4 @@
-"""Results in the order of calls, some calls later."""
+"""A pipeline: results in call order, returned some calls later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call that is under way on a thread of a submitter."""
+"""A pending call on a thread of a submitter."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from .signature import Signature, negotiate, override
 
 @dataclass(frozen=True, slots=True)
 class OnnxBehind:
-    """The ONNX that a compiled model was made from, as far as one has it."""
+    """The ONNX that a compiled model was made from, as far as it is known."""
 
     source: str | bytes | None = None
     """A path, or the model's bytes."""
@@ -49,7 +49,7 @@ class OnnxBehind:
 
 @dataclass(frozen=True, slots=True)
 class CompiledModel:
-    """A compiled model, and what is known of it before it is loaded."""
+    """A compiled model, and what is known about it before it is loaded."""
 
     source: ModelSource
     label: str

@@ -1,4 +1,4 @@
-"""Where a loaded model comes from."""
+"""The origin of a loaded model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What an executor knows of its model besides the model itself."""
+    """What an executor knows about its model besides the model itself."""
 
     source: ModelSource = field(default_factory=lambda: ModelSource(data=b""))
     """What the compiled model was loaded from."""

@@ -20,7 +20,7 @@ _COPIED = 1 << 16
 _SHARED = 64
 _RANK_LIMIT = 64
 
-#: Fields of a tensor that hold its elements.
+#: Fields of a tensor that contain its elements.
 _TENSOR_NUMBERS = (proto.TENSOR_RAW, proto.TENSOR_INT32S, proto.TENSOR_INT64S, proto.TENSOR_FLOATS)
 #: numpy's types of raw data by TensorProto.DataType.
 _RAW = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
@@ -97,7 +97,7 @@ class NodeGraph(MainGraph[Node]):
     """A model's main graph."""
 
     def constants(self) -> dict[str, Constant]:
-        """The initializers by name. Raises WireError where one is damaged."""
+        """The initializers by name. Raises WireError if one is damaged."""
         reader = WireReader(self.data, proto.FIELD_LIMIT)
         found: dict[str, Constant] = {}
         for name, (number, span) in self.initializers.items():

@@ -105,7 +105,8 @@ class Query:
 
     @property
     def named_library(self) -> tuple[str, str] | None:
-        """The library of the option, else of the environment, and which of the two names it; None: neither does."""
+        """The library named by the option, else by the environment, and which of the two named it; None if neither
+        does."""
         if self.runtime_library:
             return self.runtime_library, "provider option runtime_library"
         path = self.environ.get(RUNTIME_LIBRARY_VARIABLE)

@@ -1,4 +1,4 @@
-"""The SoC as the board's device tree names it."""
+"""Reads the SoC from the board's device tree."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ _MAX_READ = 4096
 
 
 class SocUnknownError(Exception):
-    """The device tree does not tell. The text is the reason of an :class:`~ort_rknn.adapter.Absence`."""
+    """The device tree does not identify the SoC. The message is the reason of an :class:`~ort_rknn.adapter.Absence`."""
 
     def __init__(self, reason: str, *, readable: bool) -> None:
         super().__init__(reason)
         self.readable = readable
-        """Whether the file could be read, and names no SoC with a known NPU."""
+        """Whether the file could be read, but names no SoC with a known NPU."""
 
 
 def device_tree(root: Path) -> Path:
-    """The file that lists what the board is compatible with; containers often hide it."""
+    """The file that lists the board's "compatible" entries; containers often hide it."""
     return root / "proc/device-tree/compatible"
 
 
 def soc_in_device_tree(root: Path) -> tuple[str, str]:
-    """The name of the SoC in lower case, and the entry that has it. Raises SocUnknownError."""
+    """The name of the SoC in lower case, and the entry that contains it. Raises SocUnknownError."""
     path = device_tree(root)
     try:
         with open(path, "rb") as file:

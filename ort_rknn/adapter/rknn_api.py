@@ -1,4 +1,4 @@
-"""The structures and constants of the librknnrt C interface, on 64-bit Linux: those that adapters and faces use.
+"""The structures and constants of the librknnrt C interface that adapters and faces use, on 64-bit Linux.
 
 Sizes and offsets are those of runtime 2.3.2, seen to agree with 2.5.0 where tried; a test checks them. Fields keep the
 interface's own names.
@@ -40,7 +40,7 @@ QUANTIZED_DFP: Final = 1
 QUANTIZED_AFFINE: Final = 2
 """``real = (stored - zp) * scale``."""
 
-#: By ``rknn_tensor_type``; a caller may hand in the first ten.
+#: Indexed by ``rknn_tensor_type``; a caller may pass the first ten.
 DTYPES: Final = (*INPUT_DTYPES, "int4", "bfloat16")
 DTYPE_CODES: Final[Mapping[str, int]] = {dtype: code for code, dtype in enumerate(DTYPES)}
 
@@ -52,12 +52,12 @@ _QUANTIZABLE: Final = ("int4", "int8", "uint8", "int16", "uint16")
 
 
 def layout_of(fmt: int) -> Layout:
-    """The order of axes that an ``rknn_tensor_format`` is; UNDEFINED for one that is not known here."""
+    """The layout of an ``rknn_tensor_format``; UNDEFINED for an unknown one."""
     return LAYOUTS[fmt] if 0 <= fmt < len(LAYOUTS) else "UNDEFINED"
 
 
 def as_shape(dims: ctypes.Array[ctypes.c_uint32], n_dims: int) -> Shape:
-    """The dimensions that there are. Raises AdapterError for more than a tensor can have."""
+    """The dimensions in use. Raises AdapterError for more than a tensor can have."""
     if n_dims > MAX_DIMS:
         raise AdapterError(f"the runtime reports a tensor of {n_dims} dimensions, which cannot be")
     return tuple(dims[:n_dims])
@@ -111,22 +111,22 @@ class TensorAttr(ctypes.Structure):
 
     @property
     def shape(self) -> Shape:
-        """The dimensions that there are. Raises AdapterError for more than a tensor can have."""
+        """The dimensions in use. Raises AdapterError for more than a tensor can have."""
         return as_shape(self.dims, self.n_dims)
 
     @property
     def dtype(self) -> str | None:
-        """The compiled type; None for one that is not known here."""
+        """The compiled type; None if it is unknown here."""
         return DTYPES[self.type] if 0 <= self.type < len(DTYPES) else None
 
     @property
     def layout(self) -> Layout:
-        """The order of axes."""
+        """The axis order."""
         return layout_of(self.fmt)
 
     @property
     def quantization(self) -> Quantization | None:
-        """None for a tensor that is not quantized; the runtime says affine of every tensor."""
+        """None for a tensor that is not quantized; the runtime reports affine for every tensor."""
         whole = self.dtype in _QUANTIZABLE
         if self.qnt_type == QUANTIZED_DFP:
             return Quantization(2.0**-self.fl, 0) if whole else None
@@ -262,7 +262,7 @@ class RunExtend(ctypes.Structure):
 
 
 def tensor_info(attribute: TensorAttr) -> TensorInfo:
-    """An input or output as the runtime describes it. Raises AdapterError for a type or rank that is not known here."""
+    """An input or output as described by the runtime. Raises AdapterError for an unknown type or rank."""
     name = attribute.name.decode("utf-8", "replace")
     dtype = attribute.dtype
     if dtype is None:

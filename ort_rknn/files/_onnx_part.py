@@ -35,7 +35,7 @@ class PartNode:
 
 
 class Nodes(MainGraph[PartNode]):
-    """A model's main graph, of which smaller models can be cut."""
+    """A model's main graph, from which smaller models can be cut."""
 
     def cut(self, nodes: Sequence[PartNode], outputs: Sequence[str]) -> bytes:
         """An ONNX model with these nodes (in the file's order), what they read, and ``outputs``."""
@@ -60,8 +60,8 @@ class Nodes(MainGraph[PartNode]):
         oldest_ir: int = 0,
         functions: bool = False,
     ) -> bytes:
-        """An ONNX model of some ``nodes`` of this one; ``made`` and ``values`` are the graph's fields before and behind
-        them. ``functions``: with the functions of this model."""
+        """An ONNX model with some ``nodes`` of this one; ``made`` and ``values`` are the graph's fields before and
+        after them. ``functions``: include the functions of this model."""
         data = self.data
         own = [bytes_field(proto.GRAPH_NODE, data[slice(*node.span)]) for node in nodes]
         kept = self.functions if functions else ()

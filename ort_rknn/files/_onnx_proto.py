@@ -1,4 +1,4 @@
-"""Field numbers and enumerators of onnx.proto (ONNX 1.23), and the bounds that readers of ONNX files share."""
+"""Field numbers and enumerators of onnx.proto (ONNX 1.23), and the limits shared by readers of ONNX files."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ INT_ATTRIBUTE, STRING_ATTRIBUTE, TENSOR_ATTRIBUTE, INTS_ATTRIBUTE = 2, 3, 4, 7
 #: TensorProto.DataLocation.
 EXTERNAL = 1
 
-#: Fields in one file. The largest models seen have some 200,000; this many take about four seconds.
+#: Maximum number of fields in one file. The largest models seen have some 200,000; this many take about four seconds.
 FIELD_LIMIT = 8_000_000
-#: Graphs inside graphs.
+#: Maximum nesting of subgraphs.
 DEPTH_LIMIT = 32
-#: Nodes, initializers ... of one graph.
+#: Maximum number of nodes, initializers ... of one graph.
 ITEM_LIMIT = 1 << 18

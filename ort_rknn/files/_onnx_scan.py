@@ -1,4 +1,4 @@
-"""Going through an ONNX model's main graph once. What a node is kept as is up to who scans."""
+"""Scans an ONNX model's main graph once. The caller decides how nodes are represented."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ NodeT = TypeVar("NodeT")
 
 @dataclass(slots=True)
 class NodeHead:
-    """What every node has. "ai.onnx" is the domain ""."""
+    """The fields of every node. "ai.onnx" is the domain ""."""
 
     op_type: str = ""
     domain: str = ""
     name: str = ""
     inputs: list[str] = field(default_factory=list)
-    """As written: "" for one that is left out."""
+    """As written: "" for an omitted one."""
     outputs: list[str] = field(default_factory=list)
     attributes: list[Span] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class MainGraph(Generic[NodeT]):
-    """A model's main graph, as far as one goes without looking into nodes and tensors."""
+    """A model's main graph, without the content of nodes and tensors."""
 
     data: Data
     nodes: list[NodeT] = field(default_factory=list)
     initializers: dict[str, tuple[int, Span]] = field(default_factory=dict)
-    """By name: the field of the graph that holds it (dense or sparse), and where it lies."""
+    """By name: the graph field that contains it (dense or sparse), and its position."""
     inputs: dict[str, tuple[OnnxValue, Span]] = field(default_factory=dict)
-    """Without those that are initializers."""
+    """Without initializers."""
     outputs: dict[str, Span] = field(default_factory=dict)
     ir_version: int = 0
     opset: int = 0
-    """Of the standard domain; -1 where the model names two."""
+    """Of the standard domain; -1 if the model names two."""
     opsets: list[Span] = field(default_factory=list)
     functions: list[Span] = field(default_factory=list)
     replaces_operators: bool = False
-    """Whether a function of the model has the standard domain."""
+    """Whether a function of the model is in the standard domain."""
 
 
 def scan(found: MainGraph[NodeT], read_node: Callable[[WireReader, int, int], NodeT]) -> None:
-    """Fill ``found`` from its data. ``read_node`` makes of a NodeProto's place what is kept. Raises WireError."""
+    """Fill ``found`` from its data. ``read_node`` converts the position of a NodeProto to its representation. Raises
+    WireError."""
     reader = WireReader(found.data, proto.FIELD_LIMIT)
     fed: list[tuple[OnnxValue, Span]] = []
     for number, kind, first, last in reader.fields(0, len(found.data)):
@@ -62,7 +63,7 @@ def scan(found: MainGraph[NodeT], read_node: Callable[[WireReader, int, int], No
             found.opsets.append((first, last))
             domain, version = read_opset(reader, first, last)
             if domain == "":
-                # Two that differ: which one holds is not told.
+                # If two versions differ, it is unknown which one applies.
                 found.opset = version if found.opset in (0, version) else -1
         elif number == proto.MODEL_FUNCTIONS:
             found.functions.append((first, last))
@@ -102,7 +103,7 @@ def _scan_graph(
 
 
 def read_head(reader: WireReader, start: int, end: int) -> NodeHead:
-    """What every node has, of the NodeProto at ``start`` to ``end``. Raises WireError."""
+    """The common fields of the NodeProto from ``start`` to ``end``. Raises WireError."""
     head = NodeHead()
     for number, kind, first, last in reader.fields(start, end):
         if kind != BYTES:
@@ -136,7 +137,7 @@ def read_opset(reader: WireReader, start: int, end: int) -> tuple[str, int]:
 
 
 def _last_text(reader: WireReader, start: int, end: int, wanted: int) -> str:
-    """A message's text field, the last of several as protobuf has it; "" where there is none."""
+    """A message's text field (as in protobuf, the last one counts); "" if there is none."""
     text = ""
     for number, kind, first, last in reader.fields(start, end):
         if number == wanted and kind == BYTES:

@@ -1,4 +1,4 @@
-"""Writing ONNX messages, without the package ``onnx``. Each function returns a message's bytes."""
+"""Writes ONNX messages, without the package ``onnx``. Each function returns a message's bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IR_VERSION = 8
 
 
 class ValueFields(Protocol):
-    """A tensor among the graph's inputs or outputs: an :class:`OnnxValue` has all of it."""
+    """A tensor among the graph's inputs or outputs; an :class:`OnnxValue` provides all of it."""
 
     @property
     def name(self) -> str: ...
@@ -36,7 +36,7 @@ def node(
     domain: str = "",
     attributes: Sequence[bytes] = (),
 ) -> bytes:
-    """A NodeProto; ``attributes`` are what the functions below return."""
+    """A NodeProto; ``attributes`` are returned by the functions below."""
     return b"".join(
         (
             *(text_field(proto.NODE_INPUT, each) for each in inputs),
@@ -70,7 +70,7 @@ def string_attribute(name: str, value: bytes) -> bytes:
 
 
 def tensor_attribute(name: str, value: bytes) -> bytes:
-    """An AttributeProto with a tensor: what :func:`tensor` or :func:`float_tensor` return."""
+    """An AttributeProto with a tensor, as returned by :func:`tensor` or :func:`float_tensor`."""
     return _attribute(name, proto.TENSOR_ATTRIBUTE, bytes_field(proto.ATTRIBUTE_T, value))
 
 
@@ -93,14 +93,14 @@ def float_tensor(values: NDArray[np.float32], name: str = "") -> bytes:
 
 def value_info(value: ValueFields, denotations: Sequence[str] = ()) -> bytes:
     """A ValueInfoProto: its name, and a tensor type with a shape unless the rank is unknown. Raises ValueError for a
-    value that is no tensor."""
+    value that is not a tensor."""
     if not value.elem_type:
         raise ValueError(f"{value.name!r} is not a tensor: an EPContext node takes and gives tensors only")
     return named_tensor(value.name, value.elem_type, value.dims, denotations)
 
 
 def named_tensor(name: str, elem_type: int, dims: Sequence[Dimension] | None, denotations: Sequence[str] = ()) -> bytes:
-    """A ValueInfoProto. ``denotations``: what each dimension means, "" for nothing."""
+    """A ValueInfoProto. ``denotations``: the meaning of each dimension, "" for none."""
     written = int_field(proto.TENSOR_TYPE_ELEMENT, elem_type)
     if dims is not None:
         said = denotations or ("",) * len(dims)
@@ -151,7 +151,8 @@ def pair(key: str, value: str) -> bytes:
 def model(
     graph: bytes, opsets: Mapping[str, int], *, fields: bytes = b"", metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """A ModelProto. ``opsets``: version by domain. ``fields``: the model's own between its version and its graph."""
+    """A ModelProto. ``opsets``: version by domain. ``fields``: the model's own fields between its version and its
+    graph."""
     return b"".join(
         (
             int_field(proto.MODEL_IR_VERSION, _IR_VERSION),
@@ -164,5 +165,5 @@ def model(
 
 
 def text(number: int, value: str) -> bytes:
-    """A string field; nothing where it is empty."""
+    """A string field; empty if the value is empty."""
     return text_field(number, value) if value else b""

@@ -105,7 +105,7 @@ class WireReader:
             self.left -= used
 
     def whole_fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-        """As :meth:`fields`, with the position of each field's tag behind its wire type: for who copies fields."""
+        """As :meth:`fields`, with the position of each field's tag after its wire type, for copying fields."""
         begin = start
         for number, kind, first, last in self.fields(start, end):
             yield number, kind, begin, first, last

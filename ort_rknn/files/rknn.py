@@ -40,7 +40,7 @@ class RknnFileError(ValueError):
 
 
 class NotRknnError(RknnFileError):
-    """The file does not start as an .rknn model does."""
+    """The file does not start like an .rknn model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,8 @@ def is_rknpu3(head: bytes) -> bool:
 def read_rknn(source: Source) -> RknnFile:
     """Read the metadata of an .rknn file (a path, or its bytes). Takes under a millisecond whatever the size.
 
-    Raises RknnFileError if it is not an .rknn model (NotRknnError), is cut short, or has lengths that cannot be;
-    OSError where the file cannot be opened. Damage elsewhere is not an error: see :attr:`RknnFile.unknown`.
+    Raises RknnFileError if it is not an .rknn model (NotRknnError), is truncated, or has impossible lengths; OSError if
+    the file cannot be opened. Damage elsewhere is not an error: see :attr:`RknnFile.unknown`.
     """
     name = describe_source(source)
     with open_source(source, RknnFileError) as data:
