@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
+from . import pipeline  # noqa: F401 - loaded together: a forked child imports nothing for an inherited session
 from .places import Place
 from .started import StartedCall, Task
 from .submitter import Ended, Submitter
