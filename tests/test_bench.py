@@ -178,7 +178,7 @@ def test_lines_to_paste_are_python_whatever_the_name():
 
 def test_a_load_is_told_in_its_parts(slow_npu):
     with session(schedule="0") as s:
-        m = load.put_load(s, load.feed_for(s), callers=2, seconds=0.3)
+        m = load.run_load(s, load.feed_for(s), callers=2, seconds=0.3)
     assert m.runs >= 4 and m.callers == 2
     assert m.run_ms >= 5.0 and m.wait_ms > 2.0  # two callers share a core
     assert m.p50_ms <= m.p95_ms <= m.p99_ms
@@ -215,13 +215,13 @@ def test_bench_feeds_the_cpu_the_compiled_shape(npu, monkeypatch, tmp_path):
 
     def watched(session, feed, *rest):
         fed.append((session.get_providers()[0], [array.shape for array in feed.values()]))
-        return put_load(session, feed, *rest)
+        return run_load(session, feed, *rest)
 
-    put_load = load.put_load
-    monkeypatch.setattr("ort_rknn._bench.bench.put_load", watched)
+    run_load = load.run_load
+    monkeypatch.setattr("ort_rknn._bench.bench.run_load", watched)
     report = ort.bench(tmp_path / MODEL.name, seconds=1, options=VIRTUAL)
     assert report.device == "virtual:rk3588"
-    monkeypatch.setattr("ort_rknn._bench.bench.put_load", put_load)
+    monkeypatch.setattr("ort_rknn._bench.bench.run_load", run_load)
     (tmp_path / "conv_f16.rk3588.rknn").unlink()
     alone = ort.bench(tmp_path / MODEL.name, seconds=0.2, options={"device": "rk3588"})
     (note,) = (note for note in alone.notes if "leaves axes free" in note)
@@ -233,7 +233,7 @@ def test_bench_feeds_the_cpu_the_compiled_shape(npu, monkeypatch, tmp_path):
 def test_a_failing_run_ends_the_load(npu):
     npu.fault("rknn_run", -2, after=20)
     with session() as s, pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException):
-        load.put_load(s, load.feed_for(s), callers=3, seconds=30)
+        load.run_load(s, load.feed_for(s), callers=3, seconds=30)
 
 
 def test_outliers_are_counted_and_percentiles_are_ranks():

@@ -164,7 +164,7 @@ def test_the_policy_is_recommended_where_it_is_not_set(monkeypatch, capsys, poli
     session = _ocr.TimedSession(identity((1, 2)), providers=["CPUExecutionProvider"])
     if policy is not None:
         monkeypatch.setenv("ORT_RKNN_POLICY", policy)
-    _ocr._tell([session], 0.1)
+    _ocr._print_report([session], 0.1)
     assert ("ORT_RKNN_POLICY=prefer puts the NPU first" in capsys.readouterr().out) == (policy != "prefer")
 
 

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "ort_rknn").is_dir(), reason="the sources are not here")
 
-#: From the bottom to the top. A room imports what stands before it; of rooms on one floor none imports another.
-FLOORS = (
+#: From the bottom to the top. A folder imports what stands before it; folders of one layer do not import each other.
+LAYERS = (
     ("_onnxruntime", "_cache", "_errors", "_interrupts", "_regular", "_rknpu", "_tensors", "_version"),
     ("_arrays", "_environment", "_json"),
     ("adapter",),
@@ -31,7 +31,7 @@ FLOORS = (
     ("__main__",),
 )
 #: Public submodules; all others are underscored, because a name of ours would shadow one of onnxruntime's.
-DOORS = {"adapter", "files"}
+PUBLIC_FOLDERS = {"adapter", "files"}
 
 
 @functools.cache
@@ -68,7 +68,7 @@ def core():
     return [name for name in modules() if name.split(".")[0] == "ort_rknn"]
 
 
-def room(name):
+def folder(name):
     return name.split(".")[1] if "." in name else ""
 
 
@@ -79,16 +79,16 @@ def test_the_reader_of_imports_sees_all_kinds():
     assert len(core()) > 100
 
 
-def test_rooms_import_downward_only():
-    floor = {name: number for number, rooms in enumerate(FLOORS) for name in rooms}
-    assert {room(name) for name in core()} == floor.keys()
+def test_imports_go_downward_only():
+    layer = {name: number for number, folders in enumerate(LAYERS) for name in folders}
+    assert {folder(name) for name in core()} == layer.keys()
     wrong = {
         (name, imported)
         for name in core()
         for imported in imports(name)
         if imported.split(".")[0] == "ort_rknn"
-        and room(imported) != room(name)
-        and floor[room(imported)] >= floor[room(name)]
+        and folder(imported) != folder(name)
+        and layer[folder(imported)] >= layer[folder(name)]
     }
     assert wrong == set()
 
@@ -127,18 +127,18 @@ def test_adapters_import_the_public_doors_only():
         for name, (path, _) in modules().items()
         if (ROOT / "adapters") in path.parents
         for imported in imports(name)
-        if imported.split(".")[0] == "ort_rknn" and room(imported) not in DOORS
+        if imported.split(".")[0] == "ort_rknn" and folder(imported) not in PUBLIC_FOLDERS
     }
     assert reach == set()
 
 
 def test_public_submodules():
-    public = {room(name) for name in core() if not room(name).startswith("_")} - {""}
-    assert public == DOORS
+    public = {folder(name) for name in core() if not folder(name).startswith("_")} - {""}
+    assert public == PUBLIC_FOLDERS
     # A later release's name would be ours to give up: a new one of this kind is a reason to rename a door.
     theirs = Path(onnxruntime.__file__).parent
-    assert not {path.stem for path in theirs.iterdir()} & DOORS
-    assert not {name.split(".")[1] for name in sys.modules if name.startswith("onnxruntime.")} & DOORS
+    assert not {path.stem for path in theirs.iterdir()} & PUBLIC_FOLDERS
+    assert not {name.split(".")[1] for name in sys.modules if name.startswith("onnxruntime.")} & PUBLIC_FOLDERS
 
 
 #: Functions beyond the bounds, each with its reason.

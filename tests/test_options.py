@@ -242,7 +242,7 @@ def test_make_provider_options():
 def test_what_is_written_from_the_declarations_agrees_with_them():
     """In their order; the defaults are those declared, and are what their own text is read as."""
     names = [option.name for option in OPTIONS]
-    assert [*inspect.signature(make_provider_options).parameters] == [*names, "misspelt"]
+    assert [*inspect.signature(make_provider_options).parameters] == [*names, "misspelled"]
     assert [*RknnProviderOptions.__annotations__] == names
     assert [*Options._fields] == [*names, "given"]
     assert {name: getattr(Options(), name) for name in names} == {o.name: o.default for o in OPTIONS}

@@ -83,7 +83,7 @@ def test_modules_and_objects(installed):
         ("", "stranger_x.part", "ModuleNotFoundError"),
     ],
 )
-def test_what_is_misspelt_or_names_nothing(installed, module, point, text):
+def test_what_is_misspelled_or_names_nothing(installed, module, point, text):
     module = module.replace("    return [Adapter()]\n    raise", "    raise")
     modules = {"stranger_x": module, "stranger_z": MODULE.format(name="z", hook="adapters")}
     found, said = installed(modules, [point, "stranger_z"])

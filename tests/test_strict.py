@@ -43,7 +43,7 @@ def test_words_that_do_not(word, monkeypatch):
 
 
 @pytest.mark.parametrize("variable", ["ORT_RKNN_STRICT", "ORT_RKNN_DISABLE"])
-def test_a_switch_that_is_misspelt_is_an_error(variable, monkeypatch, capsys):
+def test_a_switch_that_is_misspelled_is_an_error(variable, monkeypatch, capsys):
     """It would stay off unnoticed."""
     monkeypatch.setenv(variable, "ture")
     with pytest.raises(OptionError, match=f"environment variable {variable}='ture': 1 or 0 is expected"):
@@ -108,7 +108,7 @@ def test_sequences_are_taken(kind, virtual):
         "RknnExecutionprovider",
     ],
 )
-def test_a_misspelt_name_gets_the_right_one(name, capfd):
+def test_a_misspelled_name_gets_the_right_one(name, capfd):
     for providers in ([name, CPU], [(name, {})], name, {name}):
         with pytest.raises(OptionError, match=f"did you mean '{OURS}'"):
             ort.InferenceSession(MODEL, providers=providers)

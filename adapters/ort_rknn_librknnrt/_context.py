@@ -164,7 +164,7 @@ class RuntimeContext:
             call.took(ready - start, end - over)
 
     def layer_table(self) -> str:
-        """See :meth:`ort_rknn.adapter.TellsLayers.layer_table`."""
+        """See :meth:`ort_rknn.adapter.ReportsLayers.layer_table`."""
         if self._handle is None:
             raise AdapterError("the context is closed")
         return read_layers(self._model.binding, self._handle)

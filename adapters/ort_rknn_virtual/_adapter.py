@@ -28,11 +28,11 @@ from ort_rknn.adapter import (
     PortForm,
     Query,
     Region,
+    ReportsLayers,
+    ReportsNativeForms,
     RknnError,
     Shape,
     Survey,
-    TellsLayers,
-    TellsNativeForms,
     TensorInfo,
     TimesRuns,
     need_stack,
@@ -185,7 +185,7 @@ class _VirtualModel:
         return self.inner.output_shapes(shape_set)
 
     def native_forms(self, *, nhwc: bool = False) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:
-        return cast(TellsNativeForms, self.inner).native_forms(nhwc=nhwc)
+        return cast(ReportsNativeForms, self.inner).native_forms(nhwc=nhwc)
 
     def context(self, core_mask: int) -> Context:
         inner = self.inner.context(core_mask)
@@ -215,7 +215,7 @@ class _VirtualContext:
         return cast(TimesRuns, self._inner).times
 
     def layer_table(self) -> str:
-        return cast(TellsLayers, self._inner).layer_table()
+        return cast(ReportsLayers, self._inner).layer_table()
 
     def run(self, form: CallForm, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         need_stack(_FRAMES_OF_A_TWIN)  # checked here, not in the callback

@@ -60,7 +60,7 @@ def show(save: str | None) -> Outcome:
     took = time.perf_counter() - began
     read = [str(text) for _, text, _ in found or ()]
     right = _compare(read)
-    _tell(sessions, took)
+    _print_report(sessions, took)
     return "fine" if right else "failed"
 
 
@@ -180,7 +180,7 @@ def _why_not(error: ImportError) -> str:
     return f"RapidOCR does not load ({text}). {_INSTALL}"
 
 
-def _tell(sessions: list[TimedSession], took: float) -> None:
+def _print_report(sessions: list[TimedSession], took: float) -> None:
     print(f"\n  {'model':<40}{'provider':<28}{'runs':>5}{'ms':>9}")
     for session in sessions:
         name = os.path.basename(str(session._model_path))

@@ -17,7 +17,7 @@ from .._measure.board import resident_bytes
 from .._session.session import InferenceSession
 from ..files import onnx_twin_names
 from .advice import advise
-from .load import feed_for, fits, put_load
+from .load import feed_for, fits, run_load
 from .report import BenchReport, Result, Setting
 from .splitting import compiled_convolutions, split_share
 
@@ -133,7 +133,7 @@ def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool, Mapp
         if reason:
             report = BenchReport(path, "", 0)
             report.notes.append(reason if reason.startswith("no NPU") else f"no NPU for this model: {reason}")
-            _tell_free_axes(report, session, feed_for(session))
+            _note_free_axes(report, session, feed_for(session))
             return report, False, {}
         device = session._npu.plan.found.device
         report = BenchReport(path, device.name, device.cores, cpus=len(os.sched_getaffinity(0)))
@@ -142,7 +142,7 @@ def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool, Mapp
         batches = any(executor.signature.splits for executor in session._npu.executors)
         onnx = _onnx_of(path)
         feed = feed_for(session)
-        _tell_free_axes(report, session, feed)
+        _note_free_axes(report, session, feed)
         compiled = compiled_convolutions(executor.provenance.source for executor in session._npu.executors)
     if device.cores > 1 and onnx is not None:
         try:
@@ -152,7 +152,7 @@ def _survey(path: str, base: Mapping[str, Any]) -> tuple[BenchReport, bool, Mapp
     return report, batches, feed
 
 
-def _tell_free_axes(report: BenchReport, session: Any, feed: Mapping[str, Any]) -> None:
+def _note_free_axes(report: BenchReport, session: Any, feed: Mapping[str, Any]) -> None:
     """Add the shapes used for free axes: the measured speed depends on them."""
     free = [port.name for port in session.get_inputs() if not all(isinstance(d, int) for d in port.shape)]
     if free:
@@ -212,5 +212,5 @@ class _Series:
             session.run(None, feed)
             result.create_ms = 1000 * (created - start)
             result.first_ms = 1000 * (time.perf_counter() - prepared)
-            result.measured = put_load(session, feed, setting.callers, self.seconds, setting.samples)
+            result.measured = run_load(session, feed, setting.callers, self.seconds, setting.samples)
             result.memory_mb = max(0, resident_bytes() - before) / 1e6

@@ -9,7 +9,7 @@ from typing import Any
 from .._errors import FAIL, bare_message, ort_error
 from .._executor.executor import Executor
 from .._executor.lanes import Lease
-from ..adapter.contract import AdapterError, LoadSettings, TellsLayers
+from ..adapter.contract import AdapterError, LoadSettings, ReportsLayers
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def _table(executor: Executor, found: Any) -> str:
         lease = Lease(context, "layers")
         for _ in range(2):  # the first run does setup work
             executor._work.attempt(call, lease)
-        measuring: TellsLayers = context
+        measuring: ReportsLayers = context
         return measuring.layer_table()
     finally:
         model.close()

@@ -139,7 +139,7 @@ class _Callers:
             self._gate.abort()
 
 
-def put_load(session: Any, feed: Mapping[str, Any], callers: int, seconds: float, samples: int = 1) -> Measured:
+def run_load(session: Any, feed: Mapping[str, Any], callers: int, seconds: float, samples: int = 1) -> Measured:
     """``callers`` threads call ``session.run`` repeatedly for about ``seconds``, after a warm-up.
 
     Every caller makes at least two runs, however long they take. Raises what a run raises.

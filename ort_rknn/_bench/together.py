@@ -14,7 +14,7 @@ from typing import Any
 
 from .._errors import FAIL, OptionError, bare_message, ort_error
 from .bench import GRACE, check_seconds, open_session, why_not_on_npu
-from .load import Measured, feed_for, put_load
+from .load import Measured, feed_for, run_load
 from .report import CLEARLY, session_line
 
 
@@ -176,7 +176,7 @@ def _run(
             try:
                 feed = feed_for(sessions[place])
                 begin.wait()
-                results[place] = put_load(sessions[place], feed, callers, seconds)
+                results[place] = run_load(sessions[place], feed, callers, seconds)
             except Exception as error:
                 begin.abort()
                 results[place] = error

@@ -95,7 +95,7 @@ def run(given: argparse.Namespace) -> int:
         raise Mistake(of_system(error), FAILED) from None
     except (ConversionError, NothingCompared, PrepareError, RecordError, OnnxFileError) as error:
         raise Mistake(str(error), FAILED) from None
-    return _tell(given, found)
+    return _print_report(given, found)
 
 
 def _feeds(given: argparse.Namespace) -> Feeds:
@@ -108,7 +108,7 @@ def _feeds(given: argparse.Namespace) -> Feeds:
     return Feeds(given.data, groups, mean, std, given.fit)
 
 
-def _tell(given: argparse.Namespace, found: Checked) -> int:
+def _print_report(given: argparse.Namespace, found: Checked) -> int:
     from .._compile.accuracy import lines_of
 
     if given.json:

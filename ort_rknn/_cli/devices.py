@@ -55,7 +55,7 @@ def run(given: argparse.Namespace) -> int:
         say_json("devices", told)
         return code
     say(f"adapters: {', '.join(adapters()) or 'none'}")
-    _tell(usable, absences)
+    _print_report(usable, absences)
     if unavailable is not None:
         say(f"No session can use an NPU in this process: {unavailable}")
     if not usable:
@@ -66,7 +66,7 @@ def run(given: argparse.Namespace) -> int:
     return code
 
 
-def _tell(usable: list[Device], absences: list[Absence]) -> None:
+def _print_report(usable: list[Device], absences: list[Absence]) -> None:
     if usable:
         columns = (
             Column("device", keep=True),

@@ -93,7 +93,7 @@ class Claims:
         if self._refusal is not None:
             return [nodes]
         try:
-            return [nodes] if nodes and self._stands_for(nodes, self._api.path(graph)) else []
+            return [nodes] if nodes and self._replaces(nodes, self._api.path(graph)) else []
         except (OptionError, NpuUnavailable, RecursionError, FallbackWarning) as error:  # the last: made an error
             # If raised here, onnxruntime would log it and continue without us: compile() raises what the caller should
             # see.
@@ -114,7 +114,7 @@ class Claims:
         source = api.attribute(node, "source", ATTR_STRING)
         return isinstance(source, bytes) and source.decode(errors="replace") in OUR_NAMES
 
-    def _stands_for(self, nodes: Sequence[int], path: str) -> bool:
+    def _replaces(self, nodes: Sequence[int], path: str) -> bool:
         """Whether a compiled model replaces these nodes. It is loaded here, because afterwards the nodes cannot be
         given back. Raises OptionError, and NpuUnavailable if only the NPU is allowed."""
         if not self._looked:
@@ -148,7 +148,7 @@ class Claims:
         request = self._request
         if not path:
             fall_back(request, Facts("onnx", b""), _FROM_MEMORY, "", ())  # raises if only the NPU is allowed
-            _tell(_FROM_MEMORY)
+            _report_fallback(_FROM_MEMORY)
             return None
         facts = gather(path, request, None, self._query(request.options))
         if facts.kind == "ep_context":  # in a subgraph: each node is taken as it is met
@@ -394,10 +394,10 @@ _FROM_MEMORY = "a model from memory stays on the CPU: a compiled twin is found b
 
 def _tell_fallback(decision: Decision) -> None:
     if decision.plan.fallback is not None:
-        _tell(f"{decision.facts.model} stays on the CPU: {decision.plan.fallback}")
+        _report_fallback(f"{decision.facts.model} stays on the CPU: {decision.plan.fallback}")
 
 
-def _tell(text: str) -> None:
+def _report_fallback(text: str) -> None:
     """Report a fallback: it is never silent, because whoever uses the provider in the unmodified onnxruntime asked for
     it."""
     log.warning(text)

@@ -61,7 +61,7 @@ class CpuTwin:
             self.runs += 1
         return results
 
-    def tell_once(self, label: str, spell: Callable[[], str]) -> None:
+    def warn_once(self, label: str, spell: Callable[[], str]) -> None:
         """Log that a call's shapes, returned by ``spell``, were not compiled. Only for the first such call."""
         if self._told.acquire(blocking=False):  # never released
             log.info("%s: no shape set was compiled for %s: such calls run on the ONNX, on the CPU", label, spell())

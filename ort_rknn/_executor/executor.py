@@ -114,7 +114,7 @@ class Executor(OpenModel):
                     try:
                         lane.put_back(lease)
                     finally:
-                        lane.call_who_waits()
+                        lane.wake_next()
         except Exception as failure:
             if self._recovery.succeeds(failure, self._worker_run(call, inputs, outputs), fallback):
                 return
@@ -178,7 +178,7 @@ class Executor(OpenModel):
         if self._runs_whole:
             return self._run_whole(shapes, inputs)
         assert self._cpu_twin is not None
-        self._cpu_twin.tell_once(self.label, lambda: self._calls.spell(shapes))
+        self._cpu_twin.warn_once(self.label, lambda: self._calls.spell(shapes))
         return self._cpu_twin.run(self.signature, shapes, inputs)
 
     def _run_whole(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:

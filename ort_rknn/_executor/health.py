@@ -210,7 +210,7 @@ class Health:
             for lease in held:
                 core.lane.put_back(lease)
             self._apply()
-            core.lane.call_who_waits()
+            core.lane.wake_next()
 
     def _works(self, core: Core) -> bool:
         """Recreate its contexts and test each with one run. Its leases are held."""

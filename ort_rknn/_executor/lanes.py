@@ -156,7 +156,7 @@ class Lane:
         #: If no core of the lane serves: returns a lane that does, for the runs waiting here.
         self.divert: Callable[[], Lane | None] | None = None
         #: The first half of :meth:`give_back`, for callers that a signal may interrupt. Not a Python function, so
-        #: nothing can be raised before it is done. :meth:`call_who_waits` must follow.
+        #: nothing can be raised before it is done. :meth:`wake_next` must follow.
         self.put_back: Callable[[Lease], None] = self._idle.append
         self._contexts = len(self._idle)
         self._by_use = by_use and self._contexts > 1
@@ -221,9 +221,9 @@ class Lane:
         try:
             self.put_back(lease)
         finally:
-            self.call_who_waits()
+            self.wake_next()
 
-    def call_who_waits(self) -> None:
+    def wake_next(self) -> None:
         """A context became idle: give it to the next waiting run."""
         if self._waiting:
             self._call_worker()
@@ -251,7 +251,7 @@ class Lane:
         for _ in range(len(self._parked)):
             with suppress(IndexError):
                 self.put_back(self._parked.popleft())
-        self.call_who_waits()
+        self.wake_next()
 
     def divert_waiting(self) -> None:
         """Move waiting runs to other lanes, as long as ``divert`` returns one."""
@@ -302,7 +302,7 @@ class Lane:
         """All of its contexts if hanging runs hold them all; otherwise none."""
         return self._leases if all(lease.hanging for lease in self._leases) else ()
 
-    def let_through(self) -> None:
+    def drain(self) -> None:
         """Return when every run that waits now has had a context, or was refused."""
         if self._waiting:
             with suppress(Exception):  # refused, and so are they

@@ -15,7 +15,7 @@ import numpy as np
 from .._errors import FAIL, OptionError, ort_error
 from .._options import Options
 from .._tensors import DTYPES, Layout, Shape, onnx_order
-from ..adapter.contract import AdapterError, Model, NativeForm, RknnError, TellsNativeForms, TensorInfo
+from ..adapter.contract import AdapterError, Model, NativeForm, ReportsNativeForms, RknnError, TensorInfo
 from .ports import Port, pick
 from .signature import Signature
 
@@ -169,7 +169,7 @@ def _forms(model: Model, what: str, stand_in: bool) -> tuple[tuple[NativeForm, .
     if not hasattr(model, "native_forms"):
         raise OptionError(f"{what}: its adapter does not tell how the NPU stores tensors; use the adapter 'librknnrt'")
     try:
-        return cast(TellsNativeForms, model).native_forms()
+        return cast(ReportsNativeForms, model).native_forms()
     except RknnError as error:
         raise ort_error(FAIL, f"{what}: {error}") from error
     except AdapterError as error:

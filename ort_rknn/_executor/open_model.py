@@ -184,7 +184,7 @@ class OpenModel:
         if not any(lane.is_worker() for lane in self._lanes):
             for lane in self._lanes:
                 if not lane.hanging():
-                    lane.let_through()
+                    lane.drain()
         self.close("the session's providers were changed during this call: run it again")
 
     def close(self, why: str = "the session was closed") -> None:

@@ -85,7 +85,7 @@ def record(
     start, ready, over, end = times
     if lease.began <= start and end <= lease.ended:  # it was also converted above the runtime
         start, end = lease.began, lease.ended
-    _tell(owner, model, lease, (start, ready, over, end), asked)
+    _publish_run(owner, model, lease, (start, ready, over, end), asked)
 
 
 def record_failure(
@@ -93,10 +93,10 @@ def record_failure(
 ) -> None:
     """Report a failed run on ``lease`` to the listeners. ``began``: when it was called."""
     end = time.perf_counter_ns()
-    _tell(owner, model, lease, (began, began, end, end), asked, str(error))
+    _publish_run(owner, model, lease, (began, began, end, end), asked, str(error))
 
 
-def _tell(
+def _publish_run(
     owner: Signature,
     model: str,
     lease: Lease,

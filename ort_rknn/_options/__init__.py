@@ -322,15 +322,15 @@ def make_provider_options(
     disable_dup_context: bool | None = None,
     after_fork: str | None = None,
     # </options>
-    **misspelt: NoReturn,
+    **misspelled: NoReturn,
 ) -> RknnProviderOptions:
     """A dict of provider options with only what was given (None: left out), checked as a session would.
 
-    ``misspelt`` accepts no value: what ends up there is unknown, and the error suggests a name that is known.
+    ``misspelled`` accepts no value: what ends up there is unknown, and the error suggests a name that is known.
 
     Raises OptionError (a ValueError) as :func:`read_options` does.
     """
-    given = {key: value for key, value in locals().items() if key != "misspelt"}
-    out: dict[str, Any] = {key: value for key, value in given.items() if value is not None} | misspelt
+    given = {key: value for key, value in locals().items() if key != "misspelled"}
+    out: dict[str, Any] = {key: value for key, value in given.items() if value is not None} | misspelled
     read_options(out)
     return out  # type: ignore[return-value]

@@ -60,7 +60,7 @@ def make(given: Given) -> State:
             _finish_on_npu(given, state, decision, lender)
         elif decision.plan.where == "cpu":
             start_on_cpu(given, state, decision)
-            _tell(decision.plan)
+            _report_fallback(decision.plan)
         if config_entry(so, SAVE_CONTEXT) == "1":
             _save(given.session, state, so)
     if decision.plan.where == "cpu":
@@ -210,7 +210,7 @@ def _save(session: Any, state: State, so: Any) -> None:
         raise
 
 
-def _tell(made: Plan) -> None:
+def _report_fallback(made: Plan) -> None:
     """Report a fallback: it is never silent."""
     if made.fallback is None:
         return

@@ -154,7 +154,7 @@ class PortForm:
     nbytes: int
     pass_through: bool = False
     native: bool = False
-    """The buffer has the form reported by :class:`TellsNativeForms`, and is never converted."""
+    """The buffer has the form reported by :class:`ReportsNativeForms`, and is never converted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +280,7 @@ class LoadSettings:
     priority: Literal["high", "medium", "low"] = "high"
     """Whose runs the driver takes first. "high" is the runtime's own default."""
     collect_layers: bool = False
-    """Contexts measure their layers (:class:`TellsLayers`), which slows down runs."""
+    """Contexts measure their layers (:class:`ReportsLayers`), which slows down runs."""
 
 
 class Context(Protocol):
@@ -396,7 +396,7 @@ class TimesRuns(Protocol):
         when the NPU was started, when the NPU was done, and when the outputs were written."""
 
 
-class TellsLayers(Protocol):
+class ReportsLayers(Protocol):
     """Optional for a context of a model that was loaded with ``collect_layers``."""
 
     def layer_table(self) -> str:
@@ -415,7 +415,7 @@ class BindsBuffers(Protocol):
         """
 
 
-class TellsNativeForms(Protocol):
+class ReportsNativeForms(Protocol):
     """Optional for a model whose contexts support forms with :attr:`PortForm.native`."""
 
     def native_forms(self, *, nhwc: bool = False) -> tuple[tuple[NativeForm, ...], tuple[NativeForm, ...]]:

@@ -135,7 +135,7 @@ def _unchanged(file: Pinned, error: type[ValueError]) -> Iterator[None]:
         raise error(f"{change}; wait until it is written, then load it again")
 
 
-def looks_like(head: bytes) -> str:
+def describe_head(head: bytes) -> str:
     """What a file that starts with ``head`` (its first 64 bytes or so) seems to be, as a noun for an error message."""
     for start, name in _MAGIC:
         if head.startswith(start):

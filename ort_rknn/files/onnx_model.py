@@ -14,7 +14,7 @@ from . import _onnx_graph
 from . import _onnx_proto as proto
 from ._onnx_graph import DTYPES, Dimension, EpContextNode, OnnxValue
 from ._onnx_scan import read_opset
-from ._source import Data, Source, describe_source, looks_like, open_source
+from ._source import Data, Source, describe_head, describe_source, open_source
 from ._wire import BYTES, WireError, WireReader, signed
 
 __all__ = ["DTYPES", "Dimension", "EpContextNode", "OnnxFileError", "OnnxModel", "OnnxValue", "is_onnx", "read_onnx"]
@@ -62,7 +62,7 @@ class OnnxModel:
 
 def is_onnx(head: bytes) -> bool:
     """Whether ``head``, the first 64 bytes of a file, looks like the start of an ONNX model."""
-    return looks_like(head) == "an ONNX model"
+    return describe_head(head) == "an ONNX model"
 
 
 def read_onnx(source: Source) -> OnnxModel:
@@ -75,7 +75,7 @@ def read_onnx(source: Source) -> OnnxModel:
         try:
             model = _read_model(data)
         except WireError as problem:
-            kind = looks_like(data[:64])
+            kind = describe_head(data[:64])
             if kind == "an ONNX model":
                 raise OnnxFileError(f"{name}: a damaged ONNX model; {problem}") from None
             raise OnnxFileError(f"{name}: not an ONNX model; it looks like {kind} ({problem})") from None

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..adapter.contract import AdapterError, ModelSource
 from ._flatbuffer import Budget, FlatbufferError, Table
-from ._source import Source, describe_source, looks_like, open_source
+from ._source import Source, describe_head, describe_source, open_source
 from .rknn import NotRknnError, RknnFileError, is_rknn, measure
 
 __all__ = ["NO_LOWERING", "Operator", "Operators", "alone", "operators_of", "read_operators", "splits"]
@@ -132,7 +132,7 @@ def read_operators(source: Source) -> Operators:
     with open_source(source, RknnFileError) as data:
         head = data[:64]
         if not is_rknn(head):
-            raise NotRknnError(f"{name}: not an .rknn model; it looks like {looks_like(head)}")
+            raise NotRknnError(f"{name}: not an .rknn model; it looks like {describe_head(head)}")
         if not head.startswith(b"RKNN") or len(data) < 24:
             raise RknnFileError(f"{name}: its operators cannot be read: it is encrypted or cut short")
         try:

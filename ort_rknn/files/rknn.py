@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from .._tensors import Layout, Quantization, Shape
 from ._rknn_parts import Parts, RknnPort, as_floats, as_shape, as_shapes, read_parts
-from ._source import Data, Source, describe_source, looks_like, open_source
+from ._source import Data, Source, describe_head, describe_source, open_source
 
 __all__ = ["NotRknnError", "RknnFile", "RknnFileError", "RknnTensor", "is_rknn", "is_rknpu3", "read_rknn"]
 
@@ -121,7 +121,7 @@ def read_rknn(source: Source) -> RknnFile:
         size = len(data)
         head = data[:_WIDE_HEADER]
         if not is_rknn(head):
-            raise NotRknnError(f"{name}: not an .rknn model; it looks like {looks_like(head)}")
+            raise NotRknnError(f"{name}: not an .rknn model; it looks like {describe_head(head)}")
         if not head.startswith(b"RKNN"):
             parts = Parts(unknown=["everything: the file is encrypted, only the runtime can read it"])
             return _assemble(size, None, parts, encrypted=True)

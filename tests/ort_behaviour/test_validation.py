@@ -21,7 +21,7 @@ class Custom:
 REFUSED = {
     "no feed": (ValueError, (None, {})),
     "one missing": (ValueError, (None, {"a": A})),
-    "misspelt": (ValueError, (None, {"A": A, "b": B})),
+    "misspelled": (ValueError, (None, {"A": A, "b": B})),
     "missing and extra": (ValueError, (None, {"b": B, "z": B})),
     "missing and unknown output": (ValueError, (["nothing"], {"b": B})),
     "missing and wrong dtype": (ValueError, (None, {"b": B.astype(np.int32)})),
