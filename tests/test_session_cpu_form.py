@@ -148,8 +148,8 @@ def test_raw_outputs(models):
     how = session.quantization["y"]
     (got,), (want,) = session.run(None, {"x": x}), plain(models / "conv_i8.onnx", {"x": x})
     assert got.dtype == np.int8
-    assert np.array_equal(got, np.clip(np.rint(want / np.float32(how.scale)) + how.zero_point, -128, 127))
-    assert abs((got.astype(np.float32) - how.zero_point) * how.scale - want).max() <= how.scale * 0.51 + 1e-6
+    exact = np.clip(want / np.float32(how.scale) + how.zero_point, -128, 127)
+    assert abs(got - exact).max() <= 0.501  # a value in the middle may be rounded either way
     (got,) = made(models / "conv_f16.onnx", output_dtype="native").run(None, {"x": x})
     assert np.array_equal(got, plain(models / "conv_f16.onnx", {"x": x})[0].astype(np.float16))
     assert session.get_inputs()[0].type == "tensor(float)"
