@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-from ._errors import OptionError
-
 #: Names a runtime library if the provider option does not.
 RUNTIME_LIBRARY_VARIABLE = "ORT_RKNN_RUNTIME_LIBRARY"
 TRUE, FALSE = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
@@ -20,4 +18,6 @@ def switched_on(variable: str) -> bool:
         return False
     if word in TRUE:
         return True
+    from ._errors import OptionError  # which imports onnxruntime; adapters are read without it where they are built
+
     raise OptionError(f"environment variable {variable}={text!r}: 1 or 0 is expected")
