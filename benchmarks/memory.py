@@ -28,7 +28,7 @@ def write_onnx(path, megabytes):
     size = megabytes * 1_000_000 // 4 * 4
     ballast = int_field(1, size // 4) + int_field(2, 1) + text_field(8, "ballast")
     ballast += varint(9 << 3 | BYTES) + varint(size)
-    kernel = float_tensor("w", np.zeros((8, 3, 3, 3), np.float32))
+    kernel = float_tensor(np.zeros((8, 3, 3, 3), np.float32), "w")
     conv = node("Conv", ["x", "w"], "y", kernel_shape=(3, 3), pads=(1, 1, 1, 1), strides=(2, 2))
     first = bytes_field(1, conv) + text_field(2, "large") + bytes_field(5, kernel)
     first += varint(5 << 3 | BYTES) + varint(len(ballast) + size) + ballast
