@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .callbacks import InOrder, Order
 from .future import CallFuture
 from .one_shot import Awaited
 from .places import Place
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 

@@ -9,7 +9,6 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from .._concurrency.forks import keep, leave_out_exit_handlers
 from .._concurrency.pacer import Pacer
@@ -33,9 +32,6 @@ from .recovery import Recovery
 from .sample_runs import SampleRuns
 from .signature import Signature
 from .work import Work
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("ort_rknn")
 

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.virtual_sessions import emptied_rk3588
 
 import ort_rknn
 from ort_rknn.files import ep_context_model, read_onnx
-from ort_rknn_virtual.control import virtual_npu
 
 MODELS = Path(__file__).parents[1] / "models"
 X = np.random.default_rng(1).standard_normal((1, 3, 32, 32), dtype=np.float32)
@@ -22,14 +22,7 @@ DOCUMENTED = (
 )
 
 
-@pytest.fixture(autouse=True)
-def device():
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    counters = device.counters()
-    device.reset()
-    assert (counters.contexts, counters.models) == (0, 0), counters
+device = pytest.fixture(emptied_rk3588, autouse=True)
 
 
 @pytest.fixture
