@@ -6,9 +6,9 @@ The folder gets qemu's user-mode emulator, Debian's arm64 Python 3.11, the aarch
 and rknn-toolkit-lite2, and the virtual NPU compiled for aarch64 where a board has its ``librknnrt.so``. ``run.py`` runs
 programs in it. A folder that is complete and made by the same text of this file is kept as it is.
 
-Needs Debian 12 (or another system whose apt knows python3.11 for arm64), apt-get, dpkg-deb, pip and ziglang; no root,
-no binfmt_misc, no change to the system: apt works on lists and folders of its own. Nothing that is fetched here enters
-the repository; the vendor's package stays under the vendor's license.
+Needs Python 3.11 or later, Debian 12 (or another system whose apt knows python3.11 for arm64), apt-get, dpkg-deb, pip
+and ziglang; no root, no binfmt_misc, no change to the system: apt works on lists and folders of its own. Nothing that
+is fetched here enters the repository; the vendor's package stays under the vendor's license.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ import time
 import types
 from pathlib import Path
 from typing import IO, Any
-
-import tomllib
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
@@ -200,6 +198,8 @@ def write_python(folder: Path) -> None:
 
 def write_metadata(folder: Path) -> None:
     """What an installation would tell of the checkout: its plugins are found through its entry points."""
+    import tomllib  # Python 3.11 and later; the rest of this file is also read by older ones
+
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     info = folder / "site" / "ort_rknn-0.dist-info"
     info.mkdir(exist_ok=True)
