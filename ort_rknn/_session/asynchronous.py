@@ -111,8 +111,8 @@ class AsynchronousCalls:
             depth = _depth(depth)
         return in_order(
             self._submitters,
-            lambda feed: self._run_feed(feed, output_names, run_options),
-            lambda feed: self._feed(feed, copy),
+            partial(self._run_feed, output_names=output_names, run_options=run_options),
+            partial(self._feed, copied=copy),
             feeds,
             depth,
         )

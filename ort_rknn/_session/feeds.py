@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 #: The number of combinations of shape and dtype for which buffers are kept.
-_KINDS_KEPT = 16
+_POOLS_KEPT = 16
 #: Kinds of dtypes whose elements are plain bytes: bool, numbers.
 _PLAIN = "biufc"
 
@@ -46,68 +47,89 @@ def _in_native_order(value: Any) -> Any:
 class Feed:
     """The feed of one call. :meth:`give_back` returns its buffers once the call has ended."""
 
-    __slots__ = ("_buffers", "_pool", "nbytes", "values")
+    __slots__ = ("_buffers", "nbytes", "values")
 
-    def __init__(
-        self, values: Any, pool: Buffers | None = None, buffers: list[np.ndarray[Any, Any]] | None = None
-    ) -> None:
+    def __init__(self, values: Any, buffers: list[_Used] | None = None, nbytes: int = 0) -> None:
         self.values = values
-        self._pool = pool
         self._buffers = buffers
-        self.nbytes = 0
+        self.nbytes = nbytes
         """Of its buffers."""
-        for buffer in buffers or ():
-            self.nbytes += buffer.nbytes
 
     def without(self, results: list[Any]) -> list[Any]:
         """``results``, with copies of those that lie in one of the buffers, which happens if a model's output is its
         input. Before 1.24, onnxruntime returns such a result without a reference to the array that it lies in."""
         if self._buffers and isinstance(results, list):
             for place, result in enumerate(results):
-                if isinstance(result, np.ndarray) and any(np.may_share_memory(result, b) for b in self._buffers):
-                    results[place] = result.copy()
+                if isinstance(result, np.ndarray):
+                    for buffer, _ in self._buffers:
+                        if np.may_share_memory(result, buffer.array):
+                            results[place] = result.copy()
+                            break
         return results
 
     def give_back(self) -> None:
         """Return the buffers after the call. A buffer that is still referenced is not reused: by a result of a model
         whose output is its input, by an exception's traceback, or by a subclass that keeps its feeds."""
         self.values = None
-        pool, buffers = self._pool, self._buffers
-        self._buffers = None
-        if pool is None or buffers is None:
-            return
+        buffers, self._buffers = self._buffers, None
         while buffers:
-            buffer = buffers.pop()
-            if sys.getrefcount(buffer) == 2:  # this name, and the argument of getrefcount
-                pool.put(buffer)
+            buffer, pool = buffers.pop()
+            if sys.getrefcount(buffer.array) == buffer.references and len(pool.free) < pool.kept:
+                pool.free.append(buffer)
+
+
+class _PooledArray:
+    """An array of a pool. ``view``: its bytes, if copies go through them (see :data:`_BRIEF`)."""
+
+    __slots__ = ("array", "references", "view")
+
+    def __init__(self, pool: _ArrayPool) -> None:
+        self.array: np.ndarray[Any, Any] = np.empty(*pool.form)
+        self.view = memoryview(self.array).cast("B") if pool.brief else None  # type: ignore[arg-type]
+        self.references = sys.getrefcount(self.array)
+        """References to the array while only this object has it."""
+
+
+class _ArrayPool:
+    """Arrays of one shape and dtype that are free, and what depends on these two alone."""
+
+    __slots__ = ("brief", "form", "free", "kept", "nbytes")
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], kept: int) -> None:
+        self.form = (shape, dtype if dtype.isnative else dtype.newbyteorder("="))
+        self.nbytes = math.prod(shape) * dtype.itemsize
+        self.brief = dtype.isnative and dtype.char in _BYTES and 0 < self.nbytes <= _BRIEF
+        self.kept = kept
+        self.free: deque[_PooledArray] = deque()
+
+
+#: An array in use, and the pool that it goes back to.
+_Used = tuple[_PooledArray, _ArrayPool]
 
 
 class Buffers:
-    """A pool of arrays by shape and dtype: fresh pages cost as much as the copy. Thread-safe.
+    """Pools of arrays, one per shape and dtype: fresh pages cost as much as the copy. Thread-safe.
 
     ``kept``: the number of arrays kept for each shape and dtype.
     """
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
-        self._free: dict[tuple[tuple[int, ...], np.dtype[Any]], deque[np.ndarray[Any, Any]]] = {}
+        self._pools: dict[tuple[tuple[int, ...], np.dtype[Any]], _ArrayPool] = {}
 
     def copy(self, feed: Any) -> Feed:
         """A copy of a feed: dict, arrays, lists and OrtValues. Anything else is returned as is, for ``run`` to
         reject."""
-        if not isinstance(feed, Mapping):
+        if type(feed) is not dict and not isinstance(feed, Mapping):
             return Feed(feed)
-        buffers: list[np.ndarray[Any, Any]] = []
+        buffers: list[_Used] = []
         values = {name: self._copied(value, buffers) for name, value in feed.items()}
-        return Feed(values, self, buffers)
+        nbytes = 0
+        for _, pool in buffers:
+            nbytes += pool.nbytes
+        return Feed(values, buffers, nbytes)
 
-    def put(self, buffer: np.ndarray[Any, Any]) -> None:
-        """Return a buffer to the pool."""
-        free = self._free.get((buffer.shape, buffer.dtype))
-        if free is not None and len(free) < self._kept:
-            free.append(buffer)
-
-    def _copied(self, value: Any, buffers: list[np.ndarray[Any, Any]]) -> Any:
+    def _copied(self, value: Any, buffers: list[_Used]) -> Any:
         if isinstance(value, np.ndarray):
             return self._array(value, buffers)
         if isinstance(value, onnxruntime.OrtValue):
@@ -117,32 +139,30 @@ class Buffers:
         except Exception:  # it cannot be copied; pass it on as is, in case it can be run
             return value
 
-    def _array(self, value: np.ndarray[Any, Any], buffers: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-        if value.dtype.kind not in _PLAIN:
-            return np.array(value)
-        native = value.dtype.isnative
-        key = (value.shape, value.dtype if native else value.dtype.newbyteorder("="))
-        free = self._free.get(key)
-        if free is None:
-            if len(self._free) >= _KINDS_KEPT:
-                self._free.pop(next(iter(self._free)), None)
-            free = self._free.setdefault(key, deque())
-        buffer: np.ndarray[Any, Any]
+    def _array(self, value: np.ndarray[Any, Any], buffers: list[_Used]) -> np.ndarray[Any, Any]:
+        pool = self._pools.get((value.shape, value.dtype))
+        if pool is None:
+            if value.dtype.kind not in _PLAIN:
+                return np.array(value)
+            pool = self._pool(value.shape, value.dtype)
         try:
-            buffer = free.pop()
+            buffer = pool.free.pop()
         except IndexError:
-            buffer = np.empty(*key)
-        plain = native and value.flags.c_contiguous and value.dtype.char in _BYTES
-        if plain and 0 < value.nbytes <= _BRIEF:
-            target: Any = buffer
-            source: Any = value
-            memoryview(target).cast("B")[:] = memoryview(source).cast("B")
+            buffer = _PooledArray(pool)
+        array, view = buffer.array, buffer.view
+        if view is not None and value.flags.c_contiguous:
+            view[:] = memoryview(value).cast("B")  # type: ignore[arg-type]
         else:
-            np.copyto(buffer, value)
-        buffers.append(buffer)
-        return buffer
+            np.copyto(array, value)
+        buffers.append((buffer, pool))
+        return array
 
-    def _ort_value(self, value: onnxruntime.OrtValue, buffers: list[np.ndarray[Any, Any]]) -> Any:
+    def _pool(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> _ArrayPool:
+        if len(self._pools) >= _POOLS_KEPT:
+            self._pools.pop(next(iter(self._pools)), None)
+        return self._pools.setdefault((shape, dtype), _ArrayPool(shape, dtype, self._kept))
+
+    def _ort_value(self, value: onnxruntime.OrtValue, buffers: list[_Used]) -> Any:
         if not value.is_tensor() or value.data_type() == "tensor(string)":
             return value  # a sequence, a map or strings, which are immutable from Python
         if value.data_type() in _AS_BITS:
