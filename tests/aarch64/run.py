@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import setup_root
+from support.debian_packages import cache_folder
 
 PROJECT = setup_root.PROJECT
 ADAPTERS = "tests/adapters"
@@ -42,14 +43,6 @@ SELECTION = (
 )
 
 
-def default_folder() -> Path:
-    chosen = os.environ.get("ORT_RKNN_AARCH64")
-    if chosen:
-        return Path(chosen).absolute()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "ort_rknn" / "aarch64"
-
-
 def environment(folder: Path) -> dict[str, str]:
     """Only what is meant for the board: no PATH, so that the host's compilers are not there."""
     paths = [folder / "site", PROJECT, PROJECT / "adapters", PROJECT / "compat"]
@@ -65,7 +58,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     start = time.monotonic()
-    folder = default_folder()
+    folder = cache_folder("aarch64", "ORT_RKNN_AARCH64")
     _lock = setup_root.build(folder)  # held to the end
     arguments = sys.argv[1:]
     python = str(folder / "python")

@@ -17,18 +17,19 @@ import argparse
 import fcntl
 import hashlib
 import importlib
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 import types
 from pathlib import Path
 from typing import IO, Any
 
-HERE = Path(__file__).resolve().parent
-PROJECT = HERE.parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT / "tests"))
+
+from support import debian_packages  # noqa: E402
+from support.debian_packages import Packages, native, run, step  # noqa: E402
+
 PYTHON = "3.11"
 SOC = "rk3588"
 NPU_LIBRARY = "usr/lib/librknnrt.so"
@@ -95,7 +96,8 @@ def build(folder: Path) -> IO[str]:
     except BlockingIOError:
         print(f"{folder} is in use by another run: waiting (ORT_RKNN_AARCH64 names another folder) ...", flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
-    made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    texts = Path(__file__).read_bytes() + Path(debian_packages.__file__).read_bytes()
+    made_by = hashlib.sha256(texts).hexdigest()
     if not (stamp.is_file() and stamp.read_text() == made_by):
         for path in folder.iterdir():
             if path.name != "lock":
@@ -111,46 +113,12 @@ def build(folder: Path) -> IO[str]:
     return lock
 
 
-def step(title: str, do: object, *arguments: object) -> None:
-    start = time.monotonic()
-    print(f"{title} ...", flush=True)
-    do(*arguments)  # type: ignore[operator]
-    print(f"{title}: {time.monotonic() - start:.0f} s", flush=True)
-
-
-def run(*command: str | Path, **more: object) -> str:
-    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=False, **more)  # type: ignore[call-overload]
-    if done.returncode:
-        raise SystemExit(f"{command[0]} ended with {done.returncode}: {' '.join(map(str, command))}\n{done.stdout}")
-    return str(done.stdout)
-
-
 def unpack_debian(folder: Path) -> None:
     """The emulator for this machine and the root for aarch64, from the system's own package sources."""
-    native = run("dpkg", "--print-architecture").strip()
-    apt = folder / "apt"
-    for name in ("state/lists/partial", "cache/archives/partial", "native"):
-        (apt / name).mkdir(parents=True)
-    (apt / "status").touch()  # nothing is installed there, so every dependency is fetched
-    options = [
-        *("-o", f"Dir::State={apt / 'state'}", "-o", f"Dir::State::status={apt / 'status'}"),
-        *("-o", f"Dir::Cache={apt / 'cache'}", "-o", "Debug::NoLocking=1", "-o", "Acquire::Languages=none"),
-        *("-o", "APT::Architecture=arm64", "-o", "APT::Architectures::=arm64"),
-        *("-o", f"APT::Architectures::={native}", "-o", "Acquire::Retries=3", "-qq"),
-    ]
-    if os.geteuid() == 0:
-        options += ["-o", "APT::Sandbox::User=root"]  # apt's own user may not write here
-    run("apt-get", *options, "update")
-    wanted = [f"{name}:arm64" for name in DEBIAN]
-    run("apt-get", *options, "install", "--download-only", "--no-install-recommends", "-y", *wanted)
-    root = folder / "root"
-    root.mkdir()
-    for package in sorted((apt / "cache/archives").glob("*.deb")):
-        run("dpkg-deb", "-x", package, root)
-    run("apt-get", *options, "download", f"{EMULATOR}:{native}", cwd=apt / "native")
-    (package,) = (apt / "native").glob("*.deb")
-    run("dpkg-deb", "-x", package, folder / "emulator")
-    shutil.rmtree(apt)
+    packages = Packages(folder / "apt", ["arm64", native()])
+    packages.unpack(folder / "root", [f"{name}:arm64" for name in DEBIAN])
+    packages.unpack_alone(folder / "emulator", f"{EMULATOR}:{native()}")
+    packages.remove()
 
 
 def install_wheels(folder: Path) -> None:
