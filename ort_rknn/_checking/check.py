@@ -147,14 +147,10 @@ def simulated(
     log = os.path.join(os.path.dirname(path), f"{Path(path).stem}.check.log")
     of = find_toolkit(toolkit)
     outputs, each = on_simulator(path, record, feeds.data, of, log, progress=progress, layers=layers)
-    return Checked(
-        "simulator",
-        f"built again for {target}",
-        accuracy,
-        tuple(outputs),
-        each,
-        feeds.data is None and not record.samples,
-    )
+    random = feeds.data is None and not record.samples
+    sets = len(record.shape_sets)
+    one_set = f", the first of {sets} shape sets" if sets > 1 and not random else ""
+    return Checked("simulator", f"built again for {target}{one_set}", accuracy, tuple(outputs), each, random)
 
 
 def in_session(
@@ -254,7 +250,7 @@ def _filled(path: str, feeds: Feeds, record: BuildRecord) -> Feeds:
         try:
             compiled_shapes(read_onnx(path), ())
         except ShapeError:  # free axes, which the conversion was told
-            feeds = replace(feeds, shapes=(record.shapes,))
+            feeds = replace(feeds, shapes=record.shape_sets)
     if not (feeds.mean or feeds.std):
         feeds = replace(feeds, mean=record.mean, std=record.std)
     fit: Fit = "letterbox" if record.fit == "letterbox" else "stretch"
@@ -262,19 +258,21 @@ def _filled(path: str, feeds: Feeds, record: BuildRecord) -> Feeds:
 
 
 def fresh_runs(path: str, feeds: Feeds) -> Iterator[Run]:
-    """Feeds and the ONNX's outputs, one sample at a time."""
+    """Feeds and the ONNX's outputs, one sample at a time: random ones of every set of shapes, or the data, which have
+    the shapes of the first."""
     from .._compile.check import MOST, on_cpu
     from .._compile.measure import spread
     from .._compile.shapes import compiled_shapes
     from ..files import read_onnx
 
-    shapes = compiled_shapes(read_onnx(path), feeds.shapes).sets[0]
+    sets = compiled_shapes(read_onnx(path), feeds.shapes).sets
     form = {"mean": feeds.mean, "std": feeds.std, "fit": feeds.fit or "stretch"}
-    with tempfile.TemporaryDirectory(prefix="ort_rknn-check-") as scratch:
-        samples, reference = on_cpu(path, shapes, feeds.data, scratch, form)
-        for index in spread(samples.count, MOST):
-            feed = samples.feed(index)
-            yield feed, reference.run(feed)
+    for shapes in sets if feeds.data is None else sets[:1]:
+        with tempfile.TemporaryDirectory(prefix="ort_rknn-check-") as scratch:
+            samples, reference = on_cpu(path, shapes, feeds.data, scratch, form)
+            for index in spread(samples.count, MOST):
+                feed = samples.feed(index)
+                yield feed, reference.run(feed)
 
 
 def save(path: str, feeds: Feeds, place: Path) -> int:

@@ -66,12 +66,13 @@ class OutputAccuracy:
     """For outputs that are not floating-point: the number of elements compared exactly, and how many were equal."""
     _same_top: int = 0
     _tops: int = 0
-    _axis: int = 0
-    _groups: list[_Group] = field(default_factory=list)
+    _by_shape: dict[tuple[int, ...], tuple[int, list[_Group]]] = field(default_factory=dict)
+    """For each shape that the output has had: the axis along which it was split, and the groups."""
 
     def add(self, want: Array, got: Array) -> None:
         """Add the outputs of the ONNX and of the compiled model for one sample."""
         want, got = np.asarray(want), np.asarray(got)
+        self.samples += 1
         if want.shape != got.shape:
             self.unlike = f"the ONNX gives {list(want.shape)}, the compiled model {list(got.shape)}"
             return
@@ -79,7 +80,6 @@ class OutputAccuracy:
             self._equal += int(np.count_nonzero(want == got))
             self._counted += want.size
         if want.dtype.kind not in "biuf":  # text, or maps
-            self.samples += 1
             return
         if want.ndim == 2 and want.shape[1] > 1:
             self._same_top += int((want.argmax(1) == got.argmax(1)).sum())
@@ -89,16 +89,16 @@ class OutputAccuracy:
             self.unlike = "values are infinite or not a number in one of the two only"
             return
         want, got = (np.where(np.isfinite(a), a, 0.0) for a in (want, got))
-        if not self._groups:
-            self._axis, groups = _groups_of(want)
-            self._groups = [_Group(g) for g in groups]
+        if want.shape not in self._by_shape:
+            axis, slices = _groups_of(want)
+            self._by_shape[want.shape] = axis, [_Group(g) for g in slices]
         self._errors(want, got)
-        for group in self._groups:
+        axis, groups = self._by_shape[want.shape]
+        for group in groups:
             if group.slices is None:
                 group.add(want, got)
             else:
-                group.add(np.take(want, group.slices, self._axis), np.take(got, group.slices, self._axis))
-        self.samples += 1
+                group.add(np.take(want, group.slices, axis), np.take(got, group.slices, axis))
 
     def _errors(self, want: Array, got: Array) -> None:
         if not want.size:
@@ -106,10 +106,14 @@ class OutputAccuracy:
         error = np.abs(want - got)
         at = np.unravel_index(int(error.argmax()), error.shape)
         if error[at] >= self.largest:
-            self.largest, self.place = float(error[at]), (self.samples, *(int(i) for i in at))
+            self.largest, self.place = float(error[at]), (self.samples - 1, *(int(i) for i in at))
         counted = np.abs(want) >= max(np.abs(want).max() / 1000, 1e-30)
         if counted.any():
             self.relative = max(self.relative, float((error[counted] / np.abs(want[counted])).max()))
+
+    @property
+    def _groups(self) -> list[_Group]:
+        return [group for _, groups in self._by_shape.values() for group in groups]
 
     @property
     def cosine(self) -> float:
@@ -129,7 +133,7 @@ class OutputAccuracy:
     @property
     def mixed(self) -> bool:
         """Whether the output contains slices of very different sizes, such as boxes and scores."""
-        return len(self._groups) > 1
+        return any(len(groups) > 1 for _, groups in self._by_shape.values())
 
     def problem(self, accuracy: float) -> str | None:
         """How the bound is violated; None if it holds."""

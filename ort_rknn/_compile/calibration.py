@@ -224,9 +224,9 @@ def _of_npz(path: Path, forms: Mapping[str, InputForm]) -> Iterator[tuple[str, M
                         f"{path}, sample {index}",
                         {n: read_numbers(streams[n], heads[n].shape[1:], heads[n]) for n in forms},
                     )
-    except DataError:
-        raise
     except (ArrayError, OSError) as error:
+        if isinstance(error.__cause__, DataError):  # which open_npz takes for an error of the archive
+            raise error.__cause__ from None
         raise DataError(f"{path}: it cannot be read as .npz: {error}") from error
 
 

@@ -15,18 +15,19 @@ from onnx import helper
 from ..files import OnnxModel
 from .accuracy import OutputAccuracy
 from .calibration import Data, Fit, Samples, forms_of, read_samples
-from .converter import Converter
+from .converter import BuildSpec, Converter
 from .cuts import CutPlan
 from .graph import load_graph
 from .layers import LayerError
 from .measure import Reference, compare, compiled_names, simulate_parts, spread
 from .observe import Observed, observe, random_feeds
+from .partition import GraphPart
 from .parts import BuiltPart
 from .prepare import prepare
 from .recipe import Recipe
 from .record import BuildRecord, RecordError
 from .shapes import ShapeError, compiled_shapes
-from .spec import part_spec, per_input
+from .spec import part_spec, per_input, with_shapes
 from .toolkit import Toolkit
 
 #: The maximum number of samples compared, and the number of random ones if there are no data.
@@ -98,33 +99,48 @@ def on_simulator(
         indices = spread(fed.count, MOST)
         plan = CutPlan("as recorded", record.on_cpu, record.hybrid, record.whole, record.algorithm)
         progress("building it again, as recorded")
+
+        def spec(place: str, part: GraphPart, seen: Observed) -> BuildSpec:
+            plain = part_spec(place, part, seen, record.target, record.shapes, record.mean, record.std)
+            return with_shapes(plain, record.shape_sets, record.batch) if record.whole else plain
+
         with Converter(toolkit, log) as converter:
-            recipe = Recipe(
-                converter,
-                source.path,
-                record.shapes,
-                record.target,
-                lambda place, part, seen: part_spec(
-                    place, part, seen, record.target, record.shapes, record.mean, record.std
-                ),
-                learned,
-                progress,
-            )
+            recipe = Recipe(converter, source.path, record.shapes, record.target, spec, learned, progress)
             made, reference = recipe.build(plan, [fed.feed(index) for index in indices[:2]])
             progress(f"{len(indices)} samples on the simulator")
             outputs = simulate_parts(converter, made.built, reference, fed, indices)
             found = compare(reference, fed, indices, outputs)
+            if data is None and learned is None:
+                _other_sets(converter, made.built, model, record, os.path.join(scratch, "sets"), form, found)
             return found, _layers(converter, made.built, reference, fed, progress) if layers else ()
 
 
 def _check_shapes(record: BuildRecord, signature: OnnxModel) -> None:
     missing = [value.name for value in signature.inputs if value.name not in record.shapes]
     try:
-        compiled_shapes(signature, [record.shapes])
+        compiled_shapes(signature, record.shape_sets)
     except ShapeError as error:
         raise RecordError(f"its record is damaged ({error}): convert again") from error
     if missing:
         raise RecordError(f"its record is damaged (no shape of input {missing[0]!r}): convert again")
+
+
+def _other_sets(
+    converter: Converter,
+    parts: Sequence[BuiltPart],
+    model: onnx.ModelProto,
+    record: BuildRecord,
+    folder: str,
+    form: Mapping[str, Any],
+    found: Sequence[OutputAccuracy],
+) -> None:
+    """Random samples of each other shape set, added to ``found``."""
+    place = os.path.dirname(parts[0].spec.model)  # several sets: the model is whole
+    for number, shapes in enumerate(record.more_shapes):
+        fed = feeds_for(model, shapes, None, os.path.join(folder, str(number)), **form)
+        reference = Reference(model, place, observe(model, place, [fed.feed(0)]))
+        indices = range(fed.count)
+        compare(reference, fed, indices, simulate_parts(converter, parts, reference, fed, indices), found)
 
 
 def _layers(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..files import Origin, read_onnx, read_rknn
+from ..files import OnnxModel, Origin, read_onnx, read_rknn
 from ..files.hashes import sha256_of
 from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import BuildSpec, ConversionError, Converter
@@ -31,8 +31,8 @@ from .put import put_copy
 from .recipe import Recipe, refuse_left_out
 from .record import BuildRecord, Keeping, record_path
 from .report import Compiled, ConversionReport, Part, fates_of
-from .shapes import CompiledShapes, compiled_shapes
-from .spec import part_spec, per_channel
+from .shapes import CompiledShapes, ShapeError, compiled_shapes
+from .spec import part_spec, per_channel, with_shapes
 from .toolkit import Toolkit, find_toolkit
 
 
@@ -94,6 +94,7 @@ def convert(
         log.unlink(missing_ok=True)
         source, refusal = _prepare(path, scratch, options)
         shapes = compiled_shapes(source.signature, options.shapes)
+        _check_batch(options, shapes, source.signature)
         if options.int8 is not None:
             shapes = _largest_first(shapes)
         mean = per_channel(options.mean, shapes.sets[0], "mean")
@@ -108,6 +109,18 @@ def convert(
     found = (*frozen, *source.notes, *(shapes.notes if options.batch is None else ()), *notes)
     return ConversionReport(
         str(folder / Path(path).name) if frozen else path, compiled, found, str(log), toolkit.version
+    )
+
+
+def _check_batch(options: ConvertOptions, shapes: CompiledShapes, signature: OnnxModel) -> None:
+    """Raises ShapeError for a batch of an ONNX that has its own: no session could feed the compiled model."""
+    if options.batch is None or options.batch == 1 or shapes.batch_axis:
+        return
+    fixed = next(value for value in signature.inputs if not value.dims or isinstance(value.dims[0], int))
+    have = f"of {fixed.dims[0]}" if fixed.dims else "that is not free"
+    raise ShapeError(
+        f"--batch {options.batch}: input {fixed.name!r} has a first axis {have} in the ONNX, and a session feeds what "
+        "the ONNX takes. Export it with a free first axis in every input (dynamic_axes, or dynamic_shapes)"
     )
 
 
@@ -218,12 +231,6 @@ class _Job:
                 f"{refusal} In parts, which might do, {self._only_whole} cannot be compiled.", log=refusal.log
             )
 
-    def _with_shapes(self, spec: BuildSpec) -> BuildSpec:
-        """The build of the whole, with every shape set, or the batch."""
-        sets = self.shapes.sets
-        shape_sets = tuple(tuple(group.values()) for group in sets) if len(sets) > 1 else ()
-        return replace(spec, shape_sets=shape_sets, batch=self.options.batch)
-
     def _whole(self, target: str, started: float) -> Compiled:
         spec = BuildSpec(
             model=self.source.path,
@@ -233,7 +240,7 @@ class _Job:
             std=self.options.std or None,
             custom_string=self._origin(),
         )
-        built = self.converter.build(self._with_shapes(spec))
+        built = self.converter.build(with_shapes(spec, self.shapes.sets, self.options.batch))
         refuse_left_out(built, self.source.path, self.converter.log)
         keeping = self._keeping(target, CutPlan("as a whole", whole=True))
         placed = place_whole(built.path, self.folder, self.stem, target, keeping)
@@ -282,7 +289,7 @@ class _Job:
             built = part_built.built
             if only_whole:
                 self.progress(f"compiling for {self._only_whole}")
-                built = self.converter.build(self._with_shapes(part_built.spec))
+                built = self.converter.build(with_shapes(part_built.spec, self.shapes.sets, self.options.batch))
             keeping = self._keeping(target, best.plan)
             placed = place_whole(built.path, self.folder, self.stem, target, keeping)
             part = Part(str(placed), built.file.size, built.log.layers, read_rknn(placed))
@@ -309,14 +316,14 @@ class _Job:
     def _keeping(self, target: str, plan: CutPlan, on_cpu: Mapping[int, str] | None = None) -> Keeping:
         """The record of this build, for the one who puts the result in its place."""
         place = record_path(self.folder, self.stem, target)
-        if len(self.shapes.sets) > 1 or self.options.batch is not None:
-            return Keeping(place, None)
         data = self.options.int8
         record = BuildRecord(
             sha256=sha256_of(self.path),
             target=target,
             toolkit=self.converter.toolkit.version,
             shapes=dict(self.shapes.sets[0]),
+            more_shapes=tuple(map(dict, self.shapes.sets[1:])),
+            batch=self.options.batch,
             mean=self.options.mean,
             std=self.options.std,
             freeze=dict(self.options.freeze),

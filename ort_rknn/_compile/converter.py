@@ -183,7 +183,9 @@ class Converter:
         np.savez(source, **{str(i): array for i, array in enumerate(feeds)})  # type: ignore[arg-type]
         answer = self._ask({"do": "simulate", "feeds": source, "out": out, "layouts": list(layouts)})
         if not answer["ok"]:
-            raise ConversionError(f"the toolkit's simulator: {answer['error']}", step=answer["step"], log=self.log)
+            raise ConversionError(
+                f"the toolkit's simulator: {_last_words(answer['error'])}", step=answer["step"], log=self.log
+            )
         with np.load(out, allow_pickle=False) as file:
             return [file[str(i)] for i in range(len(file.files))]
 
@@ -200,7 +202,9 @@ class Converter:
             np.save(place, feed, allow_pickle=False)
         answer = self._ask({"do": "layers", "feeds": paths, "out": os.path.join(folder, "out")})
         if not answer["ok"]:
-            raise ConversionError(f"the toolkit's layers: {answer['error']}", step=answer["step"], log=self.log)
+            raise ConversionError(
+                f"the toolkit's layers: {_last_words(answer['error'])}", step=answer["step"], log=self.log
+            )
         try:
             text = Path(folder, "out", "error_analysis.txt").read_text(errors="replace")
         except OSError as error:

@@ -92,7 +92,8 @@ def simulate_parts(
     """The model's outputs for the samples ``indices``: parts run on the simulator, the nodes between them on the CPU.
 
     The simulator only runs the last build, so every part is built again unless it was that one. Outputs that a part was
-    compiled without, such as constants, are the ONNX's.
+    compiled without, such as constants, are the ONNX's. A model with a batch gets that many samples per run; the last
+    one is repeated to fill the last run.
     """
     known = list(samples.forms)
     values = [samples.feed(index) for index in indices]
@@ -101,20 +102,29 @@ def simulate_parts(
         behind = reference.between(known, inputs)
         if converter.last is not each.spec:
             converter.build(each.spec)
-        for index, held in zip(indices, values):
-            feeds = dict(zip(inputs, behind(held)))
-            raw = samples.raw(index)
-            ready = [raw.get(n, v) for n, v in feeds.items()]
-            made = converter.simulate(ready, ["nchw"] * len(ready))
+        batch = each.spec.batch or 1
+        for start in range(0, len(indices), batch):
+            chosen = range(start, min(start + batch, len(indices)))
+            ready = []
+            for position in chosen:
+                raw = samples.raw(indices[position])
+                ready.append([raw.get(name, value) for name, value in zip(inputs, behind(values[position]))])
+            ready += ready[-1:] * (batch - len(ready))
+            made = converter.simulate([_batched(of) for of in zip(*ready)], ["nchw"] * len(inputs))
             if len(made) != len(outputs):
                 raise ConversionError(f"the simulator gave {len(made)} outputs of {len(outputs)}")
             for name, value in zip(outputs, made):
-                held[name] = np.asarray(value, _dtype(reference.observed, name)).reshape(
-                    reference.observed.shapes[name]
-                )
+                shape = (batch, *reference.observed.shapes[name])
+                each_of = np.asarray(value, _dtype(reference.observed, name)).reshape(shape)
+                for position, own in zip(chosen, each_of):
+                    values[position][name] = own
         known += [name for name in outputs if name not in known]
     finish = reference.between(known, reference.outputs)
     return [list(finish(held)) for held in values]
+
+
+def _batched(values: Sequence[Array]) -> Array:
+    return np.concatenate(values) if len(values) > 1 else values[0]
 
 
 def compiled_names(each: BuiltPart) -> tuple[list[str], list[str]]:
@@ -129,10 +139,14 @@ def compiled_names(each: BuiltPart) -> tuple[list[str], list[str]]:
 
 
 def compare(
-    reference: Reference, samples: Samples, indices: Sequence[int], outputs: Sequence[Sequence[Array]]
+    reference: Reference,
+    samples: Samples,
+    indices: Sequence[int],
+    outputs: Sequence[Sequence[Array]],
+    found: Sequence[OutputAccuracy] = (),
 ) -> list[OutputAccuracy]:
-    """The difference of ``outputs`` (per sample) from the ONNX's."""
-    found = [OutputAccuracy(name) for name in reference.outputs]
+    """The difference of ``outputs`` (per sample) from the ONNX's, added to ``found`` if given."""
+    found = list(found) or [OutputAccuracy(name) for name in reference.outputs]
     for index, got in zip(indices, outputs):
         for one, want, value in zip(found, reference.run(samples.feed(index)), got):
             one.add(want, value)

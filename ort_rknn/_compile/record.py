@@ -17,9 +17,10 @@ from .._rknpu import is_soc
 from ..files.hashes import sha256_of
 from .put import put
 
-_VERSION = 3
+_VERSION = 4
 #: More than any model has.
 _MOST_INPUTS, _MOST_AXES, _MOST_CHANNELS = 4096, 16, 1 << 16
+_MOST_SETS, _MOST_SAMPLES = 4096, 1 << 16
 _LONGEST_REASON = 1 << 16
 _DOUBLE = sys.float_info.max
 
@@ -40,6 +41,7 @@ class BuildRecord:
     toolkit: str
     """Version."""
     shapes: dict[str, tuple[int, ...]]
+    """Of one sample; of several sets the first, which the samples for int8 have."""
     mean: tuple[tuple[float, ...], ...]
     std: tuple[tuple[float, ...], ...]
     freeze: dict[str, Any]
@@ -56,8 +58,17 @@ class BuildRecord:
     """Nodes that stay on the CPU, with the reason."""
     algorithm: Algorithm = "normal"
     """How the toolkit determined the scales."""
+    more_shapes: tuple[dict[str, tuple[int, ...]], ...] = ()
+    """The other shape sets."""
+    batch: int | None = None
+    """Samples per run, if more than ``shapes`` has."""
     result: str = ""
     """SHA-256 of the file that a session loads: the compiled model, or the model in parts."""
+
+    @property
+    def shape_sets(self) -> tuple[dict[str, tuple[int, ...]], ...]:
+        """Every set of shapes that was compiled."""
+        return self.shapes, *self.more_shapes
 
     def write(self, place: Path) -> None:
         """Write it to ``place``, atomically."""
@@ -80,16 +91,12 @@ class Keeping:
 
     place: Path
     """Of the record."""
-    record: BuildRecord | None
-    """Without its result; None if the conversion cannot be repeated: an existing record is removed then."""
+    record: BuildRecord
+    """Without its result."""
 
     @contextmanager
     def beside(self, result: Path, digest: str) -> Iterator[None]:
         """A context in which a file with the SHA-256 ``digest`` is put at ``result``."""
-        if self.record is None:
-            yield
-            self.place.unlink(missing_ok=True)
-            return
         waiting = _waiting(self.place)
         replace(self.record, result=digest).write(waiting)
         try:
@@ -167,34 +174,48 @@ def _checked(data: Mapping[str, object]) -> BuildRecord:
     target = text(data.get("target"), "target", most=32)
     if not is_soc(target):
         raise JsonError(f"target: {target!a} is no SoC that is known")
-    shapes = members(data.get("shapes"), "shapes", most=_MOST_INPUTS)
-    if not shapes:
-        raise JsonError("shapes: there is none")
+    shapes = _shapes(data.get("shapes"), "shapes")
+    more_shapes = tuple(
+        _shapes(each, "more_shapes") for each in array(data.get("more_shapes"), "more_shapes", most=_MOST_SETS)
+    )
+    if any(each.keys() != shapes.keys() for each in more_shapes):
+        raise JsonError("more_shapes: not of the inputs that shapes names")
     mean, std = _rows(data.get("mean"), "mean", len(shapes)), _rows(data.get("std"), "std", len(shapes))
     if any(value == 0.0 for row in std for value in row):
         raise JsonError("std: nothing can be divided by 0")
     freeze = members(data.get("freeze"), "freeze", most=_MOST_INPUTS)
+    batch = None if data.get("batch") is None else integer(data["batch"], "batch", least=1, most=_MOST_SAMPLES)
+    whole = boolean(data.get("whole"), "whole")
+    if not whole and (more_shapes or batch is not None):
+        raise JsonError("more_shapes, batch: a model in parts has neither")
     return BuildRecord(
         sha256=hex_digest(data.get("sha256"), "sha256"),
         target=target,
         toolkit=text(data.get("toolkit"), "toolkit", most=64),
-        shapes={text(name, "shapes"): _shape(shape, f"the shape of {name!a}") for name, shape in shapes.items()},
+        shapes=shapes,
         mean=mean,
         std=std,
         freeze={text(name, "freeze"): _constant(value, f"freeze, {name!a}") for name, value in freeze.items()},
         fit=one_of(data.get("fit"), "fit", ("letterbox", "stretch")),
         data=none_or(text, data.get("data"), "data"),
         samples=tuple(hex_digest(each, "samples") for each in array(data.get("samples"), "samples")),
-        whole=boolean(data.get("whole"), "whole"),
+        whole=whole,
         lowered=boolean(data.get("lowered"), "lowered"),
         hybrid=boolean(data.get("hybrid"), "hybrid"),
         algorithm="mmse" if one_of(data.get("algorithm"), "algorithm", get_args(Algorithm)) == "mmse" else "normal",
+        more_shapes=more_shapes,
+        batch=batch,
         result=hex_digest(data.get("result"), "result"),
         on_cpu={
             _index(key): text(why, "on_cpu", most=_LONGEST_REASON)
             for key, why in members(data.get("on_cpu"), "on_cpu").items()
         },
     )
+
+
+def _shapes(value: object, what: str) -> dict[str, tuple[int, ...]]:
+    found = members(value, what, most=_MOST_INPUTS)
+    return {text(name, what): _shape(shape, f"the shape of {name!a}") for name, shape in found.items()}
 
 
 def _shape(value: object, what: str) -> tuple[int, ...]:

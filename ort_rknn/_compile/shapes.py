@@ -68,7 +68,7 @@ def compiled_shapes(model: OnnxModel, given: Sequence[Mapping[str, tuple[int, ..
         unknown = sorted(set(group) - set(names))
         if unknown:
             raise ShapeError(f"the model has no input {unknown[0]!r}; its inputs are {', '.join(map(repr, names))}")
-    batch = all(value.dims and not isinstance(value.dims[0], int) for value in model.inputs)
+    batch = bool(model.inputs) and all(value.dims and not isinstance(value.dims[0], int) for value in model.inputs)
     sets = []
     for group in given or ({},):
         sets.append({value.name: _one(value.name, value.dims, group.get(value.name), batch) for value in model.inputs})

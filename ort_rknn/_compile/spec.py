@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .converter import BuildSpec, ConversionError
@@ -35,6 +36,12 @@ def part_spec(
         ]
         sides.append(side if given else None)
     return BuildSpec(path, target, inputs, mean=sides[0], std=sides[1], custom_string=custom_string)
+
+
+def with_shapes(spec: BuildSpec, sets: Sequence[Mapping[str, tuple[int, ...]]], batch: int | None) -> BuildSpec:
+    """The build of a whole model with every shape set, or the batch."""
+    shape_sets = tuple(tuple(group.values()) for group in sets) if len(sets) > 1 else ()
+    return replace(spec, shape_sets=shape_sets, batch=batch)
 
 
 def per_input(values: Sequence[tuple[float, ...]], inputs: int, name: str) -> list[tuple[float, ...]] | None:

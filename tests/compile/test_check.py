@@ -5,7 +5,9 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from ort_rknn._checking.check import Feeds, as_recorded
 from ort_rknn._cli.main import main
@@ -175,3 +177,87 @@ def test_a_record_that_cannot_be_used_is_named_where_it_matters(conv, pictures, 
     assert code == 0 and "were not used" not in out  # nothing hangs on it
     code, out, _ = check(capsys, conv, *fed, "--accuracy", "0.999999999999")  # more than float16 holds
     assert code == 1 and "written by another version" in out
+
+
+def doubling(path, dims):
+    """An ONNX that computes what the fake toolkit's simulator does."""
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Add", ["x", "x"], ["y"])]
+    ends = [value("x", TensorProto.FLOAT, dims)], [value("y", TensorProto.FLOAT, dims)]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", *ends), ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def calls(toolkit, monkeypatch, tmp_path):
+    """What was asked of the toolkit; it makes any model into the same one."""
+    monkeypatch.setenv("FAKE_TOOLKIT_ANY", "conv_f16.rk3588.rknn")
+    monkeypatch.setenv("FAKE_TOOLKIT_CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("ORT_RKNN_TOOLKIT", toolkit.python)
+
+    def read():
+        lines = (tmp_path / "calls").read_text().splitlines()
+        (tmp_path / "calls").unlink()
+        return [json.loads(line) for line in lines]
+
+    return read
+
+
+def test_shape_sets_are_repeated_on_the_simulator(calls, capsys, tmp_path):
+    path = doubling(tmp_path / "m.onnx", ["n", 3, "h"])
+    shapes = ("--shape", "x=1,3,8", "--shape", "x=1,3,5")
+    assert main(["convert", str(path), "--target", "rk3588", *shapes]) == 0
+    converted = calls()
+    code, out, _ = check(capsys, path, "--simulator", "rk3588")
+    assert code == 0 and "16 random samples" in out
+    repeated = calls()
+    sets = {"dynamic_input": [[[1, 3, 8]], [[1, 3, 5]]]}
+    assert [call["config"].items() >= sets.items() for call in converted + repeated if "config" in call] == [True] * 2
+    fed = [call["inference"] for call in repeated if "inference" in call]
+    assert fed == [[[1, 3, 8]]] * 8 + [[[1, 3, 5]]] * 8
+    np.savez(tmp_path / "data.npz", x=np.ones((3, 1, 3, 8), np.float32))
+    code, out, _ = check(capsys, path, "--simulator", "rk3588", "--data", tmp_path / "data.npz")
+    assert code == 0 and "the first of 2 shape sets" in out
+    np.savez(tmp_path / "data.npz", x=np.ones((3, 1, 3, 5), np.float32))
+    code, _, err = check(capsys, path, "--simulator", "rk3588", "--data", tmp_path / "data.npz")
+    assert code == 2 and "data.npz, a sample: input 'x' takes [1, 3, 8], and this is [1, 3, 5]" in err
+
+
+def test_a_batch_is_repeated_on_the_simulator(calls, capsys, tmp_path):
+    path = doubling(tmp_path / "m.onnx", ["n", 3, 4])
+    assert main(["convert", str(path), "--target", "rk3588", "--batch", "3"]) == 0
+    calls()
+    code, out, _ = check(capsys, path, "--simulator", "rk3588")
+    assert code == 0 and "8 random samples" in out
+    asked = calls()
+    assert [call["build"]["rknn_batch_size"] for call in asked if "build" in call] == [3]
+    assert [call["inference"] for call in asked if "inference" in call] == [[[3, 3, 4]]] * 3  # 8 samples, and one again
+
+
+def test_a_batch_of_an_onnx_that_has_its_own_is_refused(calls, capsys, tmp_path):
+    path = doubling(tmp_path / "m.onnx", [1, 3, 4])
+    assert main(["convert", str(path), "--target", "rk3588", "--batch", "3"]) == 2
+    assert "input 'x' has a first axis of 1 in the ONNX" in capsys.readouterr().err
+    assert main(["convert", str(path), "--target", "rk3588", "--batch", "1"]) == 0
+
+
+def test_a_record_of_parts_has_neither_sets_nor_a_batch(conv, tmp_path):
+    place = record_path(tmp_path, "conv", "rk3588")
+    for given in ({"batch": 2}, {"more_shapes": [{"x": [1, 3, 8, 8]}]}):
+        record(conv, whole=False)
+        place.write_text(json.dumps({**json.loads(place.read_text()), **given}))
+        with pytest.raises(RecordError, match="a model in parts has neither"):
+            read_record(place, str(conv))
+    record(conv)
+    place.write_text(json.dumps({**json.loads(place.read_text()), "more_shapes": [{"y": [1]}]}))
+    with pytest.raises(RecordError, match="more_shapes"):
+        read_record(place, str(conv))
+
+
+def test_the_simulators_error_is_one_line(calls, capsys, monkeypatch, tmp_path):
+    path = doubling(tmp_path / "m.onnx", [1, 3, 4])
+    assert main(["convert", str(path), "--target", "rk3588"]) == 0
+    monkeypatch.setenv("FAKE_TOOLKIT_RAISES", "inference")
+    code, _, err = check(capsys, path, "--simulator", "rk3588")
+    assert code == 1
+    assert err.splitlines()[-1] == "ort-rknn: the toolkit's simulator: IndexError: list index out of range"

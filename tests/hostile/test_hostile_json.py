@@ -22,7 +22,7 @@ from ort_rknn.files import Origin, hashes
 
 ONNX_SHA = "5" * 64
 RECORD = {
-    "version": 3,
+    "version": 4,
     "sha256": ONNX_SHA,
     "result": "c" * 64,
     "target": "rk3588",
@@ -34,7 +34,9 @@ RECORD = {
     "fit": "letterbox",
     "data": "/pictures",
     "samples": ["a" * 64, "b" * 64],
-    "whole": False,
+    "more_shapes": [{"x": [1, 3, 9, 9], "y": [2]}],
+    "batch": 4,
+    "whole": True,
     "lowered": True,
     "hybrid": False,
     "algorithm": "mmse",
@@ -59,7 +61,8 @@ def the_record(content, place):
 
 def check_record(record):
     assert isinstance(record, BuildRecord)
-    assert all(type(d) is int and 0 < d < 2**31 for shape in record.shapes.values() for d in shape)
+    assert all(type(d) is int and 0 < d < 2**31 for of in record.shape_sets for shape in of.values() for d in shape)
+    assert record.batch is None or (type(record.batch) is int and record.batch > 0)
     assert all(type(x) is float and math.isfinite(x) for side in (record.mean, record.std) for row in side for x in row)
     assert all(x != 0 for row in record.std for x in row)
     assert record.fit in ("letterbox", "stretch") and record.algorithm in ("normal", "mmse")
@@ -95,7 +98,12 @@ def test_build_records(folder, content):
     [
         ("shapes", {"x": [1, -3], "y": [1]}, "the shape of 'x': expected an integer from 1"),
         ("shapes", {"x": [1.0], "y": [1]}, "the shape of 'x'"),
-        ("shapes", {}, "shapes: there is none"),
+        ("shapes", {}, "not of the inputs that shapes names"),
+        ("more_shapes", [{"x": [1, 3, 9, 9]}], "not of the inputs that shapes names"),
+        ("more_shapes", [{"x": [1, 3, 9, 9], "y": [0]}], "the shape of 'y': expected an integer from 1"),
+        ("batch", 0, "batch: expected an integer from 1"),
+        ("batch", True, "batch: expected an integer"),
+        ("whole", False, "a model in parts has neither"),
         ("mean", [[float("nan")]], "mean: expected a number"),
         ("mean", [[10**400]], "mean: expected a number .* found a large number"),
         ("mean", [[True]], "mean: expected a number"),

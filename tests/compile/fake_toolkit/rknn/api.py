@@ -38,6 +38,22 @@ layer_name                               simulator_error
 """
 
 
+_TRACEBACK = """\
+Traceback (most recent call last):
+  File "rknn/api/rknn_log.py", line 344, in rknn.api.rknn_log.error_catch_decorator.error_catch_wrapper
+  File "rknn/api/rknn_base.py", line 2795, in rknn.api.rknn_base.RKNNBase.inference
+  File "rknn/api/rknn_utils.py", line 262, in rknn.api.rknn_utils.get_input_img
+IndexError: list index out of range
+"""
+
+
+def _note(what, given):
+    """Appends what was asked for to a file of JSON lines."""
+    if "FAKE_TOOLKIT_CALLS" in os.environ:
+        with open(os.environ["FAKE_TOOLKIT_CALLS"], "a") as file:
+            file.write(json.dumps({what: given}) + "\n")
+
+
 class RKNN:
     def __init__(self, verbose=False):
         self.target = None
@@ -48,6 +64,7 @@ class RKNN:
     def config(self, target_platform, **rest):
         self.target = target_platform
         self.given = rest
+        _note("config", rest)
         if target_platform == "rk3568":
             print("E config: Invalid target_platform 'rk3568'!")
             return -1
@@ -65,6 +82,7 @@ class RKNN:
         return 0
 
     def build(self, do_quantization, dataset=None, **rest):
+        _note("build", rest)
         if os.environ.get("FAKE_TOOLKIT_ANY"):  # whatever it is becomes this model, except with an operator of a domain
             if b"a.domain" in Path(self.model).read_bytes():
                 print("E build: it has an operator of a domain")
@@ -98,6 +116,9 @@ class RKNN:
         return 0
 
     def inference(self, inputs, data_format):
+        _note("inference", [list(value.shape) for value in inputs])
+        if os.environ.get("FAKE_TOOLKIT_RAISES") == "inference":
+            raise ValueError(_TRACEBACK)
         return [np.asarray(value) * 2 for value in inputs]
 
     def accuracy_analysis(self, inputs, output_dir):
