@@ -233,6 +233,19 @@ def test_a_session_that_comes_while_the_last_publisher_ends_is_published(runtime
         assert published._publisher is None
 
 
+def test_a_session_that_ends_at_once_writes_no_file(runtime, stats, monkeypatch):
+    monkeypatch.setattr(published, "_FIRST", 60.0)  # "at once", however busy the machine is
+    written = []
+    monkeypatch.setattr(published.Publisher, "_write", lambda self, data: written.append(data))
+    there = list(stats)
+    published.begin(lambda: list(there))
+    thread = published._publisher.thread
+    there.clear()
+    published.last_closed()
+    thread.join(30)
+    assert not thread.is_alive() and not written and published._publisher is None
+
+
 def test_runs_do_not_wait_for_the_publisher(runtime, stats):
     """A disk that is full, or a folder that is not private, costs a line in `top` and nothing else."""
     runtime.mkdir(mode=0o700)

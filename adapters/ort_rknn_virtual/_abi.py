@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 from ort_rknn.adapter import AdapterError
 
@@ -99,10 +100,41 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
+#: The libraries of this process by path, each with the identity of its file when it was opened. They stay open.
+_open: dict[str, tuple[tuple[int, ...], ctypes.CDLL]] = {}
+
+
 def open_library(path: str) -> ctypes.CDLL:
     """Open a virtual NPU. Opening the same file twice in a process gives the same NPU. AdapterError if it does not
     open."""
     try:
-        return declare(ctypes.CDLL(path))
+        identity = _identity(path)
+        known = _open.get(path)
+        if known is None or known[0] != identity:
+            known = _open[path] = identity, declare(ctypes.CDLL(path))
     except OSError as error:
         raise AdapterError(f"the virtual NPU {path} cannot be opened: {error}") from error
+    return known[1]
+
+
+def is_open(path: str) -> bool:
+    """Whether this process has opened the file that is at ``path`` now."""
+    known = _open.get(path)
+    try:
+        return known is not None and known[0] == _identity(path)
+    except OSError:
+        return False
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    """Changes if the file is replaced, written, or gets another owner or mode."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def set_compute(library: ctypes.CDLL, context: int, callback: object) -> int:
+    """``rknn_virtual_set_compute`` of a library that was opened elsewhere."""
+    function = library["rknn_virtual_set_compute"]
+    function.restype, function.argtypes = _FUNCTIONS["rknn_virtual_set_compute"]
+    code: int = function(context, callback, TICKET)
+    return code

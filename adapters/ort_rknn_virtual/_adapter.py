@@ -41,7 +41,7 @@ from ort_rknn.adapter import (
 )
 
 from . import _build
-from ._abi import TICKET, declare, open_library
+from ._abi import open_library, set_compute
 from ._compute import TwinCompute, log
 
 ADAPTER = "virtual"
@@ -109,7 +109,7 @@ class VirtualAdapter:
 
         def on_context(loaded: ctypes.CDLL, context: int) -> None:
             if compute is not None:
-                code = declare(loaded).rknn_virtual_set_compute(context, compute.callback, TICKET)
+                code = set_compute(loaded, context, compute.callback)
                 if code:
                     raise RknnError("rknn_virtual_set_compute", code)
 

@@ -30,6 +30,8 @@ from typing import Any
 from ort_rknn.adapter import SOC_CORES, AdapterError, why_unsafe
 from ort_rknn.adapter import cache_folder as users_cache
 
+from ._abi import is_open
+
 _SOURCE = Path(os.path.abspath(__file__)).parent / "c"
 _FLAGS = (
     "-std=c11",
@@ -159,18 +161,36 @@ def cached(soc: str) -> Path | None:
     """
     check_soc(soc)
     folder = cache_folder()
-    compiler = find_compiler()
+    asked = (soc, str(folder), os.environ.get("CC"), os.environ.get("PATH"))
+    known = _chosen.get(asked)
     try:
-        if not folder.is_dir():
-            return None
-        _check_folder(folder)
-        found = []
-        if compiler is not None:
-            found = [path for path in (folder / _file_name(soc, compiler),) if _is_safe(path)]
-        if not found and (compiler is None or not os.access(folder, os.W_OK)):
-            found = [path for path in folder.glob(f"{_stem(soc)}-*.so") if _is_safe(path)]
+        if known is not None and is_open(str(known)):
+            # This process uses it already. Which compiler made it need not be found out again; who can change it must.
+            _check_folder(folder)
+            if _is_safe(known):
+                return known
+        found = _cached(soc, folder)
     except OSError as error:
         raise _closed(folder, error) from error
+    if found is not None:
+        _chosen[asked] = found
+    return found
+
+
+#: The libraries that were chosen, by SoC, folder and the environment that selects the compiler.
+_chosen: dict[tuple[str | None, ...], Path] = {}
+
+
+def _cached(soc: str, folder: Path) -> Path | None:
+    compiler = find_compiler()
+    if not folder.is_dir():
+        return None
+    _check_folder(folder)
+    found = []
+    if compiler is not None:
+        found = [path for path in (folder / _file_name(soc, compiler),) if _is_safe(path)]
+    if not found and (compiler is None or not os.access(folder, os.W_OK)):
+        found = [path for path in folder.glob(f"{_stem(soc)}-*.so") if _is_safe(path)]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
@@ -198,11 +218,11 @@ def library(soc: str) -> Path:
     compiler, if compiling fails, and if another user can change the content of the cache folder.
     """
     check_soc(soc)
-    compiler = find_compiler()
     folder = cache_folder()
     found = cached(soc)
     if found is not None:
         return found
+    compiler = find_compiler()
     if compiler is None:
         raise AdapterError(f"the virtual NPU has to be compiled, and there is no C compiler. {REMEDY}")
     try:

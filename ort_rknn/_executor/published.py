@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Seconds between writes.
 INTERVAL = 1.0
+#: Seconds before the first write: a session that ends sooner costs a thread, but no file.
+_FIRST = 0.05
 VERSION = 1
 #: The maximum number of models and bytes in a file.
 MOST_MODELS, MOST_BYTES = 64, 1 << 16
@@ -93,6 +95,7 @@ class Publisher:
 
     def _go(self) -> None:
         try:
+            self._wake.wait(_FIRST)
             while not self._stops:
                 self._wake.clear()
                 found = self._read()

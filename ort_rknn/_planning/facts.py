@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from .._errors import INVALID_PROTOBUF, OptionError, bare_message, ort_error
@@ -181,8 +182,9 @@ def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence
             looked_for = (request.options.rknn_model,)
             candidates.append(judge(request.options.rknn_model, soc, model if isinstance(model, str) else None))
         elif isinstance(model, str):
-            looked_for = tuple(os.path.basename(n) for n in (*twin_names(model, soc), *context_model_names(model, soc)))
-            candidates = _beside(model, soc, onnx)
+            names = twin_names(model, soc), context_model_names(model, soc)
+            looked_for = tuple(path.name for path in (*names[0], *names[1]))
+            candidates = _beside(model, soc, onnx, (names[0][-1], names[1][-1]))
             if not candidates:
                 folder = os.path.dirname(model)
                 others = tuple(os.path.relpath(path, folder or ".") for path in for_other_socs(model, soc))
@@ -190,11 +192,12 @@ def _look(kind: Kind, model: Any, request: Request, found: Found | None, absence
     return Facts("onnx", model, found, absence, has_npu, onnx, model, problem, tuple(candidates), looked_for, others)
 
 
-def _beside(model: str, soc: str, onnx: OnnxModel) -> list[Candidate]:
-    """The compiled models beside an ONNX, whole or in parts; those named after the SoC first."""
+def _beside(model: str, soc: str, onnx: OnnxModel, defaults: tuple[Path, Path]) -> list[Candidate]:
+    """The compiled models beside an ONNX, whole or in parts; those named after the SoC first, then ``defaults``: the
+    names of a whole model and of one in parts without a SoC."""
     whole, in_parts = find_twins(model, soc), find_context_models(model, soc)
-    plain = [path for path in whole if path == twin_names(model, soc)[-1]]
-    default = [path for path in in_parts if path == context_model_names(model, soc)[-1]]
+    plain = [path for path in whole if path == defaults[0]]
+    default = [path for path in in_parts if path == defaults[1]]
     named = [path for path in (*whole, *in_parts) if path not in plain and path not in default]
     judged = [
         judge_parts(os.fspath(path), soc, model, onnx) if path in in_parts else judge(os.fspath(path), soc, model)

@@ -192,15 +192,17 @@ def _chosen_settings(so: Any) -> Any:
 
 
 def _prepare(options: Any, so: Any, threads: int) -> None:
-    if not so:
-        options.log_severity_level = 3
     options.enable_profiling = False
     options.optimized_model_filepath = ""
-    for key in _NOT_ITS:
-        if config_entry(options, key) is not None:
-            options.add_session_config_entry(key, "0")
-    if config_entry(options, _SPINNING) is None:
+    if not so:
+        options.log_severity_level = 3
         options.add_session_config_entry(_SPINNING, "0")
+    else:  # asking for an entry that is not set costs a C++ exception, 25 us
+        for key in _NOT_ITS:
+            if config_entry(options, key) is not None:
+                options.add_session_config_entry(key, "0")
+        if config_entry(options, _SPINNING) is None:
+            options.add_session_config_entry(_SPINNING, "0")
     if not options.intra_op_num_threads and options.use_per_session_threads:
         options.intra_op_num_threads = threads
 

@@ -176,7 +176,7 @@ def _start_with_provider(given: Given, state: State, decision: Decision, options
     assert found is not None
     ours = request.options.as_strings()
     ours.setdefault("device", found.device.name)
-    if config_entry(options, SAVE_CONTEXT) == "1":
+    if given.so and config_entry(options, SAVE_CONTEXT) == "1":
         options.add_session_config_entry(SAVE_CONTEXT, "0")
     if request.overtaken:
         state.notes.append(f"{PROVIDER} comes first, though {', '.join(request.overtaken)} was named before it")

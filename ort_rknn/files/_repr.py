@@ -20,13 +20,14 @@ _WORDS = {"True": "true", "False": "false", "None": "null", "nan": "NaN", "inf":
 def parse_repr(text: str) -> object:
     """The value whose ``repr`` is ``text``; tuples become lists. Raises ValueError if it is not a repr."""
     import json
+    from json.encoder import encode_basestring_ascii
 
     def as_json(match: re.Match[str]) -> str:
         token = match.group()
         word = _WORDS.get(token)
         if word is not None:
             return word
-        return json.dumps(_unquote(token))
+        return encode_basestring_ascii(_unquote(token))
 
     try:
         return json.loads(_TOKEN.sub(as_json, text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable
@@ -50,6 +51,11 @@ def prefix_and_stem(onnx_path: str | os.PathLike[str]) -> tuple[str, str]:
     """The part of an ONNX's path before its name, and the name without suffix. Paths of files beside it are built from
     these as text, because every session checks some thirty, most of which do not exist. Raises ValueError for a path
     without a name."""
+    return _split(os.fspath(onnx_path))
+
+
+@functools.lru_cache(maxsize=8)
+def _split(onnx_path: str) -> tuple[str, str]:
     path = Path(onnx_path)
     if not path.name:
         raise ValueError(f"{path!r} has an empty name")

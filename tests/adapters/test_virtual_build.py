@@ -12,6 +12,7 @@ import pytest
 
 from ort_rknn.adapter import AdapterError, Query
 from ort_rknn_virtual import VirtualAdapter, _build
+from ort_rknn_virtual._abi import is_open, open_library
 
 
 @pytest.fixture
@@ -107,6 +108,56 @@ def test_a_folder_that_others_can_write_later_on_is_refused(cache, compiler, req
     cache.symlink_to(moved)
     with pytest.raises(AdapterError, match="link"):
         _build.cached("rk3566")
+
+
+def test_a_library_in_use_is_chosen_without_asking_for_the_compiler(cache, monkeypatch):
+    made = _build.library("rk3566")
+    assert not is_open(str(made))
+    open_library(str(made))
+    assert is_open(str(made)) and _build.cached("rk3566") == made  # remembered from here on
+    asked = []
+    monkeypatch.setattr(_build, "find_compiler", lambda: asked.append(1))
+    assert _build.cached("rk3566") == made and _build.library("rk3566") == made and not asked
+    monkeypatch.setenv("CC", "gcc")
+    _build.cached("rk3566")
+    assert asked  # another request
+    monkeypatch.delenv("CC")
+    del asked[:]
+    made.touch()
+    assert not is_open(str(made))
+    _build.cached("rk3566")
+    assert asked  # another file
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "above", "owner", "link"])
+def test_a_library_in_use_is_still_refused_where_others_can_write(cache, what):
+    made = _build.library("rk3566")
+    open_library(str(made))
+    assert _build.cached("rk3566") == made
+    if what == "owner":
+        if os.geteuid():
+            pytest.skip("only root can give a file away")
+        os.chown(cache, 12345, -1)
+    elif what == "link":
+        cache.symlink_to(cache.rename(cache.parent / "moved"))
+    else:
+        {"file": made, "folder": cache, "above": cache.parent.parent}[what].chmod(0o777)
+    if what == "file":
+        assert _build.cached("rk3566") is None
+    else:
+        with pytest.raises(AdapterError, match="0777|belongs to user|link"):
+            _build.cached("rk3566")
+
+
+def test_a_replaced_library_is_opened_anew(cache):
+    made = _build.library("rk3566")
+    first = open_library(str(made))
+    assert open_library(str(made)) is first
+    copy = made.with_name("copy.so")
+    shutil.copyfile(made, copy)
+    copy.replace(made)
+    assert not is_open(str(made))
+    assert open_library(str(made)) is not first
 
 
 def test_a_folder_of_somebody_else_is_refused(cache, monkeypatch):
