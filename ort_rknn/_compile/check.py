@@ -87,7 +87,10 @@ def on_simulator(
             f"it was converted with toolkit {record.toolkit}, and this is {toolkit.version}: convert again"
         )
     with tempfile.TemporaryDirectory(prefix="ort_rknn-check-") as scratch:
-        source = prepare(path, scratch, freeze=record.freeze, lower=record.lowered)
+        source = whole = prepare(path, scratch, freeze=record.freeze, lower=False)
+        if record.whole and record.lowered and not source.fits:
+            os.mkdir(os.path.join(scratch, "whole"))
+            whole = prepare(path, os.path.join(scratch, "whole"), freeze=record.freeze)
         _check_shapes(record, source.signature)
         model = load_graph(source.path)
         form: dict[str, Any] = {"mean": record.mean, "std": record.std, "fit": record.fit}
@@ -105,13 +108,13 @@ def on_simulator(
             return with_shapes(plain, record.shape_sets, record.batch) if record.whole else plain
 
         with Converter(toolkit, log) as converter:
-            recipe = Recipe(converter, source.path, record.shapes, record.target, spec, learned, progress)
+            recipe = Recipe(converter, source.path, record.shapes, record.target, spec, learned, progress, whole.path)
             made, reference = recipe.build(plan, [fed.feed(index) for index in indices[:2]])
             progress(f"{len(indices)} samples on the simulator")
             outputs = simulate_parts(converter, made.built, reference, fed, indices)
             found = compare(reference, fed, indices, outputs)
             if data is None and learned is None:
-                _other_sets(converter, made.built, model, record, os.path.join(scratch, "sets"), form, found)
+                _other_sets(converter, made.built, reference, record, os.path.join(scratch, "sets"), form, found)
             return found, _layers(converter, made.built, reference, fed, progress) if layers else ()
 
 
@@ -128,19 +131,19 @@ def _check_shapes(record: BuildRecord, signature: OnnxModel) -> None:
 def _other_sets(
     converter: Converter,
     parts: Sequence[BuiltPart],
-    model: onnx.ModelProto,
+    reference: Reference,
     record: BuildRecord,
     folder: str,
     form: Mapping[str, Any],
     found: Sequence[OutputAccuracy],
 ) -> None:
     """Random samples of each other shape set, added to ``found``."""
-    place = os.path.dirname(parts[0].spec.model)  # several sets: the model is whole
+    model, place = reference.model, reference.folder
     for number, shapes in enumerate(record.more_shapes):
         fed = feeds_for(model, shapes, None, os.path.join(folder, str(number)), **form)
-        reference = Reference(model, place, observe(model, place, [fed.feed(0)]))
+        other = Reference(model, place, observe(model, place, [fed.feed(0)]))
         indices = range(fed.count)
-        compare(reference, fed, indices, simulate_parts(converter, parts, reference, fed, indices), found)
+        compare(other, fed, indices, simulate_parts(converter, parts, other, fed, indices), found)
 
 
 def _layers(

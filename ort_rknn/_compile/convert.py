@@ -92,7 +92,7 @@ def convert(
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / f"{Path(path).stem}.convert.log"
         log.unlink(missing_ok=True)
-        source, refusal = _prepare(path, scratch, options)
+        source, whole, refusal = _prepare(path, scratch, options)
         shapes = compiled_shapes(source.signature, options.shapes)
         _check_batch(options, shapes, source.signature)
         if options.int8 is not None:
@@ -102,11 +102,11 @@ def convert(
         samples, notes = _samples(path, source, shapes, options, os.path.join(scratch, "samples"), progress)
         progress("starting the toolkit")
         with Converter(toolkit, log) as converter:
-            job = _Job(path, folder, options, source, shapes, refusal, converter, progress, samples)
+            job = _Job(path, folder, options, source, whole, shapes, refusal, converter, progress, samples)
             compiled = tuple(job.compile(target) for target in options.targets)
         if frozen or (options.out is not None and options.with_onnx):
             _copy_onnx(path, folder, Path(original).parent)
-    found = (*frozen, *source.notes, *(shapes.notes if options.batch is None else ()), *notes)
+    found = (*frozen, *whole.notes, *(shapes.notes if options.batch is None else ()), *notes)
     return ConversionReport(
         str(folder / Path(path).name) if frozen else path, compiled, found, str(log), toolkit.version
     )
@@ -134,13 +134,25 @@ def _frozen(path: str, folder: str, freeze: Mapping[str, Any]) -> tuple[str, tup
     return str(place), (*made.notes, f"the model to run is {place.name}, which does not have these inputs")
 
 
-def _prepare(path: str, scratch: str, options: ConvertOptions) -> tuple[PreparedModel, ConversionError | None]:
-    """What the toolkit gets as a whole, and why it cannot have that; parts of the user's own graph may still work."""
+def _prepare(
+    path: str, scratch: str, options: ConvertOptions
+) -> tuple[PreparedModel, PreparedModel, ConversionError | None]:
+    """The user's own graph, of which parts are made; what the toolkit gets as a whole; and why it cannot have that.
+
+    Only the whole is brought to an older opset as a whole: a node that is replaced by several has tensors that the
+    user's ONNX lacks, and parts must not end there.
+    """
+    source = prepare(path, scratch, freeze=options.freeze, lower=False)
+    if source.fits:
+        return source, source, None
+    folder = os.path.join(scratch, "whole")
+    os.mkdir(folder)
     try:
-        return prepare(path, scratch, freeze=options.freeze), None
+        return source, prepare(path, folder, freeze=options.freeze), None
     except OpsetError as error:
-        frozen = prepare(path, scratch, freeze=options.freeze, lower=False)
-        return frozen, ConversionError(f"{os.path.basename(path)}: {error}", operators=[(error.node, error.operator)])
+        refusal = ConversionError(f"{os.path.basename(path)}: {error}", operators=[(error.node, error.operator)])
+        refusal.__cause__ = error
+        return source, source, refusal
 
 
 def _samples(
@@ -190,6 +202,9 @@ class _Job:
     folder: Path
     options: ConvertOptions
     source: PreparedModel
+    """The user's own graph."""
+    whole: PreparedModel
+    """What the toolkit gets as a whole."""
     shapes: CompiledShapes
     refusal: ConversionError | None
     converter: Converter
@@ -233,7 +248,7 @@ class _Job:
 
     def _whole(self, target: str, started: float) -> Compiled:
         spec = BuildSpec(
-            model=self.source.path,
+            model=self.whole.path,
             target=target,
             inputs=self.shapes.sets[0],
             mean=self.options.mean or None,
@@ -241,7 +256,7 @@ class _Job:
             custom_string=self._origin(),
         )
         built = self.converter.build(with_shapes(spec, self.shapes.sets, self.options.batch))
-        refuse_left_out(built, self.source.path, self.converter.log)
+        refuse_left_out(built, self.whole.path, self.converter.log)
         keeping = self._keeping(target, CutPlan("as a whole", whole=True))
         placed = place_whole(built.path, self.folder, self.stem, target, keeping)
         part = Part(str(placed), built.file.size, built.log.layers, read_rknn(placed))
@@ -268,6 +283,7 @@ class _Job:
             lambda path, part, observed: self._part_spec(path, part, observed, target),
             samples,
             self.progress,
+            self.whole.path,
         )
         if self.refusal is not None:
             self._allow_parts(self.refusal)

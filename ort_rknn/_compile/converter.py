@@ -39,11 +39,20 @@ class ConversionError(Exception):
     """The toolkit refused, or produced something that no board can run. The message says which, and what to do.
 
     ``step``: the toolkit's function that refused ("" if none did); ``operators``: (name, type) of the operators at
-    fault, if known; ``log``: path of the toolkit's own output.
+    fault, if known; ``log``: path of the toolkit's own output; ``died``: the toolkit's process ended.
     """
 
-    def __init__(self, text: str, *, step: str = "", operators: Sequence[tuple[str, str]] = (), log: str = "") -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        step: str = "",
+        operators: Sequence[tuple[str, str]] = (),
+        log: str = "",
+        died: bool = False,
+    ) -> None:
         super().__init__(text)
+        self.died = died
         self.step = step
         self.operators = tuple(operators)
         self.log = log
@@ -128,32 +137,40 @@ class Converter:
         """The last build, which is the one that the simulator runs."""
         with ExitStack() as opened:
             self.folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="ort_rknn-convert-"))
-            try:
-                self._process = subprocess.Popen(  # noqa: S603  # the user's own interpreter
-                    [toolkit.python, "-I", "-W", "ignore", os.fspath(_WORKER), self.log],
-                    cwd=self.folder,
-                    env={**clean_environment(), "TMPDIR": self.folder},
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    start_new_session=True,  # handle Ctrl-C ourselves: close() ends the process
-                )
-            except OSError as error:
-                raise ConversionError(f"the toolkit's interpreter {toolkit.python} cannot be run: {error}") from error
+            self._process = self._start()
+            self._answers = True
             opened.callback(self._end)
             self._opened = opened.pop_all()
 
+    def _start(self) -> subprocess.Popen[str]:
+        try:
+            return subprocess.Popen(  # noqa: S603  # the user's own interpreter
+                [self.toolkit.python, "-I", "-W", "ignore", os.fspath(_WORKER), self.log],
+                cwd=self.folder,
+                env={**clean_environment(), "TMPDIR": self.folder},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # handle Ctrl-C ourselves: close() ends the process
+            )
+        except OSError as error:
+            raise ConversionError(f"the toolkit's interpreter {self.toolkit.python} cannot be run: {error}") from error
+
     def build(self, spec: BuildSpec) -> Built:
         """Convert. Raises ConversionError if the toolkit refuses, produces nothing, produces something unreadable, or
-        accepts operators that no runtime can run."""
+        accepts operators that no runtime can run. A process that an earlier request ended is started again."""
+        if not self._answers:
+            self._end()
+            self._process = self._start()
+            self._answers = True
         self._builds += 1
         self.last = None
         out = os.path.join(self.folder, f"{self._builds}.rknn")
         before = os.path.getsize(self.log) if os.path.exists(self.log) else 0
-        answer = self._ask(spec.request(out))
-        log = self._log_since(before)
         name = os.path.basename(spec.model)
+        answer = self._ask(spec.request(out), f"{name}: ")
+        log = self._log_since(before)
         if not answer["ok"]:
             raise self._refused(name, answer, log)
         if log.no_lowering:
@@ -225,8 +242,9 @@ class Converter:
 
     # Inner ------------------------------------------------------------------------------------------------------
 
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, request: Mapping[str, Any], about: str = "") -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
+        self._answers = False
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -239,7 +257,9 @@ class Converter:
             except subprocess.TimeoutExpired:
                 code = None
             how = f"with exit code {code}" if code is not None and code >= 0 else _died(code)
-            raise ConversionError(f"the toolkit's process ended {how}; its output is in {self.log}", log=self.log)
+            said = f"{about}the toolkit's process ended {how}"
+            raise ConversionError(f"{said}. Its whole output: {self.log}", log=self.log, died=True)
+        self._answers = True
         answer: dict[str, Any] = json.loads(line)
         return answer
 

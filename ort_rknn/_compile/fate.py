@@ -20,6 +20,7 @@ from .converter import BuildSpec, ConversionError, Converter
 from .extract import extract
 from .observe import Observed
 from .opset import OpsetError, lower_opset
+from .prepare import NEWEST_IR, NEWEST_OPSET
 from .put import put
 from .toolkit import ToolkitError, toolkit_folder
 
@@ -56,6 +57,23 @@ NEVER: Mapping[str, str] = {
 }
 
 
+_REMEDIES: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("If", "Loop", "Scan"),
+        "Export it without control flow, or make the input that decides a constant (--freeze NAME=VALUE).",
+    ),
+    **dict.fromkeys(
+        ("DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
+        "Give the ONNX from before its quantization, and quantize it here with --int8.",
+    ),
+}
+
+
+def remedy(op_type: str) -> str | None:
+    """What to do about an operator that keeps a whole model on the CPU; None if nothing general is known."""
+    return _REMEDIES.get(op_type)
+
+
 def refused_by_table(model: onnx.ModelProto) -> dict[int, str]:
     """Nodes of the main graph that the table rules out, by index, with the reason."""
     local = {(function.domain, function.name) for function in model.functions}
@@ -78,6 +96,8 @@ class Trials:
     converter: Converter
     target: str
     known: dict[str, str | None] = field(default_factory=dict)
+    died: set[str] = field(default_factory=set)
+    """Keys of trials that ended the toolkit's process: the next conversion tries again."""
 
     def refuses(self, model: onnx.ModelProto, index: int, observed: Observed) -> str | None:
         """Why the toolkit refuses node ``index`` on its own; None if it accepts it."""
@@ -85,7 +105,7 @@ class Trials:
         key = _key(node, observed, self.target)
         if key not in self.known:
             self.known[key] = self._try(model, index, observed)
-            remember(self.converter.toolkit.version, self.known)
+            remember(self.converter.toolkit.version, {k: v for k, v in self.known.items() if k not in self.died})
         return self.known[key]
 
     def _try(self, model: onnx.ModelProto, index: int, observed: Observed) -> str | None:
@@ -97,7 +117,8 @@ class Trials:
             return f"{node.op_type}: not all of its tensors are plain ones"
         try:
             one = extract(model, inputs, outputs, observed)
-            lower_opset(one, 19)
+            lower_opset(one, NEWEST_OPSET)
+            one.ir_version = min(one.ir_version, NEWEST_IR)
         except (OpsetError, ValueError) as error:
             return f"{node.op_type}: {error}"
         path = os.path.join(self.converter.folder, "one-node.onnx")
@@ -105,6 +126,8 @@ class Trials:
         try:
             self.converter.build(BuildSpec(path, self.target, {name: observed.shapes[name] for name in inputs}))
         except ConversionError as error:
+            if error.died:
+                self.died.add(_key(node, observed, self.target))
             return f"{node.op_type}: {short(error)}"
         return None
 
@@ -115,7 +138,9 @@ def remembered(version: str) -> dict[str, str | None]:
     try:
         found = read_json(_cache(version), owner=os.getuid(), closed_to=0o022)
         trials = members(members(found, "the whole").get("trials"), "trials")
-        return {text(key, "a trial"): none_or(_reason, why, "a trial") for key, why in trials.items()}
+        read = {text(key, "a trial"): none_or(_reason, why, "a trial") for key, why in trials.items()}
+        # Without a reason: from a time when the end of the toolkit's process counted as a refusal.
+        return {key: why for key, why in read.items() if why is None or not why.endswith(": ")}
     except (OSError, ToolkitError, JsonError):
         return {}
 

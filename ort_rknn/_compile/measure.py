@@ -99,6 +99,12 @@ def simulate_parts(
     values = [samples.feed(index) for index in indices]
     for each in parts:
         inputs, outputs = compiled_names(each)
+        scalars = [name for name in inputs if not reference.observed.shapes[name]]
+        if scalars:
+            raise ConversionError(
+                f"the vendor's simulator takes no input without axes, and {scalars[0]!r} is one: check on the NPU "
+                "instead, or give it the shape [1] in the ONNX"
+            )
         behind = reference.between(known, inputs)
         if converter.last is not each.spec:
             converter.build(each.spec)
@@ -117,7 +123,7 @@ def simulate_parts(
                 shape = (batch, *reference.observed.shapes[name])
                 each_of = np.asarray(value, _dtype(reference.observed, name)).reshape(shape)
                 for position, own in zip(chosen, each_of):
-                    values[position][name] = own
+                    values[position][name] = np.asarray(own)
         known += [name for name in outputs if name not in known]
     finish = reference.between(known, reference.outputs)
     return [list(finish(held)) for held in values]

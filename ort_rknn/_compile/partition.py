@@ -126,6 +126,8 @@ def _why_no_border(name: str, observed: Observed) -> str | None:
     kind = observed.elem_types.get(name)
     if kind is None:
         return f"{name!r} is no tensor that an NPU can hold"
+    if 0 in observed.shapes[name]:
+        return f"{name!r} is empty, and compiled models leave out such tensors"
     if kind not in _FLOATS:
         return f"{name!r} holds {onnx.TensorProto.DataType.Name(kind).lower()}, which does not cross exactly"
     if observed.largest.get(name, 0.0) > _FLOAT16_MAX:

@@ -13,10 +13,10 @@ import onnx
 
 from .converter import BuildSpec, Built, ConversionError, Converter
 from .extract import extract
-from .fate import Trials, refused_by_table, remembered, short
+from .fate import Trials, refused_by_table, remedy, remembered, short
 from .graph import load_graph
 from .observe import Array, Observed, observe, random_feeds
-from .opset import lower_opset
+from .opset import OpsetError, lower_opset
 from .partition import GraphPart, Partition, partition
 from .prepare import NEWEST_IR, NEWEST_OPSET, link
 
@@ -104,7 +104,11 @@ def build_in_parts(
 def _build_one(job: PartsJob, model: onnx.ModelProto, part: GraphPart, observed: Observed) -> BuiltPart:
     folder = os.path.dirname(job.path)
     cut = extract(model, part.inputs, part.outputs, observed)
-    lower_opset(cut, NEWEST_OPSET)
+    try:
+        lower_opset(cut, NEWEST_OPSET)
+    except OpsetError as error:
+        named = [(error.node, error.operator)]
+        raise ConversionError(f"{os.path.basename(job.path)}: {error}", operators=named) from error
     cut.ir_version = min(cut.ir_version, NEWEST_IR)
     place = Path(tempfile.mkdtemp(prefix="part-", dir=job.converter.folder)) / _PART
     onnx.save(cut, place)
@@ -123,17 +127,22 @@ def blame(
     if error is None:
         return False
     named = {name for name, _ in error.operators}
-    words = set(re.findall(r"[A-Za-z][A-Za-z0-9]+", str(error)))
+    words = set(re.findall(r"[A-Za-z][A-Za-z0-9]+", short(error)))
     found = False
     for index in nodes:
         node = model.graph.node[index]
         by_name = node.name in named or any(o in named for o in node.output)
         by_kind = not error.operators and f"{node.op_type}" in words and len(node.op_type) > 3
         if index not in refused and (by_name or by_kind):
-            reason = "no board's runtime has it" if by_name else short(error)[:200]
-            refused[index] = f"{node.op_type}: {reason}"
+            refused[index] = f"{node.op_type}: {_of_named(error) if by_name else short(error)[:200]}"
             found = True
     return found
+
+
+def _of_named(error: ConversionError) -> str:
+    if isinstance(error.__cause__, OpsetError):
+        return f"opset {NEWEST_OPSET}, the toolkit's newest, lacks it"
+    return "no board's runtime has it"
 
 
 def _divide(
@@ -157,6 +166,11 @@ def _divide(
 
 
 def _nothing_left(path: str, model: onnx.ModelProto, made: Partition, first: ConversionError | None) -> str:
-    reasons = list(dict.fromkeys(made.on_cpu.values()))[:5]
+    first_of: dict[str, int] = {}
+    for index, reason in made.on_cpu.items():
+        first_of.setdefault(reason, index)
+    nodes = {reason: model.graph.node[index] for reason, index in first_of.items()}
+    reasons = [f"{node.name or node.output[0]!a}: {reason}" for reason, node in list(nodes.items())[:5]]
     whole = f" As a whole: {first}" if first is not None else ""
-    return f"{os.path.basename(path)}: nothing of it runs on the NPU: {'; '.join(reasons)}.{whole}"
+    help_ = " ".join(dict.fromkeys(text for node in nodes.values() if (text := remedy(node.op_type)) is not None))
+    return f"{os.path.basename(path)}: nothing of it runs on the NPU: {'; '.join(reasons)}. {help_}{whole}"

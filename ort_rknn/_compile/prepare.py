@@ -40,6 +40,15 @@ class PreparedModel:
     """Of the prepared model, without frozen inputs."""
     notes: tuple[str, ...] = field(default=())
 
+    @property
+    def fits(self) -> bool:
+        """Whether the toolkit reads its opset and IR version."""
+        return _fits(self.signature)
+
+
+def _fits(signature: OnnxModel) -> bool:
+    return signature.ir_version <= NEWEST_IR and signature.opsets.get("", 0) <= NEWEST_OPSET
+
 
 def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, lower: bool = True) -> PreparedModel:
     """The model at ``path`` in a form that the toolkit reads; a copy, if one is needed, is written to ``folder``.
@@ -54,9 +63,7 @@ def prepare(path: str, folder: str, *, freeze: Mapping[str, Any] | None = None, 
     unknown = sorted(set(freeze) - set(names))
     if unknown:
         raise PrepareError(f"the model has no input {unknown[0]!r} to freeze; its inputs are {', '.join(names)}")
-    opset = signature.opsets.get("", 0)
-    fits = not lower or (signature.ir_version <= NEWEST_IR and opset <= NEWEST_OPSET)
-    if not freeze and fits and not _wants_rewriting(path):
+    if not freeze and (not lower or _fits(signature)) and not _wants_rewriting(path):
         return PreparedModel(path, signature)
     try:
         import onnx

@@ -27,7 +27,7 @@ class Recipe:
 
     converter: Converter
     path: str
-    """Of the prepared ONNX."""
+    """Of the prepared ONNX, of whose graph parts are made."""
     shapes: Mapping[str, tuple[int, ...]]
     target: str
     spec: Callable[[str, GraphPart, Observed], BuildSpec]
@@ -35,6 +35,8 @@ class Recipe:
     samples: Samples | None = None
     """Quantize with these; None: float16."""
     progress: Callable[[str], None] = lambda text: None
+    whole: str = ""
+    """The path of what the toolkit gets as a whole; "": ``path``."""
 
     def build(
         self, plan: CutPlan, feeds: Sequence[Mapping[str, Array]], refusal: ConversionError | None = None
@@ -76,11 +78,12 @@ class Recipe:
         feeds: Sequence[Mapping[str, Array]],
         spec: Callable[[str, GraphPart, Observed], BuildSpec],
     ) -> InParts:
+        path = self.whole or self.path
         observed = observe(model, os.path.dirname(self.path), feeds)
         part = GraphPart(list(range(len(model.graph.node))), list(feeds[0]), [v.name for v in model.graph.output])
-        how = replace(spec(os.path.join(self.converter.folder, "whole.onnx"), part, observed), model=self.path)
+        how = replace(spec(os.path.join(self.converter.folder, "whole.onnx"), part, observed), model=path)
         built = self.converter.build(how)
-        refuse_left_out(built, self.path, self.converter.log)
+        refuse_left_out(built, path, self.converter.log)
         return InParts(model, observed, Partition((part,), {}), (BuiltPart(part, built, how),))
 
 

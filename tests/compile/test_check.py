@@ -184,7 +184,8 @@ def doubling(path, dims):
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("Add", ["x", "x"], ["y"])]
     ends = [value("x", TensorProto.FLOAT, dims)], [value("y", TensorProto.FLOAT, dims)]
-    onnx.save(helper.make_model(helper.make_graph(nodes, "g", *ends), ir_version=8), path)
+    graph = helper.make_graph(nodes, "g", *ends)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
 
 

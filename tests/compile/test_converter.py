@@ -122,3 +122,15 @@ def test_the_node_that_a_refusal_of_the_graph_happened_at_is_not_to_blame():
     assert _last_words("KeyError: 'axes'") == "KeyError: 'axes'"
     assert _last_words(f"ValueError: {frames}") == "ValueError: "
     assert len(_last_words("E: " + "x" * 5000)) < 400
+
+
+def test_a_process_that_ended_is_started_again(toolkit, tmp_path, models, monkeypatch):
+    spec = BuildSpec(str(models / "conv_f16.onnx"), "rk3588")
+    monkeypatch.setenv("FAKE_TOOLKIT_DIES", "load_onnx")
+    with Converter(toolkit, tmp_path / "log") as converter:
+        for _ in range(2):
+            with pytest.raises(ConversionError, match=r"^conv_f16\.onnx: the toolkit's process ended") as error:
+                converter.build(spec)
+            assert error.value.died
+        monkeypatch.delenv("FAKE_TOOLKIT_DIES")
+        assert converter.build(spec).file.targets == ("rk3588",)

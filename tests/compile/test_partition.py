@@ -182,3 +182,13 @@ def test_random_graphs_are_divided_into_what_computes_the_same(seed, tmp_path):
         assert set(filter(None, each.input)) <= seen
         seen |= set(each.output)
     assert whole.get_outputs()[0].name == outputs[0]
+
+
+def test_an_empty_tensor_does_not_cross():
+    nodes = [conv("a", "x", "p"), node("Slice", ["p", "zero", "zero", "one"], ["z"], name="none"),
+             node("Concat", ["p", "z"], ["c"], axis=1), conv("b", "c", "y")]  # fmt: skip
+    constants = [("w", W), ("zero", np.array([0])), ("one", np.array([1]))]
+    made, observed, _ = divided(model_of(nodes, outputs=("y", "z"), initializers=constants))
+    assert observed.shapes["z"] == (1, 0, 8, 8)
+    assert all("z" not in (*part.inputs, *part.outputs) for part in made.parts)
+    assert "is empty" in made.on_cpu[1]

@@ -1,9 +1,12 @@
 """Trial builds are remembered in the user's cache, which is input from strangers."""
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from ort_rknn._compile.converter import ConversionError
-from ort_rknn._compile.fate import remember, remembered, short
+from ort_rknn._compile.fate import Trials, remedy, remember, remembered, short
+from ort_rknn._compile.observe import observe
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +47,35 @@ def test_a_reason_is_one_line_without_the_toolkits_traceback():
     assert "\n" not in reason
     assert "Traceback" not in reason
     assert reason.endswith("ValueError: axes.")
+
+
+def test_a_trial_that_ended_the_process_is_tried_again_next_time(tmp_path):
+    class Dying:
+        folder = str(tmp_path)
+        toolkit = type("Toolkit", (), {"version": "2.5.0"})
+
+        def build(self, spec):
+            raise ConversionError(
+                "one-node.onnx: the toolkit's process ended by signal SIGSEGV. Its whole output: /Relu/log", died=True
+            )
+
+    value = helper.make_tensor_value_info
+    ends = [value("x", TensorProto.FLOAT, [2])], [value("y", TensorProto.FLOAT, [2])]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", *ends)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    observed = observe(model, ".", [{"x": np.ones(2, np.float32)}])
+    trials = Trials(Dying(), "rk3588")
+    assert trials.refuses(model, 0, observed) == "Relu: the toolkit's process ended by signal SIGSEGV."
+    assert len(trials.known) == 1
+    assert remembered("2.5.0") == {}
+
+
+def test_a_trial_without_a_reason_does_not_count(cache):
+    remember("2.5.0", {"a": "Conv: ", "b": "Det: refused", "c": None})
+    assert remembered("2.5.0") == {"b": "Det: refused", "c": None}
+
+
+def test_what_helps_is_known_of_control_flow_and_of_quantized_operators():
+    assert "--freeze" in remedy("If")
+    assert "--int8" in remedy("MatMulInteger")
+    assert remedy("Conv") is None

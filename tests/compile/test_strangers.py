@@ -1,0 +1,101 @@
+"""What strangers' models taught: parts of newer opsets, and simulated scalars."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from ort_rknn._cli.main import main
+from ort_rknn._compile.converter import ConversionError
+from ort_rknn._compile.measure import simulate_parts
+
+node, value = helper.make_node, helper.make_tensor_value_info
+
+
+@pytest.fixture
+def convert(toolkit, monkeypatch, capsys, tmp_path):
+    """Converts nodes with a toolkit that makes anything into the same model, except a graph with "a.domain" in it.
+    Returns the exit code, both streams, and the model in parts."""
+    monkeypatch.setenv("FAKE_TOOLKIT_ANY", "conv_f16.rk3588.rknn")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(nodes, inputs, outputs, weights, opset):
+        tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+        graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
+        path = tmp_path / "m.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), path)
+        code = main(["convert", str(path), "--target", "rk3588", "--toolkit", toolkit.python])
+        out, err = capsys.readouterr()
+        made = tmp_path / "m.rk3588_ctx.onnx"
+        return code, out, err, onnx.load(made) if made.exists() else None
+
+    return run
+
+
+def test_parts_end_at_tensors_of_the_users_own_graph(convert):
+    """A Gelu that is brought down to an older opset is several nodes, whose tensors the ONNX lacks."""
+    weights = {"w": np.ones((8, 8), np.float32), "zero": np.array(0)}
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Gelu", ["a"], ["b"]),
+             node("NonZero", ["b"], ["n"], name="a.domain"),
+             node("Gelu", ["b"], ["c"], approximate="tanh"), node("MatMul", ["c", "w"], ["y"])]  # fmt: skip
+    ends = [value("x", TensorProto.FLOAT, [4, 8])], [value("y", TensorProto.FLOAT, [4, 8]), value("n", 7, [2, "k"])]
+    code, _, err, made = convert(nodes, *ends, weights, 20)
+    assert code == 0, err
+    kinds = [each.op_type for each in made.graph.node]
+    assert kinds.count("EPContext") == 1 and sorted(kinds) == ["EPContext", "NonZero"]
+    own = {name for each in nodes for name in (*each.input, *each.output)}
+    assert all(own.issuperset((*each.input, *each.output)) for each in made.graph.node)
+
+
+def test_every_node_of_a_newer_opset_stays_on_the_cpu(convert):
+    """The whole is refused for the first of them; a part for the next."""
+    weights = {"size": np.array([1, 1, 4, 4]), "w": np.ones((2, 3), np.float32)}
+    nodes = [node("AffineGrid", ["t", "size"], ["a"], name="first"),
+             node("AffineGrid", ["u", "size"], ["b"], name="next"),
+             node("Add", ["a", "b"], ["c"]), node("MatMul", ["c", "w"], ["y"])]  # fmt: skip
+    inputs = [value(name, TensorProto.FLOAT, [1, 2, 3]) for name in "tu"]
+    code, out, err, made = convert(nodes, inputs, [value("y", TensorProto.FLOAT, [1, 4, 4, 3])], weights, 20)
+    assert code == 0, err
+    assert sorted(each.op_type for each in made.graph.node) == ["AffineGrid", "AffineGrid", "EPContext"]
+    assert "AffineGrid 'next': AffineGrid: opset 19, the toolkit's newest, lacks it" in out
+
+
+def test_where_nothing_is_left_the_nodes_are_named_and_what_helps(convert):
+    nodes = [node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="a.domain"),
+             node("MatMulInteger", ["q", "w", "z"], ["y"], name="product")]  # fmt: skip
+    ends = [value("x", TensorProto.FLOAT, [4, 8])], [value("y", TensorProto.INT32, [4, 8])]
+    code, _, err, made = convert(nodes, *ends, {"w": np.ones((8, 8), np.uint8)}, 17)
+    assert (code, made) == (1, None)
+    last = err.splitlines()[-1]
+    assert "'product': MatMulInteger: the NPU has no such operator" in last
+    assert "from before its quantization, and quantize it here with --int8" in last
+
+
+def simulated(shape):
+    """A part from x with this shape to a scalar, on a simulator that answers 3."""
+    spec = SimpleNamespace(batch=None)
+    file = SimpleNamespace(inputs=[SimpleNamespace(name="x")], outputs=[SimpleNamespace(name="s")])
+    part = SimpleNamespace(inputs=["x"], outputs=["s"])
+    built = SimpleNamespace(part=part, built=SimpleNamespace(file=file), spec=spec)
+    observed = SimpleNamespace(shapes={"x": shape, "s": ()}, elem_types={"s": TensorProto.FLOAT})
+    reference = SimpleNamespace(
+        observed=observed, outputs=["s"], between=lambda known, wanted: lambda held: [held[name] for name in wanted]
+    )
+    feed = {"x": np.ones(shape, np.float32)}
+    samples = SimpleNamespace(forms={"x": None}, feed=lambda index: dict(feed), raw=lambda index: feed)
+    converter = SimpleNamespace(last=spec, simulate=lambda feeds, layouts: [np.full((1,), 3, np.float32)])
+    return simulate_parts(converter, [built], reference, samples, [0, 1])
+
+
+def test_a_scalar_of_the_simulator_is_an_array():
+    """onnxruntime takes arrays only."""
+    for (result,) in simulated((1, 2)):
+        assert isinstance(result, np.ndarray)
+        assert (result.shape, float(result)) == ((), 3.0)
+
+
+def test_what_the_simulator_cannot_take_is_named():
+    with pytest.raises(ConversionError, match=r"takes no input without axes, and 'x' is one: check on the NPU instead"):
+        simulated(())
