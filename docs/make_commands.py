@@ -100,14 +100,15 @@ def index(all_of_them: list[Command]) -> str:
 
 
 _COMMON = """\
-Exit codes, of every command: 0 good, 1 a finding or a failure, 2 used wrongly. What a user got wrong is told in one
-line on stderr; stdout then stays empty, under `--json` too.
+Exit codes of every command: 0 success, 1 a finding or a failure, 2 usage error. A user's mistake is reported in one
+line on stderr; stdout then stays empty, with `--json` too.
 
 `--json` prints one JSON object on stdout, whose first member `schema` is `"ort-rknn/COMMAND/VERSION"`. The version
-grows where a member goes away or changes its meaning. Numbers that are not finite are null. Progress goes to stderr.
+increases when a member is removed or changes its meaning. Numbers that are not finite are null. Progress is printed to
+stderr.
 
 Tables are in color and fit the terminal with the extra `cli` (`pip install 'ort-rknn[cli]'`); in a pipe, or without the
-extra, they are plain text that is never cut. `NO_COLOR`, `FORCE_COLOR` and `COLUMNS` are respected.
+extra, they are plain text that is never truncated. `NO_COLOR`, `FORCE_COLOR` and `COLUMNS` are respected.
 
 Completion, with the extra `cli`:
 

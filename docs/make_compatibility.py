@@ -1,7 +1,7 @@
 """Writes docs/compatibility.md: every public name of onnxruntime, and how it behaves here.
 
     python docs/make_compatibility.py            # writes the page
-    python docs/make_compatibility.py --check    # exit code 1 where the page is not what would be written
+    python docs/make_compatibility.py --check    # exit code 1 if the page is not current
 
 A name is the same if ours is onnxruntime's own object. Differences are described in the tables below; a name that
 differs without a description is an error. "Tested in" lists the files of tests/ort_behaviour (the same tests on plain
@@ -27,121 +27,130 @@ TESTS = HERE.parent / "tests"
 
 #: Names of the module that differ.
 MODULE = {
-    "InferenceSession": ("more", "onnxruntime's class, derived from: see below"),
-    "get_all_providers": ("more", "`RKNNExecutionProvider` in front"),
-    "get_available_providers": ("more", "`RKNNExecutionProvider` in front where an NPU is usable now, else without it"),
+    "InferenceSession": ("more", "a subclass of onnxruntime's: see below"),
+    "get_all_providers": ("more", "`RKNNExecutionProvider` comes first"),
+    "get_available_providers": (
+        "more",
+        "`RKNNExecutionProvider` comes first if an NPU is usable now; else it is absent",
+    ),
 }
 #: Names of the module that onnxruntime lacks.
 ADDED = {
-    "FallbackWarning": "the warning where a session that asked for the NPU runs on the CPU",
-    "NpuUnavailable": "the error where the NPU is insisted on; a `Fail`",
-    "QueueFull": "a call found no place in the queue in time: the session is busy; a `Fail`",
-    "OptionError": "a bad provider option; an `InvalidArgument` and a `ValueError`",
+    "FallbackWarning": "the warning that a session runs on the CPU although the NPU was requested",
+    "NpuUnavailable": "the error if the NPU is required and not usable; a `Fail`",
+    "QueueFull": "the error of a call that found no place in the queue in time: the session is busy; a `Fail`",
+    "OptionError": "the error for a bad provider option; an `InvalidArgument` and a `ValueError`",
     "RknnProviderOptions": "provider options as a `TypedDict`",
-    "empty": "a numpy array in memory that the NPU reads and writes itself",
-    "from_dmabuf": "a numpy array over a dma-buf that another program or driver made",
-    "convert": "compiles an ONNX with the vendor's toolkit, beside it",
-    "check": "what was compiled against the ONNX on the CPU, and whose numbers were compared",
-    "ConversionError": "the toolkit refused a model, or made what no board runs",
-    "ToolkitError": "there is no toolkit to compile with",
-    "NothingCompared": "nothing that was compiled ran, so there is nothing to compare",
-    "bench": "which options are fastest for a model on this machine",
-    "bench_together": "which of several models gets which cores",
-    "doctor": "why it does not run on the NPU: every check, in the order in which things fail",
-    "info": "what a model file says of itself: its operators and where they run, its memory",
+    "empty": "a numpy array in memory that the NPU reads and writes directly",
+    "from_dmabuf": "a numpy array over a dma-buf of another program or driver",
+    "convert": "compiles an ONNX with the vendor's toolkit, and writes the result beside it",
+    "check": "compares the compiled model's outputs with the ONNX's on the CPU, and says what computed them",
+    "ConversionError": "the error if the toolkit refused a model, or produced one that no board runs",
+    "ToolkitError": "the error if there is no toolkit to compile with",
+    "NothingCompared": "the error of `check` if no compiled model ran, so there is nothing to compare",
+    "bench": "finds the fastest options for a model on this machine",
+    "bench_together": "finds which of several models should get which cores",
+    "doctor": "why a model does not run on the NPU: every check, in the order in which things fail",
+    "info": "a model file's metadata, its operators and where they run, and its memory",
     "stats": "counters of all sessions of this process",
-    "selftest": "what only a board settles, tried on the board",
-    "top": "who uses the NPU: load by process, model and core",
+    "selftest": "tests on the board what cannot be known without one",
+    "top": "which processes use the NPU: load by process, model and core",
     "devices": "the NPUs that a session could use now",
-    "get_ep_names": "as plugin packages have it",
-    "get_library_path": "as plugin packages have it",
-    "install": "the import swap",
-    "make_provider_options": "provider options, checked",
+    "get_ep_names": "the function that packages of plugin providers have",
+    "get_library_path": "the function that packages of plugin providers have",
+    "install": "turns on the import swap",
+    "make_provider_options": "checked provider options",
     "package_version": "the version of ort_rknn; `__version__` is onnxruntime's",
-    "register": "makes the provider known to the unmodified onnxruntime",
+    "register": "registers the provider with the unmodified onnxruntime",
     "swapped": "the import swap, for a `with` block",
-    "trace": "what every run did and when, as a file for ui.perfetto.dev",
-    "uninstall": "takes the import swap back",
-    "unregister": "takes the provider back",
+    "trace": "records a timeline of every run, as a file for ui.perfetto.dev",
+    "uninstall": "turns off the import swap",
+    "unregister": "unregisters the provider",
 }
 #: Methods of the session that differ, on the CPU too.
 SESSION = {
     "__init__": (
         "more",
-        "takes `.rknn` models and ONNX with EPContext nodes; our provider and its options. What is wrong with those is "
-        "raised or warned of, never printed; an unknown keyword is an error",
+        "also takes `.rknn` models, ONNX with EPContext nodes, and our provider with its options. Errors in these are "
+        "raised or reported as warnings, never printed; an unknown keyword is an error",
     ),
     "set_providers": (
         "more",
-        "plans again while other threads go on; where it fails the session is as it was (onnxruntime's is dead then)",
+        "plans again while other threads continue; if it fails, the session stays as it was (onnxruntime's is then "
+        "unusable)",
     ),
-    "run": ("more", "says what is wrong with a feed that is no dict"),
+    "run": ("more", "gives a clear error for a feed that is not a dict"),
     "run_async": (
         "more",
-        "`close` and `set_providers` wait for it; works in a forked child; converts arrays of another byte order",
+        "`close` and `set_providers` wait for it; works in a forked child; converts arrays of the other byte order",
     ),
 }
 #: Methods that are onnxruntime's own, called from one of ours on some versions of Python.
 RELAYED = frozenset(("run_with_iobinding",))
 SESSION_ADDED = {
-    "close": "ends the session for good, from any thread; also by `with`",
+    "close": "ends the session permanently, from any thread; `with` calls it too",
     "explain": "what runs where and why, as text",
-    "flush": "the results that are still in the pipeline",
-    "map": "many feeds, results in order, several under way",
-    "run_awaitable": "a run for `await`",
-    "run_pipeline": "a stream of feeds with some runs under way",
+    "flush": "returns the results that are still in the pipeline",
+    "map": "runs many feeds, several at a time, and yields the results in order",
+    "run_awaitable": "a run that can be awaited",
+    "run_pipeline": "runs a stream of feeds, with several runs in flight",
     "submit": "a run as a `concurrent.futures.Future`",
-    "native_layouts": "how the NPU stores the inputs and outputs that were asked for as it stores them",
+    "native_layouts": "how the NPU stores the inputs and outputs whose layout is `native`",
     "quantization": "scale and zero point of quantized inputs and outputs",
-    "buffers": "sets of input arrays in NPU memory that fit the model, to be filled in turn",
+    "buffers": "sets of input arrays in NPU memory that fit the model, to be filled in rotation",
     "stats": "counters: runs, errors, waits, busy time per core, queue, calls on the CPU",
     "shape_sets": "the compiled shapes of a dynamic-shape model",
 }
-#: Methods that are onnxruntime's own and give something else on the NPU.
+#: Methods that are onnxruntime's own and behave differently on the NPU.
 NPU = {
     "get_inputs": (
         "more",
-        "a dimension is a number where only one length was compiled; `layout` and `input_dtype` change it",
+        "a dimension is a number if only one length was compiled; `layout` and `input_dtype` change the result",
     ),
-    "get_outputs": ("more", "likewise; `output_dtype` changes the type"),
-    "get_overridable_initializers": ("different", "empty: initializers were compiled in"),
-    "get_session_options": ("more", "threads are few and do not spin, unless the user set them"),
-    "get_provider_graph_assignment_info": ("more", "one `EPContext` node stands for the graph"),
+    "get_outputs": ("more", "the same; `output_dtype` changes the type"),
+    "get_overridable_initializers": ("different", "empty: initializers are compiled in"),
+    "get_session_options": ("more", "few threads, without spinning, unless the user set them"),
+    "get_provider_graph_assignment_info": ("more", "one `EPContext` node for the whole graph"),
     "end_profiling": (
         "more",
-        "one kernel event a run stands for the graph; from 1.25 on, `npu:wait`, `npu:convert`, `npu:run` and "
-        "`npu:fetch` lie in it, and each core has a row of its own",
+        "one kernel event per run, for the whole graph; from 1.25 on, it contains `npu:wait`, `npu:convert`, `npu:run` "
+        "and `npu:fetch`, and each core has its own row",
     ),
-    "get_provider_options": ("more", "those that decide the dispatch are there, given or not"),
+    "get_provider_options": ("more", "always includes the options that decide the dispatch"),
     "run": (
         "more",
-        "converts arrays of another byte order; `run_timeout_ms` bounds the call; terminate gives the caller back "
-        "while the NPU runs",
+        "converts arrays of the other byte order; `run_timeout_ms` limits the call; with `terminate` the call returns "
+        "while the NPU still runs",
     ),
     "set_ep_dynamic_options": ("different", "every key is refused: the provider has none"),
 }
-#: RunOptions that mean something else on the NPU.
+#: RunOptions that have another effect on the NPU.
 RUN_OPTIONS = {
     "add_active_adapter": (
         "different",
-        "an adapter for weights that were compiled in is an `InvalidArgument` at the run; on the CPU it works",
+        "an adapter for compiled weights is an `InvalidArgument` at the run; on the CPU it works",
     ),
     "add_run_config_entry": (
         "more",
-        "`ort_rknn.run_timeout_ms` and `ort_rknn.priority` are the call's own; other names that begin with `ort_rknn.` "
-        "are an `InvalidArgument`",
+        "`ort_rknn.run_timeout_ms` and `ort_rknn.priority` apply to this call; other names that begin with "
+        "`ort_rknn.` are an `InvalidArgument`",
     ),
-    "terminate": ("more", "during a run on the NPU too: the caller is given back, the run goes on alone"),
+    "terminate": ("more", "also during a run on the NPU: the call returns, the run continues in the background"),
 }
-_WEIGHTS = "the session goes to the CPU, and says so: a compiled model has its weights inside"
-_OVERRIDES = "a shape that was not compiled sends the session to the CPU, unless `on_missing_shape` serves it"
-#: SessionOptions that mean something else on the NPU.
+_WEIGHTS = "the session falls back to the CPU and says so: a compiled model contains its weights"
+_OVERRIDES = (
+    "with a shape that was not compiled, the session falls back to the CPU, unless `on_missing_shape` handles it"
+)
+#: SessionOptions that have another effect on the NPU.
 OPTIONS = {
     "optimized_model_filepath": (
         "different",
-        "the session goes to the CPU, and says so: compiled nodes cannot be saved",
+        "the session falls back to the CPU and says so: compiled nodes cannot be saved",
     ),
-    "intra_op_num_threads": ("more", "0 means one, one per runtime context, and up to three for calls that wait"),
+    "intra_op_num_threads": (
+        "more",
+        "0 means 1 thread, plus one per runtime context and up to three for waiting calls",
+    ),
     "graph_optimization_level": ("different", "no effect on the compiled graph"),
     "add_initializer": ("different", _WEIGHTS),
     "add_external_initializers": ("different", _WEIGHTS),
@@ -150,38 +159,39 @@ OPTIONS = {
     "add_free_dimension_override_by_name": ("more", _OVERRIDES),
     "add_provider": (
         "different",
-        "whoever puts providers on the options gets onnxruntime's own session; policy `only` insists",
+        "with providers added to the SessionOptions, the session is onnxruntime's own; with the policy `only`, it must "
+        "use the NPU",
     ),
-    "add_provider_for_devices": ("different", "likewise; our devices are among `get_ep_devices()` after `register()`"),
-    "set_provider_selection_policy": ("different", "likewise"),
-    "set_provider_selection_policy_delegate": ("different", "likewise"),
+    "add_provider_for_devices": ("different", "the same; our devices are among `get_ep_devices()` after `register()`"),
+    "set_provider_selection_policy": ("different", "the same"),
+    "set_provider_selection_policy_delegate": ("different", "the same"),
 }
 
 HEAD = """# Compatibility with onnxruntime
 
-`import ort_rknn as ort` in place of `import onnxruntime as ort`: every public name is there. This page says of
-each whether it is the **same** (onnxruntime's own object, or its behavior to the letter), does **more** (whatever
-works with onnxruntime works, and something is added), or is **different** (a program may notice).
+After `import ort_rknn as ort`, in place of `import onnxruntime as ort`, every public name of onnxruntime exists. This
+page lists for each whether it is the **same** (onnxruntime's own object, or exactly its behavior), does **more**
+(everything that works with onnxruntime works, and something is added), or is **different** (a program may notice).
 
-It is written by `docs/make_compatibility.py` and was made with onnxruntime {version}. "Tested in" names files of
+It is generated by `docs/make_compatibility.py`, with onnxruntime {version}. "Tested in" names files of
 `tests/ort_behaviour`, where each test runs on plain onnxruntime first, as the control, then on our session on the
-CPU, and on the virtual NPU where it has a meaning there.
+CPU, and on the virtual NPU where that makes sense.
 """
 
 VERSIONS = """## Versions of onnxruntime
 
-* **Needed: 1.23.1.** It is the first release that runs plugin providers in CPU memory. With an older one, sessions
+* **Required: 1.23.1.** It is the first release that runs plugin providers in CPU memory. With an older one, sessions
   run on onnxruntime's CPU provider and `explain()` says why.
-* **Tested:** 1.23.1, 1.24.4, 1.25.1, 1.28.0 and the newest release, each with the whole of `tests/ort_behaviour`.
-* **Newer ones:** there is no upper bound. onnxruntime is asked for the plugin interface of 1.23, which every later
-  release so far serves, and its names are taken over one by one, so that a new name is there and a name that is
-  gone breaks nothing. A release that changes what is written on this page is a failing test here, and is told in
-  the release notes.
-* **Before 1.25.1** a session takes our provider by device, not by name: providers other than ours and the CPU are
-  then not used beside it, which `explain()` says.
-* **Before 1.24** onnxruntime has no device type for a SoC's NPU: our device then shows as one on the CPU in
-  `get_ep_devices()`. `get_provider_graph_assignment_info` does not exist.
-* `__version__` is onnxruntime's, because programs gate features on it.
+* **Tested:** 1.23.1, 1.24.4, 1.25.1, 1.28.0 and the newest release, each with all of `tests/ort_behaviour`.
+* **Newer releases:** there is no upper bound. The provider uses the plugin interface of 1.23, which every later
+  release so far supports. Public names are copied from the installed onnxruntime one by one, so new names appear and
+  removed names break nothing. If a release changes what this page says, a test fails here, and the release notes
+  mention the change.
+* **Before 1.25.1** a session selects our provider by device, not by name: providers other than ours and the CPU are
+  then not used with it, and `explain()` says so.
+* **Before 1.24** onnxruntime has no device type for a SoC's NPU: `get_ep_devices()` shows our device as a CPU
+  device. `get_provider_graph_assignment_info` does not exist.
+* `__version__` is onnxruntime's, because programs check it for features.
 """
 
 SWAP = """## The import swap: programs that are not changed
@@ -193,39 +203,38 @@ or, as the first two lines of a program:
     import ort_rknn
     ort_rknn.install("prefer")
 
-`import onnxruntime` then gives a module that is onnxruntime's by name, file and path (its submodules and data
-files are found) and ort_rknn's by content. Modules that were imported before get ours too: under the global names
-by which they hold onnxruntime, by the class wherever they keep it (in a dict, as a default argument), and by what
-they derived from it; `uninstall()` puts back what it found. The policy decides for programs that name their
-providers, most often the CPU: `prefer` puts the NPU in front, `respect` (the default) takes the list as law,
-`only` makes it the NPU or an error. With `prefer`, calls whose shapes were not compiled run on the ONNX, on the CPU,
-where `onnxruntime` would have served them too: an INFO record of the logger `ort_rknn` tells of the first one of each
-session. `--options on_missing_shape=error` makes them errors. `--report` tells at the end what each session got, and
-how many of its calls those were.
+`import onnxruntime` then returns a module with onnxruntime's name, file and path (so its submodules and data files
+are found) and ort_rknn's contents. In modules that were imported earlier, these are replaced: global names that refer
+to onnxruntime, references to its class (in a dict, as a default argument), and the base of classes derived from it.
+`uninstall()` restores what was there. The policy applies to programs that name their providers, usually the CPU:
+`prefer` puts the NPU first, `respect` (the default) uses exactly the program's list, and `only` means the NPU or an
+error. With `prefer`, calls whose shapes were not compiled run the ONNX on the CPU if `onnxruntime` could have run
+them too; the logger `ort_rknn` writes an INFO record for the first such call of each session.
+`--options on_missing_shape=error` makes them errors. `--report` prints at the end what each session ran on, and how
+many such calls it had.
 
-The program cannot tell otherwise: exit code, `sys.argv`, `sys.path`, `__main__`, tracebacks and Ctrl-C are those
-of `python app.py`. Different:
+The program sees no other difference: exit code, `sys.argv`, `sys.path`, `__main__`, tracebacks and Ctrl-C are those
+of `python app.py`. Exceptions:
 
-* sessions that were made before stay onnxruntime's: to `isinstance(session, onnxruntime.InferenceSession)` under
-  the swap they are not ours; so do classes that were derived before and refuse another base;
-* a report tells of its own process only: those that `multiprocessing` starts have the swap, policy and options
-  included, and report nothing. Other processes (`subprocess`) begin without it, unless the program starts itself
-  again by `sys.orig_argv`, which names `-m ort_rknn run`;
-* onnxruntime and numpy are loaded before the program begins: environment variables that they read when they are
-  loaded (`OPENBLAS_NUM_THREADS`) are to be set outside of it;
-* `sys.path` and `PYTHONPATH` have a folder of ours, by which `import rknnlite` gives the face of rknn-toolkit-lite2, in
-  processes of `subprocess` too; nothing of it is imported before;
-* a program that walks its own stack finds some frames of ours below its first;
-* while a report is made, `run` and its siblings are counted, which costs a microsecond a call.
+* sessions created earlier stay onnxruntime's: under the swap, `isinstance(session, onnxruntime.InferenceSession)` is
+  false for them. Classes that were derived earlier and whose base cannot be changed stay onnxruntime's too;
+* a report covers only its own process. Processes started by `multiprocessing` have the swap with its policy and
+  options, but report nothing. Other processes (`subprocess`) start without the swap, unless the program restarts
+  itself with `sys.orig_argv`, which contains `-m ort_rknn run`;
+* onnxruntime and numpy are loaded before the program starts: set environment variables that they read when loaded
+  (`OPENBLAS_NUM_THREADS`) outside the program;
+* `sys.path` and `PYTHONPATH` contain a folder of ours, so that `import rknnlite` finds our implementation of
+  rknn-toolkit-lite2's API, in processes of `subprocess` too; nothing of it is imported before;
+* a program that inspects its own stack finds some frames of ours below its first;
+* with a report, `run` and its variants are counted, which costs a microsecond per call.
 
-**Ultralytics** (`YOLO("model_rknn_model")`) asks for the distribution `rknn-toolkit-lite2` by name and installs the
-vendor's wheel where it is not there. With `YOLO_AUTOINSTALL=false` in the environment it installs nothing, goes on, and
-gets `rknnlite` from the face: `YOLO_AUTOINSTALL=false ort-rknn run detect.py`. A wheel that is there already does no
-harm: the face comes first. Ultralytics looks for a board in the device tree, so without one it refuses before it
-imports anything.
+**Ultralytics** (`YOLO("model_rknn_model")`) looks for the distribution `rknn-toolkit-lite2` by name and installs the
+vendor's wheel if it is missing. With `YOLO_AUTOINSTALL=false` in the environment it installs nothing, continues, and
+imports our `rknnlite`: `YOLO_AUTOINSTALL=false ort-rknn run detect.py`. An installed wheel does no harm: our
+`rknnlite` comes first. Ultralytics looks for a board in the device tree, so without one it refuses before it imports
+anything.
 
-Programs of other people that pass, unmodified, with onnxruntime and under the swap (`tests/downstream`, one recipe
-each):
+Third-party programs that pass, unmodified, with onnxruntime and under the swap (`tests/downstream`, one recipe each):
 """
 
 
@@ -262,7 +271,7 @@ def _module_lines() -> list[str]:
         rows.append((f"`{name}`", verdict, note))
     ours = {n for n in ort_rknn.__all__ if n not in theirs and type(getattr(ort_rknn, n)).__name__ != "module"}
     if ours - {"TYPE_CHECKING"} != set(ADDED):
-        raise SystemExit(f"names that onnxruntime lacks: {sorted(ours ^ set(ADDED))} are not told")
+        raise SystemExit(f"names that onnxruntime lacks: {sorted(ours ^ set(ADDED))} are not described")
     rows += [(f"`{name}`", "more", f"ours: {note}") for name, note in sorted(ADDED.items())]
     text = "Submodules (`ort_rknn.capi`, `.backend`, `.datasets`, `.quantization`, `.tools`, `.transformers`) are "
     return ["## The module", "", f"{text}onnxruntime's own.", "", *_table(("name", "is", "how"), rows)]
@@ -279,19 +288,19 @@ def _session_lines(used: dict[str, list[str]]) -> list[str]:
         rows.append((f"`{name}`", verdict, on_npu, how, ", ".join(used.get(name, ()))))
     added = {n for n in dir(ours) if not n.startswith("_")} - set(dir(theirs))
     if added != set(SESSION_ADDED):
-        raise SystemExit(f"methods of ours: {sorted(added ^ set(SESSION_ADDED))} are not told")
+        raise SystemExit(f"methods of ours: {sorted(added ^ set(SESSION_ADDED))} are not described")
     rows += [(f"`{n}`", "more", "more", f"ours: {t}", "") for n, t in sorted(SESSION_ADDED.items())]
     head = ("method", "on the CPU", "on the NPU", "how", "tested in")
     return [
         "## InferenceSession",
         "",
-        "A session that stays on the CPU is onnxruntime's own, on the ONNX",
-        "or, where `layout`, `input_dtype` or `output_dtype` ask for it, on the ONNX with nodes around its graph.",
+        "A session on the CPU is onnxruntime's own, on the ONNX or, if `layout`, `input_dtype` or `output_dtype`",
+        "require it, on the ONNX with nodes added around its graph.",
         "",
-        "onnxruntime does not look at an array's byte order: of a big-endian array it takes the bytes for other",
-        "numbers. Sessions convert such arrays in `run_async`, and in `submit`, `map` and `run_awaitable` with",
-        "`copy=True`; on the NPU in `run` and with `copy=False` too. On the CPU `run` is as in onnxruntime, because a",
-        "look at every array costs 2 % of the smallest run; an OrtValue or a binding is as in onnxruntime everywhere.",
+        "onnxruntime ignores an array's byte order: it misreads the bytes of a big-endian array. Sessions convert",
+        "such arrays in `run_async`, and in `submit`, `map` and `run_awaitable` with `copy=True`; on the NPU also in",
+        "`run` and with `copy=False`. On the CPU `run` behaves like onnxruntime, because checking every array costs",
+        "2 % of the smallest run. An OrtValue or a binding behaves like onnxruntime everywhere.",
         "",
         *_table(head, rows),
     ]
@@ -302,7 +311,7 @@ def _plain_lines(title: str, kind: Any, npu: dict[str, tuple[str, str]], used: d
     for name in (n for n in dir(kind) if not n.startswith("_")):
         verdict, note = npu.get(name, ("same", ""))
         rows.append((f"`{name}`", verdict, note, ", ".join(used.get(name, ()))))
-    text = "onnxruntime's own class. On the CPU all of it is the same; with a session on the NPU:"
+    text = "onnxruntime's own class. On the CPU everything is the same. With a session on the NPU:"
     return [f"## {title}", "", text, "", *_table(("name", "on the NPU", "how", "tested in"), rows)]
 
 
@@ -332,7 +341,7 @@ def page() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only say whether the page is current")
+    parser.add_argument("--check", action="store_true", help="only report whether the page is current")
     text = page()
     if parser.parse_args().check:
         current = PAGE.exists() and PAGE.read_text(encoding="utf-8") == text

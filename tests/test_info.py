@@ -1,4 +1,4 @@
-"""``ort_rknn.info``: what a model file says of itself, as a Python call."""
+"""``ort_rknn.info``: a model file's metadata, as a Python call."""
 
 import json
 import os

@@ -45,7 +45,7 @@ def session(path, so=None, **options):
 
 
 def same(written, original, feed):
-    """The written model runs on the NPU, says of itself what the original says, and gives its numbers."""
+    """The written model runs on the NPU, has the original's metadata, and computes the same outputs."""
     plain = onnxruntime.InferenceSession(original, providers=[CPU])
     with session(written) as made:
         assert made.get_providers() == [NPU, CPU]

@@ -13,7 +13,7 @@ from ort_rknn.adapter import Command, hookimpl
 from ort_rknn.adapter.json_output import table, truth, word
 
 _OUTPUT = {
-    "fine": truth("whether something ran, and all that ran went well"),
+    "fine": truth("whether a part ran, and no part failed"),
     "parts": table(word("fine", "failed", "left out"), "by part: ocr, npu"),
 }
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--part", choices=("ocr", "npu"), help="only this part")
-    parser.add_argument("--save", metavar="PATH", help="write the picture that part one reads (.png)")
+    parser.add_argument("--part", choices=("ocr", "npu"), help="run only this part")
+    parser.add_argument("--save", metavar="PATH", help="write the image that part one reads (.png)")
     add_json_option(parser)
 
 
@@ -43,10 +43,10 @@ def ort_rknn_commands() -> Iterable[Command]:
     return [
         Command(
             name="demo",
-            summary="a real OCR program through our session, then three cores of a virtual NPU at work",
-            description="Part one, 'ocr': RapidOCR, unmodified, reads a picture through our session. Part two, 'npu': "
-            "a small model on a virtual NPU with one, two and three cores. A part one whose packages are not installed "
-            "is left out with a word about it, unless it is asked for with --part.",
+            summary="run an OCR program through ort_rknn, then a model on three cores of a virtual NPU",
+            description="Part one, 'ocr': RapidOCR, unmodified, reads an image through our session. Part two, 'npu': "
+            "a small model on a virtual NPU with one, two and three cores. If the packages of part one are not "
+            "installed, it is skipped with a message, unless --part names it.",
             add_arguments=_add_arguments,
             run=_run,
             json_output=_OUTPUT,

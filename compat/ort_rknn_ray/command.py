@@ -11,7 +11,7 @@ from ort_rknn.adapter import Command, hookimpl
 from ort_rknn.adapter.json_output import number, table, text, truth
 
 _OUTPUT = {
-    "npu": truth("whether an NPU is usable here"),
+    "npu": truth("whether an NPU is usable"),
     "resources": table(number(), "for `ray start --resources`"),
     "labels": table(text(), "for `ray start --labels`"),
 }
@@ -41,9 +41,9 @@ def ort_rknn_commands() -> Iterable[Command]:
     return [
         Command(
             name="ray-resources",
-            summary="what this board offers to Ray, as arguments for `ray start`",
+            summary="print this board's resources as arguments for `ray start`",
             description="Prints --resources and --labels for `ray start`: one rknpu per board, its cores, the SoC. "
-            "Exit code 1 where no NPU is usable.",
+            "Exit code 1 if no NPU is usable.",
             add_arguments=_add_arguments,
             run=_run,
             json_output=_OUTPUT,

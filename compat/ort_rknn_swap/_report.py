@@ -197,7 +197,7 @@ JSON_OUTPUT: Mapping[str, Schema] = {
                 "reason": text("why it runs there"),
                 "runs": whole(),
                 "errors": whole("runs that raised"),
-                "seconds": number("in runs, as the program saw them"),
+                "seconds": number("time in runs, as seen by the program"),
                 "counters": table(table(whole()), "by core"),
             }
         )

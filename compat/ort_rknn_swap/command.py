@@ -11,16 +11,16 @@ from ort_rknn._cli.arguments import add_key_values, key_values
 from ort_rknn.adapter import Command, hookimpl
 
 _EPILOG = (
-    "Everything after the script's or module's name belongs to the program: its arguments, its exit code, its "
-    "traceback. Without --policy, ORT_RKNN_POLICY decides, else 'respect'. Exit code 2: used wrongly."
+    "All arguments after the script's or module's name are passed to the program. Its exit code and traceback are "
+    "its own. The default of --policy is ORT_RKNN_POLICY, else 'respect'. Exit code 2: usage error."
 )
 _TAKES_VALUE = ("--policy", "--device", "--options", "--trace")
 
 
 _USAGE = "ort-rknn run [options] (APP.py | -m MODULE) [ARGUMENT ...]"
 _DESCRIPTION = (
-    "Runs a program, unmodified, as 'python APP.py ...' or 'python -m MODULE ...' would, with ort_rknn in place of "
-    "onnxruntime, and the vendor's rknnlite."
+    "Runs an unmodified program, like 'python APP.py ...' or 'python -m MODULE ...', with ort_rknn in place of "
+    "onnxruntime and of the vendor's rknnlite."
 )
 
 
@@ -28,14 +28,14 @@ def _fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         choices=("prefer", "respect", "only"),
-        help="prefer: the NPU in front of whatever providers the program names; respect: the program's list is law; "
+        help="prefer: the NPU before the providers that the program names; respect: exactly the program's providers; "
         "only: the NPU or an error",
     )
     parser.add_argument("--device", metavar="NAME", help="the NPU for every session: rk3588, virtual:rk3588 ...")
     add_key_values(parser, "--options", "a provider option for every session")
-    parser.add_argument("--report", action="store_true", help="at the end, tell on stderr what each session got")
-    parser.add_argument("--json", action="store_true", help="the same as one JSON object, in the last line of stderr")
-    parser.add_argument("--trace", metavar="FILE", help="write what each run did and when, for ui.perfetto.dev")
+    parser.add_argument("--report", action="store_true", help="at the end, print to stderr what each session ran on")
+    parser.add_argument("--json", action="store_true", help="the same as a JSON object, in the last line of stderr")
+    parser.add_argument("--trace", metavar="FILE", help="write a timeline of every run, for ui.perfetto.dev")
     parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
     parser.add_argument(
         "program", nargs="?", metavar="APP.py", help="a script, a folder or zip with __main__.py, or - for stdin"
@@ -115,7 +115,7 @@ def ort_rknn_commands() -> Iterable[Command]:
     return [
         Command(
             name="run",
-            summary="run a Python program whose onnxruntime is ours",
+            summary="run a Python program with ort_rknn in place of onnxruntime",
             description=_DESCRIPTION,
             add_arguments=_fill,
             run=_never,

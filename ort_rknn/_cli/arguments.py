@@ -16,7 +16,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a device, named like the provider options."""
     add_device(parser)
-    parser.add_argument("--adapter", metavar="NAME", help="the adapter that must serve it")
+    parser.add_argument("--adapter", metavar="NAME", help="use only this adapter")
     parser.add_argument("--runtime-library", metavar="PATH", help="the runtime library to use")
 
 

@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "models", metavar="MODEL", nargs="+", help="an .onnx or .rknn file; several: who gets which cores"
+        "models", metavar="MODEL", nargs="+", help="an .onnx or .rknn file; several: find which model gets which cores"
     )
-    parser.add_argument("--seconds", type=float, default=20.0, help="about how long it may take (default: 20)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="approximate duration (default: 20)")
     add_device(parser)
     parser.add_argument("--html", metavar="FILE", help="write one HTML page with tables and plots")
     parser.add_argument(
-        "--compare", metavar="OLD.json", help="compare with what --json printed earlier; 1 where slower"
+        "--compare", metavar="OLD.json", help="compare with earlier --json output; exit code 1 if slower"
     )
     add_json_option(parser)
 
@@ -216,9 +216,9 @@ COMMAND = Command(
     name="bench",
     summary="how fast a model is, and with which options",
     description="Compares the CPU, the default options, tp_mode, schedule, threads_per_core, 1 to 16 callers, batches "
-    "and uint8 NHWC inputs, and ends with lines to paste and a sentence of advice. With several MODELs it finds "
-    "who gets which cores. Exit code 1 where nothing could be measured, or --compare finds a "
-    "setting that became slower.",
+    "and uint8 NHWC inputs, and ends with lines to paste and a sentence of advice. With several MODELs it finds which "
+    "model gets which cores. Exit code 1 if nothing could be measured, or if --compare finds a setting that became "
+    "slower.",
     add_arguments=_add_arguments,
     run=run,
     json_output=schemas.BENCH,

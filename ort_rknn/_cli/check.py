@@ -25,32 +25,38 @@ _NUMBERS = {
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="an .onnx file, converted before")
-    parser.add_argument("--data", metavar="DATA", help="samples, as for convert --int8 (default: random ones)")
+    parser.add_argument("model", metavar="MODEL", help="an .onnx file that was converted")
+    parser.add_argument("--data", metavar="DATA", help="samples, as for convert --int8 (default: random)")
     parser.add_argument(
-        "--fit", choices=("stretch", "letterbox"), help="how pictures get their size (default: as converted)"
+        "--fit", choices=("stretch", "letterbox"), help="how images are resized (default: as in the conversion)"
     )
     parser.add_argument(
         "--mean",
         metavar="M[,M,M]",
         action="append",
         default=[],
-        help="for the ONNX's pixels (default: as converted)",
+        help="subtracted from the ONNX's pixels (default: as in the conversion)",
     )
     parser.add_argument(
         "--std",
         metavar="S[,S,S]",
         action="append",
         default=[],
-        help="for the ONNX's pixels (default: as converted)",
+        help="the ONNX's pixels are divided by it (default: as in the conversion)",
     )
     parser.add_argument("--shape", metavar="NAME=N,N,...", action="append", default=[], help="an input's shape")
-    parser.add_argument("--accuracy", metavar="A", type=float, default=0.99, help="the bound (default 0.99)")
-    parser.add_argument("--simulator", metavar="SOC", help="compare on the vendor's simulator what was made for SOC")
-    parser.add_argument("--layers", action="store_true", help="with --simulator: every layer, and the first bad one")
-    parser.add_argument("--toolkit", metavar="PYTHON", help="an interpreter that has rknn-toolkit2")
-    parser.add_argument("--save", metavar="RUN.npz", help="keep the feeds and the ONNX's outputs, and compare nothing")
-    parser.add_argument("--against", metavar="RUN.npz", help="compare with such a file instead of running the ONNX")
+    parser.add_argument(
+        "--accuracy", metavar="A", type=float, default=0.99, help="the required accuracy (default: 0.99)"
+    )
+    parser.add_argument("--simulator", metavar="SOC", help="run the model compiled for SOC on the vendor's simulator")
+    parser.add_argument(
+        "--layers", action="store_true", help="with --simulator: compare every layer, and name the first bad one"
+    )
+    parser.add_argument("--toolkit", metavar="PYTHON", help="a Python interpreter that has rknn-toolkit2")
+    parser.add_argument("--save", metavar="RUN.npz", help="save the feeds and the ONNX's outputs without comparing")
+    parser.add_argument(
+        "--against", metavar="RUN.npz", help="compare with a file written by --save instead of running the ONNX"
+    )
     add_device_options(parser)
     add_json_option(parser)
 
@@ -174,11 +180,11 @@ def _progress(text: str) -> None:
 
 COMMAND = Command(
     name="check",
-    summary="compare what was compiled with the ONNX",
-    description="Feeds the same samples to MODEL on the CPU and to what was compiled from it, and says how far the "
-    "outputs are apart and whose numbers they are: the NPU's, the vendor's simulator's, or the virtual NPU's.",
+    summary="compare the compiled model's outputs with the ONNX's",
+    description="Feeds the same samples to MODEL on the CPU and to the model compiled from it. Reports how far the "
+    "outputs differ and what computed them: the NPU, the vendor's simulator, or the virtual NPU.",
     add_arguments=_add_arguments,
     run=run,
     json_output=schemas.CHECK,
-    epilog="Exit codes: 0 within the bound, 1 not, or nothing could be compared, 2 used wrongly.",
+    epilog="Exit codes: 0 within the bound, 1 out of bound or nothing compared, 2 usage error.",
 )

@@ -21,20 +21,24 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=N,N,...",
         action="append",
         default=[],
-        help="an input's shape; repeated for a name: sets",
+        help="an input's shape; repeat for several shape sets",
     )
     parser.add_argument("--batch", metavar="N", type=int, help="samples per run")
     parser.add_argument("--freeze", metavar="NAME=VALUE", action="append", default=[], help="make an input a constant")
     parser.add_argument("--mean", metavar="M[,M,M]", action="append", default=[], help="subtracted from every pixel")
     parser.add_argument("--std", metavar="S[,S,S]", action="append", default=[], help="every pixel is divided by it")
-    parser.add_argument("--int8", metavar="DATA", help="quantize with samples: a folder of pictures or .npy, or a .npz")
     parser.add_argument(
-        "--fit", choices=("stretch", "letterbox"), default="stretch", help="how pictures get their size"
+        "--int8", metavar="DATA", help="quantize with samples: a folder of images or .npy files, or an .npz"
     )
-    parser.add_argument("--accuracy", metavar="A", type=float, default=0.99, help="what int8 must hold (default 0.99)")
-    parser.add_argument("--budget", metavar="MINUTES", type=float, default=10.0, help="time for int8 (default 10)")
-    parser.add_argument("-o", "--out", metavar="DIR", help="a folder that gets the models and the ONNX")
-    parser.add_argument("--toolkit", metavar="PYTHON", help="an interpreter that has rknn-toolkit2")
+    parser.add_argument("--fit", choices=("stretch", "letterbox"), default="stretch", help="how images are resized")
+    parser.add_argument(
+        "--accuracy", metavar="A", type=float, default=0.99, help="the accuracy required of int8 (default: 0.99)"
+    )
+    parser.add_argument(
+        "--budget", metavar="MINUTES", type=float, default=10.0, help="time limit for the int8 search (default: 10)"
+    )
+    parser.add_argument("-o", "--out", metavar="DIR", help="write the models and a copy of the ONNX to this folder")
+    parser.add_argument("--toolkit", metavar="PYTHON", help="a Python interpreter that has rknn-toolkit2")
     add_json_option(parser)
 
 
@@ -125,8 +129,8 @@ def _frozen(text: str) -> tuple[str, Any]:
 COMMAND = Command(
     name="convert",
     summary="compile an ONNX for the NPU",
-    description="Compiles MODEL with the vendor's toolkit, in an environment of its own (see `ort-rknn toolkit`), and "
-    "puts the compiled models beside it, where a session finds them.",
+    description="Compiles MODEL with the vendor's toolkit, in a separate environment (see `ort-rknn toolkit`), and "
+    "writes the compiled models beside it, where a session finds them.",
     add_arguments=_add_arguments,
     run=run,
     json_output=schemas.CONVERT,

@@ -104,8 +104,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 COMMAND = Command(
     name="devices",
-    summary="which NPUs are there, and why none",
-    description="Asks every adapter, and compiles a virtual NPU that is asked for. Exit code 1 where there is none.",
+    summary="list the NPUs, or say why there are none",
+    description="Queries every adapter, and compiles the virtual NPU if one is requested. Exit code 1 if there is no "
+    "NPU.",
     add_arguments=_add_arguments,
     run=run,
     json_output=schemas.DEVICES,

@@ -27,9 +27,9 @@ _STYLES: dict[str, Style] = {"ok": "good", "warning": "warn", "failure": "bad"}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="an .onnx or .rknn file to look at too")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="also check this .onnx or .rknn file")
     add_device(parser)
-    parser.add_argument("--report", metavar="FILE", help="write one text file to send to somebody who helps")
+    parser.add_argument("--report", metavar="FILE", help="write a text file to send with a question")
     add_json_option(parser)
 
 
@@ -63,10 +63,9 @@ def run(given: argparse.Namespace) -> int:
 
 COMMAND = Command(
     name="doctor",
-    summary="why it does not run on the NPU, and what to do",
-    description="Checks the machine, the driver, the runtime, onnxruntime and, with MODEL, what would become of it, in "
-    "the order in which things fail. Every finding that is not good comes with what to do. Exit code 1 where a failure "
-    "was found.",
+    summary="why a model does not run on the NPU, and what to do",
+    description="Checks the machine, the driver, the runtime, onnxruntime and, with MODEL, how a session would run it, "
+    "in the order in which things fail. Every problem comes with a remedy. Exit code 1 if a check failed.",
     add_arguments=_add_arguments,
     run=run,
     json_output=schemas.DOCTOR,

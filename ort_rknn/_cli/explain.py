@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="an .onnx or .rknn file")
     add_device_options(parser)
-    parser.add_argument("--schedule", metavar="CORES", help="cores in turn: 0,1,2 or auto (throughput)")
+    parser.add_argument("--schedule", metavar="CORES", help="cores for successive runs: 0,1,2 or auto (throughput)")
     parser.add_argument("--threads-per-core", metavar="N", help="contexts per core")
     parser.add_argument("--tp-mode", metavar="MODE", help="split each run: auto, all, 0, 1, 2, 0,1 or 0,1,2 (latency)")
     parser.add_argument("--rknn-model", metavar="PATH", help="the compiled model to use")
-    parser.add_argument("--onnx-model", metavar="PATH", help="the ONNX that a given .rknn was made from")
+    parser.add_argument("--onnx-model", metavar="PATH", help="the ONNX from which a given .rknn was compiled")
     add_key_values(parser, "--option", "any other provider option; may be repeated")
     add_json_option(parser)
 
@@ -97,9 +97,9 @@ def _as_json(model: str, session: InferenceSession) -> dict[str, Any]:
 
 COMMAND = Command(
     name="explain",
-    summary="make a session and tell what runs where, and why",
-    description="Makes a session as InferenceSession(MODEL, provider_options=...) would, and prints its explain(). "
-    "The options are the provider options of these names. Exit code 1 where the NPU was asked for and the session fell "
+    summary="create a session and say what runs where, and why",
+    description="Creates a session like InferenceSession(MODEL, provider_options=...) and prints its explain(). The "
+    "options are the provider options of the same names. Exit code 1 if the NPU was requested and the session fell "
     "back to the CPU.",
     add_arguments=_add_arguments,
     run=run,

@@ -64,7 +64,7 @@ _WHERE = {
     "NPU": Cell("NPU", "good"),
     "CPU": Cell("CPU, inside the runtime", "warn"),
     "nowhere": Cell("nowhere: the runtime has no such operator", "bad"),
-    None: Cell("not known: a trial build tells", "dim"),
+    None: Cell("unknown without a trial build", "dim"),
 }
 
 
@@ -182,9 +182,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 COMMAND = Command(
     name="info",
-    summary="what a model file says of itself",
-    description="Reads a .rknn or .onnx file (told by its content) without any runtime: what it says of itself, its "
-    "operators by where they run, and its memory. Exit code 1 where it has an operator that no runtime can run.",
+    summary="show a model file's metadata, operators and memory",
+    description="Reads a .rknn or .onnx file (recognized by its content) without a runtime, and prints its metadata, "
+    "its operators with where each runs, and its memory. Exit code 1 if it has an operator that no runtime can run.",
     add_arguments=_add_arguments,
     run=run,
     json_output=schemas.INFO,

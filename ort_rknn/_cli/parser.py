@@ -16,16 +16,16 @@ def make_parser(known: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The parser of ``ort-rknn``, with a sub-parser for each command."""
     parser = argparse.ArgumentParser(
         prog="ort-rknn",
-        description="onnxruntime with Rockchip's NPUs, from the command line.",
-        epilog="Exit codes: 0 fine, 1 failed, 2 used wrongly.",
+        description="ONNX Runtime on Rockchip NPUs, from the command line.",
+        epilog="Exit codes: 0 success, 1 failure, 2 usage error.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions that matter, and stop")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions and exit")
     parser.add_argument(
         "--print-completion",
         action=_Completion,
         choices=("bash", "zsh", "tcsh", "fish"),
         metavar="SHELL",
-        help="print what makes a shell complete this command, and stop: bash, zsh, tcsh or fish",
+        help="print a completion script for bash, zsh, tcsh or fish, and exit",
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in known.values():

@@ -9,10 +9,10 @@ from ..adapter.json_output import maybe, number, record, rows, table, text, trut
 
 _FINDING = record(
     {
-        "check": text("what was looked at; the same in every release"),
+        "check": text("what was checked; the same in every release"),
         "state": word("ok", "warning", "failure"),
-        "seen": text("what was seen"),
-        "remedy": text("what to do about it; empty where nothing is wrong"),
+        "seen": text("what was found"),
+        "remedy": text("what to do about it; empty if nothing is wrong"),
         "command": text("one line to paste into a shell; may be empty"),
     }
 )
@@ -29,23 +29,23 @@ _DEVICE = record(
 _SHAPE = rows({"type": ["integer", "string", "null"]}, "numbers, names of free axes, or null")
 
 DEVICES = {
-    "adapters": rows(text(), "all that are installed"),
-    "devices": rows(_DEVICE, "those that a session could use, best first"),
+    "adapters": rows(text(), "all installed adapters"),
+    "devices": rows(_DEVICE, "the devices that a session could use, best first"),
     "absences": rows(
         record(
             {
                 "adapter": text(),
-                "reason": text("why it sees no device"),
-                "remedy": text("what would help; may be empty"),
-                "tried": rows(text(), "what was looked at"),
+                "reason": text("why it finds no device"),
+                "remedy": text("what to do about it; may be empty"),
+                "tried": rows(text(), "the places searched"),
             }
         )
     ),
-    "unavailable": maybe(text("why no session can use any NPU in such a process")),
+    "unavailable": maybe(text("why no session can use an NPU in this process")),
 }
 
 DOCTOR = {
-    "model": maybe(text("the file that was looked at")),
+    "model": maybe(text("the file that was checked")),
     "failures": whole(),
     "warnings": whole(),
     "findings": rows(_FINDING, "in the order in which things fail"),
@@ -54,15 +54,15 @@ DOCTOR = {
 EXPLAIN = {
     "model": text("the file"),
     "runs": word("npu", "cpu", "as it is", "onnxruntime", about="as it is: NPU and CPU nodes; onnxruntime: not ours"),
-    "fell_back": maybe(text("why it does not run on the NPU, where that was asked for")),
+    "fell_back": maybe(text("why it does not run on the NPU, although it was requested")),
     "device": maybe(_DEVICE),
     "models": rows(
         record(
             {
                 "model": text("the compiled model's file name"),
                 "versions": table(text()),
-                "compatibility": maybe(text("onnxruntime's word and the reasons")),
-                "dispatch": text("how runs find a core"),
+                "compatibility": maybe(text("onnxruntime's term for it, and the reasons")),
+                "dispatch": text("how runs are assigned to cores"),
                 "contexts": whole(),
             }
         ),
@@ -86,7 +86,9 @@ _RKNN_TENSOR = record(
         "std": maybe(rows(number())),
     }
 )
-_ONNX_VALUE = record({"name": text(), "type": text("the dtype; of what is no tensor, its type"), "dims": maybe(_SHAPE)})
+_ONNX_VALUE = record(
+    {"name": text(), "type": text("the dtype; for a value that is not a tensor, its type"), "dims": maybe(_SHAPE)}
+)
 INFO = {
     "model": text("the file"),
     "kind": word("rknn", "onnx"),
@@ -97,12 +99,12 @@ INFO = {
                 "operator": text("the compiled type, or the ONNX's"),
                 "count": whole(),
                 "where": maybe(
-                    word("NPU", "CPU", "nowhere", about="CPU: inside the runtime; of an ONNX: when compiled alone")
+                    word("NPU", "CPU", "nowhere", about="CPU: inside the runtime; for an ONNX, if compiled alone")
                 ),
                 "splits": truth("whether cores share it under tp_mode"),
             }
         ),
-        "of a dynamic model: of its largest shape set; empty where the file cannot be understood",
+        "for a dynamic model, of its largest shape set; empty if the file cannot be parsed",
     ),
     "memory": maybe(
         record(
@@ -123,8 +125,8 @@ INFO = {
                 "batch": whole(),
                 "inputs": rows(_RKNN_TENSOR),
                 "outputs": rows(_RKNN_TENSOR),
-                "shape_sets": rows(rows(rows(whole())), "per set one shape per input"),
-                "unknown": rows(text(), "what could not be understood"),
+                "shape_sets": rows(rows(rows(whole())), "for each set, a shape per input"),
+                "unknown": rows(text(), "what could not be parsed"),
             }
         )
     ),
@@ -144,7 +146,7 @@ INFO = {
                 "overridable": rows(_ONNX_VALUE, "initializers that may be fed"),
                 "ep_context": rows(record({"node": text(), "source": text()})),
                 "metadata": table(text()),
-                "twins": rows(text(), "the compiled models beside it, or why each is of no use"),
+                "twins": rows(text(), "the compiled models beside it, or why each cannot be used"),
             }
         )
     ),
@@ -155,7 +157,7 @@ TOP = {
         record(
             {
                 "pid": whole(),
-                "name": text("as the kernel has it"),
+                "name": text("according to the kernel"),
                 "user": whole("user id"),
                 "models": rows(
                     record(
@@ -169,26 +171,26 @@ TOP = {
                             "runs": whole(),
                             "errors": whole(),
                             "queued": whole("runs that wait for a context"),
-                            "cpu_calls": whole("calls on the CPU because their shape was not compiled"),
+                            "cpu_calls": whole("calls that ran on the CPU because their shape was not compiled"),
                         }
                     )
                 ),
             }
         ),
-        "that run models through this package, by load",
+        "the processes that run models through this package, by load",
     ),
-    "cores": table(number(), "load of all of them by core, 0 to 1"),
-    "driver": maybe(rows(whole(), "the driver's own load by core in percent; null where it cannot be read")),
+    "cores": table(number(), "load of all processes by core, 0 to 1"),
+    "driver": maybe(rows(whole(), "the driver's own load by core in percent; null if it cannot be read")),
     "clock": maybe(
         record({"folder": text(), "governor": text(), "now": maybe(whole("Hz")), "highest": maybe(whole())})
     ),
     "temperature": maybe(record({"zone": text(), "celsius": number()})),
-    "others": rows(record({"pid": whole(), "name": text()}), "that have the NPU open and publish nothing"),
-    "hint": text("a command that makes more readable; may be empty"),
+    "others": rows(record({"pid": whole(), "name": text()}), "processes that have the NPU open and publish nothing"),
+    "hint": text("a command that makes the driver's load readable; may be empty"),
 }
 
 SELFTEST = {
-    "virtual": truth("only virtual NPUs were tested, which says nothing of a board"),
+    "virtual": truth("whether only virtual NPUs were tested, which proves nothing about a board"),
     "verdict": text(),
     "failures": whole(),
     "devices": rows(
@@ -218,7 +220,7 @@ STAMP = {
                 "onnx": text("the ONNX's file name"),
                 "size": whole("of the ONNX, in bytes"),
                 "sha256": text("of the ONNX"),
-                "independent": maybe(truth("whether its samples are independent; null where not stated")),
+                "independent": maybe(truth("whether its samples are independent; null if not stated")),
             }
         )
     )
@@ -226,8 +228,8 @@ STAMP = {
 
 TOOLKIT = {
     "found": truth(),
-    "reason": text("why none was found; else empty"),
-    "folder": text("of the one that `install` makes"),
+    "reason": text("why none was found; empty if one was"),
+    "folder": text("the folder that `install` creates"),
     "version": maybe(text()),
     "python": maybe(text("its interpreter")),
     "chosen_by": maybe(text()),
@@ -237,21 +239,21 @@ TOOLKIT = {
 CONVERT = {
     "model": text("the ONNX"),
     "toolkit": text("its version"),
-    "log": text("path of the toolkit's own output"),
+    "log": text("path of the log with the toolkit's output"),
     "notes": rows(text()),
     "compiled": rows(
         record(
             {
                 "target": text(),
-                "path": text("what a session finds"),
-                "whole": truth("one compiled model, not several parts"),
+                "path": text("the file that a session finds"),
+                "whole": truth("true: one compiled model; false: several parts"),
                 "seconds": number(),
                 "parts": rows(
                     record(
                         {
                             "path": text(),
                             "size": whole("bytes"),
-                            "layers": rows({"type": "object"}, "what the toolkit's log tells of each"),
+                            "layers": rows({"type": "object"}, "each layer, from the toolkit's log"),
                         }
                     )
                 ),
@@ -266,7 +268,7 @@ CONVERT = {
                     ),
                     "of a model in parts",
                 ),
-                "refusal": text("why the toolkit refused the whole"),
+                "refusal": text("why the toolkit refused the whole model"),
                 "int8": maybe(
                     record(
                         {
@@ -283,20 +285,20 @@ CONVERT = {
 
 CHECK = {
     "model": text("the ONNX"),
-    "numbers": maybe(word("npu", "simulator", "virtual", about="whose were compared; null under --save")),
-    "within": maybe(truth("whether all outputs are within the bound; null under --save")),
+    "numbers": maybe(word("npu", "simulator", "virtual", about="what computed the outputs; null with --save")),
+    "within": maybe(truth("whether all outputs are within the bound; null with --save")),
     "verdict": text(),
     "note": text("the device, or what was built"),
-    "saved": maybe(text("under --save: the file")),
+    "saved": maybe(text("with --save: the file")),
     "outputs": rows(
         record(
             {
                 "name": text(),
-                "cosine": number("the worst sample's"),
-                "largest": number("difference"),
+                "cosine": number("of the worst sample"),
+                "largest": number("the largest difference"),
                 "place": rows(whole(), "index of the largest difference"),
                 "relative": number("the largest difference, relative"),
-                "same_top": maybe(number("share of samples whose largest element is the same one")),
+                "same_top": maybe(number("share of samples whose largest element is at the same index")),
                 "same": maybe(number("share of the values that are equal; null for floats")),
                 "unlike": maybe(text()),
                 "problem": maybe(text("why it is not within the bound")),
@@ -312,7 +314,7 @@ CHECK = {
                 "single": number("cosine with exact inputs"),
             }
         ),
-        "under --layers, in the order of the graph",
+        "with --layers, in the order of the graph",
     ),
 }
 
@@ -334,13 +336,13 @@ _MEASURED = record(
         "host_ms": number("per run: the rest of a call"),
     }
 )
-_SETTING = text("the name of a setting; null where nothing ran so")
+_SETTING = text("the name of a setting; null if none ran")
 BENCH = {
     "report": maybe(
         record(
             {
                 "model": text("the file"),
-                "device": text("empty where there is no NPU for it"),
+                "device": text("empty if there is no NPU for it"),
                 "cores": whole(),
                 "tp_mode": maybe(
                     record(
@@ -357,10 +359,10 @@ BENCH = {
                             "options": maybe(table({"type": ["string", "integer"]}, "provider options; null: the CPU")),
                             "callers": whole(),
                             "samples": whole("of one call"),
-                            "changes_input": truth("the program must feed something else"),
-                            "create_ms": number("making the session"),
+                            "changes_input": truth("whether the program must feed its inputs in another form"),
+                            "create_ms": number("creating the session"),
                             "first_ms": number("the first run"),
-                            "memory_mb": number("by which the process grew"),
+                            "memory_mb": number("growth of the process"),
                             "skipped": text("why it was not measured; else empty"),
                             "measured": maybe(_MEASURED),
                         }
@@ -388,7 +390,7 @@ BENCH = {
                 "arrangements": rows(
                     record(
                         {
-                            "name": text("who has which cores"),
+                            "name": text("which model has which cores"),
                             "schedules": rows(text(), "the option `schedule` of each model"),
                             "measured": rows(_MEASURED, "each model, while the others ran; empty where skipped"),
                             "shares": rows(number(), "of what each model does alone"),
@@ -410,7 +412,7 @@ BENCH = {
                 "before": number("runs per second"),
                 "now": number("runs per second"),
                 "ratio": number("above 1 is faster"),
-                "slower": truth("clearly"),
+                "slower": truth("whether it is clearly slower"),
             }
         ),
         "with --compare: the settings that both reports have",
@@ -421,7 +423,7 @@ TRACE = {
     "written": text("the file"),
     "seconds": number("how long it recorded"),
     "runs": whole("on the NPU"),
-    "failed": whole("of these"),
+    "failed": whole("failed runs among them"),
     "lost": whole("runs that are missing because there were too many"),
     "part_seconds": table(number(), "wait, convert, run, fetch and CPU nodes: all runs together"),
     "core_seconds": table(number(), "how long each core was busy"),

@@ -1,4 +1,4 @@
-"""``ort-rknn selftest``: checks what only a board can settle."""
+"""``ort-rknn selftest``: tests on a board what cannot be known without one."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _STYLES: dict[str, Style] = {"ok": "good", "told": "", "failure": "bad", "left o
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
-    parser.add_argument("--adapter", metavar="NAME", help="this adapter only")
+    parser.add_argument("--adapter", metavar="NAME", help="use only this adapter")
     parser.add_argument("--quick", action="store_true", help="shorter measurements")
-    parser.add_argument("--report", metavar="FILE", help="write one text file to send")
+    parser.add_argument("--report", metavar="FILE", help="write a text file to send with a question")
     add_json_option(parser)
 
 
@@ -76,11 +76,11 @@ def _progress(device: Device, line: Line) -> None:
 
 COMMAND = Command(
     name="selftest",
-    summary="what only a board settles, tried on the board",
-    description="Tries every adapter that sees a device with small models that come with the package: numbers, core "
-    "masks, contexts, shapes, and what each layout, core, context and part costs. docs/board.md tells which open "
-    "question each line answers. Passes on a virtual NPU too, and says that it ran there. Exit code 1 where a check "
-    "failed, or no device was found.",
+    summary="test on the board what cannot be known without one",
+    description="Runs small models, included in the package, through every adapter that finds a device. Checks the "
+    "outputs, core masks, contexts and shapes, and measures the cost of each layout, core, context and part. "
+    "docs/board.md lists which open question each line answers. Also passes on a virtual NPU, and says that it ran "
+    "there. Exit code 1 if a check failed, or if no device was found.",
     add_arguments=_add_arguments,
     run=run,
     json_output=schemas.SELFTEST,

@@ -11,12 +11,12 @@ from .output import FAILED, FINE, Mistake, add_json_option, check_file, of_syste
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("onnx", metavar="ONNX", help="the model, an .onnx file")
-    parser.add_argument("compiled", metavar="RKNN", nargs="+", help="what was compiled from it, .rknn files")
+    parser.add_argument("onnx", metavar="ONNX", help="an .onnx file")
+    parser.add_argument("compiled", metavar="RKNN", nargs="+", help="the .rknn files that were compiled from it")
     parser.add_argument(
         "--independent",
         action="store_true",
-        help="record too that the samples along the first axis are independent, so that a batch may be cut into runs",
+        help="also record that the samples along the first axis are independent, so that a batch may be split",
     )
     add_json_option(parser)
 
@@ -60,9 +60,9 @@ def run(given: argparse.Namespace) -> int:
 
 COMMAND = Command(
     name="stamp",
-    summary="record in compiled models which ONNX they were made from",
-    description="Writes into each RKNN that it was made from ONNX as that is now, so that a session notices when the "
-    "ONNX has changed since. The file is replaced in one step. `ort-rknn convert` does so by itself.",
+    summary="record in compiled models which ONNX they were compiled from",
+    description="Records in each RKNN file that it was compiled from the current ONNX file, so that a session notices "
+    "if the ONNX changes later. Each file is replaced atomically. `ort-rknn convert` does this automatically.",
     add_arguments=_add_arguments,
     run=run,
     json_output=schemas.STAMP,

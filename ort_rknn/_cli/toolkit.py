@@ -12,8 +12,8 @@ from .output import FAILED, FINE, Column, Mistake, TextTable, add_json_option, s
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("install", "status"), help="make the environment, or show what there is")
-    parser.add_argument("--python", metavar="PYTHON", help="install: the interpreter to make the environment of")
+    parser.add_argument("action", choices=("install", "status"), help="create the environment, or show the current one")
+    parser.add_argument("--python", metavar="PYTHON", help="install: the Python interpreter for the environment")
     add_json_option(parser)
 
 
@@ -62,8 +62,8 @@ def _progress(text: str) -> None:
 COMMAND = Command(
     name="toolkit",
     summary="install the vendor's converter, or show where it is",
-    description="'install' makes an environment with rknn-toolkit2 in the user's cache (some 6 GB, three to eight "
-    "minutes); 'status' shows the one that would be used.",
+    description="'install' creates an environment with rknn-toolkit2 in the user's cache (about 6 GB, three to eight "
+    "minutes). 'status' shows the environment that would be used.",
     add_arguments=_add_arguments,
     run=run,
     json_output=schemas.TOOLKIT,

@@ -41,8 +41,10 @@ _COLUMNS = (
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--once", action="store_true", help="print it once and stop, as in a pipe")
-    parser.add_argument("--interval", metavar="SECONDS", type=float, default=1.0, help="between two looks (default 1)")
+    parser.add_argument("--once", action="store_true", help="print once and exit, as in a pipe")
+    parser.add_argument(
+        "--interval", metavar="SECONDS", type=float, default=1.0, help="time between updates (default: 1)"
+    )
     add_json_option(parser)
 
 
@@ -123,11 +125,11 @@ def _head(usage: Usage, any_rows: bool) -> list[str]:
 
 COMMAND = Command(
     name="top",
-    summary="who uses the NPU",
+    summary="show which processes use the NPU",
     description="Shows the processes that run models through this package, with the load of the last second by core, "
-    "model and session, and the NPU's clock, temperature and load as far as the kernel tells them. Live on a terminal "
-    "with the extra 'cli', until Ctrl-C; once elsewhere. Needs neither root nor a daemon: every process with a model "
-    "on the NPU publishes its load in a file that only its user can read (ORT_RKNN_NO_TOP=1: it does not).",
+    "model and session, and the NPU's clock, temperature and load if the kernel exposes them. Updates until Ctrl-C on "
+    "a terminal with the extra 'cli'; otherwise prints once. Needs neither root nor a daemon: every process with a "
+    "model on the NPU publishes its load in a file that only its user can read, unless ORT_RKNN_NO_TOP=1 is set.",
     add_arguments=_add_arguments,
     run=run,
     json_output=schemas.TOP,

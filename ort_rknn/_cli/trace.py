@@ -25,15 +25,17 @@ _SLOWEST = 20
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_options(parser)
     parser.add_argument("what", metavar="MODEL|APP.py", help="an .onnx or .rknn file, or a Python program")
-    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="of the program")
+    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="an argument of the program")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", metavar="FILE", default="trace.pftrace", help="default: trace.pftrace")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", default="trace.pftrace", help="the trace file (default: trace.pftrace)"
+    )
     add_device(parser)
-    parser.add_argument("--runs", type=int, default=50, help="of a MODEL, by each caller (default: 50)")
+    parser.add_argument("--runs", type=int, default=50, help="runs of a MODEL by each caller (default: 50)")
     parser.add_argument("--callers", type=int, default=1, help="threads that call a MODEL (default: 1)")
-    parser.add_argument("--layers", action="store_true", help="also how long each layer of a MODEL takes on the NPU")
+    parser.add_argument("--layers", action="store_true", help="also measure each layer of a MODEL")
     add_key_values(parser, "--option", "a provider option, such as schedule=0,1,2")
     add_json_option(parser)
 
@@ -139,8 +141,8 @@ def _complain(plugin: str, error: Exception) -> None:
 COMMAND = Command(
     name="trace",
     summary="where the time goes: a file for ui.perfetto.dev",
-    description="Runs a model, or a Python program with ort_rknn in place of onnxruntime, and writes what each run on "
-    "the NPU did and when: a track per core, context and calling thread, with waiting, setting inputs, the run and "
+    description="Runs a model, or a Python program with ort_rknn in place of onnxruntime, and writes a timeline of "
+    "every run on the NPU: a track per core, context and calling thread, with waiting, setting inputs, the run and "
     "getting outputs, and the nodes that onnxruntime runs on the CPU.",
     add_arguments=_add_arguments,
     run=run,

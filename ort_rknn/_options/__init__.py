@@ -33,80 +33,82 @@ class RknnProviderOptions(TypedDict, total=False):
 
     # <options>
     schedule: int | str | Sequence[int]
-    """Data parallel: run n goes to core ``schedule[n % len(schedule)]``, where calls of ``submit``, ``map`` ... are
-    counted with the blocking runs, in the order of the calls; and a core that is named twice gets twice the share.
-    ``"auto"``: the first idle core takes the next run."""
+    """Data parallel: run n goes to core ``schedule[n % len(schedule)]``. Blocking runs and calls of ``submit``, ``map``
+    ... share one count, in the order of the calls. A core that is listed twice gets twice the share. ``"auto"``: the
+    first idle core takes the next run."""
     threads_per_core: int | str
-    """Runtime contexts per core; with ``tp_mode``, in all."""
+    """Runtime contexts per core; with ``tp_mode``, the total number of contexts."""
     tp_mode: str
-    """Tensor parallel: each run is split over these cores; ``"auto"`` is one core of the runtime's choice, and what
-    runs without ``schedule``."""
+    """Tensor parallel: each run is split over these cores; ``"auto"``: one core, chosen by the runtime (the default if
+    ``schedule`` is not set)."""
     device: str
     """``"rk3588"``, ``"virtual:rk3588"`` ...; rk3588s, rk3588s2 and rk3582 count as rk3588. ``None``:
-    ``ORT_RKNN_DEVICE``, else whatever is there, never a virtual one."""
+    ``ORT_RKNN_DEVICE``, else any device found, never a virtual one."""
     adapter: str
-    """The adapter that must serve the session; ``None`` or ``"auto"``: the one with the highest priority that sees a
-    device."""
+    """The adapter that must serve the session; ``None`` or ``"auto"``: the adapter with the highest priority among
+    those that find a device."""
     runtime_library: str | os.PathLike[str]
-    """Absolute path of the runtime library; nothing else is looked at then, and its own answer replaces the check of
-    the device node. ``None``: ``ORT_RKNN_RUNTIME_LIBRARY``, else the usual places."""
+    """Absolute path of the runtime library. No other place is searched, and the library's own answer replaces the check
+    of the device node. ``None``: ``ORT_RKNN_RUNTIME_LIBRARY``, else the usual places."""
     rknn_model: str | os.PathLike[str]
     """The compiled model for a given ONNX, instead of a twin beside it."""
     onnx_model: str | os.PathLike[str]
-    """The ONNX of a given ``.rknn`` or EPContext model, instead of one beside it."""
+    """The ONNX of a given ``.rknn`` or EPContext model, instead of the one beside it."""
     convert: str
-    """``"on_load"``: an ONNX file without a compiled model that fits is compiled when the session is made, once, into
-    the user's cache; ``ORT_RKNN_CONVERT`` sets it where a session does not say."""
+    """``"on_load"``: an ONNX file without a compiled model that fits is compiled once, when the first session is
+    created, into the user's cache. ``ORT_RKNN_CONVERT`` is the default."""
     convert_shapes: str | Mapping[str, Sequence[int]]
     """With ``convert="on_load"``: the shapes to compile, needed for free axes other than the batch."""
     layout: str | Mapping[str, str]
-    """Order of axes of 4-D inputs; none given: NCHW. ``"nhwc"`` takes camera frames without a transposition,
-    ``"nchw_software"`` transposes above the runtime instead of in it, ``"native"`` takes an input of any rank as the
+    """Order of the axes of 4-D inputs; default: NCHW. ``"nhwc"`` takes camera frames without a transposition,
+    ``"nchw_software"`` transposes before the runtime instead of in it, ``"native"`` takes an input of any rank as the
     NPU stores it."""
     input_dtype: str | Mapping[str, str]
     """The dtype that an input takes, instead of the ONNX's: ``float32``, ``float16``, ``int8``, ``uint8``, ``int16``,
     ``uint16``, ``int32``, ``uint32``, ``int64``, ``bool``, or ``native``: the compiled dtype, taken as it is stored
     (quantized and normalized)."""
     output_dtype: str
-    """The dtype of the outputs: the ONNX's, ``float32``, or the compiled one, raw; ``session.quantization`` then has
-    scale and zero point."""
+    """The dtype of the outputs: the ONNX's, ``float32``, or the compiled dtype without conversion; then
+    ``session.quantization`` has the scale and zero point."""
     output_layout: str
-    """Order of the outputs' axes: the ONNX's, or as the NPU stores them, raw."""
+    """Order of the outputs' axes: the ONNX's, or as the NPU stores them, without conversion."""
     on_missing_shape: str
-    """What a call does whose shape was not compiled: an error that lists those that were; the ONNX twin on the CPU;
-    zeros up to the next compiled set."""
+    """What happens to a call whose shape was not compiled: an error that lists the compiled shapes; a run of the ONNX
+    twin on the CPU; padding with zeros to the next compiled shape set."""
     pad_axes: str | Sequence[int] | Mapping[str, Sequence[int]]
-    """With ``on_missing_shape="pad"``, which needs it: the axes that may be padded."""
+    """The axes that may be padded; required by ``on_missing_shape="pad"``."""
     split_batch: bool | str
-    """Whether a call may be cut into runs along the first axis of its inputs, where the ONNX leaves that free.
-    ``"auto"``: where the samples are known to be independent, from the compiled model's record or proved from the
-    ONNX's graph. ``True`` states it, for all the compiled model's inputs and outputs; ``False`` forbids it. A call that
-    is not cut is a missing shape."""
+    """Whether a call may be split into runs along the first axis of its inputs, if the ONNX leaves that axis free.
+    ``"auto"``: only if the samples are known to be independent, from the compiled model's record or proved from the
+    ONNX's graph. ``True`` states that they are, for all inputs and outputs of the compiled model; ``False`` forbids
+    splitting. A call that is not split is a missing shape."""
     max_queue_size: int | str
-    """Calls of ``submit``, ``map`` ... that may wait besides those that run."""
+    """How many calls of ``submit``, ``map`` ... may wait, in addition to those that run."""
     submit_timeout_ms: int | str
-    """How long such a call waits for a place, in milliseconds; then it is an ``ort_rknn.QueueFull``, a ``Fail``."""
+    """How long such a call waits for a place in the queue, in milliseconds, before it raises ``ort_rknn.QueueFull``, a
+    ``Fail``."""
     sequential_callbacks: bool | str
-    """Callbacks that are added to the futures of ``submit`` come in the order of submission (``asyncio.wrap_future``
-    does not wait); ``False``: as runs finish. Those of ``run_async`` are onnxruntime's and come as runs finish."""
+    """Callbacks of the futures of ``submit`` are called in the order of submission (``asyncio.wrap_future`` does not
+    wait for that); ``False``: as runs finish. Callbacks of ``run_async`` are onnxruntime's, called as runs finish."""
     enable_pacing: bool | str
-    """Runs are let in evenly, one per mean run time divided by the number of cores, instead of in bursts."""
+    """Runs start at even intervals, the mean run time divided by the number of cores, instead of in bursts."""
     custom_op_paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     """Libraries of custom operators."""
     custom_op_default_path: bool | str
     """The custom operators of the runtime's own folder."""
     run_timeout_ms: int | str
-    """Bound for one run on the NPU in milliseconds; 0: none. A run that hangs in spite of it is left to itself."""
+    """Limit for one run on the NPU in milliseconds; 0: none. A run that hangs in spite of it is abandoned."""
     priority: str
-    """Whose runs the driver takes first where several sessions or programs want a core; ``"high"`` is the runtime's own
-    default. How the driver weighs them only a board tells."""
+    """Whose runs the driver takes first if several sessions or programs want a core; ``"high"`` is the runtime's
+    default. How the driver weighs them is unknown without a board."""
     retries: int | str
-    """On how many other cores a run that failed because of its core (RKNN_ERR_FAIL, TIMEOUT, DEVICE_UNAVAILABLE) is
-    tried again, where ``schedule`` names several."""
+    """How many other cores a run is retried on if it failed because of its core (RKNN_ERR_FAIL, TIMEOUT,
+    DEVICE_UNAVAILABLE) and ``schedule`` lists several."""
     disable_dup_context: bool | str
-    """Every context loads the model for itself, instead of sharing the weights."""
+    """Every context loads the model itself, instead of sharing the weights."""
     after_fork: str
-    """An inherited session in a forked child: its first use opens model and contexts anew, or its runs are an error."""
+    """An inherited session in a forked child: ``reopen`` opens model and contexts again at its first use, ``refuse``
+    makes its runs an error."""
     # </options>
 
 

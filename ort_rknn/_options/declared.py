@@ -68,29 +68,29 @@ OPTIONS: Final = (
         "schedule",
         Schedule(),
         None,
-        "data parallel: run n goes to core `schedule[n % len(schedule)]`, where calls of `submit`, `map` ... are "
-        "counted with the blocking runs, in the order of the calls; and a core that is named twice gets twice the "
-        'share. `"auto"`: the first idle core takes the next run',
+        "data parallel: run n goes to core `schedule[n % len(schedule)]`. Blocking runs and calls of `submit`, "
+        "`map` ... share one count, in the order of the calls. A core that is listed twice gets twice the share. "
+        '`"auto"`: the first idle core takes the next run',
     ),
     Option(
         "threads_per_core",
         Integer(1, most=1024),
         1,
-        "runtime contexts per core; with `tp_mode`, in all",
+        "runtime contexts per core; with `tp_mode`, the total number of contexts",
     ),
     Option(
         "tp_mode",
         TpMode(),
         None,
-        'tensor parallel: each run is split over these cores; `"auto"` is one core of the runtime\'s choice, and '
-        "what runs without `schedule`",
+        'tensor parallel: each run is split over these cores; `"auto"`: one core, chosen by the runtime (the default '
+        "if `schedule` is not set)",
     ),
     Option(
         "device",
         Name(),
         None,
         '`"rk3588"`, `"virtual:rk3588"` ...; rk3588s, rk3588s2 and rk3582 count as rk3588. `None`: '
-        "`ORT_RKNN_DEVICE`, else whatever is there, never a virtual one",
+        "`ORT_RKNN_DEVICE`, else any device found, never a virtual one",
         honored_by="every adapter",
         environment="ORT_RKNN_DEVICE",
     ),
@@ -98,15 +98,15 @@ OPTIONS: Final = (
         "adapter",
         Name(),
         None,
-        'the adapter that must serve the session; `None` or `"auto"`: the one with the highest priority that sees a '
-        "device",
+        'the adapter that must serve the session; `None` or `"auto"`: the adapter with the highest priority among '
+        "those that find a device",
     ),
     Option(
         "runtime_library",
         OnePath(),
         None,
-        "absolute path of the runtime library; nothing else is looked at then, and its own answer replaces the "
-        "check of the device node. `None`: `ORT_RKNN_RUNTIME_LIBRARY`, else the usual places",
+        "absolute path of the runtime library. No other place is searched, and the library's own answer replaces "
+        "the check of the device node. `None`: `ORT_RKNN_RUNTIME_LIBRARY`, else the usual places",
         honored_by="some adapters",
         environment=RUNTIME_LIBRARY_VARIABLE,
     ),
@@ -120,15 +120,15 @@ OPTIONS: Final = (
         "onnx_model",
         OnePath(),
         None,
-        "the ONNX of a given `.rknn` or EPContext model, instead of one beside it",
+        "the ONNX of a given `.rknn` or EPContext model, instead of the one beside it",
     ),
     Option(
         "convert",
         Word("off", "on_load"),
         "off",
-        '`"on_load"`: an ONNX file without a compiled model that fits is compiled when the session is made, once, '
-        "into the user's cache ([convert.md](convert.md#at-the-first-load)); `ORT_RKNN_CONVERT` sets it where a "
-        "session does not say",
+        '`"on_load"`: an ONNX file without a compiled model that fits is compiled once, when the first session is '
+        "created, into the user's cache ([convert.md](convert.md#at-the-first-load)). `ORT_RKNN_CONVERT` is the "
+        "default",
         environment="ORT_RKNN_CONVERT",
         everywhere=False,
     ),
@@ -143,9 +143,9 @@ OPTIONS: Final = (
         "layout",
         PerInput(LAYOUTS, '`"nchw"`, `"nhwc"`, `"nchw_software"`, `"native"`, or a dict of them by input name'),
         {},
-        'order of axes of 4-D inputs; none given: NCHW. `"nhwc"` takes camera frames without a transposition, '
-        '`"nchw_software"` transposes above the runtime instead of in it, `"native"` takes an input of any rank as the '
-        "NPU stores it ([memory.md](memory.md#tensors-as-the-npu-stores-them))",
+        'order of the axes of 4-D inputs; default: NCHW. `"nhwc"` takes camera frames without a transposition, '
+        '`"nchw_software"` transposes before the runtime instead of in it, `"native"` takes an input of any rank as '
+        "the NPU stores it ([memory.md](memory.md#tensors-as-the-npu-stores-them))",
         signature=True,
     ),
     Option(
@@ -162,8 +162,8 @@ OPTIONS: Final = (
         "output_dtype",
         Word("onnx", "float32", "native"),
         "onnx",
-        "the dtype of the outputs: the ONNX's, `float32`, or the compiled one, raw; `session.quantization` then has "
-        "scale and zero point",
+        "the dtype of the outputs: the ONNX's, `float32`, or the compiled dtype without conversion; then "
+        "`session.quantization` has the scale and zero point",
         signature=True,
         everywhere=False,
     ),
@@ -171,7 +171,7 @@ OPTIONS: Final = (
         "output_layout",
         Word("onnx", "native"),
         "onnx",
-        "order of the outputs' axes: the ONNX's, or as the NPU stores them, raw "
+        "order of the outputs' axes: the ONNX's, or as the NPU stores them, without conversion "
         "([memory.md](memory.md#tensors-as-the-npu-stores-them))",
         honored_by="some adapters",
         signature=True,
@@ -181,8 +181,8 @@ OPTIONS: Final = (
         "on_missing_shape",
         Word("error", "cpu", "pad"),
         "error",
-        "what a call does whose shape was not compiled: an error that lists those that were; the ONNX twin on the "
-        "CPU; zeros up to the next compiled set",
+        "what happens to a call whose shape was not compiled: an error that lists the compiled shapes; a run of the "
+        "ONNX twin on the CPU; padding with zeros to the next compiled shape set",
         environment="ORT_RKNN_ON_MISSING_SHAPE",
         not_in_environment={"pad": "pad needs pad_axes, a provider option of each model"},
         everywhere=False,
@@ -191,43 +191,44 @@ OPTIONS: Final = (
         "pad_axes",
         Axes(),
         {},
-        'with `on_missing_shape="pad"`, which needs it: the axes that may be padded',
+        'the axes that may be padded; required by `on_missing_shape="pad"`',
         everywhere=False,
     ),
     Option(
         "split_batch",
         AutoOrBoolean(),
         "auto",
-        "whether a call may be cut into runs along the first axis of its inputs, where the ONNX leaves that free. "
-        '`"auto"`: where the samples are known to be independent, from the compiled model\'s record or proved from '
-        "the ONNX's graph. `True` states it, for all the compiled model's inputs and outputs; `False` forbids it. A "
-        "call that is not cut is a missing shape",
+        "whether a call may be split into runs along the first axis of its inputs, if the ONNX leaves that axis "
+        'free. `"auto"`: only if the samples are known to be independent, from the compiled model\'s record or proved '
+        "from the ONNX's graph. `True` states that they are, for all inputs and outputs of the compiled model; "
+        "`False` forbids splitting. A call that is not split is a missing shape",
         everywhere=False,
     ),
     Option(
         "max_queue_size",
         Integer(1),
         3,
-        "calls of `submit`, `map` ... that may wait besides those that run",
+        "how many calls of `submit`, `map` ... may wait, in addition to those that run",
     ),
     Option(
         "submit_timeout_ms",
         milliseconds(1),
         10000,
-        "how long such a call waits for a place, in milliseconds; then it is an `ort_rknn.QueueFull`, a `Fail`",
+        "how long such a call waits for a place in the queue, in milliseconds, before it raises "
+        "`ort_rknn.QueueFull`, a `Fail`",
     ),
     Option(
         "sequential_callbacks",
         Boolean(),
         True,
-        "callbacks that are added to the futures of `submit` come in the order of submission (`asyncio.wrap_future` "
-        "does not wait); `False`: as runs finish. Those of `run_async` are onnxruntime's and come as runs finish",
+        "callbacks of the futures of `submit` are called in the order of submission (`asyncio.wrap_future` does not "
+        "wait for that); `False`: as runs finish. Callbacks of `run_async` are onnxruntime's, called as runs finish",
     ),
     Option(
         "enable_pacing",
         Boolean(),
         False,
-        "runs are let in evenly, one per mean run time divided by the number of cores, instead of in bursts",
+        "runs start at even intervals, the mean run time divided by the number of cores, instead of in bursts",
     ),
     Option(
         "custom_op_paths",
@@ -247,7 +248,7 @@ OPTIONS: Final = (
         "run_timeout_ms",
         milliseconds(0, "no limit"),
         0,
-        "bound for one run on the NPU in milliseconds; 0: none. A run that hangs in spite of it is left to itself "
+        "limit for one run on the NPU in milliseconds; 0: none. A run that hangs in spite of it is abandoned "
         "([reliability.md](reliability.md))",
         honored_by="some adapters",
         per_run=True,
@@ -256,8 +257,8 @@ OPTIONS: Final = (
         "priority",
         Word(*PRIORITIES),
         "high",
-        'whose runs the driver takes first where several sessions or programs want a core; `"high"` is the '
-        "runtime's own default. How the driver weighs them only a board tells ([board.md](board.md))",
+        'whose runs the driver takes first if several sessions or programs want a core; `"high"` is the runtime\'s '
+        "default. How the driver weighs them is unknown without a board ([board.md](board.md))",
         honored_by="some adapters",
         per_run=True,
     ),
@@ -265,22 +266,22 @@ OPTIONS: Final = (
         "retries",
         Integer(0),
         1,
-        "on how many other cores a run that failed because of its core (RKNN_ERR_FAIL, TIMEOUT, DEVICE_UNAVAILABLE) "
-        "is tried again, where `schedule` names several ([reliability.md](reliability.md))",
+        "how many other cores a run is retried on if it failed because of its core (RKNN_ERR_FAIL, TIMEOUT, "
+        "DEVICE_UNAVAILABLE) and `schedule` lists several ([reliability.md](reliability.md))",
     ),
     Option(
         "disable_dup_context",
         Boolean(),
         False,
-        "every context loads the model for itself, instead of sharing the weights",
+        "every context loads the model itself, instead of sharing the weights",
         honored_by="some adapters",
     ),
     Option(
         "after_fork",
         Word("reopen", "refuse"),
         "reopen",
-        "an inherited session in a forked child: its first use opens model and contexts anew, or its runs are an "
-        "error ([services.md](services.md))",
+        "an inherited session in a forked child: `reopen` opens model and contexts again at its first use, `refuse` "
+        "makes its runs an error ([services.md](services.md))",
         honored_by="executor",
     ),
 )

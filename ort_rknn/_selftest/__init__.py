@@ -1,1 +1,1 @@
-"""``ort_rknn.selftest()``: tests on a board what only a board can settle."""
+"""``ort_rknn.selftest()``: tests on a board what cannot be known without one."""

@@ -95,9 +95,9 @@ class SelfTest:
 def selftest(
     *, device: str | None = None, adapter: str | None = None, quick: bool = False, progress: Progress | None = None
 ) -> SelfTest:
-    """Test what only a board can settle, with every adapter that sees a device: whether models load and compute what
-    the ONNX computes, core masks, contexts, shapes, and the cost of each layout, core, context and part. Takes about a
-    minute; some seconds with ``quick``.
+    """Test what cannot be known without a board, with every adapter that finds a device: whether models load and
+    compute what the ONNX computes, core masks, contexts, shapes, and the cost of each layout, core, context and part.
+    Takes about a minute; some seconds with ``quick``.
 
     ``device`` and ``adapter``: as the provider options. ``progress`` is called with each line. ``docs/board.md`` says
     which open question each line answers. A check that takes two minutes is a failure, and later checks are skipped.

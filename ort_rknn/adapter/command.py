@@ -26,7 +26,7 @@ class Command:
     takes_over: Callable[[Sequence[str]], int] | None = None
     """Called instead of ``run``, with the words after the command's name. For a command that parses its own arguments
     and whose exceptions must not be caught, such as one that runs a user's program."""
-    epilog: str = "Exit codes: 0 fine, 1 failed, 2 used wrongly."
+    epilog: str = "Exit codes: 0 success, 1 failure, 2 usage error."
     """The last paragraph of ``--help``."""
     usage: str | None = None
     """The usage line, if argparse's own would mislead."""

@@ -1,4 +1,4 @@
-"""Loading: what a model says of itself, masks, shared weights, shape sets, and that everything opened is closed."""
+"""Loading: a model's metadata, masks, shared weights, shape sets, and that everything opened is closed."""
 
 import ctypes
 import gc

@@ -211,7 +211,7 @@ def test_used_wrongly(folder, arguments, text):
 def test_it_is_among_the_commands(folder):
     code, out, err = start("-m", "ort_rknn", "--help", cwd=folder)
     assert (code, err) == (0, "")
-    assert "run a Python program whose onnxruntime is ours" in out
+    assert "run a Python program with ort_rknn in place of onnxruntime" in " ".join(out.split())
     code, out, err = start("-m", "ort_rknn", "run", "--help", cwd=folder)
     assert (code, err) == (0, "")
     assert "--policy" in out

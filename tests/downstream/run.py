@@ -8,7 +8,7 @@ is in this checkout. Its script is run by the plain interpreter, then through ``
 prints (one JSON object) is compared. Runs with ``twins`` have the program's models compiled beside them by the vendor's
 rknn-toolkit2, in one more environment (5 GB) or by the Python that --converter names.
 
-Exit code 0: everything compared equal. 1: something did not. 2: used wrongly.
+Exit code 0: all results are equal. 1: some differ. 2: usage error.
 """
 
 import argparse

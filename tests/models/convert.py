@@ -262,7 +262,7 @@ class Table:
 
 
 def declared(data: bytes) -> dict[str, Any]:
-    """What the `.rknn` says of itself: the types and layouts that the runtime reports, shapes, scales and so on."""
+    """What the `.rknn` declares: the types and layouts that the runtime reports, shapes, scales and so on."""
     root = 64 + struct.unpack_from("<I", data, 64)[0]
     model = Table(data, root)
     graph = model.tables(2)[0]
