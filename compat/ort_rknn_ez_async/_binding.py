@@ -9,20 +9,11 @@ from typing import Any
 import numpy as np
 
 from ._device_values import pack, unpack
+from ._forms import HasTensors, device_array, is_stored, real
 from ._loading import Calls
 from ._nodes import NUMPY_DTYPES, Tensor
 from ._npu import NpuCalls
-from ._values import (
-    Array,
-    HasTensors,
-    OrtValue,
-    check_bound,
-    device_array,
-    is_stored,
-    real,
-    refuse_pointer,
-    tensor_of,
-)
+from ._values import Array, OrtValue, check_bound, refuse_pointer, tensor_of
 
 
 @dataclass(slots=True)

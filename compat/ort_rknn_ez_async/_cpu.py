@@ -18,8 +18,8 @@ from ort_rknn.adapter import DTYPE_OF_TYPE, Layout
 from ort_rknn.files import RknnFile
 
 from ._feeds import Array, cast, runtime_dtype
+from ._forms import quantized
 from ._nodes import NUMPY_DTYPES, Tensor
-from ._values import quantized
 
 
 def _later() -> Submitter:

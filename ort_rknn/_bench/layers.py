@@ -9,7 +9,8 @@ from typing import Any
 from .._errors import FAIL, bare_message, ort_error
 from .._executor.executor import Executor
 from .._executor.lanes import Lease
-from ..adapter.contract import AdapterError, LoadSettings, ReportsLayers
+from ..adapter.contract import AdapterError, LoadSettings
+from ..adapter.optional import ReportsLayers
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,12 @@ from .._errors import (
     NpuUnavailable,
     OptionError,
     ort_error,
-    warn_of_fallback,
 )
 from .._executor.declared import Declared
 from .._executor.executor import Executor
 from .._executor.opening import CompiledModel, OnnxBehind, open_executor
 from .._options import PROVIDER, SIGNATURE_OPTIONS, Options, read_options
-from .._planning.decision import Decision, Limits, decide, load_first
+from .._planning.decision import Decision, decide, load_first
 from .._planning.discovery import query_for, survey
 from .._planning.facts import Facts, gather
 from .._planning.load import load_planned
@@ -37,7 +36,7 @@ from .._planning.request import NO_CPU, OUR_NAMES, Request, read_request
 from .._tensors import DTYPE_OF_ELEMENT
 from ..adapter.contract import ModelSource, Query
 from ..adapter.plugins import Found
-from ..files import OnnxModel, RknnFileError, judge_twin, read_rknn
+from ..files import RknnFileError, judge_twin, read_rknn
 from ..files.compatibility import FAIL_ON_SUBOPTIMAL, info_text
 from ..files.compiled_places import OutsideError, confined_path
 from . import advertised, handoff
@@ -45,6 +44,7 @@ from .abi import ATTR_INT, ATTR_STRING, Api
 from .context_nodes import ENABLE, context_node, target_of
 from .kernel import Kernel
 from .originals import Originals, PartOfOriginal
+from .unmodified import FROM_MEMORY, LIMITS, report_decision, report_fallback
 
 log = logging.getLogger("ort_rknn")
 
@@ -147,14 +147,14 @@ class Claims:
         self._options()  # bad options are an error even without a path, and so without a twin
         request = self._request
         if not path:
-            fall_back(request, Facts("onnx", b""), _FROM_MEMORY, "", ())  # raises if only the NPU is allowed
-            _report_fallback(_FROM_MEMORY)
+            fall_back(request, Facts("onnx", b""), FROM_MEMORY, "", ())  # raises if only the NPU is allowed
+            report_fallback(FROM_MEMORY)
             return None
         facts = gather(path, request, None, self._query(request.options))
         if facts.kind == "ep_context":  # in a subgraph: each node is taken as it is met
             return None
-        decision = decide(request, facts, _LIMITS)
-        _tell_fallback(decision)
+        decision = decide(request, facts, LIMITS)
+        report_decision(decision)
         return decision
 
     def _open(self, decision: Decision) -> None:
@@ -169,7 +169,7 @@ class Claims:
             self._opened = opened
 
         self._decision = load_first(decision, load)
-        _tell_fallback(self._decision)
+        report_decision(self._decision)
 
     # The kernels ----------------------------------------------------------------------------------------------
 
@@ -366,42 +366,6 @@ class Claims:
             free = None if dims is None else tuple(d if d >= 0 else None for d in dims)
             out.append(Declared(value, DTYPE_OF_ELEMENT[element], free))
         return out
-
-
-def _why_not_exchanged(onnx: OnnxModel) -> str | None:
-    """Why the ONNX may not be replaced: onnxruntime lets a caller, or an active LoRA adapter, feed initializers, and
-    ignores those that nothing takes."""
-    if not onnx.overridable:
-        return None
-    names = ", ".join(value.name for value in onnx.overridable[:3])
-    return (
-        f"its initializers ({names} ...) are also inputs of the graph, but a compiled model ignores what is fed to "
-        "them. Take them out of the graph's inputs, or use ort_rknn.InferenceSession, which refuses such a feed"
-    )
-
-
-def _why_not_in_parts(path: str) -> str:
-    """Why a model in parts may not replace the ONNX: onnxruntime has loaded the ONNX, whose nodes stay as they are."""
-    return (
-        f"its compiled model is in parts, in a model of its own that onnxruntime can load: load {path} instead, or use "
-        "ort_rknn.InferenceSession, which does so itself"
-    )
-
-
-_LIMITS = Limits(_why_not_exchanged, _why_not_in_parts)
-_FROM_MEMORY = "a model from memory stays on the CPU: a compiled twin is found beside a file"
-
-
-def _tell_fallback(decision: Decision) -> None:
-    if decision.plan.fallback is not None:
-        _report_fallback(f"{decision.facts.model} stays on the CPU: {decision.plan.fallback}")
-
-
-def _report_fallback(text: str) -> None:
-    """Report a fallback: it is never silent, because whoever uses the provider in the unmodified onnxruntime asked for
-    it."""
-    log.warning(text)
-    warn_of_fallback(text, "onnxruntime")
 
 
 def _confined(model_path: str, relative: str, node: str) -> str:

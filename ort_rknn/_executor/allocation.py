@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from .._errors import FAIL, ort_error
-from ..adapter.contract import AdapterError, AllocatesBuffers, Device
+from ..adapter.contract import AdapterError, Device
+from ..adapter.optional import AllocatesBuffers
 from .buffers import map_buffer
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import numpy as np
 
 from .._errors import RUNTIME_EXCEPTION, ort_error
 from .._tensors import DTYPES
-from ..adapter.contract import BindsBuffers, NotBindable, Region
+from ..adapter.contract import NotBindable, Region
+from ..adapter.optional import BindsBuffers
 from .buffers import Entry, Strided, table
 from .ports import Port
 from .signature import Signature

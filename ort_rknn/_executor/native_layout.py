@@ -15,7 +15,8 @@ import numpy as np
 from .._errors import FAIL, OptionError, ort_error
 from .._options import Options
 from .._tensors import DTYPES, Layout, Shape, onnx_order
-from ..adapter.contract import AdapterError, Model, NativeForm, ReportsNativeForms, RknnError, TensorInfo
+from ..adapter.contract import AdapterError, Model, NativeForm, RknnError, TensorInfo
+from ..adapter.optional import ReportsNativeForms
 from .ports import Port, pick
 from .signature import Signature
 

@@ -11,7 +11,8 @@ import numpy as np
 from .._concurrency.pacer import Pacer
 from .._errors import RUNTIME_EXCEPTION, ort_error
 from ..adapter.addresses import array_at
-from ..adapter.contract import AdapterError, Model, RknnError, RunsWhole
+from ..adapter.contract import AdapterError, Model, RknnError
+from ..adapter.optional import RunsWhole
 from .bound_runs import serve
 from .buffers import table
 from .calls import Call, Shapes

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..contract import BindsBuffers, CallForm, Context, LoadSettings, Model, ModelSource, PortForm, TensorInfo
+from ..contract import CallForm, Context, LoadSettings, Model, ModelSource, PortForm, TensorInfo
+from ..optional import BindsBuffers
 from ._shared import SharedTensor
 
 if TYPE_CHECKING:
