@@ -3,6 +3,7 @@
     python benchmarks/cluster.py [--boards 1,2,4] [--seconds 6] [--inputs kB]      (extra "ray", opencv-python-headless)
 
 Every board is a Ray node on 127.0.0.1 with a virtual RK3588 whose runs take 20 ms, so one board can do 150 runs/s.
+Small inputs are measured in pairs: with groups, as by default, and with ``group=1``, where each is an actor call.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -33,6 +35,8 @@ from ort_rknn_ray import Boards, NpuModel
 
 RUN_MS, CORES = 20, 3
 IDEAL = CORES * 1000 / RUN_MS
+#: Measured side by side: small feeds in groups, and each on its own.
+GROUPS = (None, 1)
 #: Minimum share of the boards' sum, for inputs up to 64 kB.
 BAR = 0.9
 #: Seconds before each measurement: nodes that were added are still starting workers.
@@ -79,17 +83,21 @@ def model(folder: str, shape: tuple[int, ...], dtype: int) -> str:
     return path
 
 
-def rate(boards: Boards, feed: dict[str, np.ndarray], seconds: float) -> float:
-    """Runs per second of one stream, after a warm-up."""
-    started, done = time.perf_counter() + WARM_UP, 0
+def rate(boards: Boards, feed: dict[str, np.ndarray], seconds: float) -> tuple[float, float]:
+    """Runs per second of one stream, after a warm-up, and the CPU time of this process and the actors per run, in
+    milliseconds."""
+    pids = (os.getpid(), *(told["pid"] for told in boards.describe()))
+    started, done, cpu = time.perf_counter() + WARM_UP, 0, 0.0
     for _ in boards.map(feed for _ in count()):
         now = time.perf_counter()
         if now < started:
             continue
+        cpu = cpu or sum(map(cpu_seconds, pids))
         done += 1
         if now - started > seconds:
             break
-    return done / (time.perf_counter() - started)
+    wall = time.perf_counter() - started
+    return done / wall, 1000 * (sum(map(cpu_seconds, pids)) - cpu) / done
 
 
 def cpu_seconds(pid: int) -> float:
@@ -101,23 +109,24 @@ def cpu_seconds(pid: int) -> float:
 def cost(path: str, feed: dict[str, np.ndarray], calls: int = 3000) -> None:
     """The overhead per call, compared with a local ``map``: runs take no time here, so all of it is the transport. CPU
     is that of this process and of the actor; Ray's own processes are not counted."""
-    session = ort_rknn.InferenceSession(path, provider_options={"schedule": "auto"})
-    with Boards(path, boards=1) as boards:
-        (actor,) = boards.describe()
-        here = os.getpid()
-        for name, stream, pids in (
-            ("local map", session.map, (here,)),
-            ("one board", boards.map, (here, actor["pid"])),
-        ):
-            for _ in stream(feed for _ in range(calls // 10)):
-                pass
-            cpu, started = sum(map(cpu_seconds, pids)), time.perf_counter()
-            for _ in stream(feed for _ in range(calls)):
-                pass
-            wall = (time.perf_counter() - started) / calls * 1e6
-            cpu = (sum(map(cpu_seconds, pids)) - cpu) / calls * 1e6
-            print(f"cost of a call, {name}: {wall:.0f} us, of which CPU {cpu:.0f} us", flush=True)
-    session.close()
+
+    def measured(name: str, stream: Callable[..., Iterator[object]], pids: Sequence[int]) -> None:
+        for _ in stream(feed for _ in range(calls // 10)):
+            pass
+        cpu, started = sum(map(cpu_seconds, pids)), time.perf_counter()
+        for _ in stream(feed for _ in range(calls)):
+            pass
+        wall = (time.perf_counter() - started) / calls * 1e6
+        cpu = (sum(map(cpu_seconds, pids)) - cpu) / calls * 1e6
+        print(f"cost of a call, {name}: {wall:.0f} us, of which CPU {cpu:.0f} us", flush=True)
+
+    here = os.getpid()
+    with ort_rknn.InferenceSession(path, provider_options={"schedule": "auto"}) as session:
+        measured("local map", session.map, (here,))
+    for group in GROUPS:
+        with Boards(path, boards=1, group=group) as boards:
+            (actor,) = boards.describe()
+            measured("one board, one by one" if group else "one board", boards.map, (here, actor["pid"]))
 
 
 def main() -> int:
@@ -140,7 +149,7 @@ def main() -> int:
                 "JPEG, decoded": ((1, 3, 640, 640), TensorProto.UINT8),
             }
             chosen = {name: value for name, value in inputs.items() if given.inputs in name}
-            print(f"{'input':<16}{'boards':>7}{'runs/s':>9}{'of their sum':>14}")
+            print(f"{'input':<16}{'calls':<12}{'boards':>7}{'runs/s':>9}{'of their sum':>14}{'CPU ms/run':>13}")
             for number in map(int, given.boards.split(",")):
                 while len(cluster.list_all_nodes()) < number + 1:
                     cluster.add_node(num_cpus=1, resources={"rknpu": 1}, node_ip_address="127.0.0.1")
@@ -150,12 +159,15 @@ def main() -> int:
                     kind = Timed
                     if name == "JPEG, decoded":
                         feed, kind = {"jpeg": jpeg()}, Decoding
-                    with Boards(model(folder, shape, dtype), actor_class=kind, boards=number) as boards:
-                        got = rate(boards, feed, given.seconds)
-                    share = got / (number * IDEAL)
-                    print(f"{name:<16}{number:>7}{got:>9.0f}{share:>14.2f}", flush=True)
-                    if share < BAR and " kB" in name:
-                        missed.append(f"{number} boards, {name}: {share:.2f}")
+                    path = model(folder, shape, dtype)
+                    for group in GROUPS if " kB" in name else (None,):
+                        with Boards(path, actor_class=kind, boards=number, group=group) as boards:
+                            got, cpu = rate(boards, feed, given.seconds)
+                        share = got / (number * IDEAL)
+                        told = "one by one" if group else "default"
+                        print(f"{name:<16}{told:<12}{number:>7}{got:>9.0f}{share:>14.2f}{cpu:>13.2f}", flush=True)
+                        if share < BAR and " kB" in name and group is None:
+                            missed.append(f"{number} boards, {name}: {share:.2f}")
             shape, dtype = inputs["12 kB float32"]
             cost(model(folder, shape, dtype), {"x": np.zeros(shape, np.float32)})
     finally:

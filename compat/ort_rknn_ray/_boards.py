@@ -21,7 +21,9 @@ class Boards:
     ``model``: a path, which is put into the object store once, with its twins; a :class:`StoredModel`; or, with
     ``on_boards=True``, a path that exists on every board. ``boards``: the number of boards; None: as many as the
     cluster has now. ``timeout``: seconds after which a call counts as lost and is retried on another board; None:
-    never. ``tries``: the maximum number of attempts per call.
+    never. ``tries``: the maximum number of attempts per call. ``group``: the maximum number of small feeds (up to 96 kB
+    each) that :meth:`map` sends with one actor call, because Ray's cost is per call; None: as many as the board runs at
+    once; 1: each feed on its own.
 
     Inference has no side effects, so a lost call may run twice; its result is returned once. Raises RuntimeError if the
     cluster has no board, and Ray's ActorDiedError with the session's error if no board can create the session. If some
@@ -38,6 +40,7 @@ class Boards:
         on_cpu: OnCpu = "refuse",
         timeout: float | None = None,
         tries: int = 4,
+        group: int | None = None,
         actor_class: type = NpuModel,
         resources: Mapping[str, float] | None = None,
     ) -> None:
@@ -54,6 +57,9 @@ class Boards:
             )
         self._timeout = timeout
         self._tries = tries
+        if group is not None and group < 1:
+            raise ValueError(f"group: expected an integer >= 1 or None, got {group!r}")
+        self._group = group if hasattr(actor_class, "run_group") else 1
         self._stored = model if on_boards or isinstance(model, StoredModel) else put_model(model)
         needed = {RESOURCE: 1.0} if resources is None else dict(resources)
         remote: Any = ray.remote(actor_class).options(
@@ -100,24 +106,35 @@ class Boards:
         complete.
 
         Feeds are consumed as results are requested: enough calls are in flight to keep all cores busy, and at most
-        twice as many results wait for their turn. While no board answers, calls wait for one. Raises CallFailed for a
-        call that failed ``tries`` times; for a call that is itself invalid, at once what ``InferenceSession.run``
-        raises; and RuntimeError after :meth:`close`.
+        twice as many results wait for their turn. While no board answers, calls wait for one. Small feeds that the
+        source has ready go to a board together, see ``group``; a feed is not kept for more than a millisecond because
+        the source is slow. Raises CallFailed for a call that failed ``tries`` times; for a call that is itself invalid,
+        at once what ``InferenceSession.run`` raises; and RuntimeError after :meth:`close`.
         """
+        return self._results(feeds, output_names, ordered, self._group)
+
+    def _results(
+        self,
+        feeds: Iterable[Mapping[str, Any]],
+        output_names: Sequence[str] | None,
+        ordered: bool,
+        group: int | None,
+    ) -> Iterator[list[Any]]:
         if not self._actors:
             raise RuntimeError("these boards are closed")
-        run = StreamDispatch(self._actors, self._timeout, self._tries, output_names)
+        run = StreamDispatch(self._actors, self._timeout, self._tries, output_names, group)
         source = enumerate(feeds)
         held: dict[int, list[Any]] = {}
         next_number, more = 0, True
         try:
             while True:
                 while more and run.has_room() and len(held) + run.under_way < 2 * run.room:
-                    item = next(source, None)
+                    item = run.next_of(source)
                     if item is None:
                         more = False
                         break
-                    run.start(FeedCall(*item))
+                    run.add(FeedCall(*item))
+                run.flush()
                 if not run.under_way and not more:
                     break
                 for number, result in run.wait():
@@ -131,7 +148,7 @@ class Boards:
 
     def run(self, feed: Mapping[str, Any], output_names: Sequence[str] | None = None) -> list[Any]:
         """One call, on the board with the most capacity."""
-        return next(self.map([feed], output_names=output_names))
+        return next(self._results([feed], output_names, True, 1))
 
     def describe(self) -> list[dict[str, Any]]:
         """Each board's description of its session, see :meth:`NpuModel.describe`; {"error": ...} for a board that is

@@ -1,13 +1,15 @@
-"""Chooses a board for each call, and retries lost calls."""
+"""Chooses a board for each call, groups small calls, and retries lost ones."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+from ._groups import SMALL_FEED, OpenGroup, feed_bytes
 
 #: A board that failed this many consecutive calls rests: otherwise, a failing board would have the most capacity and
 #: get all calls.
@@ -30,7 +32,7 @@ class Actor:
     """Creates a new actor for the board, if Ray does not restart this one."""
     handle: Any
     room: int = 1
-    """The number of calls that it should have in flight."""
+    """The number of feeds that it should have in flight."""
     pending: int = 0
     lost: bool = False
     """It was missing or did not answer: it gets no calls until it answers."""
@@ -45,9 +47,19 @@ class Actor:
         """Whether it is there and not resting."""
         return not self.lost and now >= self.rest_until
 
-    def is_able(self, now: float) -> bool:
-        """Whether it may get a call; after a rest one at a time, until one succeeds."""
-        return self.answers(now) and self.pending < (1 if self.rests else self.room)
+    def is_able(self, now: float, most: int | None = 1) -> bool:
+        """Whether it may get a call of up to ``most`` feeds; after a rest one at a time, until one succeeds."""
+        if self.rests:
+            return self.answers(now) and not self.pending
+        length = self.group_length(most)
+        # Each core has a feed and the next one when a group leaves: it may take until the group is complete again.
+        return self.answers(now) and self.pending < self.room + (length > 1)
+
+    def group_length(self, most: int | None) -> int:
+        """The number of feeds that its next call may have: at most those that its cores run at once, so that a group
+        is answered after its longest run, and each board gets its share. ``most``: a further limit."""
+        there = 1 if self.rests else max(1, self.room // 2)
+        return there if most is None else min(there, most)
 
     def rest(self, now: float) -> None:
         """Rest for a while, longer each time, until a call succeeds."""
@@ -75,7 +87,7 @@ class Actor:
 
 @dataclass(slots=True, eq=False)
 class FeedCall:
-    """One feed, and the state of its call."""
+    """One feed, and the state of its call, which may be shared with other feeds."""
 
     number: int
     feed: Any
@@ -89,52 +101,123 @@ class StreamDispatch:
     """The calls of one stream.
 
     ``timeout``: seconds after which a call counts as lost; None: never. ``tries``: the maximum number of attempts per
-    call.
+    feed. ``group``: the maximum number of feeds in one actor call; None: as many as the board has cores.
+
+    Feeds of up to 96 kB share an actor call (``run_group``) if the source has them without delay. A feed whose call was
+    lost or failed is retried alone, so it cannot harm others again.
     """
 
     def __init__(
-        self, actors: Sequence[Actor], timeout: float | None, tries: int, output_names: Sequence[str] | None
+        self,
+        actors: Sequence[Actor],
+        timeout: float | None,
+        tries: int,
+        output_names: Sequence[str] | None,
+        group: int | None = None,
     ) -> None:
         self._actors = actors
         self._timeout = timeout
         self._tries = tries
         self._names = output_names
-        self._calls: dict[Any, FeedCall] = {}
+        self._group = group
+        self._next_group = group
+        """What the next feed is expected to allow: 1 after a large one."""
+        self._open: OpenGroup[FeedCall] = OpenGroup(self._send)
+        self._calls: dict[Any, list[FeedCall]] = {}
+        self._in_flight = 0
         self._waiting: deque[FeedCall] = deque()
 
     @property
     def under_way(self) -> int:
-        """Calls without a result yet."""
-        return len(self._calls) + len(self._waiting)
+        """Feeds without a result yet."""
+        return self._in_flight + len(self._waiting)
 
     @property
     def room(self) -> int:
-        """The number of calls that all boards together should have in flight."""
+        """The number of feeds that all boards together should have in flight."""
         return sum(actor.room for actor in self._actors)
 
     def has_room(self) -> bool:
-        """Whether a board can take another call."""
+        """Whether a board can take another feed."""
+        if self._open:
+            return True  # it is not full, else it would have been sent
         now = time.monotonic()
-        return not self._waiting and any(actor.is_able(now) for actor in self._actors)
+        return not self._waiting and any(actor.is_able(now, self._next_group) for actor in self._actors)
+
+    def next_of(self, source: Iterator[Any]) -> Any:
+        """The source's next item, or None at its end. Feeds that wait for company are sent if that takes long."""
+        return self._open.next_of(source)
+
+    def add(self, call: FeedCall) -> None:
+        """Start a new call, together with those that were added just before if all of them are small. A call without
+        company may wait for the next one until :meth:`flush`, unless the source is slow."""
+        size = None if self._group == 1 else feed_bytes(call.feed)
+        is_small = size is not None and size <= SMALL_FEED
+        self._next_group = self._group if is_small else 1
+        if size is None or not is_small:
+            self._open.flush()
+            self.start(call)
+            return
+        if self._open and not self._open.takes(size):
+            self._open.flush()
+        if self._open:
+            actor = self._open.calls[0].actor
+        else:
+            actor = self._board_for(call, self._group)
+            if actor is not None:
+                self._open.most = actor.group_length(self._group)
+        if actor is None:
+            self._waiting.append(call)
+            return
+        self._reserve(call, actor)
+        self._open.add(call, size)
+        if self._open.is_slow:
+            self._open.flush()
+
+    def flush(self) -> None:
+        """Send the feeds that wait for company."""
+        self._open.flush()
 
     def start(self, call: FeedCall) -> None:
         """Send it to the board with the most capacity, or let it wait for one.
 
         A call that failed on a board waits for a different one, as long as a different one answers.
         """
-        now = time.monotonic()
-        fresh = [actor for actor in self._actors if actor not in call.failed_on and actor.answers(now)]
-        able = [actor for actor in fresh or self._actors if actor.is_able(now)]
-        if not able:
+        actor = self._board_for(call)
+        if actor is None:
             self._waiting.append(call)
             return
-        actor = min(able, key=lambda one: one.pending / one.room)
-        call.actor, call.started, call.tries = actor, now, call.tries + 1
+        self._reserve(call, actor)
+        self._send([call])
+
+    def _board_for(self, call: FeedCall, most: int | None = 1) -> Actor | None:
+        now = time.monotonic()
+        fresh = [actor for actor in self._actors if actor not in call.failed_on and actor.answers(now)]
+        able = [actor for actor in fresh or self._actors if actor.is_able(now, most)]
+        return min(able, key=lambda one: one.pending / one.room, default=None)
+
+    def _reserve(self, call: FeedCall, actor: Actor) -> None:
+        call.actor, call.tries = actor, call.tries + 1
         actor.pending += 1
-        self._calls[actor.handle.run.remote(call.feed, self._names)] = call
+        self._in_flight += 1
+
+    def _send(self, calls: list[FeedCall]) -> None:
+        """One actor call. All counts are those of :meth:`_reserve`, since another thread may send an open group."""
+        actor = calls[0].actor
+        assert actor is not None
+        now = time.monotonic()
+        for call in calls:
+            call.started = now
+        if len(calls) == 1:
+            reference = actor.handle.run.remote(calls[0].feed, self._names)
+        else:
+            # Each feed is an argument of its own, which Ray sends with the call if it is small.
+            reference = actor.handle.run_group.remote(self._names, *(call.feed for call in calls))
+        self._calls[reference] = calls
 
     def wait(self) -> list[tuple[int, list[Any]]]:
-        """Results that arrived, with their calls' numbers. Resends lost calls, and detects boards that are back.
+        """All results that have arrived, with their feeds' numbers; waits for the first one. Resends lost calls, and
+        detects boards that are back.
 
         Raises CallFailed, and what the session raises for an invalid call.
         """
@@ -145,16 +228,18 @@ class StreamDispatch:
         pending = [*self._calls, *probes]
         ready: Sequence[Any] = ()
         if pending:
-            look = self._timeout is not None or self._waiting or any(actor.lost for actor in self._actors)
-            ready, _ = ray.wait(pending, num_returns=1, timeout=_LOOK if look else None)
+            ready, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
+            if not ready:
+                look = self._timeout is not None or self._waiting or any(actor.lost for actor in self._actors)
+                ready, _ = ray.wait(pending, num_returns=1, timeout=_LOOK if look else None)
         else:
             time.sleep(_LOOK)  # all boards are resting
         finished = []
         for reference in ready:
             if reference in probes:
                 self._probed(probes[reference], reference)
-            elif (number_and_result := self._finished(reference)) is not None:
-                finished.append(number_and_result)
+            else:
+                finished.extend(self._finished(reference))
         if self._timeout is not None:
             self._give_up_late(time.monotonic() - self._timeout)
         waiting, self._waiting = self._waiting, deque()
@@ -164,38 +249,59 @@ class StreamDispatch:
 
     def cancel(self) -> None:
         """Abandon all calls in flight."""
-        for call in self._calls.values():
+        self._open.close()
+        for call in [*self._open.calls, *(call for calls in self._calls.values() for call in calls)]:
             if call.actor is not None:
                 call.actor.pending -= 1
         self._calls.clear()
         self._waiting.clear()
+        self._in_flight = 0
 
-    def _finished(self, reference: Any) -> tuple[int, list[Any]] | None:
+    def _finished(self, reference: Any) -> list[tuple[int, list[Any]]]:
+        """The results of an actor call that ended, with their feeds' numbers; feeds without one are tried again."""
         import ray
 
-        call, actor = self._taken(reference)
+        calls, actor = self._taken(reference)
         try:
-            result = ray.get(reference)
+            answer = ray.get(reference)
         except ray.exceptions.RayTaskError as failed:
-            cause = failed.cause if isinstance(failed.cause, Exception) else failed
-            if not _may_go_elsewhere(cause):
-                raise cause from None
-            actor.failed(time.monotonic())
-            self._again(call, cause)
+            if len(calls) > 1:  # the call, not a feed: each feed on its own says what is wrong with it
+                for call in calls:
+                    call.tries -= 1
+                    self.start(call)
+                return []
+            answers: list[Any] = [failed.cause if isinstance(failed.cause, Exception) else failed]
         except ray.exceptions.RayError as gone:
             # The actor, its node or its result is gone. Check whether it answers.
             actor.lost = True
-            self._again(call, gone)
+            for call in calls:
+                self._again(call, gone)
+            return []
         else:
-            actor.succeeded()
-            return call.number, result
-        return None
+            answers = [answer] if len(calls) == 1 else answer
+        return [
+            (call.number, result) for call, result in zip(calls, answers, strict=True) if self._is_result(call, result)
+        ]
 
-    def _taken(self, reference: Any) -> tuple[FeedCall, Actor]:
-        call = self._calls.pop(reference)
+    def _is_result(self, call: FeedCall, answer: list[Any] | Exception) -> bool:
+        """Whether it is a result. An error is raised if it is the call's own, else the call is tried again."""
         assert call.actor is not None
-        call.actor.pending -= 1
-        return call, call.actor
+        if not isinstance(answer, Exception):
+            call.actor.succeeded()
+            return True
+        if not _may_go_elsewhere(answer):
+            raise answer from None
+        call.actor.failed(time.monotonic())
+        self._again(call, answer)
+        return False
+
+    def _taken(self, reference: Any) -> tuple[list[FeedCall], Actor]:
+        calls = self._calls.pop(reference)
+        actor = calls[0].actor
+        assert actor is not None
+        actor.pending -= len(calls)
+        self._in_flight -= len(calls)
+        return calls, actor
 
     def _again(self, call: FeedCall, error: BaseException) -> None:
         if call.tries >= self._tries:
@@ -223,12 +329,13 @@ class StreamDispatch:
             actor.lost, actor.room = False, told["calls_at_once"]
 
     def _give_up_late(self, before: float) -> None:
-        late = [reference for reference, call in self._calls.items() if call.started < before]
+        late = [reference for reference, calls in self._calls.items() if calls[0].started < before]
         for reference in late:
-            call, actor = self._taken(reference)
+            calls, actor = self._taken(reference)
             actor.failed(time.monotonic(), FAILURES_IN_A_ROW)
             actor.lost = True
-            self._again(call, TimeoutError(f"no result within {self._timeout:g} s"))
+            for call in calls:
+                self._again(call, TimeoutError(f"no result within {self._timeout:g} s"))
 
 
 def _may_go_elsewhere(error: BaseException) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,6 +63,20 @@ class NpuModel:
         # Ray owns the arrays of a call, and nothing else writes to them.
         return await self.session.run_awaitable(output_names, feed, copy=False)
 
+    async def run_group(
+        self, output_names: Sequence[str] | None, *feeds: Mapping[str, Any]
+    ) -> list[list[Any] | Exception]:
+        """:meth:`run` for each of several feeds at once: its outputs, or the exception that it raised, in order."""
+
+        async def one(feed: Mapping[str, Any]) -> list[Any] | Exception:
+            try:
+                outputs = self.run(feed, output_names)
+                return await outputs if inspect.isawaitable(outputs) else outputs  # a subclass may have a plain method
+            except Exception as error:
+                return _portable(error)
+
+        return await asyncio.gather(*map(one, feeds))
+
     async def describe(self) -> dict[str, Any]:
         """Where it runs: "providers", "on_npu", "calls_at_once" (the useful number of calls in flight), "explain"."""
         providers = self.session.get_providers()
@@ -80,3 +97,12 @@ class NpuModel:
     async def ping(self) -> bool:
         """True as soon as the actor answers."""
         return True
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception, or one with its type and text if it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - what this process wrote
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

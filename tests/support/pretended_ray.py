@@ -48,6 +48,10 @@ class Board:
         self.owed = []
         self.asked = 0
         self.ran = []
+        self.calls = []
+        """The feeds of each actor call."""
+        self.deadly = set()
+        """Feeds that end the process that runs them."""
         self.actor = None
         self.refuses = None
         """An error of the actor's constructor."""
@@ -55,13 +59,32 @@ class Board:
         """Why the actor is permanently dead: Ray does not restart one whose constructor raised."""
 
     def run(self, feed):
+        self.calls.append([feed])
+        return self._run(feed)
+
+    def run_group(self, feeds):
+        """One answer: a list of each feed's outputs or error."""
+        self.calls.append(list(feeds))
+        answers = [self._run(feed) for feed in feeds]
+        gone = [answer for answer in answers if isinstance(answer.error, ActorDiedError)]
+        if gone:
+            return gone[0]
+        self.owed = [answer for answer in self.owed if answer not in answers]
+        values = [answer.value if answer.error is None else answer.error.cause for answer in answers]
+        due = [answer.due for answer in answers]
+        return self._owe(Answer(None if None in due else max(due), values))
+
+    def _run(self, feed):
         if self.state in ("hangs", "stuck"):
-            return self._owe(Answer(None, [feed * 10]))
+            return self._owe(Answer(None, self.answer(feed)))
         if self.state == "dead" or self.dead:
             return Answer(self.ray.now, error=ActorDiedError(self.dead or "the node died"))
         if feed == "wrong":
             return Answer(self.ray.now, error=RayTaskError(ValueError("a wrong call")))
         self.asked += 1
+        if feed in self.deadly:
+            self.become("dead")
+            return Answer(self.ray.now, error=ActorDiedError("the process ended"))
         codes = ort_rknn.capi.onnxruntime_pybind11_state
         if self.state in ("fails", "busy"):
             error = codes.RuntimeException("rknn_run failed") if self.state == "fails" else ort_rknn.QueueFull("full")
@@ -69,7 +92,10 @@ class Board:
         core = min(range(CORES), key=self.free.__getitem__)
         self.free[core] = max(self.ray.now, self.free[core]) + RUN_SECONDS
         self.ran.append(feed)
-        return self._owe(Answer(self.free[core], [feed * 10]))
+        return self._owe(Answer(self.free[core], self.answer(feed)))
+
+    def answer(self, feed):
+        return [feed * 10]
 
     def describe(self):
         if self.dead:
@@ -179,4 +205,5 @@ class Handle:
     def __init__(self, board):
         self.board = board
         self.run = SimpleNamespace(remote=lambda feed, names: board.run(feed))
+        self.run_group = SimpleNamespace(remote=lambda names, *feeds: board.run_group(feeds))
         self.describe = SimpleNamespace(remote=board.describe)
