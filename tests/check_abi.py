@@ -1,10 +1,9 @@
 """Slots, structures and signatures of ``ort_rknn._ep`` against onnxruntime's public C headers, by a C compiler:
 ``python tests/check_abi.py [FOLDER]``.
 
-FOLDER has ``onnxruntime_c_api.h`` and ``onnxruntime_ep_c_api.h`` of onnxruntime 1.25 or later. Without it they come
-from an npm package that has them (150 MB, needs ``npm``), and are not kept.
-
-An argument that is wider in the header than here is the one thing that a compiler does not tell.
+FOLDER has ``onnxruntime_c_api.h`` and ``onnxruntime_ep_c_api.h`` of onnxruntime 1.25 or later. Without FOLDER they are
+taken from an npm package (150 MB, needs ``npm``) and deleted afterwards. A compiler does not detect an argument that is
+wider in the header than here.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ TYPES = {
     ctypes.c_int64: "int64_t",
     ctypes.c_size_t: "size_t",
 }
-#: Structures that onnxruntime gives: name -> {function: (slot, prototype)}.
+#: Structures provided by onnxruntime: name -> {function: (slot, prototype)}.
 GIVEN = {
     "OrtApi": abi._API,
     "OrtEpApi": {
@@ -46,7 +45,7 @@ GIVEN = {
     },
     "OrtModelEditorApi": abi._EDITOR_API,
 }
-#: Structures that we give: ours, and the functions in them.
+#: Structures that we provide: ours, and the functions in them.
 OURS = {
     "OrtEpFactory": (abi.OrtEpFactory, provider._factory_callbacks),
     "OrtEp": (abi.OrtEp, provider._ep_callbacks),
@@ -120,7 +119,7 @@ def checks() -> Iterator[str]:
 
 
 def compile_against(folder: Path) -> str:
-    """What the compiler objects to; "" where all is as we think."""
+    """The compiler's errors; "" if everything matches."""
     head = '#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>\n#include "onnxruntime_c_api.h"\n'
     flags = ["-std=gnu11", "-fsyntax-only", "-Werror", "-Wall", "-Wconversion", "-Wno-sign-conversion", "-x", "c"]
     command = ["cc", *flags, f"-I{folder}", "-"]

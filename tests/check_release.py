@@ -2,8 +2,8 @@
 
     python tests/check_release.py [--draft]
 
-1. The version stands in one place, and CHANGELOG.md has a dated entry for it (``--draft``: or only [Unreleased]).
-2. sdist and wheel are built, looked into, and pass ``twine check --strict``.
+1. The version is defined in one place, and CHANGELOG.md has a dated entry for it (``--draft``: or only [Unreleased]).
+2. sdist and wheel are built, inspected, and pass ``twine check --strict``.
 3. The long description has no link that a package index cannot follow.
 4. The wheel, installed in a fresh environment far from the checkout, runs the demo.
 
@@ -74,7 +74,7 @@ def other_versions(version: str) -> list[str]:
 
 
 def changelog_problems(text: str, version: str, *, draft: bool = False) -> list[str]:
-    """Why CHANGELOG.md does not fit a release of ``version``; [] where it does."""
+    """Why CHANGELOG.md is not ready for a release of ``version``; [] if it is."""
     headings = [(found["version"], found["date"]) for found in _HEADING.finditer(text)]
     names = [name for name, _ in headings]
     if not names or names[0] != "Unreleased":

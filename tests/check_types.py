@@ -1,4 +1,4 @@
-"""What a user's type checker says of a program that uses ort_rknn: mypy (strict) and pyright.
+"""Type checks programs that use ort_rknn with mypy (strict) and pyright.
 
     python tests/check_types.py
 
@@ -35,7 +35,7 @@ ort.SessionOptions().add_session_config_entry("a", 1)
 ort.GraphOptimizationLevel.ORT_ENABLE_NONE
 ort.register(devise="rk3588")
 """.splitlines()
-#: What both must accept besides the pages: spellings of providers and options, and onnxruntime's own names.
+#: What both must accept in addition to the pages: spellings of providers and options, and onnxruntime's own names.
 ACCEPTED = """\
 import numpy as np
 
@@ -95,7 +95,7 @@ Message = tuple[str, int, str]
 
 def mypy(files: list[Path], folder: str) -> list[Message]:
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-color-output", *map(str, files)]
-    # In the folder of no checkout: what is checked against is what is installed.
+    # Outside a checkout, so that the installed package is checked.
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     if done.returncode not in (0, 1):
         raise SystemExit(done.stdout + done.stderr)

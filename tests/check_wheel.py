@@ -1,9 +1,9 @@
-"""Builds sdist and wheel, looks into them, and tests the installed wheel far from the checkout.
+"""Builds sdist and wheel, inspects them, and tests the installed wheel outside the checkout.
 
     python tests/check_wheel.py [PYTEST ARGUMENTS]
 
-Needs the package `build`. The wheel is built from the sdist, and the tests that run are the sdist's, in a folder that
-has no sources beside them: what is missing from either shows.
+Needs the package `build`. The wheel is built from the sdist, and the sdist's tests run in a folder without sources, so
+that a file missing from either is noticed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SMOKE = (
     "tests/test_real_models.py",
     "tests/files",
 )
-#: What a wheel of ours is made of. A library, an archive or a vendor's header is none of it.
+#: What a wheel of ours may contain. A library, an archive or a vendor's header is not allowed.
 SUFFIXES = {".py", ".pyi", ".c", ".h", ".typed"}
 #: The self-test's models, small ones.
 MODELS = {f"ort_rknn/_selftest/models/{p.name}" for p in (ROOT / "ort_rknn/_selftest/models").iterdir()}
@@ -95,7 +95,7 @@ def check_wheel(path: Path) -> None:
 
 
 def expected_packages() -> set[str]:
-    """The packages of the checkout: ort_rknn, and what lies in the two source roots."""
+    """The packages of the checkout: ort_rknn and those in the two source roots."""
     found = {"ort_rknn"}
     for root in ("adapters", "compat"):
         found |= {p.parent.name for p in (ROOT / root).glob("*/__init__.py")}
@@ -112,7 +112,7 @@ def check_sdist(unpacked: Path) -> None:
 
 
 def unpack(sdist: Path, into: Path) -> Path:
-    """The one folder that an sdist holds."""
+    """Unpack an sdist; returns its top folder."""
     with tarfile.open(sdist) as archive:
         archive.extractall(into, filter="data")
     (folder,) = into.iterdir()

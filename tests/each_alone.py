@@ -1,4 +1,4 @@
-"""Runs each file of tests in a process of its own: none may need what another one leaves behind.
+"""Runs each test file in its own process: no file may depend on another.
 
     python tests/each_alone.py [FILE OR FOLDER ...] [-- PYTEST ARGUMENTS]
 
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-#: They have environments of their own.
+#: They have their own environments.
 LEFT_OUT = ("convert", "cluster")
 NO_TESTS_COLLECTED = 5
 

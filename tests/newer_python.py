@@ -1,14 +1,14 @@
-"""Run the tests on Python 3.14, also where it is not installed: Debian's own, unpacked into a folder.
+"""Run the tests on Python 3.14 even if it is not installed: Debian's package is unpacked into a folder.
 
     python tests/newer_python.py                      all but speed, stress and C compilers, as CI on other versions
     python tests/newer_python.py tests/ep -k seam     other tests, as pytest takes them
     python tests/newer_python.py --python -c ...      anything else in that Python
 
-The interpreter and its C library come from Debian's next release, since this one's C library may be too old for them.
-It starts with the loader of its own folder (patchelf writes that into the program), so that it is an interpreter like
-any other: it makes environments, and starts itself and other programs. The packages are installed there by this
-Python's pip. All of it lies below ``$XDG_CACHE_HOME/ort_rknn/python3.14`` (else ``~/.cache``); ``ORT_RKNN_PYTHON314``
-names another folder. It takes a minute, and about 700 MB.
+The interpreter and its C library come from Debian's next release, because the C library of this system may be too old.
+patchelf makes the program use the loader in its own folder, so that it works like any other interpreter: it can create
+environments, and start itself and other programs. This Python's pip installs the packages there. Everything is stored
+below ``$XDG_CACHE_HOME/ort_rknn/python3.14`` (else ``~/.cache``); ``ORT_RKNN_PYTHON314`` names another folder. It takes
+a minute, and about 700 MB.
 
 Needs Debian 12 or later on x86_64 or aarch64, apt-get, dpkg-deb, pip and patchelf; no root, no change to the system.
 Debian has no build without the GIL.

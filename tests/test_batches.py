@@ -1,6 +1,5 @@
-"""What is a batch and what is not: a call is cut into runs only if its samples are independent.
-
-The compiled models are stand-ins, placed beside their ONNX as a converter's would be.
+"""A call is split into runs only if its samples are independent. The compiled models are stand-ins, placed beside their
+ONNX like converted ones.
 """
 
 import asyncio
@@ -83,7 +82,7 @@ INDEPENDENT = {
 
 @pytest.fixture
 def made(tmp_path):
-    """Writes a model and its compiled twin; returns the path. ``batch``: what it was compiled for."""
+    """Writes a model and its compiled twin; returns the path. ``batch``: the compiled batch size."""
 
     def make(case, batch=1, **more):
         nodes, constants, x, y, stacked = case

@@ -35,7 +35,7 @@ MODEL = MODELS / "conv_f16.onnx"
 
 @pytest.fixture
 def slow_npu(npu):
-    """5 ms a run: what Python does beside it, on a busy machine too, decides nothing."""
+    """5 ms a run, so that Python's overhead does not matter even on a busy machine."""
     npu.run_time_us = 5000
     return npu
 
@@ -45,7 +45,7 @@ def by_name(report):
 
 
 def test_a_model_that_takes_strings_is_not_measured(tmp_path):
-    """Nothing of ours makes up strings."""
+    """bench() cannot generate strings."""
     text = helper.make_tensor_value_info("text", TensorProto.STRING, [1])
     node = helper.make_node("Identity", ["text"], ["y"])
     graph = helper.make_graph([node], "g", [text], [helper.make_tensor_value_info("y", TensorProto.STRING, [1])])
@@ -315,7 +315,7 @@ def test_what_tp_mode_can_gain_is_told_from_the_file(tmp_path):
 
 
 def test_constant_nodes_do_not_shift_the_others(tmp_path):
-    """onnxruntime makes them into initializers, and numbers the nodes without them."""
+    """onnxruntime turns them into initializers and does not count them as nodes."""
     path = conv_net(tmp_path, "Sigmoid")
     model = onnx.load(path)
     value = helper.make_tensor("v", TensorProto.FLOAT, [1], [2.0])
@@ -331,7 +331,7 @@ def test_constant_nodes_do_not_shift_the_others(tmp_path):
 
 
 def test_a_convolution_splits_as_it_was_compiled(tmp_path):
-    """The compiler fuses what an ONNX spells out: a hard swish in four nodes."""
+    """The compiler fuses nodes: a hard swish is four nodes in the ONNX."""
     path = conv_net(tmp_path, "Relu")
     model = onnx.load(path)
     for name, node in zip("abcd", model.graph.node):

@@ -1,4 +1,4 @@
-"""Arrays of another byte order than the machine's: onnxruntime would take their bytes for other numbers."""
+"""Arrays whose byte order is not the machine's: onnxruntime would misread them."""
 
 import asyncio
 import threading
@@ -57,7 +57,7 @@ def by_awaitable(session, feed):
 
 
 ON_NPU = [by_run, by_run_async, by_submit, by_submit_uncopied, by_map, by_awaitable]
-#: run is onnxruntime's own there, and a look at each array would cost 2 % of the smallest one.
+#: There run is onnxruntime's own; checking each array would cost 2 % of the smallest run.
 ON_CPU = [by_run_async, by_submit, by_map, by_awaitable]
 
 
@@ -88,7 +88,7 @@ def test_on_the_cpu(way):
     want = session.run(None, feed)[0]
     for array in (swapped(feed["x"]), swapped(np.asfortranarray(feed["x"]))):
         np.testing.assert_array_equal(way(session, {"x": array})[0], want)
-        np.testing.assert_array_equal(way(session, feed)[0], want)  # buffers of both orders are told apart
+        np.testing.assert_array_equal(way(session, feed)[0], want)  # buffers of both orders are distinguished
 
 
 def test_a_session_that_moves_to_the_cpu_and_back(npu):

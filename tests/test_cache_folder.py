@@ -1,4 +1,4 @@
-"""The user's cache folder: one place for the toolkit, what was compiled, hashes and the virtual NPU."""
+"""The user's cache folder: one place for the toolkit, compiled models, hashes and the virtual NPU."""
 
 import os
 from pathlib import Path

@@ -19,7 +19,7 @@ VIRTUAL = "virtual:rk3588"
 
 @pytest.fixture
 def cli(capsys):
-    """Runs the command line in this process; gives exit code, stdout and stderr."""
+    """Runs the command line in this process; returns exit code, stdout and stderr."""
 
     def run(*argv):
         code = main([os.fspath(word) for word in argv])
@@ -31,7 +31,7 @@ def cli(capsys):
 
 @pytest.fixture
 def mistake(cli):
-    """Runs what cannot work; gives the one line on stderr."""
+    """Runs a command that must fail; returns its one line on stderr."""
 
     def run(*argv, code=1):
         got, out, err = cli(*argv)
@@ -118,7 +118,8 @@ def test_what_would_steer_a_terminal_is_escaped():
 
 
 def test_commands_of_plugins(cli, tmp_path, monkeypatch, capsys):
-    """Another distribution's command is a command; one that does not load, or takes a name, is left out and told."""
+    """Another distribution's command works; one that does not load, or whose name is taken, is skipped with a
+    message."""
     (tmp_path / "good_plugin.py").write_text(
         "from ort_rknn.adapter import Command, hookimpl\n"
         "@hookimpl\n"

@@ -37,7 +37,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def on_terminal(monkeypatch):
-    """Calls a function whose stdout is a terminal of 60 columns; gives what it printed."""
+    """Calls a function with a terminal of 60 columns as stdout; returns what it printed."""
     pytest.importorskip("rich")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "60")
@@ -83,7 +83,7 @@ def test_columns_that_a_narrow_terminal_has_no_room_for_are_left_out_and_named(o
     )
     lines = re.sub(r"\x1b\[[\d;]*m", "", on_terminal(show, table)).splitlines()
     assert max(map(len, lines)) <= 60
-    assert sum("1,234.56" in line for line in lines) == 1  # figures are whole, and stand in one line
+    assert sum("1,234.56" in line for line in lines) == 1  # numbers are not truncated or wrapped
     assert [line.strip() for line in lines if "left out" in line] == ["left out, the terminal is too narrow: figure 3"]
     assert "left out" not in "\n".join(table.plain()) and "figure 3" in table.plain()[0]
 

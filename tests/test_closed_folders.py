@@ -22,7 +22,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def folder():
-    """One that everybody may look into, which pytest's own are not."""
+    """A folder that every user may enter, unlike pytest's."""
     path = Path(tempfile.mkdtemp())
     path.chmod(0o755)
     yield path
@@ -112,7 +112,7 @@ def test_other_errors_keep_their_words(folder):
 
 @pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])
 def test_a_cache_below_a_closed_folder(folder, variable, monkeypatch):
-    """Of the toolkit; the virtual NPU's has tests of its own."""
+    """The toolkit's cache; the virtual NPU's has its own tests."""
     from ort_rknn._compile import toolkit
     from ort_rknn._compile.toolkit import ToolkitError, install
 

@@ -47,7 +47,7 @@ def files(tmp_path, models):
     return tmp_path
 
 
-#: What each command is asked, and its exit code.
+#: The arguments of each command, and its exit code.
 JSON_RUNS = [
     (0, "devices", "--device", VIRTUAL),
     (1, "devices", "--adapter", "lite2"),
@@ -124,7 +124,7 @@ def test_fell_back_is_a_finding(files, capsys):
 
 # Exit codes ---------------------------------------------------------------------------------------------------
 
-#: Every command that takes a file, used with one that is of no use.
+#: Every command that takes a file, with an unusable one.
 FINDINGS = [
     ("bench", "poem.onnx", "--seconds", "1"),
     ("check", "poem.onnx"),

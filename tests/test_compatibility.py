@@ -1,4 +1,4 @@
-"""Whether a compiled model is still good, in onnxruntime's words; and sessions that take nothing less than optimal."""
+"""Whether a compiled model is still valid, in onnxruntime's terms; and sessions that accept only optimal ones."""
 
 import shutil
 from dataclasses import replace

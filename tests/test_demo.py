@@ -1,4 +1,4 @@
-"""The demo: its models, the swap of InferenceSession, what it says when something is missing, its exit codes."""
+"""The demo: its models, the swap of InferenceSession, its messages if something is missing, its exit codes."""
 
 import importlib.util
 import sys
@@ -16,7 +16,7 @@ from ort_rknn_demo._onnx import identity
 
 @pytest.fixture
 def no_compiler(monkeypatch, tmp_path):
-    """A machine without a C compiler, and without what an earlier run compiled."""
+    """A machine without a C compiler, and with an empty cache."""
     for name, value in (("PATH", str(tmp_path)), ("XDG_CACHE_HOME", str(tmp_path / "cache"))):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("CC", raising=False)
@@ -114,7 +114,7 @@ def test_a_timed_session_counts_its_runs():
 
 
 def fake_rapidocr(monkeypatch, tmp_path, answer):
-    """A program with RapidOCR's shape: its session comes from a module that took the name from onnxruntime."""
+    """A program built like RapidOCR: a module that imported InferenceSession from onnxruntime creates its session."""
     model = tmp_path / "reader.onnx"
     model.write_bytes(identity((1, 2)))
     engine = types.ModuleType("rapidocr_onnxruntime.utils.infer_engine")

@@ -1,4 +1,4 @@
-"""Which core mask each context gets, and in which order runs take them."""
+"""Which core mask each context gets, and in which order runs use the contexts."""
 
 import pytest
 

@@ -30,7 +30,7 @@ def test_there_are_snippets():
 
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_the_snippet_runs(code, python, models, tmp_path, monkeypatch):
-    """On a machine whose NPU is virtual, beside a model and its twin."""
+    """With a virtual NPU, in a folder with a model and its twin."""
     shutil.copy(models / "conv_f16.onnx", tmp_path / "model.onnx")
     shutil.copy(models / "conv_f16.rk3588.rknn", tmp_path / "model.rk3588.rknn")
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,7 @@ ERRORS = re.findall(r"^\| `([^`]+)` \|.*\|.*\|$", (DOCS / "errors.md").read_text
 
 @cache
 def _texts() -> list[list[str]]:
-    """Every text of the product: the literal parts of each string, in their order, docstrings left out."""
+    """Every text of the product: the literal parts of each string in source order, without docstrings."""
     found = []
     for folder in ("ort_rknn", "adapters", "compat"):
         for path in (ROOT / folder).rglob("*.py") if (ROOT / folder).exists() else _installed(folder):
@@ -41,7 +41,7 @@ def _texts() -> list[list[str]]:
 
 
 def _installed(folder: str) -> list[Path]:
-    """Where the sources are not beside the tests: those that are installed."""
+    """The installed sources, if there are none beside the tests."""
     import ort_rknn
 
     where = Path(ort_rknn.__file__).parent
@@ -51,7 +51,7 @@ def _installed(folder: str) -> list[Path]:
 
 
 def _says(parts: list[str], wanted: list[str]) -> bool:
-    """Whether the wanted pieces stand in the literal parts, one after the other."""
+    """Whether the literal parts contain the given pieces in this order."""
     text, at = "\0".join(parts), 0
     for piece in wanted:
         at = text.find(piece, at)
@@ -106,7 +106,7 @@ def test_the_reference_has_every_method_of_ours():
 
 @pytest.mark.parametrize("door", ["adapter", "files"])
 def test_the_reference_has_the_door(door):
-    """autodoc takes a module's ``__all__``: each name has a docstring, or is a constant."""
+    """autodoc uses a module's ``__all__``: each name has a docstring, or is a constant."""
     import importlib
 
     assert f".. automodule:: ort_rknn.{door}\n   :members:" in (DOCS / "reference" / f"{door}.md").read_text()

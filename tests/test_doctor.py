@@ -79,7 +79,7 @@ def test_a_board_that_is_well(board):
 
 
 def first(board, **kwargs):
-    """The failure to begin with."""
+    """The first failure."""
     return board.examine(**kwargs).failures[0]
 
 

@@ -1,4 +1,4 @@
-"""The programs in examples/ run as they are; what they need and is not here is said."""
+"""The programs in examples/ run unmodified; missing requirements are reported."""
 
 import io
 import os
@@ -143,7 +143,8 @@ def test_a_batch_job_goes_on_where_it_was_stopped(npu, monkeypatch, capsys, tmp_
 
 
 def test_the_workflow_s_commands_run(folder):
-    """What the CI workflow runs, with what it sets, on this machine; its pytest runs one test of a session."""
+    """The commands of the CI workflow run on this machine with its environment; its pytest runs one test of a
+    session."""
     text = (EXAMPLES / "ci_github_actions.yml").read_text()
     environ = dict(re.findall(r"^      (ORT_RKNN_\w+): \"?([^\"\n#]*?)\"?(?: +#.*)?$", text, re.MULTILINE))
     (socs,) = re.findall(r"soc: \[(.*)\]", text)

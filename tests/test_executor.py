@@ -1,4 +1,4 @@
-"""The executor on a fake NPU: which context takes which run, what waits for what, what is converted, how it ends."""
+"""The executor on a fake NPU: assigning runs to contexts, waiting, conversion, closing."""
 
 import gc
 import threading
@@ -257,10 +257,10 @@ def test_large_integers_never_travel_through_float(npu, execute):
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_denormalization(npu, execute, layout):
-    """The compiled model normalizes what it is fed; a float caller has done that already."""
+    """The compiled model normalizes its input; a caller that feeds floats has already done that."""
     npu.inputs = (image("in", (1, 3, 2, 2), "uint8"),)
     npu.outputs = (info("out", (1, 3, 2, 2)),)
-    npu.compute = lambda arrays: [arrays[0]]  # what the runtime was fed, before it normalizes
+    npu.compute = lambda arrays: [arrays[0]]  # the runtime's input, before it normalizes
     norm = {"in": Normalization((10.0, 20.0, 30.0), (2.0, 4.0, 8.0))}
     executor = execute(normalization=norm, layout=layout)
     pixels = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)
@@ -340,7 +340,7 @@ def test_errors_name_model_core_and_code(npu, execute):
     with pytest.raises(state.RuntimeException, match=r"m\.rknn: the device is gone \[on core 2\]"):
         executor.run([X])
     npu.errors.clear()
-    executor.run([X])  # its context came back each time
+    executor.run([X])  # its context was returned each time
     assert executor.counters() == {"core 2": {"runs": 1, "errors": 2}}
 
 

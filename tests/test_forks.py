@@ -1,4 +1,4 @@
-"""Sessions and forks: a child works with what it inherited, and destroys nothing of the parent's."""
+"""Sessions and forks: a child can use what it inherited, and destroys nothing of the parent's."""
 
 import os
 import sys
@@ -221,7 +221,7 @@ same(s)
 
 
 def test_a_model_that_changed(forked):
-    """Loading it in the child is an error that says so, and the parent continues."""
+    """Loading it in the child raises an error that says so; the parent continues."""
     forked("""
 folder = tempfile.mkdtemp()
 for name in ("conv_f16.onnx", "conv_f16.rk3588.rknn"):
@@ -245,8 +245,8 @@ same(s)
 
 
 def test_threads_that_run_meanwhile(forked):
-    """The parent's runs are the executor's own: a lock of onnxruntime's that a thread has at the fork stays taken in
-    the child, with onnxruntime alone too."""
+    """The parent runs the executor directly: a lock of onnxruntime that is held at the fork stays locked in the child,
+    with plain onnxruntime too."""
     forked("""
 npu.run_time_us = 300
 parent = os.getpid()
@@ -386,7 +386,7 @@ assert (data, error) == ("mine", "") and results
 
 
 def test_a_session_on_the_cpu_is_let_go(forked):
-    """onnxruntime's own would wait for its threads for ever."""
+    """Closing onnxruntime's session would wait for its threads forever."""
     forked("""
 s = ort_rknn.InferenceSession(f"{models}/conv_f16.onnx", providers=["CPUExecutionProvider"])
 want = s.run(None, X)[0]
@@ -496,7 +496,7 @@ assert np.array_equal(ez.run(None, X)[0], want)
 
 
 def test_handles_know_their_process(forked):
-    """Whoever drives an adapter without an executor is safe too."""
+    """Code that uses an adapter without an executor is safe too."""
     forked("""
 from ort_rknn._planning.discovery import query_for, survey
 from ort_rknn._options import read_options

@@ -1,4 +1,5 @@
-"""Lanes: who gets a context, on which thread a run executes, and how it ends. The contexts are plain names."""
+"""Lanes: which caller gets a context, on which thread a run executes, and how a lane closes. The contexts are plain
+names."""
 
 import gc
 import random
@@ -80,7 +81,7 @@ def test_nobody_overtakes_who_waits(lane_of):
     held = lane.take()
     gate = threading.Event()
     lane.start(lambda lease: gate.wait(10), nothing)
-    lane._idle.append(held)  # idle, and nobody has told a worker
+    lane._idle.append(held)  # idle, and no worker was notified
     assert lane.take() is None
     lane._idle.clear()
     lane.give_back(held)
@@ -293,7 +294,7 @@ print("ok")
 
 
 def test_nobody_is_forgotten(lane_of):
-    """Callers and workers on three contexts, with little else to do than to take and give back."""
+    """Callers and workers acquire and release three contexts as fast as they can; none waits forever."""
     lane = lane_of("a", "b", "c")
     users = {"a": [], "b": [], "c": []}
 

@@ -1,6 +1,5 @@
-"""What a converter leaves out of a compiled model is served from the ONNX; whatever else is missing rejects the model.
-
-The compiled models are stand-ins that have what rknn-toolkit2 2.5.0 kept of such graphs.
+"""What a converter leaves out of a compiled model is served from the ONNX; if anything else is missing, the model is
+rejected. The compiled models are stand-ins with what rknn-toolkit2 2.5.0 kept of such graphs.
 """
 
 import warnings
@@ -269,7 +268,7 @@ def test_what_else_is_missing_rejects_the_model(tmp_path, name):
 
 @pytest.mark.parametrize("name", [*SERVED, *REJECTED])
 def test_a_compiled_model_that_is_given_itself(tmp_path, name):
-    """With the ONNX beside it, its signature is the ONNX's where all of that can be served, else its own."""
+    """With the ONNX beside it, its signature is the ONNX's if all of it can be served, else its own."""
     case = {**SERVED, **REJECTED}[name][:4]
     path = save(tmp_path / "m.onnx", *case[:3])
     if name in SERVED:

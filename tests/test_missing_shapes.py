@@ -240,7 +240,8 @@ def test_the_cpu_twin_has_the_options_of_when_the_session_was_made(tmp_path):
 
 
 def test_an_input_without_a_rank(tmp_path):
-    """The compiled sets say it, and other lengths are the CPU's, not refused by a signature that knows one set."""
+    """The compiled sets determine the rank; other lengths run on the CPU instead of being refused by the signature of
+    one set."""
     model = onnx.load(MODELS / "dynamic.onnx")
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.ClearField("shape")
@@ -288,7 +289,8 @@ def test_a_bad_word_in_the_environment(monkeypatch, value, text):
 
 
 def test_a_default_that_makes_no_sense_is_none(monkeypatch, tmp_path):
-    """No ONNX, raw outputs, a strict session: such calls are errors, as without it, and explain() says so."""
+    """Without an ONNX, with native outputs, or in a strict session, such calls are errors despite the default, and
+    explain() says so."""
     monkeypatch.setenv("ORT_RKNN_ON_MISSING_SHAPE", "cpu")
     shutil.copy(MODELS / "dynamic.rk3588.rknn", tmp_path / "only.rknn")
     with ort.InferenceSession(tmp_path / "only.rknn", provider_options=VIRTUAL) as session:
@@ -308,7 +310,7 @@ def test_a_default_that_makes_no_sense_is_none(monkeypatch, tmp_path):
 
 
 def test_fixed_dimensions_that_were_not_compiled_go_to_the_cpu_by_default(monkeypatch):
-    """All calls would: then the session is onnxruntime's, with its own options, and says so."""
+    """Since every call would run on the CPU, the session is onnxruntime's, with its own options, and says so."""
     monkeypatch.setenv("ORT_RKNN_ON_MISSING_SHAPE", "cpu")
     fixed = onnxruntime.SessionOptions()
     h, w = onnxruntime.InferenceSession(MODELS / "dynamic.onnx").get_inputs()[0].shape[2:]

@@ -1,4 +1,5 @@
-"""Inputs and outputs as the NPU stores them, on the virtual NPU: told, packed, run, chained; and what cannot be."""
+"""Inputs and outputs as the NPU stores them, on the virtual NPU: described, packed, run, chained; and unsupported
+cases."""
 
 import numpy as np
 import pytest
@@ -100,7 +101,8 @@ def test_rows_that_are_filled_up(npu):
 
 
 def test_models_in_a_chain_copy_nothing(npu):
-    """conv_i8's output is tail_i8's input: the same blocks, in one buffer. Scales differ, so numbers are told to."""
+    """conv_i8's output is tail_i8's input: the same blocks in one buffer. Their scales differ, so the reference run
+    takes the stored values."""
     with session("conv_i8", output_layout="native", layout="nhwc", input_dtype="uint8") as first:
         with session("tail_i8", layout="native", output_layout="native") as second:
             between = first.native_layouts["y"]

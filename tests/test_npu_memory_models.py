@@ -82,7 +82,7 @@ def test_a_model_in_parts(npu, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"layout": "NHWC"}, RAW])
 def test_a_model_with_several_shape_sets(npu, options):
-    """Sets take turns, each with memory of its own."""
+    """Shape sets alternate, each with its own memory."""
     with session("dynamic", **options) as s:
         (given,) = s.get_inputs()
         rng = np.random.default_rng(2)
@@ -104,7 +104,7 @@ def test_a_model_with_several_shape_sets(npu, options):
 
 @pytest.mark.parametrize("follow", [True, False])
 def test_sets_that_take_turns_bind_outputs_and_copy_nothing(npu, follow):
-    """The model is set to a shape, and its memory is bound, where the shape changes and at no other run."""
+    """The shape is set, and the memory bound, only in runs where the shape changes."""
     npu.attributes_follow(follow)
     with session("dynamic", **RAW) as s:
         (given,), (told,) = s.get_inputs(), s.get_outputs()
@@ -164,7 +164,7 @@ def test_a_batch_that_is_cut(npu, samples):
 
 
 def test_a_context_that_is_made_anew_binds_again(npu):
-    """A core fails, is taken out, made again and comes back: its new context knows the same buffers."""
+    """A core fails, is disabled, gets a new context and returns: the new context binds the same buffers."""
     with session(**RAW, schedule="0,1", retries=1) as s:
         want = s.run(None, {"x": IMAGE})[0]
         array = frame(IMAGE)

@@ -1,4 +1,4 @@
-"""How the values of provider options are read, and what is said about bad ones."""
+"""How the values of provider options are parsed, and the errors for bad ones."""
 
 import inspect
 import itertools
@@ -53,7 +53,7 @@ def test_schedule(value, cores):
     options = read(schedule=value)
     assert options.schedule == cores
     text = options.as_strings()["schedule"]
-    assert read(schedule=text).schedule == cores  # what onnxruntime shows can be given back
+    assert read(schedule=text).schedule == cores  # what onnxruntime returns is accepted as input
 
 
 NO_NUMBERS = ["0x1", "²", "--1", "+-1", "9" * 5000]
@@ -240,7 +240,7 @@ def test_make_provider_options():
 
 
 def test_what_is_written_from_the_declarations_agrees_with_them():
-    """In their order; the defaults are those declared, and are what their own text is read as."""
+    """In the order of declaration. Each default is the declared one, and parsing its text gives the same value."""
     names = [option.name for option in OPTIONS]
     assert [*inspect.signature(make_provider_options).parameters] == [*names, "misspelled"]
     assert [*RknnProviderOptions.__annotations__] == names

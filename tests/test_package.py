@@ -1,4 +1,4 @@
-"""What is installed, and what the front page promises."""
+"""What is installed, and what the README promises."""
 
 import importlib
 import importlib.metadata
@@ -92,7 +92,7 @@ def test_every_package_is_typed(distribution):
 
 
 def test_the_two_commands():
-    """CI runs the second one as it stands here: .ci/run finds it by the mark and the first word."""
+    """CI runs the second one: .ci/run finds it by the mark and its first word."""
     for what, extra in (("demo", "demo"), ("tests", "test")):
         (command,) = re.findall(rf"^<!-- command: {what} -->\n```sh\n(python3 .*)\n```$", README, re.MULTILINE)
         assert command.startswith(f"python3 -m venv .venv && .venv/bin/pip install -q -e '.[{extra},virtual]' && ")
@@ -112,7 +112,7 @@ def test_every_environment_variable_is_told():
 
 # The repository ---------------------------------------------------------------------------------------------------
 
-#: Folders that are nobody's source.
+#: Folders without sources.
 LEFT_OUT = {".git", ".tox", ".venv", "build", "dist", "__pycache__"}
 
 
@@ -135,7 +135,7 @@ def test_links_lead_somewhere():
 
 
 def test_nothing_of_a_machine_is_in_the_repository():
-    """No registry's host and no path of somebody's machine."""
+    """No host name of a registry, and no path of a developer's machine."""
     strange = [b"pypi" + b".org", b"files." + b"pythonhosted", b"/wo" + b"rk/", b"shar" + b"ed/", b"/roo" + b"t/."]
     searched = 0
     for path in _files():

@@ -31,7 +31,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """(thread, core) of every run, in their order."""
+    """(thread, core) of every run, in order."""
     seen = []
     do = Work.do
 

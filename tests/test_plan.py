@@ -1,4 +1,4 @@
-"""The plan, as the pure function that it is: what was given and what there is, to what runs where, and why."""
+"""The plan as a pure function: from what was given and what exists to what runs where, and why."""
 
 from dataclasses import replace
 
@@ -75,7 +75,7 @@ def test_an_onnx_without_a_twin(onnx):
     assert (made.where, made.parent_model) == ("cpu", "/m/model.onnx")
     assert made.fallback.reason == "no compiled twin of model.onnx (looked for model.rk3588.rknn, model.rknn)"
     assert "rknn-toolkit2" in made.fallback.remedy and "rk3588" in made.fallback.remedy
-    assert made.fallback.loud  # nobody asked, but the machine has an NPU
+    assert made.fallback.loud  # not requested, but the machine has an NPU
     with pytest.raises(NpuUnavailable, match=r"no compiled twin.*no fallback to the CPU: ORT_RKNN_STRICT=1"):
         plan(STRICT, facts)
 

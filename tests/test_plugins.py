@@ -40,7 +40,8 @@ def ort_rknn_{hook}():
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch, caplog):
-    """Installs modules with entry points in the group ort_rknn; gives the names of the adapters and what was logged."""
+    """Installs modules with entry points in the group ort_rknn; returns the names of the adapters and what was
+    logged."""
 
     def installed(modules, points):
         for name, text in modules.items():

@@ -95,7 +95,7 @@ def test_what_the_session_is():
     ],
 )
 def test_submodules_are_onnxruntimes_own(name, python):
-    """In a process of its own, so that ours is the first import, and with plain onnxruntime's answer as the control."""
+    """In its own process, so that ours is the first import, with plain onnxruntime's result as the control."""
     python(
         f"""
 import warnings
@@ -208,10 +208,9 @@ print(*sorted(set(sys.modules) - before))
 
 @pytest.mark.wall_clock
 def test_importing_it_costs_what_importing_onnxruntime_costs(tmp_path):
-    """Within 15 % (it is about 3 %). The machine may be busy, so: processor time, in turns, the best of each.
-
-    Both have their byte code: in the test's own folder, whatever PYTHONDONTWRITEBYTECODE says outside. And numpy's
-    OpenBLAS has one thread: others spin for a while after they are made, which is charged to the import that follows.
+    """Within 15 % (it is about 3 %). The machine may be busy, so the best processor time of each is compared,
+    alternating. Both have byte code, in the test's folder, even if PYTHONDONTWRITEBYTECODE is set. numpy's OpenBLAS has
+    one thread: more threads spin for a while after they start, which would be charged to the next import.
     """
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     env |= {"PYTHONPYCACHEPREFIX": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"}

@@ -63,7 +63,8 @@ def test_the_signature_is_the_onnx_s(name):
 
 
 def test_a_compiled_model_alone_tells_its_onnx_s_signature(tmp_path):
-    """No ONNX beside it: dtypes and shapes come from the file, the virtual NPU's numbers from a pattern, said so."""
+    """Without an ONNX beside it, dtypes and shapes come from the file and the virtual NPU's numbers from a pattern,
+    which explain() says."""
     (tmp_path / "only.rknn").write_bytes((MODELS / "tokens_i64.rk3588.rknn").read_bytes())
     with ort.InferenceSession(tmp_path / "only.rknn", provider_options={"device": "virtual:rk3588"}) as session:
         assert [(v.name, v.type, v.shape) for v in session.get_inputs()] == [("ids", "tensor(int64)", [1, 16])]
@@ -96,7 +97,7 @@ def test_a_camera_frame_goes_straight_in():
 
 
 def test_every_image_is_normalized_as_the_converter_was_told():
-    """Five inputs, each with a mean and std of its own; the simulator's answers are the vendor's."""
+    """Five inputs, each with its own mean and std; the expected outputs are from the vendor's simulator."""
     values = np.load(MODELS / "mean_std.rk3562.golden.npz")
     images = ("rgb", "rgba", "gray", "six")
     options = {"input_dtype": dict.fromkeys(images, "uint8"), "layout": dict.fromkeys(images, "nhwc")}
@@ -143,7 +144,7 @@ def test_layout_of_one_input_by_name():
 
 
 def test_float64_inputs_are_cast_where_the_onnx_wants_them(tmp_path):
-    """The runtime cannot be fed doubles: they are cast above it, and the signature stays the ONNX's."""
+    """The runtime does not accept doubles: they are cast before it, and the signature stays the ONNX's."""
     import onnx
     from onnx import TensorProto, helper
 

@@ -43,7 +43,8 @@ asyncio.run(main())
 
 
 def test_an_asyncio_service_that_is_asked_for_too_much(models):
-    """Over real sockets: every answer is the request's own or "busy", nobody waits for long, and it works on after."""
+    """Over real sockets: every request gets its own answer or "busy", none waits long, and the service works
+    afterwards."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("ORT_RKNN_")}
     model = models / "conv_f16.onnx"
     with ort_rknn.InferenceSession(model, provider_options={"device": "virtual:rk3588"}) as session:

@@ -1,4 +1,4 @@
-"""close(): what it releases, what a closed session still answers, and a close() that is interrupted."""
+"""close(): what it releases, which methods still work on a closed session, and an interrupted close()."""
 
 import gc
 import os
@@ -125,7 +125,7 @@ def of_rknnlite():
 
 @pytest.mark.parametrize("make", [of_session, of_submitted, of_ez_face, of_rknnlite])
 def test_an_interrupted_close_is_called_again(npu, make, monkeypatch):
-    """A run holds up close() until a signal's handler raises; the next close() gives everything back."""
+    """close() waits for a run until a signal handler raises; the next close() releases everything."""
     monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
     run, close = make()
     run()

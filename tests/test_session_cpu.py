@@ -1,4 +1,4 @@
-"""Where no NPU is, our session behaves as onnxruntime's own. Plain onnxruntime is the control throughout."""
+"""Without an NPU, our session behaves like onnxruntime's. Plain onnxruntime is always the control."""
 
 import copy
 import gc
@@ -277,7 +277,7 @@ def test_set_providers_that_fails(ort, path):
 
 
 def test_set_providers_does_not_fall_back(ort, path, capfd):
-    """As onnxruntime's: it has no fallback, whatever ``enable_fallback`` says."""
+    """Like onnxruntime's, it has no fallback, even with ``enable_fallback``."""
     session = ort.InferenceSession(path)
     with pytest.raises(RuntimeError, match="Unknown Provider Type"), pytest.warns(UserWarning):
         session.set_providers(["NoSuchExecutionProvider"])

@@ -132,7 +132,7 @@ def test_no_cpu_in_the_session_config(path, arguments):
 
 
 def test_no_cpu_in_the_session_config_when_nobody_asked(path):
-    """Then it is onnxruntime's to judge, in whose words the CPU provider is not a fallback when it is all there is."""
+    """Then onnxruntime decides; for it the CPU provider is not a fallback if it is the only provider."""
     options = ort_rknn.SessionOptions()
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     theirs = outcome(lambda: type(onnxruntime.InferenceSession(path, options).get_providers()))

@@ -1,4 +1,4 @@
-"""A session that falls back to the CPU still takes and gives what the options say."""
+"""A session that falls back to the CPU still has the input and output forms that the options ask for."""
 
 import json
 import shutil
@@ -114,7 +114,7 @@ def test_one_mean_with_three_stds_and_the_other_way_round(models):
 
 
 def test_inputs_that_are_asked_for_by_name(models):
-    """A float input without axes for an image is not normalized; others stay as they are."""
+    """A float input without image axes is not normalized; the others are unchanged."""
     path = models / "two_io.onnx"
     given = feed(a=random.integers(0, 9, (1, 16, 16, 3), np.uint8), b=random.integers(0, 9, (1, 16), np.int32))
     session = made(path, layout={"a": "nhwc"}, input_dtype={"a": "uint8", "b": "int32"})
@@ -126,7 +126,7 @@ def test_inputs_that_are_asked_for_by_name(models):
 
 
 def test_tokens_and_masks(models):
-    """Integers stay integers: no mean is needed for an input that the ONNX takes as such."""
+    """Integers stay integers: an input that the ONNX takes as integers needs no mean."""
     ids = np.arange(16).reshape(1, 16)
     session = made(models / "tokens_i64.onnx", input_dtype="int32", output_dtype="float32")
     features, label = session.run(None, {"ids": ids.astype(np.int32)})
@@ -285,7 +285,7 @@ def test_where_no_provider_can_be_registered(image, monkeypatch):
 
 
 def test_where_the_twin_is_for_another_soc(image, monkeypatch, npu, tmp_path):
-    """There is an NPU, but what lies there does not fit it."""
+    """There is an NPU, but the twin does not fit it."""
     shutil.copy(image, tmp_path / "m.onnx")
     shutil.copy(image.with_name("mean_std.rk3562.rknn"), tmp_path / "m.rknn")
     rknn = image.with_name("image_u8.rk3588.rknn").read_bytes()
@@ -367,7 +367,7 @@ def test_an_input_that_is_an_output(tmp_path):
 
 
 def test_models_that_are_not_read(tmp_path, image):
-    """onnxruntime's own words where it does not read them either."""
+    """onnxruntime's own message if onnxruntime cannot read them either."""
     (tmp_path / "m.onnx").write_bytes(image.read_bytes()[:100])
     with pytest.raises(state.InvalidProtobuf):
         ort_rknn.InferenceSession(tmp_path / "m.onnx", provider_options=AS_PIXELS)
@@ -410,7 +410,7 @@ def test_other_dtypes_of_the_onnx(tmp_path, image):
 
 
 def big(tmp_path, **how):
-    """y = x @ w, w 16 x 16 in a file of its own."""
+    """y = x @ w, w 16 x 16 in an external file."""
     w = numpy_helper.from_array(random.standard_normal((16, 16), np.float32), "w")
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [value("x", [1, 16])], [value("y", [1, 16])], [w]
@@ -524,7 +524,7 @@ def test_profile_and_optimized_model(image, tmp_path):
 
 
 def test_switched_off(image, monkeypatch):
-    """Nothing of ours: the options are not heeded, and the ONNX's own signature holds."""
+    """Plain onnxruntime: the options are ignored, and the session has the ONNX's signature."""
     monkeypatch.setenv("ORT_RKNN_DISABLE", "1")
     session = ort_rknn.InferenceSession(image, provider_options=AS_PIXELS)
     assert session.get_inputs()[0].type == "tensor(float)"

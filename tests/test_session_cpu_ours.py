@@ -1,4 +1,4 @@
-"""What our session has besides onnxruntime's, where no NPU is: close, with, explain and properties of its own."""
+"""What our session adds to onnxruntime's, without an NPU: close, with, explain and some properties."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Where no NPU is, our session refuses, warns and prints as onnxruntime's own does: to the word."""
+"""Without an NPU, our session's errors, warnings and output are exactly onnxruntime's."""
 
 import io
 import warnings

@@ -1,4 +1,4 @@
-"""Model files that a session is given: told by what is in them, and refused in words that help."""
+"""Model files given to a session: recognized by content, and rejected with helpful messages."""
 
 import shutil
 

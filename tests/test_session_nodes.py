@@ -1,4 +1,4 @@
-"""Our session on a model that holds EPContext nodes: what it falls back on, what it tells, how it ends."""
+"""Our session on a model with EPContext nodes: its fallback, what it reports, and closing."""
 
 import atexit
 import shutil
@@ -23,7 +23,8 @@ device = pytest.fixture(emptied_rk3588)
 
 @pytest.fixture
 def write(models, tmp_path):
-    """Writes ``conv_f16_ctx.onnx``: one node, whose compiled model is a file beside it; and its original, if wanted."""
+    """Writes ``conv_f16_ctx.onnx``: one node, whose compiled model is a file beside it; optionally also the original
+    ONNX."""
 
     def write(rknn="conv_f16.rk3588.rknn", *, name="conv_f16_ctx.onnx", embed=False, original=True, **attributes):
         shutil.copy(models / "conv_f16.rk3588.rknn", tmp_path)

@@ -1,4 +1,4 @@
-"""A session on the (virtual) NPU is onnxruntime's own: what programs rely on holds there too."""
+"""A session on the (virtual) NPU is onnxruntime's own: it has the behavior that programs rely on."""
 
 import subprocess
 import sys
@@ -117,7 +117,7 @@ def test_the_session_options_of_the_user_stay_as_they_are(npu, tmp_path):
 
 @pytest.mark.parametrize("as_bytes", [False, True])
 def test_asking_for_a_context_model_is_no_error(npu, folder, as_bytes):
-    """It is written where there is a compiled model; a stand-in for a model in memory is none."""
+    """It is written if there is a compiled model; a stand-in for a model in memory is not one."""
     options = ort.SessionOptions()
     options.add_session_config_entry("ep.context_enable", "1")
     before = sorted(folder.iterdir())

@@ -1,4 +1,4 @@
-"""Which core of the (virtual) NPU takes which run, and what cores share."""
+"""Which core of the (virtual) NPU executes which run, and what cores share."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +73,7 @@ def test_onnxruntime_s_run_async_uses_the_cores(npu):
 
 @pytest.mark.wall_clock
 def test_the_first_idle_core_takes_the_next_run(npu):
-    """schedule="auto": a slow core takes less, the others its share."""
+    """schedule="auto": a slow core takes fewer runs, the others more."""
     npu.run_time_us = 5000
     npu.core_factor(0, 4.0)
     with session(schedule="auto") as made, ThreadPoolExecutor(3) as pool:

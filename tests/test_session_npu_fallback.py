@@ -22,7 +22,7 @@ folder = pytest.fixture(folder_with_twin)
 
 
 def session(model=MODELS / "conv_f16.onnx", **options):
-    """As that of virtual_sessions, but of this file: a warning points at who makes the session."""
+    """Like that of virtual_sessions, but in this file: a warning points at the file that creates the session."""
     return ort.InferenceSession(model, provider_options={**VIRTUAL, **options})
 
 
@@ -51,7 +51,7 @@ def _stale(folder, twin):
     onnx.save(other, folder / "conv_f16.onnx")
 
 
-#: What may be wrong with a twin: how it comes about, and what the reason says.
+#: What may be wrong with a twin: how to produce it, and the expected reason.
 BAD_TWINS = {
     "for another SoC": (lambda _, twin: shutil.copy(MODELS / "conv_f16.rk3566.rknn", twin), "compiled for rk3566"),
     "stale": (_stale, "stale"),
@@ -79,7 +79,7 @@ BAD_TWINS = {
 
 @pytest.mark.parametrize("kind", BAD_TWINS)
 def test_a_bad_twin_is_rejected_with_its_reason_as_on_a_board(npu, folder, kind, monkeypatch):
-    """No stand-in takes its place: on a board the session would fall back, and a strict one fail."""
+    """No stand-in replaces it: on a board the session would fall back, and a strict one would fail."""
     if kind == "closed to this user" and os.geteuid() == 0:
         pytest.skip("root may read every file")
     spoil, reason = BAD_TWINS[kind]
@@ -113,7 +113,7 @@ def test_a_compiled_model_that_only_the_runtime_can_refuse(npu, folder):
 
 @pytest.fixture
 def free_dims(tmp_path):
-    """An ONNX that no stand-in can be made of."""
+    """An ONNX for which no stand-in can be built."""
     shutil.copy(MODELS / "dynamic.onnx", tmp_path / "free.onnx")
     return tmp_path / "free.onnx"
 
@@ -205,7 +205,7 @@ def test_a_model_that_cannot_be_read_is_onnxruntime_s_error_not_a_warning(npu, t
 
 
 def test_a_toolkit_newer_than_the_runtime_is_worth_a_note(npu, tmp_path):
-    """Told by explain() in a process of its own: the virtual runtime's version is read when it is loaded."""
+    """Reported by explain(); in its own process, because the virtual runtime's version is read when it is loaded."""
     code = "import ort_rknn, sys; print(ort_rknn.InferenceSession(sys.argv[1]).explain())"
     environment = {**os.environ, "ORT_RKNN_DEVICE": "virtual:rk3588", "RKNN_VIRTUAL_VERSION": "2.3.0"}
     command = [sys.executable, "-c", code, str(MODELS / "conv_f16.onnx")]

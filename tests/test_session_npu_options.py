@@ -37,7 +37,7 @@ def test_providers_in_every_spelling(npu, arguments):
 
 
 def test_the_order_of_providers_is_law_and_the_cpu_first_takes_every_node(npu, monkeypatch):
-    """As in onnxruntime. It may be a mistake, so it is a warning. A compiled model is for the NPU all the same."""
+    """As in onnxruntime. It may be a mistake, so there is a warning. A compiled model still runs on the NPU."""
     providers = ["CPUExecutionProvider", ("RKNNExecutionProvider", VIRTUAL)]
     with pytest.warns(
         ort.FallbackWarning, match="CPUExecutionProvider was named before .* Name the NPU's provider first"

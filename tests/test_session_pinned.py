@@ -1,4 +1,5 @@
-"""A session does not need its files any more: deleted, replaced, or relative before a chdir, it keeps its model."""
+"""A session does not need its files after creation: it keeps its model if they are deleted or replaced, or were
+relative before a chdir."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ NPU, CPU = "RKNNExecutionProvider", "CPUExecutionProvider"
 
 
 def descriptors() -> list[str]:
-    """What is open, as paths."""
+    """The paths of the open descriptors."""
     out = []
     for number in os.listdir("/proc/self/fd"):
         try:
@@ -88,7 +89,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("after", [gone, replaced, left])
 @pytest.mark.parametrize("external", [False, True], ids=["one file", "external data"])
 def test_a_shape_that_was_not_compiled(folder, external, after):
-    """The CPU twin is made at the first call that needs it."""
+    """The CPU session is created at the first call that needs it."""
     put(folder, external=external)
     with ort.InferenceSession("m.onnx", provider_options={**VIRTUAL, "on_missing_shape": "cpu"}) as session:
         after(folder)
@@ -100,7 +101,7 @@ def test_a_shape_that_was_not_compiled(folder, external, after):
 
 @pytest.mark.parametrize("after", [gone, replaced])
 def test_external_data_of_a_model_in_memory(folder, after):
-    """It lies in a folder that the SessionOptions name."""
+    """It is in a folder that the SessionOptions name."""
     path = put(folder, external=True)
     shutil.copy(folder / "m.rknn", folder.parent / "m.rknn")
     so = ort.SessionOptions()
@@ -134,7 +135,7 @@ def test_a_model_that_is_rewritten_in_place_is_an_error(folder, name):
 @pytest.mark.parametrize("after", [gone, replaced, left])
 @pytest.mark.parametrize("external", [False, True], ids=["one file", "external data"])
 def test_other_providers_later(folder, external, after):
-    """To the CPU, back, and to other options: the session still has the model that it was made from."""
+    """To the CPU, back, and to other options: the session still has the model that it was created with."""
     put(folder, external=external)
     data = feed(1, 3, 32, 32)
     with ort.InferenceSession("m.onnx", provider_options=VIRTUAL) as session:
@@ -274,7 +275,7 @@ def test_an_ep_context_model_and_its_side_file(folder):
 
 
 def test_external_data_in_many_files(folder):
-    """Of more files than may well be held open it is known what they were."""
+    """Files are too many to keep open, but changes to them are still detected."""
     path = put(folder)
     names = [f"weight{i}" for i in range(40)]
     for name in names:

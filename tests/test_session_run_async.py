@@ -23,7 +23,7 @@ ONNX = MODELS / "conv_f16.onnx"
 
 
 def threads():
-    """All of this process, C's too, once those that were told to end are gone."""
+    """All threads of this process, C threads included, after those that were asked to end have ended."""
     gc.collect()
     before = -1
     for _ in range(100):

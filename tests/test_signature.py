@@ -1,4 +1,4 @@
-"""What the caller feeds and gets, matched with the compiled model."""
+"""The caller's inputs and outputs, matched with the compiled model's."""
 
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -105,13 +105,13 @@ def test_ports_are_matched_by_name():
 
 
 class NoEvidence:
-    """An ONNX whose declarations have to do."""
+    """An ONNX with nothing to go by but its declarations."""
 
     is_origin = False
 
 
 def test_foreign_names_are_matched_by_shape_or_not_at_all():
-    """With an ONNX, place says nothing: two outputs of one shape under other names cannot be told apart."""
+    """With an ONNX, positions prove nothing: two outputs of one shape under other names cannot be distinguished."""
     inputs, outputs = [info("a", (1, 2)), info("b", (1, 3))], [info("p", (1, 4)), info("q", (1, 5))]
 
     def by_shape(*declared_out):

@@ -149,7 +149,7 @@ def test_a_stand_in_is_cut_where_its_samples_are_independent(npu, tmp_path):
 
 
 def test_a_whole_run_is_a_run_of_the_npu(npu, tmp_path):
-    """Modelled time, cores in turn, faults, counters, one context for each."""
+    """Simulated time, cores in rotation, faults, counters, one context for each."""
     path = flattened(tmp_path)
     feed = {"x": np.zeros((2, 3, 4), np.float32)}
     npu.run_time_us = 20_000
@@ -218,7 +218,7 @@ def strict(so=None):
 
 
 def test_what_onnxruntime_does_not_take_is_told_when_the_session_is_made(npu, tmp_path):
-    """In onnxruntime's words, as an error of a strict session, and on the CPU as onnxruntime's own."""
+    """In onnxruntime's words, as an error in a strict session, and on the CPU as onnxruntime's own error."""
     nodes = [helper.make_node("Mystery", ["x"], ["y"], domain="my.own")]
     path = save(tmp_path, nodes, [value("x", FLOAT, [1, 4])], [value("y", FLOAT, [1, 4])], domains=["my.own"])
     with pytest.raises(Exception) as theirs:
@@ -316,7 +316,7 @@ def test_files_may_go_once_the_session_is_made(npu, tmp_path):
 
 
 def test_a_run_that_fails_names_its_cause(npu, tmp_path):
-    """What onnxruntime says of the ONNX is in the exception, not only in a log."""
+    """onnxruntime's message about the ONNX is in the exception, not only in a log."""
     nodes = [helper.make_node("Gather", ["table", "ids"], ["y"])]
     table = constant("table", np.zeros((4, 2)), np.float32)
     path = save(tmp_path, nodes, [value("ids", INT64, [3])], [value("y", FLOAT, [3, 2])], [table])

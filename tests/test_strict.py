@@ -1,4 +1,4 @@
-"""Strict is strict, whichever way a program says what it wants; and what it says wrongly is an error."""
+"""Strict holds, whichever way a program requests the NPU; a wrong spelling is an error."""
 
 import collections
 import json

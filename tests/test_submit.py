@@ -159,7 +159,7 @@ def test_set_providers_disturbs_nobody(npu):
     for caller in callers:
         caller.join()
     made.close()
-    # One that was between onnxruntime and the executor at that moment is told.
+    # A call that was between onnxruntime and the executor at that moment gets an error.
     assert {o for o in outcomes if "providers were changed during this call" not in str(o)} == {(1, 8, 16, 16)}
 
 
@@ -279,7 +279,7 @@ def test_a_full_queue_says_so(npu):
 
 
 def test_wrap_future_waits_for_no_earlier_call(npu):
-    """sequential_callbacks is about callbacks of the program's own."""
+    """sequential_callbacks applies only to callbacks that the program adds."""
     npu.run_time_us = 2_000
     npu.core_factor(0, 300)
     with on_npu() as made:

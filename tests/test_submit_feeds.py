@@ -170,7 +170,7 @@ def test_results_share_nothing_with_buffers(tmp_path, way):
         kept = []
 
         class Keeps(ort.InferenceSession):
-            """A subclass that gives its feed as a result, and keeps it."""
+            """A subclass that returns its feed as the result, and keeps it."""
 
             def run(self, names, feed, options=None):
                 kept.append(feed["x"])
@@ -188,7 +188,8 @@ def test_results_share_nothing_with_buffers(tmp_path, way):
 
 
 def test_inputs_of_other_kinds(tmp_path):
-    """Strings, and values that are none: run() says so, not the copy. What is no feed at all is a TypeError at once."""
+    """Strings are copied. Bad values raise what run() raises; the copy accepts them. A feed that is not a dict is a
+    TypeError at once."""
     s, t = (helper.make_tensor_value_info(n, TensorProto.STRING, [2]) for n in "st")
     graph = helper.make_graph([helper.make_node("Identity", ["s"], ["t"])], "g", [s], [t])
     onnx.save(

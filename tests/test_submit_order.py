@@ -36,7 +36,7 @@ def feeds(count=CALLS):
 
 
 def cores_by_call(npu, since, of_address):
-    """The cores that the runs of each call had, told by the buffers that they read."""
+    """The cores of each call's runs, identified by the buffers that they read."""
     cores, addresses = {}, {}
     for event in npu.events(since):
         if event.kind == "inputs_set":

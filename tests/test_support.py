@@ -1,4 +1,4 @@
-"""Where tests share code: in ``tests/support``, and nowhere else."""
+"""Tests share code in ``tests/support``, and nowhere else."""
 
 import ast
 import re

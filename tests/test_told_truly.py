@@ -1,4 +1,4 @@
-"""What explain(), devices and error messages say is true."""
+"""explain(), devices and error messages are correct."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""``top``: what processes publish of their load, and that what is read of it is taken as input from strangers."""
+"""``top``: what processes publish about their load; published files are treated as untrusted input."""
 
 import contextlib
 import io
@@ -38,13 +38,13 @@ def runtime(tmp_path, monkeypatch):
 
 @pytest.fixture
 def stats():
-    """What a publisher of this test reads."""
+    """The statistics that a publisher of this test reads."""
     return [(1, "virtual:rk3588", ModelStats("net.rknn", {"core 0": CoreStats(contexts=1)}))]
 
 
 @pytest.fixture
 def publish(runtime, stats):
-    """Writes a file of this process, changed as told, and gives its path."""
+    """Writes this process's file with the given changes, and returns its path."""
 
     def write(**changes):
         one = published.Publisher(lambda: stats)
@@ -180,7 +180,7 @@ def test_a_misspelled_switch_is_an_error_and_leaves_nothing_open(monkeypatch):
 
 
 def test_a_forked_child_publishes_for_itself_only(python, runtime):
-    """Not at the fork: with its own first run. The parent's file stays."""
+    """It starts with its first run, not at the fork. The parent's file stays."""
     code = """
 import os, time, threading, numpy as np, ort_rknn
 from pathlib import Path
@@ -218,7 +218,7 @@ assert (place / f"{{parent}}.json").exists() and not (place / f"{{child}}.json")
 
 
 def test_a_session_that_comes_while_the_last_publisher_ends_is_published(runtime, stats):
-    """Whoever sees a publisher at work is seen by it."""
+    """A session that finds a running publisher is published by it."""
     there = []
     for _ in range(30):
         published.begin(lambda: list(there))
@@ -247,7 +247,7 @@ def test_a_session_that_ends_at_once_writes_no_file(runtime, stats, monkeypatch)
 
 
 def test_runs_do_not_wait_for_the_publisher(runtime, stats):
-    """A disk that is full, or a folder that is not private, costs a line in `top` and nothing else."""
+    """A full disk, or a folder that is not private, only costs a line in `top`."""
     runtime.mkdir(mode=0o700)
     runtime.chmod(0o777)
     one = published.Publisher(lambda: stats)
@@ -338,7 +338,7 @@ def test_a_file_of_somebody_else_is_not_read(publish):
 
 
 def test_the_folders_of_all_users(tmp_path):
-    """For root. A folder that does not belong to whom its name says is passed over."""
+    """For root. A folder that does not belong to the user in its name is skipped."""
     uid = os.geteuid()
     names = (f"run/user/{uid}/ort_rknn", f"tmp/ort_rknn-{uid}", f"tmp/ort_rknn-{uid + 1}", "tmp/ort_rknn-x")
     for name in names:
@@ -368,7 +368,7 @@ def test_names_do_not_steer_a_terminal(publish, capsys, monkeypatch):
 
 
 def test_random_files(publish):
-    """Whatever one byte is changed to, there is an answer."""
+    """Any change of one byte is handled."""
     import random
 
     chance = random.Random(5)

@@ -1,4 +1,4 @@
-"""``ort_rknn.trace()``, ``ort-rknn trace`` and ``ort-rknn run --trace``: read back with a reader of this file's own."""
+"""``ort_rknn.trace()``, ``ort-rknn trace`` and ``ort-rknn run --trace``: read back with a reader in this file."""
 
 import os
 import struct
@@ -89,7 +89,7 @@ class Track:
 
 
 def read(path):
-    """The tracks by name, as Perfetto builds them: an end closes what was begun last on its track."""
+    """The tracks by name, as Perfetto builds them: an end closes the last open slice of its track."""
     tracks, last = {}, 0
     for packet in map(message, message(path.read_bytes())[1]):
         assert packet[10] == [1]  # one sequence
@@ -243,7 +243,7 @@ def test_a_run_that_is_tried_again_is_there_twice(npu, tmp_path):
 
 
 def test_a_submitted_run_that_fails_is_marked_too(npu, tmp_path):
-    """Through ``submit``, where another thread runs it than the one that called."""
+    """Through ``submit``, which runs it on another thread than the caller's."""
     npu.fault("rknn_outputs_get", -1, times=1)
     with session(schedule="0", retries=0) as s, ort.trace(tmp_path / "t") as recorder:
         calls = [s.submit(None, {"x": X}) for _ in range(3)]
@@ -434,7 +434,7 @@ print(so.enable_profiling, so.profile_file_prefix, left.get_providers())
 
 
 def test_the_nodes_that_a_program_runs_on_the_cpu_are_there(tmp_path):
-    """Of a session that was closed, one that was dropped and one that lives on; one has a profile of its own."""
+    """Of a closed session, a dropped one and a live one; one of them also profiles."""
     value = onnx.helper.make_tensor_value_info
     sides = [value(name, onnx.TensorProto.FLOAT, [512, 512]) for name in "xy"]
     product = onnx.helper.make_node("MatMul", ["x", "x"], ["y"], name="product")

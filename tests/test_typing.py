@@ -1,4 +1,4 @@
-"""The names that type checkers know are those that are there."""
+"""The names that type checkers know are those that exist."""
 
 import ast
 import inspect
@@ -33,7 +33,7 @@ def declared():
 
 
 def there():
-    """onnxruntime's public names, but for modules: which of its own are there depends on who imported them."""
+    """onnxruntime's public names without modules: which of its submodules are there depends on what was imported."""
     return {n for n, v in vars(onnxruntime).items() if not n.startswith("_") and not isinstance(v, types.ModuleType)}
 
 
