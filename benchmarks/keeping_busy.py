@@ -9,9 +9,8 @@ import itertools
 import random
 import statistics
 import sys
-import time
 
-from measure import SOC, Verdict, arguments
+from measure import SOC, Verdict, arguments, taken_per_second
 from scaling import feed_of, session_on
 
 BAR = 0.95
@@ -42,12 +41,7 @@ def rate(session, feeds, seconds):
     results = session.map(feeds)
     for _ in range(100):
         next(results)
-    start, count = time.perf_counter(), 0
-    while (took := time.perf_counter() - start) < seconds:
-        next(results)
-        count += 1
-    results.close()
-    return count / took
+    return taken_per_second(results, seconds)
 
 
 def main():

@@ -10,7 +10,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,16 @@ SOC = "rk3588"
 
 # So that a checkout need not be installed.
 sys.path[:0] = [str(ROOT), str(ROOT / "adapters"), str(ROOT / "compat")]
+
+
+def taken_per_second(results: Generator[object, None, None], seconds: float) -> float:
+    """Results per second of a generator, which is closed afterwards."""
+    start, count = time.perf_counter(), 0
+    while (took := time.perf_counter() - start) < seconds:
+        next(results)
+        count += 1
+    results.close()
+    return count / took
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ our map().
 
 import itertools
 import sys
-import time
 
-from measure import Verdict, arguments
+from measure import Verdict, arguments, taken_per_second
 from peer_pairing import CONV, both, in_turns, ones, session_of_ours, throughput
 
 BAR = 0.97
@@ -32,12 +31,7 @@ def mapped(session, feed, seconds):
     results = session.map(itertools.repeat(feed), depth=DEPTH + 1)
     for _ in range(3 * DEPTH):
         next(results)
-    start, count = time.perf_counter(), 0
-    while (took := time.perf_counter() - start) < seconds:
-        next(results)
-        count += 1
-    results.close()
-    return count / took
+    return taken_per_second(results, seconds)
 
 
 def main():

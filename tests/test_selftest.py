@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from support.command_json import validate
+from support.virtual_sessions import reset_rk3588
 
 import ort_rknn
 from ort_rknn._cli.main import main
 from ort_rknn._selftest.checks import CHECKS
 from ort_rknn._selftest.selftest import selftest
 from ort_rknn._selftest.subject import MODELS
-from ort_rknn_virtual.control import virtual_npu
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,12 +24,7 @@ def ours_only(monkeypatch):
     monkeypatch.setenv("ORT_RKNN_NO_PLUGINS", "1")
 
 
-@pytest.fixture
-def npu():
-    npu = virtual_npu("rk3588")
-    npu.reset()
-    yield npu
-    npu.reset()
+npu = pytest.fixture(reset_rk3588)
 
 
 def lines(found):

@@ -12,22 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+from support.virtual_sessions import reset_rk3588
 
 import ort_rknn as ort
 from ort_rknn._concurrency.pipeline import Pipeline
 from ort_rknn._concurrency.submitter import Ended, Submitter
-from ort_rknn_virtual.control import virtual_npu
 
 MODEL = Path(__file__).parent / "models" / "conv_f16.onnx"
 FEEDS = [{"x": np.full((1, 3, 32, 32), k / 8, np.float32)} for k in range(12)]
 
 
-@pytest.fixture
-def npu():
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    device.reset()
+npu = pytest.fixture(reset_rk3588)
 
 
 @pytest.fixture(params=["npu", "cpu"])

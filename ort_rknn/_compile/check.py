@@ -22,7 +22,7 @@ from .layers import LayerError
 from .measure import Reference, compare, compiled_names, simulate_parts, spread
 from .observe import Observed, observe, random_feeds
 from .partition import GraphPart
-from .parts import BuiltPart
+from .parts import BuiltPart, PartsJob
 from .prepare import prepare
 from .recipe import Recipe
 from .record import BuildRecord, RecordError
@@ -108,7 +108,8 @@ def on_simulator(
             return with_shapes(plain, record.shape_sets, record.batch) if record.whole else plain
 
         with Converter(toolkit, log) as converter:
-            recipe = Recipe(converter, source.path, record.shapes, record.target, spec, learned, progress, whole.path)
+            job = PartsJob(converter, source.path, record.shapes, record.target, spec, progress)
+            recipe = Recipe(job, learned, whole.path)
             made, reference = recipe.build(plan, [fed.feed(index) for index in indices[:2]])
             progress(f"{len(indices)} samples on the simulator")
             outputs = simulate_parts(converter, made.built, reference, fed, indices)

@@ -262,8 +262,8 @@ class _Job:
         part = Part(str(placed), built.file.size, built.log.layers, read_rknn(placed))
         return Compiled(target, str(placed), (part,), time.monotonic() - started)
 
-    def _in_parts(self, target: str, refusal: ConversionError, started: float) -> Compiled:
-        job = PartsJob(
+    def _job(self, target: str) -> PartsJob:
+        return PartsJob(
             self.converter,
             self.source.path,
             self.shapes.sets[0],
@@ -271,20 +271,13 @@ class _Job:
             lambda path, part, observed: self._part_spec(path, part, observed, target),
             self.progress,
         )
-        made = build_in_parts(job, first=refusal)
+
+    def _in_parts(self, target: str, refusal: ConversionError, started: float) -> Compiled:
+        made = build_in_parts(self._job(target), first=refusal)
         return self._placed(made, target, CutPlan("in parts"), str(refusal), started)
 
     def _int8(self, target: str, samples: Samples, started: float) -> Compiled:
-        recipe = Recipe(
-            self.converter,
-            self.source.path,
-            self.shapes.sets[0],
-            target,
-            lambda path, part, observed: self._part_spec(path, part, observed, target),
-            samples,
-            self.progress,
-            self.whole.path,
-        )
+        recipe = Recipe(self._job(target), samples, self.whole.path)
         if self.refusal is not None:
             self._allow_parts(self.refusal)
         only_whole = bool(self._only_whole)

@@ -121,14 +121,14 @@ class Search:
 
     @property
     def _name(self) -> str:
-        return os.path.basename(self.recipe.path)
+        return os.path.basename(self.recipe.job.path)
 
     def _say(self, text: str) -> None:
-        self.recipe.progress(text)
+        self.recipe.job.progress(text)
 
     def _plans(self) -> list[CutPlan]:
-        model = load_graph(self.recipe.path)
-        observed = observe(model, os.path.dirname(self.recipe.path), [self.samples.feed(0)])
+        model = load_graph(self.recipe.job.path)
+        observed = observe(model, os.path.dirname(self.recipe.job.path), [self.samples.feed(0)])
         found = plans(model, observed, whole=self.refusal is None)
         if not self.only_whole:
             return found
@@ -154,7 +154,7 @@ class Search:
         feeds = [self.samples.feed(index) for index in spread(self.samples.count, 2)]
         made, reference = self.recipe.build(plan, feeds, self.refusal)
         indices = spread(self.samples.count, _JUDGED)
-        outputs = simulate_parts(self.recipe.converter, made.built, reference, self.samples, indices)
+        outputs = simulate_parts(self.recipe.job.converter, made.built, reference, self.samples, indices)
         found = compare(reference, self.samples, indices, outputs)
         return Int8Attempt(plan, tuple(found), quantized_share(made), made, time.monotonic() - started, self.accuracy)
 

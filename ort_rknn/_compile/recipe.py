@@ -12,7 +12,7 @@ import onnx
 from ..files import read_onnx
 from ..files.left_out import Disagreement, left_out
 from .calibration import Samples
-from .converter import BuildSpec, Built, ConversionError, Converter
+from .converter import BuildSpec, Built, ConversionError
 from .cuts import CutPlan
 from .graph import load_graph
 from .measure import Reference, calibration_list
@@ -25,18 +25,12 @@ from .parts import BuiltPart, InParts, PartsJob, build_in_parts
 class Recipe:
     """What all builds have in common."""
 
-    converter: Converter
-    path: str
-    """Of the prepared ONNX, of whose graph parts are made."""
-    shapes: Mapping[str, tuple[int, ...]]
-    target: str
-    spec: Callable[[str, GraphPart, Observed], BuildSpec]
-    """The build settings of a part, given the path of its ONNX, without those for int8."""
+    job: PartsJob
+    """The prepared ONNX, and build settings without those for int8."""
     samples: Samples | None = None
     """Quantize with these; None: float16."""
-    progress: Callable[[str], None] = lambda text: None
     whole: str = ""
-    """The path of what the toolkit gets as a whole; "": ``path``."""
+    """The path of what the toolkit gets as a whole; "": that of ``job``."""
 
     def build(
         self, plan: CutPlan, feeds: Sequence[Mapping[str, Array]], refusal: ConversionError | None = None
@@ -45,19 +39,19 @@ class Recipe:
 
         Raises ConversionError if nothing of it can be compiled.
         """
-        model = load_graph(self.path)
+        job = self.job
+        model = load_graph(job.path)
         references: list[Reference] = []
 
         def complete(place: str, part: GraphPart, observed: Observed) -> BuildSpec:
             if not references:
-                references.append(Reference(model, os.path.dirname(self.path), observed))
-            return self._quantized(self.spec(place, part, observed), plan, part, references[0], place)
+                references.append(Reference(model, os.path.dirname(job.path), observed))
+            return self._quantized(job.spec(place, part, observed), plan, part, references[0], place)
 
         if plan.whole:
             made = self._whole(model, feeds, complete)
         else:
-            job = PartsJob(self.converter, self.path, self.shapes, self.target, complete, self.progress)
-            made = build_in_parts(job, first=refusal, keep=plan.on_cpu, feeds=feeds)
+            made = build_in_parts(replace(job, spec=complete), first=refusal, keep=plan.on_cpu, feeds=feeds)
         return made, references[0]
 
     def _quantized(
@@ -78,12 +72,12 @@ class Recipe:
         feeds: Sequence[Mapping[str, Array]],
         spec: Callable[[str, GraphPart, Observed], BuildSpec],
     ) -> InParts:
-        path = self.whole or self.path
-        observed = observe(model, os.path.dirname(self.path), feeds)
+        converter, path = self.job.converter, self.whole or self.job.path
+        observed = observe(model, os.path.dirname(self.job.path), feeds)
         part = GraphPart(list(range(len(model.graph.node))), list(feeds[0]), [v.name for v in model.graph.output])
-        how = replace(spec(os.path.join(self.converter.folder, "whole.onnx"), part, observed), model=path)
-        built = self.converter.build(how)
-        refuse_left_out(built, path, self.converter.log)
+        how = replace(spec(os.path.join(converter.folder, "whole.onnx"), part, observed), model=path)
+        built = converter.build(how)
+        refuse_left_out(built, path, converter.log)
         return InParts(model, observed, Partition((part,), {}), (BuiltPart(part, built, how),))
 
 

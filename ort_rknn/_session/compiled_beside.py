@@ -49,6 +49,10 @@ def parts_beside(onnx: str) -> Iterator[tuple[str, RknnFile]]:
                     continue
 
 
+#: The answers of the compiled models about one port, each with the label of the first model that gives it.
+_Said = dict[Any, tuple[str, RknnTensor | None]]
+
+
 class CompiledModels:
     """The compiled models of the ONNX, whether or not they can run here."""
 
@@ -77,7 +81,7 @@ class CompiledModels:
 
         Raises OptionError if none of them records mean and std, or if they differ.
         """
-        said: dict[Any, tuple[str, RknnTensor | None]] = {}
+        said: _Said = {}
         for label, file in self._known():
             tensor = _tensor(file.inputs, self._names[0], name)
             if tensor is None and (file.encrypted or not file.inputs):
@@ -89,20 +93,22 @@ class CompiledModels:
         for label, tensor in self._of_parts(name):
             norm = normalization_of(tensor)
             said.setdefault((norm.mean, norm.std) if norm is not None else None, (label, tensor))
-        if len(said) == 1:
-            ((label, tensor),) = said.values()
-            norm = normalization_of(tensor) if tensor is not None else None
-            if norm is not None:
-                mean, std = list(norm.mean), list(norm.std)
-                self.notes.append(f"input {name!r}: mean {mean} and std {std} as {label} says")
-            return tensor
-        asked = f"provider option input_dtype={dtype!r}: this session runs on the CPU, where input {name!r} is float"
-        if said:
-            others = " and ".join(label for label, _ in said.values())
-            raise OptionError(f"{asked}, and {others} differ in its mean and std; name one with rknn_model")
-        raise OptionError(
-            f"{asked}, and no compiled model tells the mean and std that make it of integers ({self._looked()}); put "
-            "the .rknn beside the ONNX, name it with rknn_model, or leave the option out and feed what the ONNX takes"
+
+        def conversion(tensor: RknnTensor) -> str | None:
+            norm = normalization_of(tensor)
+            return None if norm is None else f"mean {list(norm.mean)} and std {list(norm.std)}"
+
+        asked = (
+            f"provider option input_dtype={dtype!r}: this session runs on the CPU, where input {name!r} is float, and "
+        )
+        return self._agreed(
+            said,
+            f"input {name!r}",
+            conversion,
+            asked=asked,
+            differ="differ in its mean and std",
+            missing="the mean and std that make it of integers",
+            instead=" and feed what the ONNX takes",
         )
 
     def _of_parts(self, name: str) -> Iterator[tuple[str, RknnTensor]]:
@@ -130,7 +136,7 @@ class CompiledModels:
     def _stored(
         self, what: str, name: str, tensor_of: Callable[[RknnFile, str], RknnTensor | None]
     ) -> RknnTensor | None:
-        said: dict[Any, tuple[str, RknnTensor | None]] = {}
+        said: _Said = {}
         for label, file in self._known():
             try:
                 tensor = tensor_of(file, name)
@@ -141,20 +147,45 @@ class CompiledModels:
                 said.setdefault(None, (label, None))
             elif tensor.runtime_dtype is not None:
                 said.setdefault((tensor.runtime_dtype, tensor.quantization), (label, tensor))
+
+        def conversion(tensor: RknnTensor) -> str | None:
+            how = tensor.quantization
+            return None if how is None else f"scale {how.scale:g} and zero point {how.zero_point}"
+
+        return self._agreed(
+            said,
+            f"{what} {name!r}",
+            conversion,
+            asked=f"provider option {what}_dtype='native': this session runs on the CPU, and of {what} {name!r} ",
+            differ="tell different types",
+            missing="the type",
+        )
+
+    def _agreed(
+        self,
+        said: _Said,
+        port: str,
+        conversion: Callable[[RknnTensor], str | None],
+        *,
+        asked: str,
+        differ: str,
+        missing: str,
+        instead: str = "",
+    ) -> RknnTensor | None:
+        """The only answer of the compiled models, with a note of the ``conversion`` of ``port``. Raises OptionError,
+        whose text begins with ``asked``, if their answers ``differ``, and if all of them are ``missing`` it."""
         if len(said) == 1:
             ((label, tensor),) = said.values()
-            how = tensor.quantization if tensor is not None else None
-            if how is not None:
-                told = f"scale {how.scale:g} and zero point {how.zero_point}"
-                self.notes.append(f"{what} {name!r}: {told} as {label} says")
+            found = conversion(tensor) if tensor is not None else None
+            if found is not None:
+                self.notes.append(f"{port}: {found} as {label} says")
             return tensor
-        asked = f"provider option {what}_dtype='native': this session runs on the CPU, and of {what} {name!r} "
         if said:
             others = " and ".join(label for label, _ in said.values())
-            raise OptionError(f"{asked}{others} tell different types; name one with rknn_model")
+            raise OptionError(f"{asked}{others} {differ}; name one with rknn_model")
         raise OptionError(
-            f"{asked}no compiled model tells the type ({self._looked()}); put the .rknn beside the ONNX, name it with "
-            "rknn_model, or leave the option out"
+            f"{asked}no compiled model tells {missing} ({self._looked()}); put the .rknn beside the ONNX, name it with "
+            f"rknn_model, or leave the option out{instead}"
         )
 
     def _input(self, file: RknnFile, name: str) -> RknnTensor | None:

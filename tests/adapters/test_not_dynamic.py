@@ -1,19 +1,14 @@
 """Only the answers of a static model make a model static; every other error of a query is an error of the load."""
 
 import pytest
+from support.virtual_sessions import reset_rk3588
 
 import ort_rknn
-from ort_rknn_virtual.control import virtual_npu
 
 OPTIONS = {"device": "virtual:rk3588"}
 
 
-@pytest.fixture
-def npu():
-    npu = virtual_npu("rk3588")
-    npu.reset()
-    yield npu
-    npu.reset()
+npu = pytest.fixture(reset_rk3588)
 
 
 @pytest.mark.parametrize("model", ["conv_f16", "dynamic"])

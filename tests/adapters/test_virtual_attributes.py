@@ -5,20 +5,26 @@ import json
 
 import numpy as np
 import pytest
-from support.virtual_runtime import DTYPES, MODELS, NC1HWC2, NCHW, NHWC, UNDEFINED, Attr, InitExtend, Range, Runtime
+from support.virtual_runtime import (
+    DTYPES,
+    MODELS,
+    NC1HWC2,
+    NCHW,
+    NHWC,
+    UNDEFINED,
+    Attr,
+    InitExtend,
+    Range,
+    Runtime,
+    fresh_runtime,
+)
 
 from ort_rknn_virtual.control import VirtualNpu
 
 MANIFEST = json.loads((MODELS / "MANIFEST.json").read_text())
 
 
-@pytest.fixture
-def rt():
-    npu = VirtualNpu("rk3588")
-    npu.reset()
-    yield Runtime()
-    left = npu.counters()
-    assert (left.contexts, left.models, left.weight_bytes, left.mems, left.outputs) == (0, 0, 0, 0, 0)
+rt = pytest.fixture(fresh_runtime)
 
 
 def _models():

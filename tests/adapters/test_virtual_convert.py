@@ -15,6 +15,7 @@ from support.virtual_runtime import (
     Output,
     Runtime,
     Tap,
+    fresh_runtime,
     pattern,
     quantize,
 )
@@ -23,14 +24,7 @@ from ort_rknn_virtual._abi import COMPUTE
 from ort_rknn_virtual._standin import stand_in
 from ort_rknn_virtual.control import VirtualNpu
 
-
-@pytest.fixture
-def rt():
-    npu = VirtualNpu("rk3588")
-    npu.reset()
-    yield Runtime()
-    left = npu.counters()
-    assert (left.contexts, left.models, left.weight_bytes, left.mems, left.outputs) == (0, 0, 0, 0, 0)
+rt = pytest.fixture(fresh_runtime)
 
 
 @pytest.fixture

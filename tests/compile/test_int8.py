@@ -96,12 +96,12 @@ class Told(int8.Search):
     def __init__(self, path, shares, budget=10.0, seconds=1.0, **given):
         self.told, self.tried, self.took = shares, [], seconds
 
-        class Recipe:
+        class Job:
             progress = staticmethod(lambda text: None)
 
-        Recipe.path = str(path)
+        Job.path = str(path)
         samples = type("Samples", (), {"feed": lambda self, index: random_feeds(onnx.load(path), SHAPES)})()
-        super().__init__(Recipe, samples, 0.99, budget, **given)
+        super().__init__(type("Recipe", (), {"job": Job}), samples, 0.99, budget, **given)
         self.look = looked_at(path)
 
     def _attempt(self, plan):

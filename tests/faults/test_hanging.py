@@ -182,19 +182,6 @@ def test_terminate_during_a_run_gives_the_caller_back(npu, models, hang, schedul
         assert "taken out" not in made.explain()
 
 
-def test_a_run_that_was_terminated_and_hangs_is_found_by_the_next(npu, models, hang):
-    with session(models, schedule="0,1", run_timeout_ms=200) as made:
-        (right,) = made.run(None, {"x": X})
-        hang(2)
-        options = ort.RunOptions()
-        threading.Timer(0.05, lambda: setattr(options, "terminate", True)).start()
-        assert "terminate flag" in str(caught(lambda: made.run(None, {"x": X}, options)))
-        for _ in range(6):
-            np.testing.assert_array_equal(made.run(None, {"x": X})[0], right)
-        assert "core 1 failed and was taken out once; it is out now" in made.explain()
-        hang.open()
-
-
 @pytest.mark.parametrize("schedule", ["0", "0,1,2"])
 def test_the_process_ends_while_a_run_hangs(python, schedule):
     tests = Path(__file__).parents[1]

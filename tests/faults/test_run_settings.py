@@ -120,8 +120,9 @@ def test_terminate_without_a_bound(npu, models, hang, way, schedule):
         np.testing.assert_array_equal(called(made, way, None)[0], right[0])
 
 
-def test_the_core_of_a_run_that_was_terminated_gets_no_runs_until_it_returns(npu, models, hang):
-    with session(models, schedule="0,1") as made:
+@pytest.mark.parametrize("bound", [{}, {"run_timeout_ms": 200}], ids=["no bound", "a bound"])
+def test_the_core_of_a_run_that_was_terminated_gets_no_runs_until_it_returns(npu, models, hang, bound):
+    with session(models, schedule="0,1", **bound) as made:
         (right,) = made.run(None, {"x": X})
         hang(2)
         options = ort.RunOptions()

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.ep_models import conv_in_a_node
 from support.hostile_inputs import at_most, careful, damaged_bytes, damaged_json, slow, texts
 from support.random_graphs import Drawn
 
@@ -20,7 +21,6 @@ from ort_rknn.files import (
     OnnxFileError,
     Origin,
     RknnFileError,
-    ep_context_model,
     judge_twin,
     left_out,
     read_onnx,
@@ -220,17 +220,7 @@ def test_the_proof_takes_little_memory(content):
 @careful
 @given(data=st.data())
 def test_attributes_of_epcontext_nodes(data):
-    model = read_onnx(MODELS / "conv_f16.onnx")
-    good = ep_context_model(
-        model=model,
-        inputs=model.inputs,
-        outputs=model.outputs,
-        source="RKNNExecutionProvider",
-        cache_context=b"conv_f16.rk3588.rknn",
-        node_name="conv",
-        attributes={"hardware_architecture": "rk3588"},
-    )
-    content = data.draw(damaged_onnx(good))
+    content = data.draw(damaged_onnx(conv_in_a_node(attributes={"hardware_architecture": "rk3588"})))
     try:
         nodes = read_onnx(content).ep_context_nodes
     except OnnxFileError as error:

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.ep_models import conv_in_a_node
 from support.virtual_sessions import emptied_rk3588
 
 import ort_rknn
-from ort_rknn.files import ep_context_model, read_onnx
 
 MODELS = Path(__file__).parents[1] / "models"
 X = np.random.default_rng(1).standard_normal((1, 3, 32, 32), dtype=np.float32)
@@ -35,17 +35,7 @@ def folder(tmp_path):
 
 
 def written(folder, change):
-    model = read_onnx(MODELS / "conv_f16.onnx")
-    made = ep_context_model(
-        model=model,
-        inputs=model.inputs,
-        outputs=model.outputs,
-        source="RKNNExecutionProvider",
-        cache_context=b"conv_f16.rk3588.rknn",
-        node_name="conv",
-        embed_mode=0,
-    )
-    proto = onnx.ModelProto.FromString(made)
+    proto = onnx.ModelProto.FromString(conv_in_a_node(embed_mode=0))
     change(proto.graph.node[0])
     (folder / "m_ctx.onnx").write_bytes(proto.SerializeToString())
     return folder / "m_ctx.onnx"

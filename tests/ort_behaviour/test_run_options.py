@@ -8,17 +8,11 @@ import pytest
 from onnx import helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 from support.targets import VIRTUAL, Target, save
+from support.virtual_sessions import reset_rk3588
 
 import ort_rknn
-from ort_rknn_virtual.control import virtual_npu
 
-
-@pytest.fixture
-def npu():
-    device = virtual_npu("rk3588")
-    device.reset()
-    yield device
-    device.reset()
+npu = pytest.fixture(reset_rk3588)
 
 
 def runs(npu):

@@ -1,11 +1,16 @@
 """ONNX models with EPContext nodes, and sessions of the unmodified onnxruntime with our provider."""
 
+from pathlib import Path
+
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
 from ort_rknn._ep.registration import register
 from ort_rknn._ep.support import by_name
+from ort_rknn.files import ep_context_model, read_onnx
+
+MODELS = Path(__file__).parents[1] / "models"
 
 OURS = "RKNNExecutionProvider"
 FLOAT = TensorProto.FLOAT
@@ -71,3 +76,17 @@ def checked(content):
     """The model, checked by onnx's own checker."""
     onnx.checker.check_model(onnx.load_from_string(content))
     return content
+
+
+def conv_in_a_node(**settings):
+    """An ONNX whose one node names ``conv_f16.rk3588.rknn``; ``settings`` as for ``ep_context_model``."""
+    original = read_onnx(MODELS / "conv_f16.onnx")
+    return ep_context_model(
+        model=original,
+        inputs=original.inputs,
+        outputs=original.outputs,
+        source=OURS,
+        cache_context=b"conv_f16.rk3588.rknn",
+        node_name="conv",
+        **settings,
+    )

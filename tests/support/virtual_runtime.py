@@ -7,6 +7,7 @@ import numpy as np
 
 from ort_rknn_virtual import _build
 from ort_rknn_virtual._abi import COMPUTE, declare
+from ort_rknn_virtual.control import VirtualNpu
 
 MODELS = Path(__file__).parents[1] / "models"
 TYPES = {"float32": 0, "float16": 1, "int8": 2, "uint8": 3, "int16": 4, "uint16": 5, "int32": 6, "int64": 8, "bool": 9}
@@ -205,3 +206,12 @@ def pattern(stored, outputs):
             values = u.astype(np.uint8).view(np.int8) if dtype == "int8" else u
         results.append(values.astype(dtype).reshape(shape))
     return results
+
+
+def fresh_runtime():
+    """A fixture: a runtime in which nothing may stay open."""
+    npu = VirtualNpu("rk3588")
+    npu.reset()
+    yield Runtime()
+    left = npu.counters()
+    assert (left.contexts, left.models, left.weight_bytes, left.mems, left.outputs) == (0, 0, 0, 0, 0)

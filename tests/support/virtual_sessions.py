@@ -28,6 +28,14 @@ def virtual_rk3588():
     assert counters.models == 0, counters
 
 
+def reset_rk3588():
+    """A fixture: the virtual RK3588, as new before and after. It checks nothing."""
+    device = virtual_npu("rk3588")
+    device.reset()
+    yield device
+    device.reset()
+
+
 def emptied_rk3588():
     """A fixture: as :func:`virtual_rk3588`, when not even an exception's traceback may hold a session."""
     device = virtual_npu("rk3588")
