@@ -108,7 +108,10 @@ NPU = {
         "a dimension is a number if only one length was compiled; `layout` and `input_dtype` change the result",
     ),
     "get_outputs": ("more", "the same; `output_dtype` changes the type"),
-    "get_overridable_initializers": ("different", "empty: initializers are compiled in"),
+    "get_overridable_initializers": (
+        "different",
+        "empty: initializers are compiled in; under the import swap with policy `prefer` they may be fed",
+    ),
     "get_session_options": ("more", "few threads, without spinning, unless the user set them"),
     "get_provider_graph_assignment_info": ("more", "one `EPContext` node for the whole graph"),
     "end_profiling": (

@@ -145,6 +145,8 @@ def _counters(executors: Sequence[weakref.ref[Executor]]) -> dict[str, dict[str,
         missing = executor.missing_shapes()
         told = {"padded": missing["padded"], "on the CPU": missing["cpu"]}
         of_this = {**executor.counters(), "shapes that were not compiled": told}
+        if fed := executor.fed_runs():
+            of_this["calls that fed an initializer"] = {"on the CPU": fed}
         for what, counts in of_this.items():
             out.setdefault(what, Counter()).update(counts)
     return {what: dict(counts) for what, counts in out.items()}

@@ -193,12 +193,13 @@ class Claims:
         else:
             cache = self._api.attribute(context, "ep_cache_context", ATTR_STRING)
             cache = cache if isinstance(cache, bytes) else b""
-            slots_in = self._api.input_names(context)
+            slots_in = list(self._api.input_names(context))
             slots_out = self._api.output_names(context)
             handed = handoff.take(cache) if cache.startswith(handoff.PREFIX) else None
             # A wrapper declares our own signature, which onnxruntime enforces before it calls a kernel.
             checked = handed is None
             executor = handed or self._open_node(graph, context, cache)
+            del slots_in[len(slots_in) - len(executor.feedable) :]
         try:
             kernel = self._kernel(executor, fused, slots_in, slots_out, checked)
         except BaseException:
@@ -264,7 +265,8 @@ class Claims:
             raise ort_error(INVALID_ARGUMENT, f"{executor.label}: the node lacks the inputs {missing}")
         inputs = tuple(have_in.index(name) if name in have_in else None for name in slots_in)
         outputs = tuple(have_out.index(name) if name in have_out else None for name in slots_out)
-        return Kernel(self._api, executor, inputs, outputs, checked)
+        feedable = tuple((have_in.index(value.name), value) for value in executor.feedable)
+        return Kernel(self._api, executor, inputs, outputs, checked, feedable)
 
     @cached_property
     def _request(self) -> Request:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ctypes import byref, c_int64, c_size_t, c_void_p, memmove
-from typing import Any
+from collections.abc import Sequence
+from ctypes import byref, c_int64, c_size_t, c_void_p, memmove, string_at
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,8 +12,15 @@ from .._errors import FAIL, INVALID_ARGUMENT, ort_error
 from .._executor.calls import Call
 from .._executor.executor import Executor
 from .._tensors import Shape
+from ..adapter.addresses import array_at
+from ..files.feedable import placeholder
 from . import handoff
 from .abi import Api, OrtCallFailed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..files import OnnxValue
 
 #: The number of plans that a kernel caches.
 _KEPT = 128
@@ -26,7 +34,8 @@ class Kernel:
 
     ``inputs`` and ``outputs`` map each port of the executor's signature to the index among the fused node's own (None:
     an input that nothing reads, or an unused output, which the fused node lacks). ``checked``: the inputs come from
-    other nodes, so onnxruntime does not check their shapes against our signature.
+    other nodes, so onnxruntime does not check their shapes against our signature. ``feedable``: initializers that may
+    be fed, each with its index among the fused node's inputs.
     """
 
     def __init__(
@@ -36,6 +45,7 @@ class Kernel:
         inputs: tuple[int | None, ...],
         outputs: tuple[int | None, ...],
         checked: bool,
+        feedable: tuple[tuple[int, OnnxValue], ...] = (),
     ) -> None:
         self.executor = executor
         #: Whether the session is one of ours.
@@ -46,7 +56,10 @@ class Kernel:
         self._get_data = api.GetTensorMutableData
         self._inputs = inputs
         self._outputs = outputs
-        self._static = None if checked else executor.static_call
+        self._feedable = [
+            (index, value.name, value.dtype or "", placeholder(value) or b"") for index, value in feedable
+        ]
+        self._static = None if checked or feedable else executor.static_call
         self._unread = {
             place: np.zeros(executor.signature.sets[0][place], executor.signature.inputs[place].dtype)
             for place, index in enumerate(inputs)
@@ -83,6 +96,9 @@ class Kernel:
                 self._api.ReleaseStatus(status)
                 raise self._missing(len(sources))
             sources.append(cell.value or 0)
+        if self._feedable and (fed := self._fed(context)):
+            self._give(context, self.executor.run_fed(tuple(shapes), sources, fed))
+            return
         call = static or self._call(tuple(shapes))
         if call is None:
             self._compute_onnx(context, tuple(shapes), sources)
@@ -104,8 +120,11 @@ class Kernel:
 
     def _compute_onnx(self, context: int, shapes: tuple[Shape, ...], sources: list[int]) -> None:
         """Run a shape that was not compiled on the ONNX: its output shapes are known only afterwards."""
+        self._give(context, self.executor.run_onnx(shapes, sources))
+
+    def _give(self, context: int, results: Sequence[NDArray[np.generic]]) -> None:
         cell = c_void_p()
-        for output, result in zip(self._outputs, self.executor.run_onnx(shapes, sources)):
+        for output, result in zip(self._outputs, results):
             if output is None:
                 continue
             dims = (c_int64 * result.ndim)(*result.shape)
@@ -114,22 +133,40 @@ class Kernel:
             if result.nbytes:
                 memmove(cell, result.ctypes.data, result.nbytes)
 
+    def _fed(self, context: int) -> dict[str, NDArray[np.generic]]:
+        """The initializers that this call feeds, as views of onnxruntime's memory."""
+        found: dict[str, NDArray[np.generic]] = {}
+        value, size = c_void_p(), c_size_t()
+        for index, name, dtype, unfed in self._feedable:
+            self._api.check(self._get_input(context, index, byref(value)))
+            self._api.check(self._api.GetTensorSizeInBytes(value, byref(size)))
+            shape = () if size.value == len(unfed) else self._dims(value)
+            tensor = c_void_p(value.value)
+            self._api.check(self._get_data(tensor, byref(tensor)))
+            if not shape and string_at(tensor.value or 0, size.value) == unfed:
+                continue
+            found[name] = array_at(tensor.value or 0, shape or self._dims(value), dtype)
+        return found
+
+    def _dims(self, value: c_void_p) -> Shape:
+        api = self._api
+        info, count = c_void_p(), c_size_t()
+        api.check(api.GetTensorTypeAndShape(value, byref(info)))
+        try:
+            api.check(api.GetDimensionsCount(info, byref(count)))
+            dims = (c_int64 * count.value)()
+            api.check(api.GetDimensions(info, dims, count.value))
+        finally:
+            api.ReleaseTensorTypeAndShapeInfo(info)
+        return tuple(dims)
+
     def _shape(self, value: c_void_p, place: int) -> Shape:
         if not value.value:
             raise self._missing(place)
-        api = self._api
-        info, count = c_void_p(), c_size_t()
         try:
-            api.check(api.GetTensorTypeAndShape(value, byref(info)))
-            try:
-                api.check(api.GetDimensionsCount(info, byref(count)))
-                dims = (c_int64 * count.value)()
-                api.check(api.GetDimensions(info, dims, count.value))
-            finally:
-                api.ReleaseTensorTypeAndShapeInfo(info)
+            return self._dims(value)
         except OrtCallFailed:
             raise self._missing(place) from None
-        return tuple(dims)
 
     def _missing(self, place: int) -> Exception:
         """The error for a missing input: with bound inputs, onnxruntime leaves this check to the kernels."""

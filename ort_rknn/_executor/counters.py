@@ -71,7 +71,8 @@ class ModelStats:
     queued: int = 0
     """Runs waiting for a context now."""
     cpu_calls: int = 0
-    """Calls that ran on the ONNX on the CPU because their shape was not compiled."""
+    """Calls that ran on the ONNX on the CPU because their shape was not compiled, or because they fed an initializer
+    that was."""
     fallback_runs: int = 0
     """Runs of the ONNX on the CPU because the device was gone."""
     unbound: Mapping[str, int] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +46,11 @@ class CpuTwin:
         self._session: Any = None
         self._making = threading.Lock()
         self._told = threading.Lock()
+        self._told_fed = threading.Lock()
         self.runs = 0
+        """Calls of shapes that were not compiled."""
+        self.fed_runs = 0
+        """Calls that fed an initializer."""
         if isinstance(onnx, bytes) and read_onnx(onnx).external_data:
             self._session = self._load()
 
@@ -59,6 +63,23 @@ class CpuTwin:
         results = compute(session, signature, shapes, inputs)
         with self._making:
             self.runs += 1
+        return results
+
+    def run_fed(
+        self,
+        signature: Signature,
+        shapes: Sequence[Shape],
+        inputs: Sequence[int],
+        fed: Mapping[str, NDArray[np.generic]],
+        label: str,
+    ) -> list[NDArray[np.generic]]:
+        """As :meth:`run`, with other values for the initializers ``fed``, by name. The first such call is logged."""
+        if self._told_fed.acquire(blocking=False):  # never released
+            names = ", ".join(fed)
+            log.info("%s: %s was compiled in: calls that feed it run on the ONNX, on the CPU", label, names)
+        results = compute(self._made(), signature, shapes, inputs, fed)
+        with self._making:
+            self.fed_runs += 1
         return results
 
     def warn_once(self, label: str, spell: Callable[[], str]) -> None:
@@ -93,7 +114,7 @@ class CpuTwin:
 
     def after_fork(self) -> None:
         """In a forked child: the session works without its threads, but is never destroyed."""
-        self._making, self._told = threading.Lock(), threading.Lock()
+        self._making, self._told, self._told_fed = threading.Lock(), threading.Lock(), threading.Lock()
         if self._session is not None:
             keep(self._session)
 
@@ -107,10 +128,14 @@ class CpuTwin:
 
 
 def compute(
-    session: Any, signature: Signature, shapes: Sequence[Shape], inputs: Sequence[int]
+    session: Any,
+    signature: Signature,
+    shapes: Sequence[Shape],
+    inputs: Sequence[int],
+    fed: Mapping[str, NDArray[np.generic]] | None = None,
 ) -> list[NDArray[np.generic]]:
-    """Run onnxruntime's ``session`` on the ONNX; see :meth:`CpuTwin.run`."""
-    feed: dict[str, NDArray[np.generic]] = {}
+    """Run onnxruntime's ``session`` on the ONNX; see :meth:`CpuTwin.run`. ``fed``: initializers' other values."""
+    feed: dict[str, NDArray[np.generic]] = dict(fed or {})
     for port, shape, address in zip(signature.inputs, shapes, inputs):
         array: Any = array_at(address, shape, port.dtype)
         if port.normalization is not None and not port.denormalizes and port.onnx_dtype.startswith("float"):

@@ -11,7 +11,7 @@ callers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -168,6 +168,13 @@ class Executor(OpenModel):
     def _lane(self, number: int) -> Lane:
         order = self._order  # another thread may replace it
         return order[number % len(order)]
+
+    def run_fed(
+        self, shapes: Shapes, inputs: Sequence[int], fed: Mapping[str, NDArray[np.generic]]
+    ) -> list[NDArray[np.generic]]:
+        """As :meth:`run_onnx`, always on the CPU, for a call that feeds initializers, which were compiled in."""
+        assert self._cpu_twin is not None
+        return self._cpu_twin.run_fed(self.signature, shapes, inputs, fed, self.label)
 
     def run_onnx(self, shapes: Shapes, inputs: Sequence[int]) -> list[NDArray[np.generic]]:
         """Run a call for which :meth:`call_for` returned None on the ONNX: on the CPU, or whole on a context of a

@@ -16,6 +16,7 @@ from .._errors import FAIL, RUNTIME_EXCEPTION, ort_error
 from .._interrupts import start_thread
 from .._options import PRIORITIES, Options
 from ..adapter.contract import AdapterError, Model
+from ..files import OnnxValue
 from . import published, run_settings
 from .buffers import BufferRuns, sum_of
 from .call_order import CallOrder
@@ -92,6 +93,8 @@ class OpenModel:
         self._health: Health | None = None
         self.cpu_fallback: CpuFallback | None = None
         """Serves runs while the device is gone; set by whoever creates the session, before the first run."""
+        self.feedable: tuple[OnnxValue, ...] = ()
+        """Initializers that a call may feed, which then runs on the CPU; set as ``cpu_fallback`` is."""
         try:
             self._cpu_twin = cpu_twin(self.options, provenance.onnx, provenance.cpu_session)
             # Queried now, because a runtime returns the shapes of a set by switching a context to it, which would break
@@ -152,7 +155,7 @@ class OpenModel:
 
     def stats(self) -> ModelStats:
         """What it has done so far, and what it is doing."""
-        on_cpu = self.missing_shapes()["cpu"]
+        on_cpu = self.missing_shapes()["cpu"] + self.fed_runs()
         instead = self.cpu_fallback.runs if self.cpu_fallback is not None else 0
         return gather(self.label, list(self._leases), set(self._lanes), on_cpu, instead, self.outages())
 
@@ -165,6 +168,10 @@ class OpenModel:
         """How many calls with shapes that were not compiled were "padded", and how many ran on the "cpu"."""
         on_cpu = self._cpu_twin.runs if self._cpu_twin is not None else 0
         return {"padded": sum(lease.padded for lease in self._leases), "cpu": on_cpu}
+
+    def fed_runs(self) -> int:
+        """How many calls ran on the CPU because they fed an initializer."""
+        return self._cpu_twin.fed_runs if self._cpu_twin is not None else 0
 
     def buffer_runs(self) -> BufferRuns:
         """Counters of runs with arrays in memory shared with the NPU, all contexts together."""

@@ -48,7 +48,8 @@ class Stats:
 
     @property
     def cpu_calls(self) -> int:
-        """Calls that ran on the ONNX on the CPU because their shape was not compiled."""
+        """Calls that ran on the ONNX on the CPU because their shape was not compiled, or (under the import swap)
+        because they fed an initializer that was."""
         return sum(model.cpu_calls for model in self.models)
 
     def as_dict(self) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class Request:
     """Why the session runs on the CPU although the NPU comes first; "" if nothing prevents the NPU."""
     notes: tuple[str, ...] = ()
     """Remarks on what the request led to, for ``explain()``."""
+    unchanged: bool = False
+    """The program was written for onnxruntime alone, and no call that the CPU can serve may fail."""
     after_cpu: bool = False
     """The CPU was named before ours, and the order is binding: the CPU takes every node that it can run, as in
     onnxruntime."""
@@ -190,6 +192,7 @@ def read_request(providers: Any, provider_options: Any, *, no_cpu: bool, must_st
         overtaken=overtaken,
         must_stay=must_stay if wants else "",
         notes=tuple(notes),
+        unchanged=_defaults.unchanged and rule == "prefer" and not strict_by,
         after_cpu=_CPU in overtaken and rule == "respect",
     )
 

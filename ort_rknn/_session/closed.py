@@ -5,6 +5,7 @@ onnxruntime's own objects would keep the native session alive, with its threads 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -63,6 +64,15 @@ class ClosedModelMetadata:
     graph_name: str
     producer_name: str
     version: int
+
+
+def declare_shapes(session: Any, shapes: Mapping[str, Sequence[Any]]) -> None:
+    """Let ``get_overridable_initializers`` report these shapes, by name: in the wrapper, all axes are free."""
+    args = session.__dict__["_overridable_initializers"]
+    session.__dict__["_overridable_initializers"] = [
+        ClosedNodeArg(a.name, list(shapes[a.name]), a.type, str(a).replace(str(a.shape), str(list(shapes[a.name]))))
+        for a in args
+    ]
 
 
 _NODE_ARGS = ("_inputs_meta", "_outputs_meta", "_overridable_initializers")

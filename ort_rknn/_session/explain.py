@@ -118,6 +118,10 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
         lines.append(
             f"missing:   {missing['cpu']} calls of shapes that were not compiled ran on the ONNX twin on the CPU"
         )
+        if executor.feedable:
+            lines.append(
+                f"fed:       {executor.fed_runs()} calls that fed an initializer ran on the ONNX twin on the CPU"
+            )
     elif executor.options.on_missing_shape == "pad":
         lines.append(f"missing:   {missing['padded']} calls of shapes that were not compiled were padded")
     elif options is not None and options.on_missing_shape == "cpu":

@@ -74,6 +74,7 @@ def wrapper_of(facts: Facts, made: Plan, executor: Executor, token: bytes) -> by
         source=PROVIDER,
         cache_context=token,
         node_name=executor.label,
+        feedable=executor.feedable,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -21,9 +21,11 @@ from .._planning.plan import Plan
 from .._planning.request import NO_CPU, Request, check_keywords, names_ours, read_request
 from .._planning.session_options import SAVE_CONTEXT, config_entry, has_providers, overridden_dims, replaced_weights
 from ..adapter.contract import Model
-from ..files import OnnxModel
+from ..files import OnnxModel, OnnxValue
 from ..files.compatibility import FAIL_ON_SUBOPTIMAL
+from ..files.feedable import placeholder
 from ..files.pinned import FileChangedError, PinnedModel
+from .closed import declare_shapes
 from .device_gone import cpu_fallback, let_nodes_fall_back
 from .load import lender_of, version_notes
 from .native import Given, start_on_cpu, start_on_nodes, start_on_npu, start_on_their_providers
@@ -181,17 +183,32 @@ def _finish_on_npu(given: Given, state: State, decision: Decision, lender: Model
     assert executor is not None
     state.notes += version_notes(made, executor)
     if made.use_onnx and facts.onnx is not None and facts.onnx.overridable:
-        names = ", ".join(value.name for value in facts.onnx.overridable[:10])
-        state.notes.append(
-            f"initializers that could be fed on the CPU ({names}) were compiled in: feeding one, or an active "
-            "LoRA adapter for one, is an error"
-        )
+        if decision.request.unchanged and executor.options.on_missing_shape == "cpu":
+            executor.feedable = tuple(v for v in facts.onnx.overridable if placeholder(v) is not None)
+        state.notes += _of_initializers(facts.onnx.overridable, executor.feedable)
     if made.stand_in:
         log.warning("%s: %s", facts.label, made.stand_in)
     if given.kwargs.get("use_weight_from") is not None and lender is None:
         state.notes.append("use_weight_from: that session runs on the CPU, so this one has weights of its own")
     executor.cpu_fallback = cpu_fallback(given, decision, executor, state.pinned)
     start_on_npu(given, state, decision, executor)
+    if executor.feedable:
+        shapes = {value.name: list(value.dims or ()) for value in executor.feedable}
+        declare_shapes(given.session, shapes)
+
+
+def _of_initializers(all_of_them: Sequence[OnnxValue], feedable: Sequence[OnnxValue]) -> Iterator[str]:
+    """Notes about initializers that could be fed on the CPU."""
+    for fed, values in (
+        ("runs the call on the ONNX twin on the CPU", feedable),
+        ("is an error", [value for value in all_of_them if value not in feedable]),
+    ):
+        if values:
+            names = ", ".join(value.name for value in values[:10])
+            yield (
+                f"initializers that could be fed on the CPU ({names}) were compiled in: feeding one, or an active "
+                f"LoRA adapter for one, {fed}"
+            )
 
 
 def _save(session: Any, state: State, so: Any) -> None:

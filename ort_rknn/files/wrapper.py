@@ -7,6 +7,7 @@ from typing import Protocol
 
 from . import _onnx_proto as proto
 from . import _onnx_write as onnx
+from . import feedable as placeholders
 from ._onnx_write import ValueFields
 from ._wire import int_field
 from .onnx_model import OnnxValue
@@ -48,12 +49,16 @@ def ep_context_model(
     node_name: str,
     embed_mode: int = 1,
     attributes: Mapping[str, str | int] | None = None,
+    feedable: Sequence[OnnxValue] = (),
 ) -> bytes:
     """An ONNX model with one EPContext node from ``inputs`` to ``outputs``, serialized.
 
     ``cache_context`` is the payload with ``embed_mode`` 1, a path relative to the model with 0. ``source`` names the
     provider that takes the node (onnxruntime prints it if none does). ``attributes`` are further attributes of the
     node: partition_name, hardware_architecture, ep_sdk_version, onnx_model_filename, notes ...
+
+    ``feedable``: initializers of the ONNX that may be fed. They are the node's last inputs; one that is not fed has its
+    placeholder there (:mod:`ort_rknn.files.feedable`).
 
     Names and metadata are copied from ``model``, so a session reports the same for the wrapper as for the ONNX. This
     includes an empty graph name, which onnxruntime accepts but onnx.checker does not.
@@ -66,9 +71,15 @@ def ep_context_model(
         if value.name in fed:
             raise ValueError(f"{value.name!r} is an input and an output: no single node can stand for such a graph")
     node = _node(
-        [v.name for v in inputs], [v.name for v in outputs], node_name, source, cache_context, embed_mode, attributes
+        [v.name for v in (*inputs, *feedable)],
+        [v.name for v in outputs],
+        node_name,
+        source,
+        cache_context,
+        embed_mode,
+        attributes,
     )
-    return _model(model, [node], inputs, outputs)
+    return _model(model, [node], inputs, outputs, feedable)
 
 
 def side_by_side(
@@ -112,12 +123,17 @@ def _encoded(text: str) -> bytes:
 
 
 def _model(
-    model: ModelFields, nodes: Iterable[bytes], inputs: Sequence[ValueFields], outputs: Sequence[ValueFields]
+    model: ModelFields,
+    nodes: Iterable[bytes],
+    inputs: Sequence[ValueFields],
+    outputs: Sequence[ValueFields],
+    feedable: Sequence[OnnxValue] = (),
 ) -> bytes:
     graph = onnx.graph(
         nodes,
-        inputs=[onnx.value_info(value) for value in inputs],
+        inputs=[*map(onnx.value_info, inputs), *map(placeholders.value_info, feedable)],
         outputs=[onnx.value_info(value) for value in outputs],
+        initializers=[*map(placeholders.initializer, feedable)],
         name=model.graph_name,
         doc_string=model.graph_doc_string,
     )

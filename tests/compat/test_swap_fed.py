@@ -1,0 +1,186 @@
+"""Under the import swap with policy "prefer", calls that feed initializers, which a compiled model has inside."""
+
+import importlib
+import logging
+import threading
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import ort_rknn
+
+DEVICE = "virtual:rk3588"
+CPU = "CPUExecutionProvider"
+X = np.linspace(-2, 2, 4, dtype=np.float32)[None]
+W = np.array([3, 4, 5, 6], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    yield
+    ort_rknn.uninstall()
+
+
+def model(default, dims=None, kind=TensorProto.FLOAT):
+    """y = x * w + x, with w an initializer that may be fed."""
+    default = np.asarray(default)
+    nodes = [
+        helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x", "f"], ["m"]),
+        helper.make_node("Add", ["m", "x"], ["y"]),
+    ]
+    values = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [values("x", TensorProto.FLOAT, ["N", 4]), values("w", kind, default.shape if dims is None else dims)],
+        [values("y", TensorProto.FLOAT, ["N", 4])],
+        [numpy_helper.from_array(default, "w")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return made.SerializeToString()
+
+
+def session(content, policy="prefer", **options):
+    with ort_rknn.swapped(policy, device=DEVICE, options=options):
+        return importlib.import_module("onnxruntime").InferenceSession(content, providers=[CPU])
+
+
+def bound(session, feed):
+    binding = session.io_binding()
+    for name, array in feed.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+    binding.bind_output("y")
+    session.run_with_iobinding(binding)
+    return binding.copy_outputs_to_cpu()
+
+
+def by_callback(session, feed):
+    ended, results = threading.Event(), []
+
+    def callback(outputs, _, error):
+        results.extend(outputs if not error else [error])
+        ended.set()
+
+    session.run_async(None, feed, callback, None)
+    assert ended.wait(30)
+    return results
+
+
+def by_ort_values(session, feed):
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}
+    return [value.numpy() for value in session.run_with_ort_values(["y"], values)]
+
+
+WAYS = {
+    "run": lambda session, feed: session.run(None, feed),
+    "submit": lambda session, feed: session.submit(None, feed).result(),
+    "map": lambda session, feed: next(iter(session.map([feed]))),
+    "run_async": by_callback,
+    "run_with_ort_values": by_ort_values,
+    "IOBinding": bound,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fed_and_not_fed_through_every_way_to_call(way):
+    call = WAYS[way]
+    content = model(np.full(4, 2, np.float32))
+    with session(content) as ours:
+        assert ours.get_providers()[0] == "RKNNExecutionProvider"
+        for samples in (1, 3):
+            x = np.repeat(X, samples, 0)
+            assert np.allclose(call(ours, {"x": x})[0], 3 * x, atol=1e-2)
+            assert np.array_equal(call(ours, {"x": x, "w": W})[0], x * W + x)
+        assert np.allclose(call(ours, {"x": X})[0], 3 * X, atol=1e-2)
+        assert ours.stats().cpu_calls == 2
+        assert ours.stats().total.runs > 0
+        assert "fed:       2 calls that fed an initializer ran on the ONNX twin on the CPU" in ours.explain()
+
+
+@pytest.mark.parametrize(
+    ("default", "fed"),
+    [
+        (np.float32(2), np.array(5, np.float32)),
+        (np.float32(2), np.array(np.nan, np.float32)),
+        (np.float64([2]), np.array([5.0])),
+        (np.float16([2, 2, 2, 2]), np.array([1, 2, 3, 4], np.float16)),
+        (np.int64(2), np.array(-7)),
+        (np.int32([[2]]), np.array([[1 << 20]], np.int32)),
+        (np.uint32(2), np.array(0, np.uint32)),
+        (np.full((3, 4), 2, np.float32), np.arange(12, dtype=np.float32).reshape(3, 4)),
+    ],
+    ids=lambda value: f"{value.dtype.name}{list(np.shape(value))}",
+)
+def test_every_type_that_may_be_fed(default, fed):
+    default = np.asarray(default)
+    content = model(default, kind=helper.np_dtype_to_tensor_dtype(default.dtype))
+    plain = onnxruntime.InferenceSession(content)
+    x = np.repeat(X, 3, 0)
+    with session(content) as ours:
+        (mine,), (theirs,) = ours.get_overridable_initializers(), plain.get_overridable_initializers()
+        assert (mine.name, mine.type, mine.shape) == (theirs.name, theirs.type, theirs.shape)
+        assert str(mine) == str(theirs)
+        for feed in ({"x": x, "w": fed}, {"x": x}, {"x": x, "w": default}):
+            want = plain.run(None, feed)[0]
+            assert np.allclose(ours.run(None, feed)[0], want, atol=1e-2, equal_nan=True)
+        assert ours.stats().cpu_calls == 2
+
+
+def test_free_axes_and_empty_feeds():
+    content = model(np.full(4, 2, np.float32), ["K"])
+    plain = onnxruntime.InferenceSession(content)
+    with session(content) as ours:
+        for w in (W, W[:1]):
+            feed = {"x": X, "w": w}
+            assert np.array_equal(ours.run(None, feed)[0], plain.run(None, feed)[0])
+        none = X[:0]
+        assert ours.run(None, {"x": none, "w": W})[0].shape == (0, 4)
+
+
+def test_a_feed_that_the_model_does_not_take_is_the_same_error():
+    content = model(np.full(4, 2, np.float32))
+    with session(content) as ours:
+        for w in (W[:3], W[:0], W[None]):
+            with pytest.raises(Exception, match=r"Invalid rank for input: w|Got invalid dimensions for input: w"):
+                ours.run(None, {"x": X, "w": w})
+        with pytest.raises(Exception, match="Unexpected input data type"):
+            ours.run(None, {"x": X, "w": W.astype(np.float64)})
+        assert ours.stats().cpu_calls == 0
+
+
+def test_reported_once(caplog):
+    caplog.set_level(logging.INFO, "ort_rknn")
+    with session(model(np.full(4, 2, np.float32))) as ours:
+        for _ in range(3):
+            ours.run(None, {"x": X, "w": W})
+        told = [r.getMessage() for r in caplog.records if "calls that feed it run on the ONNX" in r.getMessage()]
+        assert len(told) == 1
+        assert "w was compiled in" in told[0]
+        assert "(w) were compiled in: feeding one, or an active LoRA adapter for one, runs the call" in ours.explain()
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"), [("respect", {}), ("prefer", {"on_missing_shape": "error"})], ids=["respect", "error"]
+)
+def test_elsewhere_it_stays_an_error(policy, options):
+    with ort_rknn.swapped(policy, device=DEVICE, options=options):
+        made = importlib.import_module("onnxruntime").InferenceSession(
+            model(np.full(4, 2, np.float32)), providers=["RKNNExecutionProvider", CPU]
+        )
+    with made:
+        assert list(made.get_overridable_initializers()) == []
+        with pytest.raises(Exception, match="Invalid input name: w"):
+            made.run(None, {"x": X, "w": W})
+
+
+@pytest.mark.parametrize("value", [np.uint8(1), np.int16(1), np.bool_(True)])
+def test_types_without_a_value_that_is_never_fed_stay_an_error(value):
+    content = model(value, kind=helper.np_dtype_to_tensor_dtype(value.dtype))
+    with session(content) as ours:
+        assert np.allclose(ours.run(None, {"x": X})[0], 2 * X, atol=1e-2)
+        with pytest.raises(Exception, match="Invalid input name: w"):
+            ours.run(None, {"x": X, "w": np.array(0, value.dtype)})
+        assert "(w) were compiled in: feeding one, or an active LoRA adapter for one, is an error" in ours.explain()
