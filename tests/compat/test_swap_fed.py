@@ -106,7 +106,14 @@ def test_fed_and_not_fed_through_every_way_to_call(way):
         (np.float32(2), np.array(5, np.float32)),
         (np.float32(2), np.array(np.nan, np.float32)),
         (np.float64([2]), np.array([5.0])),
-        (np.float16([2, 2, 2, 2]), np.array([1, 2, 3, 4], np.float16)),
+        pytest.param(
+            np.float16([2, 2, 2, 2]),
+            np.array([1, 2, 3, 4], np.float16),
+            id="float16[4]",
+            marks=pytest.mark.skipif(
+                onnxruntime.__version__.startswith("1.23."), reason="onnxruntime 1.23 alone crashes on this model"
+            ),
+        ),
         (np.int64(2), np.array(-7)),
         (np.int32([[2]]), np.array([[1 << 20]], np.int32)),
         (np.uint32(2), np.array(0, np.uint32)),
