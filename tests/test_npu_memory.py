@@ -9,6 +9,8 @@ import pytest
 from support.virtual_sessions import MODELS, VIRTUAL, virtual_rk3588
 
 import ort_rknn as ort
+from ort_rknn._executor.buffers import BufferTable, Entry
+from ort_rknn.adapter.contract import SharedBuffer
 
 npu = pytest.fixture(virtual_rk3588)
 RAW = {"layout": "NHWC", "input_dtype": "uint8"}
@@ -367,6 +369,45 @@ def test_a_tensor_that_is_not_inside_of_the_buffer(shape, arguments, words):
             ort.from_dmabuf(fd, shape, "uint8", **arguments)
     finally:
         os.close(fd)
+
+
+def test_a_memfd_that_was_truncated_is_an_error(npu):
+    """Reading it would end the process with SIGBUS. It may grow again."""
+    fd = os.memfd_create("shrinks")
+    os.write(fd, IMAGE.tobytes())
+    array = ort.from_dmabuf(fd, IMAGE.shape, IMAGE.dtype)
+    with session() as s:
+        (want,) = s.run(None, {"x": array})
+        os.ftruncate(fd, IMAGE.nbytes - 1)
+        with pytest.raises(Exception, match=f"truncated from {IMAGE.nbytes} to {IMAGE.nbytes - 1} bytes"):
+            s.run(None, {"x": array})
+        os.ftruncate(fd, IMAGE.nbytes)
+        os.pwrite(fd, IMAGE.tobytes(), 0)
+        assert np.array_equal(s.run(None, {"x": array})[0], want)
+    os.close(fd)
+
+
+def test_many_buffers_cost_one_sort():
+    """Recognizing each of many buffers at once took a sort for every one of them."""
+    sorts = []
+
+    class Counting(BufferTable):
+        def _sort(self):
+            sorts.append(len(self._entries))
+            super()._sort()
+
+    counting = Counting()
+    entries = [Entry(SharedBuffer(-1, 4096 * number, 4096)) for number in range(1, 1000)]
+    for entry in reversed(entries):
+        counting.add(entry)
+    for entry in entries:
+        assert counting.find(entry.buffer.address + 5, 10) is entry
+    assert sorts == [999]
+    for entry in entries[::2]:
+        counting.remove(entry)
+    for place, entry in enumerate(entries):
+        assert counting.find(entry.buffer.address, 4096) is (entry if place % 2 else None)
+    assert sorts == [999, 499]
 
 
 def test_a_read_only_buffer_is_a_read_only_array(npu):

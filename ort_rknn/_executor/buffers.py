@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._concurrency.forks import renewed_in_child
+from .._errors import RUNTIME_EXCEPTION, ort_error
 from .._tensors import Shape
 from ..adapter.contract import SharedBuffer
 
@@ -46,14 +47,16 @@ class Entry:
 
     buffer: SharedBuffer
     strided: Strided | None = None
+    shrinks: bool = False
+    """Its file may be truncated: a memfd, not a dma-buf."""
     uses: list[tuple[int, int, bool]] = field(default_factory=list)
     """One entry per active run: first byte, one past the last, whether it is written."""
 
 
 class BufferTable:
-    """Mapped buffers by address. Thread safe; a look-up takes no lock.
+    """Mapped buffers by address. Thread safe; only the first look-up after a change takes a lock.
 
-    False while it is empty. A finalizer may run at any point, even during a change on the same thread.
+    False while it is empty. A finalizer may run at any point, even during a look-up on the same thread.
     """
 
     def __init__(self) -> None:
@@ -61,6 +64,8 @@ class BufferTable:
         self._lock = renewed_in_child(threading.RLock())
         self._changes = itertools.count(1)
         self._last = 0
+        self._sorted = 0
+        """The change up to which :attr:`_index` is sorted: many additions in a row cost one sort."""
         self._index: tuple[list[int], list[Entry]] = ([], [])
         self._using = renewed_in_child(threading.Lock())
 
@@ -70,34 +75,39 @@ class BufferTable:
     def add(self, entry: Entry) -> None:
         """Recognize a buffer by its addresses from now on."""
         self._entries[entry.buffer.address] = entry
-        self._renew()
+        self._last = next(self._changes)
 
     def remove(self, entry: Entry) -> None:
         """Forget a buffer that is about to be unmapped."""
         entry.buffer.freed = True
         self._entries.pop(entry.buffer.address, None)
-        self._renew()
+        self._last = next(self._changes)
 
     def _renew(self) -> None:
-        self._last = next(self._changes)
         with self._lock:  # no loop in here: see Places._claim
             self._sort()
 
     def _sort(self) -> None:
-        last = None
-        while last != self._last:  # a finalizer ran in between
-            last = self._last
+        while self._sorted != (last := self._last):  # again if a finalizer ran in between
             entries = sorted(self._entries.copy().values(), key=lambda entry: entry.buffer.address)
             self._index = ([entry.buffer.address for entry in entries], entries)
+            self._sorted = last
 
     def find(self, address: int, nbytes: int) -> Entry | None:
-        """The buffer that contains these bytes; None if there is none."""
+        """The buffer that contains these bytes; None if there is none. Raises RuntimeException if the memory under it
+        is gone, because its memfd was truncated."""
+        if self._sorted != self._last:
+            self._renew()
         starts, entries = self._index
         place = bisect_right(starts, address) - 1
         if place < 0:
             return None
         entry = entries[place]
-        return entry if address + nbytes <= entry.buffer.address + entry.buffer.nbytes else None
+        if address + nbytes > entry.buffer.address + entry.buffer.nbytes:
+            return None
+        if entry.shrinks:
+            _check_size(entry.buffer)
+        return entry
 
     def begin(self, uses: Sequence[tuple[Entry, int, int, bool]]) -> bool:
         """Record what a run reads and writes. False, and nothing recorded, if another run writes it, or reads what this
@@ -126,6 +136,17 @@ def _note(uses: Sequence[tuple[Entry, int, int, bool]]) -> None:
 def _forget(uses: Sequence[tuple[Entry, int, int, bool]]) -> None:
     for entry, first, end, writes in uses:
         entry.uses.remove((first, end, writes))
+
+
+def _check_size(buffer: SharedBuffer) -> None:
+    """Touching pages beyond a file's end would kill the process with SIGBUS."""
+    size = os.fstat(buffer.fd).st_size
+    if size < buffer.nbytes:
+        raise ort_error(
+            RUNTIME_EXCEPTION,
+            f"an input or output lies in a memfd that was truncated from {buffer.nbytes} to {size} bytes: the array "
+            "over it must not be used anymore",
+        )
 
 
 #: All mapped buffers of this process.
@@ -188,7 +209,7 @@ def map_buffer(fd: int, nbytes: int, strided: Strided | None = None) -> NDArray[
     except BaseException:
         os.close(fd)
         raise
-    entry = Entry(SharedBuffer(fd, address, nbytes), strided)
+    entry = Entry(SharedBuffer(fd, address, nbytes), strided, stat.S_ISREG(os.fstat(fd).st_mode))
     array = np.asarray(_Mapping(entry, writable))
     table.add(entry)
     return array

@@ -52,6 +52,9 @@ class OpenModel:
     failure to create the contexts. Thread-safe. Raises RknnError or AdapterError if a context cannot be created.
     """
 
+    feedable: tuple[OnnxValue, ...] = ()
+    """Initializers that a call may feed, which then runs on the CPU; set as :attr:`cpu_fallback` is."""
+
     def __init__(
         self,
         model: Model,
@@ -93,8 +96,6 @@ class OpenModel:
         self._health: Health | None = None
         self.cpu_fallback: CpuFallback | None = None
         """Serves runs while the device is gone; set by whoever creates the session, before the first run."""
-        self.feedable: tuple[OnnxValue, ...] = ()
-        """Initializers that a call may feed, which then runs on the CPU; set as ``cpu_fallback`` is."""
         try:
             self._cpu_twin = cpu_twin(self.options, provenance.onnx, provenance.cpu_session)
             # Queried now, because a runtime returns the shapes of a set by switching a context to it, which would break

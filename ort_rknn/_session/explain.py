@@ -11,8 +11,11 @@ from .._options import PROVIDER
 from ..files.compatibility import UNSUPPORTED, Compatibility
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .._executor.batches import Splitting
     from .._executor.executor import Executor
+    from .._options import Options
     from .state import State
 
 
@@ -113,22 +116,23 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
         )
     for reason, number in buffers.usual.items():
         lines.append(f"memory:    {number} runs had NPU memory and copied it: {reason}")
-    missing = executor.missing_shapes()
-    if executor.options.on_missing_shape == "cpu":
-        lines.append(
-            f"missing:   {missing['cpu']} calls of shapes that were not compiled ran on the ONNX twin on the CPU"
-        )
-        if executor.feedable:
-            lines.append(
-                f"fed:       {executor.fed_runs()} calls that fed an initializer ran on the ONNX twin on the CPU"
-            )
-    elif executor.options.on_missing_shape == "pad":
-        lines.append(f"missing:   {missing['padded']} calls of shapes that were not compiled were padded")
-    elif options is not None and options.on_missing_shape == "cpu":
-        lines.append("missing:   calls of shapes that were not compiled are an error: there is no ONNX for the CPU")
+    lines += _instead(executor, options)
     for note in signature.notes:
         lines.append(f"note:      {note}")
     return lines
+
+
+def _instead(executor: Executor, options: Options | None) -> Iterator[str]:
+    """What became of calls that the compiled model does not serve."""
+    missing, rule = executor.missing_shapes(), executor.options.on_missing_shape
+    if rule == "cpu":
+        yield f"missing:   {missing['cpu']} calls of shapes that were not compiled ran on the ONNX twin on the CPU"
+        if executor.feedable:
+            yield f"fed:       {executor.fed_runs()} calls that fed an initializer ran on the ONNX twin on the CPU"
+    elif rule == "pad":
+        yield f"missing:   {missing['padded']} calls of shapes that were not compiled were padded"
+    elif options is not None and options.on_missing_shape == "cpu":
+        yield "missing:   calls of shapes that were not compiled are an error: there is no ONNX for the CPU"
 
 
 def _why_no_cpu(executor: Executor, state: State) -> str:
