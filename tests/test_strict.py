@@ -333,3 +333,34 @@ def test_tools_that_optimize_work_under_the_swap(folder, virtual, python):
         f"assert pathlib.Path({str(folder)!r}, 'conv_f16.ort').exists()\n",
         quiet=False,
     )
+
+
+@pytest.mark.parametrize("name", ["conv_f16", "dynamic", "free_batch"])
+def test_nothing_is_printed_where_the_cpu_is_ruled_out(name, virtual, capfd):
+    """onnxruntime prints a warning where an entry of SessionOptions is replaced."""
+    so = onnxruntime.SessionOptions()
+    so.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    so.add_session_config_entry("ep.context_enable", "0")
+    with ort.InferenceSession(MODELS / f"{name}.onnx", so, provider_options=VIRTUAL) as session:
+        session.set_providers([OURS], [VIRTUAL])
+        session.run(
+            None,
+            {
+                i.name: np.zeros((1, 3, 16, 16) if name == "free_batch" else X.shape, np.float32)
+                for i in session.get_inputs()
+            },
+        )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_free_dimensions_are_fixed_where_the_cpu_is_ruled_out(virtual, capfd):
+    so = onnxruntime.SessionOptions()
+    so.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    (free,) = [
+        d for d in onnxruntime.InferenceSession(MODELS / "free_batch.onnx").get_inputs()[0].shape if isinstance(d, str)
+    ]
+    so.add_free_dimension_override_by_name(free, 1)
+    with ort.InferenceSession(MODELS / "free_batch.onnx", so, provider_options=VIRTUAL) as session:
+        assert session.get_inputs()[0].shape == [1, 3, 16, 16]
+        session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, 16, 16), np.float32)})
+    assert capfd.readouterr() == ("", "")

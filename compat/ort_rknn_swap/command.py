@@ -51,6 +51,7 @@ def run(argv: Sequence[str]) -> int:
     given = parser.parse_args(ours)
     if module is None and program is None:
         parser.error("expected a program: APP.py or -m MODULE")
+    from ort_rknn import devices
     from ort_rknn._errors import OptionError, bare_message
     from ort_rknn_rknnlite import offer
 
@@ -60,6 +61,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         options = key_values("--options", given.options)
         install(given.policy, device=given.device, options=options, report=given.report)
+        if given.device is not None:
+            devices()  # a name that cannot exist would be an error of the program's first session
     except OptionError as error:
         parser.error(bare_message(error))
     if given.json:

@@ -192,6 +192,7 @@ def test_no_report_of_a_forked_child(folder):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (["--device", "rk99", "app.py"], "device='rk99': there is no such device"),
         ((), "expected a program"),
         (("--policy", "always", "app.py"), "invalid choice: 'always'"),
         (("--policy",), "expected one argument"),
