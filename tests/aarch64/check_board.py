@@ -1,7 +1,7 @@
 """What a user of an RK3588 has after ``pip install ort-rknn``, on aarch64. Run by ``run.py``; needs its environment.
 
-The board's ``librknnrt.so`` is the virtual NPU, found where boards have theirs: no option and no environment variable
-says that anything is virtual.
+The board's ``librknnrt.so`` is the virtual NPU, found where boards have theirs: no option or environment variable
+selects a virtual device.
 """
 
 import os

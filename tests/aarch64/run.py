@@ -4,8 +4,8 @@
     python tests/aarch64/run.py tests/adapters -k find    other tests, as pytest takes them
     python tests/aarch64/run.py --python -c ...    anything else in that Python
 
-The environment is made below ``$XDG_CACHE_HOME/ort_rknn/aarch64`` (else ``~/.cache``) on the first run, in two to four
-minutes, by ``setup_root.py``, which says what it needs. ``ORT_RKNN_AARCH64`` names another folder.
+The environment is created below ``$XDG_CACHE_HOME/ort_rknn/aarch64`` (else ``~/.cache``) on the first run, in two to
+four minutes, by ``setup_root.py``, which lists its requirements. ``ORT_RKNN_AARCH64`` names another folder.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SELECTION = (
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Only what is meant for the board: no PATH, so that the host's compilers are not there."""
+    """Only the board's variables; no PATH, so that the host's compilers are not found."""
     paths = [folder / "site", PROJECT, PROJECT / "adapters", PROJECT / "compat"]
     return {
         "PATH": "",

@@ -1,14 +1,14 @@
-"""Build, from nothing, a folder in which this machine runs aarch64 programs: what a board has, without a board.
+"""Build a folder in which this machine runs aarch64 programs like a board.
 
     python tests/aarch64/setup_root.py FOLDER
 
 The folder gets qemu's user-mode emulator, Debian's arm64 Python 3.11, the aarch64 wheels of numpy, onnxruntime, pytest
 and rknn-toolkit-lite2, and the virtual NPU compiled for aarch64 where a board has its ``librknnrt.so``. ``run.py`` runs
-programs in it. A folder that is complete and made by the same text of this file is kept as it is.
+programs in it. A complete folder that was built by the same version of this file is kept.
 
 Needs Python 3.11 or later, Debian 12 (or another system whose apt knows python3.11 for arm64), apt-get, dpkg-deb, pip
-and ziglang; no root, no binfmt_misc, no change to the system: apt works on lists and folders of its own. Nothing that
-is fetched here enters the repository; the vendor's package stays under the vendor's license.
+and ziglang; no root, no binfmt_misc, no change to the system: apt uses its own lists and folders. Nothing downloaded
+here enters the repository; the vendor's package stays under the vendor's license.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PYTHON = "3.11"
 SOC = "rk3588"
 NPU_LIBRARY = "usr/lib/librknnrt.so"
 
-#: Debian packages of the root, beside what they depend on.
+#: Debian packages of the root, without their dependencies.
 DEBIAN = ("python3.11", "libstdc++6", "libgomp1")
 EMULATOR = "qemu-user-static"
 
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def build(folder: Path) -> IO[str]:
-    """Build everything in ``folder``, unless it is there already. The virtual NPU is compiled every time.
+    """Build everything in ``folder``, unless it already exists. The virtual NPU is compiled every time.
 
     Returns the folder's lock. Whoever runs programs there keeps it open for that long: another checkout would write
     its own virtual NPU over the one that they have loaded, which ends them with a bus error.
@@ -165,7 +165,7 @@ def write_python(folder: Path) -> None:
 
 
 def write_metadata(folder: Path) -> None:
-    """What an installation would tell of the checkout: its plugins are found through its entry points."""
+    """Write the metadata of an installed package for the checkout: its plugins are found through entry points."""
     import tomllib  # Python 3.11 and later; the rest of this file is also read by older ones
 
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]

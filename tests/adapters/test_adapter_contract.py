@@ -81,7 +81,7 @@ FORKS = "CONTRACT_FORKS" in os.environ
 
 
 class OnVirtualNpu:
-    """What the virtual NPU below an adapter counts and can be told."""
+    """The counters and controls of the virtual NPU below an adapter."""
 
     npu: VirtualNpu
     if not FORKS:
@@ -130,7 +130,7 @@ class TestVirtualWithOneCore(OnVirtualNpu, AdapterContract):
 
 
 class TestLibrknnrt(OnVirtualNpu, AdapterContract):
-    """On the virtual library, which lies where a board has the vendor's."""
+    """On the virtual library, in the place of a board's own."""
 
     query = Query(environ={})
     cases = [CONV, TWO, *DYNAMIC]
@@ -150,7 +150,7 @@ class TestLibrknnrt(OnVirtualNpu, AdapterContract):
 
 @pytest.mark.skipif(REAL, reason="the emulated board's own tests take the real package")
 class TestLite2(OnVirtualNpu, AdapterContract):
-    """With the stand-in for the vendor's package."""
+    """With a stand-in for the vendor's package."""
 
     query = Query(environ={})
     cases = [CONV, TWO]
@@ -164,7 +164,7 @@ class TestLite2(OnVirtualNpu, AdapterContract):
 
 
 def test_forks(tmp_path):
-    """A fork of a process that did nothing else: what other tests left behind in their threads is not the adapters'."""
+    """Forks of a fresh process, because threads of other tests would interfere."""
     found, said = run_pytest(tmp_path, Path(__file__), "-k", "test_a_forked_child", CONTRACT_FORKS="1")
     wanted = {"TestVirtual", "TestVirtualWithOneCore", "TestLibrknnrt"} | (set() if REAL else {"TestLite2"})
     assert found == {name: {"test_a_forked_child": ""} for name in wanted}, said
@@ -174,7 +174,7 @@ PAGE = (ROOT / "docs" / "adapters.md").read_text()
 
 
 def test_the_adapter_on_the_page(tmp_path):
-    """Its own tests, as the page has them."""
+    """The tests of the example adapter, as the page shows them."""
     for marker, name in (("an adapter", "my_twin_adapter.py"), ("its tests", "test_my_twin_adapter.py")):
         (code,) = re.findall(rf"^<!-- runnable: {marker} -->\n```python\n(.*?)^```$", PAGE, re.M | re.S)
         (tmp_path / name).write_text(code)

@@ -1,4 +1,4 @@
-"""Memory from the kernel's dma-buf heaps, as far as a machine without them can tell."""
+"""Memory from the kernel's dma-buf heaps, as far as it can be tested on a machine without them."""
 
 import os
 import struct

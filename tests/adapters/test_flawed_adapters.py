@@ -1,4 +1,4 @@
-"""The contract's tests find the flaws of adapters, and nothing at one that has none."""
+"""The contract's tests find every flaw of the flawed adapters, and none in a correct one."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What came of each test, by flaw."""
+    """The result of each test, by flaw."""
     found, _ = run_pytest(tmp_path_factory.mktemp("flawed"), TESTS / "support" / "flawed_suites.py")
     assert len(found) == len(FLAWS)
     return {flaw: found[f"Test{number}"] for number, flaw in enumerate(FLAWS)}
@@ -30,7 +30,7 @@ def test_a_flaw_is_found(results, flaw):
 
 
 def test_every_promise_has_a_flaw_that_breaks_it():
-    """So that no test of the contract is one that cannot fail."""
+    """So that every test of the contract can fail."""
     from ort_rknn.adapter.testing import AdapterContract
 
     tests = {name for name in vars(AdapterContract) if name.startswith("test_")}

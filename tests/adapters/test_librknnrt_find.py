@@ -1,4 +1,4 @@
-"""Which device the adapter finds, in file systems made up for the purpose."""
+"""Which device the adapter finds, in fake file systems."""
 
 import grp  # noqa: F401 - loaded now: as nobody the interpreter's own folders may be out of reach
 import os
@@ -24,7 +24,7 @@ def elf(machine=None, type_=3):
 
 
 class Board:
-    """A file system of a board under ``root``, complete unless a test takes something away."""
+    """A board's file system under ``root``, complete unless a test removes something."""
 
     def __init__(self, root: Path):
         self.root = root

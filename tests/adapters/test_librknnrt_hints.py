@@ -1,4 +1,4 @@
-"""What errors say about a model and a runtime, from files that may be anything."""
+"""What errors say about a model and a runtime; the files may be damaged."""
 
 import json
 

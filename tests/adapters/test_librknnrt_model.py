@@ -309,7 +309,7 @@ class TestRefusals:
         )
 
     def test_a_soc_that_was_told_wrongly(self, npu):
-        """The model fits what the user said of the board; the board is another one."""
+        """The model fits the SoC that the user named, but the board has another one."""
         device = Device("librknnrt", "rk3566", "rk3566", 1, details={"soc told by": "ORT_RKNN_SOC"})
         with pytest.raises(RknnError) as caught:
             load_model(npu.path, device, ModelSource(str(MODELS / "conv_f16.rk3566.rknn")), LoadSettings())

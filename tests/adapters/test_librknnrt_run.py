@@ -346,7 +346,7 @@ def test_a_run_that_takes_too_long(npu):
 
 
 def test_runs_beside_a_compute_callback_in_python_do_not_lock_each_other_out(npu):
-    """No function of a run keeps the GIL, which a callback on another thread waits for."""
+    """No function of a run holds the GIL, because a callback on another thread waits for it."""
     callback = COMPUTE(lambda user, n_in, inputs, n_out, outputs: time.sleep(0.0005) or 0)
 
     def on_context(library, context):
@@ -403,7 +403,7 @@ ALL_SHORT = 10**12  # an emulated processor takes longer than a real one
 
 
 class TestTheGil:
-    """Kept before and after a run where that is short, released where it is not."""
+    """Held before and after a short run, released in a long one."""
 
     def test_kept_for_small_buffers(self, npu):
         model = npu.load("conv_f16")

@@ -1,4 +1,4 @@
-"""The page about adapters: its example is a whole plugin, and its table tells what the lite2 adapter does."""
+"""The page about adapters: its example is a complete plugin, and its table agrees with the lite2 adapter."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ except Exception as error:
 
 
 def test_the_example_works_as_an_installed_plugin(tmp_path, python):
-    """As pip would leave it: a module, and a folder of metadata with the page's own entry point."""
+    """As installed by pip: a module, and a metadata folder with the page's entry point."""
     (entry,) = re.findall(r"^```toml\n\[project\.entry-points\.ort_rknn\]\n(.*?)^```$", PAGE, re.M | re.S)
     info = tmp_path / "my_twin_adapter-1.0.dist-info"
     info.mkdir()

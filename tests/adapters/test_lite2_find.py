@@ -1,4 +1,4 @@
-"""Which device the lite2 adapter sees, or what it says that is missing. Nothing here needs the vendor's package."""
+"""Which device the lite2 adapter finds, or what it reports as missing. No test here needs the vendor's package."""
 
 import sys
 
@@ -54,7 +54,7 @@ def test_without_the_package(tmp_path, monkeypatch):
 
 
 def test_our_own_face_in_its_place_is_not_the_package(board):
-    """As in python -m ort_rknn_rknnlite: its class stands on an adapter itself."""
+    """As in python -m ort_rknn_rknnlite, whose class uses an adapter itself."""
     import ort_rknn_rknnlite
 
     ort_rknn_rknnlite.install()

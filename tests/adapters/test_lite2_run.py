@@ -30,7 +30,7 @@ from ort_rknn_librknnrt.runtime import load_model
 NAMES = sorted(path.name.partition(".")[0] for path in MODELS.glob("*.rk3588.rknn"))
 X = random((1, 3, 32, 32))
 REPEATS = 5000
-#: What a process may grow by, in KiB; an emulator keeps the code that it translated, too.
+#: The allowed growth of a process in KiB; an emulator also keeps translated code.
 ROOM = 40_000 if REAL else 6_000
 
 
@@ -394,7 +394,7 @@ class TestFailures:
             assert (target == 77).all()
         kinds = [event.kind for event in board.npu.events(since)]
         assert kinds.count("run") == 2
-        assert "outputs_get" not in kinds  # nobody even looked
+        assert "outputs_get" not in kinds  # it was not even read
 
     def test_one_context_s_failures_are_not_another_s(self, board, model):
         bad, good = model.context(1), model.context(2)
@@ -413,7 +413,7 @@ class TestFailures:
     @pytest.mark.skipif(REAL, reason="the package's own code is interrupted")
     @pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError])
     def test_outputs_are_given_back_after_an_exception_amid_reading_them(self, board, model, monkeypatch, raised):
-        """The package takes the outputs, copies them, gives them back: an exception may come at any place between."""
+        """The package gets, copies and releases the outputs: an exception may occur at any point between."""
         context = model.context(1)
         wanted = buffers(model)
         run(context, [X], wanted)

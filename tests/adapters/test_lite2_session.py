@@ -1,4 +1,5 @@
-"""Sessions through the lite2 adapter beside plain RKNNLite: the same numbers, the asked cores, our exceptions."""
+"""Sessions through the lite2 adapter compared with plain RKNNLite: the same numbers, the requested cores, our
+exceptions."""
 
 import json
 import os
@@ -145,7 +146,7 @@ def test_explain_tells_who_was_preferred(board):
     ],
 )
 def test_options_that_it_cannot_honour(board, options, text):
-    """Whoever allows the CPU does not get it for that: the option is to be changed."""
+    """They are errors, not a reason to fall back, even if the CPU is allowed."""
     with pytest.raises(ort.OptionError, match=f"conv_f16.rk3588.rknn on rk3588: {text}"):
         session(**options)
     assert board.npu.counters().contexts == 0

@@ -1,4 +1,5 @@
-"""Only the answers of a static model make a model static; every other error of a query is an error of the load."""
+"""A model counts as static only if the runtime answers as for a static model; any other query error is an error of the
+load."""
 
 import pytest
 from support.virtual_sessions import reset_rk3588
@@ -28,7 +29,7 @@ def test_a_query_that_fails_never_makes_a_model_static(npu, models, model, code)
         npu.fault("rknn_query", code, after=n, times=1)
         try:
             with ort_rknn.InferenceSession(path, strict, provider_options=OPTIONS) as session:
-                assert session.shape_sets == sets, f"query {n}"  # one that a session can do without
+                assert session.shape_sets == sets, f"query {n}"  # a query that a session can do without
         except ort_rknn.NpuUnavailable as error:
             refused += 1
             assert f"({code})" in str(error)

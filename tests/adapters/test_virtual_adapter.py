@@ -1,4 +1,4 @@
-"""The adapter: who finds a virtual device, and where its numbers come from."""
+"""The adapter: which queries find a virtual device, and what computes its numbers."""
 
 import gc
 import subprocess
@@ -179,7 +179,7 @@ def test_a_twin_may_have_what_the_converter_dropped(npu):
 
 
 def test_twin_with_other_dtypes(npu):
-    """The ONNX wants float64 and int32 where the compiled model has float32 and int64."""
+    """The ONNX has float64 and int32, the compiled model float32 and int64."""
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.DOUBLE, [1, 4])
     i = onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT32, [1, 4])
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.DOUBLE, [1, 4])
@@ -264,7 +264,7 @@ def test_threads_share_the_twin(npu):
 
 
 def test_the_library_is_built_without_any_package():
-    """Where an image is prepared, as for aarch64, there is only an interpreter's standard library."""
+    """An image, for example for aarch64, is prepared with the standard library only."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import setup_root as s; print(s.virtual_npu_build().SOC_CORES)"
     folder = str(Path(__file__).parent.parent / "aarch64")
     ran = subprocess.run([sys.executable, "-I", "-S", "-c", code, folder], capture_output=True, text=True, timeout=60)

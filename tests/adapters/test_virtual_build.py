@@ -1,4 +1,4 @@
-"""Compiling the virtual NPU on first use, and the folder that it is kept in."""
+"""Compiling the virtual NPU on first use, and its cache folder."""
 
 import os
 import shutil
@@ -82,7 +82,7 @@ def test_compiler_and_sources_are_in_the_name(cache, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("which", [0, 1, 2, 3])
 def test_a_folder_that_others_can_write_is_refused(cache, which):
-    """Also one further up: who can write it can exchange what is below."""
+    """Also a parent folder: whoever can write to it can replace what is below."""
     cache.mkdir(parents=True, mode=0o700)
     folder = (cache, *cache.parents)[which]
     folder.chmod(0o777)
@@ -92,7 +92,7 @@ def test_a_folder_that_others_can_write_is_refused(cache, which):
 
 @pytest.mark.parametrize("compiler", [True, False])
 def test_a_folder_that_others_can_write_later_on_is_refused(cache, compiler, request):
-    """A library that was compiled before is not taken out of it, whoever looks for one."""
+    """A library that was compiled earlier is not loaded from it."""
     _build.library("rk3566")
     if not compiler:
         request.getfixturevalue("no_compiler")
@@ -237,7 +237,7 @@ def test_zig_where_there_is_nothing_else(cache, tmp_path, monkeypatch):
 
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
-    """The working directory is a stranger's project with programs of the names that are looked for."""
+    """The working directory is an untrusted project that contains programs with the compilers' names."""
     folder = tmp_path / "project"
     mark = tmp_path / "was run"
     (folder / "ziglang").mkdir(parents=True)
@@ -261,7 +261,7 @@ def test_nothing_is_run_from_the_working_directory(cache, planted, monkeypatch, 
 
 @pytest.mark.parametrize("cwd_on_path", ["", ".", "absolute"])
 def test_no_ziglang_of_the_working_directory(cache, planted, monkeypatch, cwd_on_path):
-    """As ``python -m`` would take: it puts the working directory first."""
+    """``python -m`` would load it, because it puts the working directory first."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.syspath_prepend(os.getcwd() if cwd_on_path == "absolute" else cwd_on_path)
     compiler = _build.find_compiler()
@@ -326,7 +326,7 @@ except AdapterError as error:
 
 @pytest.fixture
 def another_user(cache, monkeypatch):
-    """Runs code as the user nobody, with a cache in a folder where that user may enter (pytest's own are closed)."""
+    """Runs code as the user nobody, with a cache in a folder that this user may enter (pytest's are closed)."""
     if os.geteuid() != 0:
         pytest.skip("changing the user needs root")
     base = Path(tempfile.mkdtemp(prefix="ort_rknn_"))

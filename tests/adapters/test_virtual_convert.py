@@ -1,4 +1,4 @@
-"""What goes into a run and what comes out: element types, orders of axes, quantization, the pattern."""
+"""Inputs and outputs of a run: element types, axis orders, quantization, the pattern."""
 
 import ctypes as c
 
@@ -86,7 +86,7 @@ def test_quantized_input_and_output(rt, rng):
 
 @pytest.mark.parametrize("fmt", [NCHW, NHWC])
 def test_image_with_mean_and_std(rt, rng, fmt):
-    """A camera frame goes in as it is: the mean and std of the file are applied per channel."""
+    """A camera frame is fed unchanged: the file's mean and std are applied per channel."""
     context = rt.open("image_u8")
     x = rt.attr(context, 1)
     image = rng.integers(0, 256, (1, 24, 24, 3)).astype(np.uint8)
@@ -108,7 +108,7 @@ MEAN_STD = {
 
 @pytest.mark.parametrize("fmt", [NCHW, NHWC])
 def test_mean_and_std_are_broadcast(rng, fmt):
-    """Whichever of the two the file has once only, every channel gets its own; a 3-D input gets neither."""
+    """If the file has only one mean or std, it applies to every channel; a 3-D input gets neither."""
     rt = Runtime("rk3562")
     context = rt.open(MODELS / "mean_std.rk3562.rknn")
     tap = Tap(rt, context)

@@ -1,4 +1,4 @@
-"""Cores that are busy, time-outs, faults, misuse, and the event log that tells of them."""
+"""Busy cores, timeouts, faults, misuse, and the event log."""
 
 import ctypes as c
 import itertools
@@ -45,7 +45,7 @@ def contexts(npu):
 
 
 def _together(rt, contexts, times=1):
-    """Run every context on a thread of its own; (codes, seconds)."""
+    """Run every context on its own thread; (codes, seconds)."""
     codes = []
     barrier = threading.Barrier(len(contexts) + 1)
 

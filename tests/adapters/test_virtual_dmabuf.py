@@ -1,4 +1,4 @@
-"""What the virtual NPU makes of dma-bufs: its own mapping, caches that have to be kept in step, use after free."""
+"""dma-bufs on the virtual NPU: its own mapping, cache synchronization, use after free."""
 
 import ctypes as c
 import mmap

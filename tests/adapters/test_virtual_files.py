@@ -93,8 +93,8 @@ def test_damage_is_survived(fuzzer, tmp_path, name):
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("name", ["conv_f16", "dynamic"])
 def test_mistakes_are_answered_with_a_code(caller, name, threads):
-    """Contexts that are gone or in use, memory of others, buffers that are too small, calls in any order: documented
-    codes, nothing touched that is not the library's, and nothing left in the end."""
+    """Destroyed or busy contexts, memory of other contexts, buffers that are too small, calls in any order: they return
+    documented codes, touch only the library's memory, and leave nothing allocated."""
     program, sanitizers = caller
     command = [program, MODELS / f"{name}.rk3588.rknn", "1500" if sanitizers == "thread" else "5000", "7", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)

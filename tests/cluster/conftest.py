@@ -1,4 +1,4 @@
-"""A cluster on this machine, each node with its own virtual board. Uses loopback addresses only."""
+"""A cluster on this machine, each node with its own virtual board. Uses only loopback addresses."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Calls over several boards: right, in order, and none lost where a board dies, hangs or falls back."""
+"""Calls over several boards: correct, in order, and none lost if a board dies, hangs or falls back."""
 
 import os
 import threading
@@ -179,7 +179,7 @@ def test_ray_data(cluster, models, want):
 
 @pytest.mark.timeout(600)
 def test_ray_data_with_a_node_killed_in_the_middle(cluster, models, want):
-    """Every row is there once, with its own answer."""
+    """Every row is present once, with its own result."""
     cluster.add(2)
     cluster.connect()
     marks = Path(os.environ["TEST_MARKS"]) / "batches"

@@ -1,4 +1,4 @@
-"""The programs in examples/cluster run as they are, on two virtual boards."""
+"""The programs in examples/cluster run unmodified on two virtual boards."""
 
 import os
 import signal
@@ -95,7 +95,7 @@ def test_kubernetes_pods_have_no_privileges():
 
 
 def test_the_board_s_command_in_kubernetes(tmp_path):
-    """The pod's shell line, with a stand-in for ``ray``: the board's offer reaches it in one piece."""
+    """The pod's shell line, with a stand-in for ``ray``: each of the board's arguments reaches it unsplit."""
     import yaml
 
     daemons = list(yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text()))[2]

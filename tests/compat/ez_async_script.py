@@ -1,8 +1,8 @@
-"""A program against EZ RKNN Async's API. Run twice: with that library, and with ours.
+"""A program against EZ RKNN Async's API. Run twice: with that library and with ours.
 
     python ez_async_script.py MODULE RESULTS.npz
 
-Everything that it sees goes into the file: arrays as they are, all else as JSON under "facts".
+Everything that it observes is saved in the file: arrays unchanged, everything else as JSON under "facts".
 """
 
 import importlib
@@ -125,7 +125,7 @@ def asynchronous(api, keep):
 
 
 def values(api, keep):
-    """What that library can do without crashing: models whose outputs have no padding."""
+    """Only models whose outputs have no padding: with others that library crashes."""
     session = api.InferenceSession(path("tokens_i64"))
     ids = np.arange(16, dtype=np.int64)[None]
     binding = session.io_binding()

@@ -1,7 +1,8 @@
-"""One program with EZ RKNN Async itself and with our face of it, on the same virtual NPU: the same answers.
+"""One program with EZ RKNN Async itself and with our implementation of its API, on the same virtual NPU: the same
+results.
 
 Needs the wheel ``ztu-somemodelruntime-ez-rknn-async`` 0.11.0, in this environment or in that of the interpreter that
-ORT_RKNN_PEER_PYTHON names (which has numpy). It is installed and run, nothing else.
+ORT_RKNN_PEER_PYTHON names (which has numpy). It is only installed and run.
 """
 
 import importlib.metadata

@@ -151,7 +151,7 @@ def test_several_shapes_have_no_native_layout(npu):
 
 
 def test_a_bound_on_the_time_reads_what_the_array_has(python):
-    """The array ends where memory ends: a run that works on a copy takes the array's bytes, not those of float32."""
+    """The array ends where the memory ends: a run on a copy reads the array's size, not that of float32."""
     python(
         f"""
 import ctypes, mmap

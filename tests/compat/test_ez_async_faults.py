@@ -1,7 +1,5 @@
-"""Each fault that EZ RKNN Async 0.11 is known for, and that this face of it does not have.
-
-What kills or hangs a process is tried in a process of its own. The numbers are C (crashes), H (hangs), W (silently
-wrong); then what it rejects without need.
+"""Known faults of EZ RKNN Async 0.11 that our implementation of its API does not have. Crashes and hangs are tested in
+separate processes. The numbers are C (crashes), H (hangs), W (silently wrong); then valid input that it rejects.
 """
 
 import gc
@@ -30,7 +28,7 @@ npu = pytest.fixture(fresh_npu)
 
 @pytest.fixture
 def script(python):
-    """Runs lines of a program in a process of its own, which must end well, in time and without a word on stderr."""
+    """Runs lines of a program in its own process, which must exit with 0, in time and with an empty stderr."""
 
     def run(code, **more):
         begin = "import gc, sys, threading, time\nimport numpy as np\nimport ort_rknn_ez_async as ez\n"
@@ -214,7 +212,7 @@ def wait_until(true, seconds=10):
 
 
 def test_h3_the_collector_runs_on_a_thread_of_the_session(npu):
-    """A cycle with the session is found while one of its own threads holds a context."""
+    """The collector finds a cycle with the session while one of its threads holds a context."""
 
     class Cycle:
         pass
@@ -253,7 +251,7 @@ session.run_pipeline(X)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_h5_a_forked_child_works_with_contexts_of_its_own(script):
-    """Only the pipeline's results are the parent's, which flush() says."""
+    """Only the pipeline's results belong to the parent, and flush() says so."""
     code = """
 import os, queue, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, about threads and fork
@@ -279,7 +277,7 @@ session.close()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_h5_a_forked_child_may_be_forbidden_to_run(script):
-    """By ort_rknn's option, which this face takes too."""
+    """With ort_rknn's option, which this API accepts too."""
     code = """
 import os, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, about threads and fork
@@ -573,7 +571,7 @@ def test_a_callback_that_raises_shows_its_traceback_and_harms_no_one(npu, monkey
 
 @pytest.mark.wall_clock
 def test_a_slow_core_holds_up_no_other(npu):
-    """12 runs, one core at 100 ms: with schedule="auto" the two fast ones take nearly everything."""
+    """12 runs, one core at 100 ms: with schedule="auto" the two fast cores take nearly all runs."""
     npu.run_time_us = 1000
     npu.core_factor(0, 100)
     with make(schedule="auto") as session, ThreadPoolExecutor(6) as pool:

@@ -1,4 +1,4 @@
-"""The face of EZ RKNN Async: its names, and what a session is made of: options, providers, models."""
+"""The API of EZ RKNN Async: its names, and creating a session: options, providers, models."""
 
 import io
 
@@ -171,7 +171,7 @@ def test_models_in_memory(wrap):
 
 
 def test_the_runtime_library_of_the_environment(npu, monkeypatch):
-    """Its SoC is the model's, where nothing else tells it."""
+    """Its SoC is the model's if it is not known otherwise."""
     monkeypatch.setenv("ZTU_RKNPU2_RUNTIME_LIBRARY", str(npu.library))
     with ez.InferenceSession(CONV) as session:
         assert session.get_providers() == ["RKNPU2ExecutionProvider"]

@@ -1,4 +1,4 @@
-"""The callable for Ray Data's map_batches, without Ray: rows in the batches that a model takes."""
+"""The callable for Ray Data's map_batches, without Ray: rows are grouped into the model's batches."""
 
 import numpy as np
 import onnx
@@ -145,7 +145,7 @@ def on_the_cpu(path):
 
 
 def test_samples_that_depend_on_each_other_are_run_one_by_one(tmp_path):
-    """A batch would give other answers: each row less the mean of the batch."""
+    """A batch would give other results: each row minus the mean of the batch."""
     path = saved(
         tmp_path / "mean.onnx",
         [helper.make_node("ReduceMean", ["x"], ["m"], axes=[0]), helper.make_node("Sub", ["x", "m"], ["y"])],
@@ -167,7 +167,7 @@ def test_on_the_cpu_a_proved_batch_is_one_call(tmp_path):
 
 
 def test_an_output_whose_first_axis_counts_something_else(tmp_path):
-    """Detections: as many as a picture has. One of them alone stays a row of one."""
+    """Detections: their number differs by image. A single detection stays a row of one."""
     nodes = [helper.make_node("NonZero", ["x"], ["i"]), helper.make_node("Transpose", ["i"], ["t"], perm=[1, 0])]
     nodes.append(helper.make_node("Cast", ["t"], ["y"], to=TensorProto.FLOAT))
     mapper = on_the_cpu(saved(tmp_path / "found.onnx", nodes, [1, 4], ["found", 2]))

@@ -1,6 +1,5 @@
-"""Calls over several boards, with a stand-in for Ray in a time of its own: right, in order, none lost and none twice.
-
-The same with Ray itself is in tests/cluster (tox -e cluster).
+"""Calls over several boards, with a stand-in for Ray in simulated time: correct, in order, none lost and none twice.
+tests/cluster tests the same with Ray itself (tox -e cluster).
 """
 
 import random
@@ -79,7 +78,7 @@ def test_a_thousand_runs_with_a_board_killed_in_the_middle_and_back(cluster, ord
 @pytest.mark.parametrize("state", ["hangs", "stuck"])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_board_that_hangs_and_answers_late(cluster, state, ordered):
-    """What it says late is not delivered: the calls were answered by others."""
+    """Its late results are dropped: other boards have answered the calls."""
     ray = cluster(2)
     ray.at(1.0, lambda: ray.boards[1].become(state))
     ray.at(6.0, lambda: (ray.boards[1].ran.clear(), ray.boards[1].become("up")))
@@ -103,7 +102,7 @@ def test_a_board_whose_runs_fail_rests_and_returns(cluster, state):
 
 
 def test_a_call_that_failed_on_a_board_waits_for_another(cluster):
-    """Else its tries would be used up on the board that has room because it fails."""
+    """Else its retries would be used up on the failing board, which always has room."""
     ray = cluster(2)
     ray.boards[0].become("fails")
     with boards(tries=2) as made:
@@ -145,7 +144,7 @@ def test_every_board_dies_and_one_comes_back(cluster):
 
 
 def test_a_board_without_a_session_is_told_and_asked_again(cluster):
-    """Ray does not restart an actor whose constructor raised: it gets a new one."""
+    """Ray does not restart an actor whose constructor raised, so a new one is created."""
     ray = cluster(2)
     ray.boards[1].refuses = "no NPU is usable"
 

@@ -1,4 +1,4 @@
-"""The actor's class, without Ray: where it runs, how many calls are worth having under way, a device that is gone."""
+"""The actor's class, without Ray: where it runs, how many calls to keep in flight, a missing device."""
 
 import asyncio
 

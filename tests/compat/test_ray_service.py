@@ -1,4 +1,4 @@
-"""The replica of the Ray Serve deployment, without Ray: its answers, and what it says of its health."""
+"""The replica of the Ray Serve deployment, without Ray: its results and its health checks."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""A model in the object store, with a stand-in for Ray: read once per node, whatever the number of its actors."""
+"""A model in the object store, with a stand-in for Ray: read once per node, with any number of actors."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def store(monkeypatch, tmp_path):
 
 @pytest.fixture
 def source(tmp_path):
-    """A folder with the model, its twins and things that are not its own."""
+    """A folder with the model, its twins and unrelated files."""
     folder = tmp_path / "source"
     folder.mkdir()
     for name in ("conv_f16.onnx", "conv_f16.rk3588.rknn", "conv_f16.rk3576.rknn", "conv_i8.rk3588.rknn"):

@@ -126,7 +126,7 @@ def test_what_is_given_stays_as_it_is(npu):
 
 
 def test_frame_ids(npu):
-    """Two numbers behind the outputs; they begin again with every start."""
+    """Two numbers after the outputs; they restart with every init_runtime()."""
     made = started()
     assert [made.inference([X], get_frame_id=True)[1:] for _ in range(3)] == [[1, 1], [2, 2], [3, 3]]
     made.inference([X])

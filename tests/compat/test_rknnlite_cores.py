@@ -25,7 +25,7 @@ def test_core_masks(npu):
 
 @pytest.mark.parametrize(("mask", "taken"), [(0, 1), (1, 1), (2, 2), (3, 3), (4, 1), (7, 3), (0xFFFF, 3)])
 def test_core_masks_for_three_cores_on_two(npu, monkeypatch, caplog, mask, taken):
-    """As the vendor's class does: what was written for an RK3588 runs on an RK3576."""
+    """Like the vendor's class: a program written for an RK3588 runs on an RK3576."""
     monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3576")
     two = virtual_npu("rk3576")
     two.reset()
@@ -101,7 +101,7 @@ def test_release_and_drop(npu):
 
 @pytest.mark.parametrize("how", ["deleted", "replaced", "moved"])
 def test_the_model_is_the_one_that_was_chosen(npu, tmp_path, descriptors, how):
-    """The original has read the file when load_rknn() returns: programs give it one that they delete at once."""
+    """The original reads the file in load_rknn(): programs may delete it immediately afterwards."""
     file = tmp_path / "model.rknn"
     file.write_bytes(CONV.read_bytes())
     made = RKNNLite()

@@ -77,7 +77,7 @@ def test_names_and_shapes(start):
 
 @pytest.mark.parametrize("name", [name for name in MANIFEST if ".rk3588." in name])
 def test_every_model_as_the_runtime_tells_it(npu, name):
-    """What is worked out where there is no library is what a library says where there is one."""
+    """Without a library, the computed attributes equal those that the library reports."""
     made = started(MODELS / name)
     runtime = made.rknn_runtime
     ports = [(i, False) for i in range(runtime.get_in_out_num()[0])]
@@ -109,7 +109,7 @@ def custom_string(runtime):
 
 
 def test_the_library_and_its_context(start, caplog):
-    """Plain integers and ctypes' own are taken alike, as the vendor's declared functions do."""
+    """Plain integers and ctypes integers are accepted, as by the vendor's declared functions."""
     made = start()
     runtime = made.rknn_runtime
     assert custom_string(runtime) == (0, read_rknn(CONV).custom_string)
@@ -130,7 +130,7 @@ def test_the_library_and_its_context(start, caplog):
 
 
 def test_raw_outputs_of_the_last_run(npu):
-    """With RKNNOutput and the library, as programs do that want what the NPU computed and no float32."""
+    """With RKNNOutput and the library, as in programs that read the NPU's outputs without conversion to float32."""
     made = started()
     (want,) = made.inference([X])
     runtime = made.rknn_runtime

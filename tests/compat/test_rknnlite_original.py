@@ -1,6 +1,6 @@
-"""The face of rknnlite beside the original: the same constants, signatures and results.
+"""Our rknnlite compared with the original: the same constants, signatures and results.
 
-The original is the vendor's package where ``RKNNLITE_UNDER_TEST=real`` says that it is there, else a stand-in for it.
+The original is the vendor's package with ``RKNNLITE_UNDER_TEST=real``, else a stand-in for it.
 """
 
 import logging

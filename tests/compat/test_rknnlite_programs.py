@@ -1,4 +1,4 @@
-"""Whole programs that import ``rknnlite.api``, unchanged, in processes of their own."""
+"""Complete programs that import ``rknnlite.api``, unchanged, in their own processes."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The face of rknnlite: what it gives and says for inputs that do not fit, and for starts and runs that fail."""
+"""Our rknnlite: results and messages for inputs that do not fit, and for failing starts and runs."""
 
 import logging
 import warnings
@@ -123,7 +123,7 @@ def test_without_npu_and_without_onnx(no_npu, tmp_path, monkeypatch, caplog):
 
 
 def test_numbers_of_nobody_s_model_are_told(npu, tmp_path, caplog):
-    """Without a twin the virtual NPU makes them up; a program of this API has no explain() to read it from."""
+    """Without a twin the virtual NPU invents them; programs of this API have no explain(), so a message says so."""
     alone = tmp_path / "alone.rknn"
     alone.write_bytes(CONV.read_bytes())
     made = started(alone)

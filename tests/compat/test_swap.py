@@ -1,4 +1,4 @@
-"""The import swap in this process: what programs get, what is put back."""
+"""The import swap in this process: what programs get, and what is restored."""
 
 import atexit
 import importlib
@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_inference_collection as collection
 import ort_rknn
 from ort_rknn_virtual.control import virtual_npu
 
-#: Held where the swap does not look: this module's own names are exchanged like any other's.
+#: Kept where the swap does not look, because it replaces this module's names too.
 REAL = {"onnxruntime": ort_rknn._onnxruntime, "InferenceSession": ort_rknn._onnxruntime.InferenceSession}
 X = {"x": np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)}
 CPU = "CPUExecutionProvider"
@@ -42,7 +42,7 @@ def clean():
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """Makes modules from source, as files that can be imported."""
+    """Writes modules from source, as files that can be imported."""
     monkeypatch.syspath_prepend(str(tmp_path))
     made = []
 
@@ -143,7 +143,7 @@ def test_whoever_holds_the_class_elsewhere_gets_ours_too(program, models):
 
 
 def test_a_class_whose_other_bases_do_not_go_with_ours_stays(program, models):
-    """Its method resolution has no order with ours in it: it stays onnxruntime's, and works."""
+    """There is no method resolution order with our class: it stays onnxruntime's, and works."""
     held = program("odd", "from onnxruntime import InferenceSession as S\nclass Odd(S): pass\n")
 
     class Refuses(type(held.Odd)):
@@ -175,7 +175,7 @@ def test_what_the_program_changed_itself_is_left_alone(program):
 
 
 def test_what_else_may_stand_among_the_modules_is_not_touched(program, monkeypatch, tmp_path):
-    """A module that is loaded by the first question asked of it, an object that answers none, one without names."""
+    """Lazily loaded modules, objects whose attributes raise, objects without names."""
     (tmp_path / "lazy.py").write_text("raise SystemExit('loaded')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     spec = importlib.util.find_spec("lazy")
@@ -383,8 +383,8 @@ def test_policy_only(models, tmp_path):
 
 
 def test_policy_only_and_providers_on_the_options(models):
-    """Whoever chooses devices or providers on the options gets what onnxruntime makes of it: under "only" it must be
-    the NPU."""
+    """With devices or providers on the SessionOptions, the session is onnxruntime's own; with "only" it must use the
+    NPU."""
     with ort_rknn.swapped("only", device=DEVICE):
         swapped = importlib.import_module("onnxruntime")
         options = swapped.SessionOptions()
@@ -482,7 +482,7 @@ def test_a_program_that_puts_its_own_class_there(models):
 
 
 def test_the_session_behind_a_virtual_npu_is_onnxruntimes_own(models):
-    """However late our code imports onnxruntime: else "prefer" would put the virtual NPU behind itself."""
+    """Even if our code imports onnxruntime late: else with "prefer" the virtual NPU would compute with itself."""
     npu = virtual_npu("rk3588")
     with ort_rknn.swapped("only", device=DEVICE):
         npu.reset()

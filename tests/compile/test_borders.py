@@ -16,7 +16,7 @@ X = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
 
 
 def around_a_loop():
-    """Conv, a Loop that adds what is outside it, Conv: inference knows no shape behind the Loop."""
+    """Conv, a Loop that adds an outer tensor, Conv: shape inference knows no shape after the Loop."""
     body = helper.make_graph(
         [helper.make_node("Add", ["held", "a"], ["more"]), helper.make_node("Identity", ["on"], ["still"])],
         "body",

@@ -1,4 +1,4 @@
-"""Samples for int8: what is taken, what is refused, and in which words."""
+"""Samples for int8: what is accepted, what is rejected, and the messages."""
 
 import numpy as np
 import pytest

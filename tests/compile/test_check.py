@@ -1,4 +1,4 @@
-"""``ort-rknn check``: whose numbers, which exit code."""
+"""``ort-rknn check``: what computed the outputs, and the exit code."""
 
 import json
 import shutil
@@ -89,7 +89,7 @@ def test_convert_leaves_a_record_that_holds_for_this_onnx(conv, toolkit, capsys,
 
 
 def record(onnx, **given):
-    """What ``convert`` leaves beside ``onnx``."""
+    """The record that ``convert`` writes beside ``onnx``."""
     fields = {"target": "rk3588", "toolkit": "2.5.0", "shapes": {"x": (1, 3, 32, 32)}, "mean": (), "std": ()}
     fields |= {"freeze": {}, "fit": "stretch", "data": None, "samples": (), "whole": True, "on_cpu": {}}
     fields |= {"lowered": False, "hybrid": False}
@@ -180,7 +180,7 @@ def test_a_record_that_cannot_be_used_is_named_where_it_matters(conv, pictures, 
 
 
 def doubling(path, dims):
-    """An ONNX that computes what the fake toolkit's simulator does."""
+    """An ONNX that computes the same as the fake toolkit's simulator."""
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("Add", ["x", "x"], ["y"])]
     ends = [value("x", TensorProto.FLOAT, dims)], [value("y", TensorProto.FLOAT, dims)]
@@ -191,7 +191,7 @@ def doubling(path, dims):
 
 @pytest.fixture
 def calls(toolkit, monkeypatch, tmp_path):
-    """What was asked of the toolkit; it makes any model into the same one."""
+    """The requests to the toolkit, which compiles any model into the same one."""
     monkeypatch.setenv("FAKE_TOOLKIT_ANY", "conv_f16.rk3588.rknn")
     monkeypatch.setenv("FAKE_TOOLKIT_CALLS", str(tmp_path / "calls"))
     monkeypatch.setenv("ORT_RKNN_TOOLKIT", toolkit.python)

@@ -1,4 +1,4 @@
-"""A large ONNX is not held twice while it is converted in parts, and what stays on the CPU keeps its weights."""
+"""A large ONNX is not in memory twice while it is converted in parts, and nodes on the CPU keep their weights."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The toolkit's process: what is asked, what is believed, and that nothing is left behind."""
+"""The toolkit's process: requests, validation of its replies, and cleanup."""
 
 import os
 from pathlib import Path

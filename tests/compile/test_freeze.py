@@ -1,4 +1,4 @@
-"""``convert --freeze``: the model with fewer inputs is one of its own, and its compiled model is found."""
+"""``convert --freeze``: the model with fewer inputs is a separate model, and its compiled model is found."""
 
 import os
 
@@ -14,7 +14,7 @@ from ort_rknn._cli.main import main
 
 @pytest.fixture
 def scaled(tmp_path):
-    """Conv, times an input ``gain``; the weights lie in a file beside the ONNX."""
+    """Conv, times an input ``gain``; the weights are in a file beside the ONNX."""
     nodes = [helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4), helper.make_node("Mul", ["a", "gain"], ["y"])]
     inputs = [value("x", [1, 3, 32, 32]), value("gain", [])]
     graph = helper.make_graph(nodes, "g", inputs, [value("y", [1, 8, 32, 32])], [weights("w", (8, 3, 3, 3), 1)])

@@ -16,7 +16,7 @@ SHAPES = {"x": (1, 3, 16, 16)}
 
 @pytest.fixture
 def detector(tmp_path):
-    """A body, two heads of one convolution each, and a join of what both give."""
+    """A body, two heads of one convolution each, and a join of both outputs."""
     return save(tmp_path, heads=1)
 
 

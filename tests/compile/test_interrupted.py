@@ -1,4 +1,4 @@
-"""A conversion that is killed, or whose disk is full, leaves each file as it was or whole."""
+"""A conversion that is killed, or whose disk is full, leaves each file either unchanged or complete."""
 
 import json
 import os
@@ -76,7 +76,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def converting(toolkit_python, tmp_path_factory):
-    """A function that converts in a process of its own, without starting Python each time."""
+    """A function that converts in a separate process, without starting Python each time."""
     cache = tmp_path_factory.mktemp("cache")
     environment = {**os.environ, "FAKE_TOOLKIT_MODELS": str(MODELS), "XDG_CACHE_HOME": str(cache)}
     with subprocess.Popen(
@@ -111,8 +111,8 @@ def write_model(path, *, parts):
 
 
 def assert_whole(folder):
-    """Every file that has its name is complete, of the older conversion or of the newer one, and the record is of the
-    result that is there."""
+    """Every file under its final name is complete, from the older or the newer conversion, and the record belongs to
+    the present result."""
     known = [(MODELS / name).read_bytes() for name in (OLDER, NEWER)]
     results = [path for path in folder.rglob("*.rknn") if not path.name.startswith(".")]
     for path in results:

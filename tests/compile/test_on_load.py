@@ -1,4 +1,5 @@
-"""convert="on_load": compiled when the first session is made, found by the next, and a fallback where it fails."""
+"""convert="on_load": compiled when the first session is created, found by the next; if that fails, the session falls
+back."""
 
 import logging
 import os
@@ -19,7 +20,7 @@ RKNN = "RKNNExecutionProvider"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch, toolkit):
-    """A cache of the test's own, and the toolkit that stands in for the vendor's."""
+    """A separate cache, and a stand-in for the vendor's toolkit."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("ORT_RKNN_TOOLKIT", toolkit.python)
     monkeypatch.delenv("ORT_RKNN_CONVERT", raising=False)

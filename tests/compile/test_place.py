@@ -1,4 +1,4 @@
-"""Where the weights of a model in parts go that stay on the CPU."""
+"""Where a model in parts stores the weights of its CPU nodes."""
 
 import os
 

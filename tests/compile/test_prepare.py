@@ -1,4 +1,4 @@
-"""What is rewritten before the toolkit gets a model: it computes the same, and the user's file stays."""
+"""Rewriting a model for the toolkit: it computes the same, and the user's file is unchanged."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""The screens of docs/convert.md are what the commands print: with a toolkit that answers what the vendor's answered.
+"""The screens of docs/convert.md are what the commands print, with a toolkit that replays the vendor's answers.
 
 WRITE_SCREENS=1 pytest tests/compile/test_screens.py      makes them
 """
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="the pages are not her
 
 
 def screen(commands, capfd, folder):
-    """What a terminal shows: each command and its output, with the test's own folder and times left out."""
+    """What a terminal shows: each command and its output, without the test's folder and times."""
     shown = []
     for command in commands:
         program, *argv = command.split()

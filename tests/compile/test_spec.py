@@ -1,4 +1,4 @@
-"""What is passed to the toolkit for a part."""
+"""The arguments passed to the toolkit for a part."""
 
 from ort_rknn._compile.observe import Observed
 from ort_rknn._compile.partition import GraphPart

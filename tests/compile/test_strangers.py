@@ -1,4 +1,4 @@
-"""What strangers' models taught: parts of newer opsets, and simulated scalars."""
+"""Cases from third-party models: parts of newer opsets, and simulated scalars."""
 
 from types import SimpleNamespace
 
@@ -16,8 +16,8 @@ node, value = helper.make_node, helper.make_tensor_value_info
 
 @pytest.fixture
 def convert(toolkit, monkeypatch, capsys, tmp_path):
-    """Converts nodes with a toolkit that makes anything into the same model, except a graph with "a.domain" in it.
-    Returns the exit code, both streams, and the model in parts."""
+    """Converts nodes with a toolkit that compiles anything into the same model, except a graph that contains
+    "a.domain". Returns the exit code, both streams, and the model in parts."""
     monkeypatch.setenv("FAKE_TOOLKIT_ANY", "conv_f16.rk3588.rknn")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -35,7 +35,7 @@ def convert(toolkit, monkeypatch, capsys, tmp_path):
 
 
 def test_parts_end_at_tensors_of_the_users_own_graph(convert):
-    """A Gelu that is brought down to an older opset is several nodes, whose tensors the ONNX lacks."""
+    """A Gelu converted to an older opset becomes several nodes, whose tensors the ONNX lacks."""
     weights = {"w": np.ones((8, 8), np.float32), "zero": np.array(0)}
     nodes = [node("MatMul", ["x", "w"], ["a"]), node("Gelu", ["a"], ["b"]),
              node("NonZero", ["b"], ["n"], name="a.domain"),
@@ -90,7 +90,7 @@ def simulated(shape):
 
 
 def test_a_scalar_of_the_simulator_is_an_array():
-    """onnxruntime takes arrays only."""
+    """onnxruntime accepts only arrays."""
     for (result,) in simulated((1, 2)):
         assert isinstance(result, np.ndarray)
         assert (result.shape, float(result)) == ((), 3.0)

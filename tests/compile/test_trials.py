@@ -1,4 +1,4 @@
-"""Trial builds are remembered in the user's cache, which is input from strangers."""
+"""Trial builds are stored in the user's cache, which is untrusted input."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Installs the vendor's converter where there is none: ``tox -e convert`` begins with it."""
+"""Installs the vendor's converter if there is none: the first step of ``tox -e convert``."""
 
 import sys
 

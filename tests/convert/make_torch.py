@@ -1,8 +1,8 @@
-"""Makes the committed exports in tests/convert/models, with torch's own exporter as it is set up by default.
+"""Makes the committed exports in tests/convert/models, with torch's exporter and its default settings.
 
     pip install torch==2.13.0 onnxscript && python tests/convert/make_torch.py
 
-Untrained, seeded weights. The exporter writes opset 20, names of its own and one file per model here.
+Untrained, seeded weights. The exporter writes opset 20, its own names and one file per model.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The commands of docs/convert.md, from a wheel in an environment of its own, on models of every kind."""
+"""The commands of docs/convert.md, from a wheel in its own environment, on models of every kind."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from support.compiled_weights import int8_share
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "tests" / "models"
 MINE = Path(__file__).with_name("models")
-#: Programs whose wheels carry models.
+#: Programs whose wheels contain models.
 RAPIDOCR, MAGIKA = "rapidocr-onnxruntime==1.4.4", "magika==1.0.3"
 OF_RAPIDOCR = {
     "ch_PP-OCRv4_det_infer.onnx": "x=1,3,320,320",
     "ch_ppocr_mobile_v2.0_cls_infer.onnx": "x=1,3,48,192",
     "ch_PP-OCRv4_rec_infer.onnx": "x=1,3,48,320",
 }
-#: What a program of a user's does.
+#: A user's program.
 RUN = """
 import json, sys
 import numpy as np
@@ -40,7 +40,7 @@ np.savez(sys.argv[3], **{value.name: got for value, got in zip(session.get_outpu
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory, real_toolkit):
-    """An environment with the wheel and nothing of the checkout: runs a command of it, gives its output."""
+    """An environment with the wheel and nothing of the checkout: runs one of its commands, returns the output."""
     folder = tmp_path_factory.mktemp("fresh")
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "-w", str(folder), str(ROOT)], check=True, cwd=folder)
@@ -183,7 +183,7 @@ def test_a_detector_in_int8_finds_what_the_onnx_finds(installed, tmp_path):
 
 
 def simulated(installed, path, pictures, folder):
-    """What the vendor's simulator gives for ``pictures``, by the product's own way to ask it."""
+    """The vendor simulator's outputs for ``pictures``, obtained as the product does."""
     np.savez(folder / "pictures.npz", images=pictures)
     installed("python", "-c", SIMULATE, path, folder / "pictures.npz", folder / "simulated.npy")
     return np.load(folder / "simulated.npy")

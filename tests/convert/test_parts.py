@@ -139,7 +139,8 @@ def test_a_whole_with_masks_labels_and_outputs_that_no_data_decide(maker, tmp_pa
 
 
 def test_an_output_that_the_toolkit_leaves_out_is_computed_by_the_cpu(maker, tmp_path, real_toolkit):
-    """Toolkit 2.5.0 compiles the whole without the output whose values depend on how many elements are not zero."""
+    """Toolkit 2.5.0 compiles the whole model without the output whose values depend on the number of nonzero
+    elements."""
     maker.conv("x", "a", 8, 3)
     maker.add("Relu", ["a"], ["y"])
     maker.add("NonZero", ["y"], ["places"])

@@ -1,4 +1,4 @@
-"""Other people's programs, unmodified: with onnxruntime, and with ort_rknn in its place.
+"""Third-party programs, unmodified, with onnxruntime and with ort_rknn in its place.
 
     python tests/downstream/run.py                  # everything, from nothing
     python tests/downstream/run.py magika --keep DIR --converter PYTHON
@@ -33,7 +33,7 @@ class Failed(Exception):
 
 
 def read_recipe(path):
-    """A recipe, checked for what it must and may hold."""
+    """Read a recipe and check its required and allowed keys."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -48,7 +48,7 @@ def read_recipe(path):
 
 
 def call(*command, env=None, cwd=None, timeout=1800):
-    """Run a command; its (stdout, stderr). Raises Failed with what it said."""
+    """Run a command; returns its (stdout, stderr). Raises Failed with its output."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_RKNN_", "PYTHON", "VIRTUAL_ENV"))}
     command = [str(part) for part in command]
     done = subprocess.run(

@@ -1,7 +1,7 @@
 """Fixtures for the tests of the execution provider: a compiled model, and both kinds of session on it.
 
-A trap that no test can reach here: under qemu-user 7.2 for aarch64, onnxruntime 1.28 and later crash when they are
-imported (their cpuinfo reads the host's /proc/cpuinfo); that machine needs a /proc/cpuinfo of its own.
+A problem that no test here can reach: under qemu-user 7.2 for aarch64, onnxruntime 1.28 and later crash when they are
+imported (their cpuinfo reads the host's /proc/cpuinfo); that environment needs its own /proc/cpuinfo.
 """
 
 import pytest

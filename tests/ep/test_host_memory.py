@@ -1,4 +1,4 @@
-"""OrtValues in NPU memory by onnxruntime's own spelling."""
+"""OrtValues in NPU memory, through onnxruntime's own API."""
 
 import gc
 

@@ -1,5 +1,5 @@
-"""Where Python meets onnxruntime's C: tables that are not as the public headers say are refused, and what is done to
-Python's own code objects still applies.
+"""The boundary to onnxruntime's C API: tables that differ from the public headers are refused, and the assumptions
+about Python's code objects still hold.
 
 ``tox -e abi`` compares slots, structures and signatures with the headers themselves.
 """
@@ -22,7 +22,7 @@ from ort_rknn._ep import abi, callbacks, host_memory, provider, support
 
 # Tables ---------------------------------------------------------------------------------------------------------
 
-#: ``tampered(slots)`` gives the provider a copy of OrtApi where ``slots(table)`` has changed some.
+#: ``tampered(slots)`` passes the provider a copy of OrtApi that ``slots(table)`` has changed.
 PROGRAM = """
 import ctypes, warnings
 import numpy as np
@@ -93,7 +93,7 @@ print("ok")
 
 
 def test_a_session_on_tables_that_look_wrong(python, models):
-    """Its model needs the provider: it runs on the CPU and says why, and a strict one is an error."""
+    """The session runs on the CPU and says why; a strict one is an error."""
     out = python(
         PROGRAM
         + f"""
@@ -139,7 +139,7 @@ def declared(check_abi, functions):
 
 
 def headers(check_abi, folder):
-    """Headers that say what we think, at least of what we use."""
+    """Headers that agree with our declarations, at least for what we use."""
     text = ["#define ORT_API_VERSION 25"]
     for structure, functions in check_abi.GIVEN.items():
         by_slot = {slot: (name, prototype) for name, (slot, prototype) in functions.items()}
@@ -196,7 +196,8 @@ def left(monkeypatch):
 
 @pytest.fixture
 def entered(left):
-    """Calls a callback through C right after a signal has arrived, whose handler raises: at the callback's entry."""
+    """Calls a callback through C right after a signal whose handler raises: the exception occurs at the callback's
+    entry."""
 
     def handler(number, frame):
         raise OfAHandler
@@ -228,7 +229,8 @@ def test_without_it_a_handlers_exception_leaves_the_callback(entered, left):
 
 
 def test_the_first_try_of_a_callback_covers_its_entry(entered, left):
-    """A Python whose tables are not known fails here: learn its table, or what else protects a callback's entry."""
+    """A Python version with an unknown exception table fails here: support its table, or protect a callback's entry in
+    another way."""
     assert entered(callbacks.covered(types.FunctionType(plain.__code__, globals()))) == 7
     assert left == []
 

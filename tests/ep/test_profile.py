@@ -26,7 +26,7 @@ def nobody_listens_in_the_end():
 
 @pytest.fixture
 def profiled(tmp_path):
-    """Makes a session that profiles, and reads its file."""
+    """Creates a session that profiles, and reads its file."""
 
     def make(model="conv_f16.onnx", **options):
         so = onnxruntime.SessionOptions()

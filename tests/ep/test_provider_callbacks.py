@@ -76,7 +76,7 @@ def test_which_calls_keep_the_gil():
 
 
 def test_releasing_the_factory_is_no_python():
-    """It is called when Python is gone: the symbol is a function of libc that does nothing."""
+    """It is called after Python has ended: the symbol is a libc function that does nothing."""
     import ctypes
 
     points = provider.entry_points()

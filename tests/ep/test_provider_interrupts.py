@@ -1,4 +1,4 @@
-"""What a signal's handler raises in a run reaches the program; and runs where the stack ends."""
+"""An exception of a signal handler during a run reaches the program; and runs near the end of the stack."""
 
 import pytest
 
@@ -60,7 +60,7 @@ RAISED = {
     ],
 )
 def test_what_a_handler_raises_is_not_lost(python, start, raised, way, then):
-    """Also where the program catches what the run raised, and waits."""
+    """Also if the program catches what the run raised, and waits."""
     number, handler, kind = RAISED[raised]
     out = python(
         start
@@ -214,7 +214,7 @@ def test_near_the_end_of_the_stack_where_a_twin_computes(python, models):
 
 @pytest.mark.parametrize("where", ["main", "another"])
 def test_the_first_run_of_a_thread_near_the_end_of_the_stack(python, start, where):
-    """What is looked up once for each thread has no room either."""
+    """The lookups that happen once per thread have no room either."""
     first = "thread = threading.Thread(target=s.run, args=(None, feed)); thread.start(); thread.join()"
     assert "s.run(None, feed)\nbinding" in start
     out = python(
@@ -250,7 +250,7 @@ print("ok")
 
 @pytest.mark.parametrize("way", WAYS)
 def test_more_runs_at_one_depth_than_there_are_spare_statuses(python, start, way):
-    """Where the same callback takes all of them, no other one makes new ones."""
+    """If one callback takes all of them, no other callback creates new ones."""
     out = python(
         start
         + f"""

@@ -1,4 +1,4 @@
-"""Compiled models in sessions of ours, end to end on a fake NPU: what goes in, what comes out, all ways of running."""
+"""Compiled models in our sessions, end to end on a fake NPU: inputs, outputs, every way to run."""
 
 import json
 import threading

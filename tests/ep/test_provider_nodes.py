@@ -203,7 +203,7 @@ def test_unused_outputs_and_their_order(npu, blob, session_on):
 
 
 def test_what_nobody_reads_has_a_place_as_long_as_the_run(npu, blob, monkeypatch):
-    """Other shapes push a run's plan out while it is under way; its unused output is still written somewhere."""
+    """Other shapes evict the plan of a running run; its unused output still has a buffer."""
     monkeypatch.setattr(kernel, "_KEPT", 2)
     places = []
 
@@ -268,7 +268,7 @@ def test_absent_inputs(npu, blob, session_on):
 
 
 def test_absent_outputs(npu, blob, session_on):
-    """An output that nothing uses has a name all the same: ports are found by it."""
+    """An output that nothing uses still has a name, by which ports are found."""
     many_ports(npu)
     node = context_node(["X", "Z"], ["", "d", "p"], blob)
     with pytest.raises(state.InvalidArgument, match="npu: its output 0 is missing"):

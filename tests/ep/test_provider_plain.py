@@ -130,7 +130,7 @@ def test_what_was_opened_is_closed_where_the_session_is_not_made(npu, models, fo
 
 
 def test_a_bad_option_is_an_error_with_subgraphs(npu, folder):
-    """Each branch is offered on its own, before the graph that it is in."""
+    """onnxruntime offers each branch separately, before the graph that contains it."""
     branch = [
         helper.make_graph([helper.make_node(op, ["X"], [o])], o, [], [tensor(o, (2, 3))])
         for op, o in (("Abs", "a"), ("Neg", "b"))
@@ -180,7 +180,7 @@ def test_dynamic_options_are_refused(ours, options, npu, models):
 
 
 def test_the_graphs_weights_are_let_go(python, tmp_path):
-    """64 MiB of weights in the ONNX: the compiled model has them, and onnxruntime keeps none."""
+    """64 MiB of weights in the ONNX: the compiled model contains them, and onnxruntime keeps no copy."""
     from ort_rknn_virtual._standin import stand_in
 
     weights = [numpy_helper.from_array(np.ones((1024, 4096), np.float32), f"w{i}") for i in range(4)]

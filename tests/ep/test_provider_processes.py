@@ -1,4 +1,4 @@
-"""The provider in a process of its own: how that ends, signals, forks, and what grows."""
+"""The provider in its own process: exit, signals, forks, and growth."""
 
 import pytest
 
@@ -161,7 +161,7 @@ print("ok")
 
 
 def test_ctrl_c_while_a_cpu_node_runs(python, start, models):
-    """The handler then runs at the very entry of our callback, where no ``try`` has begun."""
+    """The handler then runs at the entry of our callback, before any ``try``."""
     out = python(
         start
         + """
@@ -202,7 +202,7 @@ print("ok")
 
 
 def test_fork(python, start):
-    """An inherited session is reopened at its first use in the child, and the parent's stays untouched."""
+    """An inherited session is reopened at its first use in the child; the parent's is unaffected."""
     out = python(
         start
         + """
@@ -255,7 +255,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_no_growth(python, start):
-    """Sessions that come and go, and runs, leave nothing behind."""
+    """Creating and closing sessions, and runs, leak nothing."""
     out = python(
         start
         + """

@@ -1,4 +1,4 @@
-"""A session of ours on a compiled model: options, providers, how it is closed, what happens where it is not made."""
+"""Our session on a compiled model: options, providers, closing, and failed creation."""
 
 import gc
 import threading
@@ -122,7 +122,7 @@ def test_close_gives_everything_back(npu, models):
     with pytest.raises(state.RuntimeException, match="the session was closed"):
         session.run(None, feed)
     with pytest.raises(state.RuntimeException, match="the session was closed"):
-        native.run(["y"], feed, None)  # whoever still holds the native session
+        native.run(["y"], feed, None)  # a remaining reference to the native session
     del binding, native
     assert "counter" in session.explain()
 
@@ -168,7 +168,7 @@ def test_loading_that_fails(npu, models):
     npu.load_error = RknnError("rknn_init", -6, "update librknnrt.so")
     path = models / "conv_f16.onnx"
     with pytest.warns(FallbackWarning, match=r"rknn_init failed: RKNN_ERR_MODEL_INVALID \(-6\). update") as caught:
-        session = ort_rknn.InferenceSession(path)  # nobody asked, but the machine has an NPU
+        session = ort_rknn.InferenceSession(path)  # not requested, but the machine has an NPU
     assert len(caught) == 1 and caught[0].filename == __file__
     assert session.get_providers() == [CPU]
     assert "rknn_init" in session.explain()

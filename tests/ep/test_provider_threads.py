@@ -1,4 +1,4 @@
-"""Many threads on a session of the provider, and many that make and drop sessions."""
+"""Many threads on one session of the provider, and many that create and drop sessions."""
 
 import gc
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ def test_eight_threads(npu, blob, session_on):
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(8))) == list(range(8))
     assert len(npu.log) == 800
-    # Onto one core come twice as many as onto each of the others.
+    # One core gets twice as many as each of the others.
     assert [npu.masks.count(mask) for mask in (1, 2, 4)] == [400, 200, 200]
 
 

@@ -78,7 +78,7 @@ def test_why_a_twin_does_not_stand_for_its_graph(npu, models, tmp_path):
 
 
 def test_the_environment_says_what_other_shapes_do(npu, models, monkeypatch):
-    """ORT_RKNN_ON_MISSING_SHAPE holds for the unmodified onnxruntime too."""
+    """ORT_RKNN_ON_MISSING_SHAPE applies to the unmodified onnxruntime too."""
     npu.shapes = [((s[0], 4, *s[2:]),) for s in ((1, 3, 32, 32), (1, 3, 16, 24), (1, 3, 16, 16))]
     path = str(models / "dynamic.onnx")
     feed = {"x": np.random.default_rng(0).standard_normal((1, 3, 20, 12), dtype=np.float32)}

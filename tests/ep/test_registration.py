@@ -91,7 +91,7 @@ def test_a_device_of_a_session_is_told_besides(npu):
 
 
 def test_a_device_that_only_a_session_told_of_serves_the_unmodified_onnxruntime(models):
-    """Registration itself knew of no device: the session brought it."""
+    """No device was known at registration: the session added it."""
     from ort_rknn_virtual.control import virtual_npu
 
     virtual = virtual_npu("rk3588")
@@ -122,7 +122,7 @@ def test_live_sessions_keep_it(npu, models):
 
 @pytest.mark.skipif(not bindings_keep_it(), reason="the closed session keeps it before onnxruntime 1.30")
 def test_a_closed_session_does_not_keep_it(npu, models):
-    """close() releases onnxruntime's own session, too; get_inputs() still works."""
+    """close() also releases onnxruntime's session; get_inputs() still works."""
     session = ort_rknn.InferenceSession(models / "conv_f16.onnx")
     session.close()
     ort_rknn.unregister()
@@ -179,7 +179,7 @@ def test_sessions_that_come_and_go_while_others_unregister(npu, models):
 
 
 def test_taken_back_by_onnxruntimes_own_function(npu, models):
-    """It tells us nothing: the next session has to find out."""
+    """We are not notified: the next session has to find out."""
     for _ in range(2):
         ort_rknn.register()
         onnxruntime.unregister_execution_provider_library(PROVIDER)
@@ -209,7 +209,7 @@ def test_another_registration_name(npu, models):
 
 
 def test_as_plugin_packages_are_used(npu, models):
-    """A path for onnxruntime's own function, in its own words."""
+    """A path for onnxruntime's own function, under the usual names."""
     import numpy as np
 
     assert ort_rknn.get_ep_names() == [PROVIDER]

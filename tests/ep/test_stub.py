@@ -1,4 +1,4 @@
-"""The shared library without code: its image, how it is opened, and where it cannot be."""
+"""The shared library without code: its image, how it is opened, and hosts where it cannot be."""
 
 import ctypes
 import gc
@@ -219,7 +219,7 @@ def test_where_the_provider_cannot_be_sessions_run_on_the_cpu(case, monkeypatch,
 
 
 def test_a_host_that_lets_no_library_be_opened(python, models):
-    """Only found when the provider is registered: the session then falls back all the same."""
+    """This is discovered only when the provider is registered; the session still falls back."""
     out = python(
         f"""
 import os, tempfile, warnings

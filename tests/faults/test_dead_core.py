@@ -64,7 +64,7 @@ WAYS = [one_by_one, from_threads, submitted, awaited, asynchronous]
 
 
 def check(results, right, most, core):
-    """At most so many errors, which tell the core; all else is right."""
+    """At most so many errors, which name the core; all other results are correct."""
     errors = [result for result in results if isinstance(result, Exception)]
     assert len(errors) <= most, errors[:3]
     assert all(core in str(error) for error in errors)

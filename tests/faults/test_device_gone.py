@@ -1,4 +1,5 @@
-"""The device is gone: a session that has its ONNX and may fall back continues on the CPU, and returns to the device."""
+"""The device disappears: a session that has its ONNX and may fall back continues on the CPU, and returns to the
+device."""
 
 import asyncio
 import gc
@@ -195,7 +196,7 @@ def parts(tmp_path):
 
 
 def goes_on_and_returns(npu, run, right):
-    """What ``run`` gives with the device, without it, and with it again."""
+    """The results of ``run`` with the device, without it, and with it again."""
     on_npu = run()
     npu.fault("rknn_run", -3)
     for _ in range(20):
@@ -242,7 +243,7 @@ def test_a_model_in_parts_whose_onnx_was_changed(npu, parts):
 
 
 def test_a_model_in_parts_without_its_onnx(npu, parts):
-    """explain() says of each part what is missing."""
+    """explain() says for each part what is missing."""
     parts.unlink()
     with session(parts.with_name("m.rk3588_ctx.onnx")) as made:
         assert made.explain().count("no CPU where the device is gone") == 2

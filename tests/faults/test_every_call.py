@@ -1,6 +1,6 @@
 """Every function of the runtime, every error code, at its first, middle and last call, in every way to call a session.
 
-The cases are generated from what a way really calls. ``FAULTS=all`` tries all of them (``tox -e faults``),
+The cases are generated from the calls that each way really makes. ``FAULTS=all`` runs all of them (``tox -e faults``),
 else a sample.
 """
 
@@ -25,9 +25,9 @@ EVERYTHING = os.environ.get("FAULTS") == "all"
 SAMPLE = 29
 RUNS = 6
 BLAME_THE_CORE = (-1, -2, -3)
-#: The virtual NPU's own, which no board has.
+#: Functions of the virtual NPU that no board has.
 NOT_RKNN = {"misuse", "set_compute", "virtual_set_compute", "virtual_dmabuf"}
-#: What a run calls. Errors there are tried again on another core.
+#: The functions of a run. Their errors are retried on another core.
 OF_A_RUN = {"inputs_set", "run", "outputs_get", "outputs_release", "set_input_shapes"}
 
 
@@ -182,7 +182,7 @@ def cases(counts):
 
 
 def destroy_what_is_left(npu):
-    """A context whose rknn_destroy was told to fail is still there: the fault did nothing else."""
+    """Destroy the contexts whose rknn_destroy was made to fail: the fault left them open."""
     library = ctypes.CDLL(str(npu.library))
     for event in npu.events():
         if event.kind == "destroy" and event.code:
@@ -190,7 +190,7 @@ def destroy_what_is_left(npu):
 
 
 def judge(npu, name, way, rights, function, code, after):
-    """What is wrong about this case; None if nothing is."""
+    """What is wrong with this case; None if nothing is."""
     npu.reset()
     before = npu.counters()
     npu.fault(f"rknn_{function}", code, after=after, times=1)

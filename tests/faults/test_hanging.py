@@ -1,4 +1,4 @@
-"""Runs that hang past run_timeout_ms in spite of the runtime's own bound: their callers go on without them."""
+"""Runs that hang past run_timeout_ms in spite of the runtime's limit: their callers continue without them."""
 
 import logging
 import threading

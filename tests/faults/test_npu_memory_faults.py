@@ -1,5 +1,5 @@
-"""What can go wrong with memory that the NPU shares: buffers that are too small or lie oddly, descriptors that are
-closed early, sessions that share one, runtimes that refuse, models that come and go."""
+"""Faults of memory that the NPU shares: buffers that are too small or oddly aligned, descriptors closed early, sessions
+that share one, runtimes that refuse, models that are loaded and closed."""
 
 import gc
 import os
@@ -66,7 +66,7 @@ def test_a_buffer_without_what_fills_up_the_last_row(npu):
     ids=["no gaps", "one image", "pixels with gaps", "planes"],
 )
 def test_strides_of_all_kinds_give_the_numbers_that_numpy_sees(npu, strides):
-    """What the NPU can read is bound, everything else is copied; never are bytes taken for others."""
+    """Buffers that the NPU can read are bound, all others are copied; no bytes are misread."""
     whole = np.random.default_rng(2).integers(0, 256, 24 * 24 * 24 * 3 + 4096, np.uint8)
     fd = memfd(whole.tobytes())
     x = ort.from_dmabuf(fd, SMALL.shape, np.uint8, strides=strides)
@@ -78,7 +78,7 @@ def test_strides_of_all_kinds_give_the_numbers_that_numpy_sees(npu, strides):
 
 
 def test_rows_that_overlap(npu):
-    """A pitch below the width: every row begins within the one before."""
+    """A pitch below the width: every row starts inside the previous one."""
     fd = memfd(np.random.default_rng(3).integers(0, 256, 24 * 72, np.uint8).tobytes())
     x = ort.from_dmabuf(fd, SMALL.shape, np.uint8, strides=(24 * 60, 60, 3, 1))
     os.close(fd)
@@ -118,7 +118,7 @@ def test_a_session_that_is_closed_leaves_the_buffer_to_others(npu):
     "function", ["rknn_dup_context", "rknn_create_mem", "rknn_create_mem_from_fd", "rknn_set_io_mem"]
 )
 def test_what_is_refused_leaves_nothing_behind(npu, function):
-    """Refused for good: runs go the usual way, or fail, and nothing stays allocated."""
+    """Refused permanently: runs use copies, or fail, and nothing stays allocated."""
     with session() as s:
         want = s.run(None, {"x": IMAGE})[0]
         x = frame()

@@ -1,4 +1,4 @@
-"""What a call is given with its RunOptions: a bound, a priority, and an end while it runs."""
+"""What RunOptions set for one call: a time limit, a priority, and termination while it runs."""
 
 import asyncio
 import gc
@@ -207,7 +207,7 @@ def test_many_entries(npu, models):
 
 
 def test_the_sessions_bound_is_not_exceeded(npu, models):
-    """The runtime was told that one."""
+    """The session's limit was passed to the runtime."""
     with session(models, run_timeout_ms=5000) as made:
         assert len(made.run(None, {"x": X}, given(run_timeout_ms=5000))) == 1
         for bound in (0, 5001):
@@ -248,7 +248,7 @@ def test_who_waits_gets_a_context_by_priority(npu, models, hang, usual):
 
 
 def test_everything_is_found_in_this_onnxruntime(npu, models):
-    """Where a release has it elsewhere, this says so: then ``terminate`` and wrong names are not seen."""
+    """If a release stores them elsewhere, this fails: ``terminate`` and wrong names would go unnoticed."""
     with session(models) as made:
         made.run(None, {"x": X}, ort.RunOptions())
     assert run_options._places.terminate >= 0

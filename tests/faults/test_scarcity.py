@@ -126,9 +126,8 @@ def test_no_more_threads(python, nth):
 
 @pytest.mark.skipif(not EVERYTHING, reason="a part that only tox -e interrupts runs")
 def test_memory_that_is_refused(python):
-    """The address space ends a little further on each time: an exception, which kills nobody.
-
-    With one thread of onnxruntime's: where it finds no memory for the stacks of more, its constructor never returns.
+    """The limit of the address space grows a little each time: there is an exception, and the process survives. With
+    one thread of onnxruntime: if it has no memory for the stacks of more, its constructor never returns.
     """
     said = run(
         python,
@@ -161,8 +160,8 @@ def test_memory_that_is_refused(python):
 
 
 def test_no_room_for_what_is_written(python, tmp_path):
-    """RLIMIT_FSIZE stands for a full disk: the write fails, a half-written file does not stay in the place of a model,
-    and the session goes on."""
+    """RLIMIT_FSIZE stands for a full disk: the write fails, no half-written file replaces a model, and the session
+    continues."""
     run(
         python,
         f"""
@@ -258,7 +257,7 @@ ENDS = {
 }
 
 
-#: Python waits for its own threads, and a second Ctrl-C ends that inside onnxruntime.
+#: Python waits for its threads, and a second Ctrl-C ends that wait inside onnxruntime.
 ALL = [(work, end) for work in WORK for end in ENDS if work != "threads" or not end.startswith("Ctrl-C ")]
 CASES = ALL if EVERYTHING else [(w, e) for w, e in ALL if e == "its last line" or (w == "submit" and "all" not in e)]
 

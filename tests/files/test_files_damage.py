@@ -31,7 +31,7 @@ def flipped(data: bytes, changes: list[tuple[int, int]], start: int = 0, end: in
 
 
 def check_rknn(data: bytes) -> RknnFile | None:
-    """Reads or refuses; what is read is of the documented types and can be judged."""
+    """The file is read or refused; what is read has the documented types and can be judged."""
     try:
         file = read_rknn(data)
     except RknnFileError:

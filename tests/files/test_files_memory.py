@@ -1,4 +1,4 @@
-"""Hostile .rknn files: whatever they hold, reading takes no more memory than the file, or a megabyte, and ends soon."""
+"""Hostile .rknn files: reading any file takes no more memory than its size, or a megabyte, and ends soon."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Builder:
         return self.vector(text, len(text))
 
     def table(self, *slots: int) -> tuple[int, dict[int, int]]:
-        """Its position, and where the offset of each slot stands."""
+        """Its position, and the position of each slot's offset."""
         vtable = self._align()
         self.bytes += struct.pack("<HH", 4 + 2 * (max(slots) + 1), 4 + 4 * len(slots)) + bytes(2 * (max(slots) + 1))
         position = self._align()
@@ -82,7 +82,7 @@ def one_tensor_many_times(graphs: int, ports: int, name: int, scales: int = 0) -
 
 
 def texts(text: bytes, size: int = 0) -> bytes:
-    """All three texts of a file are this one. ``size``: of weights beside them."""
+    """A file whose three texts are all this one. ``size``: of its weights."""
     build = Builder()
     root, model = build.table(ATTRIBUTES, INPUT_JSON, OUTPUT_JSON)
     where = build.text(text)
@@ -118,7 +118,7 @@ def test_offsets_that_all_lead_to_the_same_place(data):
     assert peak(data) < max(len(data), LEAST) + 100_000
 
 
-#: Items whose value takes many times their text.
+#: Items whose value needs many times the memory of their text.
 ITEMS = [b"[],", b"{},", b"(),", b"0.5,", b'"ab",', b"'ab',", b"[[[],],],".replace(b",]", b"]"), b'{"a":1},', b"1e9,"]
 
 
@@ -128,7 +128,7 @@ def test_texts_that_take_many_times_their_length(item, count):
     text = b'{"a":[' + item * count + b"0]}"
     data = texts(text)
     assert peak(data) < max(len(data), LEAST) + 100_000
-    # Beside enough weights the text is parsed: the estimate is what it takes.
+    # With enough weights the text is parsed: the estimate is what it needs.
     data = texts(text, 20 * len(text)) if count == 30_000 else data
     assert peak(data) < max(len(data), LEAST) + 100_000
 
@@ -142,7 +142,7 @@ def test_a_trailer_that_takes_many_times_its_length(count):
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("text", ["'" + "\\'" * 200_000, '"' + '\\"' * 200_000, "'" + "\\\\" * 200_000 + "\\"])
 def test_a_string_without_an_end_is_read_once(text):
-    """Trying each of its quotes as a start would take minutes."""
+    """Trying each quote as a start would take minutes."""
     with pytest.raises(ValueError, match="a string without an end|not a string"):
         parse_repr(text)
 
@@ -154,7 +154,7 @@ def test_short_strings_without_an_end(text):
 
 
 def test_a_model_of_many_inputs_is_read():
-    """The budget holds what an honest file needs."""
+    """The budget is enough for a valid file."""
     ports = 60
     build = Builder()
     root, model = build.table(GRAPHS)

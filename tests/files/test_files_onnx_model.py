@@ -333,7 +333,7 @@ def test_ep_context_inside_a_branch_and_a_namesake():
 
 
 def test_a_graph_in_two_pieces_is_one():
-    """Protobuf merges a message field that comes twice, so two serialized models joined are one model."""
+    """Protobuf merges a message field that occurs twice, so two concatenated serialized models are one model."""
     first = model([value("x")], [value("y")])
     second = onnx.ModelProto(model_version=3)
     second.graph.input.add().CopyFrom(value("z"))

@@ -1,4 +1,4 @@
-"""Reading files that other processes may change: without a map, and never what is half of one and half of another."""
+"""Reading files that other processes may change: without mmap, and never half of one version and half of another."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_nothing_is_mapped():
             for name in (name for name in names if name.endswith(".py")):
                 path = os.path.join(folder, name)
                 if path.endswith("ort_rknn/adapter/testing/_shared.py"):
-                    continue  # memory that it has just made
+                    continue  # memory that it has just created
                 with open(path) as file:
                     assert "import mmap" not in file.read(), name
 

@@ -1,4 +1,4 @@
-"""read_rknn against files of the vendor's converter, and against what is not one."""
+"""read_rknn on files of the vendor's converter, and on other files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_real_files_agree_with_the_manifest(name):
 
 
 def test_every_kind_of_quantized_file_is_in_the_manifest():
-    """The test above says nothing about scales if no entry has one."""
+    """The test above proves nothing about scales if no entry has one."""
     inputs = [port for entry in FILES.values() for port in entry["declared"]["inputs"]]
     assert sum("scale" in port and port["dtype"] == "int8" for port in inputs) >= 2
     assert any("scale" in port and port["dtype"] == "bool" for port in inputs)
@@ -81,7 +81,7 @@ def test_normalization_is_told():
 
 
 def test_mean_and_std_are_equally_long():
-    """The file says one mean where all are 0 and one std where all are 1; what `line` has is not applied to it."""
+    """The file has one mean if all are 0 and one std if all are 1; the values of `line` are not applied to it."""
     file = read_rknn(MODELS / "mean_std.rk3562.rknn")
     assert {tensor.name: (tensor.mean, tensor.std) for tensor in file.inputs} == {
         "rgb": ((0.0,) * 3, (255.0,) * 3),

@@ -49,7 +49,7 @@ def test_all_but_the_record_stays(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["conv_i8.rk3588.rknn", "dynamic.rk3588.rknn", "batch4.rk3588.rknn"])
 def test_a_stamped_model_runs(tmp_path, name):
-    """On the virtual NPU, whose reader is a C program of its own, below the vendor's interface."""
+    """On the virtual NPU, which reads the file with separate C code."""
     onnx_path, path = pair(tmp_path, name)
     options = {"device": "virtual:rk3588", "rknn_model": str(path)}
 
@@ -76,14 +76,14 @@ def test_a_second_stamp_takes_the_place_of_the_first(tmp_path):
     onnx_path, path = pair(tmp_path)
     stamp(onnx_path, path, independent=True)
     size = path.stat().st_size
-    assert stamp(onnx_path, path).independent is True  # nothing new was said
+    assert stamp(onnx_path, path).independent is True  # nothing new was stated
     assert stamp(onnx_path, path, independent=False).independent is False
     assert path.stat().st_size - size <= 64 + 1024
     onnx.save(onnx.load(onnx_path), onnx_path)
     os.utime(onnx_path, ns=(1, 1))
     content = onnx_path.read_bytes() + b"\x32\x00"  # an empty documentation: another sha256
     onnx_path.write_bytes(content)
-    assert stamp(onnx_path, path).independent is None  # said of another ONNX
+    assert stamp(onnx_path, path).independent is None  # stated about another ONNX
     assert is_stale(Origin.parse(read_rknn(path).custom_string), onnx_path) is None
 
 
@@ -150,7 +150,7 @@ def test_mode_is_kept_and_nothing_is_left_over(tmp_path):
         inode = os.fstat(held.fileno()).st_ino
         stamp(onnx_path, path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o640 and path.stat().st_ino != inode
-        assert len(held.read()) < path.stat().st_size  # who has the old file open keeps it
+        assert len(held.read()) < path.stat().st_size  # a process that has the old file open keeps it
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted((onnx_path.name, path.name))
 
 

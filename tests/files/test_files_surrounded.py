@@ -1,4 +1,4 @@
-"""Nodes in front of and behind an ONNX's graph: whatever the graph is, what it computes stays the same."""
+"""Nodes added before and after an ONNX's graph: any graph still computes the same."""
 
 import numpy as np
 import onnx
@@ -110,7 +110,7 @@ def test_an_input_that_branches_read():
 
 
 def test_an_input_that_a_loop_reads_and_one_that_it_calls_by_the_same_name():
-    """The body's own "x", which it carries, hides the graph's; the second loop reads the graph's."""
+    """The loop-carried "x" of the body hides the graph's; the second loop reads the graph's."""
 
     def body(own, more):
         nodes = [
@@ -302,7 +302,7 @@ def test_other_paths_of_weights_wherever_they_are(tmp_path):
 
 
 def test_names_that_are_taken_already():
-    """The prefix of our own names is one that the model does not hold anywhere; a name of ours can be wrapped again."""
+    """The prefix of our names occurs nowhere in the model; a model with our names can be wrapped again."""
     model = build(
         [helper.make_node("Relu", ["x"], ["ort_rknn0/x"]), helper.make_node("Neg", ["ort_rknn0/x"], ["y"])],
         [value("x", [2])],

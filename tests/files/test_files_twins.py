@@ -31,7 +31,7 @@ def test_only_a_soc_goes_into_a_name(soc):
 
 
 def test_whatever_has_the_name_is_found(tmp_path):
-    """Links to nothing and folders too: what keeps the twin from being used is then told."""
+    """Broken links and folders too: the reason why the twin cannot be used is then reported."""
     for name in ("m.rknn", "m_rk3588.rknn", "m-rk3576.rknn", "m.rk3588.rknn.bak"):
         (tmp_path / name).touch()
     (tmp_path / "m-rk3588.rknn").mkdir()
@@ -164,7 +164,7 @@ def test_without_a_record_nothing_is_said_against_it():
 
 
 def test_importing_takes_nothing_heavy_along():
-    """The readers import json, hashlib and ast where they need them."""
+    """The readers import json, hashlib and ast only when needed."""
     code = (
         "import sys, ort_rknn.adapter; before = set(sys.modules); import ort_rknn.files;"
         "print(*sorted({'json', 'hashlib', 'numpy', 'onnx', 'onnxruntime'} & (set(sys.modules) - before)))"

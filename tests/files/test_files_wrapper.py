@@ -1,4 +1,4 @@
-"""The wrapper against the onnx package, onnxruntime's own reading of it, and our reader."""
+"""The wrapper, read by the onnx package, by onnxruntime and by our reader."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_signature_and_metadata_are_the_onnxs(path):
 
 
 def test_onnx_writes_the_same_bytes():
-    """What is written is canonical: the onnx package reads it and writes it back unchanged."""
+    """The output is canonical: the onnx package reads it and writes it back unchanged."""
     content = wrap(attributes={"partition_name": "p", "max_size": 3, "notes": ""})
     assert onnx.load_from_string(content).SerializeToString(deterministic=True) == content
 
@@ -113,7 +113,7 @@ def test_model_version(version):
 
 
 def test_bare_fields():
-    """What the file of a compiled model alone gives: no metadata, no graph name."""
+    """The fields available from a compiled model alone: no metadata, no graph name."""
     bare = dataclasses.replace(
         IMAGE, producer_name="", producer_version="", domain="", model_version=None, doc_string="", graph_name="",
         graph_doc_string="", metadata={},
@@ -152,7 +152,7 @@ def test_onnxruntime_takes_it_apart_from_the_missing_provider():
 
 
 def test_onnxruntime_reports_the_same_metadata():
-    """The wrapper with its node replaced by one that the CPU runs, all else untouched."""
+    """The wrapper with its node replaced by one that the CPU runs, and nothing else changed."""
     content = wrap(inputs=[tensor("a")], outputs=[tensor("b")])
     made = onnx.load_from_string(content)
     del made.graph.node[:]

@@ -1,4 +1,4 @@
-"""Whatever is said to be left out without effect is tried: onnxruntime runs drawn graphs on other values."""
+"""Every claim that an input or output can be left out is tested: onnxruntime runs random graphs with other values."""
 
 import numpy as np
 import onnxruntime
@@ -90,7 +90,7 @@ def session_of(content):
 
 
 def check(drawn, rng):
-    """How many claims were made and tried."""
+    """The number of claims that were made and tested."""
     content = drawn.content
     session = session_of(content)
     feeds = [{n: rng.standard_normal(s).astype(np.float32) for n, s in INPUTS.items()} for _ in range(4)]

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the readers, with atheris: ``python tests/hostile/fuzz.py SECONDS [TARGET ...]``.
 
-Each target runs in a process of its own. What it learns stays in ``build/corpus/TARGET``, and an input that ends it
-with another error than the documented one, or takes more than 1 GB or 20 s, in ``build/found/``.
+Each target runs in its own process. Its corpus is kept in ``build/corpus/TARGET``. An input that raises an undocumented
+error, or takes more than 1 GB or 20 s, is kept in ``build/found/``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Files that are exchanged, cut short or rewritten between one look at them and the next, at every place where a file
-is looked at: the numbers are those of one of the models, or the error is a documented one, and nothing stays open.
-
-The exchange happens right before Python asks what a file is, or opens it.
+"""Files that are replaced, truncated or rewritten between two accesses, at every place where a file is accessed: the
+outputs are those of one of the models, or the error is a documented one, and nothing stays open. The change happens
+right before Python stats or opens a file.
 """
 
 import builtins
@@ -214,7 +213,7 @@ def in_parts(folder):
 
 
 def outcome(path, feed):
-    """What a session makes of it: its outputs, or a documented error."""
+    """The result of a session: its outputs, or a documented error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
         try:
@@ -267,7 +266,7 @@ def test_a_session_while_its_files_are_exchanged(tmp_path, descriptors, make, ho
 
 
 def sampled(count):
-    """All of them where ``HOSTILE_EXAMPLES`` is set, else three."""
+    """All of them if ``HOSTILE_EXAMPLES`` is set, else three."""
     every = range(1, count + 1)
     return every if os.environ.get("HOSTILE_EXAMPLES") else sorted({every[i * (count - 1) // 2] for i in range(3)})
 

@@ -1,4 +1,4 @@
-"""Samples for int8, saved runs and requests' arrays that strangers made: a result, or the documented error."""
+"""Untrusted samples for int8, saved runs and request arrays: a result, or the documented error."""
 
 import io
 import os
@@ -47,7 +47,7 @@ def npz(members, compression=zipfile.ZIP_DEFLATED):
 
 
 def read(content, name, folder, forms=X):
-    """What ``read_samples`` makes of one file; None if it refuses it."""
+    """The result of ``read_samples`` for one file; None if it refuses the file."""
     place = folder / "data"
     place.mkdir(exist_ok=True)
     for old in place.iterdir():
@@ -165,7 +165,7 @@ def patched(content, field, value, size):
     "content",
     [
         patched(PAIR, 6, 1, 2),  # encrypted
-        patched(PAIR, 8, 97, 2),  # a compression that nobody has
+        patched(PAIR, 8, 97, 2),  # an unknown compression
         patched(PAIR, 14, 0, 4),  # another CRC
         PAIR[:-22] + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 2, 2, 0xF0000000, 0, 0),
         PAIR.replace(b"b.npy", b"c.npy"),
@@ -236,7 +236,7 @@ def test_damaged_pictures(folder, ending, data):
 
 
 def test_no_picture_runs_a_program(folder):
-    """Pillow gives PostScript to another program, whatever the file is called."""
+    """Pillow passes PostScript to another program, under any file name."""
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 7\n%%EndComments\nshowpage\n%%EOF\n"
     assert read(content, "p.jpg", folder) is None
 

@@ -1,4 +1,4 @@
-"""Records, reports and options that strangers wrote: a result, or the documented error."""
+"""Untrusted records, reports and options: a result, or the documented error."""
 
 import json
 import math
@@ -342,7 +342,7 @@ def test_provider_options(given):
 
 
 def test_deep_json_on_a_thread_with_a_small_stack():
-    """The parser's own recursion must end in an error, not in the stack's end."""
+    """The parser's recursion must end in an error, not in a stack overflow."""
     found = []
     old = threading.stack_size(256 << 10)
     try:

@@ -1,4 +1,4 @@
-"""Models that strangers made: the readers, the judges and the proof give a result, or the documented error."""
+"""Untrusted models: the readers, the checks and the proof return a result, or raise the documented error."""
 
 import json
 import struct
@@ -50,13 +50,13 @@ def messages(message):
 
 
 def is_list(field):
-    """protobuf changed how a field tells."""
+    """protobuf changed how a field reports this."""
     return field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED
 
 
 @st.composite
 def damaged_onnx(draw, good):
-    """A model with some fields set to what no model has, taken out, or twice there. It is still protobuf."""
+    """A model with some fields set to impossible values, removed, or duplicated. It is still valid protobuf."""
     model = onnx.ModelProto.FromString(good)
     for _ in range(draw(st.integers(1, 4))):
         everywhere = list(messages(model))
@@ -197,7 +197,7 @@ def of_nodes(*nodes):
     ],
 )
 def test_graphs_that_broke_readers(nodes):
-    """Nodes without inputs, in circles, and with outputs that are there twice."""
+    """Nodes without inputs, in cycles, and with duplicate outputs."""
     content = of_nodes(*nodes)
     check_onnx(content)
     for inputs, outputs in ((["x"], ["y"]), ([], ["y"]), (["x"], []), (["a"], ["a"])):
@@ -293,7 +293,7 @@ def test_the_json_at_the_end_of_a_compiled_model(folder, trailer):
 @careful
 @given(data=st.data())
 def test_the_tables_of_a_compiled_model(folder, data):
-    """The last 6,000 bytes of the tables, where the names, shapes and texts are."""
+    """The last 6,000 bytes of the tables, which contain the names, shapes and texts."""
     first = max(64, START - 6000)
     check_rknn(RKNN[:first] + data.draw(damaged_bytes(RKNN[first:START])) + RKNN[START:], folder)
 

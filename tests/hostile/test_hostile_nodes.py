@@ -1,4 +1,4 @@
-"""Sessions on models whose EPContext nodes say what no writer writes: they run, or raise a documented error."""
+"""Sessions on models with EPContext attributes that no tool writes: they run, or raise a documented error."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What a proof needs of a model, whatever its operators are."""
+"""What a proof requires of a model, for any operators."""
 
 from __future__ import annotations
 

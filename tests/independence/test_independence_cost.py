@@ -1,4 +1,4 @@
-"""What a proof costs: it is made whenever a session is."""
+"""The cost of a proof, which runs whenever a session is created."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_weights_are_not_read(tmp_path):
 
 
 def test_it_takes_no_onnx(tmp_path):
-    """The product does not import onnx: it takes longer than onnxruntime itself."""
+    """The product does not import onnx, which takes longer to import than onnxruntime."""
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""What is proved and what is not, operator by operator. Wherever something is proved, it is also run."""
+"""What is proved and what is not, operator by operator. Everything proved is also run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def f32(*shape):
 
 
 def count_of(name, of="x"):
-    """Nodes that give ``name``: the number of samples, as a tensor of one element."""
+    """Nodes that compute ``name``: the number of samples, as a tensor of one element."""
     return [node("Shape", of, f"{name}_shape"), node("Gather", f"{name}_shape first", name)]
 
 
@@ -395,7 +395,7 @@ def test_dropout_in_training():
 
 
 def test_numbers_of_short_types_are_not_computed_with():
-    """uint8: 200 + 100 is 44. The slice is not the one that unbounded integers would give."""
+    """uint8: 200 + 100 is 44. The slice differs from that with unbounded integers."""
     nodes = [node("Add", "a b", "c"), node("Cast", "c", "d", to=INT64), node("Reshape", "x d", "y")]
     found = Judged(
         nodes, {"x": ["N", 300]}, {"a": np.array([1, 200], np.uint8), "b": np.array([0, 100], np.uint8)}

@@ -1,4 +1,4 @@
-"""Whatever is proved is true: graphs drawn at random, run as a whole and each sample alone."""
+"""Every proof is true: random graphs are run with the whole batch and with each sample alone."""
 
 from __future__ import annotations
 

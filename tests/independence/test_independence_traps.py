@@ -1,4 +1,4 @@
-"""Two hundred small graphs, most of them with a trap: whatever is proved of them gives the same sample by sample."""
+"""Two hundred small graphs, most with a trap: whatever is proved about them gives the same results sample by sample."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Compiles the ONNX files of this folder with the vendor's converter and records what came out.
+"""Compiles the ONNX files of this folder with the vendor's converter and records the results.
 
     python convert.py [FOLDER [STEM ...]]
 
 Needs rknn-toolkit2 (2.5.0 made the committed files; it imports `pkg_resources`, so `setuptools<81`) and what that
 brings: numpy, onnx, onnxruntime. No board. The converter drops files where it runs, so it runs in a scratch folder.
 For each case three things are written: the `.rknn`, one `.golden.npz` per shape set, and an entry in MANIFEST.json.
-README.md says what they hold. With STEMs ("conv_f16.rk3588") only these are made, and the others stay as they are.
+README.md describes them. With STEMs ("conv_f16.rk3588") only these are compiled, and the others stay unchanged.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ FLOAT = {"do_quantization": False}
 
 
 class ConversionError(RuntimeError):
-    """A step of the converter said no. Its own output, above, says why."""
+    """A step of the converter failed. Its output, above, says why."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One `.rknn` to make. `config`, `load` and `build` go to the converter's functions of these names as they are."""
+    """One `.rknn` to compile. `config`, `load` and `build` are passed unchanged to the converter's functions of these
+    names."""
 
     onnx: str
     soc: str = "rk3588"
@@ -66,7 +67,7 @@ class Case:
     @property
     def image(self) -> bool:
         """Inputs with four axes: the compiled model takes uint8 [N, H, W, C] and applies mean and std itself; the ONNX
-        takes the result. The converter applies neither to other inputs, whatever it was told."""
+        takes the result. The converter applies neither to other inputs, even if they are given."""
         return "std_values" in self.config
 
 
@@ -94,7 +95,7 @@ CASES = (
 
 
 def signature(model: onnx.ModelProto, which: str) -> list[dict[str, Any]]:
-    """Name, numpy dtype and shape (a symbol where it is free) of the ONNX's inputs or outputs."""
+    """Name, numpy dtype and shape (a symbol for a free axis) of the ONNX's inputs or outputs."""
     return [
         {
             "name": value.name,
@@ -106,7 +107,7 @@ def signature(model: onnx.ModelProto, which: str) -> list[dict[str, Any]]:
 
 
 def draw(random: np.random.Generator, dtype: str, shape: Sequence[int]) -> Array:
-    """Values that float16 holds exactly, so that a difference is the model's and not the input's."""
+    """Values that float16 represents exactly, so that differences come from the model and not from the input."""
     if dtype == "bool":
         return random.random(shape) < 0.5
     if dtype == "int64":
@@ -126,7 +127,7 @@ def draw_image(random: np.random.Generator, shape: Sequence[int]) -> Array:
 
 
 class Build:
-    """One case being made, in the scratch folder that is the current one."""
+    """One case being built; its scratch folder is the current directory."""
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.case = case
@@ -168,7 +169,7 @@ class Build:
             raise ConversionError(f"{self.target.name}: {name} returned {code}")
 
     def _feeds(self, seed: int, shapes: Sequence[Sequence[int]]) -> tuple[Feeds, Feeds]:
-        """What the compiled model takes, and what the ONNX takes."""
+        """The inputs of the compiled model, and those of the ONNX."""
         random = np.random.default_rng(seed)
         if not self.case.image:
             feeds = {i["name"]: draw(random, i["dtype"], s) for i, s in zip(self.inputs, shapes, strict=True)}

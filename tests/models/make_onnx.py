@@ -1,8 +1,8 @@
-"""Builds the small ONNX models that the tests use. Deterministic: the same file, byte for byte, every time.
+"""Builds the small ONNX models of the tests. Deterministic: the files are always byte-identical.
 
     python make_onnx.py [FOLDER]
 
-Needs numpy and `onnx` only. FOLDER is this script's own when none is given. `convert.py` makes the compiled twins.
+Needs numpy and `onnx` only. The default FOLDER is the script's. `convert.py` makes the compiled twins.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Shape = Sequence[int | str]
 
 
 class Net:
-    """A graph being written down. Methods add one node and return the name of what it produces."""
+    """A graph being built. Methods add one node and return the name of its output."""
 
     def __init__(self, name: str, seed: int) -> None:
         self.name = name
@@ -53,7 +53,7 @@ class Net:
         return out
 
     def conv(self, x: str, out: str, channels: tuple[int, int], stride: int = 1, relu: bool = True) -> str:
-        """A 3x3 convolution, padded by one, `channels` (in, out), then a ReLU unless told otherwise."""
+        """A 3x3 convolution, padded by one, `channels` (in, out), then by default a ReLU."""
         c_in, c_out = channels
         w = self.weight(f"{out}.weight", (c_out, c_in, 3, 3), (2 / (9 * c_in)) ** 0.5)
         b = self.weight(f"{out}.bias", (c_out,), 0.1)
@@ -105,7 +105,7 @@ def conv_i8() -> onnx.ModelProto:
 
 
 def image_u8() -> onnx.ModelProto:
-    """Takes an image that mean and std have been applied to; the compiled twin takes the bytes and applies them."""
+    """Takes a normalized image; the compiled twin takes the bytes and applies mean and std."""
     net = Net("image_u8", 3)
     x = net.input("image", [1, 3, 24, 24], doc="RGB, normalised, NCHW")
     x = net.conv(x, "c1", (3, 16), stride=2)
@@ -219,7 +219,7 @@ def nd() -> onnx.ModelProto:
 
 
 def mean_std() -> onnx.ModelProto:
-    """Inputs whose compiled twins have a mean and a std of their own each; `line` is not an image."""
+    """Each input has its own mean and std in the compiled twin; `line` is not an image."""
     net = Net("mean_std", 12)
     for name, channels in (("rgb", 3), ("rgba", 4), ("gray", 1), ("six", 6)):
         x = net.input(name, [1, channels, 8, 8])
@@ -232,7 +232,7 @@ def mean_std() -> onnx.ModelProto:
 
 
 def tail_f16() -> onnx.ModelProto:
-    """Takes what conv_f16 gives."""
+    """Takes the output of conv_f16."""
     net = Net("tail_f16", 13)
     x = net.input("y", [1, 8, 16, 16])
     net.conv(x, "z", (8, 20), stride=2)
@@ -241,7 +241,7 @@ def tail_f16() -> onnx.ModelProto:
 
 
 def tail_i8() -> onnx.ModelProto:
-    """Takes what conv_i8 gives: 20 channels, which are two blocks of 16 with 12 unused ones."""
+    """Takes the output of conv_i8: 20 channels, which are two blocks of 16 with 12 unused ones."""
     net = Net("tail_i8", 14)
     x = net.input("y", [1, 20, 8, 8])
     net.conv(x, "z", (20, 12))

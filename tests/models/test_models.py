@@ -1,4 +1,4 @@
-"""The committed models are what the manifest says. Needs numpy and onnx only."""
+"""The committed models agree with the manifest. Needs numpy and onnx only."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_golden_answers_agree(file):
 
 @pytest.mark.parametrize("file", GOLDEN)
 def test_the_golden_answers_belong_to_the_onnx(file):
-    """onnx's own reference implementation gives the recorded answers."""
+    """onnx's reference implementation computes the recorded outputs."""
     name, _ = GOLDEN[file]
     entry, arrays = FILES[name], load_golden(file)
     feeds = {t["name"]: arrays.get(f"onnx_input/{t['name']}", arrays[f"input/{t['name']}"]) for t in entry["inputs"]}

@@ -188,7 +188,7 @@ def test_sessions_made_in_threads(target, feed, wanted):
 
 
 def test_the_gil_is_free_while_it_runs(target, feed):
-    """A thread of Python's makes progress during runs."""
+    """A Python thread makes progress during runs."""
     session = target.session()
     stop, count = threading.Event(), [0]
 
@@ -223,7 +223,7 @@ WHERE = {"onnxruntime": ("cpu", "theirs"), "ours, CPU": ("cpu", "ours"), "ours, 
 
 @pytest.fixture(params=WHERE)
 def process(request, python):
-    """Runs code after PROCESS in a process of its own; see the fixture python."""
+    """Runs code after PROCESS in its own process; see the fixture python."""
 
     def run(code, **given):
         where, whose = WHERE[request.param]

@@ -1,4 +1,4 @@
-"""What a session says of its model and of itself."""
+"""What a session reports about its model and itself."""
 
 import gc
 
@@ -14,7 +14,7 @@ CPU = ["CPUExecutionProvider"]
 
 @pytest.fixture
 def described(tmp_path):
-    """A model that says all it can of itself, with an overridable initializer and an initializer of its own."""
+    """A model with all metadata fields, an overridable initializer and another initializer."""
     scale = numpy_helper.from_array(np.full((1, 4), 2, np.float32), "scale")
     bias = numpy_helper.from_array(np.full((1, 4), 1, np.float32), "bias")
     return save(
@@ -100,7 +100,7 @@ def test_overridable_initializers(on_cpu, described):
 
 
 def test_overridable_initializers_are_compiled_in_on_the_npu(described):
-    """An NPU runs the model as it was compiled: none is listed, and feeding one is onnxruntime's own error."""
+    """An NPU runs the model as compiled: none is listed, and feeding one raises onnxruntime's own error."""
     from support.targets import TARGETS
 
     target = TARGETS["ours, NPU"]()

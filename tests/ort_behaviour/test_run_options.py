@@ -1,4 +1,4 @@
-"""RunOptions: what a single run may be told."""
+"""RunOptions: the settings of a single run."""
 
 import threading
 import time

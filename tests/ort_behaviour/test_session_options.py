@@ -108,7 +108,8 @@ def test_free_dimension_overrides_by_denotation(target, tmp_path):
 
 
 def test_an_override_to_a_shape_that_was_not_compiled():
-    """Such a session could never run on the NPU: it goes to the CPU, or a policy for missing shapes serves it."""
+    """Such a session could never run on the NPU: it falls back to the CPU, or a policy for missing shapes handles
+    it."""
     options = ort_rknn.SessionOptions()
     options.add_free_dimension_override_by_name("h", 15)
     options.add_free_dimension_override_by_name("w", 24)
@@ -209,7 +210,7 @@ def test_compiled_nodes_are_not_saved(tmp_path, feed):
 
 
 def test_a_context_model(target, tmp_path, feed, wanted):
-    """With no provider that compiles, onnxruntime writes none and says nothing; ours writes what is compiled."""
+    """Without a compiling provider, onnxruntime silently writes none; ours writes what is compiled."""
     options = with_config(target, ep__context_enable="1", ep__context_file_path=str(tmp_path / "context.onnx"))
     session = target.session(options=options)
     assert target.same(session.run(["map"], feed)[0], wanted["map"])
@@ -279,7 +280,7 @@ def test_an_initializer_of_the_users(on_cpu, weighted):
 
 
 def test_weights_of_the_users_are_not_dropped_on_the_npu(weighted, tmp_path):
-    """A compiled model has its weights inside: with others the session goes to the CPU, and says so."""
+    """A compiled model contains its weights: with others the session falls back to the CPU and says so."""
     value = ort_rknn.OrtValue.ortvalue_from_numpy(np.full((1, 4), 5, np.float32))
     external = tmp_path / "external.onnx"
     onnx.save(onnx.load(weighted), external, save_as_external_data=True, location="weights.bin", size_threshold=0)

@@ -1,4 +1,4 @@
-"""What is refused, in which order things are looked at, in which words: on the NPU as on onnxruntime's CPU."""
+"""What is rejected, the order of checks, and the messages: on the NPU as on onnxruntime's CPU."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Every way to call, from several threads at once, while the session gets other providers and is closed.
+"""Every way to call, from several threads, while the session's providers change and it is closed.
 
 Two seconds by default; ORT_RKNN_SOAK_SECONDS=600 makes a soak of it (tox -e soak).
 """
@@ -27,7 +27,7 @@ DISPATCHES = [{"schedule": "0,1,2"}, {"schedule": "auto", "threads_per_core": 2}
 
 
 class Callers:
-    """Threads that call one session until they are asked to stop."""
+    """Threads that call one session until they are stopped."""
 
     def __init__(self, expected):
         self.expected = expected

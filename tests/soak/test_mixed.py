@@ -1,6 +1,6 @@
 """Runs over mixed models, shapes, threads, sessions, processes, batches and faults: calls that fail, runs that hang, a
-device that vanishes and returns. Each answer is checked against what only its own input gives, and what the processes
-hold is bounded.
+device that vanishes and returns. Each result is compared with what only its own input produces, and the processes'
+resources are bounded.
 
 It ends when ``ORT_RKNN_MIXED_SECONDS`` are over and ``ORT_RKNN_MIXED_RUNS`` runs are done: 4 seconds by default, 20 in
 one stage of CI, 30 minutes and 1,000,000 runs with ``tox -e soak``. ``ORT_RKNN_MIXED_PROCESSES`` (2) share the runs.

@@ -1,4 +1,4 @@
-"""Sessions made, used, closed and dropped by many threads while calls of the runtime fail at random.
+"""Many threads create, use, close and drop sessions while calls of the runtime fail at random.
 
 Three seconds by default; ORT_RKNN_SOAK_SECONDS=600 makes a soak of it (tox -e soak).
 """

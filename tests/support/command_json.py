@@ -8,7 +8,7 @@ from ort_rknn._cli.registry import commands
 
 
 def closed(schema):
-    """The schema without additional members: a command must not print undocumented ones."""
+    """The schema with additional members forbidden: a command must not print undocumented ones."""
     if isinstance(schema, list):
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):

@@ -1,6 +1,5 @@
-"""Debian packages in a folder, without root and without a change to the system: apt works on lists of its own.
-
-For programs that build a root to run tests in. They need the standard library only.
+"""Debian packages in a folder, without root and without changing the system: apt uses its own lists. For programs that
+build a root to run tests in. They need only the standard library.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def run(*command: str | Path, **more: object) -> str:
-    """What it printed; ends the program if it failed."""
+    """The command's output; ends the program if it failed."""
     done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=False, **more)  # type: ignore[call-overload]
     if done.returncode:
         raise SystemExit(f"{command[0]} ended with {done.returncode}: {' '.join(map(str, command))}\n{done.stdout}")
@@ -79,7 +78,7 @@ class Packages:
             run("dpkg-deb", "-x", package, root)
 
     def unpack_alone(self, root: Path, name: str) -> None:
-        """One package, without what it depends on."""
+        """One package, without its dependencies."""
         run("apt-get", *self.options, "download", name, cwd=self.folder / "single")
         (package,) = (self.folder / "single").glob("*.deb")
         run("dpkg-deb", "-x", package, root)

@@ -73,7 +73,7 @@ def plain_session(content, given=None, options=None):
 
 
 def checked(content):
-    """The model, checked by onnx's own checker."""
+    """The model, checked by onnx's checker."""
     onnx.checker.check_model(onnx.load_from_string(content))
     return content
 

@@ -1,6 +1,6 @@
 """A fake NPU in plain Python behind the adapter contract, for tests of the executor and the provider.
 
-It computes with a numpy function and treats any compiled model as whatever the test says it is. Errors, delays and
+It computes with a numpy function, and any compiled model counts as the one that the test declares. Errors, delays and
 gates can be set per core mask; counters show what is open.
 """
 

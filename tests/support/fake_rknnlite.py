@@ -1,4 +1,4 @@
-"""A stand-in for the vendor's ``rknnlite.api``, for tests on machines that it is not published for.
+"""A stand-in for the vendor's ``rknnlite.api``, for tests on machines for which it is not published.
 
 Written from the observed behavior and output of rknn-toolkit-lite2 2.5.0, on the virtual NPU's library: what it reports
 by return values and in its log, what it ignores, and what it changes in the process that imports it. The same tests run

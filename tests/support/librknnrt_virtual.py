@@ -37,7 +37,7 @@ class Npu(VirtualNpu):
 
 
 def port(array, layout=None, **more):
-    """The form of an array: NCHW if it is 4-D and nothing else is given."""
+    """The form of an array: by default NCHW if it is 4-D."""
     layout = layout or ("NCHW" if array.ndim == 4 else "UNDEFINED")
     return PortForm(array.dtype.name, layout, array.shape, array.nbytes, **more)
 
@@ -55,7 +55,7 @@ def addresses(arrays):
 
 
 def run(context, inputs, outputs, shape_set=None, layout=None):
-    """Run once with a form made for it."""
+    """Run once, with a form derived from the array."""
     context.run(form_of(inputs, outputs, shape_set, layout), addresses(inputs), addresses(outputs))
 
 

@@ -49,7 +49,7 @@ class Board:
             monkeypatch.delitem(sys.modules, name)
 
     def use_for_sessions(self, monkeypatch):
-        """Let sessions' own adapters use this board."""
+        """Make the adapters of sessions use this board."""
         for name in ("lite2", "librknnrt"):
             monkeypatch.setattr(discovery.adapters()[name], "_root", self.root)
 

@@ -47,7 +47,7 @@ def on_cpu(path=CONV):
 
 
 def feed_of(values, name):
-    """A feed as rknnlite programs make it: NHWC."""
+    """A feed in the form of rknnlite programs: NHWC."""
     arrays = [values[f"input/{tensor['name']}"] for tensor in MANIFEST[name]["declared"]["inputs"]]
     pixels = any(key.startswith("onnx_input/") for key in values)
     return [a if a.ndim != 4 or pixels else np.ascontiguousarray(a.transpose(0, 2, 3, 1)) for a in arrays]

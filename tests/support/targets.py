@@ -1,4 +1,4 @@
-"""Where the tests of this folder run."""
+"""The targets on which tests of tests/ort_behaviour run."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -37,7 +37,8 @@ def reset_rk3588():
 
 
 def emptied_rk3588():
-    """A fixture: as :func:`virtual_rk3588`, when not even an exception's traceback may hold a session."""
+    """A fixture: like :func:`virtual_rk3588`, but garbage is not collected: not even a traceback may keep a session
+    alive."""
     device = virtual_npu("rk3588")
     device.reset()
     yield device

@@ -1,4 +1,4 @@
-"""Asks Magika about a few files. Knows nothing of ort_rknn."""
+"""Identifies a few files with Magika. Knows nothing of ort_rknn."""
 
 import json
 import sys
