@@ -231,7 +231,7 @@ def test_the_unmodified_onnxruntime(made, monkeypatch):
         ort.unregister()
 
 
-def test_nobody_asks_where_no_batch_can_be_cut(made, monkeypatch):
+def test_no_proof_is_tried_where_no_batch_can_be_split(made, monkeypatch):
     def asked(*_):
         raise AssertionError("the graph was read")
 

@@ -176,7 +176,7 @@ def test_lines_to_paste_are_python_whatever_the_name():
 # What is measured -------------------------------------------------------------------------------------------------
 
 
-def test_a_load_is_told_in_its_parts(slow_npu):
+def test_a_load_is_measured_in_its_parts(slow_npu):
     with session(schedule="0") as s:
         m = load.run_load(s, load.feed_for(s), callers=2, seconds=0.3)
     assert m.runs >= 4 and m.callers == 2
@@ -248,7 +248,7 @@ def test_feeds_fit_free_batches_dynamic_models_and_integers():
             s.run(None, load.feed_for(s, samples))
 
 
-def test_settings_that_fail_are_told_and_the_others_go_on(npu):
+def test_failing_settings_are_reported_and_the_others_continue(npu):
     npu.fault("rknn_run", -2, core_mask=TP_MODES["all"])
     seen = []
     report = ort.bench(MODELS / "free_batch.onnx", seconds=1.5, options=VIRTUAL, progress=lambda r: seen.append(1))
@@ -261,7 +261,7 @@ def test_settings_that_fail_are_told_and_the_others_go_on(npu):
     assert all((r.measured is None) == bool(r.skipped) for r in report.results)
 
 
-def test_without_an_npu_the_cpu_is_measured_and_the_reason_told(tmp_path):
+def test_without_an_npu_the_cpu_is_measured_and_the_reason_given(tmp_path):
     shutil.copy(MODEL, tmp_path)
     report = ort.bench(tmp_path / MODEL.name, seconds=0.4)
     assert report.device == "" and report.best_throughput_on_npu is None
@@ -305,7 +305,7 @@ def share_of(path):
     return split_share(path, plain, {"x": np.zeros((1, 8, 16, 16), np.float32)})
 
 
-def test_what_tp_mode_can_gain_is_told_from_the_file(tmp_path):
+def test_what_tp_mode_can_gain_is_derived_from_the_file(tmp_path):
     relu, sigmoid = share_of(conv_net(tmp_path, "Relu")), share_of(conv_net(tmp_path, "Sigmoid"))
     assert relu.share == pytest.approx(1.0) and relu.gain(3) == pytest.approx(3.0)
     assert sigmoid.share == pytest.approx(0.5, abs=0.01)  # a Conv with a fused Sigmoid runs on one core
@@ -365,7 +365,7 @@ def test_nodes_that_onnxruntime_numbers_in_another_way_are_not_taken_for_others(
 
 
 @pytest.mark.wall_clock
-def test_the_command_tells_all_of_it(slow_npu, capsys, tmp_path):
+def test_the_command_reports_all_of_it(slow_npu, capsys, tmp_path):
     where = tmp_path / "report.html"
     argv = ["bench", str(MODEL), "--device", "virtual:rk3588", "--seconds", "2"]
     assert main([*argv, "--html", str(where)]) == 0
@@ -381,7 +381,7 @@ def test_the_command_tells_all_of_it(slow_npu, capsys, tmp_path):
     assert len(measured) >= 10 and all(m["runs"] > 0 for m in measured)
 
 
-def test_the_command_is_silent_where_nobody_reads_on():
+def test_the_command_is_silent_on_a_closed_pipe():
     argv = [sys.executable, "-m", "ort_rknn", "bench", str(MODEL), "--device", "virtual:rk3588", "--seconds", "0.2"]
     reader, writer = os.pipe()
     os.close(reader)
@@ -412,7 +412,7 @@ def test_a_setting_that_became_slower_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "ort-rknn/bench/1"}', "[" * 100_000])
-def test_what_is_no_report_is_told_before_anything_is_measured(text, tmp_path, capsys):
+def test_a_file_that_is_no_report_is_an_error_before_anything_is_measured(text, tmp_path, capsys):
     old = tmp_path / "old.json"
     old.write_text(text)
     assert main(["bench", str(MODEL), "--compare", str(old)]) == 2

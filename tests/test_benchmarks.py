@@ -67,7 +67,7 @@ def test_a_missed_bar_is_exit_code_1(measure, capsys):
 
 
 @pytest.mark.wall_clock
-def test_paired_tells_which_is_slower(measure):
+def test_paired_shows_which_is_slower(measure):
     def slow():
         sum(range(20_000))
 

@@ -101,7 +101,7 @@ def test_a_session_that_moves_to_the_cpu_and_back(npu):
         np.testing.assert_array_equal(session.run(None, {"x": swapped(feed["x"])})[0], want)
 
 
-def test_a_feed_that_is_no_dict_is_still_told(npu):
+def test_a_feed_that_is_not_a_dict_is_still_an_error(npu):
     told = pytest.raises(AttributeError, match="'x'")
     with ort.InferenceSession(MODELS / "conv_f16.onnx", provider_options=VIRTUAL) as session, told:
         session.run(None, np.zeros((1, 3, 32, 32), ">f4"))

@@ -145,7 +145,7 @@ def test_commands_of_plugins(cli, tmp_path, monkeypatch, capsys):
 # devices ------------------------------------------------------------------------------------------------------
 
 
-def test_devices_tells_why_there_is_none_and_what_helps(cli, monkeypatch):
+def test_devices_says_why_there_is_none_and_what_helps(cli, monkeypatch):
     monkeypatch.setenv("ORT_RKNN_RUNTIME_LIBRARY", "/nowhere/librknnrt.so")
     code, out, err = cli("devices")
     assert (code, err) == (1, "")
@@ -155,7 +155,7 @@ def test_devices_tells_why_there_is_none_and_what_helps(cli, monkeypatch):
     assert "--device virtual:rk3588" in out
 
 
-def test_devices_lists_a_virtual_one_where_it_is_asked_for(cli):
+def test_devices_lists_a_requested_virtual_one(cli):
     code, out, _ = cli("devices", "--device", "virtual:rk3576")
     assert code == 0
     (line,) = (line for line in out.splitlines() if line.startswith("virtual:rk3576  "))
@@ -217,7 +217,7 @@ def test_doctor_lists_the_findings_then_what_to_do(cli, monkeypatch):
     assert rest.splitlines()[-1].endswith(f"Begin with: {first}.")
 
 
-def test_devices_of_a_name_that_nobody_knows(mistake):
+def test_devices_of_an_unknown_name(mistake):
     assert "'virtual:z80': there is no such device" in mistake("devices", "--device", "virtual:z80", code=2)
 
 
@@ -255,7 +255,7 @@ def test_explain_passes_other_options(cli, models):
     assert "2 contexts" in out
 
 
-def test_explain_tells_a_fallback_without_a_warning(cli, models, recwarn, monkeypatch):
+def test_explain_reports_a_fallback_without_a_warning(cli, models, recwarn, monkeypatch):
     monkeypatch.setenv("ORT_RKNN_RUNTIME_LIBRARY", "/nowhere/librknnrt.so")
     code, out, err = cli("explain", models / "conv_f16.onnx")
     assert (code, err, len(recwarn)) == (1, "", 0)
@@ -323,7 +323,7 @@ def test_info_of_an_onnx_and_its_twins(cli, models):
     assert "conv_f16.rk3566.rknn, for rk3566\n" in out
 
 
-def test_info_says_why_a_twin_is_of_no_use(cli, models, tmp_path):
+def test_info_says_why_a_twin_cannot_be_used(cli, models, tmp_path):
     onnx = shutil.copy(models / "conv_f16.onnx", tmp_path / "net.onnx")
     _, out, _ = cli("info", onnx)
     assert "no compiled model lies beside it" in out

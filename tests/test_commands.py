@@ -139,7 +139,7 @@ FINDINGS = [
 
 @pytest.mark.parametrize("json_too", [(), ("--json",)])
 @pytest.mark.parametrize("words", FINDINGS, ids=lambda words: words[0])
-def test_a_file_of_no_use_is_exit_code_1_in_one_line(words, json_too, files, monkeypatch, capsys):
+def test_an_unusable_file_is_exit_code_1_with_one_line(words, json_too, files, monkeypatch, capsys):
     monkeypatch.chdir(files)
     code = main([*words, *json_too])
     out, err = capsys.readouterr()
@@ -196,7 +196,7 @@ def test_pages_are_current(maker):
     assert there == maker.pages(), "run python docs/make_commands.py"
 
 
-def test_a_page_tells_every_argument_and_member(maker):
+def test_a_page_lists_every_argument_and_member(maker):
     import argparse
 
     for command in commands().values():

@@ -79,7 +79,7 @@ def only_optimal():
     return so
 
 
-def test_explain_tells_the_verdict(tmp_path, models):
+def test_explain_reports_the_verdict(tmp_path, models):
     with ort.InferenceSession(models / "conv_f16.onnx", provider_options=VIRTUAL) as made:
         assert f"verdict:   {OPTIMAL}" in made.explain()
     with ort.InferenceSession(older(tmp_path, models), provider_options=VIRTUAL) as made:

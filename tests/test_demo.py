@@ -188,7 +188,7 @@ def test_without_anything_the_demo_fails(no_rapidocr, no_compiler, capsys):
     assert "'ort-rknn[virtual]'" in out
 
 
-def test_an_opencv_that_wants_a_desktop_is_told_with_the_remedy(no_rapidocr, monkeypatch, capsys):
+def test_an_opencv_that_needs_a_desktop_is_reported_with_the_remedy(no_rapidocr, monkeypatch, capsys):
     class Finder:
         def find_spec(self, name, path=None, target=None):
             if name == "rapidocr_onnxruntime":

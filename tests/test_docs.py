@@ -83,7 +83,7 @@ def test_the_values_are_accepted(name):
         assert name in read_options({name: value, **companions}).given
 
 
-def test_refused_options_are_told():
+def test_refused_options_are_listed():
     (line,) = (paragraph for paragraph in OPTIONS_PAGE.split("\n\n") if paragraph.startswith("Options that other RKNN"))
     assert set(re.findall(r"`(\w+)`", line)) == set(_options.REFUSED)
     for name in _options.REFUSED:

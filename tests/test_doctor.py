@@ -323,7 +323,7 @@ def test_what_is_replaced():
 # onnxruntime's own question -----------------------------------------------------------------------------------
 
 
-def test_onnxruntime_tells_the_reasons(board):
+def test_onnxruntime_reports_the_reasons(board):
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     ask = getattr(state, "get_hardware_device_ep_incompatibility_details", None)

@@ -30,7 +30,7 @@ def test_opencv_resizes_into_npu_memory(npu, monkeypatch, capsys):
     assert "100 runs bound NPU memory" in capsys.readouterr().out
 
 
-def test_gstreamer_that_is_not_installed_is_said():
+def test_a_missing_gstreamer_is_reported():
     try:
         import gi  # noqa: F401
     except ImportError:

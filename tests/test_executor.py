@@ -381,7 +381,7 @@ def test_close(npu, execute):
 
 
 @pytest.mark.parametrize("schedule", ["0", "0,1", "auto"])
-def test_close_waits_for_what_runs_and_wakes_who_waits(npu, execute, schedule):
+def test_close_waits_for_runs_and_wakes_waiting_callers(npu, execute, schedule):
     executor = execute(schedule=schedule)
     npu.gates.update({mask: threading.Event() for mask in (1, 2, 4)})
     with ThreadPoolExecutor(12) as pool:
@@ -402,7 +402,7 @@ def test_close_waits_for_what_runs_and_wakes_who_waits(npu, execute, schedule):
     assert (npu.open_models, npu.open_contexts) == (0, 0)
 
 
-def test_retire_lets_through_who_waits(npu, execute):
+def test_retire_serves_waiting_callers(npu, execute):
     executor = execute(schedule="0")
     npu.gates[1] = threading.Event()
     with ThreadPoolExecutor(6) as pool:

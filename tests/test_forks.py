@@ -385,7 +385,7 @@ assert (data, error) == ("mine", "") and results
 """)
 
 
-def test_a_session_on_the_cpu_is_let_go(forked):
+def test_a_session_on_the_cpu_is_released(forked):
     """Closing onnxruntime's session would wait for its threads forever."""
     forked("""
 s = ort_rknn.InferenceSession(f"{models}/conv_f16.onnx", providers=["CPUExecutionProvider"])
@@ -400,7 +400,7 @@ same(s)
 """)
 
 
-def test_faces_let_go(forked):
+def test_faces_after_a_fork(forked):
     forked("""
 os.environ["ORT_RKNN_DEVICE"] = "virtual:rk3588"
 import ort_rknn_ez_async, ort_rknn_rknnlite.api

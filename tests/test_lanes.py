@@ -56,7 +56,7 @@ def test_contexts_go_round(lane_of):
     lane.give_back(second)
 
 
-def test_those_who_wait_run_one_after_the_other_on_one_thread(lane_of):
+def test_waiting_calls_run_one_after_the_other_on_one_thread(lane_of):
     lane = lane_of("a")
     seen = []
 
@@ -76,7 +76,7 @@ def test_those_who_wait_run_one_after_the_other_on_one_thread(lane_of):
     assert seen == [(k, "a", "ort_rknn run 0") for k in range(5)]
 
 
-def test_nobody_overtakes_who_waits(lane_of):
+def test_no_caller_overtakes_a_waiting_one(lane_of):
     lane = lane_of("a")
     held = lane.take()
     gate = threading.Event()
@@ -127,7 +127,7 @@ def test_an_error_reaches_its_caller_and_nobody_else(lane_of):
         gc.enable()
 
 
-def test_close_refuses_who_waits_and_waits_for_what_runs(lane_of):
+def test_close_refuses_waiting_callers_and_waits_for_runs(lane_of):
     lane = lane_of("a", "b")
     gate, refused = threading.Event(), []
     running = [lane.start(lambda lease: gate.wait(10), nothing) for _ in range(2)]
@@ -293,7 +293,7 @@ print("ok")
     assert out.strip() == "ok"
 
 
-def test_nobody_is_forgotten(lane_of):
+def test_no_waiting_caller_is_forgotten(lane_of):
     """Callers and workers acquire and release three contexts as fast as they can; none waits forever."""
     lane = lane_of("a", "b", "c")
     users = {"a": [], "b": [], "c": []}
@@ -322,7 +322,7 @@ def test_nobody_is_forgotten(lane_of):
     assert not lane._waiting
 
 
-def test_callers_that_race_with_the_end_are_served_or_told():
+def test_callers_that_race_with_close_are_served_or_refused():
     for _ in range(30):
         lane = Lane([Lease("a", "a"), Lease("b", "b")])
         served, told = [], []

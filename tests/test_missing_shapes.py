@@ -184,7 +184,7 @@ def test_padding_that_would_lie_between_the_rows_is_refused(tmp_path):
                 session.run(None, feed(1, 1, h, w))
 
 
-def test_extents_that_no_onnx_tells_are_no_secret(tmp_path, caplog):
+def test_extents_that_no_onnx_gives_are_reported(tmp_path, caplog):
     nodes, output, shape_of, _ = EXTENTS["axes without names"]
     path = padded(tmp_path, nodes, output, [((1, 1, s, s), shape_of(s, s)) for s in (12, 6)], onnx_beside=False)
     (tmp_path / "m.onnx").unlink()
@@ -280,7 +280,7 @@ def test_the_environment_says_what_a_session_does_not(monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("value", "text"), [("pad", "pad needs pad_axes.*expected error or cpu"), ("CPU", "expected error or cpu")]
 )
-def test_a_bad_word_in_the_environment(monkeypatch, value, text):
+def test_a_bad_value_in_the_environment(monkeypatch, value, text):
     monkeypatch.setenv("ORT_RKNN_ON_MISSING_SHAPE", value)
     with pytest.raises(ort.OptionError, match=f"ORT_RKNN_ON_MISSING_SHAPE='{value}': {text}"):
         ort.InferenceSession(MODELS / "dynamic.onnx", provider_options=VIRTUAL)

@@ -252,7 +252,7 @@ def test_a_session_on_the_cpu_cannot_keep_it(options):
 
 
 @pytest.mark.parametrize("code", [-1, -3, -5])
-def test_a_runtime_that_does_not_tell(npu, code):
+def test_a_runtime_whose_queries_fail(npu, code):
     npu.fault("rknn_query", code, after=0)
     with pytest.raises(ort.NpuUnavailable, match=rf"rknn_query failed: .*\({code}\)"):
         session("conv_f16", layout="native")

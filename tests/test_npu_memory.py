@@ -475,7 +475,7 @@ def test_a_width_that_the_npu_pads(npu, pitch):
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("model", ["conv_i8", "conv_f16"])
-def test_an_input_that_is_fed_as_it_is_stored(npu, model, layout):
+def test_an_input_that_is_fed_in_its_stored_form(npu, model, layout):
     x = np.random.default_rng(1).standard_normal((1, 3, 32, 32), np.float32)
     with ort.InferenceSession(MODELS / f"{model}.onnx", provider_options=VIRTUAL) as plain:
         (expected,) = plain.run(None, {"x": x})

@@ -163,7 +163,7 @@ def test_a_batch_that_is_cut(npu, samples):
     assert npu.counters().misuses == 0
 
 
-def test_a_context_that_is_made_anew_binds_again(npu):
+def test_a_new_context_binds_again(npu):
     """A core fails, is disabled, gets a new context and returns: the new context binds the same buffers."""
     with session(**RAW, schedule="0,1", retries=1) as s:
         want = s.run(None, {"x": IMAGE})[0]

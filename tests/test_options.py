@@ -197,7 +197,7 @@ def test_per_input():
         ({"run_timeout_ms": "soon"}, "milliseconds"),
     ],
 )
-def test_what_is_accepted_is_told(given, text):
+def test_errors_say_what_is_accepted(given, text):
     with pytest.raises(OptionError, match=text):
         read_options(given)
 
@@ -273,7 +273,7 @@ def test_options_of_a_single_run():
     assert RUN_OPTIONS == ("run_timeout_ms", "priority")
 
 
-def test_readers_are_told_the_name_of_the_option():
+def test_errors_name_the_option():
     """No declaration has an error that names another option."""
     for option in OPTIONS:
         with pytest.raises(OptionError, match=f"^.*provider option {option.name}="):

@@ -100,7 +100,7 @@ def test_the_two_commands():
     assert "<!-- command: tests -->" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_every_environment_variable_is_told():
+def test_every_environment_variable_is_documented():
     """Those that the code names are in the README's table, and no others."""
     told = set(re.findall(r"^\| `(ORT_RKNN_\w+)", README, re.MULTILINE))
     read = set()

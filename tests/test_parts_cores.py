@@ -113,7 +113,7 @@ def test_sessions_know_which_cores_are_idle(path, runs, device, count):
         made.close()
 
 
-def test_who_has_a_schedule_is_seen_too(path, runs, device):
+def test_auto_sees_runs_of_a_fixed_schedule(path, runs, device):
     device.run_time_us = 200_000
     with session(path, schedule="0") as fixed, session(path, schedule="auto") as free, ThreadPoolExecutor(1) as pool:
         running = pool.submit(fixed.run, None, {"x": X})

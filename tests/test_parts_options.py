@@ -96,7 +96,7 @@ def two_inputs():
 LAST = ("part1", ["q", "extra"], ["y", "z"], ["second", "scale"])
 
 
-def test_inputs_are_told_apart(tmp_path):
+def test_inputs_are_distinguished(tmp_path):
     shapes = {**SHAPES, "extra": (1, 2, 8, 8), "z": (1, 2, 8, 8)}
     path = write_in_parts(tmp_path, two_inputs(), (TWO_PARTS[0], LAST), shapes)
     with pytest.raises(ort.OptionError, match="'bias' .*node 'neg'"):
@@ -164,7 +164,7 @@ def test_outputs(tmp_path, outputs, asked, text):
         assert y.dtype == (np.float32 if asked == "float32" else np.float16)
 
 
-def test_native_tells_what_is_stored(tmp_path):
+def test_native_is_what_is_stored(tmp_path):
     with session(write_in_parts(tmp_path, three_steps()), input_dtype="native") as made:
         assert made.get_inputs()[0].type == "tensor(float16)"
     model = three_steps()

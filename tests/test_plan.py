@@ -340,7 +340,7 @@ def test_strictness_says_what_made_it_strict(onnx, by):
             plan(request, facts)
 
 
-def test_files_that_tell_no_signature_take_the_onnxs(onnx, good):
+def test_files_without_a_signature_use_the_onnxs(onnx, good):
     file = RknnFile(**{**_fields(good.file), "inputs": (), "outputs": ()})
     silent = replace(good, file=file)
     made = plan(NOBODY_ASKED, on(REAL, "rknn", onnx=onnx, onnx_source="/m/model.onnx", candidates=(silent,)))
@@ -348,7 +348,7 @@ def test_files_that_tell_no_signature_take_the_onnxs(onnx, good):
     assert isinstance(good.file.inputs[0], RknnTensor)
 
 
-def test_an_adapter_that_was_not_preferred_is_told(models, monkeypatch):
+def test_an_adapter_that_was_not_preferred_is_reported(models, monkeypatch):
     """Of several adapters that see the device the one with the highest priority is taken, and the others are named."""
     preferred, other = FakeNpu(), FakeNpu()
     other.name = "other"

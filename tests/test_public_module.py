@@ -150,7 +150,7 @@ def test_our_own_submodules_are_ours():
             importlib.import_module(name)
 
 
-def test_onnxruntime_is_left_as_it_is(python):
+def test_onnxruntime_is_unchanged(python):
     python(
         """
 import onnxruntime

@@ -62,7 +62,7 @@ def test_the_signature_is_the_onnx_s(name):
         assert meta.custom_metadata_map == expected.custom_metadata_map
 
 
-def test_a_compiled_model_alone_tells_its_onnx_s_signature(tmp_path):
+def test_a_compiled_model_alone_has_its_onnx_s_signature(tmp_path):
     """Without an ONNX beside it, dtypes and shapes come from the file and the virtual NPU's numbers from a pattern,
     which explain() says."""
     (tmp_path / "only.rknn").write_bytes((MODELS / "tokens_i64.rk3588.rknn").read_bytes())
@@ -96,7 +96,7 @@ def test_a_camera_frame_goes_straight_in():
         assert session.get_provider_options()["RKNNExecutionProvider"]["input_dtype"] == "uint8"
 
 
-def test_every_image_is_normalized_as_the_converter_was_told():
+def test_every_image_is_normalized_as_in_the_conversion():
     """Five inputs, each with its own mean and std; the expected outputs are from the vendor's simulator."""
     values = np.load(MODELS / "mean_std.rk3562.golden.npz")
     images = ("rgb", "rgba", "gray", "six")

@@ -102,7 +102,7 @@ def test_empty_options_are_options():
 
 
 @pytest.mark.parametrize("name, value", [("ORT_RKNN_DEVICE", "rk3588"), ("ORT_RKNN_STRICT", "1")])
-def test_the_environment_asks(monkeypatch, name, value):
+def test_the_environment_requests_the_npu(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert read().asked
     assert not read([CPU]).asked
@@ -119,14 +119,14 @@ def test_strict(monkeypatch):
     assert not read([OURS]).strict
 
 
-def test_no_cpu_in_the_session_config_is_strict_for_who_asked():
+def test_no_cpu_in_the_session_config_is_strict_if_the_npu_is_requested():
     assert read([OURS], no_cpu=True).strict_by == "session.disable_cpu_ep_fallback=1"
     assert read(None, {}, no_cpu=True).strict
     assert not read(None, None, no_cpu=True).strict
     assert not read([CPU], no_cpu=True).strict
 
 
-def test_no_cpu_in_the_session_config_is_strict_for_who_asked_by_environment(monkeypatch):
+def test_no_cpu_in_the_session_config_is_strict_if_the_environment_requests_it(monkeypatch):
     monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
     assert read(None, None, no_cpu=True).strict_by == "session.disable_cpu_ep_fallback=1"
     assert not read(None, None, no_cpu=False).strict

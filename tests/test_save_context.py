@@ -130,7 +130,7 @@ def test_an_existing_file_is_not_replaced(whole):
     assert target.read_bytes() == b"precious"
 
 
-def test_what_cannot_be_written_is_told(whole, tmp_path, models):
+def test_what_cannot_be_written_is_reported(whole, tmp_path, models):
     with pytest.raises(Exception, match="nowhere.*cannot be written"):
         session(whole, saving(tmp_path / "nowhere" / "m.onnx"))
     with pytest.raises(Exception, match=r"give ep\.context_file_path"):
@@ -141,7 +141,7 @@ def test_what_cannot_be_written_is_told(whole, tmp_path, models):
     assert not list(tmp_path.glob("*_ctx.onnx")) and not list(tmp_path.glob(".*"))
 
 
-def test_on_the_cpu_nothing_is_written_and_that_is_told(whole, tmp_path):
+def test_on_the_cpu_nothing_is_written_and_that_is_reported(whole, tmp_path):
     (tmp_path / "conv_f16.rk3588.rknn").write_bytes(b"rubbish")
     with pytest.warns(ort.FallbackWarning):
         made = session(whole, saving())
@@ -170,7 +170,7 @@ def test_the_unmodified_onnxruntime_writes_it_too(whole, embed):
 
 
 @pytest.mark.parametrize("embed", [0, 1])
-def test_onnxruntime_writes_a_model_in_parts_anew(tmp_path, embed):
+def test_onnxruntime_writes_a_model_in_parts_again(tmp_path, embed):
     path = write_in_parts(tmp_path, three_steps())
     ort.register(device=VIRTUAL["device"])
     made = their_session(tmp_path / "m.rk3588_ctx.onnx", saving(tmp_path / "anew.onnx", embed))

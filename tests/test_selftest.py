@@ -49,7 +49,7 @@ def test_nothing_stays_open(npu):
     assert (counters.contexts, counters.models, counters.misuses) == (0, 0, 0)
 
 
-def test_masks_and_contexts_are_told(npu):
+def test_masks_and_contexts_are_reported(npu):
     found = lines(selftest(device="virtual:rk3588", quick=True))
     assert "0x5 code -5" in found["masks"].seen and "0x7 runs" in found["masks"].seen
     assert "9: " in found["contexts"].seen

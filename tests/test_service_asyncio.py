@@ -42,7 +42,7 @@ asyncio.run(main())
 """
 
 
-def test_an_asyncio_service_that_is_asked_for_too_much(models):
+def test_an_overloaded_asyncio_service(models):
     """Over real sockets: every request gets its own answer or "busy", none waits long, and the service works
     afterwards."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("ORT_RKNN_")}

@@ -55,7 +55,7 @@ def test_the_threads_go(npu, where):
 
 
 @pytest.mark.parametrize("where", ["cpu", "npu"])
-def test_a_closed_session_still_tells_its_signature(npu, where):
+def test_a_closed_session_still_has_its_signature(npu, where):
     given = {"providers": [CPU]} if where == "cpu" else {"provider_options": {"device": "virtual:rk3588"}}
     one = ort.InferenceSession(MODELS / "two_io.onnx", **given)
 

@@ -16,7 +16,7 @@ no_npu = pytest.fixture(without_npu, autouse=True)
 path = pytest.fixture(two_io)
 
 
-def test_nobody_asked(path, caplog, no_npu):
+def test_not_requested(path, caplog, no_npu):
     """No warning (warnings are errors here) and one INFO record."""
     caplog.set_level(logging.DEBUG, "ort_rknn")
     ort_rknn.InferenceSession(path)
@@ -50,7 +50,7 @@ ASKED = {
 
 
 @pytest.mark.parametrize("case", ASKED)
-def test_who_asked_gets_one_warning_and_one_record(case, path, caplog, monkeypatch, capfd):
+def test_a_request_gets_one_warning_and_one_record(case, path, caplog, monkeypatch, capfd):
     caplog.set_level(logging.DEBUG, "ort_rknn")
     arguments, environment = ASKED[case]
     for name, value in environment.items():
@@ -118,7 +118,7 @@ def test_strict(case, path, monkeypatch):
     assert isinstance(caught.value, state.Fail)
 
 
-def test_strict_leaves_alone_who_named_others(path, monkeypatch):
+def test_strict_does_not_apply_if_other_providers_are_named(path, monkeypatch):
     monkeypatch.setenv("ORT_RKNN_STRICT", "1")
     assert ort_rknn.InferenceSession(path, providers=[CPU]).get_providers() == [CPU]
 
@@ -131,7 +131,7 @@ def test_no_cpu_in_the_session_config(path, arguments):
         ort_rknn.InferenceSession(path, options, **arguments)
 
 
-def test_no_cpu_in_the_session_config_when_nobody_asked(path):
+def test_no_cpu_in_the_session_config_without_a_request(path):
     """Then onnxruntime decides; for it the CPU provider is not a fallback if it is the only provider."""
     options = ort_rknn.SessionOptions()
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

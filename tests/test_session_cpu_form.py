@@ -195,7 +195,7 @@ def alone(image, tmp_path):
     return shutil.copy(image, tmp_path / "m.onnx")
 
 
-def test_no_compiled_model_tells_the_mean(alone):
+def test_no_compiled_model_has_the_mean(alone):
     with pytest.raises(OptionError, match=r"input 'image' is float, and no compiled model tells the mean.*none lies"):
         ort_rknn.InferenceSession(alone, provider_options=AS_PIXELS)
     with open(alone, "rb") as file, pytest.raises(OptionError, match="a model in memory has none beside it"):
@@ -203,7 +203,7 @@ def test_no_compiled_model_tells_the_mean(alone):
     made(alone, layout="nhwc")
 
 
-def test_a_damaged_one_tells_nothing(alone, image, tmp_path):
+def test_a_damaged_one_proves_nothing(alone, image, tmp_path):
     whole = image.with_name("image_u8.rk3588.rknn").read_bytes()
     (tmp_path / "m.rknn").write_bytes(whole[:1000])
     with pytest.raises(OptionError, match=r"no compiled model tells the mean and std.*m\.rknn"):

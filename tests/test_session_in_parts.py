@@ -44,7 +44,7 @@ def test_the_onnx_runs_in_parts(device, tmp_path, name, embed):
         assert sum(e.kind == "run" for e in device.events()) == 2
 
 
-def test_it_says_of_itself_what_the_onnx_says(device, tmp_path):
+def test_it_has_the_metadata_of_the_onnx(device, tmp_path):
     path = write_in_parts(tmp_path, three_steps())
     with session(path) as made:
         other = plain(path)
@@ -61,7 +61,7 @@ def changed(model):
 
 
 @pytest.mark.parametrize("what", ["stale", "other soc", "gone", "outside", "damaged", "signature"])
-def test_what_does_not_fit_is_told_and_the_onnx_runs(device, tmp_path, what):
+def test_what_does_not_fit_is_reported_and_the_onnx_runs(device, tmp_path, what):
     path = write_in_parts(tmp_path, three_steps(), soc="rk3566" if what == "other soc" else "rk3588", name="m_ctx.onnx")
     part = tmp_path / ("m.rk3566_parts" if what == "other soc" else "m.rk3588_parts") / "part1.rknn"
     text = what
@@ -147,7 +147,7 @@ def test_nothing_is_printed(device, tmp_path):
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
-def test_the_unmodified_onnxruntime_is_told_what_it_can_load(device, tmp_path, monkeypatch):
+def test_the_message_for_the_unmodified_onnxruntime_names_what_it_can_load(device, tmp_path, monkeypatch):
     path = write_in_parts(tmp_path, three_steps())
     ort.register(device=VIRTUAL["device"])
     quiet = silent()

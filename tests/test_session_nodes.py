@@ -88,7 +88,7 @@ def test_without_an_original_the_failure_is_the_error(device, write):
 
 
 @pytest.mark.parametrize("how", ["fallback", "strict", "config"])
-def test_who_wants_no_fallback_gets_the_error(device, write, monkeypatch, how):
+def test_without_fallback_there_is_the_error(device, write, monkeypatch, how):
     path, so, more = write("conv_f16.rk3566.rknn"), onnxruntime.SessionOptions(), {}
     if how == "fallback":
         more["enable_fallback"] = 0
@@ -130,7 +130,7 @@ def test_without_an_npu_the_text_says_where_the_original_was_looked_for(write):
         ort.InferenceSession(write().read_bytes(), provider_options={"device": "rk3566"})
 
 
-def test_explain_tells_of_the_nodes(device, write):
+def test_explain_lists_the_nodes(device, write):
     with session(write(embed=True), schedule="0,1") as made:
         made.run(None, {"x": X})
         told = made.explain()

@@ -57,7 +57,7 @@ def test_dropping_it_gives_everything_back_without_the_collector(npu):
         gc.enable()
 
 
-def test_close_waits_for_what_runs_and_ends_it_for_good(npu):
+def test_close_waits_for_runs_and_is_permanent(npu):
     npu.run_time_us = 200_000
     made = session(schedule=[0])
     with ThreadPoolExecutor(1) as pool:

@@ -217,7 +217,7 @@ def strict(so=None):
     return so
 
 
-def test_what_onnxruntime_does_not_take_is_told_when_the_session_is_made(npu, tmp_path):
+def test_what_onnxruntime_rejects_is_reported_at_session_creation(npu, tmp_path):
     """In onnxruntime's words, as an error in a strict session, and on the CPU as onnxruntime's own error."""
     nodes = [helper.make_node("Mystery", ["x"], ["y"], domain="my.own")]
     path = save(tmp_path, nodes, [value("x", FLOAT, [1, 4])], [value("y", FLOAT, [1, 4])], domains=["my.own"])

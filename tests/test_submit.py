@@ -121,7 +121,7 @@ def test_an_error_of_the_feeds_comes_out_and_nothing_is_left_running(npu):
         assert sum(npu.counters().runs) == runs + 1
 
 
-def test_a_stream_goes_on_over_set_providers_and_is_told_of_close(npu, monkeypatch):
+def test_a_stream_continues_over_set_providers_and_fails_at_close(npu, monkeypatch):
     made = on_npu()
     results = made.map(itertools.repeat(FEEDS[0]))
     first = next(results)[0]
@@ -132,7 +132,7 @@ def test_a_stream_goes_on_over_set_providers_and_is_told_of_close(npu, monkeypat
         list(itertools.islice(results, 100))
 
 
-def test_set_providers_disturbs_nobody(npu):
+def test_set_providers_does_not_disturb_other_calls(npu):
     npu.run_time_us = 1_000
     made = on_npu(schedule="0")
     over = threading.Event()
@@ -421,7 +421,7 @@ def test_all_cores_work_for_one_caller(npu):
         assert time.perf_counter() - before < 24 * 0.030 / 2
 
 
-def test_a_submission_that_comes_while_it_closes_is_told_so():
+def test_a_submission_during_close_is_refused():
     made = Submitter((1,), 2, submit_timeout_ms=1000)
     made.close()
     for _ in range(3):  # more than there are places

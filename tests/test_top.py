@@ -260,7 +260,7 @@ def test_runs_do_not_wait_for_the_publisher(runtime, stats):
 # What is read -----------------------------------------------------------------------------------------------------
 
 
-def test_a_file_as_it_is_written_is_read(publish):
+def test_a_file_in_its_written_form_is_read(publish):
     publish()
     (process,) = top().processes
     assert (process.pid, process.user) == (os.getpid(), os.geteuid())
@@ -414,7 +414,7 @@ def test_the_boards_own_numbers(tmp_path, runtime):
     assert found.hint == ""
 
 
-def test_what_makes_the_drivers_load_readable_is_told(tmp_path, runtime, monkeypatch, capsys):
+def test_the_command_that_makes_the_drivers_load_readable_is_shown(tmp_path, runtime, monkeypatch, capsys):
     found = top(root=board(tmp_path / "board"))
     assert (found.driver, found.hint) == (None, top_module.READ_LOAD)
     monkeypatch.setattr(top_module, "top", lambda: found)
@@ -449,7 +449,7 @@ def test_live_until_ctrl_c(publish, monkeypatch):
     assert stream.getvalue().count("net.rknn") >= 2
 
 
-def test_where_nobody_uses_it(runtime, capsys):
+def test_without_users(runtime, capsys):
     assert main(["top", "--once"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
         "No process of this user runs a model on an NPU through ort_rknn."

@@ -213,7 +213,7 @@ def test_two_contexts_of_a_core_do_not_overlap_on_it(npu, tmp_path):
     assert recorder.summary.core_seconds["core 0"] <= recorder.summary.seconds
 
 
-def test_a_core_of_the_runtimes_choice_is_told_by_its_context(npu, tmp_path):
+def test_a_core_of_the_runtimes_choice_is_named_by_its_context(npu, tmp_path):
     with session(tp_mode="auto") as s, ort.trace(tmp_path / "t"):
         s.run(None, {"x": X})
     tracks = read(tmp_path / "t")
@@ -251,7 +251,7 @@ def test_a_submitted_run_that_fails_is_marked_too(npu, tmp_path):
     assert len(failed) == 1 and (recorder.summary.runs, recorder.summary.failed) == (3, 1)
 
 
-def test_a_file_that_cannot_be_written_is_told_at_once(tmp_path):
+def test_a_file_that_cannot_be_written_is_reported_at_once(tmp_path):
     with pytest.raises(OSError), ort.trace(tmp_path / "no" / "t"):
         raise AssertionError("never here")
 
@@ -360,7 +360,7 @@ def test_the_layers_of_all_parts_and_of_none(npu, in_parts):
         assert layers_of(s) == []
 
 
-def test_a_runtime_that_does_not_tell_is_told_with_its_reason(npu):
+def test_a_runtime_that_reports_no_layers_is_noted_with_its_reason(npu):
     with session() as s:
         executor = s._npu.executor
         plain = s._npu.plan.found.adapter.load(s._npu.plan.found.device, executor.provenance.source, LoadSettings())

@@ -90,7 +90,7 @@ def test_parameters(name):
         assert told[bound:] == real, item.name
 
 
-def test_our_names_are_told_to_checkers():
+def test_type_checkers_know_our_names():
     """Those that are imported at first use are imported for checkers."""
     tree = ast.parse(Path(ort_rknn.__file__).read_text())
     told = {a.asname for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names if a.asname == a.name}

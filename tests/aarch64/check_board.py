@@ -38,7 +38,7 @@ def test_the_machine():
     assert os.path.exists("/dev/dri/renderD129")
 
 
-def test_the_npu_is_found_without_being_asked_for():
+def test_the_npu_is_found_without_a_request():
     (device, also) = ort.devices()
     assert (device.adapter, device.name, device.cores, device.runtime) == ("librknnrt", "rk3588", 3, LIBRARY)
     assert (also.adapter, also.details["package"]) == ("lite2", "rknn-toolkit-lite2 2.5.0")

@@ -20,7 +20,7 @@ def test_every_heap_that_was_tried_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("cached", "name"), [(True, "system"), (False, "system-uncached")])
-def test_the_kernel_is_asked_for_the_size(tmp_path, monkeypatch, descriptors, cached, name):
+def test_the_size_is_read_from_the_kernel(tmp_path, monkeypatch, descriptors, cached, name):
     (tmp_path / name).touch()
     (tmp_path / "system").touch()
     asked = []

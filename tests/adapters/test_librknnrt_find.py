@@ -96,7 +96,7 @@ def test_a_whole_board(board):
     assert "driver" not in device.details
 
 
-def test_the_driver_version_is_told_where_the_kernel_tells_it(board):
+def test_the_driver_version_is_reported_if_the_kernel_has_it(board):
     board.write("sys/module/rknpu/version", b"0.9.8\n")
     assert board.device().details["driver"] == "0.9.8"
 
@@ -112,7 +112,7 @@ def test_virtual_devices_are_somebody_elses(board, wanted):
     assert survey.devices == survey.absences == ()
 
 
-def test_another_soc_is_wanted(board):
+def test_another_soc_is_requested(board):
     absence = board.absence("rk3566")
     assert absence.reason.startswith("the device 'rk3566' is not here: this board is rk3588 (according to ")
     assert "'rk3588'" in absence.remedy
@@ -212,7 +212,7 @@ class TestLibrary:
         real.parent.chmod(0o777)
         assert f"is in {real.parent.resolve()}, which every user may write" in board.absence().reason
 
-    def test_the_next_place_is_taken_and_the_refused_one_told(self, board):
+    def test_the_next_place_is_used_and_the_refused_one_reported(self, board):
         board.library.chmod(0o666)
         next_ = board.write(USUAL_PLACES[1], elf())
         device = board.device()
@@ -267,7 +267,7 @@ class TestSoc:
         board.write(mark, b"")
         assert "--security-opt systempaths=unconfined" in board.absence().remedy
 
-    def test_a_named_library_does_not_tell_the_soc(self, board, tmp_path):
+    def test_a_named_library_does_not_determine_the_soc(self, board, tmp_path):
         (board.root / "proc/device-tree/compatible").unlink()
         named = tmp_path / "librknnrt-rk3588.so"
         named.write_bytes(elf())
@@ -312,7 +312,7 @@ class TestNode:
         legacy.chmod(0o666)
         assert board.device().details["node"] == str(legacy)
 
-    def test_a_hand_made_legacy_link_is_told(self, board):
+    def test_a_hand_made_legacy_link_is_reported(self, board):
         (board.root / "dev/rknpu").symlink_to("dri/renderD129")
         details = board.device().details
         assert details["node"] == str(board.node)

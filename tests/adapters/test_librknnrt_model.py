@@ -243,7 +243,7 @@ class TestShapeSets:
             assert model.output_shapes(index) == ((1, 4, height, width),)
         model.close()
 
-    def test_output_shapes_are_asked_once(self, npu):
+    def test_output_shapes_are_queried_once(self, npu):
         model = npu.load("dynamic")
         model.output_shapes(1)
         before = len(npu.calls())
@@ -308,7 +308,7 @@ class TestRefusals:
             "The model was made by toolkit 2.5.0 for rk3566; this device is rk3588. Convert the model for rk3588."
         )
 
-    def test_a_soc_that_was_told_wrongly(self, npu):
+    def test_a_wrong_soc_in_the_environment(self, npu):
         """The model fits the SoC that the user named, but the board has another one."""
         device = Device("librknnrt", "rk3566", "rk3566", 1, details={"soc told by": "ORT_RKNN_SOC"})
         with pytest.raises(RknnError) as caught:
@@ -389,7 +389,7 @@ class TestFaults:
         assert npu.counters().contexts == 1
         model.close()
 
-    def test_destroy_is_told_in_the_log(self, npu, caplog):
+    def test_a_failed_destroy_is_logged(self, npu, caplog):
         model = npu.load("conv_f16")
         model.context(1), model.context(2)
         npu.fault("rknn_destroy", -7, times=1)

@@ -417,7 +417,7 @@ class TestTheGil:
         assert not model.binding.run._flags_ & 4
         model.close()
 
-    def test_released_for_good_where_it_takes_long(self, npu, monkeypatch):
+    def test_the_gil_stays_released_in_long_runs(self, npu, monkeypatch):
         monkeypatch.setattr(_context, "_SHORT", ALL_SHORT)
         model = npu.load("conv_f16")
         context = model.context(1)

@@ -92,7 +92,7 @@ def test_weights_of_what_has_none(npu):
         session(use_weight_from=closed)
 
 
-def test_a_lender_on_the_cpu_is_told(npu):
+def test_a_lender_on_the_cpu_is_reported(npu):
     lender = ort.InferenceSession(MODELS / "conv_f16.onnx", providers=["CPUExecutionProvider"])
     with session(use_weight_from=lender) as made:
         assert "use_weight_from: that session runs on the CPU, so this one has weights of its own" in made.explain()

@@ -105,7 +105,7 @@ def test_the_soc(board):
     assert "cannot determine the SoC" in absence(board).reason
 
 
-def test_a_soc_that_only_we_are_told(board):
+def test_a_soc_from_our_environment_variable_only(board):
     (found,) = board.adapter.find(Query(environ={"ORT_RKNN_SOC": "rk3576"})).absences
     assert "ORT_RKNN_SOC is 'rk3576', but rknn-toolkit-lite2 takes the SoC from" in found.reason
     assert board.adapter.find(Query(environ={"ORT_RKNN_SOC": "RK3588"})).devices

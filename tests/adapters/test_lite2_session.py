@@ -125,7 +125,7 @@ def test_one_session_over_three_cores(board):
         assert board.npu.counters().models == 3
 
 
-def test_explain_tells_who_was_preferred(board):
+def test_explain_names_the_preferred_adapter(board):
     for options in ({}, {"adapter": "auto"}):
         with ort.InferenceSession(MODELS / "conv_f16.onnx", provider_options=options) as made:
             text = made.explain()

@@ -43,7 +43,7 @@ def test_together_with_borrowed_weights(npu):
     lender.close()
 
 
-def test_a_runtime_that_knows_the_flag_is_told_not_to_renice_the_process(tmp_path):
+def test_a_runtime_that_knows_the_flag_does_not_renice_the_process(tmp_path):
     """By the version in the library's file, as boards' runtimes have it."""
     npu = Npu("rk3588")
     copy = shutil.copy(npu.path, tmp_path / "librknnrt.so")

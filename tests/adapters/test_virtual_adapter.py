@@ -53,7 +53,7 @@ def _run(context, model, arrays):
     return results
 
 
-def test_only_who_asks_finds_one():
+def test_only_a_request_finds_a_virtual_device():
     for device in (None, "npu", "rk3588", "auto", "virtually"):
         survey = ADAPTER.find(Query(device=device))
         assert (survey.devices, survey.absences) == ((), ())

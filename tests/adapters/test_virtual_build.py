@@ -149,7 +149,7 @@ def test_a_library_in_use_is_still_refused_where_others_can_write(cache, what):
             _build.cached("rk3566")
 
 
-def test_a_replaced_library_is_opened_anew(cache):
+def test_a_replaced_library_is_opened_again(cache):
     made = _build.library("rk3566")
     first = open_library(str(made))
     assert open_library(str(made)) is first

@@ -96,7 +96,7 @@ def test_a_board_whose_device_is_gone_and_returns(cluster, models, want):
             right(list(boards.map(frame(k) for k in range(60))), want)
 
 
-def test_a_board_whose_device_is_gone_serves_on_the_cpu_where_that_is_asked(cluster, models, want):
+def test_a_board_without_its_device_serves_on_the_cpu_on_request(cluster, models, want):
     cluster.add(1)
     cluster.connect()
     marks = Path(os.environ["TEST_MARKS"])

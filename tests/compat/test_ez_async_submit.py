@@ -109,7 +109,7 @@ def test_the_pipeline_gives_depth_nones_then_results_in_order(depth):
         assert session.flush() == []
 
 
-def test_the_pipeline_begins_anew_on_reset_and_on_another_depth():
+def test_the_pipeline_restarts_on_reset_and_on_another_depth():
     with make() as session:
         assert [session.run_pipeline(X, 2) is None for _ in range(3)] == [True, True, False]
         assert [session.run_pipeline(X, 2, True) is None] + [session.run_pipeline(X, 2) is None for _ in range(2)] == [
@@ -185,7 +185,7 @@ def test_deleting_waits_for_everything_submitted(npu):
     assert npu.counters().contexts == 0
 
 
-def test_close_is_for_good():
+def test_close_is_permanent():
     session = make()
     session.close()
     session.close()

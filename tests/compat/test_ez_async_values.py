@@ -240,7 +240,7 @@ def test_what_is_not_bound_or_not_ours_is_an_error(session):
     assert binding.get_outputs() == []
 
 
-def test_outputs_that_nobody_asked_for_are_not_reported():
+def test_outputs_that_were_not_requested_are_not_reported():
     with make(model("two_io")) as session:
         binding = session.io_binding()
         binding.bind_cpu_input("a", np.ones((1, 3, 16, 16), np.float16))

@@ -52,7 +52,7 @@ def test_as_they_come(cluster):
         assert sorted(results) == want(300)
 
 
-def test_feeds_are_taken_as_results_are_asked_for(cluster):
+def test_feeds_are_consumed_as_results_are_requested(cluster):
     cluster(2)
     taken = count()
     with boards() as made:
@@ -143,7 +143,7 @@ def test_every_board_dies_and_one_comes_back(cluster):
     assert ray.waits < 2 * (400 + 60 / 0.2 + 100)
 
 
-def test_a_board_without_a_session_is_told_and_asked_again(cluster):
+def test_a_board_without_a_session_is_reported_and_retried(cluster):
     """Ray does not restart an actor whose constructor raised, so a new one is created."""
     ray = cluster(2)
     ray.boards[1].refuses = "no NPU is usable"

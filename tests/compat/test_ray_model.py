@@ -80,7 +80,7 @@ def test_a_gone_device_is_an_error_where_the_cpu_is_refused(npu):
     model.session.close()
 
 
-def test_a_gone_device_is_replaced_by_the_cpu_where_that_is_asked(npu, on_cpu):
+def test_a_missing_device_is_replaced_by_the_cpu_on_request(npu, on_cpu):
     model = NpuModel(MODEL, provider_options=VIRTUAL, on_cpu="serve")
     assert not np.array_equal(run(model), on_cpu)  # float16
     npu.fault("rknn_run", -3)

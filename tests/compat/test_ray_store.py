@@ -61,7 +61,7 @@ def test_another_model_of_that_name_is_another_copy(store, source):
     assert os.path.basename(first) == os.path.basename(second) == "conv_f16.onnx"
 
 
-def test_a_copy_that_was_interrupted_is_written_anew(store, source, monkeypatch):
+def test_an_interrupted_copy_is_written_again(store, source, monkeypatch):
     stored = put_model(source / "conv_f16.onnx")
     get = sys.modules["ray"].get
 

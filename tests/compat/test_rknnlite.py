@@ -113,7 +113,7 @@ def test_camera_frames(npu, monkeypatch):
     made.release()
 
 
-def test_what_is_given_stays_as_it_is(npu):
+def test_what_is_given_is_unchanged(npu):
     made = started()
     given, formats, through = [X.transpose(0, 3, 1, 2).copy()], ["nchw"], [0]
     kept = given[0].copy()

@@ -76,7 +76,7 @@ def test_names_and_shapes(start):
 
 
 @pytest.mark.parametrize("name", [name for name in MANIFEST if ".rk3588." in name])
-def test_every_model_as_the_runtime_tells_it(npu, name):
+def test_every_model_as_the_runtime_reports_it(npu, name):
     """Without a library, the computed attributes equal those that the library reports."""
     made = started(MODELS / name)
     runtime = made.rknn_runtime

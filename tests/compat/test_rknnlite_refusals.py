@@ -122,7 +122,7 @@ def test_without_npu_and_without_onnx(no_npu, tmp_path, monkeypatch, caplog):
     assert "no fallback to the CPU: ORT_RKNN_STRICT=1" in caplog.text
 
 
-def test_numbers_of_nobody_s_model_are_told(npu, tmp_path, caplog):
+def test_invented_numbers_are_reported(npu, tmp_path, caplog):
     """Without a twin the virtual NPU invents them; programs of this API have no explain(), so a message says so."""
     alone = tmp_path / "alone.rknn"
     alone.write_bytes(CONV.read_bytes())
@@ -138,7 +138,7 @@ def test_numbers_of_nobody_s_model_are_told(npu, tmp_path, caplog):
     made.release()
 
 
-def test_the_cpu_is_told_once_where_the_program_called(no_npu, caplog):
+def test_the_cpu_is_reported_once_at_the_programs_call(no_npu, caplog):
     made = RKNNLite()
     made.load_rknn(CONV)
     with warnings.catch_warnings(record=True) as caught:

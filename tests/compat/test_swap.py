@@ -117,7 +117,7 @@ ways = {{
 """
 
 
-def test_whoever_holds_the_class_elsewhere_gets_ours_too(program, models):
+def test_references_to_the_class_elsewhere_are_replaced_too(program, models):
     import pickle
 
     held = program("held", HELD)

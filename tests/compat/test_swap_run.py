@@ -94,7 +94,7 @@ PROGRAMS += [("wrong.py",), ("nothing.py",), ("app.py", "--", "-m", "--policy", 
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
-def test_a_program_cannot_tell(folder, program):
+def test_a_program_sees_no_difference(folder, program):
     plain = start(*program, cwd=folder)
     assert start("-m", "ort_rknn", "run", *program, cwd=folder) == plain
     assert plain[1] or plain[0]

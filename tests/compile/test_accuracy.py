@@ -59,12 +59,12 @@ def test_feature_maps_of_any_size_are_one_group():
     assert not one.mixed
 
 
-def test_shapes_that_differ_and_values_that_are_no_numbers_are_said():
+def test_shapes_that_differ_and_values_that_are_no_numbers_are_reported():
     assert "[1, 2]" in judged(np.zeros((1, 2)), np.zeros((1, 3)))[1]
     assert "not a number" in judged(np.zeros((1, 2)), np.array([[0, np.nan]]))[1]
 
 
-def test_top_1_is_told_for_classes():
+def test_top_1_is_reported_for_classes():
     one, _ = judged([[0.1, 0.9], [0.8, 0.2]], [[0.2, 0.8], [0.4, 0.6]])
     assert one.same_top == 0.5
     assert "same top-1 50.0%" in lines_of([one], 0.99)[0]

@@ -65,7 +65,7 @@ def test_wrong_use(conv, capsys):
     assert "leaves beside its result" in check(capsys, conv, "--simulator", "rk3588")[2]
 
 
-def test_a_record_is_input_from_strangers(conv, tmp_path):
+def test_a_record_is_untrusted_input(conv, tmp_path):
     place = record_path(tmp_path, "conv", "rk3588")
     for text in ("", "[]", "{}", '{"version": 1}', '{"version": 1, "sha256": 3, "shapes": []}'):
         place.write_text(text)
@@ -150,7 +150,7 @@ def test_free_axes_are_as_in_the_conversion(models, capsys, tmp_path):
     assert {value.shape for value in fed(run)} == {(1, 3, 16, 24)}
 
 
-def test_files_that_are_not_there_are_told_as_elsewhere(conv, capsys, tmp_path):
+def test_missing_files_are_reported_as_elsewhere(conv, capsys, tmp_path):
     code, _, err = check(capsys, conv, "--against", tmp_path / "no.npz", "--device", "virtual:rk3588")
     assert (code, "[Errno" in err, "no.npz: No such file" in err) == (1, False, True)
     code, _, err = check(capsys, conv, "--save", tmp_path / "no" / "run.npz")

@@ -82,7 +82,7 @@ def test_importing_ort_rknn_imports_none_of_it():
     ]
 
 
-def test_layers_tell_where_it_goes_wrong(toolkit, conv, monkeypatch):
+def test_layers_show_where_it_goes_wrong(toolkit, conv, monkeypatch):
     ort_rknn.convert(conv, "rk3588", toolkit=toolkit.python)
     with pytest.raises(ValueError, match="layers are compared on the vendor's simulator"):
         ort_rknn.check(conv, layers=True)

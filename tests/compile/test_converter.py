@@ -30,7 +30,7 @@ def test_a_build_is_read_back(converter, models):
     assert not os.path.exists("check0.onnx")  # the toolkit drops it where it runs
 
 
-def test_a_refusal_is_told_in_the_toolkit_s_words(converter, tmp_path, models):
+def test_a_refusal_is_reported_in_the_toolkit_s_words(converter, tmp_path, models):
     other = tmp_path / "other.onnx"
     other.write_bytes((models / "conv_f16.onnx").read_bytes() + b"\x3a\x00")  # an empty graph, merged into the first
     with pytest.raises(
@@ -54,7 +54,7 @@ def test_a_refusal_is_told_in_the_toolkit_s_words(converter, tmp_path, models):
         ("FAKE_TOOLKIT_DIES", "load_onnx", "ended with exit code 7"),
     ],
 )
-def test_what_it_says_of_itself_is_not_believed(toolkit, tmp_path, models, monkeypatch, variable, value, words):
+def test_bad_replies_are_rejected(toolkit, tmp_path, models, monkeypatch, variable, value, words):
     monkeypatch.setenv(variable, value)
     with Converter(toolkit, tmp_path / "log") as converter, pytest.raises(ConversionError, match=words):
         converter.build(BuildSpec(str(models / "conv_f16.onnx"), "rk3588"))

@@ -62,7 +62,7 @@ def test_the_first_session_compiles_and_the_next_finds_it(cache, conv, caplog):
     assert builds(cache) == [made]
 
 
-def test_a_changed_onnx_and_another_soc_are_compiled_anew(cache, conv, models):
+def test_a_changed_onnx_and_another_soc_are_compiled_again(cache, conv, models):
     load(conv)
     load(conv, device="virtual:rk3576")
     assert len(builds(cache)) == 2

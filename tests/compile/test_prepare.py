@@ -40,7 +40,7 @@ X = np.random.default_rng(0).standard_normal((1, 3, 6, 6)).astype(np.float32)
 node = helper.make_node
 
 
-def test_what_needs_nothing_is_used_as_it_is(tmp_path, scratch):
+def test_a_model_that_needs_no_rewriting_is_used_unchanged(tmp_path, scratch):
     path = save(tmp_path / "m.onnx", [node("Relu", ["x"], ["y"])], [value("x", 1, 3)], [value("y", 1, 3)])
     assert prepare(path, scratch).path == path
 

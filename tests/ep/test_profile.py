@@ -165,7 +165,7 @@ def test_a_session_that_ends_while_it_profiles_leaves_nobody_listening(npu, prof
     del s
 
 
-def test_nothing_is_recorded_while_nobody_profiles(npu, monkeypatch):
+def test_nothing_is_recorded_without_a_profile(npu, monkeypatch):
     monkeypatch.setattr(recording, "Slice", None)  # making one would fail
     with ort.InferenceSession(MODELS / "conv_f16.onnx", provider_options=VIRTUAL) as s:
         s.run(None, {"x": X})

@@ -202,7 +202,7 @@ def test_unused_outputs_and_their_order(npu, blob, session_on):
         np.testing.assert_array_equal(session.run(None, {"X": X, "Z": X + 5})[0], -(X * (X + 5)))
 
 
-def test_what_nobody_reads_has_a_place_as_long_as_the_run(npu, blob, monkeypatch):
+def test_an_unused_output_has_a_buffer_as_long_as_the_run(npu, blob, monkeypatch):
     """Other shapes evict the plan of a running run; its unused output still has a buffer."""
     monkeypatch.setattr(kernel, "_KEPT", 2)
     places = []

@@ -179,7 +179,7 @@ def test_dynamic_options_are_refused(ours, options, npu, models):
     session.run(None, {"x": X})
 
 
-def test_the_graphs_weights_are_let_go(python, tmp_path):
+def test_the_graphs_weights_are_released(python, tmp_path):
     """64 MiB of weights in the ONNX: the compiled model contains them, and onnxruntime keeps no copy."""
     from ort_rknn_virtual._standin import stand_in
 

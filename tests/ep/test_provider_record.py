@@ -7,7 +7,7 @@ from support.ep_models import plain_session
 import ort_rknn
 
 
-def test_a_model_without_a_record_is_told_quietly(tmp_path, models, monkeypatch, caplog):
+def test_a_model_without_a_record_is_logged_quietly(tmp_path, models, monkeypatch, caplog):
     monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
     for name in ("conv_f16.onnx", "conv_f16.rk3588.rknn"):
         shutil.copyfile(models / name, tmp_path / name)

@@ -64,7 +64,7 @@ def test_no_cpu_in_the_session_config(npu, models):
         ort_rknn.InferenceSession(models / "conv_f16.onnx", options, [OURS])
 
 
-def test_provider_options_as_onnxruntime_tells_them(npu, models):
+def test_provider_options_as_onnxruntime_reports_them(npu, models):
     given = {"schedule": [0, 2], "threads_per_core": 2}
     session = ort_rknn.InferenceSession(models / "conv_f16.onnx", providers=[(OURS, given), CPU])
     told = session.get_provider_options()

@@ -82,7 +82,7 @@ def test_bad_arguments(npu):
     assert not registration.is_registered()
 
 
-def test_a_device_of_a_session_is_told_besides(npu):
+def test_a_sessions_device_is_listed_too(npu):
     other = Device("fake", "other", "rk3576", 2)
     with registration.held(other):
         names = [d.ep_metadata["device"] for d in ours()]
@@ -90,7 +90,7 @@ def test_a_device_of_a_session_is_told_besides(npu):
     assert names == ["rk3588", "other"] if minor >= (1, 24) else names[0] == "rk3588"
 
 
-def test_a_device_that_only_a_session_told_of_serves_the_unmodified_onnxruntime(models):
+def test_a_device_added_by_a_session_serves_the_unmodified_onnxruntime(models):
     """No device was known at registration: the session added it."""
     from ort_rknn_virtual.control import virtual_npu
 

@@ -102,7 +102,7 @@ def test_the_only_core_raises_and_works_again(npu, models, hang):
         np.testing.assert_array_equal(result[0], right)
 
 
-def test_a_late_answer_is_nobodys(npu, models, hang):
+def test_a_late_result_is_dropped(npu, models, hang):
     """A run that returns after all must not write into what its caller had."""
     with session(models) as made:
         made.run(None, {"x": X})

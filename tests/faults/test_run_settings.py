@@ -216,7 +216,7 @@ def test_the_sessions_bound_is_not_exceeded(npu, models):
 
 
 @pytest.mark.parametrize("usual", ["high", "medium", "low"])
-def test_who_waits_gets_a_context_by_priority(npu, models, hang, usual):
+def test_waiting_callers_get_contexts_by_priority(npu, models, hang, usual):
     order = []
 
     def compute(inputs):

@@ -72,7 +72,7 @@ def test_bytes_and_path_read_the_same(name):
     assert read_rknn((MODELS / name).read_bytes()) == read_rknn(str(MODELS / name))
 
 
-def test_normalization_is_told():
+def test_normalization_is_read():
     (image,) = read_rknn(MODELS / "image_u8.rk3588.rknn").inputs
     assert image.mean == pytest.approx((123.675, 116.28, 103.53))
     assert image.std == pytest.approx((58.395, 57.12, 57.375))

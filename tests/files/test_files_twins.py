@@ -136,11 +136,11 @@ def test_a_runtime_s_version_that_is_not_understood_is_a_note(runtime):
     assert verdict.fit and verdict.notes == (f"the runtime's version is not understood: {runtime!r}",)
 
 
-def test_a_runtime_that_was_not_asked_yet_is_no_note():
+def test_a_runtime_that_was_not_queried_yet_is_no_note():
     assert judge_twin(FILE, soc="rk3588", runtime_version=None).notes == ()
 
 
-def test_what_the_file_does_not_tell_is_a_note():
+def test_what_the_file_lacks_is_a_note():
     file = dataclasses.replace(FILE, targets=(), toolkit_version=None)
     verdict = judge_twin(file, soc="rk3588", runtime_version="2.3.2")
     assert verdict.fit and len(verdict.notes) == 2

@@ -95,7 +95,7 @@ def test_errors_by_callback(target, feed, outputs, change, text):
     assert "[ONNXRuntimeError]" not in problem
 
 
-def test_missing_inputs_are_told_at_once(target, feed):
+def test_missing_inputs_raise_at_once(target, feed):
     ended = Ended(0)
     with pytest.raises(ValueError, match="Required inputs"):
         session = threaded(target)

@@ -140,7 +140,7 @@ def test_taken(session, control, case):
 
 
 @pytest.mark.parametrize("names", [None, [], (), ["vector"], ("vector", "map"), ["map", "map"]], ids=str)
-def test_outputs_as_they_are_asked_for(session, control, names):
+def test_outputs_in_the_requested_form(session, control, names):
     got, want = session.run(names, GOOD), control.run(names, GOOD)
     assert isinstance(got, list)
     assert [g.shape for g in got] == [w.shape for w in want]
