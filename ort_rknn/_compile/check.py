@@ -19,7 +19,7 @@ from .converter import BuildSpec, Converter
 from .cuts import CutPlan
 from .graph import load_graph
 from .layers import LayerError
-from .measure import Reference, compare, compiled_names, simulate_parts, spread
+from .measure import Reference, compare, compiled_names, prepare_simulation, simulate_parts, spread
 from .observe import Observed, observe, random_feeds
 from .partition import GraphPart
 from .parts import BuiltPart, PartsJob
@@ -159,8 +159,7 @@ def _layers(
     found: list[LayerError] = []
     for number, each in enumerate(parts):
         progress(f"the layers of part {number + 1} of {len(parts)}")
-        if converter.last is not each.spec:
-            converter.build(each.spec)
+        prepare_simulation(converter, each.spec)
         names, _ = compiled_names(each)
         inputs = dict(zip(names, reference.run(feed, names)))
         found += converter.layer_errors([raw.get(name, value) for name, value in inputs.items()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from .accuracy import OutputAccuracy
 from .calibration import Samples
-from .converter import ConversionError, Converter
+from .converter import BuildSpec, ConversionError, Converter
 from .extract import extract
 from .observe import Observed
 from .parts import BuiltPart
@@ -99,15 +100,8 @@ def simulate_parts(
     values = [samples.feed(index) for index in indices]
     for each in parts:
         inputs, outputs = compiled_names(each)
-        scalars = [name for name in inputs if not reference.observed.shapes[name]]
-        if scalars:
-            raise ConversionError(
-                f"the vendor's simulator takes no input without axes, and {scalars[0]!r} is one: check on the NPU "
-                "instead, or give it the shape [1] in the ONNX"
-            )
         behind = reference.between(known, inputs)
-        if converter.last is not each.spec:
-            converter.build(each.spec)
+        prepare_simulation(converter, each.spec)
         batch = each.spec.batch or 1
         for start in range(0, len(indices), batch):
             chosen = range(start, min(start + batch, len(indices)))
@@ -127,6 +121,24 @@ def simulate_parts(
         known += [name for name in outputs if name not in known]
     finish = reference.between(known, reference.outputs)
     return [list(finish(held)) for held in values]
+
+
+def prepare_simulation(converter: Converter, spec: BuildSpec) -> None:
+    """Build ``spec`` for the simulator, unless that was the last build.
+
+    The simulator of toolkit 2.5.0 fails with an input without axes (IndexError), and takes it as one of shape [1].
+    """
+
+    def with_axis(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape or (1,)
+
+    inputs = spec.inputs or {}
+    if not all(inputs.values()):
+        sets = tuple(tuple(map(with_axis, group)) for group in spec.shape_sets)
+        inputs = {name: with_axis(shape) for name, shape in inputs.items()}
+        converter.build(replace(spec, inputs=inputs, shape_sets=sets))
+    elif converter.last is not spec:
+        converter.build(spec)
 
 
 def _batched(values: Sequence[Array]) -> Array:

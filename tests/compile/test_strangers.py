@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ort_rknn._cli.main import main
-from ort_rknn._compile.converter import ConversionError
+from ort_rknn._compile.converter import BuildSpec
 from ort_rknn._compile.measure import simulate_parts
 
 node, value = helper.make_node, helper.make_tensor_value_info
@@ -73,29 +73,39 @@ def test_where_nothing_is_left_the_nodes_are_named_and_what_helps(convert):
     assert "from before its quantization, and quantize it here with --int8" in last
 
 
-def simulated(shape):
-    """A part from x with this shape to a scalar, on a simulator that answers 3."""
-    spec = SimpleNamespace(batch=None)
-    file = SimpleNamespace(inputs=[SimpleNamespace(name="x")], outputs=[SimpleNamespace(name="s")])
-    part = SimpleNamespace(inputs=["x"], outputs=["s"])
-    built = SimpleNamespace(part=part, built=SimpleNamespace(file=file), spec=spec)
-    observed = SimpleNamespace(shapes={"x": shape, "s": ()}, elem_types={"s": TensorProto.FLOAT})
-    reference = SimpleNamespace(
-        observed=observed, outputs=["s"], between=lambda known, wanted: lambda held: [held[name] for name in wanted]
-    )
-    feed = {"x": np.ones(shape, np.float32)}
-    samples = SimpleNamespace(forms={"x": None}, feed=lambda index: dict(feed), raw=lambda index: feed)
-    converter = SimpleNamespace(last=spec, simulate=lambda feeds, layouts: [np.full((1,), 3, np.float32)])
-    return simulate_parts(converter, [built], reference, samples, [0, 1])
+@pytest.fixture
+def simulated():
+    """Runs a part from x with a shape to a scalar, on a simulator that answers 3; remembers what is built."""
+    built = []
+
+    def run(shape):
+        spec = BuildSpec("m.onnx", "rk3588", {"x": shape})
+        file = SimpleNamespace(inputs=[SimpleNamespace(name="x")], outputs=[SimpleNamespace(name="s")])
+        part = SimpleNamespace(inputs=["x"], outputs=["s"])
+        each = SimpleNamespace(part=part, built=SimpleNamespace(file=file), spec=spec)
+        observed = SimpleNamespace(shapes={"x": shape, "s": ()}, elem_types={"s": TensorProto.FLOAT})
+        reference = SimpleNamespace(
+            observed=observed, outputs=["s"], between=lambda known, wanted: lambda held: [held[name] for name in wanted]
+        )
+        feed = {"x": np.ones(shape, np.float32)}
+        samples = SimpleNamespace(forms={"x": None}, feed=lambda index: dict(feed), raw=lambda index: feed)
+        answer = np.full((1,), 3, np.float32)
+        converter = SimpleNamespace(last=spec, simulate=lambda feeds, layouts: [answer], build=built.append)
+        return simulate_parts(converter, [each], reference, samples, [0, 1])
+
+    return run, built
 
 
-def test_a_scalar_of_the_simulator_is_an_array():
+def test_a_scalar_of_the_simulator_is_an_array(simulated):
     """onnxruntime accepts only arrays."""
-    for (result,) in simulated((1, 2)):
+    run, built = simulated
+    for (result,) in run((1, 2)):
         assert isinstance(result, np.ndarray)
         assert (result.shape, float(result)) == ((), 3.0)
+    assert not built
 
 
-def test_what_the_simulator_cannot_take_is_named():
-    with pytest.raises(ConversionError, match=r"takes no input without axes, and 'x' is one: check on the NPU instead"):
-        simulated(())
+def test_an_input_without_axes_has_one_on_the_simulator(simulated):
+    run, built = simulated
+    assert run(())
+    assert [spec.inputs for spec in built] == [{"x": (1,)}]
