@@ -104,6 +104,7 @@ def convert(
         with Converter(toolkit, log) as converter:
             job = _Job(path, folder, options, source, whole, shapes, refusal, converter, progress, samples)
             compiled = tuple(job.compile(target) for target in options.targets)
+            notes += job.notes
         if frozen or (options.out is not None and options.with_onnx):
             _copy_onnx(path, folder, Path(original).parent)
     found = (*frozen, *whole.notes, *(shapes.notes if options.batch is None else ()), *notes)
@@ -210,6 +211,8 @@ class _Job:
     converter: Converter
     progress: Callable[[str], None]
     samples: Samples | None
+    notes: list[str] = field(default_factory=list)
+    """For the report."""
 
     @property
     def stem(self) -> str:
@@ -312,11 +315,24 @@ class _Job:
     def _placed(self, made: InParts, target: str, plan: CutPlan, refusal: str, started: float) -> Compiled:
         toolkit, keeping = self.converter.toolkit.version, self._keeping(target, plan, made.partition.on_cpu)
         placed, paths = place_parts(made, self.folder, self.path, target, toolkit, keeping, free=self._has_free_axes())
+        self._note_inner(made)
         parts = tuple(
             Part(str(path), each.built.file.size, each.built.log.layers, read_rknn(path))
             for path, each in zip(paths, made.built)
         )
         return Compiled(target, str(placed), parts, time.monotonic() - started, fates_of(made), refusal)
+
+    def _note_inner(self, made: InParts) -> None:
+        """Note that parts end at tensors inside functions, which the user's ONNX does not name."""
+        graph = load_graph(self.path).graph
+        own = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
+        inner = [name for part in made.partition.parts for name in (*part.inputs, *part.outputs) if name not in own]
+        if inner and not self.notes:  # the same for every target
+            self.notes.append(
+                f"parts end inside functions of the ONNX (at {inner[0]!r}), so a virtual NPU does not know their "
+                "numbers, and nothing stands in for a device that is gone: convert it with its functions inlined "
+                "(onnx.inliner.inline_local_functions)"
+            )
 
     def _part_spec(self, path: str, part: GraphPart, observed: Observed, target: str) -> BuildSpec:
         sides = (self.options.mean, self.options.std)

@@ -21,11 +21,12 @@ def convert(toolkit, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("FAKE_TOOLKIT_ANY", "conv_f16.rk3588.rknn")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def run(nodes, inputs, outputs, weights, opset):
+    def run(nodes, inputs, outputs, weights, opset, functions=()):
         tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
         graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
         path = tmp_path / "m.onnx"
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), path)
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=functions), path)
         code = main(["convert", str(path), "--target", "rk3588", "--toolkit", toolkit.python])
         out, err = capsys.readouterr()
         made = tmp_path / "m.rk3588_ctx.onnx"
@@ -36,7 +37,7 @@ def convert(toolkit, monkeypatch, capsys, tmp_path):
 
 def test_parts_end_at_tensors_of_the_users_own_graph(convert):
     """A Gelu converted to an older opset becomes several nodes, whose tensors the ONNX lacks."""
-    weights = {"w": np.ones((8, 8), np.float32), "zero": np.array(0)}
+    weights = {"w": np.ones((8, 8), np.float32)}
     nodes = [node("MatMul", ["x", "w"], ["a"]), node("Gelu", ["a"], ["b"]),
              node("NonZero", ["b"], ["n"], name="a.domain"),
              node("Gelu", ["b"], ["c"], approximate="tanh"), node("MatMul", ["c", "w"], ["y"])]  # fmt: skip
@@ -60,6 +61,19 @@ def test_every_node_of_a_newer_opset_stays_on_the_cpu(convert):
     assert code == 0, err
     assert sorted(each.op_type for each in made.graph.node) == ["AffineGrid", "AffineGrid", "EPContext"]
     assert "AffineGrid 'next': AffineGrid: opset 19, the toolkit's newest, lacks it" in out
+
+
+def test_parts_that_end_inside_functions_are_noted(convert):
+    """Neither a virtual NPU nor the CPU finds their tensors in the ONNX."""
+    inner = [node("MatMul", ["a", "b"], ["c"]), node("NonZero", ["c"], ["n"], name="a.domain"),
+             node("Relu", ["c"], ["d"]), node("MatMul", ["d", "b"], ["e"])]  # fmt: skip
+    opsets = [helper.make_opsetid("", 17)]
+    function = helper.make_function("own", "Block", ["a", "b"], ["e", "n"], inner, opsets)
+    nodes = [node("Block", ["x", "w"], ["y", "n"], domain="own")]
+    ends = [value("x", TensorProto.FLOAT, [4, 8])], [value("y", TensorProto.FLOAT, [4, 8]), value("n", 7, [2, "k"])]
+    code, out, err, _ = convert(nodes, *ends, {"w": np.ones((8, 8), np.float32)}, 17, [function])
+    assert code == 0, err
+    assert "note: parts end inside functions of the ONNX" in out and "inline_local_functions" in out
 
 
 def test_where_nothing_is_left_the_nodes_are_named_and_what_helps(convert):
