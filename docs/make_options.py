@@ -70,7 +70,7 @@ def module(text: str) -> str:
 
 def _row(option: Option) -> str:
     honored_by = HONORED_BY.get(option.honored_by, option.honored_by)
-    return f"| `{option.name}` | {option.kind.told} | `{option.default!r}` | {option.effect} | {honored_by} |\n"
+    return f"| `{option.name}` | {option.kind.type_text} | `{option.default!r}` | {option.effect} | {honored_by} |\n"
 
 
 def page(text: str) -> str:

@@ -17,7 +17,7 @@ from support.command_json import closed, validate
 
 from ort_rknn._cli.main import main
 from ort_rknn._cli.registry import commands
-from ort_rknn.adapter.json_output import maybe, number, record, rows, table, text, truth, whole, word
+from ort_rknn.adapter.json_output import array, boolean, enum, integer, nullable, number, record, table, text
 
 ROOT = Path(__file__).resolve().parent.parent
 VIRTUAL = "virtual:rk3588"
@@ -163,7 +163,9 @@ def test_an_option_that_does_not_exist_is_exit_code_2(name, capsys):
 
 # The schemas' own words ---------------------------------------------------------------------------------------
 
-WHOLE = record({"a": maybe(word("x", "y")), "b": rows(number()), "c": table(whole()), "d": maybe(truth()), "e": text()})
+WHOLE = record(
+    {"a": nullable(enum("x", "y")), "b": array(number()), "c": table(integer()), "d": nullable(boolean()), "e": text()}
+)
 
 
 @pytest.mark.parametrize(

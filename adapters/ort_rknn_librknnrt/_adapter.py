@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ort_rknn.adapter import SOC_CORES, Absence, Device, LoadSettings, Model, ModelSource, Query, Survey, soc_family
+from ort_rknn.adapter.device_tree import SOC_VARIABLE
 
 from ._board import driver_version, find_node, find_soc
 from ._library import ADAPTER, find_library
@@ -60,7 +61,8 @@ class LibrknnrtAdapter:
         if wanted not in ("npu", soc.name):
             reason = f"the device {wanted!r} is not here: this board is {soc.name} (according to {soc.told_by})"
             remedy = (
-                f"Select {soc.name!r} or leave the device out; set ORT_RKNN_SOC if the SoC was not detected correctly."
+                f"Select {soc.name!r} or leave the device out; "
+                f"set {SOC_VARIABLE} if the SoC was not detected correctly."
             )
             return Survey(absences=(Absence(ADAPTER, reason, remedy),))
         device = Device(ADAPTER, soc.name, soc.name, SOC_CORES[soc.name], runtime=library.path, details=details)

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Final
 
 from ort_rknn.adapter import SOC_CORES, Absence, is_soc, soc_family, soc_note
-from ort_rknn.adapter.device_tree import SocUnknownError, device_tree, soc_in_device_tree
+from ort_rknn.adapter.device_tree import (
+    SOC_VARIABLE,
+    SocUnknownError,
+    device_tree,
+    soc_in_device_tree,
+    soc_in_environment,
+)
 
 from ._library import ADAPTER
 
-ENVIRONMENT: Final = "ORT_RKNN_SOC"
 _MAX_READ: Final = 4096
 _KNOWN: Final = ", ".join(SOC_CORES)
 
@@ -37,24 +42,24 @@ class DeviceNode:
 
 def find_soc(root: Path, environ: Mapping[str, str]) -> Soc | Absence:
     """The SoC: ``ORT_RKNN_SOC``, else the first known name in the device tree. Variants count as their SoC."""
-    said = environ.get(ENVIRONMENT, "").strip()
+    said = soc_in_environment(environ)
     if said:
         if not is_soc(said):
-            return Absence(ADAPTER, f"{ENVIRONMENT} is {said!r}, which is not a known SoC", f"Known are {_KNOWN}.")
-        return Soc(soc_family(said), ENVIRONMENT, soc_note(said))
+            return Absence(ADAPTER, f"{SOC_VARIABLE} is {said!r}, which is not a known SoC", f"Known are {_KNOWN}.")
+        return Soc(soc_family(said), SOC_VARIABLE, soc_note(said))
     path = device_tree(root)
     try:
         name, entry = soc_in_device_tree(root)
     except SocUnknownError as problem:
         if problem.readable:
-            remedy = f"Where the NPU is one of a known SoC, set {ENVIRONMENT} to one of {_KNOWN}."
+            remedy = f"Where the NPU is one of a known SoC, set {SOC_VARIABLE} to one of {_KNOWN}."
         elif in_container(root):
             remedy = (
                 "Containers hide this file: start with --security-opt systempaths=unconfined, "
-                f"or set {ENVIRONMENT} to one of {_KNOWN}."
+                f"or set {SOC_VARIABLE} to one of {_KNOWN}."
             )
         else:
-            remedy = f"Where this is a Rockchip board after all, set {ENVIRONMENT} to one of {_KNOWN}."
+            remedy = f"Where this is a Rockchip board after all, set {SOC_VARIABLE} to one of {_KNOWN}."
         return Absence(ADAPTER, str(problem), remedy, (str(path),))
     return Soc(soc_family(name), f"{path}: {entry}", soc_note(name))
 

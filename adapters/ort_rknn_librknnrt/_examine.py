@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ort_rknn.adapter import RUNTIME_LIBRARY_VARIABLE, Absence, Finding, Query
+from ort_rknn.adapter.device_tree import SOC_VARIABLE
 
 from ._board import DeviceNode, Soc, driver_of, driver_version, find_node, find_soc, in_container, lacks_login
 from ._hints import version_inside
@@ -46,7 +47,7 @@ def _soc(root: Path, environ: Mapping[str, str]) -> Finding:
     if isinstance(soc, Soc):
         return Finding("SoC", "ok", f"{soc.name}, according to {soc.told_by}" + (f"; {soc.note}" if soc.note else ""))
     command = "docker run --security-opt systempaths=unconfined ..." if in_container(root) else ""
-    return _failure("SoC", soc, command or "export ORT_RKNN_SOC=rk3588")
+    return _failure("SoC", soc, command or f"export {SOC_VARIABLE}=rk3588")
 
 
 def _driver(root: Path) -> Finding:

@@ -7,6 +7,7 @@ import os
 from typing import BinaryIO, Final
 
 from ort_rknn.adapter import SOC_CORES, Device, ModelSource, why_impossible
+from ort_rknn.adapter.device_tree import SOC_VARIABLE
 from ort_rknn.files import NotRknnError, read_rknn
 
 _MAX_LIBRARY: Final = 256 << 20
@@ -54,8 +55,8 @@ def mask_hint(mask: int, code: int, device: Device) -> str:
     if code in (-5, -13):
         has = f"{device.soc} has {cores} core{'s' * (cores > 1)}"
         return (
-            f"{has}, so core mask {mask:#x} should be possible: the SoC may be detected wrongly (ORT_RKNN_SOC), or the "
-            "board's runtime and driver are too old for it."
+            f"{has}, so core mask {mask:#x} should be possible: the SoC may be detected wrongly ({SOC_VARIABLE}), or "
+            "the board's runtime and driver are too old for it."
         )
     return run_hint("rknn_set_core_mask", code, 0)
 

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from ort_rknn.adapter import Absence, Query, soc_family
-from ort_rknn.adapter.device_tree import SocUnknownError, device_tree, soc_in_device_tree
+from ort_rknn.adapter.device_tree import (
+    SOC_VARIABLE,
+    SocUnknownError,
+    device_tree,
+    soc_in_device_tree,
+    soc_in_environment,
+)
 
 ADAPTER: Final = "lite2"
 DISTRIBUTION: Final = "rknn-toolkit-lite2"
@@ -75,8 +81,8 @@ def find_soc(root: Path, environ: Mapping[str, str]) -> str | Absence:
         remedy = f"{DISTRIBUTION} needs this file; in a container: --security-opt systempaths=unconfined."
         return Absence(ADAPTER, str(problem), "" if problem.readable else remedy, (str(path),))
     soc = soc_family(name)
-    told = environ.get("ORT_RKNN_SOC", "").strip().lower()
+    told = soc_in_environment(environ).lower()
     if told and soc_family(told) != soc:
-        reason = f"ORT_RKNN_SOC is {told!r}, but {DISTRIBUTION} takes the SoC from {path}, which says {soc}"
-        return Absence(ADAPTER, reason, "Unset ORT_RKNN_SOC, or use the adapter 'librknnrt'.", (str(path),))
+        reason = f"{SOC_VARIABLE} is {told!r}, but {DISTRIBUTION} takes the SoC from {path}, which says {soc}"
+        return Absence(ADAPTER, reason, f"Unset {SOC_VARIABLE}, or use the adapter 'librknnrt'.", (str(path),))
     return soc

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from ort_rknn._cli.output import add_json_option, say_json
 from ort_rknn.adapter import Command, hookimpl
-from ort_rknn.adapter.json_output import table, truth, word
+from ort_rknn.adapter.json_output import boolean, enum, table
 
 _OUTPUT = {
-    "fine": truth("whether a part ran, and no part failed"),
-    "parts": table(word("fine", "failed", "left out"), "by part: ocr, npu"),
+    "fine": boolean("whether a part ran, and no part failed"),
+    "parts": table(enum("fine", "failed", "left out"), "by part: ocr, npu"),
 }
 
 if TYPE_CHECKING:

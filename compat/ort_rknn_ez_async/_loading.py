@@ -15,6 +15,7 @@ from ort_rknn._planning.facts import Facts, gather
 from ort_rknn._planning.plan import Fallback, plan
 from ort_rknn._planning.request import Request, read_request
 from ort_rknn.adapter import Model, Query
+from ort_rknn.adapter.device_tree import SOC_VARIABLE, soc_in_environment
 from ort_rknn.files import RknnFile, RknnFileError, is_rknpu3, read_rknn
 
 from ._cpu import CpuCalls
@@ -166,11 +167,11 @@ def _with_named_library(facts: Facts, file: RknnFile | None, request: Request) -
         or options.runtime_library is None
         or options.device is not None
         or os.environ.get("ORT_RKNN_DEVICE")
-        or os.environ.get("ORT_RKNN_SOC")
+        or soc_in_environment(os.environ)
         or file is None
         or not file.targets
     ):
         return facts
-    environ: Mapping[str, str] = {**os.environ, "ORT_RKNN_SOC": file.targets[0]}
+    environ: Mapping[str, str] = {**os.environ, SOC_VARIABLE: file.targets[0]}
     report = survey(Query(runtime_library=options.runtime_library, environ=environ), options.adapter)
     return replace(facts, found=report.found[0], machine_has_npu=True, absence=None) if report.found else facts

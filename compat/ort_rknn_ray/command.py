@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 from ort_rknn._cli.output import add_json_option, say_json
 from ort_rknn.adapter import Command, hookimpl
-from ort_rknn.adapter.json_output import number, table, text, truth
+from ort_rknn.adapter.json_output import boolean, number, table, text
 
 _OUTPUT = {
-    "npu": truth("whether an NPU is usable"),
+    "npu": boolean("whether an NPU is usable"),
     "resources": table(number(), "for `ray start --resources`"),
     "labels": table(text(), "for `ray start --labels`"),
 }

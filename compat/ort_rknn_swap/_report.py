@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ort_rknn._options import PROVIDER
 from ort_rknn._session import session
-from ort_rknn.adapter.json_output import Schema, number, rows, table, text, whole
+from ort_rknn.adapter.json_output import Schema, array, integer, number, table, text
 from ort_rknn.adapter.json_output import record as an_object
 
 if TYPE_CHECKING:
@@ -190,21 +190,21 @@ def _print() -> None:
 
 #: What ``ort-rknn run --json`` prints.
 JSON_OUTPUT: Mapping[str, Schema] = {
-    "sessions": rows(
+    "sessions": array(
         an_object(
             {
                 "model": text("file name"),
                 "provider": text(),
                 "device": text("empty on the CPU"),
                 "reason": text("why it runs there"),
-                "runs": whole(),
-                "errors": whole("runs that raised"),
+                "runs": integer(),
+                "errors": integer("runs that raised"),
                 "seconds": number("time in runs, as seen by the program"),
-                "counters": table(table(whole()), "by core"),
+                "counters": table(table(integer()), "by core"),
             }
         )
     ),
-    "more": whole("sessions that are not listed"),
+    "more": integer("sessions that are not listed"),
 }
 
 

@@ -25,7 +25,7 @@ def start(path: str) -> None:
     session.InferenceSession._start = _profiled(session.InferenceSession._start, profiles)  # type: ignore[method-assign]
     for name in _RUNS:
         if hasattr(session.InferenceSession, name):
-            setattr(session.InferenceSession, name, _told(getattr(session.InferenceSession, name), recorder, name))
+            setattr(session.InferenceSession, name, _recorded(getattr(session.InferenceSession, name), recorder, name))
     atexit.register(_finish, recorder, profiles, os.getpid())
 
 
@@ -38,13 +38,13 @@ def _profiled(method: Callable[..., None], profiles: NodeProfiles) -> Callable[.
             method(self, model, options, *given, **named)
             return self
 
-        profiles.make(so, begin)
+        profiles.create(so, begin)
         self._sess_options_initial = so
 
     return start
 
 
-def _told(method: Callable[..., Any], recorder: trace, name: str) -> Callable[..., Any]:
+def _recorded(method: Callable[..., Any], recorder: trace, name: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(self: Any, *given: Any, **named: Any) -> Any:
         begin = time.perf_counter_ns()
@@ -62,7 +62,7 @@ def _finish(recorder: trace, profiles: NodeProfiles, pid: int) -> None:
     recorder.stop()
     if os.getpid() != pid:
         return  # a forked child: the files are its parent's
-    recorder.nodes(profiles.end())
+    recorder.nodes(profiles.collect())
     try:
         told = recorder.write()
     except OSError as error:

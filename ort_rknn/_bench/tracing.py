@@ -51,7 +51,9 @@ def trace_model(
     profiles = NodeProfiles()
     try:
         given = dict(options or {}) or None
-        with profiles.make(None, lambda so: InferenceSession(os.fspath(model), so, provider_options=given)) as session:
+        with profiles.create(
+            None, lambda so: InferenceSession(os.fspath(model), so, provider_options=given)
+        ) as session:
             feed = feed_for(session)
             session.run(None, feed)
             writer = trace(path)
@@ -59,7 +61,7 @@ def trace_model(
                 first = time.perf_counter_ns()
                 _load(session, feed, runs, callers, writer, os.path.basename(os.fspath(model)))
                 writer.stop()
-                writer.nodes([span for span in profiles.end() if span.begin >= first])
+                writer.nodes([span for span in profiles.collect() if span.begin >= first])
             return TracedModel(writer.summary, layers_of(session) if layers else [])
     finally:
         profiles.discard()

@@ -58,7 +58,7 @@ class OutputAccuracy:
     """Its position: the sample, then the index in the output."""
     relative: float = 0.0
     """Largest error relative to the ONNX's value, for values of at least a thousandth of the output's largest."""
-    unlike: str = ""
+    incomparable: str = ""
     """Why the two cannot be compared: different shapes, or values that are not finite."""
     samples: int = 0
     _equal: int = 0
@@ -74,7 +74,7 @@ class OutputAccuracy:
         want, got = np.asarray(want), np.asarray(got)
         self.samples += 1
         if want.shape != got.shape:
-            self.unlike = f"the ONNX gives {list(want.shape)}, the compiled model {list(got.shape)}"
+            self.incomparable = f"the ONNX gives {list(want.shape)}, the compiled model {list(got.shape)}"
             return
         if want.dtype.kind != "f":
             self._equal += int(np.count_nonzero(want == got))
@@ -86,7 +86,7 @@ class OutputAccuracy:
             self._tops += want.shape[0]
         want, got = want.astype(np.float64), got.astype(np.float64)
         if not np.array_equal(np.isfinite(want), np.isfinite(got)):
-            self.unlike = "values are infinite or not a number in one of the two only"
+            self.incomparable = "values are infinite or not a number in one of the two only"
             return
         want, got = (np.where(np.isfinite(a), a, 0.0) for a in (want, got))
         if want.shape not in self._by_shape:
@@ -118,7 +118,7 @@ class OutputAccuracy:
     @property
     def cosine(self) -> float:
         """Cosine similarity of the two; for an output that mixes ranges, the lowest of its groups."""
-        return min((group.cosine for group in self._groups), default=0.0 if self.unlike else 1.0)
+        return min((group.cosine for group in self._groups), default=0.0 if self.incomparable else 1.0)
 
     @property
     def same_top(self) -> float | None:
@@ -137,10 +137,10 @@ class OutputAccuracy:
 
     def problem(self, accuracy: float) -> str | None:
         """How the bound is violated; None if it holds."""
-        if self.unlike:
-            return self.unlike
+        if self.incomparable:
+            return self.incomparable
         if self.same is not None:
-            return f"{self.same:.2%} of the values are the same" if self.spent(accuracy) > 1 else None
+            return f"{self.same:.2%} of the values are the same" if self.used_share(accuracy) > 1 else None
         if self.cosine < accuracy:
             return f"cosine {self.cosine:.4f} < {accuracy:g}"
         for group, allowed in self._bounded(accuracy):
@@ -148,9 +148,9 @@ class OutputAccuracy:
                 return f"largest error {group.largest:.3g} > {allowed:.3g} among values up to {group.high:.4g}"
         return None
 
-    def spent(self, accuracy: float) -> float:
+    def used_share(self, accuracy: float) -> float:
         """The share of the bound used up by the errors: 0 if both are equal, above 1 if the bound is violated."""
-        if self.unlike:
+        if self.incomparable:
             return math.inf
         if self.same is not None:
             # For labels and masks, the share of equal elements must reach the accuracy. Other numbers must be as close
@@ -179,7 +179,7 @@ class OutputAccuracy:
             "relative": self.relative,
             "same_top": self.same_top,
             "same": self.same,
-            "unlike": self.unlike,
+            "unlike": self.incomparable,
         }
 
 

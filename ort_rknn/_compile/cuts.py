@@ -43,7 +43,7 @@ class CutPlan:
         return replace(self, name=f"{self.name}, scales of the least error", algorithm="mmse")
 
 
-def plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[CutPlan]:
+def candidate_plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[CutPlan]:
     """Plans for a model, the cheapest first. ``whole``: the toolkit accepts it unchanged."""
     graph = model.graph
     joins, tail = tails(graph)

@@ -99,13 +99,13 @@ class Trials:
     died: set[str] = field(default_factory=set)
     """Keys of trials that ended the toolkit's process: the next conversion tries again."""
 
-    def refuses(self, model: onnx.ModelProto, index: int, observed: Observed) -> str | None:
+    def why_refused(self, model: onnx.ModelProto, index: int, observed: Observed) -> str | None:
         """Why the toolkit refuses node ``index`` on its own; None if it accepts it."""
         node = model.graph.node[index]
         key = _key(node, observed, self.target)
         if key not in self.known:
             self.known[key] = self._try(model, index, observed)
-            remember(self.converter.toolkit.version, {k: v for k, v in self.known.items() if k not in self.died})
+            store(self.converter.toolkit.version, {k: v for k, v in self.known.items() if k not in self.died})
         return self.known[key]
 
     def _try(self, model: onnx.ModelProto, index: int, observed: Observed) -> str | None:
@@ -149,7 +149,7 @@ def _reason(value: object, what: str) -> str:
     return text(value, what, most=1 << 16)
 
 
-def remember(version: str, known: Mapping[str, str | None]) -> None:
+def store(version: str, known: Mapping[str, str | None]) -> None:
     """Store the results of trials. If the cache cannot be written, the next conversion only repeats some trials."""
     try:
         place = _cache(version)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from .accuracy import OutputAccuracy
 from .calibration import Samples
 from .converter import ConversionError
-from .cuts import CutPlan, plans, with_heads
+from .cuts import CutPlan, candidate_plans, with_heads
 from .graph import load_graph
 from .measure import compare, simulate_parts, spread
 from .observe import observe
@@ -26,7 +26,7 @@ from .work import quantized_share
 #: The number of samples on which outputs are judged; each takes a single-threaded run of the simulator.
 _JUDGED = 16
 #: If the errors use up at most this share of the bound, nothing better is searched for.
-_COMFORT = 1 / 3
+_GOOD_ENOUGH = 1 / 3
 #: Least-error scales take the toolkit many times as long: tried only if this many attempts fit in the remaining time.
 _REFINING = 10
 
@@ -51,9 +51,9 @@ class Int8Attempt:
         return [f"{name}: {problem}" for name, problem in found if problem is not None]
 
     @property
-    def spent(self) -> float:
+    def used_share(self) -> float:
         """The share of the bound used up by the worst output; above 1 it is violated."""
-        return max((one.spent(self.accuracy) for one in self.outputs), default=0.0)
+        return max((one.used_share(self.accuracy) for one in self.outputs), default=0.0)
 
     @property
     def whole(self) -> bool:
@@ -62,7 +62,7 @@ class Int8Attempt:
 
     def line(self) -> str:
         """The attempt as text."""
-        verdict = "; ".join(self.problems) or f"within the bound, {self.spent:.0%} of it used"
+        verdict = "; ".join(self.problems) or f"within the bound, {self.used_share:.0%} of it used"
         return f"{self.plan.name}: {self.quantized:.0%} of the work in int8, {verdict}"
 
 
@@ -129,7 +129,7 @@ class Search:
     def _plans(self) -> list[CutPlan]:
         model = load_graph(self.recipe.job.path)
         observed = observe(model, os.path.dirname(self.recipe.job.path), [self.samples.feed(0)])
-        found = plans(model, observed, whole=self.refusal is None)
+        found = candidate_plans(model, observed, whole=self.refusal is None)
         if not self.only_whole:
             return found
         whole = [plan for plan in found if plan.whole]
@@ -137,7 +137,7 @@ class Search:
 
     def _better(self, one: Int8Attempt, left: float) -> Iterator[CutPlan]:
         """Plans that cost a call as much as ``one`` does, and may be closer to the ONNX."""
-        if one.spent <= _COMFORT:
+        if one.used_share <= _GOOD_ENOUGH:
             return
         refined = one.plan
         if refined.algorithm == "normal":
@@ -166,4 +166,4 @@ def _in_parts(plans: list[CutPlan]) -> list[CutPlan]:
 def best_of(attempts: list[Int8Attempt]) -> Int8Attempt:
     """The attempt that uses up the least of the bound, if any holds it; else the one whose worst output is the least
     bad."""
-    return min(attempts, key=lambda one: (len(one.problems), one.spent))
+    return min(attempts, key=lambda one: (len(one.problems), one.used_share))

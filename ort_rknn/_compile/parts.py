@@ -157,7 +157,9 @@ def _divide(
     else the one in the middle, which leaves two smaller parts."""
     if blame(model, part.nodes, error, refused):
         return
-    alone = {index: reason for index in part.nodes if (reason := trials.refuses(model, index, observed)) is not None}
+    alone = {
+        index: reason for index in part.nodes if (reason := trials.why_refused(model, index, observed)) is not None
+    }
     if alone:
         refused.update(alone)
         return

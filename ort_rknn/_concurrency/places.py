@@ -91,9 +91,9 @@ class Places:
             raise
         finally:
             self._waiting.remove(waiter)
-            self.tell()
+            self.notify()
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Wake up the tasks on event loops: a place may be free."""
         while self._waiting:
             try:

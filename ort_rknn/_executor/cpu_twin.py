@@ -45,8 +45,8 @@ class CpuTwin:
         self._closed = False
         self._session: Any = None
         self._making = threading.Lock()
-        self._told = threading.Lock()
-        self._told_fed = threading.Lock()
+        self._warned = threading.Lock()
+        self._warned_fed = threading.Lock()
         self.runs = 0
         """Calls of shapes that were not compiled."""
         self.fed_runs = 0
@@ -74,7 +74,7 @@ class CpuTwin:
         label: str,
     ) -> list[NDArray[np.generic]]:
         """As :meth:`run`, with other values for the initializers ``fed``, by name. The first such call is logged."""
-        if self._told_fed.acquire(blocking=False):  # never released
+        if self._warned_fed.acquire(blocking=False):  # never released
             names = ", ".join(fed)
             log.info("%s: %s was compiled in: calls that feed it run on the ONNX, on the CPU", label, names)
         results = compute(self._made(), signature, shapes, inputs, fed)
@@ -84,7 +84,7 @@ class CpuTwin:
 
     def warn_once(self, label: str, spell: Callable[[], str]) -> None:
         """Log that a call's shapes, returned by ``spell``, were not compiled. Only for the first such call."""
-        if self._told.acquire(blocking=False):  # never released
+        if self._warned.acquire(blocking=False):  # never released
             log.info("%s: no shape set was compiled for %s: such calls run on the ONNX, on the CPU", label, spell())
 
     def output_shapes(self, signature: Signature, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -114,7 +114,7 @@ class CpuTwin:
 
     def after_fork(self) -> None:
         """In a forked child: the session works without its threads, but is never destroyed."""
-        self._making, self._told, self._told_fed = threading.Lock(), threading.Lock(), threading.Lock()
+        self._making, self._warned, self._warned_fed = threading.Lock(), threading.Lock(), threading.Lock()
         if self._session is not None:
             keep(self._session)
 

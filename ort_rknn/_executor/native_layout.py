@@ -179,11 +179,11 @@ def _forms(model: Model, what: str, stand_in: bool) -> tuple[tuple[NativeForm, .
 
 def _native(port: Port, form: NativeForm) -> Port:
     if form.layout not in ("NC1HWC2", "NHWC"):
-        form = replace(form, shape=_as_declared(port, port.info))
+        form = replace(form, shape=_shape_as_stored(port, port.info))
     return replace(port, dims=form.shape, layout=form.layout, wire_layout=form.layout, native=form)
 
 
-def _as_declared(port: Port, info: TensorInfo) -> Shape:
+def _shape_as_stored(port: Port, info: TensorInfo) -> Shape:
     """The shape of a tensor that is stored as in the ONNX; axes of length 1 may be placed differently in the compiled
     model."""
     fixed = tuple(dim for dim in port.dims if isinstance(dim, int))

@@ -107,7 +107,7 @@ class OpenModel:
             self._lanes = self._open_contexts()
             self.static_call = self._calls.static()
             self._begin()
-            self._publishes = published.wanted()
+            self._publishes = published.enabled()
         except BaseException:
             self.close()
             raise

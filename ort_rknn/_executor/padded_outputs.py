@@ -35,7 +35,7 @@ class PaddedOutputs:
         self._ask = ask
         self._label = label
         self._declared_right = False  # whether a run confirmed the output lengths that the ONNX declares
-        self._told = False
+        self._warned = False
         self._behind: dict[int, list[list[int]]] = {}
 
     def outputs(self, inputs: Shapes, declared: Shapes, index: int) -> Shapes:
@@ -51,8 +51,8 @@ class PaddedOutputs:
         if certain and (self._declared_right or self._ask is None):
             return declared
         if self._ask is None:
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 log.warning(
                     "%s: no ONNX tells how long the outputs of padded calls are, so they have the compiled length. Put "
                     "the ONNX beside the compiled model, or name it with the provider option onnx_model",

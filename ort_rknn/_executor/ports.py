@@ -173,7 +173,7 @@ def output_ports(
     """The outputs of a signature in the ONNX's order. ``infos``: the model's."""
     served, options = matched.served, terms.options
     shapes = {v.name: [s[index] for s in matched.out_sets] for v, index in zip(matched.outputs, matched.out_order)}
-    stale, moved = _declared_otherwise(matched, terms)
+    stale, moved = _stale_outputs(matched, terms)
     ports: list[Port] = []
     for value, index in zip(matched.outputs, matched.out_order):
         compiled = shapes[value.name]
@@ -193,7 +193,7 @@ def output_ports(
     return [replace(p, copy_of=places[served.copies[p.name]]) if p.name in served.copies else p for p in ports]
 
 
-def _declared_otherwise(matched: Matched, terms: Terms) -> tuple[list[Declared], dict[str, Shape]]:
+def _stale_outputs(matched: Matched, terms: Terms) -> tuple[list[Declared], dict[str, Shape]]:
     """The outputs whose declared shapes differ from those that the ONNX produces; and the produced shapes of outputs
     whose axes of length 1 are placed differently in the compiled model. Empty without an ONNX."""
     evidence = terms.known.evidence

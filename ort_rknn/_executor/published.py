@@ -177,7 +177,7 @@ _publisher: Publisher | None = None
 _lock = renewed_in_child(threading.Lock())
 
 
-def wanted() -> bool:
+def enabled() -> bool:
     """Whether the environment lets this process publish. Raises OptionError for an invalid value."""
     return not switched_on("ORT_RKNN_NO_TOP")
 

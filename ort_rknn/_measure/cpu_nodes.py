@@ -27,7 +27,7 @@ class NodeProfiles:
         self._sessions: list[tuple[weakref.ref[Any], str, int]] = []
         self._numbers = itertools.count()  # threads may create sessions concurrently
 
-    def make(self, so: Any, start: Callable[[Any], _Session]) -> _Session:
+    def create(self, so: Any, start: Callable[[Any], _Session]) -> _Session:
         """The session that ``start`` creates with SessionOptions: ``so``, or new ones for None, which ask for a profile
         meanwhile."""
         options = so or onnxruntime.SessionOptions()
@@ -42,7 +42,7 @@ class NodeProfiles:
         self._sessions.append((weakref.ref(session), prefix, _as_perf_counter(session.get_profiling_start_time_ns())))
         return session
 
-    def end(self) -> list[Span]:
+    def collect(self) -> list[Span]:
         """End the profiles, delete their files, and return the nodes in them. [] if called again."""
         spans: list[Span] = []
         try:

@@ -140,15 +140,15 @@ class _Tracks:
         self._calls = calls
         self._nodes = nodes
         self._names = names
-        self._told = told
+        self._summary = told
         self._writer = TraceWriter()
         self._process = self._writer.process("ort_rknn", os.getpid())
         #: By slice: its arrows, from the call to the context and from there to the core.
         self._flows = {id(one): 2 * k + 1 for k, one in enumerate(slices)}
 
     def write(self) -> TraceWriter:
-        self._told.runs = len(self._slices)
-        self._told.failed = sum(1 for one in self._slices if one.error)
+        self._summary.runs = len(self._slices)
+        self._summary.failed = sum(1 for one in self._slices if one.error)
         parts: Counter[str] = Counter()
         for one in self._slices:
             for name, begin, end in one.parts():
@@ -156,7 +156,7 @@ class _Tracks:
         for span in self._nodes:
             parts["CPU nodes"] += span.end - span.begin
         order = ("wait", "convert", "run", "fetch", "CPU nodes")
-        self._told.part_seconds = {name: parts[name] / 1e9 for name in order if name in parts}
+        self._summary.part_seconds = {name: parts[name] / 1e9 for name in order if name in parts}
         self._cores()
         self._contexts()
         self._queues()
@@ -171,7 +171,7 @@ class _Tracks:
             flow = self._flows[id(one)] + 1
             self._writer.slice(tracks[core], _name(one), begin, one.over, last=(flow,), notes=_notes(one))
             busy[core] += one.over - begin
-        self._told.core_seconds = {f"core {core}": busy[core] / 1e9 for core in tracks}
+        self._summary.core_seconds = {f"core {core}": busy[core] / 1e9 for core in tracks}
 
     def _contexts(self) -> None:
         """By core, then by model. Two contexts of a core show what the second one is waiting for."""

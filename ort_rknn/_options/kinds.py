@@ -31,7 +31,7 @@ class Kind(Protocol):
     """The type that callers pass, as an annotation. Every option accepts ``str`` as well."""
     gives: str
     """The type that :meth:`read` returns, as an annotation."""
-    told: str
+    type_text: str
     """The type in the docs' table, as Markdown."""
 
     def read(self, key: str, value: object) -> Any:
@@ -86,7 +86,7 @@ class Integer:
 
     def __init__(self, least: int, accepted: str = "", most: int = _LARGEST) -> None:
         self._least, self._accepted, self._most = least, accepted or f"expected an integer >= {least}", most
-        self.told = f"int from {least}" + (f" to {most}" if most < _LARGEST else "")
+        self.type_text = f"int from {least}" + (f" to {most}" if most < _LARGEST else "")
 
     def read(self, key: str, value: object) -> int:
         return _read_integer(key, value, self._accepted, self._least, self._most)
@@ -100,7 +100,7 @@ def milliseconds(least: int, zero: str = "") -> Integer:
 class Boolean:
     """A bool, 0 or 1, or a word for one."""
 
-    takes = gives = told = "bool"
+    takes = gives = type_text = "bool"
 
     def read(self, key: str, value: object) -> bool:
         if isinstance(value, (bool, int)) and value in (0, 1):
@@ -121,7 +121,7 @@ class AutoOrBoolean(Boolean):
 
     takes = "bool | str"
     gives = 'Literal["auto"] | bool'
-    told = '`"auto"`, bool'
+    type_text = '`"auto"`, bool'
 
     def read(self, key: str, value: object) -> Any:
         if isinstance(value, str) and value.strip().lower() == "auto":
@@ -151,7 +151,7 @@ class Word:
     def __init__(self, *words: str) -> None:
         self.words = words
         self.gives = f"Literal[{', '.join(map(_double_quoted, words))}]"
-        self.told = _quoted(words)
+        self.type_text = _quoted(words)
 
     def read(self, key: str, value: object) -> str:
         return _read_word(key, value, self.words)
@@ -165,7 +165,7 @@ class Name:
     """A non-empty name."""
 
     takes = gives = "str"
-    told = "name"
+    type_text = "name"
 
     def read(self, key: str, value: object) -> str:
         if isinstance(value, str) and value.strip():
@@ -178,7 +178,7 @@ class OnePath:
 
     takes = "str | os.PathLike[str]"
     gives = "str"
-    told = "path"
+    type_text = "path"
 
     def read(self, key: str, value: object) -> str:
         try:
@@ -195,7 +195,7 @@ class Paths(OnePath):
 
     takes = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
     gives = "tuple[str, ...]"
-    told = "path or list of paths"
+    type_text = "path or list of paths"
 
     def read(self, key: str, value: object) -> Any:
         if isinstance(value, str) and value.startswith("["):
@@ -212,7 +212,7 @@ class Schedule:
 
     takes = "int | str | Sequence[int]"
     gives = 'tuple[int, ...] | Literal["auto"]'
-    told = 'core number, `"0,1,2"`, list of core numbers, `"auto"`'
+    type_text = 'core number, `"0,1,2"`, list of core numbers, `"auto"`'
     _ACCEPTED = "expected a core number, text such as '0,1,2', a list of core numbers, or 'auto'"
 
     def read(self, key: str, value: object) -> tuple[int, ...] | Literal["auto"]:
@@ -248,7 +248,7 @@ class TpMode:
     """A key of :data:`TP_MODES`."""
 
     takes = gives = "str"
-    told = _quoted(TP_MODES)
+    type_text = _quoted(TP_MODES)
 
     def read(self, key: str, value: object) -> str:
         if isinstance(value, str):
@@ -264,8 +264,8 @@ class PerInput:
     takes = "str | Mapping[str, str]"
     gives = "Mapping[str, str]"
 
-    def __init__(self, words: Mapping[str, str], told: str) -> None:
-        self.words, self.told = words, told
+    def __init__(self, words: Mapping[str, str], type_text: str) -> None:
+        self.words, self.type_text = words, type_text
 
     def read(self, key: str, value: object) -> Mapping[str, str]:
         if isinstance(value, str) and value.lstrip().startswith("{"):
@@ -285,7 +285,7 @@ class Axes(_NumbersPerInput):
     """Axis numbers for all inputs, or a dict of them by input name."""
 
     takes = "str | Sequence[int] | Mapping[str, Sequence[int]]"
-    told = "list of axes, or a dict of them by input name"
+    type_text = "list of axes, or a dict of them by input name"
 
     def read(self, key: str, value: object) -> Mapping[str, tuple[int, ...]]:
         wanted = "expected axis numbers: [2, 3] for every input, or a dict by input name"
@@ -305,7 +305,7 @@ class Shapes(_NumbersPerInput):
     """Shapes by input name."""
 
     takes = "str | Mapping[str, Sequence[int]]"
-    told = "dict of lists by input name"
+    type_text = "dict of lists by input name"
 
     def read(self, key: str, value: object) -> Mapping[str, tuple[int, ...]]:
         wanted = "expected a shape by input name: {'images': [1, 3, 640, 640]}"

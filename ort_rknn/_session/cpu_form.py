@@ -81,8 +81,8 @@ def cpu_form(facts: Facts, options: Options, source: str | bytes) -> CpuForm | N
         raise
     except ValueError as error:
         raise OptionError(f"provider option {_first(options)!r} cannot be kept on the CPU: {error}") from None
-    notes = [f"input {e.name!r}: {_told(e)} in front of the ONNX's graph" for e in inputs]
-    notes += [f"output {e.name!r}: {_told(e)} behind the ONNX's graph" for e in outputs]
+    notes = [f"input {e.name!r}: {_describe(e)} in front of the ONNX's graph" for e in inputs]
+    notes += [f"output {e.name!r}: {_describe(e)} behind the ONNX's graph" for e in outputs]
     return CpuForm(model, folder, (*notes, *compiled.notes), compiled.raw)
 
 
@@ -116,7 +116,7 @@ def _first(options: Options) -> str:
     return next(key for key in SIGNATURE_OPTIONS if key in options.given)
 
 
-def _told(edge: Edge) -> str:
+def _describe(edge: Edge) -> str:
     return ", ".join(step.op_type for step in edge.steps)
 
 

@@ -1,11 +1,14 @@
-"""Reads the SoC from the board's device tree."""
+"""The SoC, according to the environment or to the board's device tree."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from .._rknpu import find_soc_name
 
+#: The environment variable that names the SoC if the device tree does not.
+SOC_VARIABLE = "ORT_RKNN_SOC"
 _MAX_READ = 4096
 
 
@@ -16,6 +19,11 @@ class SocUnknownError(Exception):
         super().__init__(reason)
         self.readable = readable
         """Whether the file could be read, but names no SoC with a known NPU."""
+
+
+def soc_in_environment(environ: Mapping[str, str]) -> str:
+    """The value of :data:`SOC_VARIABLE`, unchecked; "" if it is not set."""
+    return environ.get(SOC_VARIABLE, "").strip()
 
 
 def device_tree(root: Path) -> Path:

@@ -1,6 +1,6 @@
 """Builds the JSON Schema of a command's ``--json`` output.
 
-Every member of an object is always present; a value that may be unknown is null (:func:`maybe`).
+Every member of an object is always present; a value that may be unknown is null (:func:`nullable`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def text(about: str = "") -> Schema:
     return _plain("string", about)
 
 
-def whole(about: str = "") -> Schema:
+def integer(about: str = "") -> Schema:
     """An integer."""
     return _plain("integer", about)
 
@@ -33,17 +33,17 @@ def number(about: str = "") -> Schema:
     return {**_plain("number", about), "type": ["number", "null"]}
 
 
-def truth(about: str = "") -> Schema:
+def boolean(about: str = "") -> Schema:
     """true or false."""
     return _plain("boolean", about)
 
 
-def word(*words: str, about: str = "") -> Schema:
+def enum(*words: str, about: str = "") -> Schema:
     """One of some strings."""
     return {**_plain("string", about), "enum": list(words)}
 
 
-def rows(item: Schema, about: str = "") -> Schema:
+def array(item: Schema, about: str = "") -> Schema:
     """An array."""
     return {**_plain("array", about), "items": item}
 
@@ -58,7 +58,7 @@ def record(members: Mapping[str, Schema], about: str = "") -> Schema:
     return {**_plain("object", about), "properties": dict(members), "required": list(members)}
 
 
-def maybe(schema: Schema) -> Schema:
+def nullable(schema: Schema) -> Schema:
     """The given schema, or null."""
     kind = schema["type"]
     kinds = [*kind, "null"] if isinstance(kind, list) else [kind, "null"]

@@ -76,7 +76,7 @@ def test_masks_and_labels_are_counted_and_text_is_compared():
     flipped[0, :5] ^= True
     one, problem = judged(mask, flipped)  # as a number, the largest error would be 1
     assert problem is None and one.same == 0.995
-    assert one.spent(0.99) == pytest.approx(0.5)
+    assert one.used_share(0.99) == pytest.approx(0.5)
     flipped[0, :20] = ~mask[0, :20]
     assert judged(mask, flipped)[1] == "98.00% of the values are the same"
     labels = np.arange(100)

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ort_rknn._compile import int8
 from ort_rknn._compile.accuracy import OutputAccuracy
 from ort_rknn._compile.converter import ConversionError
-from ort_rknn._compile.cuts import CutPlan, plans, tails, with_heads
+from ort_rknn._compile.cuts import CutPlan, candidate_plans, tails, with_heads
 from ort_rknn._compile.observe import observe, random_feeds
 
 SHAPES = {"x": (1, 3, 16, 16)}
@@ -62,7 +62,7 @@ def test_the_tail_is_what_follows_the_last_weights(detector):
     joins, tail = tails(model.graph)
     assert {model.graph.node[i].name for i in tail} == {"scores", "y"}
     assert {model.graph.node[i].name for i in joins} == {"y"}
-    found = plans(model, observed, whole=True)
+    found = candidate_plans(model, observed, whole=True)
     assert found[0].whole
     assert names(model, found[1]) == {"scores", "y"}
     assert found[2].algorithm == "mmse" and names(model, found[2]) == {"scores", "y"}
@@ -72,7 +72,7 @@ def test_the_tail_is_what_follows_the_last_weights(detector):
 
 def test_heads_that_are_much_work_stay_on_the_npu(tmp_path):
     model, observed = looked_at(save(tmp_path, heads=5))
-    (cut,) = (plan for plan in plans(model, observed, whole=True)[1:2])
+    (cut,) = (plan for plan in candidate_plans(model, observed, whole=True)[1:2])
     assert with_heads(model, observed, cut) is None
 
 
@@ -86,7 +86,7 @@ class Judged(OutputAccuracy):
     def problem(self, accuracy):
         return "too far" if self.share > 1 else None
 
-    def spent(self, accuracy):
+    def used_share(self, accuracy):
         return self.share
 
 
@@ -146,7 +146,7 @@ def test_the_scales_of_the_least_error_are_not_begun_without_time_for_them(detec
 
 def test_ctrl_c_keeps_the_best_so_far(detector):
     search = Told(detector, {"whole": 3.0, "2 normal": 0.5, "2 mmse": KeyboardInterrupt()})
-    assert int8.best_of(search.run()).spent == 0.5
+    assert int8.best_of(search.run()).used_share == 0.5
     with pytest.raises(KeyboardInterrupt):
         Told(detector, {"whole": KeyboardInterrupt()}).run()
 

@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ort_rknn._compile.converter import ConversionError
-from ort_rknn._compile.fate import Trials, remedy, remember, remembered, short
+from ort_rknn._compile.fate import Trials, remedy, remembered, short, store
 from ort_rknn._compile.observe import observe
 
 
@@ -17,8 +17,8 @@ def cache(tmp_path, monkeypatch):
 
 def test_what_was_found_is_there_for_the_next_conversion_of_this_toolkit():
     assert remembered("2.5.0") == {}
-    remember("2.5.0", {"a": None})
-    remember("2.5.0", {"b": "Det: refused"})
+    store("2.5.0", {"a": None})
+    store("2.5.0", {"b": "Det: refused"})
     assert remembered("2.5.0") == {"a": None, "b": "Det: refused"}
     assert remembered("2.4.0") == {}
 
@@ -28,13 +28,13 @@ def test_a_damaged_cache_is_as_none(cache, text):
     cache.parent.mkdir()
     cache.write_text(text)
     assert remembered("2.5.0") == {}
-    remember("2.5.0", {"a": None})
+    store("2.5.0", {"a": None})
     assert remembered("2.5.0") == {"a": None}
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(cache):
     cache.parent.write_text("a file in the place of the folder")
-    remember("2.5.0", {"a": None})
+    store("2.5.0", {"a": None})
     assert remembered("2.5.0") == {}
 
 
@@ -65,13 +65,13 @@ def test_a_trial_that_ended_the_process_is_tried_again_next_time(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     observed = observe(model, ".", [{"x": np.ones(2, np.float32)}])
     trials = Trials(Dying(), "rk3588")
-    assert trials.refuses(model, 0, observed) == "Relu: the toolkit's process ended by signal SIGSEGV."
+    assert trials.why_refused(model, 0, observed) == "Relu: the toolkit's process ended by signal SIGSEGV."
     assert len(trials.known) == 1
     assert remembered("2.5.0") == {}
 
 
 def test_a_trial_without_a_reason_does_not_count(cache):
-    remember("2.5.0", {"a": "Conv: ", "b": "Det: refused", "c": None})
+    store("2.5.0", {"a": "Conv: ", "b": "Det: refused", "c": None})
     assert remembered("2.5.0") == {"b": "Det: refused", "c": None}
 
 
