@@ -64,9 +64,14 @@ def groups(graph: dict[str, set[str]]) -> list[list[str]]:
     return out
 
 
-def levels_and_cycles(found: dict[str, Path]) -> tuple[int, int]:
-    """The longest way down through imports, in modules, and the number of groups that import each other in a ring."""
-    graph = {name: imports(name, found) for name in found}
+def folder_of(name: str) -> str:
+    """What a reader sees as one part: a folder of ``ort_rknn``, a module directly in it, or another package."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "ort_rknn" else parts[0]
+
+
+def levels_and_cycles(graph: dict[str, set[str]]) -> tuple[int, int]:
+    """The longest way down through imports, and the number of groups that import each other in a ring."""
     level: dict[str, int] = {}
     rings = 0
     for group in groups(graph):
@@ -130,7 +135,12 @@ def report(root: Path) -> dict[str, str]:
     sizes = sorted(functions({name: ast.parse(text) for name, text in texts.items()}), reverse=True)
     largest = max(lines, key=lambda name: lines[name])
     packages = Counter(name.split(".")[0] for name in found)
-    levels, cycles = levels_and_cycles(found)
+    graph = {name: imports(name, found) for name in found}
+    folders: dict[str, set[str]] = {folder_of(name): set() for name in found}
+    for name, others in graph.items():
+        folders[folder_of(name)] |= {folder_of(other) for other in others} - {folder_of(name)}
+    levels, cycles = levels_and_cycles(graph)
+    between, rings = levels_and_cycles(folders)
     return {
         **{f"modules of {name}": str(number) for name, number in sorted(packages.items())},
         "modules directly in ort_rknn": str(
@@ -140,10 +150,13 @@ def report(root: Path) -> dict[str, str]:
                 if name.startswith("ort_rknn.")
             )
         ),
-        "levels of imports": str(levels),
-        "cycles of imports": str(cycles),
+        "levels of imports between modules": str(levels),
+        "cycles of imports between modules": str(cycles),
+        "levels of imports between folders": str(between),
+        "cycles of imports between folders": str(rings),
         "lines": str(sum(lines.values())),
         "largest module": f"{largest} ({lines[largest]})",
+        "modules over 400 lines": str(sum(count > 400 for count in lines.values())),
         "longest function": f"{sizes[0][1]} ({sizes[0][0]})",
         "functions over 60 lines": str(sum(size > 60 for size, _ in sizes)),
     }
