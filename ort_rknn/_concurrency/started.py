@@ -35,7 +35,7 @@ class StartedCall(Awaited, Generic[T]):
     It ends on the thread that runs it, even if it was canceled: that thread gets no signals.
     """
 
-    __slots__ = ("_args", "_function", "_over", "_task", "lane", "place", "value")
+    __slots__ = ("_args", "_function", "_task", "_when_over", "lane", "place", "value")
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class StartedCall(Awaited, Generic[T]):
         self.place = place
         self._task = task
         self.lane = task.lane
-        self._over = over
+        self._when_over = over
         self.value: T | None = None
         """The return value, once it has ended; released by :meth:`result`."""
 
@@ -71,8 +71,8 @@ class StartedCall(Awaited, Generic[T]):
         self._function, self._args = None, ()
         self.place.clear()
         self.finish()
-        if self._over is not None:
-            self._over(self)
+        if self._when_over is not None:
+            self._when_over(self)
 
     def assign(self, task: Task) -> None:
         """Assign another task before the call starts."""

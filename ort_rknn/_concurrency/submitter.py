@@ -244,7 +244,7 @@ class Submitter:
     def _add_thread(self, lane: _SubmitQueue) -> None:
         name = f"ort_rknn submit_{lane.number}_{len(lane.threads)}"
         thread = threading.Thread(
-            target=_work, args=(lane.jobs, lane.threads, self.places.tell), name=name, daemon=True
+            target=_work, args=(lane.jobs, lane.threads, self.places.notify), name=name, daemon=True
         )
         try:
             start_thread(thread)
