@@ -37,6 +37,7 @@ for _name in dir(_onnxruntime):
         globals()[_name] = getattr(_onnxruntime, _name)
 del _name
 
+from ._options import PROVIDER as _PROVIDER  # noqa: E402
 from ._session.session import InferenceSession as InferenceSession  # noqa: E402
 
 if _typing.TYPE_CHECKING:
@@ -84,9 +85,6 @@ if _typing.TYPE_CHECKING:
     ) -> AbstractContextManager[None]: ...
 
     def uninstall() -> None: ...
-
-
-_PROVIDER = "RKNNExecutionProvider"
 
 
 def get_available_providers() -> list[str]:

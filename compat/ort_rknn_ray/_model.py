@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import ort_rknn
+from ort_rknn._options import PROVIDER
 
 from ._store import StoredModel, on_this_node
 
@@ -82,7 +83,7 @@ class NpuModel:
         providers = self.session.get_providers()
         return {
             "providers": providers,
-            "on_npu": providers[0] == "RKNNExecutionProvider",
+            "on_npu": providers[0] == PROVIDER,
             "calls_at_once": 2 * self._contexts(),
             "pid": os.getpid(),
             "explain": self.session.explain(),
@@ -90,7 +91,7 @@ class NpuModel:
 
     def _contexts(self) -> int:
         """The number of concurrent runs of the session; for a model in parts, that of the part on the most cores."""
-        options = self.session.get_provider_options().get("RKNNExecutionProvider", {})
+        options = self.session.get_provider_options().get(PROVIDER, {})
         lanes = max((len(model.cores) for model in self.session.stats().models), default=1)
         return max(1, lanes) * int(options.get("threads_per_core", 1))
 

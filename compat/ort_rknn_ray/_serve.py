@@ -11,6 +11,7 @@ import numpy as np
 
 from ort_rknn import QueueFull
 from ort_rknn._arrays import ArrayError, names_in, open_npz, read_member
+from ort_rknn._options import PROVIDER
 
 from ._board import CORES, RESOURCE
 from ._gathering import Gathering
@@ -88,7 +89,7 @@ class _Service(NpuModel):
         created, its device is gone, or all runs since the last check failed."""
         if not self._wants_npu:
             return
-        if self.session.get_providers()[0] != "RKNNExecutionProvider":
+        if self.session.get_providers()[0] != PROVIDER:
             raise RuntimeError("the session does not run on the NPU any more")
         stats = self.session.stats()
         now = stats.total.runs, stats.total.errors, sum(model.fallback_runs for model in stats.models)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ort_rknn.files import read_onnx
+from ort_rknn.files.compiled_places import CONTEXT_ENDING
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _names(model: Path) -> list[str]:
         path.name
         for path in sorted(model.parent.iterdir())
         if path.is_file()
-        and (path.suffix == ".rknn" or path.name.endswith("_ctx.onnx"))
+        and (path.suffix == ".rknn" or path.name.endswith(CONTEXT_ENDING))
         and path.name.startswith((f"{stem}.", f"{stem}-", f"{stem}_"))
     ]
     inside = [

@@ -228,11 +228,11 @@ def as_recorded_for_all(path: str, feeds: Feeds) -> Feeds:
 
     Raises DataError if they differ, and ``feeds`` does not say."""
     from .._compile.calibration import DataError
-    from .._compile.record import RecordError, read_record
+    from .._compile.record import RECORD_ENDING, RecordError, read_record
 
     filled = []
     stem = Path(path).stem
-    for place in sorted(Path(path).parent.glob(f"{glob.escape(stem)}.*.build.json")):
+    for place in sorted(Path(path).parent.glob(f"{glob.escape(stem)}.*{RECORD_ENDING}")):
         try:
             filled.append(_filled(path, feeds, read_record(place, path)))
         except RecordError:

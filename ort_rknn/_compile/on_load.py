@@ -19,6 +19,7 @@ from pathlib import Path
 from .._regular import open_regular
 from .._version import package_version
 from ..files import OnnxFileError, read_onnx
+from ..files.compiled_places import CONTEXT_ENDING
 from ..files.hashes import sha256_of
 from .toolkit import Toolkit, ToolkitError, check_owner, find_toolkit, toolkit_folder
 
@@ -58,7 +59,7 @@ def compile_on_load(path: str, soc: str, shapes: Mapping[str, tuple[int, ...]], 
         pass
     except OSError as error:
         raise NotCompiled(f"{refusal}: {error}: remove {place} to try again") from error
-    for name in (f"*.{soc}.rknn", f"*.{soc}_ctx.onnx"):
+    for name in (f"*.{soc}.rknn", f"*.{soc}{CONTEXT_ENDING}"):
         for found in place.glob(name):
             return str(found)
     raise NotCompiled(f"{place} holds no compiled model: remove it to try again")

@@ -11,7 +11,7 @@ from typing import IO
 import onnx
 from onnx import external_data_helper
 
-from ..files.compiled_places import confined_path
+from ..files.compiled_places import CONTEXT_ENDING, confined_path
 from .parts import InParts
 from .put import put, put_copy
 from .record import Keeping
@@ -27,7 +27,7 @@ def place_whole(built: str, folder: Path, stem: str, target: str, keeping: Keepi
     place = folder / f"{stem}.{target}.rknn"
     with keeping.beside(place, _digest(built)):
         put_copy(place, built)
-    _remove(folder / f"{stem}.{target}_ctx.onnx")
+    _remove(folder / f"{stem}.{target}{CONTEXT_ENDING}")
     shutil.rmtree(folder / f"{stem}.{target}_parts", ignore_errors=True)
     return place
 
@@ -56,7 +56,7 @@ def place_parts(
         made.model, compiled, made.observed, onnx_name=Path(original).name, soc=target, toolkit=toolkit, free=free
     )
     weights = _own_weights(model, os.path.dirname(original), parts_folder)
-    place = folder / f"{stem}.{target}_ctx.onnx"
+    place = folder / f"{stem}.{target}{CONTEXT_ENDING}"
     content = model.SerializeToString()
     with keeping.beside(place, hashlib.sha256(content).hexdigest()):
         put(place, lambda file: _write(file, content))

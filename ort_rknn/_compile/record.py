@@ -14,8 +14,12 @@ from typing import Any, Literal, get_args
 
 from .._json import JsonError, array, boolean, hex_digest, integer, members, none_or, number, one_of, read_json, text
 from .._rknpu import is_soc
+from ..files.compiled_places import CONTEXT_ENDING
 from ..files.hashes import sha256_of
 from .put import put
+
+#: Ending of a record's name, after the compiled model's without suffix.
+RECORD_ENDING = ".build.json"
 
 _VERSION = 4
 #: More than any model has.
@@ -78,7 +82,7 @@ class BuildRecord:
 
 def record_path(folder: str | os.PathLike[str], stem: str, target: str) -> Path:
     """The path of a conversion's record: beside the compiled model."""
-    return Path(folder) / f"{stem}.{target}.build.json"
+    return Path(folder) / f"{stem}.{target}{RECORD_ENDING}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ class Keeping:
 
 
 def _waiting(place: Path) -> Path:
-    return place.with_name(f".{place.name.removesuffix('.build.json')}.new.build.json")
+    return place.with_name(f".{place.name.removesuffix(RECORD_ENDING)}.new{RECORD_ENDING}")
 
 
 def read_record(place: Path, onnx_path: str) -> BuildRecord:
@@ -131,7 +135,7 @@ def read_record(place: Path, onnx_path: str) -> BuildRecord:
 def follow(result: Path, before: str) -> None:
     """Keep the record of ``result``, which was the file with the SHA-256 ``before`` and is the same build with another
     stamp. A record of something else stays as it is. Raises OSError if it cannot be written."""
-    place = result.with_name(f"{result.name.removesuffix('.rknn')}.build.json")
+    place = result.with_name(f"{result.name.removesuffix('.rknn')}{RECORD_ENDING}")
     try:
         record = _checked(members(read_json(place), "the whole"))
     except (OSError, JsonError, _OtherVersion):
@@ -142,8 +146,8 @@ def follow(result: Path, before: str) -> None:
 
 def _results(place: Path) -> set[str]:
     """SHA-256 of the results beside a record: the compiled model or the model in parts, for a moment both."""
-    name = place.name.removesuffix(".build.json")
-    paths = [place.with_name(f"{name}{ending}") for ending in (".rknn", "_ctx.onnx")]
+    name = place.name.removesuffix(RECORD_ENDING)
+    paths = [place.with_name(f"{name}{ending}") for ending in (".rknn", CONTEXT_ENDING)]
     return {sha256_of(path) for path in paths if path.is_file()}
 
 

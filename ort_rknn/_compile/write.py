@@ -9,12 +9,12 @@ from typing import Any
 import onnx
 from onnx import helper
 
+from .._options import PROVIDER
 from .extract import reads_of, value_of
 from .freeze import drop_unused
 from .observe import Observed
 from .partition import GraphPart
 
-SOURCE = "RKNNExecutionProvider"
 _DOMAIN = "com.microsoft"
 #: Loads in every onnxruntime that ort_rknn supports.
 _IR_VERSION = 8
@@ -92,7 +92,7 @@ def _node(part: CompiledPart, onnx_name: str, soc: str, toolkit: str) -> onnx.No
         "main_context": 1,
         "embed_mode": 0,
         "ep_cache_context": part.path,
-        "source": SOURCE,
+        "source": PROVIDER,
         "partition_name": part.name,
         "ep_sdk_version": toolkit,
         "hardware_architecture": soc,

@@ -13,6 +13,7 @@ from ctypes import c_char_p, c_int64, c_void_p
 
 from .._errors import FAIL, INVALID_ARGUMENT, ort_error
 from .._executor.executor import Executor
+from ..files.compiled_places import CONTEXT_ENDING
 from ..files.saved import compiled_file
 from .abi import ATTR_INT, ATTR_STRING, Api
 
@@ -23,7 +24,7 @@ def target_of(entries: Mapping[str, str], model_path: str) -> str:
     """The file to write: as the session's entries say, else onnxruntime's default; "" for a model in memory."""
     if entries.get(FILE_PATH):
         return os.path.abspath(entries[FILE_PATH])
-    return f"{os.path.splitext(os.path.abspath(model_path))[0]}_ctx.onnx" if model_path else ""
+    return f"{os.path.splitext(os.path.abspath(model_path))[0]}{CONTEXT_ENDING}" if model_path else ""
 
 
 def context_node(

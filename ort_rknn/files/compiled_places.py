@@ -24,6 +24,8 @@ __all__ = [
 
 #: Suffix of the folder that Ultralytics exports to: ``<stem>_rknn_model/<stem>-<soc>.rknn`` (utils/export/rknn.py).
 EXPORT_FOLDER = "_rknn_model"
+#: Ending of the names of ONNX models with EPContext nodes: onnxruntime's own.
+CONTEXT_ENDING = "_ctx.onnx"
 #: The folder in which Immich keeps compiled models: ``rknpu/<soc>/model.rknn`` (immich_ml/models/base.py).
 _IMMICH = "rknpu"
 _WORD = re.compile(r"[a-z0-9]+", re.ASCII)
@@ -81,7 +83,7 @@ def _is_only_onnx(path: Path) -> bool:
         others = [name for name in os.listdir(path.parent) if name.lower().endswith(".onnx")]
     except OSError:
         return False
-    return all(name == path.name or name.lower().endswith("_ctx.onnx") for name in others)
+    return all(name == path.name or name.lower().endswith(CONTEXT_ENDING) for name in others)
 
 
 def context_model_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Path, ...]:
@@ -92,7 +94,7 @@ def context_model_names(onnx_path: str | os.PathLike[str], soc: str) -> tuple[Pa
 
 
 def _context_places(prefix: str, stem: str, socs: Iterable[str]) -> list[str]:
-    return [*(f"{prefix}{stem}.{soc}_ctx.onnx" for soc in socs), f"{prefix}{stem}_ctx.onnx"]
+    return [*(f"{prefix}{stem}.{soc}{CONTEXT_ENDING}" for soc in socs), f"{prefix}{stem}{CONTEXT_ENDING}"]
 
 
 def find_context_models(onnx_path: str | os.PathLike[str], soc: str) -> list[Path]:
