@@ -1,6 +1,6 @@
 """Throughput of three cores for every way to call, compared with one core and one blocking caller.
 
-Blocking callers of run(), and one thread that keeps all cores busy with submit(), map() or onnxruntime's own
+Measures blocking callers of run(), and one thread that keeps all cores busy with submit(), map() or onnxruntime's
 run_async(), at a simulated 0.5, 2 and 10 ms per run and with one or two contexts per core.
 """
 
@@ -93,7 +93,7 @@ def main():
     for ms in (2,) if given.quick else (0.5, 2, 10):
         npu.run_time_us = run_us = int(ms * 1000)
         for contexts in (1, 2):
-            # max_queue_size: onnxruntime's own threads bound run_async; what is in flight bounds the others.
+            # max_queue_size: onnxruntime's threads limit run_async; the calls in flight limit the others.
             options = {"threads_per_core": contexts, "max_queue_size": IN_FLIGHT}
             with session_on([0]) as single, session_on([0, 1, 2], **options) as triple:
                 feed = feed_of(triple)

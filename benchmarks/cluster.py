@@ -108,7 +108,7 @@ def cpu_seconds(pid: int) -> float:
 
 def cost(path: str, feed: dict[str, np.ndarray], calls: int = 3000) -> None:
     """The overhead per call, compared with a local ``map``: runs take no time here, so all of it is the transport. CPU
-    is that of this process and of the actor; Ray's own processes are not counted."""
+    time is that of this process and the actor, without Ray's own processes."""
 
     def measured(name: str, stream: Callable[..., Iterator[object]], pids: Sequence[int]) -> None:
         for _ in stream(feed for _ in range(calls // 10)):

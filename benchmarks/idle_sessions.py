@@ -23,7 +23,7 @@ MODEL = MODELS / "conv_f16.onnx"
 
 
 def cpu_share(seconds, work):
-    """CPU seconds a second of this whole process while ``work(seconds)`` lasts."""
+    """CPU seconds per second of this process during ``work(seconds)``."""
     start, cpu = time.perf_counter(), time.process_time()
     work(seconds)
     return (time.process_time() - cpu) / (time.perf_counter() - start)

@@ -17,7 +17,7 @@ CODE = "import time; t = time.perf_counter_ns(); import {}; print(time.perf_coun
 def import_ms(module, byte_code):
     """Milliseconds of the import statement alone, without the interpreter's start."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "adapters"), str(ROOT / "compat")])
-    # Byte code is written, and OpenBLAS starts no threads that spin beside the import.
+    # With byte code, and without OpenBLAS threads that spin during the import.
     env = {**os.environ, "PYTHONPATH": path, "PYTHONPYCACHEPREFIX": byte_code, "OPENBLAS_NUM_THREADS": "1"}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What map() gets out of three cores with its default depth, if one is slow or runs vary in length.
+"""Throughput of map() over three cores with its default depth, if one core is slow or runs vary in length.
 
 The ideal is the sum of the cores' speeds.
 """
@@ -37,7 +37,7 @@ def jitter(npu, schedule):
 
 
 def rate(session, feeds, seconds):
-    """Results per second, once it runs evenly."""
+    """Results per second in the steady state."""
     results = session.map(feeds)
     for _ in range(100):
         next(results)

@@ -20,7 +20,7 @@ BAR_US = 21.0
 
 
 class Bare:
-    """One context and one call's structures, prepared once; :meth:`run` is the four calls and nothing else."""
+    """One context and the structures of one call, prepared once; :meth:`run` makes only the four calls."""
 
     def __init__(self, library, model, inputs, outputs):
         from ort_rknn.adapter import rknn_api as abi
@@ -77,7 +77,7 @@ def compare(verdict, name, model, compiled, library, quick):
         finally:
             bare.close()
     bar = 500.0 if quick else BAR_US
-    # For the quickest batches: other load on the machine only ever adds time.
+    # The quickest batches: other load on the machine can only add time.
     more = seen.least_ours - seen.least_reference
     ratio = seen.least_ours / seen.least_reference
     verdict.hold(
@@ -90,7 +90,7 @@ def compare(verdict, name, model, compiled, library, quick):
 
 
 def tiny(device):
-    """A model of one value in and one out, and its stand-in."""
+    """A model with one input value and one output value, and its stand-in."""
     from ort_rknn_demo._onnx import identity
     from ort_rknn_virtual import VirtualAdapter
 

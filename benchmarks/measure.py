@@ -78,13 +78,13 @@ def batch(function: Callable[[], object], calls: int) -> float:
 
 
 def pin(cpus: int = 1) -> None:
-    """Stay on ``cpus`` of the CPUs that this process may use (the last ones: CPU 0 serves most interrupts)."""
+    """Use only ``cpus`` of this process's CPUs (the last ones, because CPU 0 serves most interrupts)."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cpus:])
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """``--quick``: a few seconds at most, with bars so loose that only broken code misses them."""
+    """``--quick``: takes a few seconds at most; its bars are so loose that only broken code misses them."""
     parser = argparse.ArgumentParser(description=(description or "").strip().splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a short run with loose bars, to see that it runs")
     return parser.parse_args()

@@ -52,12 +52,12 @@ def status(field):
 
 
 def child(model):
-    """In a separate process: how much resident memory and its peak grow through a session and its first runs."""
+    """In a separate process: by how much a session and its first runs increase resident memory and its peak."""
     import numpy as np
 
     import ort_rknn
 
-    # What the first session of a process costs whatever its model (registration, imports) is not the model's.
+    # The one-time cost of a process's first session (registration, imports) is excluded.
     options = [{"device": DEVICE, "schedule": "0"}]
     feed = {"x": np.ones((1, 3, 32, 32), np.float32)}
     with ort_rknn.InferenceSession(COMPILED, provider_options=options) as warm:
@@ -90,7 +90,7 @@ def main():
         model = Path(folder) / "large.onnx"
         write_onnx(model, megabytes)
         shutil.copy(COMPILED, Path(folder) / f"large.{SOC}.rknn")
-        # The quietest of a few: allocators differ from run to run, upwards.
+        # The lowest of a few: allocators vary from run to run, and only upwards.
         attempts = 1 if given.quick else 5
         ours = [min(x) for x in zip(*(grown(model) for _ in range(attempts)))]
         alone = [min(x) for x in zip(*(grown(COMPILED) for _ in range(attempts)))]

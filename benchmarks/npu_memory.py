@@ -1,9 +1,10 @@
-"""A frame in NPU memory costs the CPU less than one in an ordinary array, and a stream of them does not grow.
+"""A frame in NPU memory costs less CPU time than one in an ordinary array, and a stream of them does not increase
+memory.
 
 One input of 1x640x640x3 uint8, which the model normalizes itself, is fed as an ordinary array, as an array in NPU
-memory, and as such an array with the output in NPU memory too. The virtual NPU does in software what the NPU does to a
-bound frame, inside ``rknn_run``; so that is measured apart (in the runtime's own events) and taken off: what is left is
-what a program's CPU pays. What ``rknn_inputs_set`` costs on a board is not known here.
+memory, and as such an array with the output in NPU memory too. The virtual NPU does in software, inside ``rknn_run``,
+what the NPU does to a bound frame. That time is measured separately (in the runtime's events) and subtracted; the rest
+is the program's CPU cost. The cost of ``rknn_inputs_set`` on a board is unknown.
 
 Then frames are streamed over three cores, half of them in a ring of buffers, half in a new buffer each: 20,000, or
 ``ORT_RKNN_FRAMES``. Needs onnx.

@@ -1,4 +1,5 @@
-"""What a part of a model in parts costs: `run` through k parts against the runtime's own runs and the CPU's nodes."""
+"""The cost of a part of a model in parts: `run` through k parts, compared with the runtime's runs and the CPU's
+nodes."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def main():
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort_rknn.InferenceSession(in_parts, options, provider_options={"device": DEVICE, "schedule": "0"})
-    # Without the optimizer, which takes two Negs for none.
+    # Without the optimizer, which removes pairs of Negs.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     cpu = onnxruntime.InferenceSession(negs, options, providers=["CPUExecutionProvider"])
     feed = {"n0": np.ones(SHAPE, np.float32)}

@@ -1,6 +1,6 @@
-"""An input of 1x3x640x640 float32: how often it is copied above the runtime, and the CPU time of a call.
+"""An input of 1x3x640x640 float32: how often it is copied before the runtime, and the CPU time of a call.
 
-The event log of the virtual NPU has the address of the buffer that rknn_inputs_set was given.
+The event log of the virtual NPU contains the address of the buffer passed to rknn_inputs_set.
 """
 
 import sys
@@ -14,7 +14,7 @@ SHAPE = (1, 3, 640, 640)
 
 
 def stand_in():
-    """A compiled model that takes the image and gives little."""
+    """A compiled model that takes the image and has a small output."""
     from ort_rknn._planning.discovery import survey
     from ort_rknn.adapter import Query
     from ort_rknn_virtual import VirtualAdapter

@@ -1,6 +1,6 @@
 """CPU time per run as callers and sessions increase, at a simulated 2 ms over three cores.
 
-Waiting callers cost nothing; what grows is the switching between threads. Sessions share nothing with each other.
+Waiting callers cost nothing; only the switching between threads grows. Sessions share nothing.
 """
 
 import sys
@@ -33,7 +33,7 @@ def cost(runs_of, callers, seconds):
 
 
 def one_of(sessions, feed):
-    """Caller k calls session k, beginning again where there are more callers."""
+    """Caller k calls session k, modulo the number of sessions."""
     return lambda k: partial(sessions[k % len(sessions)].run, None, feed)
 
 

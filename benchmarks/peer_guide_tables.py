@@ -1,4 +1,4 @@
-"""The tables of docs/multicore.md: schedule, tp_mode and threads_per_core on the virtual NPU, with the peer beside it.
+"""The tables of docs/multicore.md: schedule, tp_mode and threads_per_core on the virtual NPU, compared with the peer.
 
 An image of 1x3x320x320 float32, which the CPU converts for every run, and a modelled 5 ms a run on one core.
 """
@@ -27,7 +27,7 @@ ROWS = (
 
 
 def stand_in():
-    """A compiled model that takes the image and gives little."""
+    """A compiled model that takes the image and has a small output."""
     from ort_rknn._planning.discovery import survey
     from ort_rknn.adapter import Query
     from ort_rknn_virtual import VirtualAdapter
@@ -37,7 +37,7 @@ def stand_in():
 
 
 def measured(run, callers, seconds):
-    """(calls per second, milliseconds that a call takes in the middle of its callers' calls)."""
+    """(calls per second, median milliseconds per call)."""
     times, lock = [], threading.Lock()
 
     def timed():

@@ -1,8 +1,8 @@
 """Shared by the comparisons with EZ RKNN Async: both libraries in one process, on one virtual NPU, alternating.
 
-The other library is the wheel ztu-somemodelruntime-ez-rknn-async 0.11.0 for x86_64. It is in this environment
-(tox -e peer), or in that of the interpreter that ORT_RKNN_PEER_PYTHON names, which then runs the benchmark; numpy,
-onnxruntime and pluggy must be there too.
+The other library is the wheel ztu-somemodelruntime-ez-rknn-async 0.11.0 for x86_64. It is installed in this environment
+(tox -e peer), or in that of the interpreter named by ORT_RKNN_PEER_PYTHON, which then runs the benchmark and also needs
+numpy, onnxruntime and pluggy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ CONV = MODELS / f"conv_f16.{SOC}.rknn"
 
 
 def both():
-    """(the peer's module, our face of it, the virtual NPU), or no return: this process is replaced, or ends with 3."""
+    """(the peer's module, our implementation of its API, the virtual NPU). May not return: the process is replaced, or
+    exits with 3."""
     if importlib.util.find_spec(PEER) is None:
         python = os.environ.get("ORT_RKNN_PEER_PYTHON")
         if not python or os.environ.get("_IN_PEER_PYTHON"):
@@ -60,7 +61,7 @@ def ones(session):
 
 
 def throughput(run, callers, seconds):
-    """Calls per second of ``callers`` threads that call ``run`` together."""
+    """Calls per second of ``callers`` threads that call ``run`` concurrently."""
     counts = [0] * callers
     failed = []
     begin = threading.Barrier(callers + 1)

@@ -13,7 +13,7 @@ BAR = 1.15
 
 
 def makespan(session, feed, runs):
-    """Seconds until all are done, and done once before to warm up."""
+    """Seconds until all runs are done, after one warm-up."""
     with ThreadPoolExecutor(CALLERS) as pool:
         list(pool.map(lambda _: session.run(None, feed), range(CALLERS)))
         start = time.perf_counter()
@@ -22,7 +22,7 @@ def makespan(session, feed, runs):
 
 
 def ideal(runs):
-    """Seconds of the best assignment of whole runs to the cores: each to the core that would end first."""
+    """Seconds with the best assignment of whole runs to cores: each to the core that would finish it first."""
     ends = [0.0, 0.0, 0.0]
     for _ in range(runs):
         k = min(range(3), key=lambda core: ends[core] + (FACTOR if core == 0 else 1) * MS)

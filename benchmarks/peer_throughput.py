@@ -1,7 +1,7 @@
-"""Runs per second over three cores in every cell of modelled time, contexts per core and callers, against the peer.
+"""Runs per second over three cores compared with the peer, for every combination of simulated time, contexts per core
+and callers.
 
-Blocking callers call run(). One caller uses what keeps all cores busy from one thread: the pipeline that both have, and
-our map().
+Several callers call the blocking run(). One caller uses run_pipeline(), which both libraries have, and our map().
 """
 
 import itertools
@@ -11,9 +11,9 @@ from measure import Verdict, arguments, taken_per_second
 from peer_pairing import CONV, both, in_turns, ones, session_of_ours, throughput
 
 BAR = 0.97
-#: Where callers are many and runs short it is the calls that count: there we are above, by little, hence the turns.
+#: With many callers and short runs the calls dominate: there we are slightly faster, hence the number of turns.
 ABOVE, MANY, SHORT_MS, MORE_TURNS = 1.0, 8, 0.5, 15
-#: Of what three cores can do. Where both keep them busy to that, neither can be above the other.
+#: Share of three cores' capacity. If both libraries reach it, neither can be faster than the other.
 FULL = 0.995
 DEPTH = 8
 
@@ -27,7 +27,7 @@ def pipelined(session, feed, seconds):
 
 def mapped(session, feed, seconds):
     """Results per second of one thread through map(), once it is full."""
-    # A pipeline submits before it waits: as many are in flight.
+    # A pipeline submits before it waits, so as many are in flight.
     results = session.map(itertools.repeat(feed), depth=DEPTH + 1)
     for _ in range(3 * DEPTH):
         next(results)

@@ -36,8 +36,8 @@ def feed_of(session):
 
 
 def throughput(session, callers, seconds, run_us=RUN_US):
-    """Runs per second of ``callers`` threads together: the sum of their own rates, so that none is charged for the last
-    run of another. They begin apart from each other, as callers do that have their own sources of work."""
+    """Runs per second of ``callers`` threads together: the sum of their rates, so that none waits for another's last
+    run. They start at different times, like independent callers."""
     feed = feed_of(session)
     rates = [0.0] * callers
     failed = []

@@ -1,7 +1,7 @@
 """The cost of the counters of ``session.stats()`` per run.
 
-The reference is the same code without the lines that count: they are taken out of the source of the executor's and the
-adapter's run, and the rest is compiled again. Both run the same model on an NPU that takes no time.
+The reference is the same code without the counting lines: they are removed from the source of the executor's and the
+adapter's run, and the rest is recompiled. Both run the same model on an NPU that takes no time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BAR_US = 0.3
 
 
 def without(function, *lines):
-    """``function`` without these texts; each must be there."""
+    """``function`` without these texts, each of which must occur in it."""
     source = textwrap.dedent(inspect.getsource(function))
     for text, instead in lines:
         assert source.count(text) == 1, text

@@ -2,8 +2,9 @@
 ``python tests/check_abi.py [FOLDER]``.
 
 FOLDER has ``onnxruntime_c_api.h`` and ``onnxruntime_ep_c_api.h`` of onnxruntime 1.25 or later. Without FOLDER they are
-taken from an npm package (150 MB, needs ``npm``) and deleted afterwards. A compiler does not detect an argument that is
-wider in the header than here.
+taken from an npm package (150 MB, needs ``npm``) and deleted afterwards.
+
+A compiler does not detect an argument that is wider in the header than here.
 """
 
 from __future__ import annotations

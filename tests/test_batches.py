@@ -1,5 +1,6 @@
-"""A call is split into runs only if its samples are independent. The compiled models are stand-ins, placed beside their
-ONNX like converted ones.
+"""A call is split into runs only if its samples are independent.
+
+The compiled models are stand-ins, placed beside their ONNX like converted ones.
 """
 
 import asyncio

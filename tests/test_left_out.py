@@ -1,5 +1,7 @@
 """What a converter leaves out of a compiled model is served from the ONNX; if anything else is missing, the model is
-rejected. The compiled models are stand-ins with what rknn-toolkit2 2.5.0 kept of such graphs.
+rejected.
+
+The compiled models are stand-ins with what rknn-toolkit2 2.5.0 kept of such graphs.
 """
 
 import warnings

@@ -208,9 +208,11 @@ print(*sorted(set(sys.modules) - before))
 
 @pytest.mark.wall_clock
 def test_importing_it_costs_what_importing_onnxruntime_costs(tmp_path):
-    """Within 15 % (it is about 3 %). The machine may be busy, so the best processor time of each is compared,
-    alternating. Both have byte code, in the test's folder, even if PYTHONDONTWRITEBYTECODE is set. numpy's OpenBLAS has
-    one thread: more threads spin for a while after they start, which would be charged to the next import.
+    """Within 15 % (it is about 3 %).
+
+    The machine may be busy, so the best processor time of each is compared, alternating. Both have byte code, in the
+    test's folder, even if PYTHONDONTWRITEBYTECODE is set. numpy's OpenBLAS has one thread: more threads spin for a
+    while after they start, which would be charged to the next import.
     """
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     env |= {"PYTHONPYCACHEPREFIX": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"}

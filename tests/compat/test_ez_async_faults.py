@@ -1,5 +1,7 @@
-"""Known faults of EZ RKNN Async 0.11 that our implementation of its API does not have. Crashes and hangs are tested in
-separate processes. The numbers are C (crashes), H (hangs), W (silently wrong); then valid input that it rejects.
+"""Known faults of EZ RKNN Async 0.11 that our implementation of its API does not have.
+
+Crashes and hangs are tested in separate processes. The numbers are C (crashes), H (hangs), W (silently wrong); then
+valid input that it rejects.
 """
 
 import gc

@@ -1,4 +1,5 @@
 """Calls over several boards, with a stand-in for Ray in simulated time: correct, in order, none lost and none twice.
+
 tests/cluster tests the same with Ray itself (tox -e cluster).
 """
 

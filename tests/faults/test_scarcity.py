@@ -126,8 +126,9 @@ def test_no_more_threads(python, nth):
 
 @pytest.mark.skipif(not EVERYTHING, reason="a part that only tox -e interrupts runs")
 def test_memory_that_is_refused(python):
-    """The limit of the address space grows a little each time: there is an exception, and the process survives. With
-    one thread of onnxruntime: if it has no memory for the stacks of more, its constructor never returns.
+    """The limit of the address space grows a little each time: there is an exception, and the process survives.
+
+    With one thread of onnxruntime: if it has no memory for the stacks of more, its constructor never returns.
     """
     said = run(
         python,

@@ -1,6 +1,7 @@
 """Files that are replaced, truncated or rewritten between two accesses, at every place where a file is accessed: the
-outputs are those of one of the models, or the error is a documented one, and nothing stays open. The change happens
-right before Python stats or opens a file.
+outputs are those of one of the models, or the error is a documented one, and nothing stays open.
+
+The change happens right before Python stats or opens a file.
 """
 
 import builtins

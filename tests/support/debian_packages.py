@@ -1,5 +1,6 @@
-"""Debian packages in a folder, without root and without changing the system: apt uses its own lists. For programs that
-build a root to run tests in. They need only the standard library.
+"""Debian packages in a folder, without root and without changing the system: apt uses its own lists.
+
+For programs that build a root to run tests in. They need only the standard library.
 """
 
 from __future__ import annotations
