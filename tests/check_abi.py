@@ -92,7 +92,7 @@ def called(structure: str, name: str, prototype: Any) -> str:
 
 
 def checks() -> Iterator[str]:
-    """Lines of C that compile where all is as we think."""
+    """Lines of C that compile only if the headers match our declarations."""
     pointer = ctypes.sizeof(ctypes.c_void_p)
     for structure, functions in GIVEN.items():
         for name, (slot, prototype) in functions.items():

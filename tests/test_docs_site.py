@@ -1,4 +1,4 @@
-"""The site of docs/: what it lists exists, and what exists is listed. ``tox -e docs`` builds it."""
+"""The site of docs/: everything listed exists, and everything that exists is listed. ``tox -e docs`` builds it."""
 
 import ast
 import re

@@ -195,7 +195,7 @@ NAMESAKES = {
 
 
 def test_no_class_name_stands_twice():
-    """One name, one thing: what a class is called says what it is, wherever one reads of it."""
+    """One name per thing: a class name identifies the class everywhere."""
     homes = {}
     for name, (path, _) in modules().items():
         if path.suffix == ".py":

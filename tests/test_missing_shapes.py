@@ -257,7 +257,7 @@ def test_an_input_without_a_rank(tmp_path):
         assert np.array_equal(session.run(None, x)[0], plain().run(None, x)[0])
 
 
-# Where the session does not say --------------------------------------------------------------------------------------
+# Without an option of the session -------------------------------------------------------------------------------------
 
 
 def test_the_environment_says_what_a_session_does_not(monkeypatch, caplog):

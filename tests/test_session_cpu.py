@@ -240,7 +240,7 @@ def test_a_session_dies_with_its_last_reference(ort, path):
         ref, held = weakref.ref(session), session._sess
         del session
         assert ref() is None
-        assert sys.getrefcount(held) == 2  # nobody else keeps the native session
+        assert sys.getrefcount(held) == 2  # nothing else keeps the native session
     finally:
         gc.enable()
 

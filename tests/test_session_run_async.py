@@ -237,7 +237,7 @@ def test_calls_that_are_refused_are_not_waited_for(npu):
     session.close()
 
 
-# Where the stack ends ------------------------------------------------------------------------------------------------
+# Near the end of the stack --------------------------------------------------------------------------------------------
 
 
 def at_depth(room, call):

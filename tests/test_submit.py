@@ -323,7 +323,7 @@ def test_map_without_a_depth_takes_no_more_than_it_needs(npu):
             next(results)
             time.sleep(0.003)  # a slow consumer: nothing is taken for stock
             ahead.append(len(taken) - (k + 2))
-        # A thread that came late may have been a reason to go further, for a while.
+        # A late thread may have been a reason to go further for a while.
         assert min(ahead) <= 12
         results.close()
         # Where one core stands still, 64 calls at most.

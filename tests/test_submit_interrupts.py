@@ -1,4 +1,5 @@
-"""Two thousand interrupts for every way to call: afterwards it works as before, and every place is free.
+"""Two thousand interrupts for every way to call: afterwards the session works as before, and every place in the queue
+is free.
 
 A handler that raises stands for a Ctrl-C that the program catches, and for the timeouts of test runners and servers.
 The exceptions are kept, with their tracebacks and what these hold, as a program that logs them may do.

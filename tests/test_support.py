@@ -12,9 +12,9 @@ SOURCES = sorted(
 )
 #: Also inside programs that a test starts.
 IMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+import\b|import\s+([\w., ]+))", re.MULTILINE)
-#: Programs that are run by their name, and imported by what lies beside them.
+#: Programs that are run by name, and imported by files in their folder.
 PROGRAMS = {"check_release", "check_wheel", "make_onnx", "setup_root"}
-#: What a conftest.py may define besides fixtures: hooks of pytest's, and what a hook or a fixture needs.
+#: What a conftest.py may define in addition to fixtures: pytest hooks, and what a hook or a fixture needs.
 FOR_FIXTURES = {"Boards"}
 
 

@@ -83,8 +83,8 @@ def main() -> None:
 def build(folder: Path) -> IO[str]:
     """Build everything in ``folder``, unless it already exists. The virtual NPU is compiled every time.
 
-    Returns the folder's lock. Whoever runs programs there keeps it open for that long: another checkout would write
-    its own virtual NPU over the one that they have loaded, which ends them with a bus error.
+    Returns the folder's lock. A caller that runs programs there keeps it open meanwhile: another checkout would
+    overwrite the virtual NPU that they have loaded, which ends them with a bus error.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stamp = folder / "made-by"

@@ -290,7 +290,7 @@ class TestFaults:
         assert [call for call in npu.calls() if f"rknn_{call}" != function] == calls
         if function != "rknn_outputs_release":
             assert (y == 7).all()
-        run(context, [x], [y])  # the context goes on
+        run(context, [x], [y])  # the context still works
         np.testing.assert_array_equal(y, pattern([x.astype(np.float16)], 0, "float16", y.shape))
         model.close()
 

@@ -382,7 +382,8 @@ class TestFailures:
         np.testing.assert_array_equal(again, want)
 
     def test_a_failed_run_never_gives_the_result_before(self, board, model):
-        """The package ignores rknn_run's answer. With a board's buffers still full, the old result would come back."""
+        """The package ignores rknn_run's answer. Since a board's buffers are still full, the old result would be
+        returned."""
         context = model.context(1)
         run(context, [X], buffers(model))
         board.npu.fault("rknn_run", -1, times=2)

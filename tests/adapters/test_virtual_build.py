@@ -68,7 +68,7 @@ def test_a_named_compiler_is_not_replaced(cache, monkeypatch):
     monkeypatch.setenv("CC", "false")
     with pytest.raises(AdapterError, match="false failed"):
         _build.library("rk3588")
-    assert [path.name for path in cache.iterdir()] == [".lock"]  # nothing half-made stays
+    assert [path.name for path in cache.iterdir()] == [".lock"]  # no incomplete file remains
 
 
 def test_compiler_and_sources_are_in_the_name(cache, monkeypatch, tmp_path):

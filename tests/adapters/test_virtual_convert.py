@@ -242,7 +242,7 @@ def test_getting_outputs(rt):
     assert npu.counters().outputs == 0
     only = Output(1, 0, 1)
     assert rt.c.rknn_outputs_get(context, 1, c.byref(only), None) == 0 and only.size == 24
-    rt.destroy(context)  # what was not given back goes too
+    rt.destroy(context)  # what was not released is freed too
     assert npu.counters().outputs == 0
 
 

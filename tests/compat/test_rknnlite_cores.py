@@ -87,7 +87,7 @@ def test_two_threads_on_one_object_take_turns(npu):
 
 def test_release_and_drop(npu):
     made = started()
-    assert made.init_runtime(core_mask=2) == 0  # again: the first context is given back
+    assert made.init_runtime(core_mask=2) == 0  # again: the first context is released
     assert npu.counters().contexts == 1
     made.release()
     made.release()

@@ -211,7 +211,7 @@ def test_wrong_arguments(npu, caplog, call, arguments, text, raises):
             raise AssertionError(record.getMessage())
         assert len(record.getMessage()) < 300
     made.raise_errors = False
-    assert made.inference([X]) is not None  # it goes on as it was
+    assert made.inference([X]) is not None  # it continues unchanged
     made.release()
 
 

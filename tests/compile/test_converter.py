@@ -27,7 +27,7 @@ def test_a_build_is_read_back(converter, models):
         ("ConvRelu", "NPU", "Conv:c", 2304),
         ("Reshape", "CPU", "Reshape:r", 0),
     ]
-    assert not os.path.exists("check0.onnx")  # the toolkit drops it where it runs
+    assert not os.path.exists("check0.onnx")  # the toolkit drops files in its working directory
 
 
 def test_a_refusal_is_reported_in_the_toolkit_s_words(converter, tmp_path, models):
@@ -39,7 +39,7 @@ def test_a_refusal_is_reported_in_the_toolkit_s_words(converter, tmp_path, model
         converter.build(BuildSpec(str(other), "rk3588"))
     assert e.value.step == "build"
     assert "Meet unsupported split" in Path(e.value.log).read_text()
-    # and it goes on
+    # and it continues
     assert converter.build(BuildSpec(str(models / "conv_f16.onnx"), "rk3588")).file.targets == ("rk3588",)
 
 

@@ -3,7 +3,7 @@
     python tests/downstream/run.py                  # everything, from nothing
     python tests/downstream/run.py magika --keep DIR --converter PYTHON
 
-Each recipe (a .toml file here) has an environment of its own, made with venv and pip: the program, and ort_rknn as it
+Each recipe (a .toml file here) has its own environment, created with venv and pip: the program, and ort_rknn as it
 is in this checkout. Its script is run by the plain interpreter, then through ``python -m ort_rknn run``, and what it
 prints (one JSON object) is compared. Runs with ``twins`` have the program's models compiled beside them by the vendor's
 rknn-toolkit2, in one more environment (5 GB) or by the Python that --converter names.

@@ -49,7 +49,7 @@ def test_no_exception_leaves_a_callback_but_as_a_status(npu, blob, session_on, c
         with pytest.raises(expected, match=text) as caught:
             session.run(None, {"X": X})
         assert caught.type is expected
-    # The session was not rebuilt on the CPU behind the user's back (onnxruntime does that on EP_FAIL), and goes on.
+    # The session was not silently rebuilt on the CPU (onnxruntime does that on EP_FAIL), and continues to work.
     assert session.get_providers() == [OURS, CPU]
     assert npu.loads == 1
     npu.errors.clear()

@@ -142,7 +142,7 @@ def test_close_from_another_thread_waits_for_what_runs(npu, models):
         npu.gates[0].set()
         closing.result(20)
         assert len(running.result(20)) == 1
-        try:  # it came before close, or after it
+        try:  # it happened before close, or after it
             assert len(waiting.result(20)) == 1
         except state.RuntimeException as error:
             assert "the session was closed" in str(error)

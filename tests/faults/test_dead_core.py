@@ -1,4 +1,4 @@
-"""A core that always fails: the others carry its share, and it comes back."""
+"""A core that always fails: the others take its share, and it returns."""
 
 import asyncio
 import logging

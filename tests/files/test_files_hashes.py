@@ -80,7 +80,7 @@ def test_one_that_others_may_touch_is_not_used(tmp_path, cache, reads, mode):
     (cache / "hashes.json").chmod(mode)
     sha256_of(path)
     assert len(reads) == 2
-    sha256_of(path)  # written anew, privately
+    sha256_of(path)  # written again, privately
     assert len(reads) == 2
 
 

@@ -172,7 +172,7 @@ def test_the_custom_string_of_somebody_else(tmp_path):
     path.write_bytes(content.replace(text.encode(), theirs))
     with pytest.raises(StampError, match="custom string 'labels: cat, dog"):
         stamp(onnx_path, path)
-    # A JSON object keeps what it has.
+    # A JSON object keeps its members.
     theirs = '{"labels":["cat","dog"]}'.ljust(len(text)).encode()
     path.write_bytes(content.replace(text.encode(), theirs))
     assert stamp(onnx_path, path) == record

@@ -263,7 +263,7 @@ def test_a_session_while_its_files_are_exchanged(tmp_path, descriptors, make, ho
             shutil.rmtree(folder)
     assert descriptors() <= before
     if how is not emptied:
-        assert results  # from the copy that was read, the ONNX, or the model that came
+        assert results  # from the copy that was read, the ONNX, or the new model
 
 
 def sampled(count):

@@ -85,7 +85,7 @@ def test_refused_in_the_same_words(session, control, case):
     assert theirs[0] is not None, "onnxruntime takes it"
     assert issubclass(theirs[0], expected)
     assert outcome(session, arguments) == theirs
-    assert len(session.run(None, GOOD)) == 2  # and the session goes on
+    assert len(session.run(None, GOOD)) == 2  # and the session still works
 
 
 def test_a_list_for_a_feed_is_refused_in_more_words(session, control):
