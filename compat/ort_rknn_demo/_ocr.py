@@ -199,4 +199,4 @@ def _print_report(sessions: list[TimedSession], took: float) -> None:
     on_cpu = any(session.get_providers()[0] == "CPUExecutionProvider" for session in sessions)
     if on_cpu and os.environ.get("ORT_RKNN_POLICY", "") not in ("prefer", "only"):
         print("  RapidOCR itself asks for the CPU. Where there is an NPU, and compiled models beside RapidOCR's, the")
-        print("  environment variable ORT_RKNN_POLICY=prefer still puts the NPU first.")
+        print("  environment variable ORT_RKNN_POLICY=prefer puts the NPU first anyway.")
