@@ -212,9 +212,10 @@ to onnxruntime, references to its class (in a dict, as a default argument), and 
 `uninstall()` restores what was there. The policy applies to programs that name their providers, usually the CPU:
 `prefer` puts the NPU first, `respect` (the default) uses exactly the program's list, and `only` means the NPU or an
 error. With `prefer`, calls whose shapes were not compiled run the ONNX on the CPU if `onnxruntime` could have run
-them too; the logger `ort_rknn` writes an INFO record for the first such call of each session.
-`--options on_missing_shape=error` makes them errors. `--report` prints at the end what each session ran on, and how
-many such calls it had.
+them too; the logger `ort_rknn` writes an INFO record for the first such call of each session. Calls that feed an
+initializer, which is compiled in, run on the CPU too; initializers of type bool and of 8- or 16-bit integers cannot
+be fed. `--options on_missing_shape=error` makes them errors. `--report` prints at the end what each session ran on,
+and how many such calls it had.
 
 The program sees no other difference: exit code, `sys.argv`, `sys.path`, `__main__`, tracebacks and Ctrl-C are those
 of `python app.py`. Exceptions:
