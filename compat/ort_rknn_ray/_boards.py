@@ -14,6 +14,9 @@ from ._dispatch import Actor, CallFailed, FeedCall, StreamDispatch
 from ._model import NpuModel, OnCpu
 from ._store import StoredModel, put_model
 
+#: Seconds to wait for a board's session before the stream begins without it.
+_START = 15.0
+
 
 class Boards:
     """One :class:`NpuModel` per board of the cluster. A context manager; not thread-safe.
@@ -27,7 +30,8 @@ class Boards:
 
     Inference has no side effects, so a lost call may run twice; its result is returned once. Raises RuntimeError if the
     cluster has no board, and Ray's ActorDiedError with the session's error if no board can create the session. If some
-    boards cannot, that is a RuntimeWarning, and they are tried again later.
+    boards cannot, that is a RuntimeWarning, and they are tried again later. The same goes for boards that have not
+    answered after 15 s, for example because another program has them; if none has answered, it waits for the first one.
     """
 
     def __init__(
@@ -81,13 +85,27 @@ class Boards:
         import ray
 
         errors: list[Exception] = []
-        for actor, told in [(actor, actor.handle.describe.remote()) for actor in self._actors]:
+        asked = {actor.handle.describe.remote(): actor for actor in self._actors}
+        ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_START)
+        if silent:
+            warnings.warn(
+                f"{len(silent)} of {len(asked)} boards have not answered within {_START:g} s: another program has "
+                "them, or their sessions take longer. Each is used as soon as it answers",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        if not ready:
+            ready, silent = ray.wait(list(asked), num_returns=1, timeout=None)
+        for told in silent:
+            asked[told].lost, asked[told].probe = True, told
+        for told in ready:
+            actor = asked[told]
             try:
                 actor.room = ray.get(told)["calls_at_once"]
             except ray.exceptions.RayError as error:
                 errors.append(error)
                 actor.lost = True
-        if len(errors) == len(self._actors):
+        if len(errors) == len(asked):
             raise errors[0]
         if errors:
             warnings.warn(

@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import ray
-from support.timed_model import Gone, Hanging, SlowBatches, Timed
+from support.timed_model import Broken, Dying, Gone, Hanging, OnCpu, SlowBatches, Timed
 
 import ort_rknn
-from ort_rknn_ray import Boards, CallFailed, NpuBatches, NpuModel, put_model
+from ort_rknn_ray import Boards, CallFailed, NpuBatches, put_model
 from ort_rknn_ray._store import StoredModel, on_this_node
 
 
@@ -63,6 +63,56 @@ def test_a_thousand_runs_with_a_board_killed_in_the_middle_and_back(cluster, mod
             assert time.monotonic() < end, "the board that came back is not used"
             time.sleep(0.5)
         right(list(boards.map(frame(k) for k in range(40))), want)
+
+
+def test_two_programs_at_once(cluster, models, want, monkeypatch):
+    """A board belongs to one of them; the other one begins with what is left, and gets the board later."""
+    monkeypatch.setattr("ort_rknn_ray._boards._START", 8.0)
+    cluster.add(2)
+    cluster.connect()
+    first = Boards(models / "conv_f16.onnx", actor_class=Timed, boards=1)
+    try:
+        with pytest.warns(RuntimeWarning, match="[12] of 2 boards have not answered"):
+            second = Boards(models / "conv_f16.onnx", actor_class=Timed)
+        results = {}
+        other = threading.Thread(target=lambda: results.update(first=list(first.map(frame(k) for k in range(90)))))
+        other.start()
+        right(list(second.map(frame(k) for k in range(90))), want)
+        other.join()
+        right(results["first"], want)
+    finally:
+        first.close()
+    end = time.monotonic() + 60
+    while sum("error" not in told for told in second.describe()) < 2:
+        assert time.monotonic() < end, "the board that is free again is not used"
+    right(list(second.map(frame(k) for k in range(40))), want)
+    second.close()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_actor_killed_with_groups_in_flight(cluster, models, want, place):
+    """By its first, middle or last feed; Ray starts it again. Each feed has its result, once."""
+    cluster.add(2)
+    cluster.connect()
+    with Boards(models / "conv_f16.onnx", actor_class=Dying, group=3) as boards:
+        results = list(boards.map({**frame(k), "k": np.array(k - 30 - place)} for k in range(120)))
+    assert (Path(os.environ["TEST_MARKS"]) / "died").exists()
+    assert len(results) == 120
+    right(results, want)
+
+
+def test_a_wrong_feed_in_a_group(cluster, models, want):
+    """The session's own exception comes from the group, and boards stay usable."""
+    cluster.add(1)
+    cluster.connect()
+    with Boards(models / "conv_f16.onnx", actor_class=Timed) as boards:
+        feeds = [frame(0), {"x": np.zeros((1, 3, 5, 5), np.float32)}, frame(2)]
+        with pytest.raises(Exception, match="x") as group:
+            list(boards.map(feeds))
+        with pytest.raises(Exception, match="x") as alone:
+            boards.run(feeds[1])
+        assert type(group.value) is type(alone.value)
+        right(list(boards.map(frame(k) for k in range(9))), want)
 
 
 def test_a_board_that_hangs_loses_its_calls_to_the_others(cluster, models, want):
@@ -118,14 +168,6 @@ def test_no_board_and_no_npu(cluster, models, monkeypatch):
         Boards(models / "conv_f16.onnx", boards=1, resources={}, actor_class=OnCpu)
 
 
-class OnCpu(NpuModel):
-    def __init__(self, *args, **kwargs):
-        import os
-
-        os.environ.pop("ORT_RKNN_DEVICE", None)
-        super().__init__(*args, **kwargs)
-
-
 def test_calls_that_no_board_can_serve_say_so(cluster, models):
     cluster.add(1)
     cluster.connect()
@@ -134,11 +176,6 @@ def test_calls_that_no_board_can_serve_say_so(cluster, models):
         pytest.raises(CallFailed, match="3 times"),
     ):
         list(boards.map([frame(0)]))
-
-
-class Broken(NpuModel):
-    async def run(self, feed, output_names=None):
-        raise ort_rknn.capi.onnxruntime_pybind11_state.RuntimeException("rknn_run failed")
 
 
 def test_a_stored_model_is_written_once_and_stays_in_its_folder(cluster, models, tmp_path, monkeypatch):

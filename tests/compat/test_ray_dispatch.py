@@ -161,6 +161,21 @@ def test_a_board_without_a_session_is_reported_and_retried(cluster):
     made.close()
 
 
+@pytest.mark.parametrize("silent", [1, 2])
+def test_a_board_that_another_program_has_is_used_as_soon_as_it_is_free(cluster, silent):
+    """Where another board answers, nothing waits for it."""
+    ray = cluster(2)
+    for board in ray.boards[2 - silent :]:
+        board.become("hangs")
+    ray.at(30.0, lambda: ray.boards[1].become("up"))
+    with pytest.warns(RuntimeWarning, match=f"{silent} of 2 boards have not answered within 15 s: another program"):
+        made = boards()
+    assert (ray.now < 16) == (silent == 1)
+    assert list(made.map(range(4000))) == want(4000)
+    assert len(ray.boards[1].ran) > 100
+    made.close()
+
+
 def test_no_board_can_make_the_session(cluster):
     ray = cluster(2)
     for board in ray.boards:

@@ -157,13 +157,15 @@ class Ray:
         self.waits += 1
         limit = self.now + timeout if timeout is not None else float("inf")
         while True:
-            due = min((a.due for a in answers if a.due is not None), default=float("inf"))
+            due = min((a.due for a in answers if a.due is not None and a.due > self.now), default=float("inf"))
+            if sum(a.due is not None and a.due <= self.now for a in answers) >= num_returns:
+                due = self.now
             event = self._events[0][0] if self._events else float("inf")
             target = min(due, event, limit)
             assert target < float("inf"), "it would wait for ever"
             self._forward(target)
             ready = [a for a in answers if a.due is not None and a.due <= self.now][:num_returns]
-            if ready or self.now >= limit:
+            if len(ready) >= num_returns or self.now >= limit:
                 return ready, [a for a in answers if a not in ready]
 
     def get(self, answer, timeout=None):

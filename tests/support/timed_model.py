@@ -1,9 +1,13 @@
-"""Actors whose virtual NPU takes a given time per run, hangs, or is missing."""
+"""Actors whose virtual NPU takes a given time per run, hangs, fails, or is missing, and one that dies.
+
+Ray's workers import them by name, which they cannot do with classes of a test file.
+"""
 
 import asyncio
 import os
 from pathlib import Path
 
+import ort_rknn
 from ort_rknn_ray import NpuBatches, NpuModel
 
 MILLISECONDS = 20
@@ -65,6 +69,36 @@ class Gone(Timed):
 def _told(path):
     with path.open("a") as file:
         file.write(".")
+
+
+class OnCpu(NpuModel):
+    """On a machine without an NPU."""
+
+    def __init__(self, *args, **kwargs):
+        os.environ.pop("ORT_RKNN_DEVICE", None)
+        super().__init__(*args, **kwargs)
+
+
+class Broken(NpuModel):
+    """All its runs fail."""
+
+    async def run(self, feed, output_names=None):
+        raise ort_rknn.capi.onnxruntime_pybind11_state.RuntimeException("rknn_run failed")
+
+
+class Dying(Timed):
+    """Its process ends, once, while it runs the marked feed."""
+
+    async def run(self, feed, output_names=None):
+        feed = dict(feed)
+        if not feed.pop("k"):
+            mark = Path(os.environ["TEST_MARKS"]) / "died"
+            try:
+                os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+                os._exit(1)
+            except FileExistsError:
+                pass
+        return await super().run(feed, output_names)
 
 
 class SlowBatches(NpuBatches):
