@@ -396,6 +396,15 @@ sys.exit(3)
 """
 
 
+def test_a_program_may_change_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with ort.trace("t"):
+        monkeypatch.chdir("other")
+    assert (tmp_path / "t").stat().st_size
+    assert not list((tmp_path / "other").iterdir())
+
+
 def test_a_program_is_traced_unmodified(tmp_path):
     (tmp_path / "app.py").write_text(APP.format(model=str(MODELS / "conv_f16.onnx")))
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

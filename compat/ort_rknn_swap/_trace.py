@@ -68,5 +68,5 @@ def _finish(recorder: trace, profiles: NodeProfiles, pid: int) -> None:
     except OSError as error:
         print(f"ort-rknn: {recorder.summary.path}: {error.strerror or error}", file=sys.stderr)
         return
-    text = f"ort-rknn: {told.runs} runs on the NPU; written: {os.path.abspath(told.path)} (https://ui.perfetto.dev)"
+    text = f"ort-rknn: {told.runs} runs on the NPU; written: {recorder.file} (https://ui.perfetto.dev)"
     print(text, file=sys.stderr)

@@ -71,13 +71,15 @@ class trace:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.summary = TraceSummary(os.fspath(path))
         """What was recorded; complete after the end."""
+        self.file = os.path.abspath(self.summary.path)
+        """The absolute path: the program may change its folder."""
         self._recorder = Recorder()
         self._calls: list[Span] = []
         self._nodes: list[Span] = []
         self._names: dict[int, str] = {}
 
     def __enter__(self) -> trace:
-        with open(self.summary.path, "wb"):
+        with open(self.file, "wb"):
             pass  # reported now rather than at the end of a long program
         self._recorder.start()
         return self
@@ -112,7 +114,7 @@ class trace:
         told = self.summary
         told.seconds, told.lost = (self._ended - self._recorder.began) / 1e9, self._recorder.lost
         writer = _Tracks(self._slices, self._calls, self._nodes, {**alive, **self._names}, told).write()
-        with open(told.path, "wb") as file:
+        with open(self.file, "wb") as file:
             file.write(writer.to_bytes())
         return told
 
