@@ -76,7 +76,7 @@ def build_in_parts(
     model = load_graph(path)
     progress("running the ONNX once to learn the shapes between its nodes")
     observed = observe(model, folder, feeds or [random_feeds(model, job.shapes)])
-    refused = {**refused_by_table(model), **(keep or {})}
+    refused = {**(keep or {}), **refused_by_table(model)}
     trials = Trials(converter, job.target, remembered(converter.toolkit.version))
     blame(model, range(len(model.graph.node)), first, refused)
     finished: dict[tuple[int, ...], BuiltPart] = {}

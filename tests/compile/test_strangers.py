@@ -8,8 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ort_rknn._cli.main import main
-from ort_rknn._compile.converter import BuildSpec
+from ort_rknn._compile.converter import BuildSpec, Converter
 from ort_rknn._compile.measure import simulate_parts
+from ort_rknn._compile.parts import PartsJob, build_in_parts
 
 node, value = helper.make_node, helper.make_tensor_value_info
 
@@ -123,3 +124,19 @@ def test_an_input_without_axes_has_one_on_the_simulator(simulated):
     run, built = simulated
     assert run(())
     assert [spec.inputs for spec in built] == [{"x": (1,)}]
+
+
+def test_what_no_npu_has_is_not_blamed_on_int8(toolkit, monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_TOOLKIT_ANY", "conv_f16.rk3588.rknn")
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("NonZero", ["a"], ["n"]), node("Relu", ["a"], ["y"])]
+    ends = [value("x", TensorProto.FLOAT, [4, 8])], [value("y", TensorProto.FLOAT, [4, 8]), value("n", 7, [2, "k"])]
+    graph = helper.make_graph(nodes, "g", *ends, [numpy_helper.from_array(np.ones((8, 8), np.float32), "w")])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    with Converter(toolkit, tmp_path / "log") as converter:
+        job = PartsJob(
+            converter, str(path), {"x": (4, 8)}, "rk3588", lambda place, part, observed: BuildSpec(place, "rk3588")
+        )
+        made = build_in_parts(job, keep=dict.fromkeys((1, 2), "int8 would cost accuracy"))
+    assert made.partition.on_cpu[1] == "NonZero: the length of its result depends on the data"
+    assert made.partition.on_cpu[2] == "int8 would cost accuracy"
