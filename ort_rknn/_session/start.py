@@ -23,7 +23,7 @@ from .._planning.session_options import SAVE_CONTEXT, config_entry, has_provider
 from ..adapter.contract import Model
 from ..files import OnnxModel, OnnxValue
 from ..files.compatibility import FAIL_ON_SUBOPTIMAL
-from ..files.feedable import placeholder
+from ..files.feedable import feedable
 from ..files.pinned import FileChangedError, PinnedModel
 from .closed import declare_shapes
 from .device_gone import cpu_fallback, let_nodes_fall_back
@@ -184,7 +184,7 @@ def _finish_on_npu(given: Given, state: State, decision: Decision, lender: Model
     state.notes += version_notes(made, executor)
     if made.use_onnx and facts.onnx is not None and facts.onnx.overridable:
         if decision.request.unchanged and executor.options.on_missing_shape == "cpu":
-            executor.feedable = tuple(v for v in facts.onnx.overridable if placeholder(v) is not None)
+            executor.feedable = feedable(facts.onnx.overridable)
         state.notes += _of_initializers(facts.onnx.overridable, executor.feedable)
     if made.stand_in:
         log.warning("%s: %s", facts.label, made.stand_in)

@@ -6,7 +6,7 @@ value that no program feeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from . import _onnx_write as onnx
@@ -25,6 +25,16 @@ _PLACEHOLDERS: Mapping[str, bytes] = MappingProxyType(
         "uint64": bytes.fromhex("3b96c3a55a69d287"),
     }
 )
+
+#: More of them are no parameters of the model: its exporter listed all weights as inputs. Every run would have to look
+#: at each.
+MOST = 16
+
+
+def feedable(values: Iterable[OnnxValue]) -> tuple[OnnxValue, ...]:
+    """Those of the initializers that a wrapper can declare; none if there are more than :data:`MOST`."""
+    found = tuple(value for value in values if placeholder(value) is not None)
+    return found if len(found) <= MOST else ()
 
 
 def placeholder(value: OnnxValue) -> bytes | None:

@@ -191,3 +191,24 @@ def test_types_without_a_value_that_is_never_fed_stay_an_error(value):
         with pytest.raises(Exception, match="Invalid input name: w"):
             ours.run(None, {"x": X, "w": np.array(0, value.dtype)})
         assert "(w) were compiled in: feeding one, or an active LoRA adapter for one, is an error" in ours.explain()
+
+
+def test_weights_that_an_exporter_listed_as_inputs_cost_no_run_anything():
+    """A model with all its weights among its inputs: no kernel looks at each of them in every run."""
+    names = [f"w{k}" for k in range(17)]
+    nodes = [helper.make_node("Add", ["x" if k == 0 else f"t{k}", name], [f"t{k + 1}"]) for k, name in enumerate(names)]
+    values = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [values("x", TensorProto.FLOAT, [1, 4]), *(values(name, TensorProto.FLOAT, [4]) for name in names)],
+        [values("t17", TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(np.ones(4, np.float32), name) for name in names],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with session(made.SerializeToString()) as ours:
+        assert np.allclose(ours.run(None, {"x": X})[0], X + 17, atol=0.05)
+        assert not ours.get_overridable_initializers()
+        with pytest.raises(Exception, match="Invalid input name: w3"):
+            ours.run(None, {"x": X, "w3": W})
+        assert "is an error" in ours.explain()
