@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "ort_rknn").is_dir(), reason="the so
 
 #: From the bottom to the top. A folder imports what stands before it; folders of one layer do not import each other.
 LAYERS = (
-    ("_onnxruntime", "_cache", "_errors", "_interrupts", "_regular", "_rknpu", "_tensors", "_version"),
+    ("_onnxruntime", "_cache", "_errors", "_interrupts", "_locks", "_regular", "_rknpu", "_tensors", "_version"),
     ("_arrays", "_environment", "_json"),
     ("adapter",),
     ("files",),

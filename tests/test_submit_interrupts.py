@@ -145,6 +145,35 @@ def test_no_loop_while_a_lock_is_held(folder):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 runs signal handlers between any two instructions")
+@pytest.mark.parametrize("kind", ["Lock", "RLock"])
+def test_a_handlers_exception_leaves_no_lock_taken(python, kind):
+    """On 3.14 a ``threading.Lock`` in a ``with`` statement was left taken some 80 times a second."""
+    code = f"""
+import signal
+from ort_rknn import _locks
+
+class Tick(Exception):
+    pass
+
+def tick(*args):
+    raise Tick
+
+lock = _locks.{kind}()
+signal.signal(signal.SIGALRM, tick)
+for _ in range(1000):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0003)
+        while True:
+            with lock:
+                pass
+    except Tick:
+        pass
+    assert "unlocked" in repr(lock), lock
+"""
+    python(code)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 runs signal handlers between any two instructions")
 @pytest.mark.wall_clock
 @pytest.mark.timeout(60 + SECONDS)
 @pytest.mark.parametrize("way", WAYS)

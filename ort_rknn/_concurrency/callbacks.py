@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._interrupts import start_thread
+from .._locks import Lock
 from .future import CallFuture
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Order:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self._waiting: deque[tuple[InOrder[Any], weakref.ref[Any]]] = deque()
         self._at_it = False
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 from .._errors import FAIL, ort_error
+from .._locks import Lock
 
 
 class Pacer:
@@ -17,7 +17,7 @@ class Pacer:
     def __init__(self, lanes: int, timeout_ms: int) -> None:
         self._lanes = lanes
         self._timeout = timeout_ms / 1000
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._mean = 0.0
         self._next = 0.0
 

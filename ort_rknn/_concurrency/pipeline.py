@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from typing import Any, Protocol, TypeVar
+
+from .._locks import Lock
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ class Pipeline:
     def __init__(self, depth: int) -> None:
         self.depth = depth
         self._flying: deque[Pending] = deque()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def push(self, call: Pending) -> Any:
         """The result of the call ``depth`` calls ago; None if there is none yet. Raises that call's error."""

@@ -8,13 +8,14 @@ Whatever an exception leaves behind is dropped by the interpreter, and the token
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 from collections import deque
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
+
+from .._locks import Lock
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,7 +42,7 @@ class Places:
     def __init__(self, number: int) -> None:
         self._slots: list[weakref.ref[_Token] | None] = [None] * number
         self._next = 0
-        self._lock = threading.Lock()
+        self._lock = Lock()
         #: An entry for every place that became free; more or fewer do no harm.
         self._news: SimpleQueue[object] = SimpleQueue()
         self._waiting: deque[_Waiter] = deque()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .._errors import QueueFull
 from .._interrupts import start_thread
+from .._locks import Lock
 from .callbacks import Callback, Delivery, InOrder, Order
 from .future import CallFuture
 from .places import Place, Places
@@ -87,12 +88,12 @@ class Submitter:
         self.workers = tuple(workers)
         self.task = task
         self._lanes = [_SubmitQueue(number, count) for number, count in enumerate(workers)]
-        self._gate = threading.Lock()
+        self._gate = Lock()
         self._timeout = submit_timeout_ms / 1000
         self._delivery: Delivery | None = None
         self._sequential = sequential_callbacks
         self._order = Order()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._ended = False
         _alive.add(self)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .._concurrency.forks import renewed_in_child
+from .._locks import Lock
 
 if TYPE_CHECKING:
     from .._executor.executor import Executor
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 PREFIX = b"ort_rknn-handoff:"
 
-_lock = renewed_in_child(threading.Lock())
+_lock = renewed_in_child(Lock())
 _waiting: dict[bytes, Executor] = {}
 
 

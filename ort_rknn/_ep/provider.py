@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import operator
-import threading
 from ctypes import CFUNCTYPE, c_size_t, c_uint32, c_void_p
 from typing import Any
 
@@ -18,6 +17,7 @@ from .._errors import OptionError, bare_message
 from .._executor.call_order import run_in_one_order
 from .._executor.executor import Executor
 from .._executor.opening import seen_versions
+from .._locks import Lock
 from .._options import PROVIDER
 from .._version import package_version
 from ..adapter.contract import Device
@@ -62,7 +62,7 @@ class _Factory:
 _factory: _Factory | None = None
 #: Why the last :func:`_create_factories` made none: there is no status without onnxruntime's functions.
 refusal = ""
-_lock = renewed_in_child(threading.Lock())
+_lock = renewed_in_child(Lock())
 #: Live structures by address; onnxruntime holds the addresses.
 _eps: dict[int, tuple[ctypes.Structure, Claims]] = {}
 #: The executors of each session, until the session ends.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ import onnxruntime
 
 from .._concurrency.forks import renewed_in_child
 from .._errors import FAIL, ort_error
+from .._locks import RLock
 from .._options import PROVIDER, Options, read_options
 from .._planning.discovery import query_for, survey
 from ..adapter.contract import Device
@@ -19,7 +19,7 @@ from . import advertised
 from .stub import StubFile, StubUnavailable, stub_image, this_machine
 from .support import why_unavailable
 
-_lock = renewed_in_child(threading.RLock())
+_lock = renewed_in_child(RLock())
 _registered_as: str | None = None
 _being_made = 0  # sessions between registration and the end of onnxruntime's constructor
 

@@ -8,7 +8,6 @@ shared with the NPU is not copied: it stays in use until the run returns.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
 from ctypes import memmove
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from .._errors import FAIL, RUNTIME_EXCEPTION, ort_error
+from .._locks import Lock
 from . import run_settings
 from .buffers import table
 from .calls import nbytes
@@ -143,7 +143,7 @@ class Attempt:
         self._lane = lane
         self._over = over
         self._results = results
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._lease: Lease | None = None
         self._started = 0.0
         self._ended = False

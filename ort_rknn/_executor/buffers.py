@@ -10,7 +10,6 @@ import ctypes
 import itertools
 import os
 import stat
-import threading
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 
 from .._concurrency.forks import renewed_in_child
 from .._errors import RUNTIME_EXCEPTION, ort_error
+from .._locks import Lock, RLock
 from .._tensors import Shape
 from ..adapter.contract import SharedBuffer
 
@@ -61,13 +61,13 @@ class BufferTable:
 
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}
-        self._lock = renewed_in_child(threading.RLock())
+        self._lock = renewed_in_child(RLock())
         self._changes = itertools.count(1)
         self._last = 0
         self._sorted = 0
         """The change up to which :attr:`_index` is sorted: many additions in a row cost one sort."""
         self._index: tuple[list[int], list[Entry]] = ([], [])
-        self._using = renewed_in_child(threading.Lock())
+        self._using = renewed_in_child(Lock())
 
     def __bool__(self) -> bool:
         return bool(self._entries)

@@ -6,12 +6,12 @@ adds them up.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from .._concurrency.forks import renewed_in_child
+from .._locks import RLock
 from .buffers import sums
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def merged(models: Iterable[ModelStats]) -> list[ModelStats]:
 
 _closed: dict[str, ModelStats] = {}
 #: Reentrant, because garbage collection may close an executor anywhere.
-_lock = renewed_in_child(threading.RLock())
+_lock = renewed_in_child(RLock())
 
 
 def remember_closed(stats: ModelStats) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +12,7 @@ import numpy as np
 
 from .._concurrency.forks import keep
 from .._errors import RUNTIME_EXCEPTION, ort_error
+from .._locks import Lock
 from ..adapter.addresses import array_at
 from ..adapter.contract import RknnError
 from ..files.pinned import PinnedModel
@@ -77,7 +77,7 @@ class CpuFallback:
         self._pinned = pinned
         self._session: Any = None
         self._refused = False  # the CPU cannot run it
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._due = 0.0
         self._pause = _FIRST_PAUSE
 
@@ -145,7 +145,7 @@ class CpuFallback:
 
     def after_fork(self) -> None:
         """In a forked child: the session works without its threads, but is never destroyed."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         if self._session is not None:
             keep(self._session)
 

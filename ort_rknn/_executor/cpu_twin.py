@@ -13,6 +13,7 @@ import onnxruntime
 
 from .._concurrency.forks import keep
 from .._errors import FAIL, RUNTIME_EXCEPTION, OptionError, ort_error
+from .._locks import Lock
 from .._options import Options
 from .._tensors import Shape
 from ..adapter.addresses import array_at
@@ -44,7 +45,7 @@ class CpuTwin:
             raise ort_error(FAIL, f"the ONNX twin for the CPU cannot be opened: {error}") from error
         self._closed = False
         self._session: Any = None
-        self._making = threading.Lock()
+        self._making = Lock()
         self._warned = threading.Lock()
         self._warned_fed = threading.Lock()
         self.runs = 0

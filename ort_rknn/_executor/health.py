@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from .._interrupts import start_thread
+from .._locks import RLock
 from ..adapter.contract import AdapterError, RknnError
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ class Health:
         self._first = cores[0].leases[0]
         self._first_is_sound = True
         # Reentrant: garbage collection may close the executor anywhere, and a lane without threads runs work in place.
-        self._lock = threading.RLock()
-        self._applying = threading.RLock()
+        self._lock = RLock()
+        self._applying = RLock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._turns = 0

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from .._concurrency.one_shot import Awaited
 from .._interrupts import start_thread
+from .._locks import Lock
 from . import run_settings
 from .buffers import BufferRuns
 
@@ -165,7 +166,7 @@ class Lane:
         self.usual_priority = 0
         self._by_priority = False  # some runs had their own priority
         self._workers: list[threading.Thread] = []
-        self._starting = threading.Lock()
+        self._starting = Lock()
         self._jobs: SimpleQueue[bool] = SimpleQueue()  # False: the workers end
         self._over = False
         self._refusal: Callable[[], Exception] | None = None

@@ -14,6 +14,7 @@ from .._concurrency.forks import keep, leave_out_exit_handlers
 from .._concurrency.pacer import Pacer
 from .._errors import FAIL, RUNTIME_EXCEPTION, ort_error
 from .._interrupts import start_thread
+from .._locks import RLock
 from .._options import PRIORITIES, Options
 from ..adapter.contract import AdapterError, Model
 from ..files import OnnxValue
@@ -79,7 +80,7 @@ class OpenModel:
         self._runs_whole = whole
         self._leases: list[Lease] = []
         self._lanes: tuple[Lane, ...] = ()
-        self._closing = threading.RLock()
+        self._closing = RLock()
         self._closes = False  # used only by the thread that closes
         self._closes_later = False  # a thread will, when the hanging runs have returned
         self._end: str | None = None
@@ -260,7 +261,7 @@ class OpenModel:
             self._cpu_twin.after_fork()
         if self.cpu_fallback is not None:
             self.cpu_fallback.after_fork()
-        self._closing = threading.RLock()
+        self._closing = RLock()
         self._leases, self._lanes, self._health = [], (), None
         self._closes = False
         self.numbers.clear()

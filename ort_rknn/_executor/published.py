@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .._concurrency.forks import renewed_in_child
 from .._environment import switched_on
 from .._interrupts import start_thread
+from .._locks import Lock
 
 if TYPE_CHECKING:
     from .counters import ModelStats
@@ -174,7 +175,7 @@ def _private(path: str, flags: int) -> int:
 
 
 _publisher: Publisher | None = None
-_lock = renewed_in_child(threading.Lock())
+_lock = renewed_in_child(Lock())
 
 
 def enabled() -> bool:

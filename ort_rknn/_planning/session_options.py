@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import onnxruntime
 from onnxruntime.capi import _pybind_state as C
 
 from .._concurrency.forks import renewed_in_child
+from .._locks import Lock
 from ..files import Dimension, OnnxModel, OnnxValue, identity_model
 from .request import NO_CPU
 
@@ -134,7 +134,7 @@ def _with_operators(so: Any, onnx: str | bytes) -> _Native:
     return _Native(native)
 
 
-_changing = renewed_in_child(threading.Lock())
+_changing = renewed_in_child(Lock())
 #: Config entries that would make a CPU session fail or write files.
 _NOT_ITS = ("session.disable_cpu_ep_fallback", "ep.context_enable")
 _SPINNING = "session.intra_op.allow_spinning"

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from .._cache import cache_folder
+from .._locks import Lock
 from .._regular import open_regular
 
 __all__ = ["hashes_file", "sha256_of"]
@@ -28,7 +28,7 @@ _LARGEST_FILE = 1 << 20
 #: A file written this recently may be written again without a visible change of its mtime.
 _SETTLED_NS = 2 * 10**9
 _BLOCK = 1 << 20
-_lock = threading.Lock()
+_lock = Lock()
 
 
 def hashes_file() -> Path | None:

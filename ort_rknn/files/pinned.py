@@ -13,8 +13,9 @@ import os
 import shutil
 import stat
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator
+
+from .._locks import Lock
 
 __all__ = ["FileChangedError", "Pinned", "PinnedModel"]
 
@@ -136,7 +137,7 @@ class PinnedModel:
     """
 
     def __init__(self, path: str | os.PathLike[str], parts: Iterable[str] = (), beside: Iterable[str] = (), /) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._users = 0
         self._closed = False
         self.model = Pinned(path)
