@@ -37,7 +37,8 @@ for _name in dir(_onnxruntime):
         globals()[_name] = getattr(_onnxruntime, _name)
 del _name
 
-from ._options import PROVIDER as _PROVIDER  # noqa: E402
+# ort_rknn._options.PROVIDER, which an import of ort_rknn does not load.
+_PROVIDER = "RKNNExecutionProvider"
 from ._session.session import InferenceSession as InferenceSession  # noqa: E402
 
 if _typing.TYPE_CHECKING:
