@@ -198,6 +198,7 @@ print(*sorted(set(sys.modules) - before))
         "ort_rknn._concurrency",
         "ort_rknn._concurrency.forks",
         "ort_rknn._interrupts",
+        "ort_rknn._locks",
         "ort_rknn._session.session",
         "ort_rknn._session.asynchronous",
     }

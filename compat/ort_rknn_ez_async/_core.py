@@ -16,6 +16,7 @@ from ort_rknn._concurrency.pipeline import Pending, Pipeline
 from ort_rknn._concurrency.places import Place, Places
 from ort_rknn._concurrency.started import Task
 from ort_rknn._concurrency.submitter import Submitter
+from ort_rknn._locks import Lock, RLock
 from ort_rknn._options import Options
 
 from ._cpu import CpuCalls
@@ -43,9 +44,9 @@ class SessionCore:
         self._places = Places(contexts + self.options.max_queue_size)
         self._tasks = itertools.count()
         self._submitter: Submitter | None = None
-        self._lock = threading.RLock()  # garbage collection may end the session on a thread that is already using it
+        self._lock = RLock()  # garbage collection may end the session on a thread that is already using it
         self.pipeline: Pipeline | None = None
-        self.pipeline_lock = threading.Lock()
+        self.pipeline_lock = Lock()
 
     def after_fork(self) -> None:
         """In the child, when there is no other thread: submitted calls and their threads are the parent's."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import _thread
+import sys
 import threading
 from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .._locks import Lock
+
 if TYPE_CHECKING:
     from .places import Place
 
 T = TypeVar("T")
 
-_RLock: Any = _thread.RLock
+_RLock: Any = _thread.RLock if sys.version_info < (3, 14) else Lock
 
 
 class _Gate(_RLock):  # type: ignore[misc]  # the type is not public
-    """The part of ``threading.Condition`` that a Future uses, on a lock whose ``with`` is implemented in C.
+    """The part of ``threading.Condition`` that a Future uses, on a lock that ``with`` takes in one step.
 
     ``Condition.__enter__`` is Python code: if a signal handler raised on its way out, the lock would stay locked, and
     the thread that sets the result would wait for it forever.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .._concurrency.forks import keep
+from .._locks import Lock
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +21,7 @@ class SampleRuns:
     def __init__(self, contexts: int) -> None:
         self._contexts = contexts
         self._pool: ThreadPoolExecutor | None = None
-        self._pool_lock = threading.Lock()
+        self._pool_lock = Lock()
 
     def run_all(self, one: Callable[[int], None], runs: int) -> None:
         """Call ``one`` with 0 to ``runs`` - 1; the caller's own thread takes part.
@@ -29,7 +29,7 @@ class SampleRuns:
         Returns when no thread works on it any more. The first error stops it, and is raised.
         """
         numbers = iter(range(runs))
-        lock = threading.Lock()
+        lock = Lock()
         failed: list[BaseException] = []
 
         def work() -> None:
@@ -82,7 +82,7 @@ class SampleRuns:
     def leave_to_parent(self) -> None:
         """In a forked child: the threads are the parent's."""
         keep(self._pool)
-        self._pool, self._pool_lock = None, threading.Lock()
+        self._pool, self._pool_lock = None, Lock()
 
     def close(self) -> None:
         """End the threads when they have nothing left to do. Idempotent."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from .._locks import Lock
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from .state import State
 
 #: Held briefly while a session's parts are replaced.
-making = threading.Lock()
+making = Lock()
 if hasattr(os, "register_at_fork"):
     # forks.renewed_in_child inlined: importing ort_rknn imports nothing that only sessions need.
     os.register_at_fork(after_in_child=making._at_fork_reinit)  # type: ignore[attr-defined]
