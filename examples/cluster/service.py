@@ -10,14 +10,30 @@ Every board has the model at that path, or a folder that all of them mount. Whoe
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import signal
 import sys
 import threading
+import time
+import urllib.request
 
 import ray
 from ray import serve
 
 from ort_rknn_ray import deployment
+
+
+def wait_until_reachable(host: str, port: int, seconds: float = 30) -> None:
+    """Wait until the HTTP server knows the service; until then it answers 404. Raises TimeoutError."""
+    address = f"http://{host}:{port}/-/routes"  # also with 0.0.0.0, which is this machine
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), urllib.request.urlopen(address) as answer:
+            if "/" in json.load(answer):
+                return
+        time.sleep(0.05)
+    raise TimeoutError(f"{address} does not list the service after {seconds:g} s")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,9 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: ended.set())
 
     ray.init(address=given.address)
-    serve.start(http_options={"host": given.host, "port": given.port})
+    # The head machine alone listens: every board could, each with its own view of when the service is up.
+    serve.start(proxy_location="HeadOnly", http_options={"host": given.host, "port": given.port})
     try:
         serve.run(deployment(given.model, boards=given.boards, cores=given.cores, batch=given.batch))
+        wait_until_reachable(given.host, given.port)
         print(f"ready: http://{given.host}:{given.port}/", flush=True)
         ended.wait()
     finally:
