@@ -37,8 +37,6 @@ for _name in dir(_onnxruntime):
         globals()[_name] = getattr(_onnxruntime, _name)
 del _name
 
-# ort_rknn._options.PROVIDER, which an import of ort_rknn does not load.
-_PROVIDER = "RKNNExecutionProvider"
 from ._session.session import InferenceSession as InferenceSession  # noqa: E402
 
 if _typing.TYPE_CHECKING:
@@ -91,17 +89,20 @@ if _typing.TYPE_CHECKING:
 def get_available_providers() -> list[str]:
     """onnxruntime's available providers, preceded by ``RKNNExecutionProvider`` if an NPU is usable now (or
     ``ORT_RKNN_DEVICE`` asks for a virtual one)."""
-    others = [name for name in _onnxruntime.get_available_providers() if name != _PROVIDER]
     from ._ep.registration import may_open_a_library
     from ._ep.support import why_unavailable
+    from ._options import PROVIDER
 
+    others = [name for name in _onnxruntime.get_available_providers() if name != PROVIDER]
     usable = why_unavailable() is None and bool(devices()) and may_open_a_library()
-    return [_PROVIDER, *others] if usable else others
+    return [PROVIDER, *others] if usable else others
 
 
 def get_all_providers() -> list[str]:
     """All provider names that onnxruntime knows, preceded by ``RKNNExecutionProvider``; best first."""
-    return [_PROVIDER, *(name for name in _onnxruntime.get_all_providers() if name != _PROVIDER)]
+    from ._options import PROVIDER
+
+    return [PROVIDER, *(name for name in _onnxruntime.get_all_providers() if name != PROVIDER)]
 
 
 def devices() -> list[Device]:
