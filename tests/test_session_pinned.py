@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import Fail, RuntimeException
+from support.ep_models import conv_in_a_node
 
 import ort_rknn as ort
 from ort_rknn._executor.cpu_twin import CpuTwin
@@ -244,21 +245,12 @@ def test_the_source_of_a_file_that_was_changed(folder):
 
 
 def test_an_ep_context_model_and_its_side_file(folder):
-    from ort_rknn.files import ep_context_model, read_onnx
+    from ort_rknn.files import read_onnx
 
     model = read_onnx(MODELS / "conv_f16.onnx")
     shutil.copy(MODELS / "conv_f16.rk3588.rknn", folder / "part.rknn")
     shutil.copy(MODELS / "conv_f16.onnx", folder / "m.onnx")
-    content = ep_context_model(
-        model=model,
-        inputs=model.inputs,
-        outputs=model.outputs,
-        source=NPU,
-        cache_context=b"part.rknn",
-        node_name="node",
-        embed_mode=0,
-    )
-    (folder / "m_ctx.onnx").write_bytes(content)
+    (folder / "m_ctx.onnx").write_bytes(conv_in_a_node("part.rknn", embed_mode=0))
     data = {model.inputs[0].name: np.ones(model.inputs[0].dims, np.float32)}
     with ort.InferenceSession("m_ctx.onnx", provider_options=VIRTUAL) as session:
         before = session.run(None, data)[0]

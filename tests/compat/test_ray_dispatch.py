@@ -4,33 +4,19 @@ tests/cluster tests the same with Ray itself (tox -e cluster).
 """
 
 import random
-import sys
+from functools import partial
 from itertools import count, islice
 
 import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import RuntimeException
-from support.pretended_ray import ActorDiedError, Ray
+from support.pretended_ray import ActorDiedError, boards, in_place_of_ray, want
 
-from ort_rknn_ray import Boards, CallFailed, _dispatch
+from ort_rknn_ray import CallFailed
 
 
 @pytest.fixture
 def cluster(monkeypatch):
-    def made(boards):
-        ray = Ray(boards)
-        monkeypatch.setitem(sys.modules, "ray", ray)
-        monkeypatch.setattr(_dispatch, "time", ray)
-        return ray
-
-    return made
-
-
-def boards(**options):
-    return Boards("model.onnx", on_boards=True, **options)
-
-
-def want(calls):
-    return [[k * 10] for k in range(calls)]
+    return partial(in_place_of_ray, monkeypatch)
 
 
 def test_all_boards_work_and_results_are_in_order(cluster):

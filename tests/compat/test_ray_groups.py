@@ -6,14 +6,15 @@ With a stand-in for Ray in a time of its own, like tests/compat/test_ray_dispatc
 import asyncio
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
 from ort_rknn.capi.onnxruntime_pybind11_state import RuntimeException
-from support.pretended_ray import Ray
+from support.pretended_ray import boards, in_place_of_ray, want
 from support.virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
 
-from ort_rknn_ray import Boards, CallFailed, NpuModel, _dispatch, _groups
+from ort_rknn_ray import CallFailed, NpuModel, _groups
 
 npu = pytest.fixture(virtual_rk3588)
 
@@ -22,22 +23,7 @@ npu = pytest.fixture(virtual_rk3588)
 def cluster(monkeypatch):
     """A source that is ready stays so, however busy this machine is."""
     monkeypatch.setattr(_groups, "PATIENCE", 60.0)
-
-    def made(boards):
-        ray = Ray(boards)
-        monkeypatch.setitem(sys.modules, "ray", ray)
-        monkeypatch.setattr(_dispatch, "time", ray)
-        return ray
-
-    return made
-
-
-def boards(**options):
-    return Boards("model.onnx", on_boards=True, **options)
-
-
-def want(calls):
-    return [[k * 10] for k in range(calls)]
+    return partial(in_place_of_ray, monkeypatch)
 
 
 def lengths(ray):

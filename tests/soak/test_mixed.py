@@ -21,11 +21,12 @@ RUNS = int(os.environ.get("ORT_RKNN_MIXED_RUNS", "0"))
 PROCESSES = int(os.environ.get("ORT_RKNN_MIXED_PROCESSES", "2"))
 
 PROGRAM = """
-import collections, gc, json, os, random, sys, threading, time
+import collections, json, os, random, sys, threading, time
 import numpy as np
 import ort_rknn as ort
 from ort_rknn_virtual import _adapter
 from ort_rknn_virtual.control import virtual_npu
+from support.held import held
 
 folder, in_parts = sys.argv[1:3]
 runs, seconds, seed = int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
@@ -197,14 +198,6 @@ def python_threads():
     # Without Python's records of onnxruntime's threads, which it keeps until another thread has the same number.
     return sorted(t.name for t in threading.enumerate() if not isinstance(t, threading._DummyThread))
 
-def held():
-    gc.collect()
-    with open("/proc/self/status") as file:
-        rss = next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
-    return {
-        "KiB": rss, "descriptors": len(os.listdir("/proc/self/fd")), "threads": len(os.listdir("/proc/self/task"))
-    }
-
 answers, over = Answers(), threading.Event()
 before = held()
 end = time.monotonic() + seconds
@@ -242,7 +235,8 @@ def most(seen, what):
 
 @pytest.mark.timeout(SECONDS + RUNS / 100 + 300)
 def test_mixed_runs(tmp_path):
-    env = {**os.environ, "ORT_RKNN_NO_TOP": "1"}
+    path = os.pathsep.join([str(MODELS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "ORT_RKNN_NO_TOP": "1", "PYTHONPATH": path}
     in_parts = write_in_parts(tmp_path, three_steps())
     given = [str(MODELS), str(in_parts), str(-(-RUNS // PROCESSES)), str(SECONDS)]
     processes = [

@@ -18,12 +18,13 @@ SECONDS = float(os.environ.get("ORT_RKNN_DAY_SECONDS", "900"))
 SPEED = 300
 
 PROGRAM = """
-import collections, gc, json, math, os, random, sys, threading, time
+import collections, json, math, os, random, sys, threading, time
 import numpy as np
 import onnxruntime
 import ort_rknn as ort
 from ort_rknn_virtual.control import virtual_npu
 from support import modelled_time
+from support.held import held
 
 model, length, speed = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
 sys.setswitchinterval(0.005 * speed)
@@ -135,14 +136,6 @@ def look(before):
         if not began_ns <= event.called_ns <= event.start_ns <= event.end_ns <= time.monotonic_ns():
             wrong.append(f"times of {event}")
     return now
-
-def held():
-    gc.collect()
-    with open("/proc/self/status") as file:
-        rss = next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
-    return {
-        "KiB": rss, "descriptors": len(os.listdir("/proc/self/fd")), "threads": len(os.listdir("/proc/self/task"))
-    }
 
 modelled_time.go(speed)
 began_ns, began, truly = time.monotonic_ns(), time.monotonic(), time.process_time()

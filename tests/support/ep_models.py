@@ -78,15 +78,15 @@ def checked(content):
     return content
 
 
-def conv_in_a_node(**settings):
-    """An ONNX whose one node names ``conv_f16.rk3588.rknn``; ``settings`` as for ``ep_context_model``."""
+def conv_in_a_node(compiled="conv_f16.rk3588.rknn", **settings):
+    """conv_f16 as an ONNX whose one node names ``compiled``; ``settings`` as for ``ep_context_model``."""
     original = read_onnx(MODELS / "conv_f16.onnx")
     return ep_context_model(
         model=original,
         inputs=original.inputs,
         outputs=original.outputs,
         source=OURS,
-        cache_context=b"conv_f16.rk3588.rknn",
+        cache_context=compiled.encode(),
         node_name="conv",
         **settings,
     )

@@ -4,10 +4,12 @@ Its boards die, hang, fail and return when a test says so. Nothing really waits.
 """
 
 import heapq
+import sys
 from itertools import count
 from types import SimpleNamespace
 
 import ort_rknn
+from ort_rknn_ray import Boards, _dispatch
 
 RUN_SECONDS, CORES, CALLS_AT_ONCE = 0.02, 3, 6
 
@@ -209,3 +211,20 @@ class Handle:
         self.run = SimpleNamespace(remote=lambda feed, names: board.run(feed))
         self.run_group = SimpleNamespace(remote=lambda names, *feeds: board.run_group(feeds))
         self.describe = SimpleNamespace(remote=board.describe)
+
+
+def in_place_of_ray(monkeypatch, boards):
+    """A cluster of that many boards, which ort_rknn_ray takes for Ray; its time is the simulated one."""
+    ray = Ray(boards)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(_dispatch, "time", ray)
+    return ray
+
+
+def boards(**options):
+    return Boards("model.onnx", on_boards=True, **options)
+
+
+def want(calls):
+    """The results of the feeds 0, 1, 2 ..."""
+    return [[k * 10] for k in range(calls)]
