@@ -85,8 +85,9 @@ def _outputs(node: Node, known: dict[str, Abstract], opset: int, symbols: Symbol
         if isinstance(problem, WireError):
             raise
         return [Refused(f"{node} has inputs and attributes that do not fit each other")] * count
-    left = f"{node} has an output that is not followed"
-    return found[:count] + [Refused(left)] * (count - len(found))
+    if len(found) < count:
+        found += [Refused(f"{node} has an output that is not followed")] * (count - len(found))
+    return found[:count]
 
 
 def _input(node: Node, name: str, known: dict[str, Abstract]) -> Abstract:

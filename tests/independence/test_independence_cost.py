@@ -6,7 +6,6 @@ import time
 import tracemalloc
 
 import numpy as np
-import pytest
 from support.independence_models import model, node
 
 from ort_rknn._independence import independence_of
@@ -30,15 +29,26 @@ def network(blocks: int, channels: int = 8) -> bytes:
     return model(nodes, {"x": ["N", channels, 32, 32]}, [last], constants)
 
 
-@pytest.mark.wall_clock
-def test_500_nodes_take_at_most_15_ms():
+def plain_python() -> float:
+    """CPU seconds of a fixed amount of plain Python: 10 to 14 ms on a machine on which the proof takes as long."""
+    began = time.process_time()
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for number in range(20_000):
+        parts = [number, number + 1, number + 2]
+        found.setdefault(str(number % 100), []).append(tuple(part % 7 for part in parts if isinstance(part, int)))
+    return time.process_time() - began
+
+
+def test_500_nodes_take_at_most_1_4_times_as_long_as_plain_python():
+    """15 ms where plain Python takes 10.7. A slower or busier machine is slower at both."""
     content = network(100)
-    times = []
+    times, references = [], []
     for _ in range(9):
+        references.append(plain_python())
         began = time.process_time()
         assert independence_of(content).proved
         times.append(time.process_time() - began)
-    assert min(times) < 0.015, f"{min(times) * 1e3:.1f} ms"
+    assert min(times) < 1.4 * min(references), f"{min(times) * 1e3:.1f} ms, plain Python {min(references) * 1e3:.1f}"
 
 
 def test_weights_are_not_read(tmp_path):
