@@ -36,8 +36,8 @@ SELECTION = (
         "tests/test_real_models.py",
         f"{COMPAT}/test_rknnlite.py",
         f"{COMPAT}/test_rknnlite_cores.py",
-        f"{COMPAT}/test_rknnlite_refusals.py",
-        f"{COMPAT}/test_rknnlite_original.py",
+        f"{COMPAT}/test_rknnlite_errors.py",
+        f"{COMPAT}/test_rknnlite_against_vendor.py",
         f"{COMPAT}/test_rknnlite_programs.py",
     ),
 )

@@ -1,6 +1,6 @@
 """The screens of docs/convert.md are what the commands print, with a toolkit that replays the vendor's answers.
 
-WRITE_SCREENS=1 pytest tests/compile/test_screens.py      makes them
+WRITE_SCREENS=1 pytest tests/compile/test_convert_page.py      makes them
 """
 
 import os
@@ -43,4 +43,4 @@ def test_the_screens_of_the_page(toolkit, models, tmp_path, monkeypatch, capfd):
         PAGE.write_text(SCREEN.sub(lambda _: f"<!-- screen -->\n```text\n{made}```\n", text))
         return
     (kept,) = SCREEN.findall(text)
-    assert kept == made, "WRITE_SCREENS=1 pytest tests/compile/test_screens.py makes them again"
+    assert kept == made, "WRITE_SCREENS=1 pytest tests/compile/test_convert_page.py makes them again"
