@@ -100,8 +100,28 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-#: The libraries of this process by path, each with the identity of its file when it was opened. They stay open.
-_open: dict[str, tuple[tuple[int, ...], ctypes.CDLL]] = {}
+class _OpenLibrary:
+    """A library that this process has opened. It stays open."""
+
+    __slots__ = ("identity", "library", "requests")
+
+    def __init__(self, identity: tuple[int, ...], library: ctypes.CDLL) -> None:
+        self.identity, self.library = identity, library
+        self.requests: set[Request] = set()
+        """The requests that :func:`remember` recorded for it."""
+
+    def is_at(self, path: str) -> bool:
+        """Whether the file at ``path`` is still the one that was opened."""
+        try:
+            return self.identity == _identity(path)
+        except OSError:
+            return False
+
+
+#: What a library was chosen by: the SoC, the cache folder, and the environment that selects the compiler.
+Request = tuple[str | None, ...]
+#: By path.
+_open: dict[str, _OpenLibrary] = {}
 
 
 def open_library(path: str) -> ctypes.CDLL:
@@ -110,20 +130,30 @@ def open_library(path: str) -> ctypes.CDLL:
     try:
         identity = _identity(path)
         known = _open.get(path)
-        if known is None or known[0] != identity:
-            known = _open[path] = identity, declare(ctypes.CDLL(path))
+        if known is None or known.identity != identity:
+            known = _open[path] = _OpenLibrary(identity, declare(ctypes.CDLL(path)))
     except OSError as error:
         raise AdapterError(f"the virtual NPU {path} cannot be opened: {error}") from error
-    return known[1]
+    return known.library
 
 
 def is_open(path: str) -> bool:
     """Whether this process has opened the file that is at ``path`` now."""
     known = _open.get(path)
-    try:
-        return known is not None and known[0] == _identity(path)
-    except OSError:
-        return False
+    return known is not None and known.is_at(path)
+
+
+def remember(path: str, request: Request) -> None:
+    """Record that the library at ``path`` was chosen for ``request``, if it is open."""
+    for one in list(_open.values()):
+        one.requests.discard(request)
+    if is_open(path):
+        _open[path].requests.add(request)
+
+
+def open_for(request: Request) -> str | None:
+    """The path of the open library that was recorded for ``request``, if its file is unchanged; else None."""
+    return next((path for path, one in list(_open.items()) if request in one.requests and one.is_at(path)), None)
 
 
 def _identity(path: str) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from typing import Any
 from ort_rknn.adapter import SOC_CORES, AdapterError, why_unsafe
 from ort_rknn.adapter import cache_folder as users_cache
 
-from ._abi import is_open
+from ._abi import open_for, remember
 
 _SOURCE = Path(os.path.abspath(__file__)).parent / "c"
 _FLAGS = (
@@ -162,23 +162,19 @@ def cached(soc: str) -> Path | None:
     check_soc(soc)
     folder = cache_folder()
     asked = (soc, str(folder), os.environ.get("CC"), os.environ.get("PATH"))
-    known = _chosen.get(asked)
+    known = open_for(asked)
     try:
-        if known is not None and is_open(str(known)):
-            # This process uses it already. Which compiler made it need not be found out again; who can change it must.
+        if known is not None:
+            # This process uses it already: no need to find the compiler again, but who can change the file may differ.
             _check_folder(folder)
-            if _is_safe(known):
-                return known
+            if _is_safe(Path(known)):
+                return Path(known)
         found = _cached(soc, folder)
     except OSError as error:
         raise _closed(folder, error) from error
     if found is not None:
-        _chosen[asked] = found
+        remember(str(found), asked)
     return found
-
-
-#: The libraries that were chosen, by SoC, folder and the environment that selects the compiler.
-_chosen: dict[tuple[str | None, ...], Path] = {}
 
 
 def _cached(soc: str, folder: Path) -> Path | None:
