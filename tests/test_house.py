@@ -3,6 +3,7 @@ included."""
 
 import ast
 import functools
+import graphlib
 import sys
 from pathlib import Path
 
@@ -111,6 +112,15 @@ def test_no_module_is_in_a_cycle():
 
     for name in modules():
         walk(name)
+
+
+def test_no_package_is_in_a_cycle():
+    """The distributed packages: the core, the adapters, and what is built on the core."""
+    needs = {}
+    for name in modules():
+        package = name.split(".")[0]
+        needs.setdefault(package, set()).update({i.split(".")[0] for i in imports(name)} - {package})
+    assert graphlib.TopologicalSorter(needs).prepare() is None  # raises CycleError
 
 
 def test_the_core_imports_no_adapter_and_no_face():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ort_rknn_swap._program import NoProgram, run_module, run_script
+from ort_rknn._cli.program import NoProgram, run_module, run_script
 
 from . import install
 

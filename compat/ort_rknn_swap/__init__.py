@@ -1,7 +1,7 @@
 """The import swap: unmodified programs written for ``onnxruntime`` get ``ort_rknn`` in its place.
 
 ``_modules``: the replacement for the module ``onnxruntime``, and references to it in loaded modules; ``_report``: what
-each session got; ``_children``: processes started by multiprocessing; ``command`` and ``_program``: ``ort-rknn run``.
+each session got; ``_children``: processes started by multiprocessing; ``command``: ``ort-rknn run``.
 """
 
 from __future__ import annotations

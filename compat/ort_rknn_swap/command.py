@@ -52,11 +52,11 @@ def run(argv: Sequence[str]) -> int:
     if module is None and program is None:
         parser.error("expected a program: APP.py or -m MODULE")
     from ort_rknn import devices
+    from ort_rknn._cli.program import NoProgram, run_module, run_script
     from ort_rknn._errors import OptionError, bare_message
     from ort_rknn_rknnlite import offer
 
     from . import _report, install
-    from ._program import NoProgram, run_module, run_script
 
     try:
         options = key_values("--options", given.options)

@@ -1,4 +1,4 @@
-"""Runs a program like ``python app.py`` and ``python -m module``, after the swap was installed."""
+"""Runs a program like ``python app.py`` or ``python -m module``, for commands that first replace modules."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import sys
 from collections.abc import Sequence
 from types import CodeType, ModuleType, TracebackType
 from typing import Any
-
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class NoProgram(Exception):
@@ -123,6 +121,6 @@ class _Stripped:
             hook(kind, error.with_traceback(trace), trace)
 
         inner = trace
-        while inner is not None and inner.tb_frame.f_code.co_filename.startswith(_HERE):
+        while inner is not None and inner.tb_frame.f_code.co_filename == run_script.__code__.co_filename:
             inner = inner.tb_next
         sys.excepthook = strip
