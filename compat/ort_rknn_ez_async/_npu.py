@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -23,6 +21,7 @@ from ort_rknn._executor.recovery import StartedRun
 from ort_rknn._options import Options
 from ort_rknn._tensors import onnx_order
 from ort_rknn.adapter import CallForm, Layout, Model, PortForm, Shape
+from ort_rknn.adapter.addresses import address_of
 from ort_rknn.files import RknnFile
 
 from ._device_values import DeviceValues
@@ -31,18 +30,7 @@ from ._nodes import NUMPY_DTYPES, Tensor, exchanged, plain_dtype
 
 #: The number of combinations of dtypes and shapes remembered.
 _KEPT = 256
-_BYTE = ctypes.c_char
 _ORT_ERRORS = (state.Fail, state.InvalidArgument, state.RuntimeException)
-
-
-def _address(array: Array) -> int:
-    """The address of the first element. Four times as fast as ``array.ctypes.data``, which read-only and empty arrays
-    need."""
-    if array.flags.writeable and array.size:
-        memory: Any = array
-        return ctypes.addressof(_BYTE.from_buffer(memory))
-    address: int = array.ctypes.data
-    return address
 
 
 def _print_perf(started: float) -> None:
@@ -204,7 +192,7 @@ class NpuCalls:
     def start(self, arrays: Sequence[Array], lane: int, over: Callable[[], None]) -> Pending:
         """As :meth:`run`, on another thread, which calls ``over`` when the run has ended. Returns at once."""
         call, arrays, results = self._made_ready(arrays, False)
-        inputs, outputs = [_address(a) for a in arrays], [_address(r) for r in results]
+        inputs, outputs = [address_of(a) for a in arrays], [address_of(r) for r in results]
         end = partial(_end, over, time.perf_counter() if self._print_perf else None, (arrays, results))
         try:
             turn = self.executor.start_on(lane, call, inputs, outputs, end)
@@ -227,8 +215,8 @@ class NpuCalls:
     def _execute(self, call: Call, arrays: Sequence[Array], results: Sequence[Array], lane: int | None = None) -> None:
         """Run on the arrays' own memory. Raises RuntimeError naming the failed runtime call, its code and the core."""
         started = time.perf_counter() if self._print_perf else 0.0
-        inputs = [_address(a) for a in arrays]
-        outputs = [_address(r) for r in results]
+        inputs = [address_of(a) for a in arrays]
+        outputs = [address_of(r) for r in results]
         try:
             if lane is None or call.samples > 1:
                 self.executor.execute(call, inputs, outputs)

@@ -23,6 +23,7 @@ inherited: set[int] = set()
 _USED_LATER = (
     "signal",
     "ort_rknn._concurrency.stream",
+    "ort_rknn._session.direct",
     "ort_rknn._executor.numbered",
     "ort_rknn.files.operators",
     "ort_rknn._session.closed",

@@ -142,6 +142,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
             raise AttributeError(f"{error}: {no_feed(input_feed, getattr(self, '_inputs_meta', None))}") from None
 
     run.__qualname__ = "Session.run"  # appears in Python's message about missing arguments
+    _own_run = staticmethod(run)
 
     def run_async(
         self,
