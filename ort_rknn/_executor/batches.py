@@ -99,7 +99,9 @@ def _no_batch(matched: Matched) -> str | None:
         for value in inputs:
             shape = shapes[value.name]
             if len(shape) != len(value.dims or ()):
-                return f"input {value.name!r} is {list(shape)} in the compiled model, of another rank than in the ONNX"
+                return (
+                    f"input {value.name!r} is {list(shape)} in the compiled model, of a different rank than in the ONNX"
+                )
             if shape[:1] != first:
                 return (
                     f"the inputs {inputs[0].name!r} and {value.name!r} were compiled for first axes of {first[0]} and "

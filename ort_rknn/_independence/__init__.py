@@ -23,7 +23,7 @@ class Independence:
 
     proved: bool
     reason: str
-    """For people. If it is not proved, it names the node: "LSTM 'lstm_1' walks along the first axis"."""
+    """For people. If it is not proved, it names the node: "LSTM 'lstm_1' iterates along the first axis"."""
 
 
 def independence_of(source: Source, without: Collection[str] = ()) -> Independence:

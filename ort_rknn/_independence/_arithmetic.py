@@ -1,6 +1,6 @@
-"""Arithmetic with followed elements.
+"""Arithmetic with tracked elements.
 
-None in a result: not known; the caller makes a symbol of it where no input depends on N.
+A result of None is unknown; the caller replaces it by a symbol if no input depends on N.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class NodeCall:
         self.symbols = symbols
 
     def refuse(self, why: str) -> Unproved:
-        """The error that says why this node ends the proof: "LSTM 'lstm_1' walks along the first axis"."""
+        """The error that says why this node ends the proof: "LSTM 'lstm_1' iterates along the first axis"."""
         return Unproved(f"{self.node} {why}")
 
     def has(self, index: int) -> bool:

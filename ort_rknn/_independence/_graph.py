@@ -90,7 +90,7 @@ class Node:
         if self.name:
             return f"{self.op_type} {self.name!r}"
         first = next((name for name in self.outputs if name), "")
-        return f"{self.op_type} (the node that gives {first!r})"
+        return f"{self.op_type} (the node that produces {first!r})"
 
 
 class NodeGraph(MainGraph[Node]):

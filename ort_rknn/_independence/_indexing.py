@@ -15,17 +15,17 @@ def gather(call: NodeCall) -> list[Abstract]:
     axis = call.axis(call.number("axis", 0), len(dims))
     if isinstance(rows, FlatRows):
         if not data.axis == axis == 0 or data.outer != 1 or over(dims[0], N) != rows.factor:
-            raise call.refuse("picks by the samples' positions from something else than the samples")
+            raise call.refuse("uses the samples' positions as indices into another tensor than the samples")
         return [Value((*rows.dims, *dims[1:]), rows.axis, rows.outer)]
     indices = call.value(1)
     picked = call.shape_of(indices)
     result = (*dims[:axis], *picked, *dims[axis + 1 :])
     if data.axis is not None and indices.axis is not None:
-        raise call.refuse("picks from all samples by numbers of each")
+        raise call.refuse("selects from all samples by indices that each sample computes")
     if indices.axis is not None:
         return [Value(result, axis + indices.axis, indices.outer)]
     if data.axis == axis:
-        raise call.refuse("picks some of the samples")
+        raise call.refuse("selects some of the samples")
     if data.axis is None:
         return [Value(result)]
     return [Value(result, data.axis if data.axis < axis else data.axis + len(picked) - 1, data.outer)]
@@ -39,11 +39,11 @@ def gather_elements(call: NodeCall) -> list[Abstract]:
     if data.axis is None and indices.axis is None:
         return [Value(picked)]
     if data.axis != indices.axis or data.axis is None or data.outer != indices.outer:
-        raise call.refuse("picks across the samples: its inputs do not hold them along the same axis")
+        raise call.refuse("selects across samples: its inputs do not hold them along the same axis")
     if data.axis == axis:
-        raise call.refuse("picks elements along the samples' axis")
+        raise call.refuse("selects elements along the samples' axis")
     if len(dims) != len(picked) or dims[data.axis] != picked[data.axis]:
-        raise call.refuse("picks across the samples: its inputs hold them in different orders")
+        raise call.refuse("selects across samples: its inputs hold them in different orders")
     return [Value(picked, indices.axis, indices.outer)]
 
 
@@ -56,10 +56,10 @@ def gather_nd(call: NodeCall) -> list[Abstract]:
     if isinstance(found, IndexRows):
         # Data whose first axis is exactly N: position n selects sample n.
         if batch or data.axis != 0 or dims[0] != N or data.outer != 1:
-            raise call.refuse("picks by the samples' positions from something else than the samples")
+            raise call.refuse("uses the samples' positions as indices into another tensor than the samples")
         width = found.dims[-1]
         if not isinstance(width, int) or not 1 <= width <= len(dims):
-            raise call.refuse("has indices of another length than its input has axes")
+            raise call.refuse("has indices longer than the rank of its input")
         return [Value((*found.dims[:-1], *dims[width:]), found.axis, found.outer)]
     indices = call.value(1)
     picked = call.shape_of(indices)
@@ -74,14 +74,14 @@ def gather_nd(call: NodeCall) -> list[Abstract]:
         raise call.refuse("takes a row of indices from several samples")
     if data.axis is None:
         if indices.axis is not None and indices.axis < batch:
-            raise call.refuse("picks by the samples' positions from something else than the samples")
+            raise call.refuse("uses the samples' positions as indices into another tensor than the samples")
         return [Value(result, indices.axis, indices.outer)]
     if indices.axis is None:
         if data.axis < batch + width:
-            raise call.refuse("picks some of the samples")
+            raise call.refuse("selects some of the samples")
         return [Value(result, data.axis - batch - width + len(picked) - 1, data.outer)]
     if not data.axis == indices.axis < batch or data.outer != indices.outer or dims[data.axis] != picked[data.axis]:
-        raise call.refuse("picks from all samples by numbers of each")
+        raise call.refuse("selects from all samples by indices that each sample computes")
     return [Value(result, indices.axis, indices.outer)]
 
 
@@ -105,7 +105,7 @@ def trilu(call: NodeCall) -> list[Abstract]:
     call.fixed_from(1)
     dims = call.shape_of(value)
     if value.axis is not None and value.axis >= len(dims) - 2:
-        raise call.refuse("cuts a triangle along the samples' axis")
+        raise call.refuse("selects a triangle across the samples' axis")
     return [Value(dims, value.axis, value.outer)]
 
 

@@ -1,7 +1,7 @@
 """Lengths of axes: integers, or products of an integer, symbols and the number of samples N.
 
-A symbol represents a number that is unknown from the graph and the same for every N: the free second axis of an input,
-or a number that the graph computes in a way that is not followed.
+A symbol represents an unknown number that is the same for every N: the free second axis of an input, or a number whose
+computation is not tracked.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Moving followed elements about: operators that compute nothing.
+"""Operators that rearrange tracked elements and compute nothing.
 
-Each function gives the outputs' arrays, or None if the indices are not all known.
+Each function returns the outputs' arrays, or None if an index is unknown.
 """
 
 from __future__ import annotations

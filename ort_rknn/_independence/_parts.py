@@ -45,9 +45,9 @@ def concat(call: NodeCall) -> list[Abstract]:
             for value, shape in zip(values, shapes)
         )
         if not alike:
-            raise call.refuse("puts the samples beside something that does not hold them along the same axis")
+            raise call.refuse("concatenates the samples with a tensor that does not hold them along the same axis")
         if found.axis == axis:
-            raise call.refuse("puts tensors one behind the other along the samples' axis")
+            raise call.refuse("concatenates along the samples' axis")
     result = list(dims)
     for at in range(rank):
         if at != axis:
@@ -88,7 +88,7 @@ def split(call: NodeCall) -> list[Abstract]:
     dims = call.shape_of(value)
     axis = call.axis(call.number("axis", 0), len(dims))
     if axis == value.axis:
-        raise call.refuse("parts the samples from each other")
+        raise call.refuse("splits along the samples' axis")
     call.fixed_from(1)
     count = len(call.node.outputs)
     whole = dims[axis]
@@ -99,7 +99,7 @@ def split(call: NodeCall) -> list[Abstract]:
         part = over(whole, count)
         sizes = [part if part is not None else call.length() for _ in range(count)]
     if len(sizes) != count:
-        raise call.refuse("has another number of lengths than outputs")
+        raise call.refuse("has a different number of lengths than outputs")
     if any(map(has_samples, sizes)):
         raise call.refuse("has a length that depends on how many samples there are")
     return [Value((*dims[:axis], size, *dims[axis + 1 :]), value.axis, value.outer) for size in sizes]
@@ -120,7 +120,7 @@ def slices(call: NodeCall) -> list[Abstract]:
     axes = [call.axis(axis, len(dims)) for axis in (axes if axes is not None else range(len(starts)))]
     steps = steps or [1] * len(starts)
     if not len(starts) == len(ends) == len(axes) == len(steps) or len(set(axes)) < len(axes):
-        raise call.refuse("has starts, ends, axes and steps that do not fit each other")
+        raise call.refuse("has starts, ends, axes and steps of different lengths")
     result = list(dims)
     for start, end, axis, step in zip(starts, ends, axes, steps):
         to_the_end = end == dims[axis] or (isinstance(end, int) and end >= _END)

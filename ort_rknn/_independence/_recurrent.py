@@ -18,9 +18,9 @@ def recurrent(call: NodeCall) -> list[Abstract]:
     call.fixed(1, 2, 3)
     call.fixed(7)
     if value.axis is None and any(call.has(index) and call.value(index).axis is not None for index in (4, 5, 6)):
-        raise call.refuse("takes its state from the samples, but not its input")
+        raise call.refuse("has a state that depends on the samples, but an input that does not")
     if value.axis not in (None, batch):
-        raise call.refuse("walks along the first axis" if value.axis == 0 else "has the samples among its features")
+        raise call.refuse("iterates along the first axis" if value.axis == 0 else "has the samples among its features")
     if value.axis is not None:
         for index, axis in ((4, 0), (5, batch), (6, batch)):
             if call.has(index):

@@ -14,16 +14,16 @@ def resize(call: NodeCall) -> list[Abstract]:
     dims = call.shape_of(value)
     upsample = call.node.op_type == "Upsample"
     if call.text("coordinate_transformation_mode", "") == "tf_crop_and_resize":
-        raise call.refuse("crops the picture while it resizes it")
+        raise call.refuse("crops the image while resizing it")
     if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise call.refuse("keeps the ratio of the axes")
+        raise call.refuse("keeps the aspect ratio")
     axes = [call.axis(axis, len(dims)) for axis in call.numbers("axes") or range(len(dims))]
     by_scale = 1 if upsample or call.opset < 11 else 2
     result = list(dims)
     if not upsample and call.has(3):
         sizes = call.entries(3)
         if len(sizes) != len(axes):
-            raise call.refuse("has another number of sizes than axes")
+            raise call.refuse("has a different number of sizes than axes")
         for axis, size in zip(axes, sizes):
             if axis == value.axis and size != dims[axis]:
                 raise call.refuse("resizes along the samples' axis")
@@ -36,7 +36,7 @@ def resize(call: NodeCall) -> list[Abstract]:
     else:
         scales = list(call.scales(by_scale))
     if len(scales) != len(axes):
-        raise call.refuse("has another number of scales than axes")
+        raise call.refuse("has a different number of scales than axes")
     for axis, scale in zip(axes, scales):
         if scale == 1:
             continue

@@ -101,6 +101,6 @@ NEVER: dict[str, str] = {
         ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"),
         "draws random numbers",
     ),
-    **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), "has a graph inside, which is not followed"),
+    **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), "contains a graph, which is not examined"),
     "DynamicQuantizeLinear": "takes its scale from the whole batch",
 }

@@ -39,7 +39,7 @@ def cast(call: NodeCall) -> list[Abstract]:
     found = movable(call)
     if isinstance(found, Positions):
         if call.number("to", 0) not in (6, 7):
-            raise call.refuse("makes something else of the samples' positions")
+            raise call.refuse("converts the samples' positions to another type")
         return [found]
     below = found.below if call.number("to", 0) in (6, 7) else None
     return [Value(found.dims, found.axis, found.outer, below=below)]
@@ -68,9 +68,9 @@ def squeeze(call: NodeCall) -> list[Abstract]:
     dims = _axis_dims(call, found)
     axes = _axes(call, len(dims))
     if axes is None:
-        raise call.refuse("takes away every axis of length 1, which may be that of the samples")
+        raise call.refuse("removes every axis of length 1, which may be the samples' axis")
     if found.axis in axes:
-        raise call.refuse("takes away the axis of the samples")
+        raise call.refuse("removes the samples' axis")
     axis = None if found.axis is None else found.axis - sum(at < found.axis for at in axes)
     return [_moved(found, [dim for at, dim in enumerate(dims) if at not in axes], axis, found.outer)]
 
@@ -136,7 +136,7 @@ def reshaped(call: NodeCall, found: Value | Positions, target: Sequence[Length])
     for at, entry in enumerate(target):
         if entry == 0:
             if at >= len(dims):
-                raise call.refuse("copies the length of an axis that is not there")
+                raise call.refuse("copies the length of an axis that its input lacks")
             wanted.append(dims[at])
         elif entry == -1:
             wanted.append(None)
@@ -227,7 +227,7 @@ def tile(call: NodeCall) -> list[Abstract]:
     dims = _axis_dims(call, found)
     repeats = call.entries(1)
     if len(repeats) != len(dims):
-        raise call.refuse("has another number of repeats than axes")
+        raise call.refuse("has a different number of repeats than axes")
     axis, outer = found.axis, found.outer
     result: list[Length] = []
     for at, (dim, entry) in enumerate(zip(dims, repeats)):

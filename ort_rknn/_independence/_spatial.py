@@ -21,7 +21,7 @@ def _picture(call: NodeCall, index: int = 0) -> tuple[Dims, Value]:
 def _padding(call: NodeCall, count: int) -> tuple[list[int], list[int]]:
     pads = call.numbers("pads") or [0] * (2 * count)
     if len(pads) != 2 * count:
-        raise call.refuse("has an attribute 'pads' of another length than its kernel")
+        raise call.refuse("has an attribute 'pads' that does not fit its kernel")
     return pads[:count], pads[count:]
 
 
@@ -34,7 +34,7 @@ def window(call: NodeCall, dims: Dims, kernel: list[Length]) -> list[Length]:
     before, after = _padding(call, count)
     up = call.number("ceil_mode", 0)
     if len(dims) != count + 2 or len(strides) != count or len(dilations) != count or min(strides) < 1:
-        raise call.refuse("has another number of spatial axes than its kernel")
+        raise call.refuse("has a different number of spatial axes than its kernel")
     result: list[Length] = []
     for position, size in enumerate(kernel):
         length = dims[2 + position]
@@ -74,7 +74,7 @@ def _convolve(call: NodeCall, at: int) -> list[Value]:
     call.fixed_from(1)
     weights = call.dims(at)
     if len(weights) != len(dims):
-        raise call.refuse("has weights of another rank than its input")
+        raise call.refuse("has weights of a different rank than its input")
     return [Value((dims[0], weights[0], *window(call, dims, list(weights[2:]))), value.axis, value.outer)]
 
 
@@ -85,7 +85,7 @@ def transposed_convolution(call: NodeCall) -> list[Value]:
     weights = call.dims(1)
     count = len(dims) - 2
     if len(weights) != len(dims):
-        raise call.refuse("has weights of another rank than its input")
+        raise call.refuse("has weights of a different rank than its input")
     channels = times(weights[1], call.number("group", 1))
     strides = call.numbers("strides") or [1] * count
     dilations = call.numbers("dilations") or [1] * count

@@ -52,7 +52,7 @@ def _add_inputs(graph: NodeGraph, known: dict[str, Abstract], symbols: Symbols, 
         if value.kind != "tensor" or not value.dims:
             raise Unproved(f"input {value.name!r} has no axes that are known")
         if isinstance(value.dims[0], int):
-            raise Unproved(f"input {value.name!r} has {value.dims[0]} along its first axis, not any number")
+            raise Unproved(f"input {value.name!r} has a first axis of fixed length {value.dims[0]}")
         # Named or not: a call is split only if all other axes have the compiled lengths, so they do not grow with N.
         rest = [dim if isinstance(dim, int) else symbols.length() for dim in value.dims[1:]]
         known[value.name] = Value((N, *rest), axis=0)
@@ -60,7 +60,7 @@ def _add_inputs(graph: NodeGraph, known: dict[str, Abstract], symbols: Symbols, 
 
 def _check_output(name: str, found: Abstract | None) -> None:
     if found is None:
-        raise Unproved(f"output {name!r} is given by no node")
+        raise Unproved(f"output {name!r} is produced by no node")
     if isinstance(found, Refused):
         raise Unproved(found.reason)
     if not isinstance(found, Value):
@@ -70,7 +70,7 @@ def _check_output(name: str, found: Abstract | None) -> None:
     if found.axis != 0:
         raise Unproved(f"output {name!r} has the samples along axis {found.axis}, not along the first one")
     if found.dims[0] != N:
-        raise Unproved(f"output {name!r} has a first axis of another length than the number of samples")
+        raise Unproved(f"output {name!r} has a first axis whose length is not the number of samples")
 
 
 def _outputs(node: Node, known: dict[str, Abstract], opset: int, symbols: Symbols) -> Sequence[Abstract]:
@@ -84,15 +84,15 @@ def _outputs(node: Node, known: dict[str, Abstract], opset: int, symbols: Symbol
     except (ArithmeticError, LookupError, TypeError, ValueError) as problem:
         if isinstance(problem, WireError):
             raise
-        return [Refused(f"{node} has inputs and attributes that do not fit each other")] * count
+        return [Refused(f"{node} has inputs and attributes that do not match")] * count
     if len(found) < count:
-        found += [Refused(f"{node} has an output that is not followed")] * (count - len(found))
+        found += [Refused(f"{node} has an output that is not supported")] * (count - len(found))
     return found[:count]
 
 
 def _input(node: Node, name: str, known: dict[str, Abstract]) -> Abstract:
     if name not in known:
-        raise Unproved(f"{node} takes {name!r}, which no node before it gives")
+        raise Unproved(f"{node} reads {name!r}, which no node before it produces")
     return known[name]
 
 
@@ -102,7 +102,7 @@ def _follow(call: NodeCall) -> Sequence[Abstract]:
         if isinstance(found, Refused):
             raise Unproved(found.reason)
     if node.domain:
-        raise call.refuse(f"is of the domain {node.domain!r}, which is not followed")
+        raise call.refuse(f"is an operator of the domain {node.domain!r}, which is not supported")
     if node.op_type in NEVER:
         raise call.refuse(NEVER[node.op_type])
     folded = fold(call)
@@ -113,7 +113,7 @@ def _follow(call: NodeCall) -> Sequence[Abstract]:
     if rule is None:
         if fixed and node.op_type in FIXED_ONLY:
             return [Value(None)] * len(node.outputs)
-        raise call.refuse("is not among the operators that are followed")
+        raise call.refuse("is not a supported operator")
     if not fixed:
         return rule(call)
     try:

@@ -210,11 +210,11 @@ def test_proved(name):
 NOT_PROVED = {
     "time steps along the first axis": (
         [node("LSTM", "x w r", "a y", name="lstm_1", hidden_size=2)],
-        TOKENS, {"w": f32(1, 8, 8), "r": f32(1, 8, 2)}, "LSTM 'lstm_1' walks along the first axis",
+        TOKENS, {"w": f32(1, 8, 8), "r": f32(1, 8, 2)}, "LSTM 'lstm_1' iterates along the first axis",
     ),
     "a GRU along the first axis": (
         [node("GRU", "x w r", "y", name="g", hidden_size=2)],
-        TOKENS, {"w": f32(1, 6, 8), "r": f32(1, 6, 2)}, "GRU 'g' walks along the first axis",
+        TOKENS, {"w": f32(1, 6, 8), "r": f32(1, 6, 2)}, "GRU 'g' iterates along the first axis",
     ),
     "a state that does not hold the samples": (
         [node("Transpose", "x", "t", perm=[1, 0, 2]), node("RNN", "t w r - - h", "a b", name="r", hidden_size=2),
@@ -289,7 +289,7 @@ NOT_PROVED = {
     ),
     "the first sample for all": (
         [node("Gather", "x zero", "a", name="g"), node("Add", "x a", "y")], ROWS, {"zero": i64(0)},
-        "Gather 'g' picks some of the samples",
+        "Gather 'g' selects some of the samples",
     ),
     "an index that is not the sample's own": (
         [*count_of("n"), node("Squeeze", "n axis", "n0"), node("Range", "zero n0 one", "p"),
@@ -299,7 +299,7 @@ NOT_PROVED = {
     "the position as a number": (
         [*count_of("n"), node("Squeeze", "n axis", "n0"), node("Range", "zero n0 one", "p"),
          node("Cast", "p", "f", to=FLOAT, name="c"), node("Unsqueeze", "f one1", "u"), node("Add", "x u", "y")],
-        ROWS, {**FIRST, "axis": i64(0), "zero": np.int64(0), "one": np.int64(1), "one1": i64(1)}, "Cast 'c' makes",
+        ROWS, {**FIRST, "axis": i64(0), "zero": np.int64(0), "one": np.int64(1), "one1": i64(1)}, "Cast 'c' converts",
     ),
     "an index that may lie in the next sample": (
         [
@@ -332,7 +332,7 @@ NOT_PROVED = {
         ],
         TOKENS, {**FIRST, "axis": i64(0), "zero": np.int64(0), "one": np.int64(1), "last": i64(-1), "six": i64(6),
                  "rows": i64(-1, 8)},
-        "Gather 'g' picks by the samples' positions",
+        "Gather 'g' uses the samples' positions",
     ),
     "a column that only looks like one": (
         [
@@ -343,10 +343,10 @@ NOT_PROVED = {
         {"x": ["N", "S"]}, {"c": f32(1), "one": i64(1), "two": i64(2)}, "Add 'plus' combines the samples with a tensor",
     ),
     "every axis of length 1 taken away": (
-        [node("Squeeze", "x", "s", name="q"), node("Relu", "s", "y")], {"x": ["N", 1, 3]}, {}, "Squeeze 'q' takes away",
+        [node("Squeeze", "x", "s", name="q"), node("Relu", "s", "y")], {"x": ["N", 1, 3]}, {}, "Squeeze 'q' removes",
     ),
-    "two batches one behind the other": (
-        [node("Concat", "x x", "y", name="c", axis=0)], ROWS, {}, "Concat 'c' puts tensors one behind the other",
+    "two batches concatenated": (
+        [node("Concat", "x x", "y", name="c", axis=0)], ROWS, {}, "Concat 'c' concatenates along the samples' axis",
     ),
     "a scale for each sample": (
         [node("QuantizeLinear", "x s z", "q", name="q", axis=0), node("DequantizeLinear", "q s z", "y", axis=0)],
@@ -361,10 +361,10 @@ NOT_PROVED = {
         [node("Transpose", "x", "y")], ROWS, {}, "output 'y' has the samples along axis 1",
     ),
     "an output of more rows than samples": (
-        [node("Reshape", "x s", "y")], ROWS, {"s": i64(-1, 3)}, "output 'y' has a first axis of another length",
+        [node("Reshape", "x s", "y")], ROWS, {"s": i64(-1, 3)}, "output 'y' has a first axis whose length",
     ),
     "what is not zero": (
-        [node("NonZero", "x", "i", name="z"), node("Transpose", "i", "y")], ROWS, {}, "NonZero 'z' is not among",
+        [node("NonZero", "x", "i", name="z"), node("Transpose", "i", "y")], ROWS, {}, "NonZero 'z' is not a supported operator",
     ),
 }  # fmt: skip
 
