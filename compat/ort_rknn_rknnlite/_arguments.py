@@ -45,7 +45,7 @@ def read_feed(
     pass_through: Sequence[int] | None,
     wanted: Sequence[InputShapes],
 ) -> list[Fed]:
-    """The inputs of a call, C-contiguous. Raises Refused, which says what is expected."""
+    """The inputs of a call, C-contiguous. Raises ArgumentRefused, which says what is expected."""
     if isinstance(inputs, np.ndarray):
         inputs = [inputs]  # the vendor's class accepts it too
     if not isinstance(inputs, list) or not all(isinstance(x, np.ndarray) for x in inputs):

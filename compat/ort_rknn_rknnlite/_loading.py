@@ -38,8 +38,8 @@ class ModelFile:
         self.path: Final = self._file.path
 
     def source(self) -> ModelSource:
-        """The path if it still leads to the same file, else its bytes. Raises OSError, and Refused for a file that was
-        modified in place."""
+        """The path if it still leads to the same file, else its bytes. Raises OSError, and ArgumentRefused for a file
+        that was modified in place."""
         if (change := self._file.change()) is not None:
             raise ArgumentRefused(f"{change}; load it again")
         if self._file.is_at_its_path():
@@ -89,8 +89,8 @@ class RunnableModel(Protocol):
 def load(model: ModelFile, core_mask: int, target: str | None) -> RunnableModel:
     """Load on the NPU, else its ONNX twin on the CPU, with a FallbackWarning and a log record.
 
-    Raises Refused for a mask or target that does not exist, if the model is not a ``.rknn``, and if the twin is missing
-    or ``ORT_RKNN_STRICT=1`` forbids it; onnxruntime's Fail if the runtime refuses the model.
+    Raises ArgumentRefused for a mask or target that does not exist, if the model is not a ``.rknn``, and if the twin is
+    missing or ``ORT_RKNN_STRICT=1`` forbids it; onnxruntime's Fail if the runtime refuses the model.
     """
     path = model.path
     if core_mask not in _MODES:
@@ -123,7 +123,7 @@ def load(model: ModelFile, core_mask: int, target: str | None) -> RunnableModel:
 
 
 def _mode(core_mask: int, found: Found) -> str:
-    """The value of the option tp_mode for ``core_mask``. Raises Refused for a core that the device lacks."""
+    """The value of the option tp_mode for ``core_mask``. Raises ArgumentRefused for a core that the device lacks."""
     soc, cores = found.device.soc, found.device.cores
     instead = _ON_TWO_CORES.get(core_mask) if cores == 2 else None
     if instead is not None:

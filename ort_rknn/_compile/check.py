@@ -44,7 +44,8 @@ def feeds_for(
     std: tuple[tuple[float, ...], ...] = (),
     fit: Fit = "stretch",
 ) -> Samples:
-    """The feeds of both: ``data``, else random values according to the signature (pixels if there is a mean or std)."""
+    """The samples for both models: ``data``, else random values that fit the signature (pixels if there is a mean or
+    std)."""
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     dtypes = {name: np.dtype(helper.tensor_dtype_to_np_dtype(types[name])) for name in shapes}
     sides = (per_input(mean, len(shapes), "mean"), per_input(std, len(shapes), "std"))
@@ -169,7 +170,7 @@ def _layers(
 def on_cpu(
     path: str, shapes: Mapping[str, tuple[int, ...]], data: Data | None, folder: str, form: Mapping[str, Any]
 ) -> tuple[Samples, Reference]:
-    """The feeds, and the ONNX on the CPU."""
+    """The samples, and the ONNX on the CPU as the reference."""
     model = load_graph(path)
     samples = feeds_for(model, shapes, data, folder, **form)
     seen: Observed = observe(model, os.path.dirname(path), [samples.feed(0)])

@@ -138,10 +138,10 @@ def _frozen(path: str, folder: str, freeze: Mapping[str, Any]) -> tuple[str, tup
 def _prepare(
     path: str, scratch: str, options: ConvertOptions
 ) -> tuple[PreparedModel, PreparedModel, ConversionError | None]:
-    """The user's own graph, of which parts are made; what the toolkit gets as a whole; and why it cannot have that.
+    """Returns the user's graph, from which parts are cut; the model to compile as a whole; and why that is impossible.
 
-    Only the whole is brought to an older opset as a whole: a node that is replaced by several has tensors that the
-    user's ONNX lacks, and parts must not end there.
+    Only the latter is lowered to an older opset: lowering may replace a node by several, and a part must not end at a
+    tensor between them, which the user's ONNX lacks.
     """
     source = prepare(path, scratch, freeze=options.freeze, lower=False)
     if source.fits:
@@ -238,7 +238,7 @@ class _Job:
 
     @property
     def _only_whole(self) -> str:
-        """What was asked for that cannot be compiled in parts; "" if there is no such thing."""
+        """The requested settings that rule out compiling in parts; "" if there are none."""
         return (
             "several shape sets" if len(self.shapes.sets) > 1 else "a batch" if self.options.batch is not None else ""
         )
@@ -339,7 +339,7 @@ class _Job:
         return part_spec(path, part, observed, target, self.shapes.sets[0], *sides, custom_string=self._origin())
 
     def _keeping(self, target: str, plan: CutPlan, on_cpu: Mapping[int, str] | None = None) -> Keeping:
-        """The record of this build, for the one who puts the result in its place."""
+        """The record of this build, to be written together with its result."""
         place = record_path(self.folder, self.stem, target)
         data = self.options.int8
         record = BuildRecord(

@@ -56,7 +56,7 @@ class Reference:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.add_session_config_entry("session.disable_prepacking", "1")  # which holds the weights once more
+        options.add_session_config_entry("session.disable_prepacking", "1")  # prepacking copies the weights
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", os.path.abspath(self.folder)
         )

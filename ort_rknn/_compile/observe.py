@@ -86,7 +86,7 @@ def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Ar
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_prepacking", "1")  # which holds the weights once more
+    options.add_session_config_entry("session.disable_prepacking", "1")  # prepacking copies the weights
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.path.abspath(folder))
     names = [name for node in model.graph.node for name in node.output if name]
     seen = onnx.ModelProto()

@@ -66,8 +66,8 @@ def build_in_parts(
     keep: Mapping[int, str] | None = None,
     feeds: Sequence[Mapping[str, Array]] = (),
 ) -> InParts:
-    """Partition an ONNX and build every part. ``first``: why the whole was refused. ``keep``: nodes that stay on the
-    CPU, with the reason. ``feeds``: used to determine shapes and ranges; () means random.
+    """Partition an ONNX and build every part. ``first``: why the whole model was refused. ``keep``: nodes that stay on
+    the CPU, with the reason. ``feeds``: used to determine shapes and ranges; () means random.
 
     Raises ConversionError if no part is left, naming what keeps the nodes on the CPU.
     """

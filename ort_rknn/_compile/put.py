@@ -17,7 +17,7 @@ def put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
     _clear(place)
     descriptor, fresh = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # for as long as it is written, so that nobody takes it away
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # while it is written, so that no process removes it
         with os.fdopen(descriptor, "wb") as file:
             fill(file)
             file.flush()

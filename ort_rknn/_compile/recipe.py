@@ -1,4 +1,4 @@
-"""Builds a model according to a plan: one object for what all builds of one ONNX for one SoC share."""
+"""Builds a model according to a plan. All builds of one ONNX for one SoC share a :class:`Recipe`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Recipe:
     samples: Samples | None = None
     """Quantize with these; None: float16."""
     whole: str = ""
-    """The path of what the toolkit gets as a whole; "": that of ``job``."""
+    """The path of the model to compile as a whole; "": that of ``job``."""
 
     def build(
         self, plan: CutPlan, feeds: Sequence[Mapping[str, Array]], refusal: ConversionError | None = None

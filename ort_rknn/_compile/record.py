@@ -133,8 +133,8 @@ def read_record(place: Path, onnx_path: str) -> BuildRecord:
 
 
 def follow(result: Path, before: str) -> None:
-    """Keep the record of ``result``, which was the file with the SHA-256 ``before`` and is the same build with another
-    stamp. A record of something else stays as it is. Raises OSError if it cannot be written."""
+    """Update the record of ``result`` after its stamp was changed; ``before``: the SHA-256 that it had. A record of
+    another file is left unchanged. Raises OSError if the record cannot be written."""
     place = result.with_name(f"{result.name.removesuffix('.rknn')}{RECORD_ENDING}")
     try:
         record = _checked(members(read_json(place), "the whole"))

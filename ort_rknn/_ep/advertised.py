@@ -11,7 +11,7 @@ _devices: tuple[Device, ...] = ()
 
 
 def put(query: Query, devices: Sequence[Device]) -> None:
-    """Set both. Requires the lock of the registration."""
+    """Set both. The caller holds the registration's lock."""
     global _query, _devices
     _query, _devices = query, tuple(devices)
 

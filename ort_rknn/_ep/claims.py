@@ -1,4 +1,4 @@
-"""Which nodes of a graph the provider takes, and the kernels for them.
+"""Which nodes of a graph the provider claims, and the kernels for them.
 
 There are three kinds: the wrapper in one of our sessions (an EPContext node with a token), EPContext nodes of the
 user's model (embedded, or a file in the model's folder), and, in the unmodified onnxruntime, a whole graph with a twin
@@ -78,7 +78,7 @@ class Claims:
         if executor is not None:
             executor.close()
 
-    # What is taken --------------------------------------------------------------------------------------------
+    # Claiming -------------------------------------------------------------------------------------------------
 
     def capability(self, graph: int) -> list[list[int]]:
         """Groups of nodes to fuse, as handles."""
@@ -102,7 +102,7 @@ class Claims:
 
     @property
     def whole_graph(self) -> bool:
-        """What is taken is an ordinary graph, whose weights are in the compiled model."""
+        """Whether an ordinary graph was claimed, whose weights are in the compiled model."""
         return self._opened is not None
 
     def _is_ours(self, node: int) -> bool:
@@ -151,7 +151,7 @@ class Claims:
             report_fallback(FROM_MEMORY)
             return None
         facts = gather(path, request, None, self._query(request.options))
-        if facts.kind == "ep_context":  # in a subgraph: each node is taken as it is met
+        if facts.kind == "ep_context":  # in a subgraph: each node is claimed on its own
             return None
         decision = decide(request, facts, LIMITS)
         report_decision(decision)
@@ -171,10 +171,10 @@ class Claims:
         self._decision = load_first(decision, load)
         report_decision(self._decision)
 
-    # The kernels ----------------------------------------------------------------------------------------------
+    # Kernels --------------------------------------------------------------------------------------------------
 
     def compiled(self) -> None:
-        """All nodes were compiled, or compiling failed: close what was read for it."""
+        """Called when all nodes were compiled, or compiling failed: closes the files that were read for it."""
         self._originals.close()
 
     def compile(self, graph: int, fused: int) -> Kernel:

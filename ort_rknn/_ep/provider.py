@@ -60,7 +60,8 @@ class _Factory:
 
 
 _factory: _Factory | None = None
-#: Why the last :func:`_create_factories` made none: there is no status without onnxruntime's functions.
+#: Why the last :func:`_create_factories` created no factory. Without onnxruntime's functions there is no status to
+#: return.
 refusal = ""
 _lock = renewed_in_child(Lock())
 #: Live structures by address; onnxruntime holds the addresses.
@@ -276,11 +277,11 @@ def _compute(this: int, state: int, context: int) -> int:
             raise
 
 
-# Is a compiled model still good? ------------------------------------------------------------------------------------
+# Is a compiled model still usable? ----------------------------------------------------------------------------------
 
 
 def _validate(this: int, hardware: int, count: int, info: int, out: int) -> None:
-    """Whether a compiled model is still good. ``info``: written by :func:`_compatibility_info` when the model was
+    """Whether a compiled model is still usable. ``info``: written by :func:`_compatibility_info` when the model was
     compiled. The result is one of onnxruntime's numbers."""
     text = (ctypes.c_char_p(info).value or b"").decode(errors="replace") if info else ""
     file = parse_info(text)
@@ -353,7 +354,7 @@ _without_weights = abi.OrtNodeFusionOptions(abi.ABI, True)
 _info_callbacks: dict[str, Any] = {
     "CreateState": CFUNCTYPE(P, P, P, P)(guarded(_create_state)),
     "Compute": CFUNCTYPE(P, P, P, P)(_compute),
-    # There is nothing to release. This is no Python code, in which a signal's handler could raise.
+    # Nothing to release. Not Python code, so no signal handler can raise in it.
     "ReleaseState": CFUNCTYPE(None, P, P)(operator.is_),
 }
 

@@ -54,8 +54,8 @@ def is_registered() -> bool:
 
 @contextmanager
 def held(device: Device | None = None) -> Iterator[None]:
-    """Held while a session is being created: :func:`unregister` refuses, because onnxruntime's constructor reads what
-    it frees.
+    """A context for creating a session. :func:`unregister` refuses meanwhile, because it frees what onnxruntime's
+    constructor reads.
 
     With ``device``, registers the provider first, and raises as :func:`register` does.
     """

@@ -1,5 +1,5 @@
-"""What is different in the unmodified onnxruntime: why a compiled model may not replace an ONNX, and how a fallback is
-reported."""
+"""What differs in sessions of the unmodified onnxruntime: why a compiled model may not replace an ONNX, and how a
+fallback is reported."""
 
 from __future__ import annotations
 

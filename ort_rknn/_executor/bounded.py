@@ -1,4 +1,4 @@
-"""Runs with a timeout: the caller leaves them if they hang, or if ``RunOptions.terminate`` is set.
+"""Runs that their caller can abandon: at a timeout, or if ``RunOptions.terminate`` is set.
 
 The runtime gets the timeout too, and ends most runs itself. A run that it does not end keeps its context and the thread
 that waits for it, so it must not use the caller's memory: these runs work on copies of inputs and outputs. Memory

@@ -1,6 +1,6 @@
 """Dispatch: which core a run uses, according to ``schedule`` / ``threads_per_core`` / ``tp_mode``.
 
-Data parallel: ``schedule=[0, 1, 2]`` sends run n to core ``schedule[n % 3]``; repeats bias the share.
+Data parallel: ``schedule=[0, 1, 2]`` sends run n to core ``schedule[n % 3]``; a core listed twice gets twice the share.
 Tensor parallel: ``tp_mode`` gives every context one core mask, and a run occupies all its cores.
 """
 

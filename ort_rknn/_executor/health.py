@@ -90,7 +90,7 @@ class Health:
         self._thread: threading.Thread | None = None
         self._turns = 0
 
-    # On the way of a run that failed --------------------------------------------------------------------------
+    # Failed runs ----------------------------------------------------------------------------------------------
 
     def failed(self, lease: Lease, error: AdapterError) -> bool:
         """Handle a failed run on ``lease``, which its caller still holds. True if the core is at fault.
@@ -175,7 +175,7 @@ class Health:
                 else:
                     core.lane.divert_waiting()
 
-    # The thread that tries cores ------------------------------------------------------------------------------
+    # The thread that tests cores ------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         while True:

@@ -183,7 +183,7 @@ class _Opening:
 
 
 def _as_inferred(model: Model, outputs: Sequence[Declared]) -> list[Declared]:
-    """Without the lengths that the ONNX declares but its graph does not give: a stand-in has no others to go by."""
+    """The outputs of a stand-in without the declared lengths that the ONNX's graph does not produce."""
     inferred = getattr(model, "inferred_outputs", {})
     result = []
     for value in outputs:

@@ -1,1 +1,1 @@
-"""Observability and tuning: counters, benchmarks, traces."""
+"""Observability: counters, diagnosis, model files, load of processes, traces."""

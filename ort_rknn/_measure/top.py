@@ -131,7 +131,7 @@ def _by_core(processes: Iterable[ProcessLoad]) -> dict[str, float]:
     return dict(sorted(total.items()))
 
 
-# Reading what others wrote ----------------------------------------------------------------------------------------
+# Reading other processes' files ------------------------------------------------------------------------------------
 
 
 def published() -> Iterator[ProcessLoad]:

@@ -50,7 +50,8 @@ class Facts:
     """What :func:`ort_rknn._planning.plan.plan` examines, besides the request."""
 
     kind: Kind
-    """Determined by magic, not by name. "other": left to onnxruntime (its own format, a missing file, a wrong type)."""
+    """Determined by the first bytes, not by the name. "other": left to onnxruntime (its own format, a missing file, a
+    wrong type)."""
     model: Any
     """The user's model: a path as str, or bytes."""
     found: Found | None = None
@@ -84,8 +85,8 @@ class Facts:
 def kind_of(model: Any) -> Kind:
     """What a model argument is. Reads 64 bytes of a file.
 
-    Determined by magic. The name matters only if the magic is neither: then a ``.rknn`` gets our error message, because
-    onnxruntime's ("Protobuf parsing failed", say for a broken download) would mislead.
+    Determined by the first bytes. The name matters only if these fit neither format: then a ``.rknn`` gets our error
+    message, because onnxruntime's ("Protobuf parsing failed", say for a broken download) would mislead.
     """
     named_rknn = False
     if isinstance(model, bytes):

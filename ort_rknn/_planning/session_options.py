@@ -44,7 +44,7 @@ def copy_options(so: Any, content: bytes) -> Any:
         return onnxruntime.SessionOptions()
     native = C.InferenceSession(so, content, False, False)
     if so.enable_profiling:
-        # It has opened a profile of its own.
+        # Creating the copy has started a profile.
         os.unlink(native.end_profiling())
     copy = native.session_options
     # The copy keeps its native session, whose threads would stay idle: make a copy of a copy without threads.
