@@ -364,7 +364,7 @@ NOT_PROVED = {
         [node("Reshape", "x s", "y")], ROWS, {"s": i64(-1, 3)}, "output 'y' has a first axis whose length",
     ),
     "what is not zero": (
-        [node("NonZero", "x", "i", name="z"), node("Transpose", "i", "y")], ROWS, {}, "NonZero 'z' is not a supported operator",
+        [node("NonZero", "x", "i", name="z"), node("Transpose", "i", "y")], ROWS, {}, "NonZero 'z' is not a supported",
     ),
 }  # fmt: skip
 
