@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,12 +35,13 @@ class CutPlan:
     whole: bool = False
     """One compiled model of everything."""
     algorithm: Algorithm = "normal"
-    """How the toolkit determines the scales: from the minimum and maximum, or by least squared error, which takes
-    longer."""
+    """How the toolkit determines the scales: from the minimum and maximum ("normal"), or by least squared error
+    ("mmse"), which takes longer; "rounded": from the minimum and maximum, with weights rounded by :mod:`.rounding`."""
 
-    def refined(self) -> CutPlan:
-        """The same cut, with scales by least squared error."""
-        return replace(self, name=f"{self.name}, scales of the least error", algorithm="mmse")
+    def refined(self) -> Iterator[CutPlan]:
+        """The same cut, more accurately."""
+        yield replace(self, name=f"{self.name}, weights rounded for the least error", algorithm="rounded")
+        yield replace(self, name=f"{self.name}, scales of the least error", algorithm="mmse")
 
 
 def candidate_plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) -> list[CutPlan]:
@@ -55,9 +56,16 @@ def candidate_plans(model: onnx.ModelProto, observed: Observed, *, whole: bool) 
         if nodes and not any(set(plan.on_cpu) == nodes for plan in found):
             found.append(_kept(name, graph, nodes))
     hybrid = [replace(plan, name=f"{plan.name}, weak layers in float16", hybrid=True) for plan in found[::-1]]
-    refined = found[-1].refined()
-    heads = with_heads(model, observed, refined)
-    return [*found, refined, *([heads] if heads is not None else []), *hybrid]
+    return [*found, *with_refined(model, observed, found[-1]), *hybrid]
+
+
+def with_refined(model: onnx.ModelProto, observed: Observed, plan: CutPlan) -> list[CutPlan]:
+    """More accurate plans that cost a call about as much as ``plan``: each way to refine it, and each with the last
+    layers with weights on the CPU too, where they are little work."""
+    heads = with_heads(model, observed, plan)
+    if heads is None:
+        return list(plan.refined())
+    return [one for pair in zip(plan.refined(), heads.refined()) for one in pair]
 
 
 def with_heads(model: onnx.ModelProto, observed: Observed, plan: CutPlan) -> CutPlan | None:
@@ -70,8 +78,7 @@ def with_heads(model: onnx.ModelProto, observed: Observed, plan: CutPlan) -> Cut
     mine = sum(work[index] for index in heads)
     if not heads or set(plan.on_cpu) != tail or mine > min(_SMALL_HEADS, sum(work) * _HEADS_SHARE):
         return None
-    kept = _kept("the last layers with weights on the CPU", graph, tail | heads)
-    return replace(kept.refined() if plan.algorithm != "normal" else kept, hybrid=plan.hybrid)
+    return replace(_kept("the last layers with weights on the CPU", graph, tail | heads), hybrid=plan.hybrid)
 
 
 def tails(graph: onnx.GraphProto) -> tuple[set[int], set[int]]:

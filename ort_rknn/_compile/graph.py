@@ -1,14 +1,16 @@
-"""Loads an ONNX's graph without holding its weights: large ones stay in the file."""
+"""Loads and saves an ONNX's graph without holding its weights: large ones stay in the file."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import onnx
 
 from ..files import read_onnx
 from ..files.between import Original
 from ..files.left_out import Disagreement
+from .prepare import link
 
 #: A smaller file is loaded as it is, in bytes.
 _LARGE = 32 << 20
@@ -29,3 +31,12 @@ def load_graph(path: str) -> onnx.ModelProto:
     finally:
         original.close()
     return onnx.load_from_string(small)
+
+
+def save_linked(model: onnx.ModelProto, folder: str, place: Path) -> None:
+    """Write ``model`` to ``place``, and link its files of weights, which lie in ``folder``, beside it."""
+    onnx.save(model, place)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and not (place.parent / entry.value).exists():
+                link(Path(folder) / entry.value, place.parent / entry.value)

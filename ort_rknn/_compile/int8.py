@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .accuracy import OutputAccuracy
 from .calibration import Samples
 from .converter import ConversionError
-from .cuts import CutPlan, candidate_plans, with_heads
+from .cuts import CutPlan, candidate_plans, with_refined
 from .graph import load_graph
 from .measure import compare, simulate_parts, spread
 from .observe import observe
@@ -27,7 +26,7 @@ from .work import quantized_share
 _JUDGED = 16
 #: If the errors use up at most this share of the bound, nothing better is searched for.
 _GOOD_ENOUGH = 1 / 3
-#: Least-error scales take the toolkit many times as long: tried only if this many attempts fit in the remaining time.
+#: Refined plans take many times as long: tried only if this many attempts fit in the remaining time.
 _REFINING = 10
 
 
@@ -110,7 +109,7 @@ class Search:
                 attempts.append(one)
                 self._say(f"  {one.line()}")
                 if not one.problems:
-                    waiting = list(self._better(one, deadline - time.monotonic()))
+                    waiting = self._better(one, waiting, deadline - time.monotonic())
         except KeyboardInterrupt:
             if not attempts:
                 raise
@@ -133,21 +132,18 @@ class Search:
         if not self.only_whole:
             return found
         whole = [plan for plan in found if plan.whole]
-        return [*whole[:1], *(plan.refined() for plan in whole[:1]), *whole[1:]]
+        return [*whole[:1], *(better for plan in whole[:1] for better in plan.refined()), *whole[1:]]
 
-    def _better(self, one: Int8Attempt, left: float) -> Iterator[CutPlan]:
-        """Plans that cost a call as much as ``one`` does, and may be closer to the ONNX."""
+    def _better(self, one: Int8Attempt, waiting: list[CutPlan], left: float) -> list[CutPlan]:
+        """Plans that cost a call as much as ``one`` does, and may be closer to the ONNX. ``waiting``: the plans that
+        would follow if ``one`` did not hold the bound."""
         if one.used_share <= _GOOD_ENOUGH:
-            return
-        refined = one.plan
-        if refined.algorithm == "normal":
-            if one.seconds * _REFINING >= left:
-                return
-            refined = refined.refined()
-            yield refined
-        heads = with_heads(one.made.model, one.made.observed, refined)  # whether or not the refined holds the bound
-        if heads is not None and heads.on_cpu != one.plan.on_cpu:
-            yield heads
+            return []
+        if one.plan.algorithm != "normal":
+            return [plan for plan in waiting if plan.algorithm != "normal" and plan.hybrid == one.plan.hybrid]
+        if one.seconds * _REFINING >= left:
+            return []
+        return with_refined(one.made.model, one.made.observed, one.plan)
 
     def _attempt(self, plan: CutPlan) -> Int8Attempt:
         started = time.monotonic()

@@ -14,11 +14,11 @@ import onnx
 from .converter import BuildSpec, Built, ConversionError, Converter
 from .extract import extract
 from .fate import Trials, refused_by_table, remedy, remembered, short
-from .graph import load_graph
+from .graph import load_graph, save_linked
 from .observe import Array, Observed, observe, random_feeds
 from .opset import OpsetError, lower_opset
 from .partition import GraphPart, Partition, partition
-from .prepare import NEWEST_IR, NEWEST_OPSET, link
+from .prepare import NEWEST_IR, NEWEST_OPSET
 
 #: The toolkit's file of a part; beside it lie links to the files of weights, under their own names.
 _PART = "ort_rknn part.onnx"
@@ -111,11 +111,7 @@ def _build_one(job: PartsJob, model: onnx.ModelProto, part: GraphPart, observed:
         raise ConversionError(f"{os.path.basename(job.path)}: {error}", operators=named) from error
     cut.ir_version = min(cut.ir_version, NEWEST_IR)
     place = Path(tempfile.mkdtemp(prefix="part-", dir=job.converter.folder)) / _PART
-    onnx.save(cut, place)
-    for tensor in cut.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location" and not (place.parent / entry.value).exists():
-                link(Path(folder) / entry.value, place.parent / entry.value)
+    save_linked(cut, folder, place)
     how = job.spec(str(place), part, observed)
     return BuiltPart(part, job.converter.build(how), how)
 

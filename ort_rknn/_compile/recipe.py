@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -14,11 +16,12 @@ from ..files.left_out import Disagreement, left_out
 from .calibration import Samples
 from .converter import BuildSpec, Built, ConversionError
 from .cuts import CutPlan
-from .graph import load_graph
+from .graph import load_graph, save_linked
 from .measure import Reference, calibration_list
 from .observe import Array, Observed, observe
 from .partition import GraphPart, Partition
 from .parts import BuiltPart, InParts, PartsJob, build_in_parts
+from .rounding import round_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Recipe:
         def complete(place: str, part: GraphPart, observed: Observed) -> BuildSpec:
             if not references:
                 references.append(Reference(model, os.path.dirname(job.path), observed))
-            return self._quantized(job.spec(place, part, observed), plan, part, references[0], place)
+            return self._quantized(job.spec(place, part, observed), plan, part, references[0])
 
         if plan.whole:
             made = self._whole(model, feeds, complete)
@@ -54,17 +57,23 @@ class Recipe:
             made = build_in_parts(replace(job, spec=complete), first=refusal, keep=plan.on_cpu, feeds=feeds)
         return made, references[0]
 
-    def _quantized(
-        self, plain: BuildSpec, plan: CutPlan, part: GraphPart, reference: Reference, place: str
-    ) -> BuildSpec:
+    def _quantized(self, plain: BuildSpec, plan: CutPlan, part: GraphPart, reference: Reference) -> BuildSpec:
         if self.samples is None:
             return plain
-        listed = calibration_list(reference, self.samples, part.inputs, os.path.dirname(place))
+        folder = tempfile.mkdtemp(prefix="int8-", dir=self.job.converter.folder)
+        listed = calibration_list(reference, self.samples, part.inputs, folder)
         build: dict[str, Any] = {**plain.build, "auto_hybrid": True} if plan.hybrid else dict(plain.build)
         config: dict[str, Any] = dict(plain.config)
-        if plan.algorithm != "normal":
+        if plan.algorithm == "mmse":
             config["quantized_algorithm"] = plan.algorithm
-        return replace(plain, dataset=listed, build=build, config=config)
+        path = plain.model
+        if plan.algorithm == "rounded":
+            self.job.progress("rounding the weights")
+            path = os.path.join(folder, os.path.basename(path))
+            model, beside = load_graph(plain.model), os.path.dirname(plain.model)
+            round_weights(model, beside, reference, self.samples)
+            save_linked(model, beside, Path(path))
+        return replace(plain, model=path, dataset=listed, build=build, config=config)
 
     def _whole(
         self,
@@ -75,7 +84,7 @@ class Recipe:
         converter, path = self.job.converter, self.whole or self.job.path
         observed = observe(model, os.path.dirname(self.job.path), feeds)
         part = GraphPart(list(range(len(model.graph.node))), list(feeds[0]), [v.name for v in model.graph.output])
-        how = replace(spec(os.path.join(converter.folder, "whole.onnx"), part, observed), model=path)
+        how = spec(path, part, observed)
         built = converter.build(how)
         refuse_left_out(built, path, converter.log)
         return InParts(model, observed, Partition((part,), {}), (BuiltPart(part, built, how),))

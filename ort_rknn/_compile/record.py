@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from .._json import JsonError, array, boolean, hex_digest, integer, members, none_or, number, one_of, read_json, text
 from .._rknpu import is_soc
@@ -28,7 +28,7 @@ _MOST_SETS, _MOST_SAMPLES = 4096, 1 << 16
 _LONGEST_REASON = 1 << 16
 _DOUBLE = sys.float_info.max
 
-Algorithm = Literal["normal", "mmse"]
+Algorithm = Literal["normal", "mmse", "rounded"]
 
 
 class RecordError(ValueError):
@@ -61,7 +61,7 @@ class BuildRecord:
     on_cpu: dict[int, str]
     """Nodes that stay on the CPU, with the reason."""
     algorithm: Algorithm = "normal"
-    """How the toolkit determined the scales."""
+    """How the scales were determined, and the weights rounded; see :class:`.cuts.CutPlan`."""
     more_shapes: tuple[dict[str, tuple[int, ...]], ...] = ()
     """The other shape sets."""
     batch: int | None = None
@@ -206,7 +206,7 @@ def _checked(data: Mapping[str, object]) -> BuildRecord:
         whole=whole,
         lowered=boolean(data.get("lowered"), "lowered"),
         hybrid=boolean(data.get("hybrid"), "hybrid"),
-        algorithm="mmse" if one_of(data.get("algorithm"), "algorithm", get_args(Algorithm)) == "mmse" else "normal",
+        algorithm=cast(Algorithm, one_of(data.get("algorithm"), "algorithm", get_args(Algorithm))),
         more_shapes=more_shapes,
         batch=batch,
         result=hex_digest(data.get("result"), "result"),

@@ -65,9 +65,10 @@ def test_the_tail_is_what_follows_the_last_weights(detector):
     found = candidate_plans(model, observed, whole=True)
     assert found[0].whole
     assert names(model, found[1]) == {"scores", "y"}
-    assert found[2].algorithm == "mmse" and names(model, found[2]) == {"scores", "y"}
-    assert names(model, found[3]) == {"scores", "y", "box", "cls"}
-    assert [plan.hybrid for plan in found] == [False] * 4 + [True] * 2
+    assert [plan.algorithm for plan in found] == ["normal"] * 2 + ["rounded"] * 2 + ["mmse"] * 2 + ["normal"] * 2
+    assert names(model, found[2]) == names(model, found[4]) == {"scores", "y"}
+    assert names(model, found[3]) == names(model, found[5]) == {"scores", "y", "box", "cls"}
+    assert [plan.hybrid for plan in found] == [False] * 6 + [True] * 2
 
 
 def test_heads_that_are_much_work_stay_on_the_npu(tmp_path):
@@ -121,10 +122,22 @@ def test_a_whole_that_is_near_enough_ends_the_search(detector):
 
 
 def test_what_holds_the_bound_is_made_better_at_the_same_cost(detector):
-    search = Told(detector, {"2 normal": 0.6, "2 mmse": 0.5, "4 mmse": 0.4})
+    search = Told(detector, {"2 normal": 0.6, "2 rounded": 0.55, "4 rounded": 0.5, "2 mmse": 0.5, "4 mmse": 0.4})
     best = int8.best_of(search.run())
-    assert search.tried == ["whole", "2 normal", "2 mmse", "4 mmse"]
-    assert len(best.plan.on_cpu) == 4
+    assert search.tried == ["whole", "2 normal", "2 rounded", "4 rounded", "2 mmse", "4 mmse"]
+    assert len(best.plan.on_cpu) == 4 and best.plan.algorithm == "mmse"
+
+
+def test_a_refinement_that_is_near_enough_ends_the_search(detector):
+    search = Told(detector, {"2 normal": 0.6, "2 rounded": 0.3})
+    assert int8.best_of(search.run()).plan.algorithm == "rounded"
+    assert search.tried == ["whole", "2 normal", "2 rounded"]
+
+
+def test_a_refinement_that_first_holds_the_bound_is_followed_by_others_and_not_by_float16(detector):
+    search = Told(detector, {"2 normal": 1.2, "2 rounded": 0.6, "4 rounded": 0.7})
+    assert int8.best_of(search.run()).plan.algorithm == "rounded"
+    assert search.tried == ["whole", "2 normal", "2 rounded", "4 rounded", "2 mmse", "4 mmse"]
 
 
 def test_a_refinement_that_is_worse_is_not_taken(detector):
@@ -133,19 +146,19 @@ def test_a_refinement_that_is_worse_is_not_taken(detector):
 
 
 def test_a_refinement_that_breaks_the_bound_does_not_end_the_search(detector):
-    search = Told(detector, {"2 normal": 0.6, "2 mmse": 1.1, "4 mmse": 0.4})
+    search = Told(detector, {"2 normal": 0.6, "2 rounded": 1.1, "2 mmse": 1.1, "4 mmse": 0.4})
     assert len(int8.best_of(search.run()).plan.on_cpu) == 4
-    assert search.tried == ["whole", "2 normal", "2 mmse", "4 mmse"]
+    assert search.tried == ["whole", "2 normal", "2 rounded", "4 rounded", "2 mmse", "4 mmse"]
 
 
-def test_the_scales_of_the_least_error_are_not_begun_without_time_for_them(detector):
+def test_refinements_are_not_begun_without_time_for_them(detector):
     search = Told(detector, {"2 normal": 0.6}, budget=1.0, seconds=30.0)
     assert int8.best_of(search.run()).plan.algorithm == "normal"
     assert search.tried == ["whole", "2 normal"]
 
 
 def test_ctrl_c_keeps_the_best_so_far(detector):
-    search = Told(detector, {"whole": 3.0, "2 normal": 0.5, "2 mmse": KeyboardInterrupt()})
+    search = Told(detector, {"whole": 3.0, "2 normal": 0.5, "2 rounded": KeyboardInterrupt()})
     assert int8.best_of(search.run()).used_share == 0.5
     with pytest.raises(KeyboardInterrupt):
         Told(detector, {"whole": KeyboardInterrupt()}).run()
@@ -161,7 +174,8 @@ def test_shape_sets_and_a_batch_are_tried_as_a_whole_only(detector):
     search = Told(detector, {"whole": 3.0}, only_whole=True)
     plans = [attempt.plan for attempt in search.run()]
     assert all(plan.whole and not plan.on_cpu for plan in plans)
-    assert [(plan.algorithm, plan.hybrid) for plan in plans] == [("normal", False), ("mmse", False), ("normal", True)]
+    assert [plan.algorithm for plan in plans] == ["normal", "rounded", "mmse", "normal"]
+    assert [plan.hybrid for plan in plans] == [False, False, False, True]
     refused = Told(detector, {"whole": ConversionError("no")}, only_whole=True)
     with pytest.raises(ConversionError, match="no"):
         refused.run()
@@ -169,6 +183,7 @@ def test_shape_sets_and_a_batch_are_tried_as_a_whole_only(detector):
 
 
 def test_nothing_that_can_be_built_is_an_error(detector):
-    every = ("whole", "0 normal", "2 normal", "2 mmse", "4 mmse", "2 normal hybrid", "whole hybrid")
+    refined = [f"{nodes} {how}" for nodes in (2, 4) for how in ("rounded", "mmse")]
+    every = ("whole", "0 normal", "2 normal", *refined, "2 normal hybrid", "whole hybrid")
     with pytest.raises(ConversionError, match="no"):
         Told(detector, dict.fromkeys(every, ConversionError("no"))).run()

@@ -65,16 +65,18 @@ def check_record(record):
     assert record.batch is None or (type(record.batch) is int and record.batch > 0)
     assert all(type(x) is float and math.isfinite(x) for side in (record.mean, record.std) for row in side for x in row)
     assert all(x != 0 for row in record.std for x in row)
-    assert record.fit in ("letterbox", "stretch") and record.algorithm in ("normal", "mmse")
+    assert record.fit in ("letterbox", "stretch") and record.algorithm in ("normal", "mmse", "rounded")
     assert all(type(key) is int and key >= 0 for key in record.on_cpu)
     np.asarray([0, *record.freeze], object)
     for name in (*record.shapes, *record.freeze, *record.samples, record.data or "", record.toolkit):
         os.fsencode(name)
 
 
-def test_a_good_record_is_read_as_it_was_written(folder):
-    record = the_record(json.dumps(RECORD).encode(), folder / "m.rk3588.build.json")
+@pytest.mark.parametrize("algorithm", ["normal", "mmse", "rounded"])
+def test_a_good_record_is_read_as_it_was_written(algorithm, folder):
+    record = the_record(json.dumps({**RECORD, "algorithm": algorithm}).encode(), folder / "m.rk3588.build.json")
     check_record(record)
+    assert record.algorithm == algorithm
     record.write(folder / "again.json")
     assert read_record(folder / "again.json", "m.onnx") == record
     assert (record.shapes["x"], record.std, record.freeze["z"]) == (

@@ -1,0 +1,261 @@
+"""Rounds the weights of convolutions to int8 so that the layers' outputs change the least.
+
+The toolkit rounds each weight to the nearest of 256 values. Here each one that is rounded lets the remaining ones, and
+the bias, compensate its error on the samples: the algorithm of GPTQ (Frantar et al., 2022, arXiv:2210.17323). The
+toolkit gets weights that are on its grid already, and keeps them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from .calibration import Samples
+from .measure import Reference
+
+Array = NDArray[Any]
+
+#: The largest int8 grid, as toolkit 2.5.0 has it for the weights of a channel: steps of (max - min) / 255, both with 0.
+_LOWEST, _HIGHEST = -128, 127
+#: Samples that are used, and positions of a layer's output: at least this many, and this many per weight of a channel.
+_SAMPLES, _POSITIONS, _PER_WEIGHT = 32, 4096, 2
+#: Layers with more weights per channel keep the toolkit's rounding, as do the most costly ones beyond this many
+#: operations: about a minute on one core.
+_WIDEST, _MOST_WORK = 4608, 1e12
+#: Weights that become part of the ONNX itself, in bytes: far from the 2 GB that a protobuf can hold.
+_MOST_BYTES = 256 << 20
+#: Inputs of layers that are computed at once, in elements.
+_AT_ONCE = 16 << 20
+#: Added to the diagonal, as a share of its mean, as in the paper.
+_DAMPING = 0.01
+#: Columns after whose rounding the remaining ones are updated.
+_BLOCK = 64
+
+
+@dataclass(slots=True)
+class _Layer:
+    """A convolution whose weights nothing else reads."""
+
+    node: onnx.NodeProto
+    weights: Array
+    """[outputs, inputs / groups, rows, columns]"""
+    bias: Array | None
+    groups: int
+    moments: Array = field(default_factory=lambda: np.empty(0))
+    """Per group, the sum of the products of each two inputs of a channel; the last input is the bias's 1."""
+
+    @property
+    def width(self) -> int:
+        """Weights per channel."""
+        return int(self.weights[0].size)
+
+    @property
+    def positions(self) -> int:
+        """Positions of the output that are used, over all samples."""
+        return max(_POSITIONS, _PER_WEIGHT * self.width)
+
+    @property
+    def work(self) -> float:
+        """Operations, roughly."""
+        width = float(self.width)
+        return self.groups * width * width * (2 * self.positions + 3 * width) + self.weights.size * width
+
+
+def round_weights(part: onnx.ModelProto, folder: str, reference: Reference, samples: Samples) -> int:
+    """Replace the weights and biases of ``part``'s convolutions; returns the number of layers.
+
+    ``folder``: where the part's external data lie. The layers' inputs are those of the ONNX on the CPU, for
+    ``samples``. The same samples give the same weights.
+    """
+    _lift_constants(part.graph)
+    layers = _chosen(part, folder, reference)
+    for group in _together(layers, reference):
+        _observe(group, reference, samples)
+        for layer in group:
+            _replace(part.graph, layer)
+    return len(layers)
+
+
+def _lift_constants(graph: onnx.GraphProto) -> None:
+    """Make initializers of the Constant nodes that convolutions read."""
+    read = {name for node in graph.node if node.op_type == "Conv" for name in node.input[1:]}
+    kept = []
+    for node in graph.node:
+        value = _attribute(node, "value", None) if node.op_type == "Constant" else None
+        if isinstance(value, onnx.TensorProto) and node.output[0] in read:
+            graph.initializer.add().CopyFrom(value)
+            graph.initializer[-1].name = node.output[0]
+        else:
+            kept.append(node)
+    if len(kept) < len(graph.node):
+        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+        del graph.node[:]
+        graph.node.extend(kept)
+
+
+def _chosen(part: onnx.ModelProto, folder: str, reference: Reference) -> list[_Layer]:
+    graph = part.graph
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    readers: dict[str, int] = {}
+    for name in (name for node in graph.node for name in node.input):
+        readers[name] = readers.get(name, 0) + 1
+    alone = {name for name, count in readers.items() if count == 1 and name in initializers}
+    found = []
+    for node in graph.node:
+        if node.op_type != "Conv" or node.domain not in ("", "ai.onnx") or node.input[1] not in alone:
+            continue
+        tensor = initializers[node.input[1]]
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) != 4 or 0 in tensor.dims:
+            continue
+        if len(reference.observed.shapes.get(node.input[0], ())) != 4:
+            continue
+        own_bias = len(node.input) > 2 and node.input[2] in alone
+        bias = numpy_helper.to_array(initializers[node.input[2]], folder) if own_bias else None
+        groups = int(_attribute(node, "group", 1))
+        found.append(_Layer(node, numpy_helper.to_array(tensor, folder), bias, groups))
+    chosen, work, size = [], 0.0, 0
+    for layer in sorted(found, key=lambda each: each.work):
+        work, size = work + layer.work, size + layer.weights.nbytes
+        if layer.width <= _WIDEST and work <= _MOST_WORK and size <= _MOST_BYTES:
+            chosen.append(layer)
+    return chosen
+
+
+def _together(layers: Sequence[_Layer], reference: Reference) -> Iterator[list[_Layer]]:
+    """Groups of layers whose inputs are computed in one run."""
+    group: list[_Layer] = []
+    size = 0
+    for layer in layers:
+        own = math.prod(reference.observed.shapes[layer.node.input[0]]) + layer.groups * layer.width**2
+        if group and size + own > _AT_ONCE:
+            yield group
+            group, size = [], 0
+        group.append(layer)
+        size += own
+    if group:
+        yield group
+
+
+def _observe(layers: Sequence[_Layer], reference: Reference, samples: Samples) -> None:
+    names = list(dict.fromkeys(layer.node.input[0] for layer in layers))
+    compute = reference.between(list(samples.forms), names)
+    count = min(samples.count, _SAMPLES)
+    for layer in layers:
+        layer.moments = np.zeros((layer.groups, layer.width + 1, layer.width + 1))
+    for index in range(count):
+        values = dict(zip(names, compute(samples.feed(index))))
+        for layer in layers:
+            seen = _seen(layer, values[layer.node.input[0]], -(-layer.positions // count), index)
+            rows = np.ones((layer.groups, len(seen), layer.width + 1))
+            rows[:, :, :-1] = seen.reshape(len(seen), layer.groups, layer.width).swapaxes(0, 1)
+            layer.moments += rows.swapaxes(1, 2) @ rows
+
+
+def _seen(layer: _Layer, value: Array, most: int, seed: int) -> Array:
+    """What the layer multiplies by its weights: [positions, inputs, rows, columns], at ``most`` random positions."""
+    kernel, strides = layer.weights.shape[2:], _attribute(layer.node, "strides", [1, 1])
+    dilations = _attribute(layer.node, "dilations", [1, 1])
+    window = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations)]
+    pads = _pads(layer.node, value.shape[2:], window, strides)
+    padded = np.pad(value, ((0, 0), (0, 0), *pads))
+    views = np.lib.stride_tricks.sliding_window_view(padded, window, (2, 3))
+    views = views[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+    places = np.arange(views.shape[0] * views.shape[2] * views.shape[3])
+    if len(places) > most:
+        places = np.random.default_rng(seed).choice(places, most, replace=False)
+    sample, row, column = np.unravel_index(places, (views.shape[0], views.shape[2], views.shape[3]))
+    found: Array = views[sample, :, row, column]
+    return found
+
+
+def _pads(
+    node: onnx.NodeProto, size: Sequence[int], window: Sequence[int], strides: Sequence[int]
+) -> list[tuple[int, int]]:
+    auto = _attribute(node, "auto_pad", b"NOTSET")
+    if auto in (b"SAME_UPPER", b"SAME_LOWER"):
+        both = [max((-(-n // s) - 1) * s + w - n, 0) for n, w, s in zip(size, window, strides)]
+        halves = [(pad // 2, pad - pad // 2) for pad in both]
+        return [half if auto == b"SAME_UPPER" else half[::-1] for half in halves]
+    given = _attribute(node, "pads", [0, 0, 0, 0]) if auto == b"NOTSET" else [0, 0, 0, 0]
+    return [(given[0], given[2]), (given[1], given[3])]
+
+
+def _replace(graph: onnx.GraphProto, layer: _Layer) -> None:
+    outputs = len(layer.weights) // layer.groups
+    weights, bias = layer.weights.copy(), None if layer.bias is None else layer.bias.copy()
+    for number, moment in enumerate(layer.moments):
+        rows = slice(number * outputs, (number + 1) * outputs)
+        own = weights[rows].reshape(outputs, -1)
+        rounded, moved = rounded_weights(own, moment)
+        weights[rows] = rounded.reshape(weights[rows].shape)
+        if bias is not None:
+            bias[rows] += moved
+    layer.moments = np.empty(0)
+    for tensor in graph.initializer:
+        if tensor.name == layer.node.input[1]:
+            tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+        elif bias is not None and tensor.name == layer.node.input[2]:
+            tensor.CopyFrom(numpy_helper.from_array(bias.astype(np.float32), tensor.name))
+
+
+def rounded_weights(weights: Array, moment: Array) -> tuple[Array, Array]:
+    """``weights`` [channels, inputs] on the toolkit's int8 grid of each channel, and what to add to the bias.
+
+    ``moment``: the sum, over all samples, of the products of each two inputs; its last row and column are those of an
+    input that is always 1. The largest and the smallest weight of a channel, which determine its grid, keep their
+    places on it, so rounding the result once more changes nothing.
+    """
+    count = weights.shape[1]
+    moment = moment / max(moment[-1, -1], 1.0)
+    inner = np.arange(count)
+    damping = _DAMPING * float(moment[inner, inner].mean())
+    if not damping > 0.0:  # the inputs are always 0
+        return weights, np.zeros(len(weights))
+    moment[inner, inner] += damping
+    order = np.append(np.argsort(-moment[inner, inner], kind="stable"), count)
+    upper = np.linalg.cholesky(np.linalg.inv(moment[np.ix_(order, order)])).T
+    left = np.zeros((len(weights), count + 1))
+    left[:, :count] = weights[:, order[:-1]]
+    step, zero = _grid(left[:, :count])
+    bottom, top = _ends(left[:, :count])
+    done = np.empty((len(weights), count))
+    for start in range(0, count, _BLOCK):
+        end = min(start + _BLOCK, count)
+        errors = np.empty((len(weights), end - start))
+        for column in range(start, end):
+            level = np.clip(np.round(left[:, column] / step) + zero, _LOWEST, _HIGHEST)
+            level[bottom == column] = _LOWEST
+            level[top == column] = _HIGHEST
+            done[:, column] = (level - zero) * step
+            error = (left[:, column] - done[:, column]) / upper[column, column]
+            left[:, column + 1 : end] -= np.outer(error, upper[column, column + 1 : end])
+            errors[:, column - start] = error
+        left[:, end:] -= errors @ upper[start:end, end:]
+    rounded = np.empty_like(done)
+    rounded[:, order[:-1]] = done
+    return rounded.astype(np.float32), left[:, count]
+
+
+def _grid(weights: Array) -> tuple[Array, Array]:
+    """Step and zero point per channel, as toolkit 2.5.0 has them: read from the weights in its ``.rknn`` files."""
+    low, high = np.minimum(weights.min(1), 0.0), np.maximum(weights.max(1), 0.0)
+    step = np.where(high > low, (high - low) / (_HIGHEST - _LOWEST), 1.0)
+    return step, np.round(_LOWEST - low / step)
+
+
+def _ends(weights: Array) -> tuple[Array, Array]:
+    """The columns of each channel's smallest and largest weight; -1 where that is 0's place on the grid."""
+    bottom, top = weights.argmin(1), weights.argmax(1)
+    return np.where(weights.min(1) < 0.0, bottom, -1), np.where(weights.max(1) > 0.0, top, -1)
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    found = next((each for each in node.attribute if each.name == name), None)
+    return default if found is None else helper.get_attribute_value(found)
