@@ -392,6 +392,15 @@ def test_the_command_is_silent_on_a_closed_pipe():
     assert (done.returncode, done.stderr) == (1, "")
 
 
+def test_the_command_gives_reasons_below_the_table(npu, capsys, tmp_path):
+    model = shutil.copy(MODELS / "conv_f16.rk3588.rknn", tmp_path / "alone.rknn")  # without an ONNX for the CPU
+    assert main(["bench", str(model), "--device", "virtual:rk3588", "--seconds", "0.3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines if line.startswith("default, 1 caller")) < 160
+    row, reason = [line for line in lines if line.startswith("CPU, 1 caller")]
+    assert row.split()[-1] == "-" and reason.startswith("CPU, 1 caller: ")
+
+
 def test_the_command_compares_several_models(slow_npu, capsys):
     argv = ["bench", str(MODEL), str(MODELS / "image_u8.onnx"), "--device", "virtual:rk3588", "--seconds", "1"]
     assert main(argv) == 0

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from support.fake_npu import FakeNpu, install
 
 import ort_rknn
@@ -288,6 +290,23 @@ def test_explain_of_what_is_no_model(mistake, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for command in ("explain", "info"):
         assert "pipe: expected a model file, this is not a regular file" in mistake(command, tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("command", ["explain", "info", "doctor", "bench", "trace", "check", "convert"])
+def test_a_name_that_is_not_utf8(mistake, models, tmp_path, command):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.onnx")
+    shutil.copy(models / "conv_f16.onnx", path)
+    options = ["--target", "rk3588"] if command == "convert" else []
+    assert "the name is not UTF-8" in mistake(command, path, *options)
+
+
+def test_an_onnx_that_onnxruntime_refuses(mistake, tmp_path):
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("NoSuchOperator", ["x"], ["y"])], "g", sides[:1], sides[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    for command in ("explain", "check"):
+        said = mistake(command, tmp_path / "m.onnx", "--device", "virtual:rk3588")
+        assert "NoSuchOperator" in said and said.count("m.onnx: ") == 1
 
 
 def test_explain_where_the_npu_is_insisted_on(mistake, models, monkeypatch):

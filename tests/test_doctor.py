@@ -18,6 +18,7 @@ from ort_rknn._measure import doctor as doctor_module
 from ort_rknn._measure.doctor import doctor, without_personal
 from ort_rknn.adapter import plugins
 from ort_rknn_virtual import _build
+from ort_rknn_virtual._standin import stand_in
 
 MODELS = Path(__file__).parent / "models"
 
@@ -215,9 +216,9 @@ def test_switched_off(board, monkeypatch):
 # Models -------------------------------------------------------------------------------------------------------
 
 
-def write_onnx(path):
+def write_onnx(path, shape=(1, 3)):
     node = helper.make_node("Relu", ["x"], ["y"])
-    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in "xy"]
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]
     graph = helper.make_graph([node], "g", sides[:1], sides[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
@@ -274,6 +275,52 @@ def test_a_model_newer_than_the_runtime(board, tmp_path):
 def test_a_file_that_is_no_model(board, tmp_path):
     (tmp_path / "m.rknn").write_bytes(b"<html>not found</html>")
     assert first(board, model=tmp_path / "m.rknn").check == "model file"
+
+
+def test_a_compiled_model_that_is_named_onnx(board, tmp_path):
+    model = shutil.copy(MODELS / "conv_f16.rk3588.rknn", tmp_path / "m.onnx")
+    found = board.examine(model)
+    assert [f.seen for f in found.findings if f.check == "model file"] == ["m.onnx, a compiled model"]
+    assert found.failures == () and found.warnings == ()
+
+
+def write_with_weights_apart(folder):
+    """An ONNX whose weights are in ``apart.weights``, which is removed."""
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in "xy"]
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [1, 3], bytes(12), raw=True)
+    graph = helper.make_graph([node], "g", sides[:1], sides[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    place = {"save_as_external_data": True, "location": "apart.weights", "size_threshold": 0}
+    onnx.save(model, folder / "apart.onnx", **place)
+    (folder / "apart.weights").unlink()
+    return folder / "apart.onnx"
+
+
+def test_an_onnx_without_its_weights(board, tmp_path):
+    model = write_with_weights_apart(tmp_path)
+    found = board.one("weights", model=model)
+    assert (found.state, found.seen) == ("failure", "apart.onnx has weights in apart.weights, which is not there")
+    (tmp_path / "apart.weights").write_bytes(bytes(12))
+    assert all(each.check != "weights" for each in board.examine(model).findings)
+
+
+def test_a_board_with_a_compiled_model_needs_no_weights(board, tmp_path):
+    model = write_with_weights_apart(tmp_path)
+    compiled = stand_in([("x", "float32", (1, 3))], [("y", "float32", (1, 3))], "rk3588")
+    (tmp_path / "apart.rk3588.rknn").write_bytes(compiled)
+    found = board.examine(model)
+    assert found.failures == () and "weights" in [each.check for each in found.warnings]
+
+
+def test_a_stand_in_that_cannot_be_made(board, tmp_path, monkeypatch):
+    monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
+    model = write_onnx(tmp_path / "m.onnx", [1, 0, 3])
+    runs = board.one("runs", model=model)
+    assert runs.state == "failure" and runs.seen.startswith("on the CPU: no stand-in for m.onnx")
+    with pytest.warns(ort_rknn.FallbackWarning) as told:
+        ort_rknn.InferenceSession(model)
+    assert runs.seen.removeprefix("on the CPU: ") in str(told[0].message)
 
 
 # The command --------------------------------------------------------------------------------------------------

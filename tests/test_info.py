@@ -46,6 +46,9 @@ def test_files_that_are_no_models(models, tmp_path):
     cut.write_bytes((models / "conv_i8.rk3588.rknn").read_bytes()[:3000])
     with pytest.raises(RknnFileError, match="cut short"):
         ort_rknn.info(cut)
+    (tmp_path / "empty.rknn").write_bytes(b"")
+    with pytest.raises(RknnFileError, match=r"not an \.rknn model; it looks like an empty file"):
+        ort_rknn.info(tmp_path / "empty.rknn")
     poem = tmp_path / "poem.onnx"
     poem.write_text("a rose is a rose")
     with pytest.raises(OnnxFileError):

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 from support.virtual_sessions import MODELS, VIRTUAL, X, virtual_rk3588
 
 import ort_rknn as ort
@@ -90,6 +91,21 @@ def batched(folder):
     weights = constant("w", np.eye(4, 5), np.float32)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     return save(folder, nodes, [value("x", FLOAT, ["n", 4])], [value("y", FLOAT, ["n", 5])], [weights])
+
+
+def test_a_scalar_input_takes_one_element(npu, tmp_path):
+    """onnxruntime does not check what is fed for a scalar."""
+    path = save(tmp_path, [helper.make_node("Relu", ["x"], ["y"])], [value("x", FLOAT, [])], [value("y", FLOAT, [])])
+    with ort.InferenceSession(path, provider_options=VIRTUAL) as session:
+        for fed in (np.array(3, np.float32), np.full(1, 3, np.float32), np.full((1, 1), 3, np.float32)):
+            (got,) = session.run(None, {"x": fed})
+            assert (got.shape, float(got)) == ((), 3)
+        for fed in (np.ones(3, np.float32), np.ones(0, np.float32), np.ones((1, 2), np.float32)):
+            with pytest.raises(state.InvalidArgument, match="'x' has shape"):
+                session.run(None, {"x": fed})
+            with pytest.raises(state.InvalidArgument, match="'x' has shape"):
+                session.submit(None, {"x": fed}).result()
+    assert ort.check(path, provider_options={"device": "virtual:rk3588"}).within
 
 
 @pytest.mark.parametrize("make", [detector, positive, flattened, compared, centered])

@@ -105,8 +105,15 @@ def _shape(name: str, shape: Sequence[int]) -> Shape:
     elements = 1
     for size in fixed:
         elements *= size
-    if len(fixed) > 16 or min(fixed) < 1 or elements > _MAX_ELEMENTS:
-        raise AdapterError(f"a stand-in cannot have {name!r} of shape {fixed}: no dimension may be 0 or unknown")
+    problem = ""
+    if min(fixed) < 1:
+        problem = "no dimension may be 0 or unknown"
+    elif len(fixed) > 16:
+        problem = f"{len(fixed)} dimensions, at most 16 are possible"
+    elif elements > _MAX_ELEMENTS:
+        problem = f"{elements:,} elements, at most {_MAX_ELEMENTS:,} are possible"
+    if problem:
+        raise AdapterError(f"a stand-in cannot have {name!r} of shape {fixed}: {problem}")
     return fixed
 
 

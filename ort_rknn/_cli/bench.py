@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +127,7 @@ def _table(report: BenchReport) -> TextTable:
         m = result.measured
         name = Cell(result.setting.name, "good" if result in best else "")
         if m is None:
-            rows.append([Cell(f"{result.setting.name}: {result.skipped}", "dim"), *([""] * (len(_COLUMNS) - 1))])
+            rows.append([Cell(result.setting.name, "dim"), Cell("-", "dim"), *([""] * (len(_COLUMNS) - 2))])
             continue
         times = (m.p50_ms, m.p95_ms, m.p99_ms, 1000 * m.cpu_seconds_per_run, m.wait_ms, m.convert_ms, m.run_ms)
         more = (m.fetch_ms, result.create_ms, result.first_ms)
@@ -137,6 +137,7 @@ def _table(report: BenchReport) -> TextTable:
 
 
 def _conclude(report: BenchReport, changes: list[Change], page: str | None) -> None:
+    _tell_skipped((result.setting.name, result.skipped) for result in report.results)
     say()
     for line in report.lines_to_paste():
         say(line, "good")
@@ -151,6 +152,13 @@ def _conclude(report: BenchReport, changes: list[Change], page: str | None) -> N
         say(text, "bad" if change.slower else "")
     if page:
         say(f"written: {os.path.abspath(page)}")
+
+
+def _tell_skipped(reasons: Iterable[tuple[str, str]]) -> None:
+    """Below the table: in it, a long reason would push the figures far to the right."""
+    for name, why in reasons:
+        if why:
+            say(f"{name}: {why}", "dim")
 
 
 def _older(path: str | None) -> dict[str, float] | None:
@@ -192,6 +200,7 @@ def _together(given: argparse.Namespace, options: dict[str, Any]) -> int:
             options=options,
             progress=lambda report: display(TextTable(columns, _arrangement_rows(report))),
         )
+    _tell_skipped((one.name, one.skipped) for one in report.arrangements)
     say()
     for line in report.lines_to_paste():
         say(line, "good")
@@ -205,7 +214,7 @@ def _arrangement_rows(report: TogetherReport) -> list[list[str | Cell]]:
     ]
     for one in report.arrangements:
         if one.skipped:
-            rows.append([Cell(f"{one.name}: {one.skipped}", "dim"), *([""] * (len(report.models) + 1))])
+            rows.append([Cell(one.name, "dim"), Cell("-", "dim"), *([""] * len(report.models))])
         elif one.measured:
             cells = [f"{m.runs_per_second:,.0f} ({share:.0%})" for m, share in zip(one.measured, one.shares)]
             rows.append([Cell(one.name, "good" if one is report.best else ""), *cells, f"{one.score:.2f}"])

@@ -5,14 +5,29 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._errors import FallbackWarning, OptionError
 from ..adapter.command import Command
 from . import schemas
 from .arguments import add_device_options, device_options
-from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, check_writable, of_system, say, say_json
+from .output import (
+    FAILED,
+    FINE,
+    USAGE,
+    Mistake,
+    about_model,
+    add_json_option,
+    check_file,
+    check_writable,
+    of_system,
+    say,
+    say_json,
+    session_errors,
+)
 
 if TYPE_CHECKING:
     from .._checking.check import Checked, Feeds
@@ -94,13 +109,19 @@ def run(given: argparse.Namespace) -> int:
                 path, feeds, given.accuracy, given.simulator, given.toolkit, _progress, layers=given.layers
             )
         else:
-            found = in_session(path, feeds, given.accuracy, device_options(given), given.against)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FallbackWarning)  # NothingCompared reports it
+                found = in_session(path, feeds, given.accuracy, device_options(given), given.against)
     except (DataError, SavedRunError, ShapeError, ToolkitError) as error:
         raise Mistake(str(error), USAGE) from None
     except OSError as error:
         raise Mistake(of_system(error), FAILED) from None
     except (ConversionError, NothingCompared, PrepareError, RecordError, OnnxFileError) as error:
         raise Mistake(str(error), FAILED) from None
+    except OptionError:
+        raise
+    except session_errors() as error:
+        raise Mistake(about_model(given.model, error), FAILED) from None
     return _print_report(given, found)
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING, Any
 
 from ..adapter.command import Command
 from ..adapter.json_output import device_as_json
 from . import schemas
 from .arguments import add_device_options, add_key_values, device_options, key_values
-from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, one_line, say, say_json
+from .output import (
+    FAILED,
+    FINE,
+    USAGE,
+    Mistake,
+    about_model,
+    add_json_option,
+    check_file,
+    say,
+    say_json,
+    session_errors,
+)
 
 if TYPE_CHECKING:
     from .._session.session import InferenceSession
@@ -31,11 +41,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     import warnings
 
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
     from .._errors import FallbackWarning, OptionError, bare_message
     from .._session.session import InferenceSession
-    from ..adapter.contract import AdapterError
 
     options = device_options(given)
     for key in ("schedule", "threads_per_core", "tp_mode", "rknn_model", "onnx_model"):
@@ -43,18 +50,14 @@ def run(given: argparse.Namespace) -> int:
             options[key] = value
     options |= key_values("--option", given.option)
     check_file(given.model)
-    theirs = [x for x in vars(state).values() if isinstance(x, type) and issubclass(x, Exception)]
-    expected: tuple[type[Exception], ...] = (*theirs, AdapterError, OSError, ValueError)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FallbackWarning)  # explain() reports it
             session = InferenceSession(given.model, provider_options=[options] if options else None)
     except OptionError as error:
         raise Mistake(bare_message(error), USAGE) from None
-    except expected as error:
-        text = one_line(bare_message(error))
-        told = text.startswith((f"{given.model}: ", f"{os.path.basename(given.model)}: "))
-        raise Mistake(text if told else f"{given.model}: {text}") from None
+    except (*session_errors(), OSError, ValueError) as error:
+        raise Mistake(about_model(given.model, error)) from None
     with session:
         found = _as_json(given.model, session)
     if given.json:

@@ -62,7 +62,7 @@ def of_system(error: OSError) -> str:
 
 
 def check_file(path: str) -> None:
-    """Check for a missing file: onnxruntime's message is less clear."""
+    """Check for a file that cannot be opened: onnxruntime's message is less clear."""
     if os.path.isdir(path):
         raise Mistake(f"{path}: expected a model file, this is a folder")
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
@@ -72,6 +72,28 @@ def check_file(path: str) -> None:
             pass
     except (OSError, ValueError) as error:
         raise Mistake(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise Mistake(f"{path}: the name is not UTF-8, and onnxruntime opens no such file: rename it") from None
+
+
+def session_errors() -> tuple[type[Exception], ...]:
+    """What a session may raise for a model or a device: onnxruntime's classes, which have no common one, and others."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    from ..adapter.contract import AdapterError
+
+    theirs = [x for x in vars(state).values() if isinstance(x, type) and issubclass(x, Exception)]
+    return (*theirs, AdapterError)
+
+
+def about_model(path: str, error: Exception) -> str:
+    """One line with the error of a session, which names the model once."""
+    from .._errors import bare_message
+
+    text = one_line(bare_message(error))
+    return text if text.startswith((f"{path}: ", f"{os.path.basename(path)}: ")) else f"{path}: {text}"
 
 
 def check_writable(path: str) -> None:

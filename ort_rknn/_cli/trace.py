@@ -8,12 +8,25 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .._errors import OptionError, bare_message
+from .._errors import OptionError
 from ..adapter.command import Command
 from ..adapter.plugins import COMMANDS, brought
 from . import schemas
 from .arguments import add_device, add_key_values, device_options, key_values
-from .output import FINE, Cell, Column, Mistake, TextTable, add_json_option, check_file, one_line, say, say_json, show
+from .output import (
+    FINE,
+    Cell,
+    Column,
+    Mistake,
+    TextTable,
+    about_model,
+    add_json_option,
+    check_file,
+    one_line,
+    say,
+    say_json,
+    show,
+)
 
 if TYPE_CHECKING:
     from .._bench.layers import LayerTime
@@ -77,7 +90,7 @@ def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
     except OSError as error:
         raise Mistake(f"{error.filename or given.output}: {error.strerror or error}") from None
     except Exception as error:  # onnxruntime has a class for each code, and no common one
-        raise Mistake(f"{given.what}: {one_line(bare_message(error))}") from None
+        raise Mistake(about_model(given.what, error)) from None
     if given.json:
         say_json("trace", traced.as_json())
         return FINE

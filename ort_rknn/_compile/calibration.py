@@ -63,7 +63,7 @@ class InputForm:
             axes = (1, -1) + (1,) * (len(self.shape) - 2) if len(self.shape) > 1 else (-1,)
             sample = sample.astype(np.float32) - np.reshape(np.asarray(self.mean or (0.0,), np.float32), axes)
             sample = sample / np.reshape(np.asarray(self.std or (1.0,), np.float32), axes)
-        return np.ascontiguousarray(sample, self.dtype)
+        return np.asarray(sample, self.dtype, order="C")  # ascontiguousarray would give a scalar an axis
 
 
 @dataclass(slots=True)

@@ -109,9 +109,10 @@ class Calls:
         self._direct = in_order and not any(p.converts for p in ports)
 
     def static(self) -> Call | None:
-        """The only call of a model whose declared dims are all fixed; None if there are more."""
+        """The only call of a model whose declared dims are all fixed; None if there are more, and for models with a
+        scalar input: onnxruntime does not check what is fed for one."""
         shapes = tuple(tuple(d for d in p.dims if isinstance(d, int)) for p in self._signature.inputs)
-        if any(len(s) != len(p.dims) for s, p in zip(shapes, self._signature.inputs)):
+        if any(not p.dims or len(s) != len(p.dims) for s, p in zip(shapes, self._signature.inputs)):
             return None
         return self.find(shapes)
 
@@ -133,6 +134,7 @@ class Calls:
         signature = self._signature
         if self._whole:
             return None
+        shapes = tuple(shape if port.dims else () for port, shape in zip(signature.inputs, shapes))  # see Port.takes
         for index, group in enumerate(signature.sets):
             if self._same(shapes, group):
                 return self._call(index, shapes)

@@ -56,7 +56,9 @@ class Port:
     """The NPU's storage format, if the caller's axes are in that format."""
 
     def takes(self, shape: Shape) -> bool:
-        """Whether the dims allow a tensor of this shape."""
+        """Whether the dims allow a tensor of this shape. A scalar takes one element of any rank, as in onnxruntime."""
+        if not self.dims:
+            return all(n == 1 for n in shape)
         return len(shape) == len(self.dims) and all(not isinstance(d, int) or d == n for d, n in zip(self.dims, shape))
 
     @property

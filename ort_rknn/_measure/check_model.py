@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ def examine(path: str, device: str | None, runtime: str | None) -> Iterator[Find
     yield _file(facts)
     if facts.kind == "other":
         return
+    yield from _weights(facts, path)
     yield from _compiled(facts, path, runtime)
     yield _where(facts, path, request.strict)
 
@@ -42,10 +44,31 @@ def _file(facts: Facts) -> Finding:
         return Finding("model file", "failure", f"{facts.label}: {seen}", "Give an .onnx or .rknn file.")
     kinds = {"onnx": "an ONNX model", "rknn": "a compiled model", "ep_context": "an ONNX with compiled parts"}
     if facts.onnx_problem is not None:
-        return Finding(
-            "model file", "warning", f"{facts.label}: {facts.onnx_problem}", "The NPU cannot take this ONNX."
+        remedy = (
+            "The NPU cannot take this ONNX."
+            if facts.kind == "onnx"
+            else "Without its ONNX, names, shapes and dtypes come from the compiled model."
         )
+        return Finding("model file", "warning", f"{facts.label}: {facts.onnx_problem}", remedy)
     return Finding("model file", "ok", f"{facts.label}, {kinds[facts.kind]}")
+
+
+def _weights(facts: Facts, path: str) -> Iterator[Finding]:
+    """Files with an ONNX's weights that are not where it says. A compiled model on a board does without them."""
+    from ..files import OnnxFileError, read_onnx
+
+    if facts.kind != "onnx":
+        return
+    try:
+        names = (facts.onnx or read_onnx(path)).external_data
+    except (OnnxFileError, OSError):  # without a device, the ONNX is not read yet: onnxruntime judges it
+        return
+    missing = [name for name in names if not os.path.isfile(os.path.join(os.path.dirname(path), name))]
+    if missing:
+        state: State = "warning" if any(candidate.fit for candidate in facts.candidates) else "failure"
+        named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        seen = f"{facts.label} has weights in {named}, which is not there"
+        yield Finding("weights", state, seen, "Put all files of the ONNX in one folder.")
 
 
 def _compiled(facts: Facts, path: str, runtime: str | None) -> Iterator[Finding]:
@@ -102,6 +125,7 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
 def _where(facts: Facts, path: str, strict: bool) -> Finding:
     """What a session with this model would do: the planner's own answer, as in the fallback warning."""
     from .._errors import NpuUnavailable, bare_message
+    from .._planning.load import make_stand_in
     from .._planning.plan import plan
     from .._planning.request import read_request
 
@@ -114,9 +138,13 @@ def _where(facts: Facts, path: str, strict: bool) -> Finding:
         return Finding("runs", "failure", f"on the CPU: {made.fallback.reason}", made.fallback.remedy, command)
     if made.where == "cpu":
         return Finding("runs", "failure", f"on the CPU: {'; '.join(made.story)}", "", command)
-    if made.stand_in:
-        return Finding("runs", "warning", made.stand_in, "Convert the model.", f"ort-rknn convert {shlex.quote(path)}")
     assert made.found is not None
+    if made.stand_in:
+        try:
+            make_stand_in(facts, made.found)
+        except Exception as error:  # onnxruntime's Fail, which a session takes as the reason for the CPU
+            return Finding("runs", "failure", f"on the CPU: {bare_message(error)}", "", command)
+        return Finding("runs", "warning", made.stand_in, "Convert the model.", f"ort-rknn convert {shlex.quote(path)}")
     where = "in parts, NPU and CPU" if made.where == "as it is" else "whole"
     kind = "the virtual NPU" if made.found.device.virtual else "the NPU"
     return Finding("runs", "ok", f"on {kind} {made.found.device.name}, {where}")

@@ -82,13 +82,13 @@ def info(model: str | os.PathLike[str]) -> ModelInfo:
     :class:`ort_rknn.files.OnnxFileError` (both are ValueErrors) for a file that is neither or is damaged, OSError for
     one that cannot be opened.
     """
-    from ..files import is_rknn, read_onnx, read_rknn
+    from ..files import is_onnx, is_rknn, read_onnx, read_rknn
 
     path = os.fspath(model)
     with open(path, "rb") as opened:
         head = opened.read(64)
-    if is_rknn(head):
-        file = read_rknn(path)
+    if is_rknn(head) or (path.lower().endswith(".rknn") and not is_onnx(head)):
+        file = read_rknn(path)  # names what a damaged one lacks, where the ONNX reader would mislead
         counted, memory = _compiled_operators(path)
         return ModelInfo(path, "rknn", file.size, counted, memory, file, None, ())
     onnx = read_onnx(path)

@@ -302,7 +302,9 @@ def _rknn_facts(
     elif isinstance(model, str):
         paths = [os.fspath(p) for p in onnx_twin_names(model, soc)]
         looked_for = tuple(os.path.basename(p) for p in paths)
-        onnx_source = next((p for p in paths if is_there(p)), None)
+        # A compiled model may be named .onnx: then it is not its own twin.
+        itself = os.path.realpath(model)
+        onnx_source = next((p for p in paths if is_there(p) and os.path.realpath(p) != itself), None)
     onnx, problem = None, None
     if onnx_source is not None:
         try:

@@ -42,7 +42,7 @@ def load_planned(
     found, candidate = made.found, made.candidate
     assert found is not None
     if candidate is None:
-        source, file = _stand_in(facts, found), None
+        source, file = make_stand_in(facts, found), None
         label = f"stand-in for {facts.label}"
     else:
         source, file, label = candidate.source, candidate.file, candidate.name
@@ -74,7 +74,8 @@ def load_planned(
     return executor
 
 
-def _stand_in(facts: Facts, found: Found) -> ModelSource:
+def make_stand_in(facts: Facts, found: Found) -> ModelSource:
+    """A model made from the ONNX's signature, for a virtual NPU. Raises Fail if it cannot have one."""
     assert facts.onnx is not None
     make = getattr(found.adapter, "stand_in", None)
     if make is None:
