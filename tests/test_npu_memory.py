@@ -1,11 +1,13 @@
 """Arrays in memory that the NPU shares, on the virtual NPU: what is bound, what is copied, what is refused."""
 
+import asyncio
 import gc
 import os
 import threading
 
 import numpy as np
 import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 from support.virtual_sessions import MODELS, VIRTUAL, virtual_rk3588
 
 import ort_rknn as ort
@@ -371,6 +373,10 @@ def test_a_tensor_that_is_not_inside_of_the_buffer(shape, arguments, words):
         os.close(fd)
 
 
+async def awaited(session, names, feed):
+    return await session.run_awaitable(names, feed)
+
+
 def test_a_memfd_that_was_truncated_is_an_error(npu):
     """Reading it would end the process with SIGBUS. It may grow again."""
     fd = os.memfd_create("shrinks")
@@ -379,8 +385,15 @@ def test_a_memfd_that_was_truncated_is_an_error(npu):
     with session() as s:
         (want,) = s.run(None, {"x": array})
         os.ftruncate(fd, IMAGE.nbytes - 1)
-        with pytest.raises(Exception, match=f"truncated from {IMAGE.nbytes} to {IMAGE.nbytes - 1} bytes"):
-            s.run(None, {"x": array})
+        ways = (
+            s.run,
+            lambda *call: s.submit(*call).result(),
+            lambda names, feed: list(s.map([feed] * 9, output_names=names)),
+            lambda *call: asyncio.run(awaited(s, *call)),
+        )
+        for call in ways * 5:
+            with pytest.raises(state.RuntimeException, match=f"truncated from {IMAGE.nbytes} to {IMAGE.nbytes - 1} b"):
+                call(None, {"x": array})
         os.ftruncate(fd, IMAGE.nbytes)
         os.pwrite(fd, IMAGE.tobytes(), 0)
         assert np.array_equal(s.run(None, {"x": array})[0], want)

@@ -50,13 +50,14 @@ def run(given: argparse.Namespace) -> int:
             options[key] = value
     options |= key_values("--option", given.option)
     check_file(given.model)
+    expected: tuple[type[Exception], ...] = (*session_errors(), OSError, ValueError)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FallbackWarning)  # explain() reports it
             session = InferenceSession(given.model, provider_options=[options] if options else None)
     except OptionError as error:
         raise Mistake(bare_message(error), USAGE) from None
-    except (*session_errors(), OSError, ValueError) as error:
+    except expected as error:
         raise Mistake(about_model(given.model, error)) from None
     with session:
         found = _as_json(given.model, session)

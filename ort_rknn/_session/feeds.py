@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from .._executor.buffers import table
+
 #: The number of combinations of shape and dtype for which buffers are kept.
 _POOLS_KEPT = 16
 #: Kinds of dtypes whose elements are plain bytes: bool, numbers.
@@ -140,6 +142,8 @@ class Buffers:
             return value
 
     def _array(self, value: np.ndarray[Any, Any], buffers: list[_Used]) -> np.ndarray[Any, Any]:
+        if table:
+            table.find(value.__array_interface__["data"][0], 1)  # raises if its memory is gone
         pool = self._pools.get((value.shape, value.dtype))
         if pool is None:
             if value.dtype.kind not in _PLAIN:
