@@ -270,7 +270,7 @@ def test_without_an_npu_the_cpu_is_measured_and_the_reason_given(tmp_path):
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), 1e9])
-def test_a_bound_that_is_none_is_refused(seconds):
+def test_invalid_durations_are_rejected(seconds):
     with pytest.raises(ort.OptionError, match="seconds"):
         ort.bench(MODEL, seconds=seconds)
     with pytest.raises(ort.OptionError, match="two"):

@@ -35,7 +35,7 @@ def test_every_benchmark_is_known():
 
 @pytest.mark.wall_clock
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_it_runs(name):
+def test_each_benchmark_runs(name):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(

@@ -22,7 +22,7 @@ def base(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_all_that_is_kept_lies_in_it(base):
+def test_everything_cached_lies_in_it(base):
     folder = base / "ort_rknn"
     assert cache_folder() == folder
     assert {toolkit_folder().parent, hashes_file().parent, _build.cache_folder().parent} == {folder}
@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_looked_at_is_not_used(base):
         check_owner(base / "nothing")
 
 
-def test_a_cache_that_is_well(base, capsys):
+def test_a_healthy_cache(base, capsys):
     assert examine().state == "ok"
     os.mkdir(base / "ort_rknn")
     assert examine().state == "ok"

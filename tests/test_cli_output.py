@@ -18,7 +18,7 @@ from ort_rknn._cli.output import (
     TextTable,
     check_writable,
     live,
-    of_system,
+    os_error_text,
     rich_console,
     say,
     say_json,
@@ -101,8 +101,8 @@ def test_figures_of_a_bench_are_whole_at_80_columns(on_terminal, monkeypatch):
 
 def test_errors_of_the_system_name_the_file():
     error = FileNotFoundError(2, "No such file or directory", "run.npz")
-    assert of_system(error) == "run.npz: No such file or directory"
-    assert of_system(OSError("odd")) == "odd"
+    assert os_error_text(error) == "run.npz: No such file or directory"
+    assert os_error_text(OSError("odd")) == "odd"
 
 
 def test_a_cells_own_escapes_stay_escaped_on_a_terminal(on_terminal):

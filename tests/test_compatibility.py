@@ -52,7 +52,7 @@ def test_verdicts(file, changes, known, word, reason):
     assert bool(verdict.reasons) == bool(reason)
 
 
-def test_the_text_and_back(file):
+def test_a_verdicts_text_is_read_back(file):
     text = info_text(file)
     assert text == "rknn;target=rk3588;toolkit=2.5.0;container=6"
     back = parse_info(text)
@@ -91,13 +91,13 @@ def test_explain_reports_the_verdict(tmp_path, models):
     assert f"verdict:   conv_f16.rk3588.rknn: {UNSUPPORTED}: it was compiled for rk3566" in made.explain()
 
 
-def test_our_session_takes_nothing_less(tmp_path, models):
+def test_our_session_rejects_a_suboptimal_model(tmp_path, models):
     ort.InferenceSession(models / "conv_f16.onnx", only_optimal(), provider_options=VIRTUAL).close()
     with pytest.raises(state.Fail, match=f"{PREFER}.*session.fail_on_suboptimal_compiled_model=1"):
         ort.InferenceSession(older(tmp_path, models), only_optimal(), provider_options=VIRTUAL)
 
 
-def test_nor_does_the_unmodified_onnxruntime(tmp_path, models):
+def test_the_unmodified_onnxruntime_rejects_a_suboptimal_model(tmp_path, models):
     ort.register(device=VIRTUAL["device"])
     for name in ("conv_f16.onnx", "conv_f16.rk3588.rknn"):
         shutil.copy(models / name, tmp_path)
@@ -106,7 +106,7 @@ def test_nor_does_the_unmodified_onnxruntime(tmp_path, models):
         their_session(older(tmp_path, models), only_optimal())
 
 
-def test_parts_are_judged_each(tmp_path):
+def test_each_part_is_judged(tmp_path):
     path = write_in_parts(tmp_path, three_steps())
     with ort.InferenceSession(path, only_optimal(), provider_options=VIRTUAL) as made:
         assert made.explain().count(f"verdict:   {OPTIMAL}") == 2

@@ -55,7 +55,7 @@ def test_tp_mode(mode, mask):
     assert (masks(dispatch), dispatch.order, dispatch.contexts) == ([mask], (0,), 1)
 
 
-def test_nothing_said_is_one_context_on_a_core_of_the_runtimes_choice():
+def test_the_default_is_one_context_on_a_core_of_the_runtimes_choice():
     assert made() == made(tp_mode="auto")
     assert made().describe() == "every run on one core of the runtime's choice; 1 context"
 

@@ -70,7 +70,7 @@ def board(tmp_path, monkeypatch):
     return board
 
 
-def test_a_board_that_is_well(board):
+def test_a_healthy_board(board):
     found = board.examine()
     assert found.failures == () and found.warnings == ()
     checks = [finding.check for finding in found.findings]

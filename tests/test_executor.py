@@ -355,7 +355,7 @@ def test_other_errors_pass_and_give_the_context_back(npu, execute, error):
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_contexts_are_closed_when_the_nth_cannot_be_had(npu, number):
+def test_contexts_are_closed_if_the_nth_cannot_be_created(npu, number):
     npu.fail_context = number
     with pytest.raises(RknnError, match="rknn_dup_context"):
         make(npu, schedule="0,1,2", threads_per_core=2)

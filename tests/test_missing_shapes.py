@@ -288,7 +288,7 @@ def test_a_bad_value_in_the_environment(monkeypatch, value, text):
     assert session.get_providers() == ["CPUExecutionProvider"]
 
 
-def test_a_default_that_makes_no_sense_is_none(monkeypatch, tmp_path):
+def test_a_default_that_cannot_apply_is_ignored(monkeypatch, tmp_path):
     """Without an ONNX, with native outputs, or in a strict session, such calls are errors despite the default, and
     explain() says so."""
     monkeypatch.setenv("ORT_RKNN_ON_MISSING_SHAPE", "cpu")

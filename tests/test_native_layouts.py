@@ -194,7 +194,7 @@ def test_what_cannot_be(npu, options, model, words):
     assert npu.counters().contexts == 0
 
 
-def test_models_in_parts_and_stand_ins_have_none(npu, tmp_path):
+def test_models_in_parts_and_stand_ins_have_no_native_layout(npu, tmp_path):
     path = write_in_parts(tmp_path, three_steps())
     with pytest.raises(ort.OptionError, match="has nodes on the NPU and a graph around them"):
         ort.InferenceSession(path, provider_options={**VIRTUAL, "layout": "native"})

@@ -136,17 +136,17 @@ def test_a_number_that_is_too_large(key, value, most):
 
 
 @pytest.mark.parametrize("true", [True, 1, "1", "true", "True", "ON", "yes"])
-def test_true(true):
+def test_values_that_mean_true(true):
     assert read(disable_dup_context=true).disable_dup_context is True
 
 
 @pytest.mark.parametrize("false", [False, 0, "0", "false", "Off", "no"])
-def test_false(false):
+def test_values_that_mean_false(false):
     assert read(disable_dup_context=false).disable_dup_context is False
 
 
 @pytest.mark.parametrize("value", ["", "2", 2, None, "y", 1.5, []])
-def test_neither_true_nor_false(value):
+def test_values_that_are_no_boolean(value):
     with pytest.raises(OptionError, match="expected a boolean"):
         read(disable_dup_context=value)
 

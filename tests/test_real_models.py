@@ -45,7 +45,7 @@ def test_the_numbers_are_the_onnx_and_the_vendors(name, golden):
 
 
 @pytest.mark.parametrize("name", sorted(MANIFEST))
-def test_the_signature_is_the_onnx_s(name):
+def test_the_signature_is_the_onnxs(name):
     entry = MANIFEST[name]
     plain = onnxruntime.InferenceSession(MODELS / entry["onnx"])
     device = {"device": f"virtual:{entry['target']}"}

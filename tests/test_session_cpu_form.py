@@ -248,7 +248,7 @@ def test_the_part_that_reads_the_input(image, tmp_path, given):
         ort_rknn.InferenceSession(tmp_path / given, provider_options=AS_PIXELS)
 
 
-def test_one_that_is_named_also_for_a_model_in_memory(image):
+def test_a_named_compiled_model_for_a_model_in_memory(image):
     rknn = str(image.with_name("image_u8.rk3588.rknn"))
     (got,) = made(image.read_bytes(), rknn_model=rknn, **AS_PIXELS).run(None, {"image": PIXELS})
     assert np.array_equal(got, plain(image, {"image": as_floats(PIXELS)})[0])

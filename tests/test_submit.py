@@ -94,7 +94,7 @@ def test_map_stops_at_the_first_error(session):
 
 
 @pytest.mark.parametrize("depth", ["3", 2.5, True, np.float32(2)])
-def test_depths_that_are_none(session, depth):
+def test_invalid_depths(session, depth):
     with pytest.raises(TypeError, match="depth is the number of calls in flight: expected an integer"):
         session.map(FEEDS, depth=depth)
     with pytest.raises(TypeError, match="depth is the number of calls in flight: expected an integer"):

@@ -21,7 +21,7 @@ from ort_rknn.files import RknnFile, RknnFileError, is_rknpu3, read_rknn
 from ._cpu import CpuCalls
 from ._device_values import DeviceValues
 from ._npu import NpuCalls
-from .options import CPU, RKNPU2, RKNPU3, Wish
+from .options import CPU, RKNPU2, RKNPU3, SessionArguments
 
 _TRUE = ("1", "true", "on", "yes")
 
@@ -38,13 +38,15 @@ class LoadedSession:
     custom_string: str
 
 
-def load(model: Any, wish: Wish, sess_options: Any, weights_of: Model | None, *, may_fall_back: bool) -> LoadedSession:
+def load(
+    model: Any, arguments: SessionArguments, sess_options: Any, weights_of: Model | None, *, may_fall_back: bool
+) -> LoadedSession:
     """Load the model. Raises RuntimeError, naming the model and what was wrong, and then leaves nothing open."""
     content = _content(model)
     head = _head(content)
-    _check_family(head, wish)
+    _check_family(head, arguments)
     try:
-        return _load(content, wish, sess_options, weights_of, may_fall_back)
+        return _load(content, arguments, sess_options, weights_of, may_fall_back)
     except RuntimeError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base, and are not RuntimeErrors
@@ -52,10 +54,10 @@ def load(model: Any, wish: Wish, sess_options: Any, weights_of: Model | None, *,
 
 
 def _load(
-    content: str | bytes, wish: Wish, sess_options: Any, weights_of: Model | None, may_fall_back: bool
+    content: str | bytes, arguments: SessionArguments, sess_options: Any, weights_of: Model | None, may_fall_back: bool
 ) -> LoadedSession:
-    request = read_request(None, wish.options, no_cpu=not may_fall_back)
-    if wish.provider == CPU:
+    request = read_request(None, arguments.options, no_cpu=not may_fall_back)
+    if arguments.provider == CPU:
         request = replace(request, wants_npu=False, strict=False)
     file = _file(content)
     facts = _with_named_library(gather(content, request, None), file, request)
@@ -74,7 +76,7 @@ def _load(
         )
         try:
             perf = os.environ.get("ZTU_EZRKNN_ASYNC_PRINT_PERF", "").strip().lower() in _TRUE
-            values = DeviceValues(executor.model, found, wish.zero_copy_layout)
+            values = DeviceValues(executor.model, found, arguments.zero_copy_layout)
             calls = NpuCalls(executor, candidate.file, options, values, print_perf=perf)
         except BaseException:
             executor.close()
@@ -129,14 +131,14 @@ def _head(content: str | bytes) -> bytes:
     return head
 
 
-def _check_family(head: bytes, wish: Wish) -> None:
+def _check_family(head: bytes, arguments: SessionArguments) -> None:
     if is_rknpu3(head):
-        if wish.provider == RKNPU2:
+        if arguments.provider == RKNPU2:
             raise RuntimeError("Provider/model mismatch: requested RKNPU2 but the model header is RKNPU3")
         raise RuntimeError(
             "the model is for RKNPU3 (RK182x), which is not supported here: sessions drive RKNPU2 (RK35xx)"
         )
-    if wish.provider == RKNPU3:
+    if arguments.provider == RKNPU3:
         raise RuntimeError("Provider/model mismatch: requested RKNPU3 but the model header is RKNPU2")
     known = head.startswith((b"RKNN", b"CYPTRKNN")) or head[0] in _ONNX_FIRST_BYTES
     if not known:

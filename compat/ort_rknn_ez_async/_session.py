@@ -20,7 +20,7 @@ from ._forms import HasTensors
 from ._loading import load
 from ._nodes import ModelMetadata, NodeArg, Tensor
 from ._npu import NpuCalls
-from .options import CPU, read_wish
+from .options import CPU, read_arguments
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -58,19 +58,19 @@ class InferenceSession(HasTensors):
                 stacklevel=2,
             )
             sess_options = None
-        wish = read_wish(providers, provider_options)
+        arguments = read_arguments(providers, provider_options)
         lender = _lender(kwargs.get("use_weight_from"))
-        if lender is not None and "custom_op_paths" in wish.options:
+        if lender is not None and "custom_op_paths" in arguments.options:
             raise RuntimeError("use_weight_from cannot be combined with custom ops")
         loaded = load(
             path_or_bytes,
-            wish,
+            arguments,
             sess_options,
             lender.calls.executor.model if lender is not None else None,  # type: ignore[union-attr]
             may_fall_back=bool(kwargs.get("enable_fallback", True)),
         )
-        self._core = SessionCore(loaded, read_options(wish.options))
-        self._given = wish.given
+        self._core = SessionCore(loaded, read_options(arguments.options))
+        self._given = arguments.given
         calls = loaded.calls
         self._inputs = tuple(t.name for t in calls.inputs)
         self._outputs = tuple(t.name for t in calls.outputs)

@@ -112,7 +112,7 @@ _ACCEPTED = tuple(dict.fromkeys((*RknnProviderOptions.__annotations__, *_OURS)))
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class SessionArguments:
     """The parsed arguments of a session."""
 
     given: dict[str, Any]
@@ -125,7 +125,7 @@ class Wish:
     """"native": device values are in the NPU's own blocks of channels."""
 
 
-def read_wish(providers: Any, provider_options: Any) -> Wish:
+def read_arguments(providers: Any, provider_options: Any) -> SessionArguments:
     """Parse ``providers`` and ``provider_options``. Raises RuntimeError, which says what is wrong with them."""
     names, inline = _read_providers(providers)
     family = next((n for n in names if n != CPU), CPU if names else None)
@@ -134,8 +134,8 @@ def read_wish(providers: Any, provider_options: Any) -> Wish:
         raise RuntimeError("provider options were supplied both inline and via provider_options; give them once")
     given = dict(inline or separate)
     if family == RKNPU3:
-        return Wish(given, {}, RKNPU3)
-    return Wish(given, _checked(given), family, _zero_copy_layout(given.get("zero_copy_layout", "nhwc")))
+        return SessionArguments(given, {}, RKNPU3)
+    return SessionArguments(given, _checked(given), family, _zero_copy_layout(given.get("zero_copy_layout", "nhwc")))
 
 
 def _read_providers(providers: Any) -> tuple[list[str], Mapping[Any, Any]]:
@@ -209,12 +209,12 @@ def _checked(given: Mapping[Any, Any]) -> dict[str, Any]:
         if key == "zero_copy_layout":
             _zero_copy_layout(value)
             continue
-        name, value = _in_our_words(key, value)
+        name, value = _in_our_terms(key, value)
         try:
             read = read_options({name: value})
         except OptionError as error:
-            phrase = _phrase(key, value)
-            raise RuntimeError(f"{phrase}: {bare_message(error)}" if phrase else bare_message(error)) from None
+            message = _their_message(key, value)
+            raise RuntimeError(f"{message}: {bare_message(error)}" if message else bare_message(error)) from None
         if "native" in read.layout.values():
             raise RuntimeError(f"Unknown layout: {value}: layout='native' is for ort_rknn.InferenceSession")
         if name == "custom_op_paths":
@@ -232,7 +232,7 @@ def _kind(key: str) -> Kind | None:
     return option.kind if option is not None else None
 
 
-def _in_our_words(key: str, value: Any) -> tuple[str, Any]:
+def _in_our_terms(key: str, value: Any) -> tuple[str, Any]:
     """An option in ort_rknn's terms."""
     if key == "layout" and isinstance(value, str):
         value = _OTHER_LAYOUTS.get(value.strip().lower(), value)
@@ -247,7 +247,7 @@ def _zero_copy_layout(value: Any) -> str:
     return str(word)
 
 
-def _phrase(key: str, value: Any) -> str:
+def _their_message(key: str, value: Any) -> str:
     """That library's own message for a bad value, which programs may look for."""
     if key == "layout" and not (isinstance(value, str) and value in LAYOUTS):
         return f"Unknown layout: {value}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -23,9 +22,10 @@ from .output import (
     add_json_option,
     check_file,
     check_writable,
-    of_system,
+    os_error_text,
     say,
     say_json,
+    say_step,
     session_errors,
 )
 
@@ -106,7 +106,7 @@ def run(given: argparse.Namespace) -> int:
             return _save(given, save(path, feeds, Path(given.save)))
         if given.simulator:
             found = simulated(
-                path, feeds, given.accuracy, given.simulator, given.toolkit, _progress, layers=given.layers
+                path, feeds, given.accuracy, given.simulator, given.toolkit, say_step, layers=given.layers
             )
         else:
             with warnings.catch_warnings():
@@ -115,7 +115,7 @@ def run(given: argparse.Namespace) -> int:
     except (DataError, SavedRunError, ShapeError, ToolkitError) as error:
         raise Mistake(str(error), USAGE) from None
     except OSError as error:
-        raise Mistake(of_system(error), FAILED) from None
+        raise Mistake(os_error_text(error), FAILED) from None
     except (ConversionError, NothingCompared, PrepareError, RecordError, OnnxFileError) as error:
         raise Mistake(str(error), FAILED) from None
     except OptionError:
@@ -154,7 +154,7 @@ def _print_report(given: argparse.Namespace, found: Checked) -> int:
             },
         )
     else:
-        _tell_layers(found)
+        _print_layers(found)
         for line in lines_of(found.outputs, given.accuracy):
             say(line)
         where = f" ({found.note})" if found.note else ""
@@ -168,7 +168,7 @@ def _print_report(given: argparse.Namespace, found: Checked) -> int:
     return FINE if found.within else FAILED
 
 
-def _tell_layers(found: Checked) -> None:
+def _print_layers(found: Checked) -> None:
     if not found.layers:
         return
     say("layer: cosine with all before it as compiled, and by itself")
@@ -193,10 +193,6 @@ def _save(given: argparse.Namespace, count: int) -> int:
         return FINE
     say(f"{place}: {count} samples with the ONNX's outputs. On the board: ort-rknn check MODEL --against {place.name}")
     return FINE
-
-
-def _progress(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 COMMAND = Command(

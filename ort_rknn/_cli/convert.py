@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from typing import Any
 
 from ..adapter.command import Command
 from . import schemas
-from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, of_system, say, say_json
+from .output import FAILED, FINE, USAGE, Mistake, add_json_option, check_file, os_error_text, say, say_json, say_step
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,11 +67,11 @@ def run(given: argparse.Namespace) -> int:
             out=given.out,
         )
         toolkit = find_toolkit(given.toolkit)
-        report = convert(given.model, options, toolkit=toolkit, progress=lambda text: print(text, file=sys.stderr))
+        report = convert(given.model, options, toolkit=toolkit, progress=say_step)
     except (DataError, ShapeError, ToolkitError) as error:
         raise Mistake(str(error), USAGE) from None
     except OSError as error:
-        raise Mistake(of_system(error), FAILED) from None
+        raise Mistake(os_error_text(error), FAILED) from None
     except (ConversionError, PrepareError, OnnxFileError) as error:
         raise Mistake(str(error), FAILED) from None
     if given.json:

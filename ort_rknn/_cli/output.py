@@ -49,12 +49,17 @@ def say(line: str = "", style: Style = "") -> None:
         console.print(printable(line, sys.stdout), style=_STYLES[style], markup=False, highlight=False, soft_wrap=True)
 
 
+def say_step(text: str) -> None:
+    """Print a step of a long operation to stderr."""
+    print(printable(text, sys.stderr), file=sys.stderr, flush=True)
+
+
 def one_line(text: str) -> str:
     """``text`` with every run of whitespace replaced by one space."""
     return " ".join(text.split())
 
 
-def of_system(error: OSError) -> str:
+def os_error_text(error: OSError) -> str:
     """ "model.onnx: No such file or directory", without Python's "[Errno 2]"."""
     if error.strerror is None:
         return str(error)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..adapter.command import Command
 from . import schemas
-from .output import FAILED, FINE, Mistake, add_json_option, check_file, of_system, say, say_json
+from .output import FAILED, FINE, Mistake, add_json_option, check_file, os_error_text, say, say_json
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run(given: argparse.Namespace) -> int:
             record = stamp(given.onnx, path, independent=True if given.independent else None)
             follow(Path(path), before)
         except OSError as error:
-            raise Mistake(of_system(error), FAILED) from None
+            raise Mistake(os_error_text(error), FAILED) from None
         except (StampError, RknnFileError, OnnxFileError) as error:
             raise Mistake(str(error), FAILED) from None
         stamped.append(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from ..adapter.command import Command
 from . import schemas
-from .output import FAILED, FINE, Column, Mistake, TextTable, add_json_option, say, say_json, show
+from .output import FAILED, FINE, Column, Mistake, TextTable, add_json_option, say, say_json, say_step, show
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +22,7 @@ def run(given: argparse.Namespace) -> int:
 
     try:
         if given.action == "install":
-            found = install(python=given.python, say=_progress if given.json else say)
+            found = install(python=given.python, say=say_step if given.json else say)
             if not given.json:
                 return FINE
         else:
@@ -53,10 +52,6 @@ def run(given: argparse.Namespace) -> int:
     say(f"folder of the installed one: {toolkit_folder()}")
     show(TextTable((Column("package", keep=True), Column("version")), list(found.packages.items())))
     return FINE
-
-
-def _progress(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 COMMAND = Command(

@@ -196,7 +196,7 @@ def quiet(callback: Callable[..., None]) -> Callable[..., int | None]:
     return covered(call)
 
 
-def keep_for_ever(thing: Any) -> None:
+def keep_forever(thing: Any) -> None:
     """Keep a reference that is never released. Sessions in a reference cycle, or in an exception's traceback, are
     released while the interpreter clears its modules, and onnxruntime then still calls into objects of these
     modules."""

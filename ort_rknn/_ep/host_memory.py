@@ -20,7 +20,7 @@ from .._interrupts import is_from_a_handler, raised_after
 from ..adapter.contract import Device
 from . import abi
 from .abi import Api
-from .callbacks import covered, keep_for_ever, quiet
+from .callbacks import covered, keep_forever, quiet
 
 log = logging.getLogger("ort_rknn")
 
@@ -66,7 +66,7 @@ def offer(api: Api, ep_device: int, device: Device, vendor: int) -> None:
         )
         assert info
         known = _by_number[number] = _Allocator(device, info)
-        keep_for_ever(known)
+        keep_forever(known)
         _by_address[ctypes.addressof(known.table)] = known
     api.check(api.EpDevice_AddAllocatorInfo(ep_device, known.info))
 
@@ -124,4 +124,4 @@ _callbacks: dict[str, Any] = {
 release_allocator = CFUNCTYPE(None, P, P)(quiet(lambda this, allocator: None))
 
 for _thing in (_callbacks, release_allocator, _by_number, _by_address, _arrays):
-    keep_for_ever(_thing)
+    keep_forever(_thing)

@@ -19,7 +19,7 @@ from .._executor.executor import Executor
 from .._executor.recording import Recorder, Slice, on_cores
 from . import abi
 from .abi import Api, OrtCallFailed
-from .callbacks import guarded, keep_for_ever, quiet
+from .callbacks import guarded, keep_forever, quiet
 
 log = logging.getLogger("ort_rknn")
 
@@ -141,5 +141,5 @@ _callbacks: dict[str, Any] = {
     "StartProfiling": CFUNCTYPE(P, P, c_int64)(guarded(_start)),
     "EndProfiling": CFUNCTYPE(P, P, P)(guarded(_end)),
 }
-keep_for_ever(_callbacks)
-keep_for_ever(_profilers)
+keep_forever(_callbacks)
+keep_forever(_profilers)

@@ -29,7 +29,7 @@ from .callbacks import (
     always,
     covered,
     guarded,
-    keep_for_ever,
+    keep_forever,
     ours,
     quiet,
     spares,
@@ -376,7 +376,7 @@ def _create_factories(name: int, api_base: int, logger: int, factories: int, roo
                 _factory.table.ort_version_supported = abi.ABI
                 for slot, callback in _factory_callbacks.items():
                     setattr(_factory.table, slot, ctypes.cast(callback, c_void_p).value)
-                keep_for_ever(_factory)
+                keep_forever(_factory)
         (c_void_p * 1).from_address(factories)[0] = ctypes.addressof(_factory.table)
         c_size_t.from_address(number).value = 1
         return 0
@@ -404,7 +404,7 @@ for _thing in (
     _kernels,
     ours,
 ):
-    keep_for_ever(_thing)
+    keep_forever(_thing)
 
 
 def entry_points() -> dict[str, int]:

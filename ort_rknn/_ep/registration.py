@@ -102,15 +102,15 @@ def _register(name: str, options: Options, advertise: Device | None) -> None:
         reason = why_unavailable()
         if reason is not None:
             raise ort_error(FAIL, f"the RKNN execution provider is not available: {reason}")
-        wish = query_for(options)
-        report = survey(wish)
+        query = query_for(options)
+        report = survey(query)
         found = [f.device for f in report.found]
         if advertise is not None and all(d.name != advertise.name for d in found):
             found.append(advertise)
         if not found:
             why = report.why_none()
             raise ort_error(FAIL, f"no NPU to register: {why.reason}. {why.remedy}".rstrip(" ."))
-        advertised.put(wish, found)
+        advertised.put(query, found)
         try:
             stub = _stub_file()
         except StubUnavailable as error:
@@ -168,8 +168,8 @@ def get_library_path() -> str:
         raise ort_error(FAIL, f"the RKNN execution provider is not available: {reason}")
     with _lock:
         if _registered_as is None:
-            wish = query_for(Options())
-            advertised.put(wish, [f.device for f in survey(wish).found])
+            query = query_for(Options())
+            advertised.put(query, [f.device for f in survey(query).found])
         try:
             return _kept_stub().path
         except StubUnavailable as error:

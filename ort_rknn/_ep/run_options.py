@@ -20,7 +20,7 @@ from .._executor import run_settings
 from .._executor.run_settings import RunSettings
 from .._options import PRIORITIES, PROVIDER, RUN_OPTIONS, read_option
 from .abi import Api
-from .callbacks import guarded, keep_for_ever
+from .callbacks import guarded, keep_forever
 
 log = logging.getLogger("ort_rknn")
 
@@ -193,4 +193,4 @@ _callbacks: dict[str, Any] = {
     "OnRunStart": CFUNCTYPE(c_void_p, c_void_p, c_void_p)(guarded(_start)),
     "OnRunEnd": CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_bool)(guarded(_end)),
 }
-keep_for_ever(_callbacks)
+keep_forever(_callbacks)

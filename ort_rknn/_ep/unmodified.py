@@ -12,7 +12,7 @@ from ..files import OnnxModel
 log = logging.getLogger("ort_rknn")
 
 
-def _why_not_exchanged(onnx: OnnxModel) -> str | None:
+def _why_not_replaced(onnx: OnnxModel) -> str | None:
     """Why the ONNX may not be replaced: onnxruntime lets a caller, or an active LoRA adapter, feed initializers, and
     ignores those that nothing takes."""
     if not onnx.overridable:
@@ -32,7 +32,7 @@ def _why_not_in_parts(path: str) -> str:
     )
 
 
-LIMITS = Limits(_why_not_exchanged, _why_not_in_parts)
+LIMITS = Limits(_why_not_replaced, _why_not_in_parts)
 FROM_MEMORY = "a model from memory stays on the CPU: a compiled twin is found beside a file"
 
 

@@ -81,7 +81,7 @@ def test_the_package_is_a_plugin():
     assert isinstance(adapter, LibrknnrtAdapter)
 
 
-def test_a_whole_board(board):
+def test_a_complete_board(board):
     device = board.device()
     assert (device.adapter, device.name, device.soc, device.cores, device.virtual) == (
         "librknnrt",
@@ -125,7 +125,7 @@ class TestLibrary:
             path = board.write(place, elf())
             assert board.device().runtime == str(path)
 
-    def test_nowhere(self, board):
+    def test_no_library_anywhere(self, board):
         board.library.unlink()
         absence = board.absence()
         assert absence.reason == "librknnrt.so was not found in the usual places"

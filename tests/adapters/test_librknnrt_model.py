@@ -162,7 +162,7 @@ class TestContexts:
 
 class TestCoreMask:
     @pytest.mark.parametrize("mask", [0, 1, 2, 3, 4, 7, 0xFFFF])
-    def test_possible(self, npu, mask):
+    def test_possible_masks(self, npu, mask):
         model = npu.load("conv_f16")
         assert model.context(mask).core_mask == mask
         assert [event.core_mask for event in npu.events()][-1] == mask
@@ -319,7 +319,7 @@ class TestRefusals:
             "but not to the runtime: correct that."
         )
 
-    def test_libraries_that_are_none(self, npu, tmp_path):
+    def test_files_that_are_no_libraries(self, npu, tmp_path):
         path = tmp_path / "lib.so"
         path.write_bytes(b"no")
         with pytest.raises(AdapterError, match=r"lib\.so cannot be opened"):
@@ -345,7 +345,7 @@ class TestFaults:
             (-99, "unknown RKNN error"),
         ],
     )
-    def test_init(self, npu, code, text):
+    def test_a_failing_init(self, npu, code, text):
         npu.fault("rknn_init", code, times=1)
         with pytest.raises(RknnError, match=text) as caught:
             npu.load("conv_f16")
@@ -369,7 +369,7 @@ class TestFaults:
         model.close()
 
     @pytest.mark.parametrize("data", [False, True])
-    def test_dup(self, npu, data):
+    def test_a_failing_dup_context(self, npu, data):
         model = npu.load("conv_f16", data=data)
         model.context(0)
         npu.fault("rknn_dup_context", -4, times=1)
@@ -380,7 +380,7 @@ class TestFaults:
         model.context(0)
         model.close()
 
-    def test_another_init(self, npu):
+    def test_a_failing_second_init(self, npu):
         model = npu.load("conv_f16", share_weights=False)
         model.context(0)
         npu.fault("rknn_init", -4, times=1)

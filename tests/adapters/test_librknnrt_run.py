@@ -139,7 +139,7 @@ class TestForms:
             (CallForm((X,), (PortForm("int8", "NCHW", (1, 20, 8, 8), 1280, True),)), "pass_through is for inputs"),
         ],
     )
-    def test_impossible(self, npu, context, form, text):
+    def test_impossible_forms(self, npu, context, form, text):
         npu.reset()
         with pytest.raises(AdapterError) as caught:
             context.run(form, [0] * len(form.inputs), [0] * len(form.outputs))

@@ -81,7 +81,7 @@ def test_dropping_the_master_first_is_as_good_as_closing_it(npu):
     assert [e.context for e in npu.events() if e.kind == "destroy"][-1] == owner
 
 
-def test_weights_of_what_has_none(npu):
+def test_weights_of_a_model_without_any(npu):
     import onnxruntime
 
     with pytest.raises(ort.OptionError, match="expected an ort_rknn.InferenceSession, got InferenceSession"):

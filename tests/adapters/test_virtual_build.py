@@ -356,7 +356,7 @@ def test_what_root_compiled_may_be_used_by_another_user(another_user):
 
 
 @pytest.mark.parametrize("how", ["file", "folder", "parent", "owner"])
-def test_but_not_where_somebody_else_could_have_changed_it(another_user, how):
+def test_what_others_could_have_changed_is_not_used(another_user, how):
     made = _build.library("rk3562")
     if how == "owner":
         os.chown(made, 12345, -1)

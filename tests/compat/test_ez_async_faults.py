@@ -117,7 +117,7 @@ with make(model("conv_i8"), zero_copy_layout="native") as session:
     assert script(code) == "NC1HWC2\n(1, 20, 8, 8) 1280\n"
 
 
-def test_c5_outputs_that_cannot_be_had(script):
+def test_c5_unavailable_outputs(script):
     code = """
 npu, errors, done = virtual_npu("rk3588"), [], threading.Event()
 with make(schedule=[0, 1]) as session:

@@ -8,7 +8,7 @@ from support.ez_async_models import CONV, DEVICE, MODELS, X, fresh_npu, make, ru
 import ort_rknn_ez_async as ez
 from ort_rknn import OptionError
 from ort_rknn._options import read_options
-from ort_rknn_ez_async.options import read_wish
+from ort_rknn_ez_async.options import read_arguments
 
 npu = pytest.fixture(fresh_npu, autouse=True)
 NAMES = [
@@ -153,7 +153,7 @@ def test_bad_providers_are_runtime_errors(providers, options, text):
         (5, "path_or_bytes must be a path-like object or string"),
     ],
 )
-def test_models_that_are_none(given, text):
+def test_files_that_are_no_models(given, text):
     with pytest.raises(RuntimeError, match=text):
         ez.InferenceSession(given, provider_options=DEVICE)
 
@@ -190,9 +190,9 @@ def test_other_names_are_read_as_ours():
         "custom_op_paths": ["/b.so"],
         "load_custom_ops_from_default_path": True,
     }
-    wish = read_wish(None, words)
-    assert wish.given == words
-    assert wish.options == {
+    arguments = read_arguments(None, words)
+    assert arguments.given == words
+    assert arguments.options == {
         "layout": "nchw_software",
         "custom_op_paths": ["/a.so", "/b.so"],
         "custom_op_default_path": True,

@@ -178,7 +178,7 @@ def test_no_board(cluster):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_chance(cluster, seed):
+def test_boards_that_fail_at_random(cluster, seed):
     """Boards die, hang, fail and return at random, one of four always works: no call is lost and none is delivered
     twice."""
     chance = random.Random(seed)

@@ -164,7 +164,7 @@ def test_the_environment_switches_it_on(cache, conv, monkeypatch):
 
 
 @pytest.mark.parametrize("bad", [{}, {"x": 3}, {"x": [0]}, {"x": [True]}, "[1]", "x", {"x": "1,2"}])
-def test_shapes_that_are_none(bad):
+def test_invalid_shapes(bad):
     with pytest.raises(ort_rknn.OptionError, match="convert_shapes"):
         ort_rknn.make_provider_options(convert="on_load", convert_shapes=bad)
 

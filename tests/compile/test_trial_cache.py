@@ -24,7 +24,7 @@ def test_what_was_found_is_there_for_the_next_conversion_of_this_toolkit():
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"trials": 3}', '{"trials": [1]}', "\x00"])
-def test_a_damaged_cache_is_as_none(cache, text):
+def test_a_damaged_cache_is_ignored(cache, text):
     cache.parent.mkdir()
     cache.write_text(text)
     assert remembered("2.5.0") == {}

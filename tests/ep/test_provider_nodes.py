@@ -30,7 +30,7 @@ def test_mixed_graph_embedded(npu, blob, session_on):
     assert b"\0" in blob
 
 
-def test_blobs_end_as_they_end(npu, blob, session_on):
+def test_blobs_keep_trailing_bytes(npu, blob, session_on):
     elementwise(npu, lambda a: a)
     longer = blob + b"tail\0\0\0"
     session_on(mixed(longer)).run(None, {"X": X})

@@ -182,7 +182,7 @@ def test_loading_that_fails(npu, models):
     assert "rknn_init" in str(strict.value.__cause__)
 
 
-def test_contexts_that_cannot_be_had(npu, models):
+def test_contexts_that_cannot_be_created(npu, models):
     npu.fail_context = 2
     with pytest.warns(FallbackWarning, match="no memory for another context"):
         ort_rknn.InferenceSession(models / "conv_f16.onnx", provider_options={"schedule": "0,1,2"})

@@ -178,7 +178,7 @@ def test_sessions_that_come_and_go_while_others_unregister(npu, models):
     assert made == [PROVIDER] * 30
 
 
-def test_taken_back_by_onnxruntimes_own_function(npu, models):
+def test_unregistered_by_onnxruntimes_own_function(npu, models):
     """We are not notified: the next session has to find out."""
     for _ in range(2):
         ort_rknn.register()

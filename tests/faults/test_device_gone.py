@@ -58,7 +58,7 @@ def test_it_goes_on_and_returns(npu, caplog, options):
 
 
 @pytest.mark.parametrize("way", ["submit", "map", "run_awaitable", "batch", "bytes", "nhwc", "binding"])
-def test_ways(npu, way, tmp_path):
+def test_ways_to_call(npu, way, tmp_path):
     model, feed, given = MODELS / "conv_f16.onnx", {"x": X}, {"schedule": "0,1,2"}
     if way == "batch":
         model, given = MODELS / "free_batch.onnx", {"schedule": "0,1,2", "split_batch": True}
@@ -282,7 +282,7 @@ def test_onnxruntimes_own_class(npu, parts, kind):
     goes_on_and_returns(npu, lambda: run(None, feed), whole_on_the_cpu(onnx, feed))
 
 
-def test_nodes_give_back_what_they_hold(npu, parts):
+def test_nodes_release_what_they_hold(npu, parts):
     def descriptors():
         gc.collect()
         return len(os.listdir("/proc/self/fd"))

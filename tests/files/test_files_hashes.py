@@ -74,7 +74,7 @@ def test_the_file_is_private(tmp_path, cache):
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o620, 0o602])
-def test_one_that_others_may_touch_is_not_used(tmp_path, cache, reads, mode):
+def test_a_file_that_others_can_write_is_not_used(tmp_path, cache, reads, mode):
     path = file(tmp_path)
     sha256_of(path)
     (cache / "hashes.json").chmod(mode)

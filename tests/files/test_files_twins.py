@@ -78,7 +78,7 @@ def test_a_twin_belongs_to_the_onnx_of_its_own_full_name(tmp_path, separator):
     assert find_twins(tmp_path / "net.onnx", "rk3588") == [tmp_path / "net.rknn"]
 
 
-def test_there_and_back():
+def test_twins_and_their_onnx_find_each_other():
     for name in twin_names("some dir/a.b.onnx", "rk3568"):
         assert onnx_twin_names(name, "rk3568")[0] == Path("some dir/a.b.onnx")
 

@@ -175,7 +175,7 @@ def test_onnxruntime_reports_the_same_metadata():
 
 
 @pytest.mark.wall_clock
-def test_it_is_quick():
+def test_writing_is_quick():
     best = 1.0
     for _ in range(50):
         began = time.thread_time()

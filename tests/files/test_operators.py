@@ -96,7 +96,7 @@ def test_what_splits(kind, wanted):
     assert splits(kind) is wanted
 
 
-def test_alone():
+def test_operators_compiled_alone():
     assert (alone("Conv"), alone("ArgMax"), alone("Det"), alone("NonMaxSuppression")) == ("NPU", "CPU", "nowhere", None)
     assert alone("Conv", "com.mine") is None
     assert not any(alone(name) != "nowhere" for name in NO_LOWERING)

@@ -131,7 +131,7 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("case", TAKEN)
-def test_taken(session, control, case):
+def test_accepted_feeds(session, control, case):
     random = np.random.default_rng(2)
     given = {n: TAKEN[case](random.standard_normal(v.shape, dtype=np.float32)) for n, v in GOOD.items()}
     for got, want in zip(session.run(None, given), control.run(None, given), strict=True):
