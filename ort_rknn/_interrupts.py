@@ -127,9 +127,9 @@ def raised_after(error: BaseException, result: int) -> int:
 def _with_word(result: int) -> int:
     word = _ResultToken()
     _references.append(weakref.ref(word, _raise))
-    told = _SignalResult(result)
-    told.word = word
-    return told
+    marked = _SignalResult(result)
+    marked.word = word
+    return marked
 
 
 def _deliver(number: int, frame: FrameType | None) -> None:

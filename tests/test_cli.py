@@ -137,8 +137,8 @@ def test_commands_of_plugins(cli, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     code, out, err = cli("paint")
     assert (code, out) == (0, "painted\n")
-    assert "plugin bad_plugin does not load and is left out: ModuleNotFoundError" in err
-    assert "plugin good_plugin brings another command 'info', which is left out" in err
+    assert "plugin bad_plugin does not load and is ignored: ModuleNotFoundError" in err
+    assert "plugin good_plugin provides another command 'info', which is ignored" in err
     monkeypatch.setenv("ORT_RKNN_NO_PLUGINS", "1")
     assert cli("paint")[0] == 2
     assert cli("demo", "--help")[0] == 0

@@ -43,7 +43,7 @@ class LibrknnrtAdapter:
         soc = find_soc(self._root, query.environ)
         if isinstance(soc, Absence):
             return Survey(absences=(soc,))
-        details = {"soc told by": soc.told_by}
+        details = {"soc source": soc.source}
         if soc.note:
             details["about the soc"] = soc.note
         if library.passed_over:
@@ -59,7 +59,7 @@ class LibrknnrtAdapter:
         if driver:
             details["driver"] = driver
         if wanted not in ("npu", soc.name):
-            reason = f"the device {wanted!r} is not here: this board is {soc.name} (according to {soc.told_by})"
+            reason = f"the device {wanted!r} is not here: this board is {soc.name} (according to {soc.source})"
             remedy = (
                 f"Select {soc.name!r} or leave the device out; "
                 f"set {SOC_VARIABLE} if the SoC was not detected correctly."

@@ -28,7 +28,7 @@ class Soc:
     """A SoC, and how it was identified. ``note`` is a remark on its variant."""
 
     name: str
-    told_by: str
+    source: str
     note: str = ""
 
 
@@ -42,11 +42,11 @@ class DeviceNode:
 
 def find_soc(root: Path, environ: Mapping[str, str]) -> Soc | Absence:
     """The SoC: ``ORT_RKNN_SOC``, else the first known name in the device tree. Variants count as their SoC."""
-    said = soc_in_environment(environ)
-    if said:
-        if not is_soc(said):
-            return Absence(ADAPTER, f"{SOC_VARIABLE} is {said!r}, which is not a known SoC", f"Known are {_KNOWN}.")
-        return Soc(soc_family(said), SOC_VARIABLE, soc_note(said))
+    name = soc_in_environment(environ)
+    if name:
+        if not is_soc(name):
+            return Absence(ADAPTER, f"{SOC_VARIABLE} is {name!r}, which is not a known SoC", f"Known are {_KNOWN}.")
+        return Soc(soc_family(name), SOC_VARIABLE, soc_note(name))
     path = device_tree(root)
     try:
         name, entry = soc_in_device_tree(root)

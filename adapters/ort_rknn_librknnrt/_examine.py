@@ -45,7 +45,7 @@ def _failure(check: str, absence: Absence, command: str = "") -> Finding:
 def _soc(root: Path, environ: Mapping[str, str]) -> Finding:
     soc = find_soc(root, environ)
     if isinstance(soc, Soc):
-        return Finding("SoC", "ok", f"{soc.name}, according to {soc.told_by}" + (f"; {soc.note}" if soc.note else ""))
+        return Finding("SoC", "ok", f"{soc.name}, according to {soc.source}" + (f"; {soc.note}" if soc.note else ""))
     command = "docker run --security-opt systempaths=unconfined ..." if in_container(root) else ""
     return _failure("SoC", soc, command or f"export {SOC_VARIABLE}=rk3588")
 
@@ -112,7 +112,7 @@ def _container(root: Path) -> Finding | None:
     return Finding(
         "container",
         "warning",
-        "inside one that hides /proc/device-tree: the vendor's own package cannot tell the SoC here",
+        "inside one that hides /proc/device-tree: the vendor's own package cannot determine the SoC here",
         "Start it with --security-opt systempaths=unconfined where other programs need it.",
         "docker run --security-opt systempaths=unconfined ...",
     )
@@ -135,7 +135,7 @@ def _found(library: Library | Absence) -> Finding:
 def _opens(library: Library) -> Finding:
     """Open the library in a separate process: a crash is a finding too."""
     version = runtime_version(library.path)
-    told = f"version {version}" if version else "its file does not tell the version"
+    text = f"version {version}" if version else "its file does not contain a version"
     try:
         done = subprocess.run(  # noqa: S603
             [sys.executable, "-I", "-c", _OPEN, library.path],
@@ -146,15 +146,15 @@ def _opens(library: Library) -> Finding:
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding("runtime opens", "warning", f"not tried: {type(error).__name__}: {error}; {told}")
+        return Finding("runtime opens", "warning", f"not tried: {type(error).__name__}: {error}; {text}")
     if done.returncode == 0:
-        return Finding("runtime opens", "ok", told)
+        return Finding("runtime opens", "ok", text)
     lines = done.stderr.strip().splitlines()
     why = lines[-1] if lines and done.returncode > 0 else f"the process that opened it died with {done.returncode}"
     return Finding(
         "runtime opens",
         "failure",
-        f"{library.path} cannot be opened ({told}): {why}",
+        f"{library.path} cannot be opened ({text}): {why}",
         "Install the librknnrt.so of the board's own image or package.",
         f"ldd {library.path}",
     )

@@ -37,8 +37,8 @@ def init_hint(code: int, device: Device, library: str, source: ModelSource) -> s
         return f"{runtime} and the kernel's rknpu driver do not fit: update the board's image, or use an older runtime."
     if code == -13:
         if f"for {device.soc}" in model:
-            told = device.details.get("soc told by", "the board")
-            return f"{model}; this device is {device.soc} according to {told}, but not to the runtime: correct that."
+            origin = device.details.get("soc source", "the board")
+            return f"{model}; this device is {device.soc} according to {origin}, but not to the runtime: correct that."
         return f"{model}; this device is {device.soc}. Convert the model for {device.soc}."
     if code in (-14, -15, -16):
         return "The model is encrypted, which this adapter does not support: convert it without a key."
@@ -87,16 +87,16 @@ def describe_model(source: ModelSource) -> str:
     if source.path is None and not source.data:
         return unknown
     try:
-        told = read_rknn(source.path if source.path is not None else source.data or b"")
+        found = read_rknn(source.path if source.path is not None else source.data or b"")
     except NotRknnError:
         return "The file is not an RKNN model (no RKNN magic)"
     except (OSError, ValueError):
         return unknown
-    if told.toolkit_version is None:
+    if found.toolkit_version is None:
         return unknown
-    text = f"The model was made by toolkit {told.toolkit_version[:40]}"
-    if told.targets:
-        text += f" for {', '.join(target[:16] for target in told.targets[:8])}"
+    text = f"The model was made by toolkit {found.toolkit_version[:40]}"
+    if found.targets:
+        text += f" for {', '.join(target[:16] for target in found.targets[:8])}"
     return text
 
 

@@ -86,7 +86,7 @@ def read_shapes(binding: Binding, handle: Handle, count: int) -> tuple[Shape, ..
 def _query(binding: Binding, handle: Handle, command: int, answer: ctypes.Structure, what: str) -> None:
     code = binding.query(handle.value, command, ctypes.byref(answer), ctypes.sizeof(answer))
     if code:
-        raise RknnError("rknn_query", code, f"The runtime does not tell {what} of the loaded model.")
+        raise RknnError("rknn_query", code, f"The runtime does not report {what} of the loaded model.")
 
 
 def read_attribute(binding: Binding, handle: Handle, command: int, index: int) -> abi.TensorAttr:
@@ -148,7 +148,7 @@ def _shape_sets(
             log.debug("the input dynamic range query answers %d: the model is static", code)
             return (), ()
         if code:
-            raise RknnError("rknn_query", code, "The runtime does not tell the shape sets of the loaded model.")
+            raise RknnError("rknn_query", code, "The runtime does not report the shape sets of the loaded model.")
         ranges.append(answer)
     numbers = {answer.shape_number for answer in ranges if answer.shape_number}
     if not numbers:

@@ -68,7 +68,7 @@ class Lite2Adapter:
             (settings.share_with is not None, "use_weight_from: rknn-toolkit-lite2 cannot share weights"),
             (settings.custom_op_paths, "custom_op_paths: rknn-toolkit-lite2 has no way to register operators"),
             (settings.priority != "high", "priority: rknn-toolkit-lite2 has no way to set it"),
-            (settings.collect_layers, "layers: rknn-toolkit-lite2 does not tell them"),
+            (settings.collect_layers, "layers: rknn-toolkit-lite2 does not report them"),
             (settings.custom_op_default_path, "custom_op_default_path: rknn-toolkit-lite2 registers no operators"),
         )
         for demand, why in refused:

@@ -81,8 +81,8 @@ def find_soc(root: Path, environ: Mapping[str, str]) -> str | Absence:
         remedy = f"{DISTRIBUTION} needs this file; in a container: --security-opt systempaths=unconfined."
         return Absence(ADAPTER, str(problem), "" if problem.readable else remedy, (str(path),))
     soc = soc_family(name)
-    told = soc_in_environment(environ).lower()
-    if told and soc_family(told) != soc:
-        reason = f"{SOC_VARIABLE} is {told!r}, but {DISTRIBUTION} takes the SoC from {path}, which says {soc}"
+    named = soc_in_environment(environ).lower()
+    if named and soc_family(named) != soc:
+        reason = f"{SOC_VARIABLE} is {named!r}, but {DISTRIBUTION} takes the SoC from {path}, which says {soc}"
         return Absence(ADAPTER, reason, f"Unset {SOC_VARIABLE}, or use the adapter 'librknnrt'.", (str(path),))
     return soc

@@ -109,9 +109,9 @@ def install_listener() -> None:
 def as_text(words: list[str]) -> str:
     """The package's messages for an error: without tracebacks and markers, limited in length."""
     kept: list[str] = []
-    for said in words:
-        log.debug("rknn-toolkit-lite2 says: %s", said)
-        lines = [line for line in said.splitlines() if line.strip()]
+    for message in words:
+        log.debug("rknn-toolkit-lite2 says: %s", message)
+        lines = [line for line in message.splitlines() if line.strip()]
         if lines and lines[0].startswith("Traceback"):
             lines = lines[-1:]  # the exception itself
         kept += [line.strip() for line in lines if line.strip("-* \t") and not line.startswith("-----")]

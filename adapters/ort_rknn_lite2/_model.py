@@ -154,7 +154,7 @@ def _query(instance: Instance, command: int, answer: Any) -> int:
 def _ask(instance: Instance, command: int, answer: Any, what: str) -> None:
     code = _query(instance, command, answer)
     if code:
-        raise RknnError("rknn_query", code, f"The runtime does not tell {what} of the loaded model.")
+        raise RknnError("rknn_query", code, f"The runtime does not report {what} of the loaded model.")
 
 
 def _attribute(instance: Instance, command: int, index: int) -> abi.TensorAttr:
@@ -196,7 +196,7 @@ def _shape_sets(instance: Instance, inputs: int) -> tuple[tuple[Shape, ...], ...
         if code in NOT_DYNAMIC:
             return ()
         if code:
-            raise RknnError("rknn_query", code, "The runtime does not tell the shape sets of the loaded model.")
+            raise RknnError("rknn_query", code, "The runtime does not report the shape sets of the loaded model.")
         ranges.append(answer)
     numbers = {answer.shape_number for answer in ranges}
     if numbers == {0}:

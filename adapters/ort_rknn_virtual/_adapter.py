@@ -66,8 +66,8 @@ class VirtualAdapter:
         kind, colon, soc = wanted.partition(":")
         if kind != "virtual":
             return Survey()
-        said = soc if colon else DEFAULT_SOC
-        soc = soc_family(said)
+        name = soc if colon else DEFAULT_SOC
+        soc = soc_family(name)
         if soc not in SOC_CORES:
             known = ", ".join(f"virtual:{name}" for name in SOC_CORES)
             return _absent(f"there is no virtual device {query.device!r}", f"Select one of {known}.")
@@ -76,11 +76,11 @@ class VirtualAdapter:
             if not os.path.isfile(path):
                 remedy = "Correct runtime_library, or leave it out."
                 return _absent(f"the runtime library {path} is not a file", remedy, path)
-            return Survey((_device(soc, path, "named by runtime_library", soc_note(said)),))
+            return Survey((_device(soc, path, "named by runtime_library", soc_note(name)),))
         try:
             found = _build.cached(soc)
             if found is not None:
-                return Survey((_device(soc, str(found), "compiled before", soc_note(said)),))
+                return Survey((_device(soc, str(found), "compiled before", soc_note(name)),))
             compiler = _build.find_compiler()
             folder = _build.cache_folder()
             _build.check_room()
@@ -90,7 +90,7 @@ class VirtualAdapter:
             tried = ("cc", "gcc", "clang", "ziglang")
             return _absent("the virtual NPU has to be compiled, and there is no C compiler", _build.REMEDY, *tried)
         how = f"compiled at the first load, with {compiler.name}, into {folder}"
-        return Survey((_device(soc, "", how, soc_note(said)),))
+        return Survey((_device(soc, "", how, soc_note(name)),))
 
     def check(self, device: Device) -> Absence | None:
         """Compile the library if need be, and open it. See :class:`ort_rknn.adapter.ChecksDevices`."""

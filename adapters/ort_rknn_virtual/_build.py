@@ -345,7 +345,7 @@ def _compile(compiler: Compiler, soc: str, out: Path, target: str | None) -> Non
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AdapterError(f"the C compiler {compiler.name} cannot be run: {error}. {REMEDY}") from error
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip())[-2000:]
+        output = (done.stderr.strip() or done.stdout.strip())[-2000:]
         raise AdapterError(
-            f"the C compiler {compiler.name} failed ({done.returncode}) on the virtual NPU: {said}\n{REMEDY}"
+            f"the C compiler {compiler.name} failed ({done.returncode}) on the virtual NPU: {output}\n{REMEDY}"
         )

@@ -114,10 +114,10 @@ class TwinCompute:
             return error
         if not isinstance(met, Exception):
             return met  # for example a Ctrl-C
-        said = f"The ONNX that the virtual NPU computes with failed: {met}"
-        told = RknnError(error.call, error.code, said)
-        told.__cause__ = met
-        return told
+        text = f"The ONNX that the virtual NPU computes with failed: {met}"
+        named = RknnError(error.call, error.code, text)
+        named.__cause__ = met
+        return named
 
 
 def _plain_session(twin: str | bytes) -> Any:

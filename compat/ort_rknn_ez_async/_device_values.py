@@ -28,7 +28,7 @@ class DeviceValues:
         self._calls: dict[tuple[bool, ...], Call] = {}
 
     def _asked(self, model: Model) -> tuple[Sequence[NativeForm], Sequence[NativeForm]] | None:
-        why = f"the adapter {self._found.adapter.name} does not tell them"
+        why = f"the adapter {self._found.adapter.name} does not report them"
         if hasattr(model, "native_forms"):
             try:
                 return model.native_forms(nhwc=not self.native)  # type: ignore[no-any-return]

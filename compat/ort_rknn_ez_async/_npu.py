@@ -117,12 +117,12 @@ class NpuCalls:
         self.executor.close()
 
     def _input_tensors(self, file: RknnFile | None) -> tuple[Tensor, ...]:
-        told = {t.name: t.dtype for t in file.inputs} if file is not None else {}
+        declared = {t.name: t.dtype for t in file.inputs} if file is not None else {}
         tensors = []
         for k, (info, layout) in enumerate(zip(self._model.inputs, self._layouts)):
             in_order = self._sets[0][k]
             native: Layout = "NHWC" if layout != "UNDEFINED" else "UNDEFINED"
-            dtype = told.get(info.name)
+            dtype = declared.get(info.name)
             stored, room = self.values.stored(True, k, info, in_order)
             native_shape = self._shape_in(in_order, native)
             if self.values.native and stored is not None:

@@ -96,12 +96,12 @@ class Boards:
             )
         if not ready:
             ready, silent = ray.wait(list(asked), num_returns=1, timeout=None)
-        for told in silent:
-            asked[told].lost, asked[told].probe = True, told
-        for told in ready:
-            actor = asked[told]
+        for answer in silent:
+            asked[answer].lost, asked[answer].probe = True, answer
+        for answer in ready:
+            actor = asked[answer]
             try:
-                actor.room = ray.get(told)["calls_at_once"]
+                actor.room = ray.get(answer)["calls_at_once"]
             except ray.exceptions.RayError as error:
                 errors.append(error)
                 actor.lost = True

@@ -320,13 +320,13 @@ class StreamDispatch:
 
         actor.probe = None
         try:
-            told = ray.get(reference)
+            description = ray.get(reference)
         except Exception as error:
             actor.rest(time.monotonic())
             if isinstance(error, ray.exceptions.ActorDiedError):
                 actor.replace()  # Ray does not restart an actor whose constructor raised
         else:
-            actor.lost, actor.room = False, told["calls_at_once"]
+            actor.lost, actor.room = False, description["calls_at_once"]
 
     def _give_up_late(self, before: float) -> None:
         late = [reference for reference, calls in self._calls.items() if calls[0].started < before]

@@ -110,7 +110,7 @@ def _wrong_shape(spec: InputShapes, array: NDArray[Any], layout: Layout) -> str:
     four = all(len(shape) == 4 for shape in spec.shapes)
     order = "NHWC" if layout == "UNDEFINED" and four else layout
     text = " or ".join(spell(shape, order) for shape in spec.shapes)
-    said = f"input {spec.name!r} has shape {list(array.shape)}"
+    given = f"input {spec.name!r} has shape {list(array.shape)}"
     if layout == "NHWC" and array.shape in spec.shapes:
-        return f"{said}, which is NCHW: transpose it, or say data_format='nchw'"
-    return f"{said}; the model takes {text}" + (f" ({order})" if four else "")
+        return f"{given}, which is NCHW: transpose it, or say data_format='nchw'"
+    return f"{given}; the model takes {text}" + (f" ({order})" if four else "")

@@ -51,7 +51,7 @@ class OnCpu:
             return tuple(dict.fromkeys(group[index] for group in file.shape_sets))
         shape = file.inputs[index].shape
         if shape is None:
-            raise ArgumentRefused(f"the model does not tell the shape of its input {file.inputs[index].name!r}")
+            raise ArgumentRefused(f"the model does not record the shape of its input {file.inputs[index].name!r}")
         return (shape,)
 
     def run(self, feed: Sequence[Fed]) -> list[NDArray[Any]]:

@@ -143,8 +143,8 @@ def _counters(executors: Sequence[weakref.ref[Executor]]) -> dict[str, dict[str,
     out: dict[str, Counter[str]] = {}
     for executor in filter(None, (reference() for reference in executors)):
         missing = executor.missing_shapes()
-        told = {"padded": missing["padded"], "on the CPU": missing["cpu"]}
-        of_this = {**executor.counters(), "shapes that were not compiled": told}
+        served = {"padded": missing["padded"], "on the CPU": missing["cpu"]}
+        of_this = {**executor.counters(), "shapes that were not compiled": served}
         if fed := executor.fed_runs():
             of_this["calls that fed an initializer"] = {"on the CPU": fed}
         for what, counts in of_this.items():
@@ -175,8 +175,8 @@ def report() -> str:
             lines.append(f"    because: {record.reason}")
         counts = record.last or record.counters()
         if counts:
-            told = [(k, ", ".join(f"{n} {what}" for what, n in v.items() if n)) for k, v in counts.items()]
-            lines += [f"    {k}: {counted}" for k, counted in told if counted]
+            rows = [(k, ", ".join(f"{n} {what}" for what, n in v.items() if n)) for k, v in counts.items()]
+            lines += [f"    {k}: {counted}" for k, counted in rows if counted]
     if more:
         lines.append(f"  and {more} more")
     return "\n".join(lines)

@@ -64,9 +64,9 @@ def _finish(recorder: trace, profiles: NodeProfiles, pid: int) -> None:
         return  # a forked child: the files are its parent's
     recorder.nodes(profiles.collect())
     try:
-        told = recorder.write()
+        summary = recorder.write()
     except OSError as error:
         print(f"ort-rknn: {recorder.summary.path}: {error.strerror or error}", file=sys.stderr)
         return
-    text = f"ort-rknn: {told.runs} runs on the NPU; written: {recorder.file} (https://ui.perfetto.dev)"
+    text = f"ort-rknn: {summary.runs} runs on the NPU; written: {recorder.file} (https://ui.perfetto.dev)"
     print(text, file=sys.stderr)

@@ -45,16 +45,16 @@ def bench(
     that the model or the device does not support is skipped, with the reason.
     """
     check_seconds(seconds)
-    told = progress or (lambda report: None)
+    notify = progress or (lambda report: None)
     path, base = os.fspath(model), dict(options or {})
     report, batches, feed = _survey(path, base)
-    told(report)
+    notify(report)
     first = settings_for(report.cores, batches=batches, quick=seconds < 30)
     if not report.device:
         first = [Setting("CPU, 1 caller", None), Setting("CPU, 4 callers", None, 4)]
     later = len(_CALLERS) + 1 if report.device else 0
     each, deadline = seconds / (len(first) + later), time.monotonic() + 1.5 * seconds + GRACE
-    series = _Series(report, path, base, each, deadline, told, feed)
+    series = _Series(report, path, base, each, deadline, notify, feed)
     for setting in first:
         series.measure(setting)
     best = report.best_throughput_on_npu

@@ -45,7 +45,7 @@ def layers_of(session: Any) -> list[LayerTime]:
         try:
             rows += parse(executor.label, _table(executor, found))
         except AdapterError as error:
-            raise ort_error(FAIL, f"{executor.label}: its layers are not told: {bare_message(error)}") from error
+            raise ort_error(FAIL, f"{executor.label}: its layers are not reported: {bare_message(error)}") from error
     return sorted(rows, key=lambda layer: -layer.us)
 
 
@@ -85,4 +85,4 @@ def parse(model: str, table: str) -> Iterator[LayerTime]:
                 continue
             yield LayerTime(model, int(words[0]), row["OpType"], row.get("Target", ""), us, words[-1])
     if not heads:
-        raise AdapterError("what the runtime tells of its layers is no table that is known here")
+        raise AdapterError("the runtime's table of layers has an unknown format")

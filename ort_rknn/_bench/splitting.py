@@ -134,8 +134,8 @@ def _work_by_index(make_session: Any, feed: Mapping[str, Any], kinds: Sequence[s
     return out
 
 
-def _shapes(told: Sequence[Mapping[str, Sequence[int]]]) -> list[list[int]]:
-    return [[int(d) for d in shape] for one in told for shape in one.values()]
+def _shapes(tensors: Sequence[Mapping[str, Sequence[int]]]) -> list[list[int]]:
+    return [[int(d) for d in shape] for one in tensors for shape in one.values()]
 
 
 def _multiplications(kind: str, ins: list[list[int]], outs: list[list[int]]) -> float:

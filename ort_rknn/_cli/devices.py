@@ -46,13 +46,13 @@ def run(given: argparse.Namespace) -> int:
         unavailable = "this host does not let a library be opened (neither memfd_create nor a temporary file)"
     code = FINE if usable and unavailable is None else FAILED
     if given.json:
-        told = {
+        output = {
             "adapters": list(adapters()),
             "devices": [device_as_json(device) for device in usable],
             "absences": [asdict(absence) for absence in absences],
             "unavailable": unavailable,
         }
-        say_json("devices", told)
+        say_json("devices", output)
         return code
     say(f"adapters: {', '.join(adapters()) or 'none'}")
     _print_report(usable, absences)
@@ -85,8 +85,8 @@ def _print_report(usable: list[Device], absences: list[Absence]) -> None:
         ]
         show(TextTable(columns, rows))
     for device in usable:
-        told = {"runtime": device.runtime, **device.details}
-        for key, value in told.items():  # not in the table, so that paths can be copied in one piece
+        details = {"runtime": device.runtime, **device.details}
+        for key, value in details.items():  # not in the table, so that paths can be copied in one piece
             if value:
                 say(f"{device.name}: {key}: {value}")
     for absence in absences:

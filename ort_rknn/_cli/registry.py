@@ -21,11 +21,11 @@ def commands() -> Mapping[str, Command]:
     found = {command.name: command for command in (module.COMMAND for module in own)}
 
     def complain(plugin: str, error: Exception) -> None:
-        _complain(f"plugin {plugin} does not load and is left out: {type(error).__name__}: {error}")
+        _complain(f"plugin {plugin} does not load and is ignored: {type(error).__name__}: {error}")
 
     for plugin, _, command in sorted(brought(COMMANDS, "ort_rknn_commands", complain), key=lambda each: each[2].name):
         if command.name in found:
-            _complain(f"plugin {plugin} brings another command {command.name!r}, which is left out")
+            _complain(f"plugin {plugin} provides another command {command.name!r}, which is ignored")
         else:
             found[command.name] = command
     return found

@@ -201,7 +201,7 @@ SELFTEST = {
                     record(
                         {
                             "check": text("the same in every release"),
-                            "state": enum("ok", "told", "failure", "left out"),
+                            "state": enum("ok", "info", "failure", "left out"),
                             "seen": text(),
                         }
                     )

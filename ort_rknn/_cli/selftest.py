@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .._selftest.subject import Line
     from ..adapter.contract import Device
 
-_STYLES: dict[str, Style] = {"ok": "good", "told": "", "failure": "bad", "left out": "dim"}
+_STYLES: dict[str, Style] = {"ok": "good", "info": "", "failure": "bad", "left out": "dim"}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

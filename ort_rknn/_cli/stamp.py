@@ -51,8 +51,8 @@ def run(given: argparse.Namespace) -> int:
         )
         if given.json:
             continue
-        said = "; its samples are independent" if record.independent else ""
-        say(f"{path}: made from {record.onnx_name} ({record.size} bytes, sha256 {record.sha256[:12]}...){said}")
+        samples = "; its samples are independent" if record.independent else ""
+        say(f"{path}: made from {record.onnx_name} ({record.size} bytes, sha256 {record.sha256[:12]}...){samples}")
     if given.json:
         say_json("stamp", {"stamped": stamped})
     return FINE

@@ -30,8 +30,8 @@ def run(given: argparse.Namespace) -> int:
     except ToolkitError as error:
         if given.action == "status" and given.json:
             nothing: dict[str, Any] = {"version": None, "python": None, "chosen_by": None, "packages": {}}
-            told = {"found": False, "reason": str(error), "folder": str(toolkit_folder()), **nothing}
-            say_json("toolkit", told)
+            status = {"found": False, "reason": str(error), "folder": str(toolkit_folder()), **nothing}
+            say_json("toolkit", status)
             return FAILED
         raise Mistake(str(error)) from None
     if given.json:

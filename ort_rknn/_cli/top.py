@@ -111,7 +111,7 @@ def _head(usage: Usage, any_rows: bool) -> list[str]:
     if usage.temperature is not None:
         board.append(f"{usage.temperature[1]:.0f} C")
     if usage.driver is not None:
-        board.append(f"the driver tells {', '.join(f'{x} %' for x in usage.driver)}")
+        board.append(f"the driver reports {', '.join(f'{x} %' for x in usage.driver)}")
     if board:
         lines.append(f"NPU: {'; '.join(board)}")
     if usage.hint:

@@ -94,21 +94,21 @@ def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
     if given.json:
         say_json("trace", traced.as_json())
         return FINE
-    told = traced.summary
+    summary = traced.summary
     rows = [
-        (name, f"{1000 * seconds:,.1f}", f"{1000 * seconds / max(told.runs, 1):.3f}")
-        for name, seconds in told.part_seconds.items()
+        (name, f"{1000 * seconds:,.1f}", f"{1000 * seconds / max(summary.runs, 1):.3f}")
+        for name, seconds in summary.part_seconds.items()
     ]
     show(TextTable((Column("part"), Column("ms", right=True), Column("ms per run on the NPU", right=True)), rows))
-    for core, seconds in told.core_seconds.items():
-        say(f"{core} worked for {seconds / max(told.seconds, 1e-9):.0%} of the {told.seconds:.2f} s")
-    if told.failed:
-        say(f"{told.failed} of {told.runs} runs failed", "warn")
+    for core, seconds in summary.core_seconds.items():
+        say(f"{core} worked for {seconds / max(summary.seconds, 1e-9):.0%} of the {summary.seconds:.2f} s")
+    if summary.failed:
+        say(f"{summary.failed} of {summary.runs} runs failed", "warn")
     if traced.layers:
         _show_layers(traced.layers)
-    if not told.runs:
+    if not summary.runs:
         say("nothing ran on an NPU; `ort-rknn doctor MODEL` says why", "warn")
-    say(f"written: {os.path.abspath(told.path)}; open it with https://ui.perfetto.dev")
+    say(f"written: {os.path.abspath(summary.path)}; open it with https://ui.perfetto.dev")
     return FINE
 
 

@@ -184,7 +184,7 @@ class Converter:
             file = read_rknn(out)
         except (RknnFileError, OSError) as error:
             raise ConversionError(
-                f"{name}: the toolkit said that all went well, but made no model: {error}", log=self.log
+                f"{name}: the toolkit reported success, but made no model: {error}", log=self.log
             ) from error
         self.last = spec
         return Built(out, file, log)

@@ -246,7 +246,7 @@ class Api:
         text = b"a trial of the tables"
         status = self.CreateStatus(FAIL, text)
         if not status or self.GetErrorCode(status) != FAIL or self.GetErrorMessage(status) != text:
-            raise self._unlike("a status does not tell what it was made with")
+            raise self._unlike("a status does not return what it was created with")
         self.ReleaseStatus(status)
 
     def _unlike(self, what: str) -> OrtCallFailed:

@@ -100,8 +100,8 @@ class _Profiler:
 
 
 def _args(one: Slice) -> Mapping[str, str]:
-    told = {"model": one.model, "core": ",".join(map(str, one.cores())) or "auto"}
-    return {**told, "error": one.error} if one.error else told
+    args = {"model": one.model, "core": ",".join(map(str, one.cores())) or "auto"}
+    return {**args, "error": one.error} if one.error else args
 
 
 #: Live profilers by the address of their table.

@@ -168,7 +168,9 @@ def _forms(model: Model, what: str, stand_in: bool) -> tuple[tuple[NativeForm, .
     if stand_in:
         raise OptionError(f"{what}: it is a stand-in, which nobody compiled, so the NPU stores nothing of it")
     if not hasattr(model, "native_forms"):
-        raise OptionError(f"{what}: its adapter does not tell how the NPU stores tensors; use the adapter 'librknnrt'")
+        raise OptionError(
+            f"{what}: its adapter does not report how the NPU stores tensors; use the adapter 'librknnrt'"
+        )
     try:
         return cast(ReportsNativeForms, model).native_forms()
     except RknnError as error:

@@ -54,8 +54,8 @@ class PaddedOutputs:
             if not self._warned:
                 self._warned = True
                 log.warning(
-                    "%s: no ONNX tells how long the outputs of padded calls are, so they have the compiled length. Put "
-                    "the ONNX beside the compiled model, or name it with the provider option onnx_model",
+                    "%s: without the ONNX the output lengths of padded calls are unknown: they are the compiled ones. "
+                    "Put the ONNX beside the compiled model, or name it with the provider option onnx_model",
                     self._label,
                 )
             return declared

@@ -106,9 +106,9 @@ def _publish_run(
 ) -> None:
     thread = threading.get_native_id()
     since, caller, blocks = asked or (times[0], thread, True)
-    told = Slice(owner, model, lease.label, id(lease), thread, caller, blocks, since, *times, error)
+    run = Slice(owner, model, lease.label, id(lease), thread, caller, blocks, since, *times, error)
     for sink in list(sinks):
-        sink(told)
+        sink(run)
 
 
 def on_cores(slices: Iterable[Slice]) -> Iterator[tuple[int, Slice, int]]:

@@ -66,7 +66,7 @@ def temperature(root: Path) -> Finding:
 def other_users(root: Path) -> Finding:
     """Which other processes have the NPU open, and the load reported by the driver."""
     loads = board.load(root)
-    driver = "" if loads is None else f"; the driver tells a load of {', '.join(f'{x} %' for x in loads)}"
+    driver = "" if loads is None else f"; the driver reports a load of {', '.join(f'{x} %' for x in loads)}"
     node = board.node_of(root)
     users = board.users(root, node) if node else []
     if not users:

@@ -104,10 +104,12 @@ def _compiled(facts: Facts, path: str, runtime: str | None) -> Iterator[Finding]
 
 def _versions(file: RknnFile, name: str, runtime: str | None) -> Finding:
     made, runs = _numbers(file.toolkit_version), _numbers(runtime)
-    told = f"{name} was made with rknn-toolkit2 {file.toolkit_version or 'of an unknown version'}"
+    versions = f"{name} was made with rknn-toolkit2 {file.toolkit_version or 'of an unknown version'}"
     if made is None or runs is None:
-        return Finding("versions", "ok", f"{told}; the runtime's version is {runtime or 'not known before it loads'}")
-    seen = f"{told}, the runtime is {runtime}"
+        return Finding(
+            "versions", "ok", f"{versions}; the runtime's version is {runtime or 'not known before it loads'}"
+        )
+    seen = f"{versions}, the runtime is {runtime}"
     if made[:2] > runs[:2]:
         remedy = f"Install librknnrt.so {file.toolkit_version} or newer, or convert with rknn-toolkit2 {runtime}."
         return Finding("versions", "failure", f"{seen}, which is older", remedy, "ort-rknn toolkit status")

@@ -195,21 +195,21 @@ def _twins(path: str) -> list[str]:
     for soc in SOC_CORES:
         for twin in find_twins(path, soc):
             looked_for_by.setdefault(os.fspath(twin), []).append(soc)
-    told = []
+    lines = []
     for twin_path, socs in looked_for_by.items():
         name = os.path.basename(twin_path)
         try:
             file = read_rknn(twin_path)
         except (RknnFileError, OSError) as error:
-            told.append(f"{name} is not usable: {error}")
+            lines.append(f"{name} is not usable: {error}")
             continue
         verdicts = {soc: judge_twin(file, soc=soc, onnx_path=path) for soc in socs}
         fit = [soc for soc, verdict in verdicts.items() if verdict.fit]
         if fit:
-            told.append(f"{name}, for {', '.join(fit)}")
+            lines.append(f"{name}, for {', '.join(fit)}")
         else:
-            told.append(f"{name} is not usable: {'; '.join(verdicts[socs[0]].reasons)}")
-    return told + _in_parts(path)
+            lines.append(f"{name} is not usable: {'; '.join(verdicts[socs[0]].reasons)}")
+    return lines + _in_parts(path)
 
 
 def _in_parts(path: str) -> list[str]:

@@ -111,12 +111,12 @@ class trace:
         """Write the file. Raises OSError."""
         self.stop()
         alive = {t.native_id: t.name for t in threading.enumerate() if t.native_id is not None}
-        told = self.summary
-        told.seconds, told.lost = (self._ended - self._recorder.began) / 1e9, self._recorder.lost
-        writer = _Tracks(self._slices, self._calls, self._nodes, {**alive, **self._names}, told).write()
+        summary = self.summary
+        summary.seconds, summary.lost = (self._ended - self._recorder.began) / 1e9, self._recorder.lost
+        writer = _Tracks(self._slices, self._calls, self._nodes, {**alive, **self._names}, summary).write()
         with open(self.file, "wb") as file:
             file.write(writer.to_bytes())
-        return told
+        return summary
 
 
 def _name(one: Slice) -> str:
@@ -136,13 +136,13 @@ class _Tracks:
         calls: Sequence[Span],
         nodes: Sequence[Span],
         names: dict[int, str],
-        told: TraceSummary,
+        summary: TraceSummary,
     ) -> None:
         self._slices = slices
         self._calls = calls
         self._nodes = nodes
         self._names = names
-        self._summary = told
+        self._summary = summary
         self._writer = TraceWriter()
         self._process = self._writer.process("ort_rknn", os.getpid())
         #: By slice: its arrows, from the call to the context and from there to the core.

@@ -54,10 +54,10 @@ def judge_parts(path: str, soc: str, onnx_path: str, onnx: OnnxModel) -> Candida
             continue  # from the same build: the same answer
         judged.add(facts)
         verdict = judge_twin(file, soc=soc, runtime_version=None, onnx_path=onnx_path, rknn_path=path)
-        said = list(verdict.reasons)
+        problems = list(verdict.reasons)
         if not file.targets and node.hardware_architecture and soc_family(node.hardware_architecture) != soc:
-            said.append(f"it was compiled for {node.hardware_architecture}, this is {soc}: convert the ONNX again")
-        reasons += [f"{part}: {reason}" for reason in said]
+            problems.append(f"it was compiled for {node.hardware_architecture}, this is {soc}: convert the ONNX again")
+        reasons += [f"{part}: {reason}" for reason in problems]
         notes += [f"{part}: {note}" for note in verdict.notes]
     notes.insert(0, f"{name} has {len(nodes)} part{'s' if len(nodes) > 1 else ''} for the NPU")
     return Candidate(source, name, None, not reasons, tuple(dict.fromkeys(reasons)), tuple(notes), model)

@@ -234,8 +234,8 @@ def _on_cpu(request: Request, facts: Facts, fallback: Fallback | None, story: tu
     if facts.kind in ("onnx", "other"):
         return Plan("cpu", facts.model, fallback=fallback, story=story)
     if facts.onnx_source is not None:
-        told = (*story, f"the CPU runs {facts.onnx_source!r} in place of {facts.label}")
-        return Plan("cpu", facts.onnx_source, fallback=fallback, story=told)
+        story = (*story, f"the CPU runs {facts.onnx_source!r} in place of {facts.label}")
+        return Plan("cpu", facts.onnx_source, fallback=fallback, story=story)
     why = f"{fallback}".rstrip(". ") if fallback else "the named providers cannot run it"
     names = ", ".join(facts.looked_for)
     looked = f"looked for {names}" if names else "the model names none, and its own name does not end in _ctx.onnx"

@@ -31,7 +31,7 @@ def numbers(subject: Subject) -> Line:
     with subject.model() as model:
         told = ", ".join(f"{name} {text}" for name, text in model.versions.items() if text)
         wrong = subject.wrong(subject.run_bare(model, 0))
-    return Line("numbers", "failure" if wrong else "ok", wrong or f"right; {told or 'no versions told'}")
+    return Line("numbers", "failure" if wrong else "ok", wrong or f"right; {told or 'no versions reported'}")
 
 
 def masks(subject: Subject) -> Line:
@@ -48,7 +48,7 @@ def masks(subject: Subject) -> Line:
             told.append(f"{mask:#x} {answer}")
             if answer != "runs" and (mask in possible or mask == CORE_MASK_ALL):
                 bad.append(f"{mask:#x}")
-    return Line("masks", "failure" if bad else "told", "; ".join(told) + (f"; wrong: {', '.join(bad)}" if bad else ""))
+    return Line("masks", "failure" if bad else "info", "; ".join(told) + (f"; wrong: {', '.join(bad)}" if bad else ""))
 
 
 def contexts(subject: Subject) -> Line:
@@ -71,7 +71,7 @@ def contexts(subject: Subject) -> Line:
             for context in reversed(opened):
                 context.close()
     return Line(
-        "contexts", "failure" if wrong else "told", wrong or f"time to make the last, memory so far: {'; '.join(told)}"
+        "contexts", "failure" if wrong else "info", wrong or f"time to make the last, memory so far: {'; '.join(told)}"
     )
 
 
@@ -94,7 +94,7 @@ def shapes(subject: Subject) -> Line:
         same = subject.run_ms(session, feeds[0])
         turns = subject.median_ms(lambda: [session.run(None, feed) for feed in feeds[:2]]) / 2
         other = subject.run_ms(session, feeds[1])
-    return Line("shapes", "told", f"right; a change of the shape costs {turns - (same + other) / 2:.3f} ms")
+    return Line("shapes", "info", f"right; a change of the shape costs {turns - (same + other) / 2:.3f} ms")
 
 
 def layouts(subject: Subject) -> Line:
@@ -114,7 +114,7 @@ def layouts(subject: Subject) -> Line:
             if wrong:
                 return Line("layouts", "failure", f"{name}: {wrong}")
             told.append(f"{name} {subject.run_ms(session, {'x': array}):.3f} ms")
-    return Line("layouts", "told", "; ".join(told))
+    return Line("layouts", "info", "; ".join(told))
 
 
 def callers(subject: Subject) -> Line:
@@ -123,7 +123,7 @@ def callers(subject: Subject) -> Line:
     for count in (1, 2, 3):
         with subject.session(schedule="0", threads_per_core=count) as session:
             told.append(f"{count}: {subject.per_second(session, count):.0f} runs/s")
-    return Line("callers", "told", f"contexts of core 0, each with a caller: {'; '.join(told)}")
+    return Line("callers", "info", f"contexts of core 0, each with a caller: {'; '.join(told)}")
 
 
 def cores(subject: Subject) -> Line:
@@ -145,7 +145,7 @@ def cores(subject: Subject) -> Line:
             if wrong:
                 return Line("cores", "failure", f"tp_mode {mode}: {wrong}")
             told.append(f"tp_mode {mode} {subject.run_ms(session):.3f} ms")
-    return Line("cores", "told", "; ".join(told))
+    return Line("cores", "info", "; ".join(told))
 
 
 def crossing(subject: Subject) -> Line:
@@ -167,7 +167,7 @@ def crossing(subject: Subject) -> Line:
     part = (many_ms - few_ms) / (_MANY - _FEW)
     return Line(
         "crossing",
-        "told",
+        "info",
         f"one more part {part:.3f} ms, {(part - bare) * 1e3:.0f} us above the runtime's own {bare:.3f} ms; "
         f"setting inputs takes {sides[0]:.0f} us of it, getting outputs {sides[1]:.0f} us",
     )
@@ -198,7 +198,7 @@ def priority(subject: Subject) -> Line:
             return Line("priority", "failure", f"{word}: {wrong}")
         told.append(f"{word} runs")
     after = os.getpriority(os.PRIO_PROCESS, 0)
-    return Line("priority", "told", f"{'; '.join(told)}; nice value of the process {before}, then {after}")
+    return Line("priority", "info", f"{'; '.join(told)}; nice value of the process {before}, then {after}")
 
 
 def stamped(subject: Subject) -> Line:
@@ -228,8 +228,8 @@ def sibling(subject: Subject) -> Line:
         with subject.model(subject.compiled(soc=other)) as model:
             wrong = subject.wrong(subject.run_bare(model, 0))
     except AdapterError as error:
-        return Line("sibling", "told", f"a model for {other} is refused: {' '.join(str(error).split())[:200]}")
-    return Line("sibling", "told", f"a model for {other} {wrong or 'runs'}")
+        return Line("sibling", "info", f"a model for {other} is refused: {' '.join(str(error).split())[:200]}")
+    return Line("sibling", "info", f"a model for {other} {wrong or 'runs'}")
 
 
 _FORK: Final = """
@@ -268,12 +268,12 @@ def forked(subject: Subject) -> Line:
             timeout=60,
         )
     except subprocess.TimeoutExpired:
-        return Line("forked", "told", "it hangs: use after_fork='refuse', or start workers without --preload")
+        return Line("forked", "info", "it hangs: use after_fork='refuse', or start workers without --preload")
     lines = done.stdout.split("\n")
     if "child 0" in lines:
-        return Line("forked", "told", "child and parent work")
+        return Line("forked", "info", "child and parent work")
     said = " ".join([*lines, done.stderr.strip()[-300:]]).strip()
-    return Line("forked", "told", f"it does not work (exit code {done.returncode}): {said}")
+    return Line("forked", "info", f"it does not work (exit code {done.returncode}): {said}")
 
 
 CHECKS: Mapping[str, Callable[[Subject], Line]] = {

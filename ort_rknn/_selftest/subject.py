@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-State = Literal["ok", "told", "failure", "left out"]
+State = Literal["ok", "info", "failure", "left out"]
 #: Compiled with rknn-toolkit2 2.5.0 from two of the test models: three convolutions in float16, and three shape sets.
 MODELS = Path(__file__).parent / "models"
 #: For float16 compared with float32.
@@ -42,7 +42,7 @@ class Line:
     check: str
     """Its name: the same in every release. ``docs/board.md`` lists the questions that it answers."""
     state: State
-    """"told": a measurement, or this board's behavior if several are acceptable. "failure": the contract is violated.
+    """"info": a measurement, or this board's behavior if several are acceptable. "failure": the contract is violated.
     "left out": it cannot be checked on this device, ``seen`` says why."""
     seen: str
 

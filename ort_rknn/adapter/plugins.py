@@ -57,7 +57,7 @@ def installed_adapters() -> tuple[tuple[Adapter, bool], ...]:
     found: dict[str, tuple[Adapter, bool]] = {}
     for plugin, built_in, adapter in brought(ADAPTERS, "ort_rknn_adapters", complain):
         if adapter.name in found:
-            log.error("plugin %s brings another adapter named %r; it is left out", plugin, adapter.name)
+            log.error("plugin %s provides another adapter named %r, which is ignored", plugin, adapter.name)
         else:
             found[adapter.name] = adapter, built_in
     return tuple(sorted(found.values(), key=lambda pair: -pair[0].priority))
@@ -93,7 +93,7 @@ def name_brought(name: str) -> Any:
     for _, _, (known, value) in names:
         if known == name:
             return value
-    raise AttributeError(f"no package of ort-rknn brings {name!r}")
+    raise AttributeError(f"no package of ort-rknn provides {name!r}")
 
 
 def plugins(group: str) -> dict[str, bool]:

@@ -95,7 +95,7 @@ def _check_that_they_fit(path: str, file: RknnFile, onnx: OnnxModel) -> None:
     for what, compiled, declared in (("input", file.inputs, onnx.inputs), ("output", file.outputs, onnx.outputs)):
         by_name = {value.name: value for value in declared}
         if not compiled:
-            raise StampError(f"{path} does not tell its {what}s: whether it belongs to the ONNX cannot be seen")
+            raise StampError(f"{path} does not record its {what}s, so it cannot be checked against the ONNX")
         for index, tensor in enumerate(compiled):
             value = by_name.get(tensor.name)
             if value is None:

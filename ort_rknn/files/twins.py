@@ -141,7 +141,7 @@ def judge_twin(
     targets = tuple(dict.fromkeys(map(soc_family, file.targets)))
     here = soc_family(soc)
     if not targets:
-        notes.append("the file does not tell its target SoC")
+        notes.append("the file does not record its target SoC")
     elif here not in targets:
         if here in _SAME_NPU and _SAME_NPU.intersection(targets):
             notes.append(f"compiled for {', '.join(file.targets)}, whose NPU is the same as that of {soc}")
@@ -176,7 +176,7 @@ def _judge_version(file: RknnFile, runtime_version: str | None, reasons: list[st
             notes.append(f"the runtime's version is not understood: {runtime_version!r}")
         return
     if made_with is None:
-        notes.append("the file does not tell the version of its toolkit")
+        notes.append("the file does not record the version of its toolkit")
     elif made_with[:2] > runs_with[:2]:
         reasons.append(
             f"it was made with rknn-toolkit2 {dotted(made_with)}, newer than the runtime's {dotted(runs_with)}: "

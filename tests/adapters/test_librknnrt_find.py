@@ -92,7 +92,7 @@ def test_a_complete_board(board):
     )
     assert device.runtime == str(board.library)
     assert device.details["node"] == str(board.node)
-    assert device.details["soc told by"].endswith("proc/device-tree/compatible: rockchip,rk3588")
+    assert device.details["soc source"].endswith("proc/device-tree/compatible: rockchip,rk3588")
     assert "driver" not in device.details
 
 
@@ -247,7 +247,7 @@ class TestSoc:
 
     def test_the_environment_goes_first(self, board):
         device = board.device(ORT_RKNN_SOC="RK3576")
-        assert (device.soc, device.cores, device.details["soc told by"]) == ("rk3576", 2, "ORT_RKNN_SOC")
+        assert (device.soc, device.cores, device.details["soc source"]) == ("rk3576", 2, "ORT_RKNN_SOC")
 
     def test_an_unknown_soc_in_the_environment(self, board):
         absence = board.absence(ORT_RKNN_SOC="rk9999")

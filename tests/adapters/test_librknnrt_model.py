@@ -310,7 +310,7 @@ class TestRefusals:
 
     def test_a_wrong_soc_in_the_environment(self, npu):
         """The model fits the SoC that the user named, but the board has another one."""
-        device = Device("librknnrt", "rk3566", "rk3566", 1, details={"soc told by": "ORT_RKNN_SOC"})
+        device = Device("librknnrt", "rk3566", "rk3566", 1, details={"soc source": "ORT_RKNN_SOC"})
         with pytest.raises(RknnError) as caught:
             load_model(npu.path, device, ModelSource(str(MODELS / "conv_f16.rk3566.rknn")), LoadSettings())
         assert caught.value.code == -13
@@ -356,7 +356,7 @@ class TestFaults:
     )
     def test_queries_at_load(self, npu, after, what):
         npu.fault("rknn_query", -5, after=after, times=1)
-        with pytest.raises(RknnError, match=f"The runtime does not tell {what}") as caught:
+        with pytest.raises(RknnError, match=f"The runtime does not report {what}") as caught:
             npu.load("conv_f16")
         assert caught.value.call == "rknn_query"
         assert npu.counters().contexts == 0

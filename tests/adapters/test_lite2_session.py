@@ -58,7 +58,9 @@ class Plain:
 @pytest.mark.parametrize("options", [{"layout": "native"}, {"output_layout": "native"}])
 def test_what_the_npu_stores_is_not_to_be_had(board, options):
     """rknn-toolkit-lite2 knows no rknn_set_io_mem."""
-    with pytest.raises(ort.OptionError, match="adapter does not tell how the NPU stores tensors; use the adapter 'lib"):
+    with pytest.raises(
+        ort.OptionError, match="adapter does not report how the NPU stores tensors; use the adapter 'lib"
+    ):
         session(**({"output_dtype": "native"} if "output_layout" in options else {}), **options)
 
 

@@ -64,9 +64,9 @@ WRONG = {
     "no table of providers": ("table[317] = nothing", "GetEpApi gives no table"),
     "statuses in another order": (
         "table[1], table[2] = table[2], table[1]",
-        "a status does not tell what it was made with",
+        "a status does not return what it was created with",
     ),
-    "no statuses": ("table[0] = nothing", "a status does not tell what it was made with"),
+    "no statuses": ("table[0] = nothing", "a status does not return what it was created with"),
 }
 
 
