@@ -83,10 +83,13 @@ def pin(cpus: int = 1) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cpus:])
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """``--quick``: takes a few seconds at most; its bars are so loose that only broken code misses them."""
+def arguments(description: str | None, *switches: tuple[str, str]) -> argparse.Namespace:
+    """``--quick``: takes a few seconds at most; its bars are so loose that only broken code misses them. ``switches``:
+    further ones, with their help."""
     parser = argparse.ArgumentParser(description=(description or "").strip().splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a short run with loose bars, to see that it runs")
+    for name, text in switches:
+        parser.add_argument(name, action="store_true", help=text)
     return parser.parse_args()
 
 
