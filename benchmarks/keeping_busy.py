@@ -51,9 +51,7 @@ def rate(session, feeds, seconds):
 def work(session):
     """Runs and seconds of the runtime's calls, by core."""
     (model,) = session.stats().models
-    return {
-        core: (c.runs, c.convert_seconds + c.run_seconds + c.fetch_seconds) for core, c in model.cores.items()
-    }
+    return {core: (c.runs, c.convert_seconds + c.run_seconds + c.fetch_seconds) for core, c in model.cores.items()}
 
 
 def speeds(before, after):

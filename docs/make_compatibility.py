@@ -215,8 +215,9 @@ error. With `prefer`, calls whose shapes were not compiled run the ONNX on the C
 them too; the logger `ort_rknn` writes an INFO record for the first such call of each session. Calls that feed an
 initializer, which is compiled in, run on the CPU too. Initializers of type bool and of 8- or 16-bit integers cannot be
 fed, nor can any if a model lists more than 16 of them as inputs: then they are its weights. `--options
-on_missing_shape=error` makes such calls errors. `--report` prints at the end what each session ran on, and how many
-such calls it had.
+on_missing_shape=error` makes such calls errors. A run that fails in the NPU's runtime, and again on another core, is
+served by the CPU, with one warning for each session. `--report` prints at the end what each session ran on, and how
+many such calls it had.
 
 The program sees no other difference: exit code, `sys.argv`, `sys.path`, `__main__`, tracebacks and Ctrl-C are those
 of `python app.py`. Exceptions:

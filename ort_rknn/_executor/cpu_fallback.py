@@ -1,4 +1,4 @@
-"""Runs on the CPU while the device is gone."""
+"""Runs on the CPU while the device is gone, or (under the import swap) if a run failed on the NPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._concurrency.forks import keep
 from .._errors import RUNTIME_EXCEPTION, ort_error
 from .._locks import Lock
 from ..adapter.addresses import array_at
-from ..adapter.contract import RknnError
+from ..adapter.contract import AdapterError, RknnError
 from ..files.pinned import PinnedModel
 from .cpu_twin import compute
 
@@ -48,6 +48,11 @@ def session_of_pinned(pinned: PinnedModel, part: bytes | None, make: Callable[..
         return make(path) if part is None else make(part, folder=os.path.dirname(path))
 
 
+def _is_of_npu(failure: BaseException) -> bool:
+    """Whether a run failed in the runtime, for whatever reason."""
+    return isinstance(failure.__cause__, AdapterError)
+
+
 def is_gone(failure: BaseException) -> bool:
     """Whether a run failed because the device no longer exists."""
     error = failure.__cause__
@@ -72,6 +77,9 @@ class CpuFallback:
         """The device is gone, and runs go to the CPU."""
         self.runs = 0
         """Runs on the CPU so far."""
+        self.serves_failures = False
+        """Also serve single runs that failed on the NPU for another reason: no call that the CPU can serve may fail."""
+        self._served: str | None = None
         self._make_session = make_session
         self.allowed = allowed
         self._pinned = pinned
@@ -82,8 +90,10 @@ class CpuFallback:
         self._pause = _FIRST_PAUSE
 
     def takes(self, failure: BaseException, label: str) -> bool:
-        """Whether the CPU takes over the run that failed like this. Later runs follow it until the device is back."""
-        if self._refused or not is_gone(failure) or not self.allowed():
+        """Whether the CPU takes over the run that failed like this. If the device is gone, later runs follow it until
+        the device is back."""
+        gone = is_gone(failure)
+        if self._refused or not (gone or (self.serves_failures and _is_of_npu(failure))) or not self.allowed():
             return False
         try:
             with self._lock:
@@ -91,8 +101,15 @@ class CpuFallback:
                     self._session = self._make_session()
         except Exception as error:
             self._refused = True
-            log.warning("%s: the device is gone, and the ONNX does not run on the CPU: %s", label, str(error))
+            what = "the device is gone" if gone else f"a run failed on the NPU ({failure.__cause__})"
+            log.warning("%s: %s, and the ONNX does not run on the CPU: %s", label, what, str(error))
             return False
+        if not gone:
+            with self._lock:
+                first, self._served = self._served is None, str(failure.__cause__)
+            if first:
+                log.warning("%s: a run failed on the NPU and goes to the CPU: %s", label, self._served)
+            return True
         with self._lock:
             first, self.gone = not self.gone, True
             self._pause = _FIRST_PAUSE if first else min(2 * self._pause, _LONGEST_PAUSE)
@@ -128,7 +145,7 @@ class CpuFallback:
         if shapes != call.outputs:
             given, wanted = list(map(list, shapes)), list(map(list, call.outputs))
             raise ort_error(
-                RUNTIME_EXCEPTION, f"the device is gone, and the ONNX gives outputs of shapes {given}, not {wanted}"
+                RUNTIME_EXCEPTION, f"the NPU cannot run it, and the ONNX gives outputs of shapes {given}, not {wanted}"
             )
         for port, address, result in zip(signature.outputs, outputs, results):
             array_at(address, result.shape, port.dtype)[...] = result
@@ -142,6 +159,16 @@ class CpuFallback:
         with self._lock:
             self.runs += 1
         return results
+
+    def history(self) -> str | None:
+        """What it has done, for ``explain()``; None if nothing."""
+        if self.gone:
+            return f"the device is gone, and runs go to the CPU: {self.runs} so far"
+        if not self.runs:
+            return None
+        if self._served is not None:
+            return f"{self.runs} runs failed on the NPU and went to the CPU; the last reason: {self._served}"
+        return f"the device was gone, and {self.runs} runs went to the CPU"
 
     def after_fork(self) -> None:
         """In a forked child: the session works without its threads, but is never destroyed."""

@@ -32,8 +32,8 @@ class Recovery:
         self._label = label
 
     def succeeds(self, failure: Exception, work: WorkerRun, fallback: CpuFallback | None = None) -> bool:
-        """Handle a failed run: retry ``work`` on another core if that may help. True: the retry succeeded. False: the
-        device is gone, and ``fallback`` is to run it. Otherwise raises the last failure."""
+        """Handle a failed run: retry ``work`` on another core if that may help. True: the retry succeeded. False:
+        ``fallback`` is to run it, because the device is gone or no call may fail. Otherwise raises the last failure."""
         try:
             if self._can_retry(failure):
                 try:
@@ -41,13 +41,16 @@ class Recovery:
                     return True
                 except Exception as error:
                     failure = error
-            elif self._health is not None and self._health.another((getattr(failure, "failed_on", ""),)) is not None:
-                raise failure  # retries=0, and other cores may work
+            elif self._others_may_work(failure) and not (fallback is not None and fallback.serves_failures):
+                raise failure  # retries=0
             if fallback is not None and fallback.takes(failure, self._label):
                 return False
             raise failure
         finally:
             del failure  # else its traceback would refer back to it
+
+    def _others_may_work(self, failure: Exception) -> bool:
+        return self._health is not None and self._health.another((getattr(failure, "failed_on", ""),)) is not None
 
     def _can_retry(self, failure: Exception) -> bool:
         return self._health is not None and self._retries > 0 and hasattr(failure, "failed_on")

@@ -43,11 +43,13 @@ def cpu_fallback(
     fixed = bool(facts.onnx is not None and so and overridden_dims(so, facts.onnx.inputs))
     # By the time of the failure the user may have reused the options for another session.
     as_it_was = copy_options(so, EMPTY_MODEL) if so else None
-    return CpuFallback(
+    fallback = CpuFallback(
         partial(_make_session, source, pinned, partial(cpu_session, so, as_it_was=as_it_was, any_shape=fixed)),
         partial(_may_fall_back, weakref.ref(given.session)),
         own,
     )
+    fallback.serves_failures = request.unchanged
+    return fallback
 
 
 def let_nodes_fall_back(given: Given, decision: Decision, executors: Iterable[Executor]) -> None:
@@ -59,6 +61,7 @@ def let_nodes_fall_back(given: Given, decision: Decision, executors: Iterable[Ex
             executor.cpu_fallback = None
         elif fallback is not None:
             fallback.allowed = partial(_may_fall_back, weakref.ref(given.session))
+            fallback.serves_failures = decision.request.unchanged
 
 
 def _make_session(source: str | bytes, pinned: PinnedModel | None, make: Any) -> Any:

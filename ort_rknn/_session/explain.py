@@ -103,12 +103,10 @@ def _of_executor(executor: Executor, state: State) -> list[str]:
         often = "once" if times == 1 else f"{times} times"
         lines.append(f"health:    {label} failed and was taken out {often}; it {'is out' if out else 'works'} now")
     fallback = executor.cpu_fallback
-    if fallback is not None and fallback.gone:
-        lines.append(f"health:    the device is gone, and runs go to the CPU: {fallback.runs} so far")
-    elif fallback is not None and fallback.runs:
-        lines.append(f"health:    the device was gone, and {fallback.runs} runs went to the CPU")
-    elif fallback is None:
+    if fallback is None:
         lines.append(f"health:    no CPU where the device is gone: {_why_no_cpu(executor, state)}")
+    elif (history := fallback.history()) is not None:
+        lines.append(f"health:    {history}")
     buffers = executor.buffer_runs()
     if buffers.bound:
         lines.append(
