@@ -45,6 +45,8 @@ class Checked:
     unused_record: str = ""
     """Where it is not within the bound: why the record of the conversion beside the ONNX was not used, if there is one.
     Samples may have been fed without the mean and std of the conversion then."""
+    int8: bool = False
+    """In a session: tensors that enter or leave the NPU are int8. Even a virtual NPU's values are rounded there."""
 
     @property
     def within(self) -> bool:
@@ -59,6 +61,11 @@ class Checked:
     @property
     def verdict(self) -> str:
         """The result in words. Never "accurate" for a virtual NPU."""
+        if self.numbers == "virtual" and not self.within and self.int8:
+            return (
+                "undecided: int8 rounds the tensors that enter and leave the NPU, and the outputs differ by more than "
+                "the bound. The vendor's simulator can tell: --simulator SOC"
+            )
         if self.numbers == "virtual":
             return "plumbing only: names, shapes and dtypes fit" if self.within else "the plumbing is at fault"
         return "accurate" if self.within else "NOT accurate"
@@ -185,7 +192,9 @@ def in_session(
         for one, expected, got in zip(found, want, session.run(None, feed)):
             one.add(expected, got)
     random = feeds.data is None and against is None
-    checked = Checked("virtual" if device.virtual else "npu", device.name, accuracy, tuple(found), random=random)
+    numbers: Numbers = "virtual" if device.virtual else "npu"
+    int8 = bool(session.quantization)
+    checked = Checked(numbers, device.name, accuracy, tuple(found), random=random, int8=int8)
     return (
         checked
         if checked.within or against is not None

@@ -36,7 +36,7 @@ class Partition:
 
     parts: tuple[GraphPart, ...]
     on_cpu: Mapping[int, str]
-    """By node index. Nodes that do not depend on data are in neither."""
+    """By node index. Nodes that do not depend on data, and those that no output needs, are in neither."""
 
 
 def partition(model: onnx.ModelProto, observed: Observed, refused: Mapping[int, str]) -> Partition:
@@ -46,7 +46,7 @@ def partition(model: onnx.ModelProto, observed: Observed, refused: Mapping[int, 
         index
         for index, node in enumerate(graph.node)
         if node.output and all(not name or name in observed.constants for name in node.output)
-    }
+    } | _needless(graph)
     on_cpu = {index: reason for index, reason in refused.items() if index not in constant}
     while True:
         parts = _groups(graph, on_cpu, constant, observed)
@@ -54,6 +54,19 @@ def partition(model: onnx.ModelProto, observed: Observed, refused: Mapping[int, 
         if not moved:
             return Partition(tuple(parts), on_cpu)
         on_cpu.update(moved)
+
+
+def _needless(graph: onnx.GraphProto) -> set[int]:
+    """Nodes that no output needs. Left in, they would make an input of a part that its other nodes do not read."""
+    needed = {value.name for value in graph.output}
+    found = set()
+    for index in range(len(graph.node) - 1, -1, -1):
+        node = graph.node[index]
+        if needed.isdisjoint(node.output):
+            found.add(index)
+        else:
+            needed |= reads_of(node)
+    return found
 
 
 def _groups(

@@ -35,6 +35,25 @@ def test_virtual_numbers_are_plumbing_only(conv, capsys):
     assert "accurate" not in out
 
 
+def test_int8_out_of_bound_is_no_fault_of_the_plumbing(models, tmp_path, capsys):
+    for ending in ("onnx", "rk3588.rknn"):
+        shutil.copy(models / f"conv_i8.{ending}", tmp_path / f"conv.{ending}")
+    strict = ("--accuracy", "0.99999999", "--device", "virtual:rk3588")
+    code, out, _ = check(capsys, tmp_path / "conv.onnx", *strict)
+    assert code == 1
+    assert "verdict: undecided: int8 rounds" in out and "plumbing is at fault" not in out
+
+
+def test_float16_out_of_bound_is(conv, capsys, tmp_path):
+    run = tmp_path / "run.npz"
+    assert check(capsys, conv, "--save", run)[0] == 0
+    with np.load(run) as file:
+        other = {key: value + (100 if "/out/" in key else 0) for key, value in file.items()}
+    np.savez(run, **other)
+    code, out, _ = check(capsys, conv, "--against", run, "--device", "virtual:rk3588")
+    assert code == 1 and "the plumbing is at fault" in out
+
+
 def test_saved_there_and_compared_here(conv, capsys, tmp_path):
     run = tmp_path / "run.npz"
     assert check(capsys, conv, "--save", run)[0] == 0

@@ -50,6 +50,19 @@ def test_one_group_where_nothing_is_refused():
     assert (part.nodes, part.inputs, part.outputs) == ([0, 1, 2], ["x"], ["y"])
 
 
+def test_nodes_that_no_output_needs_are_in_no_part():
+    nodes = [conv("a", "x", "p"), node("Mul", ["z", "z"], ["zz"]), conv("n", "p", "unread"), conv("b", "p", "y")]
+    floats = TensorProto.FLOAT
+    model = model_of(nodes, inputs=[("x", floats, (1, 3, 8, 8)), ("z", floats, (4,))])
+    made, _, _ = divided(model)
+    (part,) = made.parts
+    assert (part.nodes, part.inputs, part.outputs) == ([0, 3], ["x"], ["y"])
+    assert not made.on_cpu
+    made, _, _ = divided(model, {0: "refused", 1: "refused", 2: "refused"})
+    (part,) = made.parts
+    assert (part.nodes, part.inputs, set(made.on_cpu)) == ([3], ["p"], {0})
+
+
 def test_a_node_in_the_middle_makes_two_and_no_path_comes_back():
     # x -> a -> det -> c, and a -> c: a and c must not be one group around the node on the CPU
     nodes = [conv("a", "x", "p"), node("Det", ["p8"], ["d"], name="det"), node("Reshape", ["d", "s"], ["e"]),
