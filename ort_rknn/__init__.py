@@ -160,9 +160,9 @@ if not _typing.TYPE_CHECKING:  # otherwise type checkers would accept any name
             globals()[name] = value
             return value
         if name in _BROUGHT:
-            from .adapter.plugins import name_brought
+            from .adapter.plugins import provided_name
 
-            globals()[name] = value = name_brought(name)
+            globals()[name] = value = provided_name(name)
             return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

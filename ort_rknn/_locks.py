@@ -17,8 +17,8 @@ else:
         """Up to Python 3.13 ``with lock:`` takes the lock in one step. 3.14 calls ``__enter__`` and looks for signals
         before the block begins, so a handler's exception would leave a :class:`threading.Lock` taken.
 
-        Here it comes inside ``__enter__``, which lets go. Only a lock that knows its owner can tell whether it was
-        taken. A thread that has it may take it again, which none of ours does.
+        Here the exception is raised inside ``__enter__``, which releases the lock. Only a lock that knows its owner can
+        tell whether it was taken; such a lock can be taken again by its owner, which none of our code does.
         """
 
         __slots__ = ()

@@ -89,6 +89,6 @@ def test_what_is_misspelled_or_names_nothing(installed, module, point, text):
     modules = {"stranger_x": module, "stranger_z": MODULE.format(name="z", hook="adapters")}
     found, said = installed(modules, [point, "stranger_z"])
     assert found == {"z"}
-    assert f"plugin {point} of ort_rknn does not load and is left out: " in said
+    assert f"plugin {point} of ort_rknn does not load and is ignored: " in said
     assert (text or "ValueError: broken") in said
     assert "stranger_z" not in said

@@ -23,7 +23,7 @@ class _BoundOutput:
     tensor: Tensor
     on_device: bool
     value: OrtValue | None
-    brought: bool
+    given: bool
 
 
 class SessionIOBinding:
@@ -112,7 +112,7 @@ class SessionIOBinding:
         )
         if shape is not None or element_type is not None:
             check_bound(tensor, "output", tuple(made.shape()), made._array.dtype.name)
-        self._outputs[name] = _BoundOutput(tensor, device_type != "cpu", None, brought=False)
+        self._outputs[name] = _BoundOutput(tensor, device_type != "cpu", None, given=False)
 
     def bind_ortvalue_output(self, name: str, ortvalue: OrtValue) -> None:
         """Bind a value that the run writes. Raises RuntimeError if its shape or dtype is not the compiled one."""
@@ -121,7 +121,7 @@ class SessionIOBinding:
         check_bound(tensor, "output", tuple(ortvalue.shape()), ortvalue._array.dtype.name)
         if not ortvalue._array.flags.writeable:
             raise RuntimeError(f"OrtValue for output '{name}' shares a read-only array")
-        self._outputs[name] = _BoundOutput(tensor, ortvalue._on_device, ortvalue, brought=True)
+        self._outputs[name] = _BoundOutput(tensor, ortvalue._on_device, ortvalue, given=True)
 
     def clear_binding_outputs(self) -> None:
         """Remove all outputs."""
@@ -174,7 +174,7 @@ class SessionIOBinding:
             output = self._outputs.get(tensor.name)
             if output is None:
                 continue
-            if output.brought:
+            if output.given:
                 assert output.value is not None
                 _write(output.value, result)
             elif output.on_device:
@@ -199,7 +199,7 @@ class SessionIOBinding:
         for tensor in calls.outputs:
             output = self._outputs.get(tensor.name)
             assert tensor.stored is not None
-            if output is not None and output.on_device and not output.brought:
+            if output is not None and output.on_device and not output.given:
                 blank = np.zeros([d if isinstance(d, int) else 1 for d in tensor.shape], tensor.native_dtype)
                 target = made[tensor.name] = device_array(blank, tensor, self.session)
             elif output is not None and output.value is not None and _lies_as(output.value, tensor):
@@ -214,7 +214,7 @@ class SessionIOBinding:
                 continue
             if tensor.name in made:
                 output.value = OrtValue._make(target, tensor, self.session, "output", on_device=True)
-            elif output.brought:
+            elif output.given:
                 assert output.value is not None
                 _write(output.value, unpack(target, tensor))
             else:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 
 from ..adapter.command import Command
-from ..adapter.plugins import COMMANDS, brought
+from ..adapter.plugins import COMMANDS, provided
 from . import bench, check, convert, devices, doctor, explain, info, selftest, stamp, toolkit, top, trace
 from .output import printable
 
@@ -23,7 +23,7 @@ def commands() -> Mapping[str, Command]:
     def complain(plugin: str, error: Exception) -> None:
         _complain(f"plugin {plugin} does not load and is ignored: {type(error).__name__}: {error}")
 
-    for plugin, _, command in sorted(brought(COMMANDS, "ort_rknn_commands", complain), key=lambda each: each[2].name):
+    for plugin, _, command in sorted(provided(COMMANDS, "ort_rknn_commands", complain), key=lambda each: each[2].name):
         if command.name in found:
             _complain(f"plugin {plugin} provides another command {command.name!r}, which is ignored")
         else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .._errors import OptionError
 from ..adapter.command import Command
-from ..adapter.plugins import COMMANDS, brought
+from ..adapter.plugins import COMMANDS, provided
 from . import schemas
 from .arguments import add_device, add_key_values, device_options, key_values
 from .output import (
@@ -136,7 +136,7 @@ def _show_layers(layers: Sequence[LayerTime]) -> None:
 def _program(given: argparse.Namespace, options: dict[str, object]) -> int:
     """Trace a program, with the command that runs programs under the import swap."""
     runner = next(
-        (command for _, _, command in brought(COMMANDS, "ort_rknn_commands", _complain) if command.name == "run"), None
+        (command for _, _, command in provided(COMMANDS, "ort_rknn_commands", _complain) if command.name == "run"), None
     )
     if runner is None or runner.takes_over is None:
         raise Mistake("the command `run`, which runs programs, is not installed")

@@ -52,10 +52,10 @@ def installed_adapters() -> tuple[tuple[Adapter, bool], ...]:
     """As :func:`adapters`, each with whether it is built in. Cached."""
 
     def complain(plugin: str, error: Exception) -> None:
-        log.error("plugin %s of ort_rknn does not load and is left out: %s: %s", plugin, type(error).__name__, error)
+        log.error("plugin %s of ort_rknn does not load and is ignored: %s: %s", plugin, type(error).__name__, error)
 
     found: dict[str, tuple[Adapter, bool]] = {}
-    for plugin, built_in, adapter in brought(ADAPTERS, "ort_rknn_adapters", complain):
+    for plugin, built_in, adapter in provided(ADAPTERS, "ort_rknn_adapters", complain):
         if adapter.name in found:
             log.error("plugin %s provides another adapter named %r, which is ignored", plugin, adapter.name)
         else:
@@ -63,7 +63,7 @@ def installed_adapters() -> tuple[tuple[Adapter, bool], ...]:
     return tuple(sorted(found.values(), key=lambda pair: -pair[0].priority))
 
 
-def brought(
+def provided(
     group: str, hook: str, complain: Callable[[str, Exception], None], *, built_in_only: bool = False
 ) -> Iterator[tuple[str, bool, Any]]:
     """What the installed plugins of a group of entry points provide: (plugin, whether it is built in, object).
@@ -87,9 +87,9 @@ def brought(
         yield from ((value, built_in, thing) for thing in things)
 
 
-def name_brought(name: str) -> Any:
+def provided_name(name: str) -> Any:
     """The object that the built-in plugins export as a name of ``ort_rknn``. Raises AttributeError if there is none."""
-    names = brought(COMMANDS, "ort_rknn_names", lambda plugin, error: None, built_in_only=True)
+    names = provided(COMMANDS, "ort_rknn_names", lambda plugin, error: None, built_in_only=True)
     for _, _, (known, value) in names:
         if known == name:
             return value

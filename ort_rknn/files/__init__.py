@@ -1,8 +1,7 @@
 """Reads and judges model files, without any runtime.
 
 * :func:`read_rknn`, :func:`read_onnx`: the metadata of a compiled model and of an ONNX model. Both take a path or
-  bytes,
-  read only the small parts, and limit how much they take from the file.
+  bytes, read only the small parts, and limit how much they take from the file.
 * :func:`ep_context_model`: the ONNX model that carries a compiled one through onnxruntime.
 * :func:`find_twins`, :func:`judge_twin`: which compiled model lies beside an ONNX, and whether it may be used.
 * :func:`left_out`: what the ONNX has and the converter left out of the compiled model.

@@ -1,7 +1,7 @@
-"""Initializers that may be fed, in a wrapper: a placeholder tells the kernel that one was not.
+"""Initializers that may be fed, in a wrapper: a placeholder shows the kernel that one was not fed.
 
-The compiled model has the weights. So a wrapper declares each such initializer with a single element in its place, of a
-value that no program feeds.
+The weights are in the compiled model. So a wrapper declares each such initializer with a single element, whose value no
+program feeds.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _PLACEHOLDERS: Mapping[str, bytes] = MappingProxyType(
     }
 )
 
-#: More of them are no parameters of the model: its exporter listed all weights as inputs. Every run would have to look
-#: at each.
+#: If there are more, the exporter has listed all weights as inputs, not only parameters; and every run would have to
+#: examine each of them.
 MOST = 16
 
 
