@@ -400,6 +400,21 @@ def test_a_memfd_that_was_truncated_is_an_error(npu):
     os.close(fd)
 
 
+@pytest.mark.parametrize("offset", [1 << 31, (1 << 32) + 4096])
+def test_an_offset_that_the_runtime_cannot_take_is_copied(npu, offset):
+    """An int32 in ``rknn_create_mem_from_fd``: more would be cut off, and other bytes read."""
+    fd = os.memfd_create("large")
+    os.ftruncate(fd, offset + IMAGE.nbytes)  # sparse
+    array = ort.from_dmabuf(fd, IMAGE.shape, IMAGE.dtype, offset=offset)
+    os.close(fd)
+    array[...] = IMAGE
+    with session() as s:
+        (want,) = s.run(None, {"x": IMAGE})
+        assert np.array_equal(s.run(None, {"x": array})[0], want)
+        (reason,) = s.stats().models[0].unbound
+    assert f"begins {offset} bytes into its buffer" in reason
+
+
 def test_many_buffers_cost_one_sort():
     """Recognizing each of many buffers at once took a sort for every one of them."""
     sorts = []

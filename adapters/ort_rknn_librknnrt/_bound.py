@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: Queries for inputs and outputs: of a model with one shape, and of one that is set to a shape.
 _PLAIN: Final = (abi.QUERY_INPUT_ATTR, abi.QUERY_OUTPUT_ATTR)
 _CURRENT: Final = (abi.QUERY_CURRENT_INPUT_ATTR, abi.QUERY_CURRENT_OUTPUT_ATTR)
+#: The largest offset that ``rknn_create_mem_from_fd`` takes: an int32, and ctypes would cut off the rest silently.
+_LARGEST_OFFSET: Final = (1 << 31) - 1
 #: The number of imported regions that a context keeps; the least recently used goes first.
 _KEPT: Final = 64
 
@@ -193,6 +195,8 @@ class BoundRuns:
         key = (buffer, region.offset, size)
         memory = self._imported.pop(key, None)
         if memory is None:
+            if region.offset > _LARGEST_OFFSET:
+                raise NotBindable(f"it begins {region.offset} bytes into its buffer, and the runtime takes 31 bits")
             address = buffer.address + region.offset
             pointer = self._functions.from_fd(handle.value, buffer.fd, address, size, region.offset)
             if not pointer:
