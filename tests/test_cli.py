@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import onnx
 import pytest
@@ -17,6 +18,7 @@ from ort_rknn._cli.output import printable
 from ort_rknn.files import Origin, read_rknn
 
 VIRTUAL = "virtual:rk3588"
+MODELS = Path(__file__).parent / "models"
 
 
 @pytest.fixture
@@ -109,6 +111,20 @@ def test_a_reader_that_stops_early_is_no_traceback(models):
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("argv", [["devices"], ["info", "--json", MODELS / "nd.onnx"]])
+def test_a_full_disk_and_a_closed_stdout_are_no_traceback(argv):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-m", "ort_rknn", *argv]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "ort-rknn: the output cannot be written: No space left on device\n"
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *map(str, command)]
+    done = subprocess.run(shell, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert done.returncode in (0, 1) and done.stderr == ""
 
 
 def test_what_would_steer_a_terminal_is_escaped():

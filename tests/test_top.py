@@ -425,6 +425,17 @@ def test_the_command_that_makes_the_drivers_load_readable_is_shown(tmp_path, run
     assert "777  other    another library" in out
 
 
+def test_force_color_makes_no_terminal_of_a_pipe(publish, monkeypatch, capsys):
+    def sleep(seconds):
+        raise AssertionError("it would never end")
+
+    monkeypatch.setattr("ort_rknn._cli.top.time", type("Clock", (), {"sleep": staticmethod(sleep)}))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    publish()
+    assert main(["top"]) == 0
+    assert "net.rknn" in capsys.readouterr().out
+
+
 def test_live_until_ctrl_c(publish, monkeypatch):
     pytest.importorskip("rich")
 

@@ -8,6 +8,7 @@ on stderr.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,21 @@ from .output import FAILED, USAGE, Mistake, printable
 from .parser import make_parser
 from .registry import commands
 
+#: What writing to a full disk or a broken one raises.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _plug_streams() -> None:
+    """Give streams that were closed (``ort-rknn doctor >&-``) somewhere to write: Python sets them to None."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def _discard_output() -> None:
+    """Discard what is left in stdout's buffer: the interpreter would try to write it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; ``argv`` without the program's name, None means ``sys.argv``. Returns the exit code.
@@ -24,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Never raises for a user's mistake.
     """
     argv = sys.argv[1:] if argv is None else argv
+    _plug_streams()
     try:
         known = commands()
     except OptionError as error:  # an environment variable
@@ -51,7 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ort-rknn: {argv[0]} takes the package onnx: pip install 'ort-rknn[convert]'", file=sys.stderr)
         return USAGE
     except BrokenPipeError:  # "ort-rknn info model.rknn | head -1"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+        return FAILED
+    except OSError as error:
+        if error.filename is not None or error.errno not in _UNWRITABLE:
+            raise
+        _discard_output()
+        print(f"ort-rknn: the output cannot be written: {error.strerror}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,7 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         say_json("top", top().as_json())
         return FINE
-    if given.once or rich_console() is None:
+    if given.once or not sys.stdout.isatty() or rich_console() is None:  # FORCE_COLOR makes no terminal of a pipe
         found = table_of(top())
         if found.rows:
             show(found)

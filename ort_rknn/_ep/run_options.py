@@ -15,7 +15,7 @@ import threading
 from ctypes import CFUNCTYPE, c_bool, c_size_t, c_uint64, c_void_p
 from typing import Any, Final
 
-from .._errors import OptionError
+from .._errors import OptionError, bare_message
 from .._executor import run_settings
 from .._executor.run_settings import RunSettings
 from .._options import PRIORITIES, PROVIDER, RUN_OPTIONS, read_option
@@ -164,7 +164,7 @@ def _given(places: _FieldOffsets, options: int) -> tuple[int | None, int | None]
             try:
                 values[name] = read_option(name, text.decode(errors="replace"))
             except OptionError as error:
-                raise OptionError(f"RunOptions, config entry {PREFIX + name!r}: {error}") from None
+                raise OptionError(f"RunOptions, config entry {PREFIX + name!r}: {bare_message(error)}") from None
     word = values.get("priority")
     return values.get("run_timeout_ms"), None if word is None else PRIORITIES.index(word)
 
