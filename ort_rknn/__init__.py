@@ -26,7 +26,7 @@ _ctypes.pythonapi.PyInterpreterState_GetID.argtypes = (_ctypes.c_void_p,)
 if _ctypes.pythonapi.PyInterpreterState_GetID(_ctypes.pythonapi.PyInterpreterState_Get()) != 0:
     raise ImportError(
         "ort_rknn cannot be used in a subinterpreter: calls from C reach Python's main interpreter only, and a session "
-        "would wait for ever; import it in the main interpreter, or in a process of its own"
+        "would wait forever; import it in the main interpreter, or in a separate process"
     )
 
 import onnxruntime as _onnxruntime  # noqa: E402

@@ -66,7 +66,7 @@ def read_head(stream: IO[bytes]) -> Head:
     if not isinstance(shape, tuple) or len(shape) > _MOST_AXES or not isinstance(fortran, bool):
         raise ArrayError("its header has no shape, or no order")
     if not all(type(length) is int and 0 <= length < 1 << 62 for length in shape):
-        raise ArrayError("its shape has what is no length")
+        raise ArrayError("its shape contains something that is not a length")
     try:
         dtype = np.dtype(descr)
     except TypeError:

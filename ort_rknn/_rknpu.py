@@ -20,7 +20,7 @@ SOC_CORES: Mapping[str, int] = {
 SOC_VARIANTS: Mapping[str, tuple[str, str]] = {
     "rk3588s": ("rk3588", ""),
     "rk3588s2": ("rk3588", ""),
-    "rk3582": ("rk3588", "an rk3582 may have fewer than three NPU cores: where a core cannot be had, leave it out"),
+    "rk3582": ("rk3588", "an rk3582 may have fewer than three NPU cores: leave out those that are missing"),
 }
 
 _FIRST_WORD = re.compile(r"[a-z0-9]+")

@@ -46,7 +46,7 @@ class CustomOps:
         try:
             get = library[_SYMBOL]
         except AttributeError:
-            raise SettingError(f"{path} is no custom operator library: it has no function {_SYMBOL}") from None
+            raise SettingError(f"{path} is not a custom operator library: it has no function {_SYMBOL}") from None
         get.restype = ctypes.c_void_p
         description = get()
         if not description:

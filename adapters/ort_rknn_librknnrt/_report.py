@@ -52,7 +52,7 @@ def read_report(binding: Binding, handle: Handle) -> RuntimeReport:
     _query(binding, handle, abi.QUERY_IN_OUT_NUM, number, "the number of inputs and outputs")
     for count, what in ((number.n_input, "inputs"), (number.n_output, "outputs")):
         if not 0 < count <= _MAX_TENSORS:
-            raise AdapterError(f"the runtime reports {count} {what}, which cannot be: the model is damaged")
+            raise AdapterError(f"the runtime reports {count} {what}, which is impossible: the model is damaged")
     inputs = [read_attribute(binding, handle, abi.QUERY_INPUT_ATTR, index) for index in range(number.n_input)]
     outputs = [read_attribute(binding, handle, abi.QUERY_OUTPUT_ATTR, index) for index in range(number.n_output)]
     sets, attributes = _shape_sets(binding, handle, inputs)
@@ -129,7 +129,7 @@ def _native(attribute: abi.TensorAttr, info: TensorInfo) -> NativeForm:
     blocks = layout == "NC1HWC2" and len(info.shape) == 4
     if dtype != info.dtype or blocks != (len(shape) == 5 != len(info.shape)) or prod(shape) < prod(info.shape):
         raise AdapterError(
-            f"the runtime says that tensor {info.name!r} is stored as {dtype} {list(shape)} ({layout}), which cannot be"
+            f"the runtime says that tensor {info.name!r} is stored as {dtype} {list(shape)} ({layout}): impossible"
         )
     return NativeForm(layout, shape, max(attribute.size_with_stride, attribute.size))
 

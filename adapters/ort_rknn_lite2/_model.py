@@ -169,7 +169,7 @@ def _tensors(instance: Instance) -> tuple[tuple[TensorInfo, ...], tuple[TensorIn
     sides = []
     for count, command, what in zip(number, (abi.QUERY_INPUT_ATTR, abi.QUERY_OUTPUT_ATTR), ("inputs", "outputs")):
         if not 0 < count <= _MAX_TENSORS:
-            raise AdapterError(f"the runtime reports {count} {what}, which cannot be: the model is damaged")
+            raise AdapterError(f"the runtime reports {count} {what}, which is impossible: the model is damaged")
         sides.append(tuple(abi.tensor_info(_attribute(instance, command, index)) for index in range(count)))
     return sides[0], tuple(map(_as_given, sides[1]))
 

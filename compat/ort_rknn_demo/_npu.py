@@ -111,7 +111,7 @@ def _table(npu: VirtualNpu, seconds: float) -> Outcome:
     finally:
         npu.run_time_us = before
     print()
-    print("  Every caller has a picture of its own, and every answer was held against that of onnxruntime's CPU:")
+    print("  Every caller has its own picture, and every answer was compared with that of onnxruntime's CPU:")
     print(f"  they differ by {worst:.1g} at most (the NPU computes in float16).")
     if strays:
         print("  That is wrong: the cores that ran are not those of the schedule.")

@@ -55,4 +55,4 @@ def saved_runs(path: str, names: Sequence[str]) -> Iterator[Run]:
                 feed = {name: read_member(archive, f"{index}/in/{name}", _LARGEST) for name in inputs}
                 yield feed, [read_member(archive, f"{index}/out/{name}", _LARGEST) for name in names]
     except ArrayError as error:
-        raise SavedRunError(f"{path}: it is no run of this model: {error}") from error
+        raise SavedRunError(f"{path}: it is not a run of this model: {error}") from error

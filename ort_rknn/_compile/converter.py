@@ -317,7 +317,7 @@ def _last_words(error: str) -> str:
 
 def _died(code: int | None) -> str:
     if code is None:
-        return "without a word"
+        return "without an exit code"
     try:
         name = signal.Signals(-code).name
     except ValueError:

@@ -96,7 +96,7 @@ def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Ar
     try:
         session = onnxruntime.InferenceSession(seen.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a separate class for each error code
-        raise PrepareError(f"the ONNX is no model that onnxruntime takes: {error}") from error
+        raise PrepareError(f"onnxruntime rejects the ONNX: {error}") from error
     del seen
     fixed = independent_of_data(model.graph)
     found = Observed()

@@ -138,7 +138,7 @@ def _bad_cuts(graph: onnx.GraphProto, parts: Iterable[GraphPart], observed: Obse
 def _why_no_border(name: str, observed: Observed) -> str | None:
     kind = observed.elem_types.get(name)
     if kind is None:
-        return f"{name!r} is no tensor that an NPU can hold"
+        return f"{name!r} is not a tensor that an NPU can hold"
     if 0 in observed.shapes[name]:
         return f"{name!r} is empty, and compiled models leave out such tensors"
     if kind not in _FLOATS:

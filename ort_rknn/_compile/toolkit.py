@@ -209,7 +209,7 @@ def _interpreter(python: str | None) -> str:
         found = shutil.which(python)
         minor = _minor(found) if found else None
         if found is None or minor not in minors:
-            what = f"is Python 3.{minor}" if minor is not None else "is no interpreter that runs"
+            what = f"is Python 3.{minor}" if minor is not None else "is not a working interpreter"
             raise ToolkitError(f"--python {python} {what}; the toolkit takes {wanted}")
         return os.path.abspath(found)
     names = [sys.executable, *(f"python3.{minor}" for minor in (11, 12, 10, 9, 8)), "python3"]

@@ -152,7 +152,7 @@ def compute(
 def cpu_twin(
     options: Options, onnx: str | bytes | None, cpu_session: Callable[[str | bytes], Any] | None
 ) -> CpuTwin | None:
-    """The CPU twin that ``on_missing_shape`` asks for. Raises OptionError if it cannot be had."""
+    """The CPU twin that ``on_missing_shape`` asks for. Raises OptionError if there is none."""
     if options.on_missing_shape == "pad" and onnx is not None:
         return CpuTwin(onnx, cpu_session)
     if options.on_missing_shape != "cpu":

@@ -59,7 +59,7 @@ def layout_of(fmt: int) -> Layout:
 def as_shape(dims: ctypes.Array[ctypes.c_uint32], n_dims: int) -> Shape:
     """The dimensions in use. Raises AdapterError for more than a tensor can have."""
     if n_dims > MAX_DIMS:
-        raise AdapterError(f"the runtime reports a tensor of {n_dims} dimensions, which cannot be")
+        raise AdapterError(f"the runtime reports a tensor of {n_dims} dimensions, which is impossible")
     return tuple(dims[:n_dims])
 
 

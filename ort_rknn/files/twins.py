@@ -1,6 +1,6 @@
 """Twins: a compiled model beside its ONNX, recognized by name; and whether a compiled model may be used.
 
-A twin is judged by what its file records; what the file does not record is not held against it.
+A twin is judged by what its file records. What the file does not record is no reason against it.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def test_an_onnx_that_onnxruntime_does_not_take_is_an_error_that_says_so():
 
     wrong = around_a_loop()
     wrong.graph.node[0].input[1] = "times"
-    with pytest.raises(PrepareError, match="no model that onnxruntime takes"):
+    with pytest.raises(PrepareError, match="onnxruntime rejects the ONNX"):
         observe(wrong, ".", [{"x": X}])
     with pytest.raises(PrepareError, match="does not run the ONNX"):
         observe(around_a_loop(), ".", [{"x": X[:, :2]}])

@@ -42,7 +42,7 @@ def check_info(what: str, info: TensorInfo) -> None:
         known = info.dtype in _OWN_DTYPES or np.dtype(info.dtype).name == info.dtype
     except TypeError:
         known = False
-    assert known, f"{what} {info.name!r} has dtype {info.dtype!r}, which is no name of numpy's"
+    assert known, f"{what} {info.name!r} has dtype {info.dtype!r}, which is not a dtype name of numpy"
     if info.quantization is not None:
         assert info.quantization.scale > 0, f"{what} {info.name!r} has scale {info.quantization.scale}"
 
