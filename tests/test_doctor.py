@@ -24,7 +24,7 @@ MODELS = Path(__file__).parent / "models"
 
 
 class Board:
-    """The files of a board that is well, below ``root``."""
+    """The files of a healthy board, below ``root``."""
 
     def __init__(self, root):
         self.root = root

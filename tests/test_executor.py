@@ -94,7 +94,7 @@ def test_a_slow_core_holds_up_nobody_else(npu, execute):
         for _ in range(2):  # runs 1 and 2: cores 1 and 2
             executor.run([X])
         waiting = pool.submit(executor.run, [X])  # run 3: core 0 again
-        until(lambda: executor._lanes[0].queued())  # else run 4 could be it, and wait for ever
+        until(lambda: executor._lanes[0].queued())  # else run 4 could be it, and wait forever
         begin = time.monotonic()
         executor.run([X])  # run 4
         executor.run([X])  # run 5

@@ -516,7 +516,7 @@ untouched(2)
 
 
 def test_a_subinterpreter_is_refused_with_a_message(python):
-    """Callbacks from C would reach the main interpreter, and wait for ever."""
+    """Callbacks from C would reach the main interpreter, and wait forever."""
     code = """
 try:
     import ort_rknn

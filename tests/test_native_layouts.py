@@ -228,7 +228,7 @@ assert np.array_equal(s.run(None, {{"y": fed}})[0], want)
 
 
 def test_a_run_that_the_runtime_refuses_to_bind_is_an_error(npu):
-    """There is no other way for such a run."""
+    """Such a run has no other path."""
     with session("tail_i8", layout="native", output_layout="native") as s:
         fed = np.zeros((1, 2, 8, 8, 16), np.int8)
         npu.fault("rknn_set_io_mem", -5, times=1)

@@ -416,7 +416,7 @@ def test_an_offset_that_the_runtime_cannot_take_is_copied(npu, offset):
 
 
 def test_many_buffers_cost_one_sort():
-    """Recognizing each of many buffers at once took a sort for every one of them."""
+    """Many buffers created in a row and then recognized cost one sort, not one each."""
     sorts = []
 
     class Counting(BufferTable):

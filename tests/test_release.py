@@ -1,4 +1,4 @@
-"""What ``tox -e release`` judges by: the changelog's entry, and the README on a package index."""
+"""What ``tox -e release`` checks: the changelog's entry, and the README on a package index."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Falling back to the CPU is never a secret: one warning, one record, or an error where no CPU is allowed."""
+"""Falling back to the CPU is always reported: one warning, one record, or an error where no CPU is allowed."""
 
 import logging
 import sys

@@ -254,7 +254,7 @@ def at_depth(room, call):
 
 
 def test_a_session_is_on_the_npu_or_the_stack_was_too_short(npu):
-    """It must not look as if there were no NPU: that would be the CPU, with a reason that is not true."""
+    """It must not look as if there were no NPU, or the session would run on the CPU for a wrong reason."""
     told = set()
     for room in range(3, 260, 4):
         try:

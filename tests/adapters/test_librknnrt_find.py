@@ -277,7 +277,7 @@ class TestSoc:
 
 @contextmanager
 def as_nobody():
-    """Root may do everything: leave it for a while."""
+    """Root ignores permissions: drop its rights for a while."""
     if os.geteuid() != 0:
         yield
         return

@@ -77,7 +77,7 @@ def test_a_board_that_hangs_and_answers_late(cluster, state, ordered):
 
 @pytest.mark.parametrize("state", ["fails", "busy"])
 def test_a_board_whose_runs_fail_rests_and_returns(cluster, state):
-    """It fails at once and so has the most room: without its rests it would get most of the calls."""
+    """It fails at once and so has the most capacity: without its rests it would get most of the calls."""
     ray = cluster(3)
     bad = ray.boards[0]
     bad.become(state)

@@ -1,6 +1,6 @@
-"""The screens of docs/convert.md are what the commands print, with a toolkit that replays the vendor's answers.
+"""The terminal output in docs/convert.md is what the commands print, with a toolkit that replays the vendor's answers.
 
-WRITE_SCREENS=1 pytest tests/compile/test_convert_page.py      makes them
+WRITE_SCREENS=1 pytest tests/compile/test_convert_page.py    writes them again
 """
 
 import os

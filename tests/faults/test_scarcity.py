@@ -92,7 +92,7 @@ def test_no_more_descriptors(python):
 
 @pytest.mark.parametrize("nth", [1, 2, 3, 5])
 def test_no_more_threads(python, nth):
-    """From the nth on, none can be started. What needs one is an error or does without; nothing waits for ever."""
+    """From the nth on, no thread can be started: what needs one fails or does without it, and nothing waits forever."""
     run(
         python,
         f"""

@@ -170,7 +170,7 @@ def test_a_pipe_a_folder_and_a_device_in_a_files_place(tmp_path, reader):
         began = time.monotonic()
         with pytest.raises(error):
             read(tmp_path / name)
-        assert time.monotonic() - began < 30  # a reader of the pipe would wait for ever
+        assert time.monotonic() - began < 30  # a reader of the pipe would wait forever
 
 
 @pytest.mark.parametrize("reader", READERS)

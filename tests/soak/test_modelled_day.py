@@ -1,5 +1,6 @@
 """A day in modelled time: load that comes and goes, cores that fail and return, a device that vanishes, throttling, a
-wall clock that is set, sessions made and closed. Answers, counters, clocks, memory, threads and descriptors hold.
+wall clock that is set, sessions made and closed. Answers, counters, clocks, memory, threads and descriptors stay
+correct.
 
 All clocks and waits of the process go 300 times as fast (``support/modelled_time.py``). By default the day has 15
 minutes, which take 3 seconds; ``ORT_RKNN_DAY_SECONDS=86400``, as in ``tox -e soak``, makes it whole, in 5 minutes. The

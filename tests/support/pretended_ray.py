@@ -164,7 +164,7 @@ class Ray:
                 due = self.now
             event = self._events[0][0] if self._events else float("inf")
             target = min(due, event, limit)
-            assert target < float("inf"), "it would wait for ever"
+            assert target < float("inf"), "it would wait forever"
             self._forward(target)
             ready = [a for a in answers if a.due is not None and a.due <= self.now][:num_returns]
             if len(ready) >= num_returns or self.now >= limit:
