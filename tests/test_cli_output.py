@@ -99,6 +99,17 @@ def test_figures_of_a_bench_are_whole_at_80_columns(on_terminal, monkeypatch):
     assert line.count("1234.56") >= 3 and "left out" in text
 
 
+@pytest.mark.parametrize("width", ["80", "60"])
+def test_top_keeps_model_and_core_on_a_narrow_terminal(on_terminal, monkeypatch, width):
+    from ort_rknn._cli.top import _COLUMNS
+
+    monkeypatch.setenv("COLUMNS", width)
+    row = ("12345", "python3.11", "yolov8n.rk3588.rknn", "rk3588 core 1", "35%", "1,160.4", "10", "0")
+    text = re.sub(r"\x1b\[[\d;]*m", "", on_terminal(show, TextTable(_COLUMNS, [row])))
+    (line,) = [line for line in text.splitlines() if "12345" in line]
+    assert "yolov8n.rk3588.rknn" in line and "rk3588 core 1" in line and "35%" in line and "left out" in text
+
+
 def test_errors_of_the_system_name_the_file():
     error = FileNotFoundError(2, "No such file or directory", "run.npz")
     assert os_error_text(error) == "run.npz: No such file or directory"

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     Column("pid", right=True, keep=True),
-    Column("program"),
+    Column("program", spare=3),
     Column("model"),
     Column("on"),
     Column("load", right=True, keep=True),
-    Column("runs/s", right=True, keep=True),
-    Column("waiting", right=True, keep=True),
-    Column("errors", right=True, keep=True),
+    Column("runs/s", right=True, keep=True, spare=1),
+    Column("waiting", right=True, keep=True, spare=4),
+    Column("errors", right=True, keep=True, spare=2),
 )
 
 
