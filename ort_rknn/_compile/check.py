@@ -14,6 +14,7 @@ from onnx import helper
 
 from ..files import OnnxModel
 from .accuracy import OutputAccuracy
+from .branches import take_branches
 from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import BuildSpec, Converter
 from .cuts import CutPlan
@@ -26,7 +27,7 @@ from .parts import BuiltPart, PartsJob
 from .prepare import prepare
 from .recipe import Recipe
 from .record import BuildRecord, RecordError
-from .shapes import ShapeError, compiled_shapes
+from .shapes import CompiledShapes, ShapeError, compiled_shapes
 from .spec import part_spec, per_input, with_shapes
 from .toolkit import Toolkit
 
@@ -92,7 +93,9 @@ def on_simulator(
         if record.whole and record.lowered and not source.fits:
             os.mkdir(os.path.join(scratch, "whole"))
             whole = prepare(path, os.path.join(scratch, "whole"), freeze=record.freeze)
-        _check_shapes(record, source.signature)
+        shapes = _checked_shapes(record, source.signature)
+        if record.whole:
+            whole = take_branches(whole, shapes, os.path.join(scratch, "branches"))
         model = load_graph(source.path)
         form: dict[str, Any] = {"mean": record.mean, "std": record.std, "fit": record.fit}
         learned = _learned_from(model, record, os.path.join(scratch, "int8"), form)
@@ -120,14 +123,15 @@ def on_simulator(
             return found, _layers(converter, made.built, reference, fed, progress) if layers else ()
 
 
-def _check_shapes(record: BuildRecord, signature: OnnxModel) -> None:
+def _checked_shapes(record: BuildRecord, signature: OnnxModel) -> CompiledShapes:
     missing = [value.name for value in signature.inputs if value.name not in record.shapes]
     try:
-        compiled_shapes(signature, record.shape_sets)
+        shapes = compiled_shapes(signature, record.shape_sets)
     except ShapeError as error:
         raise RecordError(f"its record is damaged ({error}): convert again") from error
     if missing:
         raise RecordError(f"its record is damaged (no shape of input {missing[0]!r}): convert again")
+    return shapes
 
 
 def _other_sets(

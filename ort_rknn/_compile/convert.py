@@ -16,6 +16,7 @@ import onnx
 
 from ..files import OnnxModel, Origin, read_onnx, read_rknn
 from ..files.hashes import sha256_of
+from .branches import take_branches
 from .calibration import Data, Fit, Samples, forms_of, read_samples
 from .converter import BuildSpec, ConversionError, Converter
 from .cuts import KEPT, CutPlan
@@ -95,6 +96,7 @@ def convert(
         source, whole, refusal = _prepare(path, scratch, options)
         shapes = compiled_shapes(source.signature, options.shapes)
         _check_batch(options, shapes, source.signature)
+        whole = take_branches(whole, shapes, os.path.join(scratch, "branches"))
         if options.int8 is not None:
             shapes = _largest_first(shapes)
         mean = per_channel(options.mean, shapes.sets[0], "mean")

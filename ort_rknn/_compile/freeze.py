@@ -59,7 +59,7 @@ def fold(model: onnx.ModelProto) -> None:
 
     Repeated until nothing changes. onnxruntime computes the nodes, so the numbers are those of a session on the CPU.
     """
-    while _fold_nodes(model) or _inline_branches(model):
+    while _fold_nodes(model) or inline_branches(model):
         pass
     drop_unused(model.graph)
 
@@ -129,8 +129,8 @@ def _without_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     return head
 
 
-def _inline_branches(model: onnx.ModelProto) -> bool:
-    """Replace each ``If`` on a constant by the nodes of the branch it takes."""
+def inline_branches(model: onnx.ModelProto) -> bool:
+    """Replace each ``If`` on a constant by the nodes of the branch it takes. Returns whether there was one."""
     graph = model.graph
     known = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
@@ -143,7 +143,7 @@ def _inline_branches(model: onnx.ModelProto) -> bool:
         changed = True
         taken = "then_branch" if bool(numpy_helper.to_array(condition).reshape(-1)[0]) else "else_branch"
         branch = next(a.g for a in node.attribute if a.name == taken)
-        nodes += _branch_nodes(branch, node, graph)
+        nodes += _branch_nodes(branch, node, graph, nodes)
     if changed:
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
@@ -151,9 +151,12 @@ def _inline_branches(model: onnx.ModelProto) -> bool:
     return changed
 
 
-def _branch_nodes(branch: onnx.GraphProto, node: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The branch's nodes with unique names, producing the ``If``'s outputs. Its constants are added to ``graph``."""
-    prefix = f"{node.name or node.output[0]}/"
+def _branch_nodes(
+    branch: onnx.GraphProto, node: onnx.NodeProto, graph: onnx.GraphProto, made: Sequence[onnx.NodeProto]
+) -> list[onnx.NodeProto]:
+    """The branch's nodes with unique names, producing the ``If``'s outputs. Its constants are added to ``graph``.
+    ``made``: nodes that will be in the graph too."""
+    prefix = _unused_prefix(f"{node.name or node.output[0]}/", graph, made)
     own = {t.name for t in branch.initializer} | {o for inner in branch.node for o in inner.output if o}
     names = {name: prefix + name for name in own}
     for inner, outer in zip(branch.output, node.output):
@@ -175,6 +178,15 @@ def _branch_nodes(branch: onnx.GraphProto, node: onnx.NodeProto, graph: onnx.Gra
     twice = [(i.name, o) for i, o in zip(branch.output, node.output) if names.get(i.name, i.name) != o]
     nodes += [helper.make_node("Identity", [names.get(i, i)], [o], name=f"{prefix}{o}") for i, o in twice]
     return nodes
+
+
+def _unused_prefix(prefix: str, graph: onnx.GraphProto, made: Sequence[onnx.NodeProto]) -> str:
+    """``prefix``, made longer until no tensor's name begins with it: several nodes may have the same name."""
+    names = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    names |= {name for nodes in (graph.node, made) for node in nodes for name in node.output}
+    while any(name.startswith(prefix) for name in names):
+        prefix += "_"
+    return prefix
 
 
 def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
