@@ -26,9 +26,9 @@ Array = NDArray[Any]
 _LOWEST, _HIGHEST = -128, 127
 #: Samples that are used, and positions of a layer's output: at least this many, and this many per weight of a channel.
 _SAMPLES, _POSITIONS, _PER_WEIGHT = 32, 4096, 2
-#: Layers with more weights per channel keep the toolkit's rounding, as do the most costly ones beyond this many
-#: operations: about a minute on one core.
-_WIDEST, _MOST_WORK = 4608, 1e12
+#: Layers with more weights per channel keep the toolkit's rounding: twice as many would take 1.6 GB. So do the most
+#: costly ones beyond this many operations: about a minute on one core.
+_WIDEST, _MOST_WORK = 2304, 1e12
 #: Weights that become part of the ONNX itself, in bytes: far from the 2 GB that a protobuf can hold.
 _MOST_BYTES = 256 << 20
 #: Inputs of layers that are computed at once, in elements.

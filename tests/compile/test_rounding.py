@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from ort_rknn._compile import rounding
 from ort_rknn._compile.calibration import InputForm, Samples
 from ort_rknn._compile.measure import Reference
 from ort_rknn._compile.observe import observe
@@ -57,6 +58,14 @@ def outputs_of(model, samples):
 
 def arrays(model):
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def are_rounded(tensors):
+    before = arrays(chain())
+    for tensor in tensors:
+        value = numpy_helper.to_array(tensor)
+        np.testing.assert_allclose(nearest(value), value, rtol=0, atol=1e-6)
+        assert 0 < np.abs(value - before[tensor.name]).max() < 0.1
 
 
 @pytest.mark.parametrize("count", [1, 9, 63, 64, 65, 200])
@@ -159,15 +168,24 @@ def test_the_same_samples_give_the_same_weights(tmp_path):
 
 
 def test_weights_in_constant_nodes_are_rounded_too(tmp_path):
-    samples, model, plain = samples_in(tmp_path), chain(), chain()
+    samples, model = samples_in(tmp_path), chain()
     for tensor in model.graph.initializer:
         model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
     del model.graph.initializer[:]
-    assert round_weights(plain, "", reference_of(plain, samples), samples) == 3
     assert round_weights(model, "", reference_of(model, samples), samples) == 3
     assert [node.op_type for node in model.graph.node] == ["Conv", "Relu", "Conv", "Conv"]
-    made, wanted = arrays(model), arrays(plain)
-    assert all((made[name] == wanted[name]).all() for name in wanted)
+    assert sorted(arrays(model)) == sorted(arrays(chain()))
+    are_rounded([tensor for tensor in model.graph.initializer if tensor.name.endswith("_w")])
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "layers"), [("_WIDEST", 16, 2), ("_MOST_WORK", 1e6, 0), ("_MOST_BYTES", 1000, 2)]
+)
+def test_layers_beyond_a_limit_keep_the_toolkits_rounding(limit, value, layers, tmp_path, monkeypatch):
+    monkeypatch.setattr(rounding, limit, value)
+    model, samples = chain(), samples_in(tmp_path)
+    assert round_weights(model, "", reference_of(model, samples), samples) == layers
+    assert (arrays(model)["a_w"] == arrays(chain())["a_w"]).all()
 
 
 def test_weights_and_biases_that_others_read_stay(tmp_path):
@@ -193,10 +211,4 @@ def test_weights_in_a_file_of_their_own_become_part_of_the_onnx(tmp_path):
     model = onnx.load(tmp_path / "m.onnx", load_external_data=False)
     reference = reference_of(model, samples, str(tmp_path))
     assert round_weights(model, str(tmp_path), reference, samples) == 3
-    inline = onnx.ModelProto()
-    inline.CopyFrom(chain())
-    round_weights(inline, "", reference_of(inline, samples), samples)
-    wanted = arrays(inline)
-    for tensor in model.graph.initializer:
-        if tensor.name.endswith("_w"):
-            assert (numpy_helper.to_array(tensor) == wanted[tensor.name]).all()  # fails for data outside
+    are_rounded([tensor for tensor in model.graph.initializer if tensor.name.endswith("_w")])  # fails for data outside
