@@ -123,6 +123,8 @@ def test_the_process_has_the_sum_of_all_sessions_also_of_closed_ones(npu):
             s.run(None, {"x": X})
     assert totals()["conv_f16.rk3588.rknn"].runs == start + 7
     first.close()
+    closed = first.stats().total
+    assert (closed.runs, closed.contexts, closed.in_use) == (3, 0, 0)
     assert totals()["conv_f16.rk3588.rknn"].runs == start + 7
     second.close()
     assert totals()["conv_f16.rk3588.rknn"].runs == start + 7

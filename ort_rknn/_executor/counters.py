@@ -160,10 +160,15 @@ _lock = renewed_in_child(RLock())
 
 def remember_closed(stats: ModelStats) -> None:
     """Keep the counters of a closed executor in the sums of the process, which never decrease."""
-    rest = {label: replace(core, contexts=0, in_use=0, out=0) for label, core in stats.cores.items()}
     with _lock:
         both = [s for s in (_closed.get(stats.model),) if s is not None]
-        _closed[stats.model] = merged([*both, replace(stats, cores=rest, queued=0)])[0]
+        _closed[stats.model] = merged([*both, without_contexts(stats)])[0]
+
+
+def without_contexts(stats: ModelStats) -> ModelStats:
+    """What is left of the counters when the contexts are closed."""
+    rest = {label: replace(core, contexts=0, in_use=0, out=0) for label, core in stats.cores.items()}
+    return replace(stats, cores=rest, queued=0)
 
 
 def closed_models() -> list[ModelStats]:

@@ -23,7 +23,7 @@ from .buffers import BufferRuns, sum_of
 from .call_order import CallOrder
 from .calls import Calls
 from .contexts import open_contexts, watch_cores
-from .counters import ModelStats, forget_closed, gather, remember_closed
+from .counters import ModelStats, forget_closed, gather, remember_closed, without_contexts
 from .cpu_fallback import CpuFallback
 from .cpu_twin import CpuTwin, cpu_twin
 from .dispatch import Dispatch
@@ -159,7 +159,8 @@ class OpenModel:
         """What it has done so far, and what it is doing."""
         on_cpu = self.missing_shapes()["cpu"] + self.fed_runs()
         instead = self.cpu_fallback.runs if self.cpu_fallback is not None else 0
-        return gather(self.label, list(self._leases), set(self._lanes), on_cpu, instead, self.outages())
+        found = gather(self.label, list(self._leases), set(self._lanes), on_cpu, instead, self.outages())
+        return without_contexts(found) if self._over else found
 
     def outages(self) -> dict[str, tuple[int, bool]]:
         """For each core that was ever taken out of service: how often, and whether it is out now."""
