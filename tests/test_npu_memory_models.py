@@ -183,9 +183,10 @@ def test_a_new_context_binds_again(npu):
         assert not before.out
         array[...] = 255 - IMAGE
         want = s.run(None, {"x": 255 - IMAGE})[0]
-        for _ in range(6):
+        # It gets runs as soon as the thread that tested it has given its context back.
+        while s.stats().models[0].cores["core 1"].bound_runs < before.bound_runs + 2:
+            assert time.monotonic() < end
             np.testing.assert_array_equal(s.run(None, {"x": array})[0], want)
-        assert s.stats().models[0].cores["core 1"].bound_runs >= before.bound_runs + 2
     assert npu.counters().mems == 0
     assert npu.counters().misuses == 0
 
