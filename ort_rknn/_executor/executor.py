@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._errors import INVALID_ARGUMENT, ort_error
+from ..adapter.addresses import address_of
 from . import run_settings
 from .bounded import BoundedRun
 from .call_order import CallOrder
@@ -237,8 +238,12 @@ class Executor(OpenModel):
         call = self.static_call or self.call_for(shapes)
         if call is None:
             return self.run_onnx(shapes, [a.ctypes.data for a in arrays])
+        return self.run_call(call, arrays)
+
+    def run_call(self, call: Call, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        """As :meth:`run`, for arrays that ``call`` fits: nothing is checked."""
         results: list[NDArray[np.generic]] = [
             np.empty(shape, port.dtype) for shape, port in zip(call.output_shapes, self.signature.outputs)
         ]
-        self.execute(call, [a.ctypes.data for a in arrays], [r.ctypes.data for r in results])
+        self.execute(call, [address_of(a) for a in arrays], [address_of(r) for r in results])
         return results

@@ -15,7 +15,6 @@ import numpy as np
 
 from .._executor.calls import Call
 from .._executor.executor import Executor
-from ..adapter.addresses import address_of
 from .closed import Closed
 from .feeds import Feed
 
@@ -33,8 +32,6 @@ class _Route:
     """How a kind of call runs."""
 
     call: Call
-    results: tuple[tuple[tuple[int, ...], str], ...]
-    """Shape and dtype of each result, in the executor's order."""
     chosen: tuple[int, ...] | None
     """The results that were asked for, in that order; None: all, in the executor's order."""
 
@@ -42,8 +39,7 @@ class _Route:
 class DirectCalls:
     """Runs calls whose kind has run in onnxruntime before. Thread-safe.
 
-    ``inputs`` and ``outputs`` are the names of the executor's, in its order; ``declared``: those of the session's
-    outputs, in its order.
+    ``declared``: the names of the session's outputs, in its order, which may differ from the executor's.
     """
 
     def __init__(self, executor: Executor, declared: Sequence[str]) -> None:
@@ -72,8 +68,7 @@ class DirectCalls:
             if kind not in self._routes:
                 self._learn(kind, results)
             return results
-        fresh = [np.empty(shape, dtype) for shape, dtype in route.results]
-        self._executor.execute(route.call, [address_of(a) for a in arrays], [address_of(a) for a in fresh])
+        fresh = self._executor.run_call(route.call, arrays)
         return fresh if route.chosen is None else [fresh[place] for place in route.chosen]
 
     def _arrays(self, feed: Any) -> list[NDArray[Any]] | None:
@@ -106,12 +101,11 @@ class DirectCalls:
         if len(set(names)) < len(names):  # one array must not be returned twice
             return None
         chosen = tuple(self._outputs.index(name) for name in names)
-        forms = tuple((shape, port.dtype) for shape, port in zip(call.output_shapes, signature.outputs))
         for result, place in zip(results, chosen):
-            shape, dtype = forms[place]
+            shape, dtype = call.output_shapes[place], signature.outputs[place].dtype
             if type(result) is not np.ndarray or result.shape != shape or result.dtype.name != dtype:
                 return None
-        return _Route(call, forms, None if chosen == tuple(range(len(self._outputs))) else chosen)
+        return _Route(call, None if chosen == tuple(range(len(self._outputs))) else chosen)
 
 
 def _are_names(names: object) -> bool:
@@ -127,10 +121,10 @@ def direct_calls(session: Any) -> DirectCalls | None:
     executor = state.executor
     if executor is None or executor.feedable or session.get_session_options().enable_profiling:
         return None
+    given = [value.name for value in session.get_inputs()]
     declared = [value.name for value in session.get_outputs()]
-    inputs = {value.name for value in session.get_inputs()}
     signature = executor.signature
-    if inputs != {port.name for port in signature.inputs} or len(inputs) != len(signature.inputs):
+    if sorted(given) != sorted(port.name for port in signature.inputs):
         return None
     if sorted(declared) != sorted(port.name for port in signature.outputs):
         return None
