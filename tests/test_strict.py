@@ -1,6 +1,7 @@
 """Strict holds, whichever way a program requests the NPU; a wrong spelling is an error."""
 
 import collections
+import enum
 import json
 import pathlib
 import warnings
@@ -67,6 +68,11 @@ MALFORMED = {
     "a map": (lambda: map(str, (OURS, CPU)), "a list or a tuple"),
     "an array": (lambda: np.array([OURS, CPU]), "a list or a tuple"),
     "an array of objects": (lambda: np.array([OURS, CPU], object), "a list or a tuple"),
+    "an array of two axes": (lambda: np.array([[OURS], [CPU]], object), "is a ndarray"),
+    "a tuple in a list": (lambda: [[(OURS, {})], CPU], "a tuple"),
+    "a list in a tuple": (lambda: (([OURS], {}), CPU), "a tuple"),
+    "a dict in a list": (lambda: [{OURS: {}}], "a tuple"),
+    "a member of an enumeration": (lambda: [enum.Enum("Providers", {"npu": OURS}).npu, CPU], "a tuple"),
 }
 
 
@@ -106,6 +112,8 @@ def test_sequences_are_taken(kind, virtual):
         "RKNPUExecutionProvider",
         "RockchipExecutionProvider",
         "RknnExecutionprovider",
+        "NPUExecutionProvider",
+        "npu",
     ],
 )
 def test_a_misspelled_name_gets_the_right_one(name, capfd):
@@ -117,7 +125,7 @@ def test_a_misspelled_name_gets_the_right_one(name, capfd):
 
 @pytest.mark.parametrize("name", [OURS.encode(), b"RKNNExecutionProvidr"])
 def test_a_name_in_bytes_gets_the_right_one(name, capfd):
-    for providers in ([name, CPU], [(name, {})], {name}):
+    for providers in ([name, CPU], [(name, {})], {name}, name):
         with pytest.raises(OptionError, match=f"there is no {name!r}; did you mean '{OURS}'"):
             ort.InferenceSession(MODEL, providers=providers)
     assert capfd.readouterr().out == ""
@@ -129,6 +137,11 @@ def test_a_name_in_bytes_gets_the_right_one(name, capfd):
 def test_other_providers_are_onnxruntimes_business(name):
     request = read_request([name, CPU], None, no_cpu=False)
     assert not request.named and request.other_providers == [name, CPU]
+
+
+@pytest.mark.parametrize("item", [None, 3, (), [], {}, [[]], np.array(0), np.zeros((2, 2)), object()], ids=repr)
+def test_items_that_name_nothing_are_onnxruntimes_business(item):
+    assert not read_request([item, CPU], None, no_cpu=False).named
 
 
 def test_what_names_us_beside_providers_on_the_options(virtual):

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from itertools import islice
 from typing import Any, Literal
 
@@ -265,7 +266,7 @@ def _check_names(providers: Any) -> None:
 
     onnxruntime prints an error in both cases and continues on the CPU.
     """
-    if isinstance(providers, str):
+    if isinstance(providers, (str, bytes)):
         items: Sequence[Any] = [providers]
     elif isinstance(providers, Iterable):
         items = list(islice(providers, _LOOKED_AT))
@@ -273,11 +274,8 @@ def _check_names(providers: Any) -> None:
         return
     named = False
     for item in items:
-        pair = not isinstance(item, (str, tuple)) and isinstance(item, Sequence) and len(item) > 0
-        name = item[0] if pair else _name_of(item)
-        bare = item[0] if isinstance(item, tuple) and item else item
-        if isinstance(bare, bytes):
-            pair, name = False, bare.decode(errors="replace")
+        bare, plain = _first_name(item)
+        name = bare.decode(errors="replace") if isinstance(bare, bytes) else bare
         if not isinstance(name, str):
             continue
         meant = PROVIDER if name in OUR_NAMES else _meant(name)
@@ -286,7 +284,7 @@ def _check_names(providers: Any) -> None:
         if name not in OUR_NAMES or isinstance(bare, bytes):
             shown = bare if isinstance(bare, bytes) else name
             raise OptionError(f"providers: there is no {shown!r}; did you mean {meant!r}?")
-        if pair:
+        if not plain:
             raise OptionError(
                 f"providers: {item!r} is a {type(item).__name__}; onnxruntime takes a tuple (name, dict of options)"
             )
@@ -296,6 +294,31 @@ def _check_names(providers: Any) -> None:
 
 
 _LOOKED_AT = 64
+_DEEPEST = 8
+
+
+def _first_name(item: Any) -> tuple[Any, bool]:
+    """What an item of ``providers`` names, as text or bytes, and whether it is in a place where onnxruntime reads it.
+
+    It reads a name, or the first element of a tuple; people also nest lists and arrays, or use members of an Enum.
+    """
+    plain = True
+    if isinstance(item, tuple) and item:
+        item = item[0]
+    for _ in range(_DEEPEST):
+        if isinstance(item, (str, bytes)):
+            break
+        plain = False
+        if isinstance(item, Enum):
+            item = item.value
+        elif isinstance(item, Mapping):
+            item = next(iter(item), None)
+        else:
+            try:
+                item = item[0]
+            except (TypeError, LookupError):
+                return None, False
+    return item, plain
 
 
 def _meant(name: str) -> str | None:
@@ -311,7 +334,7 @@ def _meant(name: str) -> str | None:
         return None
     word = name.strip().casefold()
     stem = "".join(c for c in word.removesuffix("executionprovider") if c.isalnum())
-    if stem.startswith(_STEMS):
+    if stem.startswith(_STEMS) or stem == "npu":
         return PROVIDER
     names = {known.casefold(): known for known in (*theirs, *OUR_NAMES)}
     close = difflib.get_close_matches(word, names, 1, 0.85)
