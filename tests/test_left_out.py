@@ -170,6 +170,27 @@ def test_an_input_that_nothing_reads_is_checked_as_onnxruntime_does(tmp_path):
             assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("options", [{}, {"on_missing_shape": "cpu"}], ids=str)
+def test_an_input_that_nothing_reads_may_be_none_or_unbound(tmp_path, options):
+    """As in onnxruntime, which needs no value for it."""
+    inputs = [("types", ("n", 7), INT), ("x", ("n", 3, 8, 8)), ("sr", (), INT)]
+    path = save(tmp_path / "m.onnx", [CONV], inputs, [("c", ("n", 4, 8, 8))])
+    (tmp_path / "m.rknn").write_bytes(stand_in([("x", "float32", X[1])], [("c", "float32", C[1])], "rk3588"))
+    plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    x = RNG.standard_normal((3, 3, 8, 8)).astype(np.float32)
+    feed = {"types": None, "x": x, "sr": None}
+    (want,) = plain.run(None, feed)
+    with ort.InferenceSession(path, provider_options={**VIRTUAL, **options}, enable_fallback=0) as session:
+        binding = session.io_binding()
+        binding.bind_cpu_input("x", x)
+        binding.bind_output("c")
+        session.run_with_iobinding(binding)
+        results = [session.run(None, feed), *session.map([feed, feed]), binding.copy_outputs_to_cpu()]
+        assert session.stats().total.runs == 3 * len(results)
+    for (got,) in results:
+        assert np.abs(got - want).max() < 2e-2
+
+
 def test_a_batch_beside_what_is_left_out(tmp_path):
     """A constant has no axis for the samples, and an input that nothing reads need not have one."""
     nodes = [CONV, node("Identity", ["k"], ["anchors"]), node("Identity", ["c"], ["d"])]

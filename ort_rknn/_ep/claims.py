@@ -199,7 +199,8 @@ class Claims:
             # A wrapper declares our own signature, which onnxruntime enforces before it calls a kernel.
             checked = handed is None
             executor = handed or self._open_node(graph, context, cache)
-            del slots_in[len(slots_in) - len(executor.feedable) :]
+            if handed is not None:  # the node may lack inputs that nothing reads, and has those that may be fed
+                slots_in = [p.name for p in executor.signature.inputs]
         try:
             kernel = self._kernel(executor, fused, slots_in, slots_out, checked)
         except BaseException:

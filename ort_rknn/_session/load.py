@@ -75,6 +75,7 @@ def wrapper_of(facts: Facts, made: Plan, executor: Executor, token: bytes) -> by
         cache_context=token,
         node_name=executor.label,
         feedable=executor.feedable,
+        unread=[port.name for port in executor.signature.inputs if not port.on_npu],
     )
 
 

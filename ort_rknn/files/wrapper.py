@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from . import _onnx_proto as proto
@@ -50,6 +50,7 @@ def ep_context_model(
     embed_mode: int = 1,
     attributes: Mapping[str, str | int] | None = None,
     feedable: Sequence[OnnxValue] = (),
+    unread: Collection[str] = (),
 ) -> bytes:
     """An ONNX model with one EPContext node from ``inputs`` to ``outputs``, serialized.
 
@@ -58,7 +59,8 @@ def ep_context_model(
     node: partition_name, hardware_architecture, ep_sdk_version, onnx_model_filename, notes ...
 
     ``feedable``: initializers of the ONNX that may be fed. They are the node's last inputs; one that is not fed has its
-    placeholder there (:mod:`ort_rknn.files.feedable`).
+    placeholder there (:mod:`ort_rknn.files.feedable`). ``unread``: names of inputs that the node does not read, so that
+    onnxruntime treats them as in the ONNX: they may be missing from an IOBinding.
 
     Names and metadata are copied from ``model``, so a session reports the same for the wrapper as for the ONNX. This
     includes an empty graph name, which onnxruntime accepts but onnx.checker does not.
@@ -71,7 +73,7 @@ def ep_context_model(
         if value.name in fed:
             raise ValueError(f"{value.name!r} is an input and an output: no single node can stand for such a graph")
     node = _node(
-        [v.name for v in (*inputs, *feedable)],
+        [v.name for v in (*inputs, *feedable) if v.name not in unread],
         [v.name for v in outputs],
         node_name,
         source,
