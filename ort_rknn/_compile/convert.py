@@ -25,11 +25,11 @@ from .int8 import Search, best_of
 from .observe import Observed
 from .opset import OpsetError
 from .partition import GraphPart
-from .parts import InParts, PartsJob, build_in_parts
+from .parts import InParts, PartsJob, build_in_parts, refuse_left_out
 from .place import place_parts, place_whole
 from .prepare import PreparedModel, prepare
 from .put import put_copy
-from .recipe import Recipe, refuse_left_out
+from .recipe import Recipe
 from .record import BuildRecord, Keeping, record_path
 from .report import Compiled, ConversionReport, Part, fates_of
 from .shapes import CompiledShapes, ShapeError, compiled_shapes

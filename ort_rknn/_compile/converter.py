@@ -196,6 +196,8 @@ class Converter:
         """
         import numpy as np
 
+        # 2.5.0 says "Unsupport inputs[0].dtype: float64"; the compiled model takes float16.
+        feeds = [array.astype(np.float32) if array.dtype == np.float64 else array for array in feeds]
         source, out = os.path.join(self.folder, "feeds.npz"), os.path.join(self.folder, "outputs.npz")
         np.savez(source, **{str(i): array for i, array in enumerate(feeds)})  # type: ignore[arg-type]
         answer = self._ask({"do": "simulate", "feeds": source, "out": out, "layouts": list(layouts)})

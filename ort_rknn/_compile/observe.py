@@ -43,12 +43,21 @@ class Observed:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
     """Largest absolute value of floating-point tensors, over all feeds."""
+    declared: dict[str, tuple[int | str | None, ...]] = field(default_factory=dict)
+    """Shapes as a session of the ONNX gives them, with its free axes: names, or None. Without tensors of unknown
+    rank."""
     constants: dict[str, Array] = field(default_factory=dict)
     """Values of computed tensors that depend only on shapes and initializers."""
 
 
 def independent_of_data(graph: onnx.GraphProto) -> set[str]:
     """Tensors of the main graph that have the same value for any feed with the compiled shapes."""
+    return dependence(graph)[0]
+
+
+def dependence(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
+    """Tensors of the main graph that have the same value, and those known to have the same shape, for any feed with the
+    compiled shapes."""
     known = {tensor.name for tensor in graph.initializer}
     shaped = known | {value.name for value in graph.input}  # their shapes are the same for any feed
     for node in graph.node:
@@ -64,7 +73,7 @@ def independent_of_data(graph: onnx.GraphProto) -> set[str]:
             shaped |= outputs
         elif shaped.issuperset(reads) and _shaped_by_shapes(node, known):
             shaped |= outputs
-    return known
+    return known, shaped
 
 
 def _shaped_by_shapes(node: onnx.NodeProto, known: set[str]) -> bool:
@@ -112,6 +121,10 @@ def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Ar
             for name, value in zip(chunk, values):
                 if isinstance(value, np.ndarray):
                     _look(found, name, value, fixed)
+    for output in session.get_outputs():
+        # onnxruntime gives an unknown rank as []
+        if output.name in found.shapes and len(output.shape) == len(found.shapes[output.name]):
+            found.declared[output.name] = tuple(output.shape)
     return found
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import onnx
 
+from ..files import read_onnx
+from ..files.left_out import Disagreement, left_out
 from .converter import BuildSpec, Built, ConversionError, Converter
 from .extract import extract
 from .fate import Trials, refused_by_table, remedy, remembered, short
@@ -19,6 +21,7 @@ from .observe import Array, Observed, observe, random_feeds
 from .opset import OpsetError, lower_opset
 from .partition import GraphPart, Partition, partition
 from .prepare import NEWEST_IR, NEWEST_OPSET
+from .varying import refused_by_shape
 
 #: The toolkit's file of a part; beside it lie links to the files of weights, under their own names.
 _PART = "ort_rknn part.onnx"
@@ -76,7 +79,7 @@ def build_in_parts(
     model = load_graph(path)
     progress("running the ONNX once to learn the shapes between its nodes")
     observed = observe(model, folder, feeds or [random_feeds(model, job.shapes)])
-    refused = {**(keep or {}), **refused_by_table(model)}
+    refused = {**refused_by_shape(model, observed), **(keep or {}), **refused_by_table(model)}
     trials = Trials(converter, job.target, remembered(converter.toolkit.version))
     blame(model, range(len(model.graph.node)), first, refused)
     finished: dict[tuple[int, ...], BuiltPart] = {}
@@ -113,7 +116,24 @@ def _build_one(job: PartsJob, model: onnx.ModelProto, part: GraphPart, observed:
     place = Path(tempfile.mkdtemp(prefix="part-", dir=job.converter.folder)) / _PART
     save_linked(cut, folder, place)
     how = job.spec(str(place), part, observed)
-    return BuiltPart(part, job.converter.build(how), how)
+    built = job.converter.build(how)
+    if {tensor.name for tensor in built.file.inputs} < set(part.inputs):
+        refuse_left_out(built, str(place), job.converter.log)
+    return BuiltPart(part, built, how)
+
+
+def refuse_left_out(built: Built, path: str, log: str) -> None:
+    """Raises ConversionError if the toolkit left out an output of the ONNX at ``path`` that depends on the inputs, for
+    example one whose shape does, or an input that an output depends on, for example one that is multiplied by 0: it
+    says nothing of it, and no session could run the compiled model."""
+    sides = [[tensor.name for tensor in side] for side in (built.file.inputs, built.file.outputs)]
+    signature = read_onnx(path)
+    if [len(side) for side in sides] == [len(signature.inputs), len(signature.outputs)]:
+        return
+    try:
+        left_out(path, *sides)
+    except Disagreement as error:
+        raise ConversionError(f"{os.path.basename(path)}: the toolkit left something out: {error}", log=log) from error
 
 
 def blame(
@@ -169,6 +189,8 @@ def _nothing_left(path: str, model: onnx.ModelProto, made: Partition, first: Con
         first_of.setdefault(reason, index)
     nodes = {reason: model.graph.node[index] for reason, index in first_of.items()}
     reasons = [f"{node.name or node.output[0]!a}: {reason}" for reason, node in list(nodes.items())[:5]]
-    whole = f" As a whole: {first}" if first is not None else ""
+    whole = f"As a whole: {first}" if first is not None else ""
     help_ = " ".join(dict.fromkeys(text for node in nodes.values() if (text := remedy(node.op_type)) is not None))
-    return f"{os.path.basename(path)}: nothing of it runs on the NPU: {'; '.join(reasons)}. {help_}{whole}"
+    listed = "; ".join(reasons) or "no node's result depends on the inputs"
+    said = f"{os.path.basename(path)}: nothing of it runs on the NPU: {listed}."
+    return " ".join(text for text in (said, help_, whole) if text)

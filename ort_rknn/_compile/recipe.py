@@ -11,16 +11,14 @@ from typing import Any
 
 import onnx
 
-from ..files import read_onnx
-from ..files.left_out import Disagreement, left_out
 from .calibration import Samples
-from .converter import BuildSpec, Built, ConversionError
+from .converter import BuildSpec, ConversionError
 from .cuts import CutPlan
 from .graph import load_graph, save_linked
 from .measure import Reference, calibration_list
 from .observe import Array, Observed, observe
 from .partition import GraphPart, Partition
-from .parts import BuiltPart, InParts, PartsJob, build_in_parts
+from .parts import BuiltPart, InParts, PartsJob, build_in_parts, refuse_left_out
 from .rounding import round_weights
 
 
@@ -88,15 +86,3 @@ class Recipe:
         built = converter.build(how)
         refuse_left_out(built, path, converter.log)
         return InParts(model, observed, Partition((part,), {}), (BuiltPart(part, built, how),))
-
-
-def refuse_left_out(built: Built, path: str, log: str) -> None:
-    """Raises ConversionError if the toolkit left out an output of the ONNX at ``path`` that depends on the inputs, for
-    example one whose shape does: it says nothing of it, and no session could give it."""
-    outputs = [tensor.name for tensor in built.file.outputs]
-    if len(outputs) == len(read_onnx(path).outputs):
-        return
-    try:
-        left_out(path, [tensor.name for tensor in built.file.inputs], outputs)
-    except Disagreement as error:
-        raise ConversionError(f"{os.path.basename(path)}: the toolkit left something out: {error}", log=log) from error

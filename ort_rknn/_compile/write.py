@@ -56,16 +56,31 @@ def context_model(
     # An initializer that could be fed as well: parts have it built in, so it can no longer be fed.
     constants = {tensor.name for tensor in graph.initializer}
     out.graph.input.extend(value for value in graph.input if value.name not in constants)
-    out.graph.output.extend(graph.output)
+    out.graph.output.extend(_output(value, observed) for value in graph.output)
     out.graph.node.extend(_sorted(nodes, graph))
     out.graph.initializer.extend(graph.initializer)
     # Including inputs of parts: after a Loop, for example, inference does not even know the rank.
     borders = dict.fromkeys(name for part in parts for name in (*part.part.outputs, *part.part.inputs))
     declared = {value.name for value in (*graph.input, *graph.output)}
-    dims = {name: [f"{name}_{axis}" for axis in range(len(observed.shapes[name]))] for name in borders} if free else {}
+    dims = {name: _free(name, observed) for name in borders} if free else {}
     out.graph.value_info.extend(value_of(name, observed, dims) for name in borders if name not in declared)
     drop_unused(out.graph)
     return out
+
+
+def _output(value: onnx.ValueInfoProto, observed: Observed) -> onnx.ValueInfoProto:
+    """An output with the shape that a session of the ONNX gives it, which may come from inference: no inference goes
+    through EPContext nodes."""
+    if value.name not in observed.declared:
+        return value
+    dims = observed.declared[value.name]
+    return helper.make_tensor_value_info(value.name, observed.elem_types[value.name], dims, value.doc_string)
+
+
+def _free(name: str, observed: Observed) -> list[int | str]:
+    """A border's shape in a model with free axes."""
+    dims = observed.declared.get(name) or (None,) * len(observed.shapes[name])
+    return [f"{name}_{axis}" if dim is None else dim for axis, dim in enumerate(dims)]
 
 
 def _head(model: onnx.ModelProto) -> onnx.ModelProto:

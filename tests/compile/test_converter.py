@@ -64,6 +64,8 @@ def test_simulate(converter, models):
     converter.build(BuildSpec(str(models / "conv_f16.onnx"), "rk3588"))
     (out,) = converter.simulate([np.ones((1, 3), np.float32)], ["nchw"])
     assert out.tolist() == [[2, 2, 2]]
+    (out,) = converter.simulate([np.ones((1, 3), np.float64)], ["nchw"])
+    assert out.dtype == np.float32  # it takes no float64
 
 
 def test_close_ends_a_toolkit_that_does_not_answer(toolkit, tmp_path):

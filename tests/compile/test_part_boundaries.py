@@ -49,6 +49,36 @@ def test_both_sides_of_every_part_are_declared(free):
     assert ranks == {"a": 4, "b": 4}
 
 
+@pytest.mark.parametrize("dims", [[1, 3, 8, 8], ["N", 3, "H", 8]])
+def test_outputs_have_the_shapes_that_a_session_of_the_onnx_gives_them(dims):
+    """Inference fills in what an exporter leaves out, but does not go through a compiled part."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["unnamed"]),
+        helper.make_node("Det", ["a"], ["d"]),
+        helper.make_node("Shape", ["a"], ["s"]),
+        helper.make_node("Add", ["a", "one"], ["f"]),
+        helper.make_node("Conv", ["f", "w2"], ["y"], pads=[1] * 4),
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in ("y", "unnamed", "d", "s", "a")]
+    free = isinstance(dims[0], str)
+    if free:
+        outputs[0].CopyFrom(value("y", ["N", 2, "rows", None]))
+    constants = [weights("w1", (4, 3, 3, 3), 1), weights("w2", (2, 4, 3, 3), 2)]
+    constants.append(numpy_helper.from_array(np.float32(1), "one"))
+    graph = helper.make_graph(nodes, "g", [value("x", dims)], outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    observed = observe(model, ".", [{"x": X}])
+    made = partition(model, observed, {2: "the NPU has no such operator"})
+    parts = [CompiledPart(part, f"part{i}", f"parts/{i}.rknn") for i, part in enumerate(made.parts)]
+    out = context_model(model, parts, observed, onnx_name="m.onnx", soc="rk3588", toolkit="2.5.0", free=free)
+    assert len(parts) == 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    declared = {v.name: [getattr(d, d.WhichOneof("value") or "", None) for d in v.type.tensor_type.shape.dim]
+                for v in out.graph.output}  # fmt: skip
+    assert declared == {v.name: v.shape for v in session.get_outputs()}
+
+
 def test_a_part_behind_a_loop_computes_the_same(tmp_path):
     shapes = {"x": (1, 3, 8, 8), "a": (1, 4, 8, 8), "b": (1, 4, 8, 8), "y": (1, 2, 8, 8)}
     parts = (("part0", ["x"], ["a"], ["first"]), ("part1", ["b"], ["y"], ["last"]))

@@ -13,7 +13,7 @@ from ort_rknn._compile.extract import extract
 from ort_rknn._compile.fate import refused_by_table
 from ort_rknn._compile.observe import independent_of_data, observe, random_feeds
 from ort_rknn._compile.partition import partition
-from ort_rknn._compile.recipe import refuse_left_out
+from ort_rknn._compile.parts import refuse_left_out
 from ort_rknn._compile.write import CompiledPart, context_model
 from ort_rknn.files import read_onnx
 
@@ -125,6 +125,23 @@ def test_a_whole_without_one_of_the_outputs_is_refused(tmp_path):
     with pytest.raises(ConversionError, match="left something out.*'count'") as raised:
         refuse_left_out(built("p"), str(path), "m.log")
     assert raised.value.log == "m.log"  # so that it is tried in parts
+
+
+def test_a_model_without_an_input_that_an_output_depends_on_is_refused(tmp_path):
+    path = tmp_path / "m.onnx"
+    floats = TensorProto.FLOAT
+    nodes = [conv("a", "x", "p"), node("Mul", ["z", "nothing"], ["q"]), node("Add", ["p", "q"], ["y"])]
+    model = model_of(nodes, inputs=[("x", floats, (1, 3, 8, 8)), ("z", floats, (1,)), ("unread", floats, (1,))],
+                     initializers=[("w", W), ("nothing", np.float32(0))])  # fmt: skip
+    onnx.save(model, path)
+
+    def built(*inputs):
+        sides = {"inputs": [SimpleNamespace(name=name) for name in inputs], "outputs": [SimpleNamespace(name="y")]}
+        return SimpleNamespace(file=SimpleNamespace(**sides))
+
+    refuse_left_out(built("x", "z"), str(path), "m.log")
+    with pytest.raises(ConversionError, match="left something out.*'z'"):
+        refuse_left_out(built("x"), str(path), "m.log")
 
 
 def test_values_beyond_float16_do_not_cross():
