@@ -96,7 +96,7 @@ def test_a_session_that_moves_to_the_cpu_and_back(npu):
         feed = feed_of(session)
         want = session.run(None, feed)[0]
         session.set_providers(["CPUExecutionProvider"])
-        assert session._in_order is None
+        assert session._npu_run is None
         session.set_providers(["RKNNExecutionProvider"], [VIRTUAL])
         np.testing.assert_array_equal(session.run(None, {"x": swapped(feed["x"])})[0], want)
 

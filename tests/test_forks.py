@@ -281,7 +281,6 @@ IMPORTED_BY = {
     "ort_rknn._concurrency.stream": "list(s.map([X]))",
     "ort_rknn._concurrency.submitter": "s.submit(None, X).result(20)",
     "ort_rknn._executor.numbered": "s.submit(None, X).result(20)",
-    "ort_rknn._session.direct": "s.submit(None, X).result(20)",
     "ort_rknn._session.explain": "s.explain()",
 }
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from .._concurrency.pipeline import Pipeline
     from .._concurrency.submitter import Submitter
-    from .direct import DirectCalls
     from .feeds import Buffers, Feed
     from .state import State
 
@@ -48,8 +47,7 @@ def no_feed(feed: object, inputs: Sequence[Any] | None) -> str:
 class AsynchronousCalls:
     """Mixin of our InferenceSession. A call does what ``session.run`` does, on one of our threads, which are created on
     first use: one per NPU context (one on the CPU), plus one per core that has a single context, which waits with the
-    next call ready. On these threads, a kind of call that onnxruntime has run before takes a shorter way (see
-    :mod:`~ort_rknn._session.direct`).
+    next call ready.
 
     Call k runs on core ``schedule[k % len(schedule)]``. k counts blocking runs and calls of all kinds in the order in
     which they were accepted, whichever thread starts them later. Calls queue per core: a slow core delays no other
@@ -67,15 +65,10 @@ class AsynchronousCalls:
     """Closed or being closed; the calls they accepted are still waited for."""
     _buffers: Buffers | None = None
     _pipeline: Pipeline | None = None
-    _direct: DirectCalls | None = None
-    """How calls of the current submitter run past onnxruntime, if they may."""
 
     if TYPE_CHECKING:
 
         def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> list[Any]: ...
-
-        _own_run: Callable[..., Any]
-        """Our ``run``, not that of a subclass."""
 
     def submit(
         self,
@@ -210,10 +203,7 @@ class AsynchronousCalls:
 
     def _run_feed(self, feed: Feed, output_names: Any, run_options: Any) -> list[Any]:
         try:
-            direct = self._direct
-            if direct is None or run_options is not None or getattr(self.run, "__func__", None) is not self._own_run:
-                return feed.without(self.run(output_names, feed.values, run_options))
-            return direct.run(self.run, output_names, feed)
+            return feed.without(self.run(output_names, feed.values, run_options))
         finally:
             feed.give_back()
 
@@ -234,7 +224,6 @@ class AsynchronousCalls:
         from .._concurrency.submitter import Submitter
         from .._executor.numbered import Numbered
         from .._options import Options
-        from .direct import direct_calls
 
         with making:
             if self._submitter is None or self._submitter_process != os.getpid():
@@ -248,7 +237,6 @@ class AsynchronousCalls:
                 task = partial(Numbered, executors) if executors else Task
                 self._submitter = Submitter.for_dispatch(dispatch, options, task if known else None)
                 self._submitter_process = os.getpid()
-                self._direct = direct_calls(self)
             return self._submitter
 
     def _end_submissions(self) -> None:

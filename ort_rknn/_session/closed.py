@@ -101,4 +101,5 @@ def let_go(session: Any) -> None:
         if name in attributes:
             attributes[name] = Closed()
     attributes.pop("_captured_graph_bindings", None)
+    attributes.pop("_npu_run", None)
     session._sess = Closed()

@@ -1,8 +1,9 @@
-"""A short way for asynchronous calls of a session that is one compiled model: from the feed to the executor.
+"""How ``run`` of a session on the NPU runs a call: past onnxruntime where it can.
 
-onnxruntime would check the feed, allocate the outputs and call our kernel. For a feed of known dtypes and shapes the
-outcome is known too, and a thread that skips these steps starts the next run of its core sooner. The first call of
-each kind still runs in onnxruntime, so what it rejects stays rejected, in its words.
+onnxruntime would check the feed, allocate the outputs and call our kernel. If the session is one compiled model, the
+outcome for a feed of known dtypes and shapes is known too, and a thread that skips these steps has the GIL for half the
+time, and starts the next run of its core sooner. The first call of each kind still runs in onnxruntime, so what it
+rejects stays rejected, in its words.
 """
 
 from __future__ import annotations
@@ -12,17 +13,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime
 
 from .._executor.calls import Call
 from .._executor.executor import Executor
-from .closed import Closed
-from .feeds import Feed
+from .._interrupts import need_stack
+from .feeds import in_native_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .state import State
+
+_run: Callable[..., Any] = onnxruntime.InferenceSession.run
+
 #: The number of kinds of calls remembered.
 _KEPT = 128
+#: Calls that a run may nest. With less stack than that it could end halfway, with another thread waiting for its core.
+_FRAMES = 16
+#: The severity at which onnxruntime logs every run.
+_VERBOSE = 0
 #: A kind of call: shape and dtype of each input, and the outputs asked for (None: all).
 _Kind = tuple[tuple[tuple[tuple[int, ...], np.dtype[Any]], ...], "tuple[str, ...] | None"]
 
@@ -50,24 +60,22 @@ class DirectCalls:
         #: None: such calls always run in onnxruntime.
         self._routes: dict[_Kind, _Route | None] = {}
 
-    def run(
-        self, run: Callable[[Any, Any], list[Any]], output_names: Sequence[str] | None, feed: Feed
-    ) -> list[NDArray[Any]]:
-        """What ``run(output_names, feed.values)`` returns: ``run`` is onnxruntime's, for kinds of calls that it has to
-        run. Raises what ``run`` or :meth:`Executor.execute` raises."""
-        arrays = self._arrays(feed.values)
+    def __call__(self, session: Any, output_names: Any, feed: Any, run_options: Any) -> Any:
+        """What onnxruntime's ``session.run`` returns or raises, and errors of :meth:`Executor.execute`."""
+        arrays = self._arrays(feed) if run_options is None else None
         if arrays is None or (output_names and not _are_names(output_names)):
-            return feed.without(run(output_names, feed.values))
+            return in_onnxruntime(session, output_names, feed, run_options)
         kind = (
             tuple([(array.shape, array.dtype) for array in arrays]),
             tuple(output_names) if output_names else None,
         )
         route = self._routes.get(kind)
         if route is None:
-            results = feed.without(run(output_names, feed.values))
+            results = in_onnxruntime(session, output_names, feed, run_options)
             if kind not in self._routes:
                 self._learn(kind, results)
             return results
+        need_stack(_FRAMES)
         fresh = self._executor.run_call(route.call, arrays)
         return fresh if route.chosen is None else [fresh[place] for place in route.chosen]
 
@@ -112,20 +120,26 @@ def _are_names(names: object) -> bool:
     return type(names) in (list, tuple) and all(type(name) is str for name in names)  # type: ignore[attr-defined]
 
 
-def direct_calls(session: Any) -> DirectCalls | None:
-    """The short way of a session; None if it has none: it is closed or on the CPU, its model has other nodes besides
-    the compiled one, or onnxruntime profiles every run."""
-    state = session._npu
-    if state is None or isinstance(session.__dict__.get("_sess"), Closed):
-        return None
+def in_onnxruntime(session: Any, output_names: Any, feed: Any, run_options: Any) -> Any:
+    """onnxruntime's own ``session.run``, which does not check the byte order of arrays."""
+    return _run(session, output_names, in_native_order(feed), run_options)
+
+
+def runner(session: Any, state: State) -> Callable[[Any, Any, Any, Any], Any]:
+    """What a new session on the NPU calls to run. Holds no reference to the session.
+
+    Always :func:`in_onnxruntime` if the model has other nodes besides a compiled one, or if onnxruntime profiles or
+    logs every run.
+    """
     executor = state.executor
-    if executor is None or executor.feedable or session.get_session_options().enable_profiling:
-        return None
+    options = session.get_session_options()
+    if executor is None or executor.feedable or options.enable_profiling or options.log_severity_level == _VERBOSE:
+        return in_onnxruntime
     given = [value.name for value in session.get_inputs()]
     declared = [value.name for value in session.get_outputs()]
     signature = executor.signature
     if sorted(given) != sorted(port.name for port in signature.inputs):
-        return None
+        return in_onnxruntime
     if sorted(declared) != sorted(port.name for port in signature.outputs):
-        return None
+        return in_onnxruntime
     return DirectCalls(executor, declared)
