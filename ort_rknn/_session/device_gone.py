@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from .._planning.decision import Decision
 from .._planning.session_options import EMPTY_MODEL, copy_options, cpu_session, overridden_dims
 from ..files.pinned import PinnedModel
 from .native import Given
+from .state import State
 
 
 def cpu_fallback(
@@ -62,6 +63,18 @@ def let_nodes_fall_back(given: Given, decision: Decision, executors: Iterable[Ex
         elif fallback is not None:
             fallback.allowed = partial(_may_fall_back, weakref.ref(given.session))
             fallback.serves_failures = decision.request.unchanged
+
+
+def fed_session(given: Given, state: State, decision: Decision) -> Callable[[], Any]:
+    """Creates the CPU session on the session's ONNX, for calls that feed initializers. The ONNX is that of ``state``,
+    which holds it open."""
+    facts, so = decision.facts, given.so
+    assert facts.onnx_source is not None
+    source = facts.onnx_source
+    fixed = bool(facts.onnx is not None and so and overridden_dims(so, facts.onnx.inputs))
+    as_it_was = copy_options(so, EMPTY_MODEL) if so else None
+    make = partial(cpu_session, so, as_it_was=as_it_was, any_shape=fixed)
+    return lambda: _make_session(source, state.pinned, make)
 
 
 def _make_session(source: str | bytes, pinned: PinnedModel | None, make: Any) -> Any:

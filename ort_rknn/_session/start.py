@@ -14,6 +14,7 @@ import onnxruntime
 from .._ep import registration, support
 from .._errors import FAIL, INVALID_ARGUMENT, ort_error, status_code, warn_of_fallback
 from .._interrupts import need_stack
+from .._options import SIGNATURE_OPTIONS
 from .._planning.decision import Decision, Limits, decide, load_first
 from .._planning.facts import gather
 from .._planning.load import load_planned
@@ -26,7 +27,8 @@ from ..files.compatibility import FAIL_ON_SUBOPTIMAL
 from ..files.feedable import feedable
 from ..files.pinned import FileChangedError, PinnedModel
 from .closed import declare_shapes
-from .device_gone import cpu_fallback, let_nodes_fall_back
+from .device_gone import cpu_fallback, fed_session, let_nodes_fall_back
+from .fed_calls import FedCalls, attach, declare
 from .load import lender_of, version_notes
 from .native import Given, start_on_cpu, start_on_nodes, start_on_npu, start_on_their_providers
 from .state import State
@@ -63,6 +65,8 @@ def make(given: Given) -> State:
         elif decision.plan.where == "cpu":
             start_on_cpu(given, state, decision)
             _report_fallback(decision.plan)
+        if decision.plan.where != "cpu" and decision.facts.onnx is not None and decision.facts.onnx.overridable:
+            _serve_fed_calls(given, state, decision)
         if config_entry(so, SAVE_CONTEXT) == "1":
             _save(given.session, state, so)
     if decision.plan.where == "cpu":
@@ -182,10 +186,9 @@ def _finish_on_npu(given: Given, state: State, decision: Decision, lender: Model
     facts, made, executor = decision.facts, decision.plan, state.executor
     assert executor is not None
     state.notes += version_notes(made, executor)
-    if made.use_onnx and facts.onnx is not None and facts.onnx.overridable:
-        if decision.request.unchanged and executor.options.on_missing_shape == "cpu":
-            executor.feedable = feedable(facts.onnx.overridable)
-        state.notes += _of_initializers(facts.onnx.overridable, executor.feedable)
+    unchanged = decision.request.unchanged and executor.options.on_missing_shape == "cpu"
+    if unchanged and made.use_onnx and facts.onnx is not None:
+        executor.feedable = feedable(facts.onnx.overridable)
     if made.stand_in:
         log.warning("%s: %s", facts.label, made.stand_in)
     if given.kwargs.get("use_weight_from") is not None and lender is None:
@@ -197,18 +200,37 @@ def _finish_on_npu(given: Given, state: State, decision: Decision, lender: Model
         declare_shapes(given.session, shapes)
 
 
-def _of_initializers(all_of_them: Sequence[OnnxValue], feedable: Sequence[OnnxValue]) -> Iterator[str]:
-    """Notes about initializers that could be fed on the CPU."""
-    for fed, values in (
-        ("runs the call on the ONNX twin on the CPU", feedable),
-        ("is an error", [value for value in all_of_them if value not in feedable]),
+def _serve_fed_calls(given: Given, state: State, decision: Decision) -> None:
+    """If the program was written for onnxruntime alone, let the ONNX serve calls that feed initializers which the
+    session's graph does not declare."""
+    request, facts = decision.request, decision.facts
+    assert facts.onnx is not None
+    declared = state.executor.feedable if state.executor is not None else ()
+    others = [value for value in facts.onnx.overridable if value not in declared]
+    # Otherwise the ONNX would take and return another form.
+    same_form = not any(key in request.options.given for key in SIGNATURE_OPTIONS)
+    serves = request.unchanged and request.options.on_missing_shape == "cpu" and facts.kind == "onnx" and same_form
+    if others and serves:
+        names = [value.name for value in others]
+        state.fed = FedCalls(names, facts.label, fed_session(given, state, decision))
+        attach(given.session, state.fed)
+        declare(given.session, facts.onnx.overridable)
+    if facts.kind != "ep_context":
+        state.notes += _of_initializers(declared, others, serves)
+
+
+def _of_initializers(declared: Sequence[OnnxValue], others: Sequence[OnnxValue], serves: bool) -> Iterator[str]:
+    """Notes about initializers that could be fed on the CPU. ``serves``: the ONNX serves calls that feed ``others``."""
+    served = "runs the call on the ONNX twin on the CPU"
+    by_name = f"{served}; an active LoRA adapter or an IOBinding for one is an error"
+    for values, what, fed in (
+        (declared, "feeding one, or an active LoRA adapter for one,", served),
+        (() if serves else others, "feeding one, or an active LoRA adapter for one,", "is an error"),
+        (others if serves else (), "feeding one", by_name),
     ):
         if values:
             names = ", ".join(value.name for value in values[:10])
-            yield (
-                f"initializers that could be fed on the CPU ({names}) were compiled in: feeding one, or an active "
-                f"LoRA adapter for one, {fed}"
-            )
+            yield f"initializers that could be fed on the CPU ({names}) were compiled in: {what} {fed}"
 
 
 def _save(session: Any, state: State, so: Any) -> None:

@@ -14,6 +14,7 @@ from .._planning.plan import Plan
 from .._planning.request import Request
 from .._tensors import Quantization
 from ..files.pinned import PinnedModel
+from .fed_calls import FedCalls
 
 
 @dataclass(slots=True)
@@ -39,6 +40,8 @@ class State:
     CPU, where :attr:`path` is used as in onnxruntime."""
     path: str | None = None
     """The absolute path of the model that was given."""
+    fed: FedCalls | None = None
+    """What serves calls that feed initializers, if the graph that onnxruntime has does not declare them."""
 
     @property
     def request(self) -> Request | None:
@@ -84,7 +87,9 @@ class State:
             self.path = other.path
 
     def unpin(self) -> None:
-        """Close the files that are held open. Idempotent."""
+        """Close the files that are held open, and drop what needs them. Idempotent."""
+        if self.fed is not None:
+            self.fed.let_go()
         pinned, self.pinned = self.pinned, None
         if pinned is not None:
             pinned.close()

@@ -3,11 +3,14 @@
 import importlib
 import logging
 import threading
+import weakref
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.models_in_parts import three_steps, write_in_parts
 
 import ort_rknn
 
@@ -204,32 +207,116 @@ def test_a_short_feed_of_a_wrong_shape_is_the_same_error():
         assert np.allclose(ours.run(None, {"x": X})[0], 3 * X, atol=1e-2)
 
 
-def test_a_text_stays_an_error():
-    """onnxruntime's strings have no bytes that a kernel could look at."""
+#: Those that the wrapper of one compiled model declares reach the kernel; others are served by the session's methods.
+BY_NAME = {way: call for way, call in WAYS.items() if way != "IOBinding"}
+
+
+@pytest.mark.parametrize("way", [way for way in BY_NAME if way != "run_with_ort_values"])
+def test_a_text(way):
+    """onnxruntime's strings have no bytes that a kernel could look at; and it makes no OrtValue of them."""
     content = model(np.array("1", np.object_), kind=TensorProto.STRING)
+    fed = {"x": X, "w": np.array("0", np.object_)}
     with session(content) as ours:
-        assert np.allclose(ours.run(None, {"x": X})[0], 2 * X, atol=1e-2)
-        with pytest.raises(Exception, match="Invalid input name: w"):
-            ours.run(None, {"x": X, "w": np.array("0", np.object_)})
-        assert "(w) were compiled in: feeding one, or an active LoRA adapter for one, is an error" in ours.explain()
+        assert ours.get_providers()[0] == "RKNNExecutionProvider"
+        for _ in range(2):
+            assert np.allclose(BY_NAME[way](ours, {"x": X})[0], 2 * X, atol=1e-2)
+            assert np.array_equal(BY_NAME[way](ours, fed)[0], X)
+        assert "fed:       2 calls that fed one of w ran on the ONNX on the CPU" in ours.explain()
 
 
-def test_weights_that_an_exporter_listed_as_inputs_cost_no_run_anything():
-    """A model with all its weights among its inputs: no kernel looks at each of them in every run."""
+def weights_as_inputs():
+    """As some exporters write it: all weights are among the inputs."""
     names = [f"w{k}" for k in range(17)]
     nodes = [helper.make_node("Add", ["x" if k == 0 else f"t{k}", name], [f"t{k + 1}"]) for k, name in enumerate(names)]
+    nodes[-1].output[0] = "y"
     values = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
         "g",
         [values("x", TensorProto.FLOAT, [1, 4]), *(values(name, TensorProto.FLOAT, [4]) for name in names)],
-        [values("t17", TensorProto.FLOAT, [1, 4])],
+        [values("y", TensorProto.FLOAT, [1, 4])],
         [numpy_helper.from_array(np.ones(4, np.float32), name) for name in names],
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with session(made.SerializeToString()) as ours:
-        assert np.allclose(ours.run(None, {"x": X})[0], X + 17, atol=0.05)
-        assert not ours.get_overridable_initializers()
+    return made.SerializeToString()
+
+
+@pytest.mark.parametrize("way", BY_NAME)
+def test_weights_that_an_exporter_listed_as_inputs(way, caplog):
+    """No kernel looks at each of them in every run, and yet they may be fed."""
+    caplog.set_level(logging.INFO, "ort_rknn")
+    with session(weights_as_inputs()) as ours:
+        for _ in range(2):
+            assert np.allclose(BY_NAME[way](ours, {"x": X})[0], X + 17, atol=0.05)
+            assert np.allclose(BY_NAME[way](ours, {"x": X, "w3": W})[0], X + 16 + W, atol=1e-5)
+        assert ours.stats().total.runs == 2
+        assert sum("calls that feed an initializer" in r.getMessage() for r in caplog.records) == 1
+        explained = ours.explain()
+        assert "feeding one runs the call on the ONNX twin on the CPU; an active LoRA adapter" in explained
+        assert "fed:       2 calls that fed one of w0, w1, w10, w11" in explained
+
+
+def in_parts(folder):
+    """A model in parts as a converter writes it: the initializers are compiled in, or constants of CPU nodes."""
+    made = three_steps()
+    values = helper.make_tensor_value_info
+    made.graph.input.append(values("w2", TensorProto.FLOAT, [2, 4, 3, 3]))
+    path = write_in_parts(folder, made)
+    context = folder / "m.rk3588_ctx.onnx"
+    written = onnx.load(context)
+    del written.graph.input[1:]
+    onnx.save(written, context)
+    return path
+
+
+@pytest.mark.parametrize("way", ["run", "submit", "map", "run_async"])
+def test_a_model_in_parts(way, tmp_path):
+    path = in_parts(tmp_path)
+    rng = np.random.default_rng(1)
+    feed = {"x": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    fed = {**feed, "w2": rng.standard_normal((2, 4, 3, 3)).astype(np.float32)}
+    plain = onnxruntime.InferenceSession(path)
+    with session(path) as ours:
+        assert ours.get_providers()[0] == "RKNNExecutionProvider"
+        given, wanted = ours.get_overridable_initializers(), plain.get_overridable_initializers()
+        assert [str(one) for one in given] == [str(one) for one in wanted]
+        for one in (feed, fed, feed, fed):
+            for got, want in zip(WAYS[way](ours, one), plain.run(None, one)):
+                assert np.allclose(got, want, atol=0.05)
+        assert "fed:       2 calls that fed one of w2 ran" in ours.explain()
+        wrong = {**fed, "w2": fed["w2"][:1]}
+        with pytest.raises(Exception, match="Got invalid dimensions for input: w2"):
+            ours.run(None, wrong)
+
+
+def test_other_providers_and_the_end(tmp_path):
+    """What serves such calls follows set_providers(), needs no file at its path, and ends with the session."""
+    path = in_parts(tmp_path)
+    rng = np.random.default_rng(1)
+    feed = {"x": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    fed = {**feed, "w2": rng.standard_normal((2, 4, 3, 3)).astype(np.float32)}
+    (want, _) = onnxruntime.InferenceSession(path).run(None, fed)
+    ours = session(path)
+    for file in tmp_path.glob("*.onnx"):
+        file.unlink()
+    assert np.array_equal(ours.run(None, fed)[0], want)
+    ours.set_providers([CPU])
+    assert np.array_equal(ours.run(None, fed)[0], want)
+    assert ours.run.__func__ is ort_rknn.InferenceSession.run
+    ours.close()
+    for one in (feed, fed):
+        with pytest.raises(Exception, match="the session was closed"):
+            ours.run(None, one)
+    gone = session(in_parts(tmp_path))
+    assert np.array_equal(gone.run(None, fed)[0], want)
+    watched = weakref.ref(gone)
+    del gone
+    assert watched() is None
+
+
+@pytest.mark.parametrize("options", [{"layout": "nhwc"}, {"on_missing_shape": "error"}], ids=str)
+def test_where_the_onnx_has_another_form_it_stays_an_error(options):
+    with session(weights_as_inputs(), **options) as ours:
         with pytest.raises(Exception, match="Invalid input name: w3"):
             ours.run(None, {"x": X, "w3": W})
         assert "is an error" in ours.explain()
