@@ -8,7 +8,7 @@ toolkit gets weights that are on its grid already, and keeps them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,10 @@ class _Layer:
     node: onnx.NodeProto
     weights: Array
     """[outputs, inputs / groups, rows, columns]"""
-    bias: Array | None
+    bias: Array
+    """0 if it has none."""
+    own_bias: bool
+    """Whether it has a bias that nothing else reads."""
     groups: int
     moments: Array = field(default_factory=lambda: np.empty(0))
     """Per group, the sum of the products of each two inputs of a channel; the last input is the bias's 1."""
@@ -116,16 +119,26 @@ def _chosen(part: onnx.ModelProto, folder: str, reference: Reference) -> list[_L
             continue
         if len(reference.observed.shapes.get(node.input[0], ())) != 4:
             continue
-        own_bias = len(node.input) > 2 and node.input[2] in alone
-        bias = numpy_helper.to_array(initializers[node.input[2]], folder) if own_bias else None
+        bias = _bias(node, initializers, folder)
+        if bias is None:
+            continue
         groups = int(_attribute(node, "group", 1))
-        found.append(_Layer(node, numpy_helper.to_array(tensor, folder), bias, groups))
+        own_bias = len(node.input) > 2 and node.input[2] in alone
+        found.append(_Layer(node, numpy_helper.to_array(tensor, folder), bias, own_bias, groups))
     chosen, work, size = [], 0.0, 0
     for layer in sorted(found, key=lambda each: each.work):
         work, size = work + layer.work, size + layer.weights.nbytes
         if layer.width <= _WIDEST and work <= _MOST_WORK and size <= _MOST_BYTES:
             chosen.append(layer)
     return chosen
+
+
+def _bias(node: onnx.NodeProto, initializers: Mapping[str, onnx.TensorProto], folder: str) -> Array | None:
+    """The bias of a convolution, 0 if it has none. None if it is computed."""
+    if len(node.input) < 3 or not node.input[2]:
+        return np.zeros(initializers[node.input[1]].dims[0], np.float32)
+    tensor = initializers.get(node.input[2])
+    return None if tensor is None else numpy_helper.to_array(tensor, folder)
 
 
 def _together(layers: Sequence[_Layer], reference: Reference) -> Iterator[list[_Layer]]:
@@ -189,20 +202,23 @@ def _pads(
 
 def _replace(graph: onnx.GraphProto, layer: _Layer) -> None:
     outputs = len(layer.weights) // layer.groups
-    weights, bias = layer.weights.copy(), None if layer.bias is None else layer.bias.copy()
+    weights, bias = layer.weights.copy(), layer.bias.astype(np.float32)
     for number, moment in enumerate(layer.moments):
         rows = slice(number * outputs, (number + 1) * outputs)
         own = weights[rows].reshape(outputs, -1)
         rounded, moved = rounded_weights(own, moment)
         weights[rows] = rounded.reshape(weights[rows].shape)
-        if bias is not None:
-            bias[rows] += moved
+        bias[rows] += moved
     layer.moments = np.empty(0)
     for tensor in graph.initializer:
         if tensor.name == layer.node.input[1]:
             tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
-        elif bias is not None and tensor.name == layer.node.input[2]:
-            tensor.CopyFrom(numpy_helper.from_array(bias.astype(np.float32), tensor.name))
+        elif layer.own_bias and tensor.name == layer.node.input[2]:
+            tensor.CopyFrom(numpy_helper.from_array(bias, tensor.name))
+    if not layer.own_bias:
+        del layer.node.input[2:]
+        layer.node.input.append(f"{layer.node.input[1]} ort_rknn bias")
+        graph.initializer.append(numpy_helper.from_array(bias, layer.node.input[2]))
 
 
 def rounded_weights(weights: Array, moment: Array) -> tuple[Array, Array]:
