@@ -264,6 +264,15 @@ def test_explain_on_the_virtual_npu(cli, models):
     assert "dispatch:  runs go round the cores 2, 0" in out
 
 
+@pytest.mark.parametrize("command", ["explain", "doctor"])
+def test_the_folder_that_ultralytics_exports_to(cli, models, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("ORT_RKNN_DEVICE", "virtual:rk3588")
+    folder = tmp_path / "m_rknn_model"
+    folder.mkdir()
+    shutil.copy(models / "conv_f16.rk3588.rknn", folder / "m-rk3588.rknn")
+    assert "m-rk3588.rknn" in cli(command, folder)[1]
+
+
 def test_explain_passes_other_options(cli, models):
     code, out, _ = cli(
         "explain", models / "conv_f16.onnx", "--device", VIRTUAL, "--option", "layout=nhwc", "--threads-per-core", "2"

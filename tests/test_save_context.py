@@ -75,6 +75,27 @@ def test_a_whole_model(whole, embed, named):
     same(target, whole, {"x": X})
 
 
+@pytest.mark.parametrize("embed", [0, 1])
+def test_outputs_whose_shape_the_onnx_leaves_out(whole, embed):
+    """onnxruntime reports them like scalars."""
+    model = onnx.load(whole)
+    shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.output]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    onnx.save(model, whole)
+    session(whole, saving(None, embed)).close()
+    target = whole.with_name("conv_f16_ctx.onnx")
+    with session(target) as made:
+        assert [value.shape for value in made.get_outputs()] == shapes
+    written = onnx.load(target)
+    for value in written.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    onnx.save(written, target)
+    with session(target) as made:
+        assert made.get_providers() == [NPU, CPU]
+        assert [list(value.shape) for value in made.run(None, {"x": X})] == shapes
+
+
 def test_in_another_folder_the_compiled_model_comes_along(whole, tmp_path):
     (tmp_path / "out").mkdir()
     session(whole, saving(tmp_path / "out" / "m.onnx")).close()

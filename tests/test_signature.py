@@ -196,6 +196,22 @@ def test_samples_are_judged_only_where_a_batch_could_be_cut():
     assert asked == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "compiled", "dims", "splits"),
+    [
+        (("N", 3, 8, 6), (1, 5), ("N", 5), True),
+        ((None, 3, 8, 6), (1, 5), (None, 5), True),
+        (("N", 3, 8, 6), (4, 5), (None, 5), False),
+        ((1, 3, 8, 6), (1, 5), (1, 5), None),
+    ],
+)
+def test_an_output_of_unknown_rank_may_be_a_batch(inputs, compiled, dims, splits):
+    signature = match(IMAGE, [info("y", compiled)], [d("x", *inputs)], [Declared("y", "float32", None)],
+                      splitting=lambda without: PROVED)  # fmt: skip
+    assert (signature.split and signature.split.allowed) is splits
+    assert signature.outputs[0].dims == dims
+
+
 def test_inputs_that_were_compiled_for_different_first_axes_are_no_batch():
     pair = [info("a", (1, 4)), info("b", (3, 4))]
     split = match(pair, [info("y", (1, 3))], [d("a", "n", 4), d("b", "m", 4)], [d("y", "n", "m")]).split

@@ -38,7 +38,7 @@ def run(given: argparse.Namespace) -> int:
     from .._measure.doctor import doctor, listed, summary
 
     if given.model is not None:
-        check_file(given.model)
+        check_file(given.model, or_export=True)
     found = doctor(given.model, device=given.device)
     if given.report is not None:
         write_text(given.report, found.report())

@@ -49,7 +49,7 @@ def run(given: argparse.Namespace) -> int:
         if (value := getattr(given, key)) is not None:
             options[key] = value
     options |= key_values("--option", given.option)
-    check_file(given.model)
+    check_file(given.model, or_export=True)
     expected: tuple[type[Exception], ...] = (*session_errors(), OSError, ValueError)
     try:
         with warnings.catch_warnings():

@@ -66,9 +66,14 @@ def os_error_text(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
 
 
-def check_file(path: str) -> None:
-    """Check for a file that cannot be opened: onnxruntime's message is less clear."""
+def check_file(path: str, *, or_export: bool = False) -> None:
+    """Check for a file that cannot be opened: onnxruntime's message is less clear. ``or_export``: a session is created
+    of it, which accepts the folder that Ultralytics exports to as well."""
     if os.path.isdir(path):
+        from ..files.compiled_places import EXPORT_FOLDER
+
+        if or_export and os.path.abspath(path).endswith(EXPORT_FOLDER):
+            return
         raise Mistake(f"{path}: expected a model file, this is a folder")
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its other end
         raise Mistake(f"{path}: expected a model file, this is not a regular file")

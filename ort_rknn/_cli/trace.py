@@ -60,7 +60,7 @@ def run(given: argparse.Namespace) -> int:
         after = argparse.ArgumentParser(prog="ort-rknn trace", add_help=False, allow_abbrev=False)
         _add_options(after)
         after.parse_args(given.arguments, given)
-    check_file(given.what)
+    check_file(given.what, or_export=True)
     options = {**device_options(given), **key_values("--option", given.option)}
     if program:
         if given.json:

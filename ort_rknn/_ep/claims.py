@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 
 from .._errors import (
     FAIL,
@@ -36,7 +37,7 @@ from .._planning.request import NO_CPU, OUR_NAMES, Request, read_request
 from .._tensors import DTYPE_OF_ELEMENT
 from ..adapter.contract import ModelSource, Query
 from ..adapter.plugins import Found
-from ..files import RknnFileError, judge_twin, read_rknn
+from ..files import RknnFile, RknnFileError, judge_twin, read_rknn
 from ..files.compatibility import FAIL_ON_SUBOPTIMAL, info_text
 from ..files.compiled_places import OutsideError, confined_path
 from . import advertised, handoff
@@ -336,7 +337,7 @@ class Claims:
         if not verdict.fit:
             raise ort_error(FAIL, f"{label}: {'; '.join(verdict.reasons)}")
         inputs = self._declared(node, "Node_GetNumInputs", "Node_GetInputs", name)
-        outputs = self._declared(node, "Node_GetNumOutputs", "Node_GetOutputs", name)
+        outputs = _ranked(self._declared(node, "Node_GetNumOutputs", "Node_GetOutputs", name), file)
         kept: set[str] = set()
         if form is not None:
             options, (inputs, outputs), kept = form.of_node(inputs, outputs)
@@ -369,6 +370,15 @@ class Claims:
             free = None if dims is None else tuple(d if d >= 0 else None for d in dims)
             out.append(Declared(value, DTYPE_OF_ELEMENT[element], free))
         return out
+
+
+def _ranked(outputs: Sequence[Declared], file: RknnFile) -> Sequence[Declared]:
+    """onnxruntime gives a tensor of unknown rank no axes, like a scalar: the compiled model tells which it is."""
+    compiled = {tensor.name: tensor.shape for tensor in file.outputs}
+    return [
+        replace(value, dims=None) if value.dims == () and prod(compiled.get(value.name) or ()) != 1 else value
+        for value in outputs
+    ]
 
 
 def _confined(model_path: str, relative: str, node: str) -> str:

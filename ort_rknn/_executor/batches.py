@@ -7,7 +7,7 @@ results of separate runs be concatenated.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from .._errors import OptionError
@@ -58,6 +58,20 @@ def judge_splitting(
 
 def leads_free(value: Declared) -> bool:
     return bool(value.dims) and not isinstance(value.dims[0], int)  # type: ignore[index]
+
+
+def rank_of_batch(matched: Matched) -> dict[str, Declared]:
+    """Outputs of unknown rank that may be batches, with the compiled rank and a free first axis, by name. Exporters may
+    leave shapes out, and whether the samples of these outputs are independent is judged from the graph all the same."""
+    if not matched.inputs or not all(leads_free(value) for value in matched.inputs):
+        return {}
+    shapes, results = matched.in_shapes(0), matched.out_shapes(0)
+    (first, *_), free = shapes[matched.inputs[0].name], (matched.inputs[0].dims or (None,))[0]
+    return {
+        value.name: replace(value, dims=(free, *results[value.name][1:]))
+        for value in matched.outputs
+        if value.dims is None and results[value.name][:1] == (first,)
+    }
 
 
 def may_split(

@@ -13,7 +13,7 @@ from .._errors import FAIL, OptionError, ort_error
 from .._options import Options
 from .._tensors import Dim, Shape
 from ..adapter.contract import Model
-from .batches import Splitting, leads_free, may_split
+from .batches import Splitting, leads_free, may_split, rank_of_batch
 from .declared import Declared
 from .matching import match
 from .ports import Known, Port, Terms, caller_order, input_ports, output_ports
@@ -126,6 +126,10 @@ def negotiate(
     """
     known = known or Known()
     matched = match(model, inputs, outputs, known.evidence, label)
+    if not model.shape_sets:
+        ranked = rank_of_batch(matched)
+        matched = replace(matched, outputs=[ranked.get(v.name, v) for v in matched.outputs])
+        outputs = [ranked.get(v.name, v) for v in outputs]
     notes = [*matched.served.notes]
     split = may_split(matched, options, known.splitting)
     if split is None and any(leads_free(v) for v in matched.inputs) and not model.shape_sets:

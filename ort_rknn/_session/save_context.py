@@ -76,7 +76,9 @@ def _whole(state: State, executor: Executor, target: str, embed: bool) -> bytes:
         "ep_sdk_version": file.toolkit_version or "",
     }
     if made.use_onnx and facts.onnx is not None:
-        inputs, outputs = facts.onnx.inputs, facts.onnx.outputs
+        known = {port.name: _WrittenValue(_port(port)) for port in executor.signature.outputs}
+        inputs = facts.onnx.inputs
+        outputs = [known.get(value.name, value) if value.dims is None else value for value in facts.onnx.outputs]
         if isinstance(facts.onnx_source, str) and _beside(facts.onnx_source, target):
             attributes["onnx_model_filename"] = os.path.basename(facts.onnx_source)
     else:
