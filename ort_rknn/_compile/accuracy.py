@@ -158,7 +158,13 @@ class OutputAccuracy:
             numbers = any(group.high > 1 or group.low < 0 for group in self._groups)
             return min(1 - self.same, 1 - self.cosine if numbers else 1.0) / (1 - accuracy)
         shares = [group.largest / allowed for group, allowed in self._bounded(accuracy)]
-        return max((1 - self.cosine) / (1 - accuracy), *shares, 0.0)
+        return max(self.cosine_share(accuracy), *shares, 0.0)
+
+    def cosine_share(self, accuracy: float) -> float:
+        """The share of the bound on the cosine that is used up; 0 for outputs to which it does not apply."""
+        if self.incomparable:
+            return math.inf
+        return 0.0 if self.same is not None else (1 - self.cosine) / (1 - accuracy)
 
     def _bounded(self, accuracy: float) -> Iterator[tuple[_Group, float]]:
         """Groups for which the largest error counts, with the maximum allowed."""

@@ -161,5 +161,14 @@ def _in_parts(plans: list[CutPlan]) -> list[CutPlan]:
 
 def best_of(attempts: list[Int8Attempt]) -> Int8Attempt:
     """The attempt that uses up the least of the bound, if any holds it; else the one whose worst output is the least
-    bad."""
-    return min(attempts, key=lambda one: (len(one.problems), one.used_share))
+    bad.
+
+    If cosines violate the bound, they decide, and not the largest errors: in outputs that far off, single values differ
+    by up to the whole range in any attempt.
+    """
+
+    def badness(one: Int8Attempt) -> tuple[int, float, float]:
+        cosine = max((output.cosine_share(one.accuracy) for output in one.outputs), default=0.0)
+        return len(one.problems), max(cosine, 1.0), one.used_share
+
+    return min(attempts, key=badness)

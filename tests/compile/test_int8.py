@@ -164,6 +164,27 @@ def test_ctrl_c_keeps_the_best_so_far(detector):
         Told(detector, {"whole": KeyboardInterrupt()}).run()
 
 
+@pytest.mark.parametrize(
+    ("errors", "best"),
+    [
+        ([(0.0, 0.02), (0.0, 0.01)], 1),  # both hold the bound
+        ([(0.0, 0.2), (0.0, 0.1)], 1),  # neither does, by its largest error
+        ([(0.25, 0.0), (0.12, 0.4)], 1),  # cosines of 0.894 and 0.972
+        ([(0.075, 0.0), (0.0, 0.1)], 1),  # cosines of 0.989 and 1
+    ],
+)
+def test_the_attempt_whose_cosine_is_best_is_taken_if_cosines_violate_the_bound(errors, best):
+    attempts = []
+    for everywhere, once in errors:
+        want = np.full((1, 4096), 0.5)
+        got = want + np.resize([everywhere, -everywhere], want.shape)
+        got[0, 0] += once
+        judged = OutputAccuracy("y")
+        judged.add(want, got)
+        attempts.append(int8.Int8Attempt(CutPlan("p"), (judged,), 1.0, None, 1.0, 0.99))
+    assert int8.best_of(attempts) is attempts[best]
+
+
 def test_a_refused_whole_is_tried_in_parts(detector):
     search = Told(detector, {"whole": ConversionError("no"), "0 normal": 0.1})
     assert int8.best_of(search.run()).plan.name == "in parts"
