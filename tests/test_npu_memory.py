@@ -343,6 +343,12 @@ def test_allocation_refused(npu):
         frame()
 
 
+@pytest.mark.parametrize("dtype", ["U3", "S3", "M8[s]", object])
+def test_memory_holds_numbers(npu, dtype):
+    with pytest.raises(ValueError, match="holds numbers"):
+        ort.empty((4,), dtype, device="virtual:rk3588")
+
+
 def test_a_descriptor_that_is_closed(npu):
     fd = os.memfd_create("gone")
     os.close(fd)

@@ -1,6 +1,7 @@
 """``ort_rknn.trace()``, ``ort-rknn trace`` and ``ort-rknn run --trace``: read back with a reader in this file."""
 
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -288,6 +289,13 @@ def test_a_model_on_the_cpu_is_traced_too(tmp_path):
     assert told.runs == 0
     (caller,) = named(read(tmp_path / "t"), "caller 0 (")
     assert [bar.name for bar in caller.bars] == ["run conv_f16.onnx"] * 3
+
+
+def test_a_fallback_is_a_line_of_the_commands(tmp_path, monkeypatch, capsys, recwarn):
+    monkeypatch.setenv("ORT_RKNN_DEVICE", "rk3588")
+    shutil.copy(MODELS / "conv_f16.onnx", tmp_path / "m.onnx")
+    assert main(["trace", str(tmp_path / "m.onnx"), "--runs", "3", "-o", str(tmp_path / "t")]) == 0
+    assert "nothing ran on an NPU" in capsys.readouterr().out and not recwarn.list
 
 
 def test_the_command(npu, tmp_path, monkeypatch, capsys):

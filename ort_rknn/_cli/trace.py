@@ -74,15 +74,20 @@ def _is_program(path: str) -> bool:
 
 
 def _model(given: argparse.Namespace, options: dict[str, object]) -> int:
+    import warnings
+
     from .._bench.tracing import trace_model
+    from .._errors import FallbackWarning
     from ..files import OnnxFileError, read_onnx
 
     try:
         if given.what.lower().endswith(".onnx"):
             read_onnx(given.what)  # onnxruntime says less, and logs that it has no profile
-        traced = trace_model(
-            given.what, given.output, runs=given.runs, callers=given.callers, options=options, layers=given.layers
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FallbackWarning)  # said below
+            traced = trace_model(
+                given.what, given.output, runs=given.runs, callers=given.callers, options=options, layers=given.layers
+            )
     except OptionError:
         raise
     except OnnxFileError as error:

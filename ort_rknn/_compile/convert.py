@@ -27,7 +27,7 @@ from .opset import OpsetError
 from .partition import GraphPart
 from .parts import InParts, PartsJob, build_in_parts, refuse_left_out
 from .place import place_parts, place_whole
-from .prepare import PreparedModel, prepare
+from .prepare import PreparedModel, needed_inputs, prepare
 from .put import put_copy
 from .recipe import Recipe
 from .record import BuildRecord, Keeping, record_path
@@ -252,12 +252,18 @@ class _Job:
             )
 
     def _whole(self, target: str, started: float) -> Compiled:
+        shapes = self.shapes.sets[0]
+        needed = needed_inputs(self.whole.path, shapes)
+        mean, std = (
+            [row for name, row in zip(shapes, side) if name in needed] or None
+            for side in (self.options.mean, self.options.std)
+        )
         spec = BuildSpec(
             model=self.whole.path,
             target=target,
-            inputs=self.shapes.sets[0],
-            mean=self.options.mean or None,
-            std=self.options.std or None,
+            inputs={name: shapes[name] for name in needed},
+            mean=mean,
+            std=std,
             custom_string=self._origin(),
         )
         built = self.converter.build(with_shapes(spec, self.shapes.sets, self.options.batch))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,23 @@ def _wants_rewriting(path: str) -> bool:
     with open_source(path, OnnxFileError) as data:
         found = read_nodes(data)
         return bool(found.functions) or any(node.op_type in _DEFAULTS for node in found.nodes)
+
+
+def needed_inputs(path: str, inputs: Iterable[str]) -> list[str]:
+    """Those of ``inputs`` that an output of the ONNX needs: the toolkit refuses a model with the names of others. All
+    of them if there are none, or if an output is itself an input."""
+    from ..files._onnx_part import read_nodes
+    from ..files._source import open_source
+
+    with open_source(path, OnnxFileError) as data:
+        graph = read_nodes(data)
+    names, needed = list(inputs), set(graph.outputs)
+    if not needed.isdisjoint(names):
+        return names
+    for node in reversed(graph.nodes):
+        if not needed.isdisjoint(node.outputs):
+            needed.update(node.reads)
+    return [name for name in names if name in needed] or names
 
 
 def spell_defaults(model: Any) -> None:

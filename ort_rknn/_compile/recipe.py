@@ -19,6 +19,7 @@ from .measure import Reference, calibration_list
 from .observe import Array, Observed, observe
 from .partition import GraphPart, Partition
 from .parts import BuiltPart, InParts, PartsJob, build_in_parts, refuse_left_out
+from .prepare import needed_inputs
 from .rounding import round_weights
 
 
@@ -81,7 +82,8 @@ class Recipe:
     ) -> InParts:
         converter, path = self.job.converter, self.whole or self.job.path
         observed = observe(model, os.path.dirname(self.job.path), feeds)
-        part = GraphPart(list(range(len(model.graph.node))), list(feeds[0]), [v.name for v in model.graph.output])
+        inputs, outputs = needed_inputs(path, feeds[0]), [value.name for value in model.graph.output]
+        part = GraphPart(list(range(len(model.graph.node))), inputs, outputs)
         how = spec(path, part, observed)
         built = converter.build(how)
         refuse_left_out(built, path, converter.log)

@@ -40,7 +40,7 @@ def part_spec(
 
 def with_shapes(spec: BuildSpec, sets: Sequence[Mapping[str, tuple[int, ...]]], batch: int | None) -> BuildSpec:
     """The build of a whole model with every shape set, or the batch."""
-    shape_sets = tuple(tuple(group.values()) for group in sets) if len(sets) > 1 else ()
+    shape_sets = tuple(tuple(group[name] for name in spec.inputs or group) for group in sets) if len(sets) > 1 else ()
     return replace(spec, shape_sets=shape_sets, batch=batch)
 
 

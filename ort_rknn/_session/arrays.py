@@ -142,7 +142,7 @@ def _device(name: str | None) -> Found:
 
 
 def _bytes(dims: Sequence[int], kind: np.dtype[Any]) -> int:
-    if any(n < 0 for n in dims) or kind.hasobject:
+    if any(n < 0 for n in dims) or kind.hasobject or kind.kind in "USmM":
         raise ValueError(f"NPU memory holds numbers, in a shape of lengths >= 1; got {list(dims)} of {kind}")
     size = kind.itemsize
     for n in dims:

@@ -254,6 +254,24 @@ def test_a_batch_is_repeated_on_the_simulator(calls, capsys, tmp_path):
     assert [call["inference"] for call in asked if "inference" in call] == [[[3, 3, 4]]] * 3  # 8 samples, and one again
 
 
+def test_inputs_that_no_output_needs_are_not_named_to_the_toolkit(calls, capsys, tmp_path):
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [node("Add", ["x", "x"], ["y"]), node("Neg", ["dead"], ["unread"])]
+    inputs = [value("unused", 1, [1, 2]), value("x", 1, [1, 3, 4]), value("dead", 1, [1])]
+    graph = onnx.helper.make_graph(nodes, "g", inputs, [value("y", 1, None)])
+    path = tmp_path / "m.onnx"
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    named = {"inputs": ["x"], "input_size_list": [[1, 3, 4]]}
+    assert main(["convert", str(path), "--target", "rk3588", "--mean", "1", "--std", "2"]) == 0
+    assert (tmp_path / "m.rk3588.rknn").exists()
+    asked = calls()
+    assert [call["load"] for call in asked if "load" in call] == [named]
+    assert [call["config"]["mean_values"] for call in asked if "config" in call] == [[[1.0] * 3]]
+    assert check(capsys, path, "--simulator", "rk3588")[0] == 0
+    assert [call["load"] for call in calls() if "load" in call] == [named]
+
+
 def test_a_batch_of_an_onnx_that_has_its_own_is_refused(calls, capsys, tmp_path):
     path = doubling(tmp_path / "m.onnx", [1, 3, 4])
     assert main(["convert", str(path), "--target", "rk3588", "--batch", "3"]) == 2

@@ -72,6 +72,7 @@ class RKNN:
 
     def load_onnx(self, model, inputs=None, input_size_list=None, outputs=None):
         self.model = model
+        _note("load", {"inputs": inputs, "input_size_list": input_size_list})
         if os.environ.get("FAKE_TOOLKIT_DIES") == "load_onnx":
             os._exit(7)
         if os.environ.get("FAKE_TOOLKIT_RAISES") == "load_onnx":
