@@ -2,14 +2,15 @@
 
 Exporters write an ``If`` where an axis may be 1, for example for ``squeeze``. The toolkit refuses every ``If``, and on
 the CPU it would divide the model. Only what is compiled as a whole has its branches replaced: at other shapes, sessions
-run the user's own ONNX. A model with a free batch keeps them: its parts can be run sample by sample, since none of them
-has an ``If``, while a session does not examine the branches of a whole.
+run the user's own ONNX. In a model with a free batch, a branch is taken only if the batch does not decide it and if the
+samples of what is left are proved to be independent, which a session cannot prove of a graph with an ``If``. Otherwise
+such a model keeps them, and its parts can be run sample by sample, since none of them has an ``If``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from .._independence import independence_of
 from ..files import OnnxFileError, read_onnx
 from ..files._onnx_part import read_nodes
 from ..files._source import open_source
@@ -29,18 +31,21 @@ from .shapes import CompiledShapes
 def take_branches(prepared: PreparedModel, shapes: CompiledShapes, folder: str) -> PreparedModel:
     """``prepared`` with the branches that are taken at ``shapes``; a changed copy is written to ``folder``.
 
-    An ``If`` whose condition depends on data stays, as do all of a model with several sets of shapes or a free batch,
-    or that onnxruntime does not run.
+    An ``If`` whose condition depends on data stays, as do all of a model with several sets of shapes, or that
+    onnxruntime does not run; those of a model with a free batch see above.
     """
-    if len(shapes.sets) > 1 or shapes.batch_axis:
+    if len(shapes.sets) > 1:
         return prepared
     with open_source(prepared.path, OnnxFileError) as data:
         if not any(node.op_type == "If" for node in read_nodes(data).nodes):
             return prepared
+    groups = [shapes.sets[0]]
+    if shapes.batch_axis:
+        groups += [{name: (count, *shape[1:]) for name, shape in shapes.sets[0].items()} for count in (1, 2, 3)]
     model = onnx.load(prepared.path, load_external_data=False)
     beside = os.path.dirname(prepared.path)
     taken: list[str] = []
-    while decided := _decided(model, shapes.sets[0], beside):
+    while decided := _decided(model, groups, beside):
         taken += decided
         inline_branches(model)
     if not taken:
@@ -51,11 +56,16 @@ def take_branches(prepared: PreparedModel, shapes: CompiledShapes, folder: str) 
     onnx.save(model, place)
     for name in prepared.signature.external_data:
         link(Path(beside) / name, Path(folder) / name)
-    return replace(prepared, path=str(place), signature=read_onnx(place), notes=(*prepared.notes, *taken))
+    if shapes.batch_axis and not independence_of(str(place)).proved:
+        return prepared
+    independent = True if shapes.batch_axis else None
+    signature, notes = read_onnx(place), (*prepared.notes, *taken)
+    return replace(prepared, path=str(place), signature=signature, notes=notes, independent=independent)
 
 
-def _decided(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], folder: str) -> list[str]:
-    """Make an initializer of the condition of each ``If`` that is decided; returns a note on each."""
+def _decided(model: onnx.ModelProto, groups: Sequence[Mapping[str, tuple[int, ...]]], folder: str) -> list[str]:
+    """Make an initializer of the condition of each ``If`` that is decided, in the same way for all ``groups`` of
+    shapes; returns a note on each."""
     graph = model.graph
     found = [node for node in graph.node if node.op_type == "If" and node.domain in ("", "ai.onnx")]
     if not found:
@@ -66,11 +76,15 @@ def _decided(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], fold
         for tensor in graph.initializer
         if tensor.name not in fed and any(tensor.name == node.input[0] for node in found)
     }
-    if not all(node.input[0] in values for node in found):
+    computed = {node.input[0] for node in found} - values.keys()
+    if computed:
         try:
-            values |= observe(model, folder, [random_feeds(model, shapes)]).constants
+            each = [observe(model, folder, [random_feeds(model, shapes)]).constants for shapes in groups]
         except PrepareError:
             return []
+        for name in computed.intersection(*each):
+            if all(np.array_equal(constants[name], each[0][name]) for constants in each):
+                values[name] = each[0][name]
     notes = []
     for node in found:
         value = values.get(node.input[0])

@@ -264,7 +264,7 @@ class _Job:
             inputs={name: shapes[name] for name in needed},
             mean=mean,
             std=std,
-            custom_string=self._origin(),
+            custom_string=self._origin(self.whole.independent),
         )
         built = self.converter.build(with_shapes(spec, self.shapes.sets, self.options.batch))
         refuse_left_out(built, self.whole.path, self.converter.log)
@@ -344,7 +344,8 @@ class _Job:
 
     def _part_spec(self, path: str, part: GraphPart, observed: Observed, target: str) -> BuildSpec:
         sides = (self.options.mean, self.options.std)
-        return part_spec(path, part, observed, target, self.shapes.sets[0], *sides, custom_string=self._origin())
+        origin = self._origin(self.whole.independent if path == self.whole.path else None)
+        return part_spec(path, part, observed, target, self.shapes.sets[0], *sides, custom_string=origin)
 
     def _keeping(self, target: str, plan: CutPlan, on_cpu: Mapping[int, str] | None = None) -> Keeping:
         """The record of this build, to be written together with its result."""
@@ -371,8 +372,9 @@ class _Job:
         )
         return Keeping(place, record)
 
-    def _origin(self) -> str:
-        return Origin.of(self.path, toolkit=self.converter.toolkit.version).to_custom_string()
+    def _origin(self, independent: bool | None = None) -> str:
+        origin = Origin.of(self.path, toolkit=self.converter.toolkit.version, independent=independent)
+        return origin.to_custom_string()
 
     def _has_free_axes(self) -> bool:
         return any(not isinstance(dim, int) for value in self.source.signature.inputs for dim in (value.dims or ("?",)))

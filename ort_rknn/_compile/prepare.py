@@ -39,6 +39,8 @@ class PreparedModel:
     signature: OnnxModel
     """Of the prepared model, without frozen inputs."""
     notes: tuple[str, ...] = field(default=())
+    independent: bool | None = None
+    """Whether its samples are known to be independent. None: a session finds out by itself."""
 
     @property
     def fits(self) -> bool:

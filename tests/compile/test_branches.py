@@ -110,10 +110,32 @@ def test_a_constant_decides_unless_it_can_be_fed(fed, tmp_path):
         assert kinds(made.path) == ["Add"]
 
 
-def test_several_sets_of_shapes_and_a_free_batch_keep_both_branches(tmp_path):
+def test_several_sets_of_shapes_keep_both_branches(tmp_path):
     path = saved(tmp_path, [choice("wide", "y", PLUS, TIMES)])
     assert taken(path, tmp_path, {"x": (1, 3, 32, 32)}, {"x": (1, 3, 32, 8)}).path == path
-    path = saved(tmp_path, [choice("wide", "y", PLUS, TIMES)], dims=("N", 3, 32, 32))
+
+
+FREE = ("N", 3, 32, 32)
+SQUEEZED = branch(node("Squeeze", ["x", "first"], ["sq"]), node("Unsqueeze", ["sq", "first"], ["p"]))
+MIXED = branch(node("CumSum", ["x", "zero"], ["p"]))
+
+
+def test_a_free_batch_takes_a_branch_that_it_does_not_decide(tmp_path):
+    made = taken(saved(tmp_path, [choice("wide", "y", PLUS, TIMES)], dims=FREE), tmp_path)
+    assert kinds(made.path) == ["Add"] and made.independent
+    assert made.signature.inputs[0].dims == FREE
+
+
+@pytest.mark.parametrize("then", [SQUEEZED, PLUS])
+def test_a_batch_that_decides_keeps_both_branches(then, tmp_path):
+    alone = [node("Gather", ["s", "zero"], ["n"]), node("Equal", ["n", "one"], ["alone"])]
+    weights = {"zero": np.array(0), "one": np.array(1), "first": np.array([0])}
+    path = saved(tmp_path, [*alone, choice("alone", "y", then, TIMES)], dims=FREE, weights=weights)
+    assert taken(path, tmp_path).path == path
+
+
+def test_samples_that_depend_on_each_other_keep_both_branches(tmp_path):
+    path = saved(tmp_path, [choice("wide", "y", MIXED, TIMES)], dims=FREE, weights={"zero": np.array(0)})
     assert taken(path, tmp_path).path == path
 
 
