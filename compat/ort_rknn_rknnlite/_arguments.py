@@ -22,10 +22,12 @@ class ArgumentRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class InputShapes:
-    """An input of the model: its name, and the shapes that it may have, in the ONNX's axis order."""
+    """An input of the model: its name, and the shapes that it may have, in the ONNX's axis order. ``stored``: the dtype
+    that the compiled model stores; "" if it is checked elsewhere."""
 
     name: str
     shapes: tuple[Shape, ...]
+    stored: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ def read_feed(
         # Passed-through data may have rows padded to the NPU's storage format.
         if shape not in spec.shapes and not (through and len(shape) == len(spec.shapes[0])):
             raise ArgumentRefused(_wrong_shape(spec, array, layout))
+        if through and spec.stored and array.dtype.itemsize != np.dtype(spec.stored).itemsize:
+            raise ArgumentRefused(f"input {spec.name!r} passed through must be {spec.stored}, not {array.dtype}")
         if through and layout == "NCHW":
             # Passed-through data is not converted, and the compiled model stores NHWC.
             array, layout = array.transpose(0, 2, 3, 1), "NHWC"
@@ -92,7 +96,8 @@ def _each(given: str | Sequence[str] | None, what: str, count: int) -> list[str]
 def _flags(given: Sequence[int] | None, count: int) -> list[bool]:
     if given is None:
         return [False] * count
-    if not isinstance(given, (Sequence, np.ndarray)) or len(given) != count:
+    listed = isinstance(given, (Sequence, np.ndarray)) and not isinstance(given, (str, bytes))
+    if not listed or len(given) != count or not all(flag in (0, 1) for flag in given):
         raise ArgumentRefused(
             f"inputs_pass_through is {given!r}: expected a list with a 0 or 1 for each of the {count} inputs"
         )

@@ -43,7 +43,7 @@ class OnNpu:
         model = self._executor.model
         sets = model.shape_sets or (tuple(onnx_order(i.shape, i.layout) for i in model.inputs),)
         self.inputs: Sequence[InputShapes] = [
-            InputShapes(info.name, tuple(dict.fromkeys(group[index] for group in sets)))
+            InputShapes(info.name, tuple(dict.fromkeys(group[index] for group in sets)), info.dtype)
             for index, info in enumerate(model.inputs)
         ]
         self.tensors_in, self.tensors_out = model.inputs, model.outputs

@@ -34,6 +34,16 @@ no_npu = pytest.fixture(without_npu)
             "inputs_pass_through is 1: expected a list with a 0 or 1 for each of the 1 ",
         ),
         (
+            {"inputs": [X], "inputs_pass_through": "1"},
+            "inputs_pass_through is '1': expected a list with a 0 or 1 for each of the 1 ",
+        ),
+        ({"inputs": [X], "inputs_pass_through": [2]}, r"inputs_pass_through is \[2\]: expected a list with a 0 or 1"),
+        ({"inputs": [X], "inputs_pass_through": [1]}, "input 'x' passed through must be float16, not float32"),
+        (
+            {"inputs": [X.astype(np.uint8)], "inputs_pass_through": [True]},
+            "input 'x' passed through must be float16, not uint8",
+        ),
+        (
             {"inputs": [X], "data_type": np.float32},
             "data_type is <class 'numpy.float32'>: expected a word, or a list with one ",
         ),
