@@ -32,6 +32,7 @@ _references: deque[Any] = deque(maxlen=8)
 _PAUSES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0)
 
 
+_MOST_CAUSES = 16
 #: Prefix of the status messages for exceptions that :func:`raise_what_ended` raises itself.
 INTERRUPTED = "interrupted: "
 END_OF_STACK = "RecursionError: maximum recursion depth exceeded in the RKNN execution provider"
@@ -89,6 +90,16 @@ def is_from_a_handler(error: BaseException) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+def from_a_handler(error: BaseException) -> BaseException | None:
+    """The exception of a signal handler that ``error`` is, or that caused it; None if there is none."""
+    cause: BaseException | None = error
+    for _ in range(_MOST_CAUSES):
+        if cause is None or is_from_a_handler(cause):
+            return cause
+        cause = cause.__cause__
+    return None
 
 
 def _code(handler: Any) -> Any:

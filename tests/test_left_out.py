@@ -4,6 +4,7 @@ rejected.
 The compiled models are stand-ins with what rknn-toolkit2 2.5.0 kept of such graphs.
 """
 
+import signal
 import warnings
 
 import numpy as np
@@ -353,6 +354,34 @@ def test_a_declared_shape_that_the_graph_does_not_give(tmp_path, sides, policy, 
             [sides[0] ** 2 * 2 if fixed else None, 2 if policy == "error" else None],
         )
         assert "the ONNX's own graph gives the compiled shape" in session.explain()
+
+
+class Late(Exception):
+    """What a signal's handler raises."""
+
+
+def late(*_):
+    raise Late
+
+
+@pytest.mark.parametrize("what", ["a constant", "a shape"])
+def test_what_a_signal_handler_raises_while_the_onnx_is_run_comes_out(tmp_path, monkeypatch, what):
+    if what == "a shape":
+        path = detector(tmp_path, [6])
+    else:
+        case = SERVED["a constant through Identity"]
+        path = save(tmp_path / "m.onnx", *case[:3])
+        compiled(case, tmp_path / "m.rknn")
+    before = signal.signal(signal.SIGUSR1, late)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr("ort_rknn._executor.evidence._session", lambda *_: signal.raise_signal(signal.SIGUSR1))
+            with pytest.raises(Late):
+                ort.InferenceSession(path, provider_options=VIRTUAL)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    with ort.InferenceSession(path, provider_options=VIRTUAL, enable_fallback=0) as session:
+        assert session.get_providers()[0] == "RKNNExecutionProvider"
 
 
 @pytest.mark.parametrize("declared", [(), (8, 16), (128, 2, 1, 1, 3)])

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -34,6 +35,35 @@ def test_no_twin_at_all_is_a_stand_in_and_says_so_once(npu, folder, caplog):
     (said,) = [r for r in caplog.records if "stand-in" in r.getMessage()]
     assert said.levelname == "WARNING"
     assert "conv_f16.onnx" in said.getMessage() and "on a board this session would run on the CPU" in said.getMessage()
+
+
+class Late(Exception):
+    """What a signal's handler raises."""
+
+
+def late(*_):
+    raise Late
+
+
+@pytest.mark.parametrize("call", ["the constructor", "set_providers"])
+def test_what_a_signal_handler_raises_is_no_reason_to_fall_back(npu, folder, monkeypatch, call):
+    """Also if an adapter reports it as its own error."""
+    before = signal.signal(signal.SIGUSR1, late)
+    made = ort.InferenceSession(folder / "conv_f16.onnx", providers=["CPUExecutionProvider"])
+    try:
+        monkeypatch.setattr("ort_rknn_virtual._adapter.TwinCompute", lambda *_: signal.raise_signal(signal.SIGUSR1))
+        with pytest.raises(Late):
+            if call == "set_providers":
+                made.set_providers(["RKNNExecutionProvider"], [VIRTUAL])
+            else:
+                session(folder / "conv_f16.onnx")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    monkeypatch.undo()
+    made.set_providers(["RKNNExecutionProvider"], [VIRTUAL])
+    with made:
+        assert made.get_providers()[0] == "RKNNExecutionProvider"
+        made.run(None, {"x": X})
 
 
 def _stale(folder, twin):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from .._interrupts import from_a_handler
 from ..files import Disagreement, Origin, is_stale, left_out
 from .matching import Served
 
@@ -67,8 +68,8 @@ class OnnxEvidence:
             feed[value.name] = np.zeros(shape, value.dtype)
         try:
             session = _session(self._onnx, self._folder if isinstance(self._onnx, bytes) else None)
-        except Exception:
-            if self._cpu_session is None:
+        except Exception as error:
+            if self._cpu_session is None or from_a_handler(error) is not None:
                 raise
             session = self._cpu_session(self._onnx)
         names = [output.name for output in session.get_outputs()]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from .._errors import FAIL, ort_error
+from .._interrupts import from_a_handler
 from .._tensors import onnx_order
 
 if TYPE_CHECKING:
@@ -189,6 +190,8 @@ def confirm(evidence: Evidence, stale: Sequence[Declared], matched: Matched) -> 
         try:
             given = evidence.output_shapes(fed)
         except Exception as error:
+            if from_a_handler(error) is not None:
+                raise
             problem = f"the ONNX does not run for the compiled inputs {fed}: {error}"
         for value in stale:
             want, got = matched.out_shapes(number)[value.name], given.get(value.name)

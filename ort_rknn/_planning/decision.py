@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .._errors import NpuUnavailable, OptionError
-from .._interrupts import is_from_a_handler
+from .._interrupts import from_a_handler
 from ..files import OnnxModel
 from .facts import Facts
 from .on_load import compiled_on_load
@@ -82,7 +82,10 @@ def load_first(
             load(decision)
             return decision
         except Exception as error:
-            for_the_user = isinstance(error, (OptionError, NpuUnavailable, RecursionError)) or is_from_a_handler(error)
+            interrupt = from_a_handler(error)
+            if interrupt is not None and interrupt is not error:
+                raise interrupt from interrupt.__cause__
+            for_the_user = interrupt is not None or isinstance(error, (OptionError, NpuUnavailable, RecursionError))
             if for_the_user or not may_fall_back(decision, error):
                 raise
             facts, made = plan_after(decision.request, decision.facts, decision.plan, error)
