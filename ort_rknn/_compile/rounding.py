@@ -1,4 +1,4 @@
-"""Rounds the weights of convolutions to int8 so that the layers' outputs change the least.
+"""Rounds the weights of layers to int8 so that the layers' outputs change the least.
 
 The toolkit rounds each weight to the nearest of 256 values. Here each one that is rounded lets the remaining ones, and
 the bias, compensate its error on the samples: the algorithm of GPTQ (Frantar et al., 2022, arXiv:2210.17323). The
@@ -8,7 +8,7 @@ toolkit gets weights that are on its grid already, and keeps them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,27 +37,44 @@ _AT_ONCE = 16 << 20
 _DAMPING = 0.01
 #: Columns after whose rounding the remaining ones are updated.
 _BLOCK = 64
+_HEAVY = frozenset(("Conv", "MatMul", "Gemm"))  # the toolkit has the same grid for the three
+
+
+@dataclass(frozen=True, slots=True)
+class _Initializers:
+    """The initializers of a graph."""
+
+    tensors: Mapping[str, onnx.TensorProto]
+    alone: Set[str]
+    """Those that a single node reads."""
+    folder: str
+
+    def value(self, name: str) -> Array:
+        value: Array = numpy_helper.to_array(self.tensors[name], self.folder)
+        return value
 
 
 @dataclass(slots=True)
 class _Layer:
-    """A convolution whose weights nothing else reads."""
+    """A Conv, MatMul or Gemm whose weights nothing else reads."""
 
     node: onnx.NodeProto
-    weights: Array
-    """[outputs, inputs / groups, rows, columns]"""
-    bias: Array
-    """0 if it has none."""
+    shape: tuple[int, ...]
+    """Of the weights: [outputs, inputs / groups, rows, columns]; the last two are 1 for MatMul and Gemm."""
+    bias: Array | None
+    """0 if a Conv has none; None if it is not known, or cannot be changed."""
     own_bias: bool
     """Whether it has a bias that nothing else reads."""
-    groups: int
+    groups: int = 1
+    transposed: bool = False
+    """Whether the ONNX has the weights as [inputs, outputs]."""
     moments: Array = field(default_factory=lambda: np.empty(0))
     """Per group, the sum of the products of each two inputs of a channel; the last input is the bias's 1."""
 
     @property
     def width(self) -> int:
         """Weights per channel."""
-        return int(self.weights[0].size)
+        return math.prod(self.shape[1:])
 
     @property
     def positions(self) -> int:
@@ -68,11 +85,11 @@ class _Layer:
     def work(self) -> float:
         """Operations, roughly."""
         width = float(self.width)
-        return self.groups * width * width * (2 * self.positions + 3 * width) + self.weights.size * width
+        return self.groups * width * width * (2 * self.positions + 3 * width) + self.shape[0] * width * width
 
 
 def round_weights(part: onnx.ModelProto, folder: str, reference: Reference, samples: Samples) -> int:
-    """Replace the weights and biases of ``part``'s convolutions; returns the number of layers.
+    """Replace the weights and biases of ``part``'s layers; returns the number of layers.
 
     ``folder``: where the part's external data lie. The layers' inputs are those of the ONNX on the CPU, for
     ``samples``. The same samples give the same weights.
@@ -82,13 +99,13 @@ def round_weights(part: onnx.ModelProto, folder: str, reference: Reference, samp
     for group in _together(layers, reference):
         _observe(group, reference, samples)
         for layer in group:
-            _replace(part.graph, layer)
+            _replace(part.graph, folder, layer)
     return len(layers)
 
 
 def _lift_constants(graph: onnx.GraphProto) -> None:
-    """Make initializers of the Constant nodes that convolutions read."""
-    read = {name for node in graph.node if node.op_type == "Conv" for name in node.input[1:]}
+    """Make initializers of the Constant nodes that layers read."""
+    read = {name for node in graph.node if node.op_type in _HEAVY for name in node.input[1:]}
     kept = []
     for node in graph.node:
         value = _attribute(node, "value", None) if node.op_type == "Constant" else None
@@ -110,35 +127,52 @@ def _chosen(part: onnx.ModelProto, folder: str, reference: Reference) -> list[_L
     for name in (name for node in graph.node for name in node.input):
         readers[name] = readers.get(name, 0) + 1
     alone = {name for name, count in readers.items() if count == 1 and name in initializers}
+    known = _Initializers(initializers, alone, folder)
     found = []
     for node in graph.node:
-        if node.op_type != "Conv" or node.domain not in ("", "ai.onnx") or node.input[1] not in alone:
-            continue
-        tensor = initializers[node.input[1]]
-        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) != 4 or 0 in tensor.dims:
-            continue
-        if len(reference.observed.shapes.get(node.input[0], ())) != 4:
-            continue
-        bias = _bias(node, initializers, folder)
-        if bias is None:
-            continue
-        groups = int(_attribute(node, "group", 1))
-        own_bias = len(node.input) > 2 and node.input[2] in alone
-        found.append(_Layer(node, numpy_helper.to_array(tensor, folder), bias, own_bias, groups))
+        layer = _layer_of(node, known, len(reference.observed.shapes.get(node.input[0], ()))) if node.input else None
+        if layer is not None:
+            found.append(layer)
     chosen, work, size = [], 0.0, 0
     for layer in sorted(found, key=lambda each: each.work):
-        work, size = work + layer.work, size + layer.weights.nbytes
+        work, size = work + layer.work, size + 4 * math.prod(layer.shape)
         if layer.width <= _WIDEST and work <= _MOST_WORK and size <= _MOST_BYTES:
             chosen.append(layer)
     return chosen
 
 
-def _bias(node: onnx.NodeProto, initializers: Mapping[str, onnx.TensorProto], folder: str) -> Array | None:
-    """The bias of a convolution, 0 if it has none. None if it is computed."""
+def _layer_of(node: onnx.NodeProto, known: _Initializers, rank: int) -> _Layer | None:
+    """``rank``: of the node's first input. None if the node is no layer whose weights can be rounded."""
+    if node.op_type not in _HEAVY or node.domain not in ("", "ai.onnx") or node.input[1] not in known.alone:
+        return None
+    tensor = known.tensors[node.input[1]]
+    if tensor.data_type != onnx.TensorProto.FLOAT or 0 in tensor.dims:
+        return None
+    if node.op_type == "Conv":
+        return _convolution(node, known) if len(tensor.dims) == rank == 4 else None
+    plain = not _attribute(node, "transA", 0) and _attribute(node, "alpha", 1.0) == 1.0
+    return _product(node, known) if plain and len(tensor.dims) == 2 <= rank else None
+
+
+def _convolution(node: onnx.NodeProto, known: _Initializers) -> _Layer:
+    shape, bias = tuple(known.tensors[node.input[1]].dims), None
     if len(node.input) < 3 or not node.input[2]:
-        return np.zeros(initializers[node.input[1]].dims[0], np.float32)
-    tensor = initializers.get(node.input[2])
-    return None if tensor is None else numpy_helper.to_array(tensor, folder)
+        bias = np.zeros(shape[0], np.float32)
+    elif node.input[2] in known.tensors:
+        bias = known.value(node.input[2])
+    own_bias = len(node.input) > 2 and node.input[2] in known.alone
+    return _Layer(node, shape, bias, own_bias, int(_attribute(node, "group", 1)))
+
+
+def _product(node: onnx.NodeProto, known: _Initializers) -> _Layer:
+    """A MatMul or Gemm."""
+    transposed = not _attribute(node, "transB", 0)
+    first, second = known.tensors[node.input[1]].dims
+    shape, bias = (second, first, 1, 1) if transposed else (first, second, 1, 1), None
+    if len(node.input) > 2 and node.input[2] in known.alone and _attribute(node, "beta", 1.0) == 1.0:
+        bias = known.value(node.input[2])
+        bias = bias if bias.shape == shape[:1] else None
+    return _Layer(node, shape, bias, bias is not None, transposed=transposed)
 
 
 def _together(layers: Sequence[_Layer], reference: Reference) -> Iterator[list[_Layer]]:
@@ -173,7 +207,12 @@ def _observe(layers: Sequence[_Layer], reference: Reference, samples: Samples) -
 
 def _seen(layer: _Layer, value: Array, most: int, seed: int) -> Array:
     """What the layer multiplies by its weights: [positions, inputs, rows, columns], at ``most`` random positions."""
-    kernel, strides = layer.weights.shape[2:], _attribute(layer.node, "strides", [1, 1])
+    if layer.node.op_type != "Conv":
+        rows = value.reshape(-1, layer.width)
+        if len(rows) > most:
+            rows = rows[np.random.default_rng(seed).choice(len(rows), most, replace=False)]
+        return rows[:, :, np.newaxis, np.newaxis]
+    kernel, strides = layer.shape[2:], _attribute(layer.node, "strides", [1, 1])
     dilations = _attribute(layer.node, "dilations", [1, 1])
     window = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations)]
     pads = _pads(layer.node, value.shape[2:], window, strides)
@@ -200,25 +239,33 @@ def _pads(
     return [(given[0], given[2]), (given[1], given[3])]
 
 
-def _replace(graph: onnx.GraphProto, layer: _Layer) -> None:
-    outputs = len(layer.weights) // layer.groups
-    weights, bias = layer.weights.copy(), layer.bias.astype(np.float32)
+def _replace(graph: onnx.GraphProto, folder: str, layer: _Layer) -> None:
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    tensor = tensors[layer.node.input[1]]
+    given = numpy_helper.to_array(tensor, folder)
+    weights = (given.T if layer.transposed else given).reshape(layer.shape).copy()
+    outputs = len(weights) // layer.groups
+    bias = None if layer.bias is None else layer.bias.astype(np.float32)
     for number, moment in enumerate(layer.moments):
         rows = slice(number * outputs, (number + 1) * outputs)
         own = weights[rows].reshape(outputs, -1)
+        if bias is None:
+            moment[-1, :-1] = moment[:-1, -1] = 0.0  # nothing is left for a bias to take up
         rounded, moved = rounded_weights(own, moment)
         weights[rows] = rounded.reshape(weights[rows].shape)
-        bias[rows] += moved
+        if bias is not None:
+            bias[rows] += moved
     layer.moments = np.empty(0)
-    for tensor in graph.initializer:
-        if tensor.name == layer.node.input[1]:
-            tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
-        elif layer.own_bias and tensor.name == layer.node.input[2]:
-            tensor.CopyFrom(numpy_helper.from_array(bias, tensor.name))
-    if not layer.own_bias:
-        del layer.node.input[2:]
-        layer.node.input.append(f"{layer.node.input[1]} ort_rknn bias")
-        graph.initializer.append(numpy_helper.from_array(bias, layer.node.input[2]))
+    stored = weights[:, :, 0, 0].T if layer.transposed else weights.reshape(given.shape)
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(stored), tensor.name))
+    if bias is None:
+        return
+    if layer.own_bias:
+        tensors[layer.node.input[2]].CopyFrom(numpy_helper.from_array(bias, layer.node.input[2]))
+        return
+    del layer.node.input[2:]
+    layer.node.input.append(f"{layer.node.input[1]} ort_rknn bias")
+    graph.initializer.append(numpy_helper.from_array(bias, layer.node.input[2]))
 
 
 def rounded_weights(weights: Array, moment: Array) -> tuple[Array, Array]:

@@ -221,10 +221,68 @@ def test_a_convolution_without_a_bias_of_its_own_gets_one(form, tmp_path):
     assert np.abs(error.mean((0, 2))).max() < 0.02 * error.std()
 
 
-def test_a_convolution_with_a_computed_bias_keeps_its_weights(tmp_path):
+def test_a_convolution_with_a_computed_bias_keeps_that(tmp_path):
     nodes = [helper.make_node("Neg", ["b"], ["n"]), helper.make_node("Conv", ["x", "w", "n"], ["y"])]
     weights = {"w": np.random.default_rng(9).standard_normal((4, 4, 3, 3)), "b": [1, 2, 3, 4]}
     model, samples = model_of(nodes, weights, ["y"]), samples_in(tmp_path)
+    assert round_weights(model, "", reference_of(model, samples), samples) == 1
+    assert list(model.graph.node[1].input) == ["x", "w", "n"] and set(arrays(model)) == {"w", "b"}
+    assert (arrays(model)["b"] == weights["b"]).all()
+
+
+#: Operator, shapes of the weights and the bias, attributes, and whether the bias takes up the mean of the error.
+PRODUCTS = {
+    "matmul": ("MatMul", (52, 30), None, {}, False),
+    "gemm": ("Gemm", (52, 30), (30,), {}, True),
+    "transposed": ("Gemm", (30, 52), (30,), {"transB": 1}, True),
+    "no bias": ("Gemm", (52, 30), None, {}, False),
+    "bias of another form": ("Gemm", (52, 30), (1, 30), {}, False),
+    "bias with a factor": ("Gemm", (52, 30), (30,), {"beta": 0.5}, False),
+}
+
+
+def product(operator, weights, bias, attributes):
+    """Multiplies rows of 13 positions with 4 channels."""
+    random = np.random.default_rng(11)
+    values = {"w": random.standard_normal(weights)}
+    if bias is not None:
+        values["b"] = random.standard_normal(bias)
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]),
+        helper.make_node("Reshape", ["t", "rows"], ["r"]),
+        helper.make_node(operator, ["r", *values], ["y"], **attributes),
+    ]
+    model = model_of(nodes, values, ["y"])
+    rows = np.array([1, 11, 52] if operator == "MatMul" else [11, 52], np.int64)
+    model.graph.initializer.append(numpy_helper.from_array(rows, "rows"))
+    return model
+
+
+@pytest.mark.parametrize("form", PRODUCTS)
+def test_weights_of_matrix_products_are_rounded_too(form, tmp_path):
+    *given, takes_up = PRODUCTS[form]
+    model, samples = product(*given), samples_in(tmp_path)
+    plain, before = onnx.ModelProto(), arrays(model)
+    plain.CopyFrom(model)
+    flip = (lambda value: value) if given[3].get("transB") else np.transpose
+    plain.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.ascontiguousarray(flip(nearest(flip(before["w"])))).astype(np.float32), "w")
+    )
+    want = outputs_of(model, samples)
+    assert round_weights(model, "", reference_of(model, samples), samples) == 1
+    rounded = arrays(model)["w"]
+    assert rounded.shape == before["w"].shape and np.abs(rounded - before["w"]).max() < 0.1
+    np.testing.assert_allclose(flip(nearest(flip(rounded))), rounded, rtol=0, atol=1e-6)
+    assert set(arrays(model)) == set(before)
+    assert takes_up != all((arrays(model)[name] == before[name]).all() for name in {"b"} & set(before))
+    errors = [outputs_of(each, samples) - want for each in (model, plain)]
+    assert np.square(errors[0]).mean() < 0.8 * np.square(errors[1]).mean()
+
+
+@pytest.mark.parametrize("attributes", [{"transA": 1}, {"alpha": 0.5}])
+def test_products_with_something_else_keep_the_toolkits_rounding(attributes, tmp_path):
+    weights = (11 if "transA" in attributes else 52, 30)
+    model, samples = product("Gemm", weights, None, attributes), samples_in(tmp_path)
     assert round_weights(model, "", reference_of(model, samples), samples) == 0
 
 
