@@ -151,8 +151,11 @@ def simulated(
         raise ValueError(
             "shapes, mean, std and fit are as they were in the conversion: leave them out with the simulator"
         )
-    log = os.path.join(os.path.dirname(path), f"{Path(path).stem}.check.log")
     of = find_toolkit(toolkit)
+    folder = os.path.dirname(path)
+    # In a folder that is read-only, the log goes where temporary files go, and stays there.
+    place = folder if os.access(folder, os.W_OK) else tempfile.mkdtemp(prefix="ort_rknn-check-")
+    log = os.path.join(place, f"{Path(path).stem}.check.log")
     outputs, each = on_simulator(path, record, feeds.data, of, log, progress=progress, layers=layers)
     random = feeds.data is None and not record.samples
     sets = len(record.shape_sets)

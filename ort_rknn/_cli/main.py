@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OptionError as error:  # an environment variable
         print(f"ort-rknn: {printable(bare_message(error), sys.stderr)}", file=sys.stderr)
         return USAGE
+    except KeyboardInterrupt:
+        return 130
     chosen = known.get(argv[0]) if argv else None
     if chosen is not None and chosen.takes_over is not None:
         return chosen.takes_over(argv[1:])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -42,29 +44,52 @@ def place_parts(
     """
     stem = Path(original).stem
     parts_folder = folder / f"{stem}.{target}_parts"
-    parts_folder.mkdir(exist_ok=True)
-    paths: list[Path] = []
-    compiled: list[CompiledPart] = []
-    for number, each in enumerate(made.built):
-        name = f"part{number}"
-        place = parts_folder / f"{name}-{_digest(each.built.path)[:12]}.rknn"
-        if not place.exists():
-            put_copy(place, each.built.path)
-        paths.append(place)
-        compiled.append(CompiledPart(each.part, name, f"{parts_folder.name}/{place.name}"))
-    model = context_model(
-        made.model, compiled, made.observed, onnx_name=Path(original).name, soc=target, toolkit=toolkit, free=free
-    )
-    weights = _own_weights(model, os.path.dirname(original), parts_folder)
     place = folder / f"{stem}.{target}{CONTEXT_ENDING}"
-    content = model.SerializeToString()
-    with keeping.beside(place, hashlib.sha256(content).hexdigest()):
-        put(place, lambda file: _write(file, content))
+    with _removed_unless_replaced(parts_folder, place):
+        paths: list[Path] = []
+        compiled: list[CompiledPart] = []
+        for number, each in enumerate(made.built):
+            name = f"part{number}"
+            file = parts_folder / f"{name}-{_digest(each.built.path)[:12]}.rknn"
+            if not file.exists():
+                put_copy(file, each.built.path)
+            paths.append(file)
+            compiled.append(CompiledPart(each.part, name, f"{parts_folder.name}/{file.name}"))
+        model = context_model(
+            made.model, compiled, made.observed, onnx_name=Path(original).name, soc=target, toolkit=toolkit, free=free
+        )
+        weights = _own_weights(model, os.path.dirname(original), parts_folder)
+        content = model.SerializeToString()
+        with keeping.beside(place, hashlib.sha256(content).hexdigest()):
+            put(place, lambda opened: _write(opened, content))
     _remove(folder / f"{stem}.{target}.rknn")
     for path in parts_folder.iterdir():
         if path not in paths and path != weights:
             _remove(path)
     return place, paths
+
+
+@contextmanager
+def _removed_unless_replaced(parts_folder: Path, place: Path) -> Iterator[None]:
+    """Make the folder of the parts. If something fails before the model at ``place`` is replaced (a full disk, Ctrl-C),
+    remove what was put into it, and it if it is new."""
+
+    def identity() -> tuple[int, int] | None:
+        found = place.stat() if place.exists() else None
+        return (found.st_ino, found.st_mtime_ns) if found is not None else None
+
+    new = not parts_folder.exists()
+    parts_folder.mkdir(exist_ok=True)
+    before, model = set(parts_folder.iterdir()), identity()
+    try:
+        yield
+    except BaseException:
+        if identity() == model:
+            for path in set(parts_folder.iterdir()) - before:
+                _remove(path)
+            if new:
+                parts_folder.rmdir()
+        raise
 
 
 def _own_weights(model: onnx.ModelProto, folder: str, parts_folder: Path) -> Path | None:

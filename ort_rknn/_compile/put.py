@@ -13,7 +13,8 @@ from typing import IO
 
 
 def put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that appears complete or not at all. Removes what a process that was killed left."""
+    """Write a file that appears complete or not at all. Removes what a process that was killed left. The OSError of a
+    full disk names ``place``."""
     _clear(place)
     descriptor, fresh = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
     try:
@@ -24,8 +25,10 @@ def put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         os.chmod(fresh, 0o644)
         os.replace(fresh, place)
-    except BaseException:
+    except BaseException as error:
         Path(fresh).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(place)
         raise
 
 

@@ -1,7 +1,9 @@
 """``ort-rknn check``: what computed the outputs, and the exit code."""
 
 import json
+import os
 import shutil
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -252,6 +254,17 @@ def test_a_batch_is_repeated_on_the_simulator(calls, capsys, tmp_path):
     asked = calls()
     assert [call["build"]["rknn_batch_size"] for call in asked if "build" in call] == [3]
     assert [call["inference"] for call in asked if "inference" in call] == [[[3, 3, 4]]] * 3  # 8 samples, and one again
+
+
+def test_the_log_of_a_folder_that_is_read_only(calls, capsys, tmp_path, monkeypatch):
+    path = doubling(tmp_path / "m.onnx", [1, 3, 4])
+    assert main(["convert", str(path), "--target", "rk3588"]) == 0
+    writable = os.access
+    monkeypatch.setattr(os, "access", lambda place, mode: place != str(tmp_path) and writable(place, mode))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "other"))
+    (tmp_path / "other").mkdir()
+    assert check(capsys, path, "--simulator", "rk3588")[0] == 0
+    assert not (tmp_path / "m.check.log").exists() and list(tmp_path.glob("other/*/m.check.log"))
 
 
 def test_inputs_that_no_output_needs_are_not_named_to_the_toolkit(calls, capsys, tmp_path):

@@ -151,6 +151,18 @@ def test_the_first_conversion_is_killed(older, converting, tmp_path):
         assert_whole(first)
 
 
+def test_a_full_disk_leaves_nothing_of_a_first_conversion(older, converting, tmp_path):
+    folder, names = older
+    for at in range(1, names):
+        first = tmp_path / str(at)
+        first.mkdir()
+        shutil.copy(folder / "m.onnx", first)
+        code, _, said = converting(first / "m.onnx", NEWER, "full", at)
+        assert code == 1, said
+        assert sorted(os.listdir(first)) == ["m.convert.log", "m.onnx"]
+        assert f"ort-rknn: {first}{os.sep}" in said
+
+
 @pytest.mark.parametrize("how", ["before", "after", "full"])
 def test_what_is_interrupted(older, converting, tmp_path, how):
     folder, names = older
