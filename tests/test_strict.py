@@ -4,6 +4,7 @@ import collections
 import enum
 import json
 import pathlib
+import shutil
 import warnings
 
 import numpy as np
@@ -292,6 +293,29 @@ def test_a_bad_value_is_never_a_fallback(kind, tmp_path):
             ort.InferenceSession(MODEL, provider_options=given)
         with pytest.raises(OptionError, match=text):
             ort.InferenceSession(MODEL, providers=[(OURS, {**VIRTUAL, **given}), CPU])
+
+
+@pytest.mark.parametrize(
+    ("soc", "given", "text"),
+    [
+        ("rk3576", {"schedule": [0, 1, 2]}, "names core 2, but rk3576 has cores 0, 1 only; schedule='auto' uses"),
+        ("rk3562", {"schedule": "1"}, "names core 1, but rk3562 has core 0 only"),
+        ("rv1126b", {"tp_mode": "0,1"}, "names a core that rv1126b lacks"),
+    ],
+)
+def test_cores_that_the_device_lacks_are_never_a_fallback(soc, given, text, tmp_path):
+    """Also if there is no compiled model for it."""
+    path = shutil.copy(MODEL, tmp_path / "m.onnx")
+    shutil.copy(pathlib.Path(MODEL).with_suffix(".rk3588.rknn"), tmp_path / "m.rk3588.rknn")
+    options = {"device": f"virtual:{soc}"}
+    with pytest.warns(ort.FallbackWarning, match="those for other SoCs"):
+        session = ort.InferenceSession(path, provider_options=options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(OptionError, match=text):
+            ort.InferenceSession(path, provider_options={**options, **given})
+        with pytest.raises(OptionError, match=text):
+            session.set_providers([OURS], [{**options, **given}])
 
 
 def test_bad_value_in_the_environment(monkeypatch):

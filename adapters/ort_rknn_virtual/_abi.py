@@ -133,7 +133,9 @@ def open_library(path: str) -> ctypes.CDLL:
         if known is None or known.identity != identity:
             known = _open[path] = _OpenLibrary(identity, declare(ctypes.CDLL(path)))
     except OSError as error:
-        raise AdapterError(f"the virtual NPU {path} cannot be opened: {error}") from error
+        raise AdapterError(
+            f"the virtual NPU {path} cannot be opened: {error}. Delete this file: it is compiled again"
+        ) from error
     return known.library
 
 

@@ -1,6 +1,7 @@
 """Compiling the virtual NPU on first use, and its cache folder."""
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -158,6 +159,19 @@ def test_a_replaced_library_is_opened_again(cache):
     copy.replace(made)
     assert not is_open(str(made))
     assert open_library(str(made)) is not first
+
+
+@pytest.mark.parametrize("content", [b"", b"no library"], ids=["empty", "damaged"])
+def test_a_damaged_library_is_named_with_the_remedy(cache, content):
+    path = _build.library("rk3566")
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(AdapterError, match=re.escape(f"{path} cannot be opened") + ".*Delete this file"):
+        open_library(str(path))
+    path.unlink()
+    assert _build.library("rk3566") == path
+    assert len(path.read_bytes()) == len(whole)
+    open_library(str(path))
 
 
 def test_a_folder_of_somebody_else_is_refused(cache, monkeypatch):
