@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .._errors import NpuUnavailable, OptionError
+from .._executor.dispatch import resolve
 from .._interrupts import from_a_handler
 from ..files import OnnxModel
 from .facts import Facts
@@ -40,7 +41,8 @@ class Decision:
 def decide(request: Request, facts: Facts, limits: Limits) -> Decision:
     """Decide what to load first. Compiles the ONNX if the request asks for it.
 
-    Raises NpuUnavailable if the request is strict, or if nothing can replace the NPU.
+    Raises NpuUnavailable if the request is strict, or if nothing can replace the NPU; OptionError if the options name a
+    core that the device lacks.
     """
     if request.options.convert == "on_load":
         facts = _within(limits, facts)  # checked first, so that nothing is compiled in vain
@@ -55,6 +57,9 @@ def decide(request: Request, facts: Facts, limits: Limits) -> Decision:
         if reason is None:
             break
         facts, made = plan_without(request, facts, made, reason)
+    if made.where == "cpu" and facts.found is not None:
+        # A core that the device lacks is an error, whether or not a compiled model would use it.
+        resolve(request.options, facts.found.device.soc, facts.found.device.cores)
     return Decision(request, facts, made)
 
 

@@ -13,7 +13,6 @@ import onnxruntime
 
 from .._ep import registration, support
 from .._errors import FAIL, INVALID_ARGUMENT, ort_error, status_code, warn_of_fallback
-from .._executor.dispatch import resolve
 from .._interrupts import need_stack
 from .._options import SIGNATURE_OPTIONS
 from .._planning.decision import Decision, Limits, decide, load_first
@@ -56,9 +55,6 @@ def make(given: Given) -> State:
         need_stack(_FRAMES)
     facts = gather(model, request, support.why_unavailable() if request.wants_npu else None)
     decision = decide(request, facts, Limits(partial(_why_not_exchanged, so)) if so else _NO_LIMITS)
-    if decision.plan.where == "cpu" and facts.found is not None:
-        # Cores that the device lacks are an error, whether or not a compiled model would use them.
-        resolve(request.options, facts.found.device.soc, facts.found.device.cores)
     state = State(given.kwargs, given.again, decision, notes=[*request.notes], path=absolute(model))
     with ExitStack() as held, state.released_on_error():
         if decision.plan.where != "cpu":

@@ -53,6 +53,14 @@ MISFITS = {
 }
 
 
+@pytest.mark.parametrize("misfit", MISFITS)
+@pytest.mark.parametrize("given", [{"schedule": "0,1,2,3"}, {"schedule": "7"}], ids=str)
+def test_a_core_that_the_device_lacks_is_an_error_without_a_compiled_model_too(misfit, given, npu, models, folder):
+    put(models, folder, MISFITS[misfit][0])
+    with pytest.raises(state.InvalidArgument, match="names core [37], but rk3588 has cores 0, 1, 2 only"):
+        plain_session(folder / "m.onnx", given)
+
+
 @pytest.mark.parametrize("how", STRICT)
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_strict(how, misfit, npu, models, folder, monkeypatch):
