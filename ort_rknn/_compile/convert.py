@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from .._independence import independence_of
 from ..files import OnnxModel, Origin, read_onnx, read_rknn
 from ..files.hashes import sha256_of
 from .branches import take_branches
@@ -96,7 +97,7 @@ def convert(
         source, whole, refusal = _prepare(path, scratch, options)
         shapes = compiled_shapes(source.signature, options.shapes)
         _check_batch(options, shapes, source.signature)
-        whole = take_branches(whole, shapes, os.path.join(scratch, "branches"))
+        whole = _with_independence(take_branches(whole, shapes, os.path.join(scratch, "branches")), path, shapes)
         if options.int8 is not None:
             shapes = _largest_first(shapes)
         mean = per_channel(options.mean, shapes.sets[0], "mean")
@@ -156,6 +157,14 @@ def _prepare(
         refusal = ConversionError(f"{os.path.basename(path)}: {error}", operators=[(error.node, error.operator)])
         refusal.__cause__ = error
         return source, source, refusal
+
+
+def _with_independence(whole: PreparedModel, path: str, shapes: CompiledShapes) -> PreparedModel:
+    """``whole``, with a note for the session if its samples are proved to be independent: of the ONNX at ``path``, from
+    which it was made, a session may be unable to prove it, for example if it has functions."""
+    if not shapes.batch_axis or whole.independent is not None or whole.path == path:
+        return whole
+    return replace(whole, independent=independence_of(whole.path).proved or None)
 
 
 def _samples(
@@ -281,6 +290,7 @@ class _Job:
             target,
             lambda path, part, observed: self._part_spec(path, part, observed, target),
             self.progress,
+            self.shapes.batch_axis,
         )
 
     def _in_parts(self, target: str, refusal: ConversionError, started: float) -> Compiled:

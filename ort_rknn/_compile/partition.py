@@ -39,8 +39,14 @@ class Partition:
     """By node index. Nodes that do not depend on data, and those that no output needs, are in neither."""
 
 
-def partition(model: onnx.ModelProto, observed: Observed, refused: Mapping[int, str]) -> Partition:
-    """Partition the main graph. ``refused``: nodes that cannot run on the NPU, by index, with the reason."""
+def partition(
+    model: onnx.ModelProto, observed: Observed, refused: Mapping[int, str], *, batch: bool = False
+) -> Partition:
+    """Partition the main graph.
+
+    ``refused``: nodes that cannot run on the NPU, by index, with the reason. ``batch``: the first axis of every input
+    is a free batch, of which parts run sample by sample, so tensors without that axis do not cross.
+    """
     graph = model.graph
     constant = {
         index
@@ -50,7 +56,7 @@ def partition(model: onnx.ModelProto, observed: Observed, refused: Mapping[int, 
     on_cpu = {index: reason for index, reason in refused.items() if index not in constant}
     while True:
         parts = _groups(graph, on_cpu, constant, observed)
-        moved = _not_worth(graph, parts) or _bad_cuts(graph, parts, observed)
+        moved = _not_worth(graph, parts) or _bad_cuts(graph, parts, observed, batch)
         if not moved:
             return Partition(tuple(parts), on_cpu)
         on_cpu.update(moved)
@@ -120,22 +126,22 @@ def _not_worth(graph: onnx.GraphProto, parts: Iterable[GraphPart]) -> dict[int, 
     return moved
 
 
-def _bad_cuts(graph: onnx.GraphProto, parts: Iterable[GraphPart], observed: Observed) -> dict[int, str]:
+def _bad_cuts(graph: onnx.GraphProto, parts: Iterable[GraphPart], observed: Observed, batch: bool) -> dict[int, str]:
     """Nodes at a border where the graph must not be cut: they move to the CPU, and the border with them."""
     moved: dict[int, str] = {}
     for part in parts:
         for name in part.inputs:
-            reason = _why_no_border(name, observed)
+            reason = _why_no_border(name, observed, batch)
             if reason is not None:
                 moved.update({index: reason for index in part.nodes if name in graph.node[index].input})
         for name in part.outputs:
-            reason = _why_no_border(name, observed)
+            reason = _why_no_border(name, observed, batch)
             if reason is not None:
                 moved.update({index: reason for index in part.nodes if name in graph.node[index].output})
     return moved
 
 
-def _why_no_border(name: str, observed: Observed) -> str | None:
+def _why_no_border(name: str, observed: Observed, batch: bool) -> str | None:
     kind = observed.elem_types.get(name)
     if kind is None:
         return f"{name!r} is not a tensor that an NPU can hold"
@@ -143,6 +149,8 @@ def _why_no_border(name: str, observed: Observed) -> str | None:
         return f"{name!r} is empty, and compiled models leave out such tensors"
     if kind not in _FLOATS:
         return f"{name!r} holds {onnx.TensorProto.DataType.Name(kind).lower()}, which does not cross exactly"
+    if batch and isinstance((*observed.declared.get(name, (None,)), 1)[0], int):
+        return f"{name!r} has no axis for the batch, which parts run sample by sample"
     if observed.largest.get(name, 0.0) > _FLOAT16_MAX:
         return f"{name!r} holds values up to {observed.largest[name]:.0f}, more than float16 can"
     return None

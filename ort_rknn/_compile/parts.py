@@ -60,6 +60,8 @@ class PartsJob:
     spec: Callable[[str, GraphPart, Observed], BuildSpec]
     """Returns the build settings of a part, given the path of its ONNX."""
     progress: Callable[[str], None] = lambda text: None
+    batch: bool = False
+    """The first axis of every input is a free batch."""
 
 
 def build_in_parts(
@@ -84,7 +86,7 @@ def build_in_parts(
     blame(model, range(len(model.graph.node)), first, refused)
     finished: dict[tuple[int, ...], BuiltPart] = {}
     for _ in range(_ROUNDS):
-        made = partition(model, observed, refused)
+        made = partition(model, observed, refused, batch=job.batch)
         if not made.parts:
             raise ConversionError(_nothing_left(path, model, made, first), log=converter.log)
         for number, part in enumerate(made.parts):

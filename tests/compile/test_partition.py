@@ -144,6 +144,24 @@ def test_a_model_without_an_input_that_an_output_depends_on_is_refused(tmp_path)
         refuse_left_out(built("x"), str(path), "m.log")
 
 
+@pytest.mark.parametrize("batch", [True, False])
+def test_tensors_without_the_batch_do_not_cross(batch):
+    """One scale for all samples, as of DynamicQuantizeLinear: a part could not be run sample by sample."""
+    nodes = [conv("a", "x", "p"), node("ReduceMax", ["p"], ["top"], keepdims=0), node("Mul", ["top", "two"], ["s"]),
+             node("Det", ["p"], ["d"]), node("Mul", ["d", "s"], ["e"]), node("Add", ["p", "s"], ["f"]),
+             conv("b", "f", "y")]  # fmt: skip
+    given = [("x", TensorProto.FLOAT, ("N" if batch else 1, 3, 8, 8))]
+    model = model_of(nodes, ("y", "e"), [("w", W), ("two", np.float32(2))], given)
+    observed = observe(model, ".", [random_feeds(model, {"x": (1, 3, 8, 8)})])
+    made = partition(model, observed, refused_by_table(model), batch=batch)
+    crossing = {name for part in made.parts for name in (*part.inputs, *part.outputs)}
+    if batch:
+        assert crossing == {"x", "p", "f", "y"}
+        assert made.on_cpu[1] == "'top' has no axis for the batch, which parts run sample by sample"
+    else:
+        assert "s" in crossing
+
+
 def test_values_beyond_float16_do_not_cross():
     nodes = [conv("a", "x", "p"), node("Mul", ["p", "big"], ["q"]), node("Det", ["q"], ["y"])]
     made, _, _ = divided(model_of(nodes, initializers=[("w", W), ("big", np.float32(1e6))]))

@@ -1,5 +1,6 @@
 """Cases from third-party models: parts of newer opsets, and simulated scalars."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from ort_rknn._cli.main import main
 from ort_rknn._compile.converter import BuildSpec, Converter
 from ort_rknn._compile.measure import simulate_parts
 from ort_rknn._compile.parts import PartsJob, build_in_parts
+from ort_rknn.files import Origin
 
 node, value = helper.make_node, helper.make_tensor_value_info
 
@@ -75,6 +77,24 @@ def test_parts_that_end_inside_functions_are_noted(convert):
     code, out, err, _ = convert(nodes, *ends, {"w": np.ones((8, 8), np.float32)}, 17, [function])
     assert code == 0, err
     assert "note: parts end inside functions of the ONNX" in out and "inline_local_functions" in out
+
+
+@pytest.mark.parametrize(("operator", "independent"), [("Relu", True), ("CumSum", None)])
+def test_the_samples_of_functions_are_recorded_as_independent(convert, monkeypatch, tmp_path, operator, independent):
+    """A session proves nothing of an ONNX with functions."""
+    monkeypatch.setenv("FAKE_TOOLKIT_CALLS", str(tmp_path / "calls"))
+    reads = ["c", "zero"] if operator == "CumSum" else ["c"]
+    inner = [node("MatMul", ["a", "b"], ["c"]), node(operator, reads, ["d"])]
+    inner.insert(0, node("Constant", [], ["zero"], value_int=0))
+    function = helper.make_function("own", "Block", ["a", "b"], ["d"], inner, [helper.make_opsetid("", 17)])
+    ends = [value("x", TensorProto.FLOAT, ["n", 8])], [value("y", TensorProto.FLOAT, ["n", 8])]
+    nodes = [node("Block", ["x", "w"], ["y"], domain="own")]
+    code, _, err, _ = convert(nodes, *ends, {"w": np.ones((8, 8), np.float32)}, 17, [function])
+    assert code == 0, err
+    configs = [call["config"] for call in map(json.loads, (tmp_path / "calls").read_text().splitlines())
+               if "config" in call]  # fmt: skip
+    (origin,) = [Origin.parse(config["custom_string"]) for config in configs]
+    assert origin.independent is independent
 
 
 def test_where_nothing_is_left_the_nodes_are_named_and_what_helps(convert):
