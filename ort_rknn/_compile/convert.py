@@ -257,7 +257,8 @@ class _Job:
     def _allow_parts(self, refusal: ConversionError) -> None:
         if self._only_whole:
             raise ConversionError(
-                f"{refusal} In parts, which might do, {self._only_whole} cannot be compiled.", log=refusal.log
+                f"{str(refusal).rstrip('.')}. In parts, which might do, {self._only_whole} cannot be compiled.",
+                log=refusal.log,
             )
 
     def _whole(self, target: str, started: float) -> Compiled:

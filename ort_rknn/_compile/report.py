@@ -83,8 +83,9 @@ class Compiled:
         for part in self.parts:
             kinds = Counter(layer.op_type for layer in part.layers)
             listed = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(6))
+            layers = f"{len(part.layers)} layer{'s' * (len(part.layers) != 1)}{f' ({listed})' * bool(listed)}"
             name = "" if self.whole else f"{os.path.basename(part.path)}: {part.size:,} bytes, "
-            yield f"  {name}{len(part.layers)} layers, {len(part.layers) - len(part.on_cpu)} on the NPU: {listed}"
+            yield f"  {name}{layers}, {len(part.layers) - len(part.on_cpu)} on the NPU"
             for layer in part.on_cpu:
                 yield f"  inside the runtime, on the CPU: {layer.name}"
         for fate in self.fates:

@@ -38,7 +38,7 @@ def test_for_two_targets_beside_the_onnx(cli, toolkit, conv, tmp_path):
         "conv.rk3588.build.json",
         "conv.rk3588.rknn",
     ]
-    assert "2 layers, 1 on the NPU: 1 ConvRelu, 1 Reshape" in out
+    assert "2 layers (1 ConvRelu, 1 Reshape), 1 on the NPU" in out
     assert "inside the runtime, on the CPU: Reshape:r" in out
     assert f'ort_rknn.InferenceSession("{conv}")' in out
 
