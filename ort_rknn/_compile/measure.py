@@ -66,7 +66,8 @@ class Reference:
 def calibration_list(reference: Reference, samples: Samples, inputs: Sequence[str], folder: str) -> str:
     """Write the toolkit's list of samples for a part that reads ``inputs``; returns its path.
 
-    Inner tensors are computed by the ONNX on the CPU and written one sample at a time.
+    Inner tensors are computed by the ONNX on the CPU and written one sample at a time. Tensors without axes get one:
+    toolkit 2.5.0 fails with samples that have none (IndexError).
     """
     os.makedirs(folder, exist_ok=True)
     inner = [name for name in inputs if name not in samples.forms]
@@ -75,10 +76,12 @@ def calibration_list(reference: Reference, samples: Samples, inputs: Sequence[st
     with open(place, "w") as file:
         for index in range(samples.count):
             paths = {name: str(samples.path(index, name)) for name in inputs if name in samples.forms}
+            written = {name: samples.raw(index)[name] for name in paths if not samples.forms[name].shape}
             if compute is not None:
-                for number, (name, value) in enumerate(zip(inner, compute(samples.feed(index)))):
-                    paths[name] = os.path.join(folder, f"{index}-{number}.npy")
-                    np.save(paths[name], value, allow_pickle=False)
+                written.update(zip(inner, compute(samples.feed(index))))
+            for number, (name, value) in enumerate(written.items()):
+                paths[name] = os.path.join(folder, f"{index}-{number}.npy")
+                np.save(paths[name], np.atleast_1d(value), allow_pickle=False)
             file.write(" ".join(paths[name] for name in inputs) + "\n")
     return place
 

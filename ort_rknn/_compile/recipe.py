@@ -72,7 +72,8 @@ class Recipe:
             model, beside = load_graph(plain.model), os.path.dirname(plain.model)
             round_weights(model, beside, reference, self.samples)
             save_linked(model, beside, Path(path))
-        return replace(plain, model=path, dataset=listed, build=build, config=config)
+        inputs = {name: shape or (1,) for name, shape in (plain.inputs or {}).items()} or None
+        return replace(plain, model=path, inputs=inputs, dataset=listed, build=build, config=config)
 
     def _whole(
         self,

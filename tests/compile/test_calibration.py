@@ -1,9 +1,13 @@
 """Samples for int8: what is accepted, what is rejected, and the messages."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from ort_rknn._compile.calibration import DataError, InputForm, forms_of, read_samples
+from ort_rknn._compile.calibration import DataError, InputForm, Samples, forms_of, read_samples
+from ort_rknn._compile.measure import calibration_list
 
 FLOAT = np.dtype(np.float32)
 X = {"x": InputForm((1, 3, 4, 6), FLOAT)}
@@ -74,3 +78,14 @@ def test_what_is_wrong_is_said(tmp_path):
     (tmp_path / "d.npz").write_bytes(b"PK not a zip")
     assert "cannot be read as .npz" in refused(tmp_path, tmp_path / "d.npz", TWO)
     assert "no sample" in refused(tmp_path, list)
+
+
+def test_samples_without_axes_have_one_for_the_toolkit(tmp_path):
+    forms = forms_of({"x": (1, 3), "s": ()}, {name: np.dtype(np.float32) for name in "xs"}, None, None)
+    samples = Samples(tmp_path / "samples", forms)
+    samples.folder.mkdir()
+    samples.add({"x": np.ones((1, 3), np.float32), "s": np.float32(2)})
+    reference = SimpleNamespace(between=lambda known, wanted: lambda feed: [np.float32(3) for _ in wanted])
+    listed = calibration_list(reference, samples, ["inner", "s", "x"], str(tmp_path / "list"))
+    (line,) = Path(listed).read_text().splitlines()
+    assert [np.load(path).tolist() for path in line.split()] == [[3], [2], [[1, 1, 1]]]
