@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ort_rknn.adapter import DTYPE_OF_TYPE, AdapterError, RknnError, is_from_a_handler, raised_after
+from ort_rknn.adapter import DTYPE_OF_TYPE, AdapterError, RknnError, covered, is_from_a_handler, raised_after
 from ort_rknn.files import Disagreement, OnnxFileError, left_out
 
 from ._abi import COMPUTE, TensorStruct
@@ -145,19 +145,22 @@ class _ComputeCallback:
     def __init__(self, compute: TwinCompute) -> None:
         self._compute = weakref.ref(compute)
 
+    @covered
     def __call__(self, ticket: int, n_in: int, inputs: Any, n_out: int, outputs: Any) -> int:
         # If the stack has no room for this call, ctypes returns an arbitrary value: only the ticket means success.
-        compute = self._compute()
-        if compute is None:
-            return -1
         try:
+            compute = self._compute()
+            if compute is None:
+                return -1
             compute.run(inputs[:n_in], outputs[:n_out])
+            return ticket or 0  # 0 if none was requested
         except BaseException as error:  # an exception cannot pass through C
             if is_from_a_handler(error):
                 return raised_after(error, -1)
-            compute._here.met = error.with_traceback(None)
+            compute = self._compute()
+            if compute is not None:
+                compute._here.met = error.with_traceback(None)
             return -1
-        return ticket or 0  # 0 if none was requested
 
 
 def _compiled(array: Array) -> Array:

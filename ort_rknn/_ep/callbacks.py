@@ -12,13 +12,13 @@ import ctypes
 import functools
 import logging
 import operator
-import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
 from .._errors import EP_FAIL, RUNTIME_EXCEPTION, bare_message, status_code
 from .._interrupts import END_OF_STACK, INTERRUPTED, is_from_a_handler, raised_after
+from .._interrupts import covered as covered
 from .abi import Api, OrtCallFailed
 
 log = logging.getLogger("ort_rknn")
@@ -107,42 +107,6 @@ def make_spares() -> None:
         for _ in range(_SPARES - operator.length_hint(left)):
             made.append(_new_status(*_end_of_stack(of_ours)))
     short = False
-
-
-def covered(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """A callback whose first ``try`` covers its entry too.
-
-    Python runs signal handlers at a function's first instruction: a Ctrl-C from before the call (for example during a
-    long node on the CPU) would be raised there, outside any ``try``, and leave the callback. Python 3.10 checks for
-    signals only after a leading ``try`` is set up; 3.11 to 3.14 keep the ranges of ``try`` in a table, whose first row
-    is made to begin at the first instruction. On a release with an unknown table the callback is left unchanged, and a
-    test fails.
-
-    Raises TypeError if the callback does not begin with a ``try``, or with one that Python removed because nothing in
-    it can fail.
-    """
-    code: Any = callback.__code__
-    table: bytes = getattr(code, "co_exceptiontable", b"")
-    if sys.implementation.name != "cpython" or not (3, 11) <= sys.version_info < (3, 15):
-        return callback
-    row, ends = [], []
-    at = 0
-    for _ in range(4 if table else 0):
-        value = table[at] & 63
-        while table[at] & 64:
-            at += 1
-            value = value << 6 | table[at] & 63
-        at += 1
-        row.append(value)
-        ends.append(at)
-    if not row or row[3]:  # the depth of its stack, of which a first try has none
-        raise TypeError(f"{callback.__name__} does not begin with a try in which something can fail")
-    size = row[0] + row[1]
-    groups = [size & 63]
-    while size := size >> 6:
-        groups.insert(0, size & 63 | 64)
-    callback.__code__ = code.replace(co_exceptiontable=bytes((0x80, *groups)) + table[ends[1] :])
-    return callback
 
 
 def always(value: Any) -> Callable[..., Any]:

@@ -62,7 +62,7 @@ from .optional import (
 
 if TYPE_CHECKING:
     from .._cache import cache_folder, why_unsafe
-    from .._interrupts import is_from_a_handler, need_stack, raised_after
+    from .._interrupts import covered, is_from_a_handler, need_stack, raised_after
     from .addresses import array_at
     from .command import Command
     from .findings import Examines, Finding
@@ -113,6 +113,7 @@ __all__ = [
     "array_at",
     "cache_folder",
     "core_masks",
+    "covered",
     "find_soc_name",
     "hookimpl",
     "is_from_a_handler",
@@ -134,6 +135,7 @@ _LAZY = {
     "Finding": ".findings",
     "array_at": ".addresses",
     "cache_folder": ".._cache",
+    "covered": ".._interrupts",
     "hookimpl": ".hookspecs",
     "why_unsafe": ".._cache",
     "is_from_a_handler": ".._interrupts",

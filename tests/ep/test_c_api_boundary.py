@@ -19,6 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 import ort_rknn
 from ort_rknn._ep import abi, callbacks, host_memory, provider, support
+from ort_rknn_virtual._compute import _ComputeCallback
 
 # Tables ---------------------------------------------------------------------------------------------------------
 
@@ -251,6 +252,17 @@ def test_a_handlers_exception_leaves_no_callback(npu, entered, left, callback, m
 
     with suppress(OfAHandler):  # raised again, after the callback
         entered(callback, *[16] * (callback.__code__.co_argcount - 1))
+    assert left == []
+
+
+def test_a_handlers_exception_leaves_no_callback_of_the_virtual_npu(entered, left):
+    class Computes:
+        def run(self, inputs, outputs):
+            raise AssertionError("the handler's exception comes first")
+
+    compute = Computes()
+    with suppress(OfAHandler):
+        entered(_ComputeCallback(compute), 16, 16, 16, 16)
     assert left == []
 
 
