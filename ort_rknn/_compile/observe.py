@@ -94,7 +94,7 @@ def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Ar
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # the exception says the same
     options.add_session_config_entry("session.disable_prepacking", "1")  # prepacking copies the weights
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.path.abspath(folder))
     names = [name for node in model.graph.node for name in node.output if name]
@@ -117,7 +117,8 @@ def observe(model: onnx.ModelProto, folder: str, feeds: Iterable[Mapping[str, Ar
             try:
                 values = session.run(chunk, dict(feed))
             except Exception as error:
-                raise PrepareError(f"onnxruntime does not run the ONNX at the compiled shapes: {error}") from error
+                why = " ".join(str(error).split())
+                raise PrepareError(f"onnxruntime does not run the ONNX at the compiled shapes: {why}") from error
             for name, value in zip(chunk, values):
                 if isinstance(value, np.ndarray):
                     _look(found, name, value, fixed)

@@ -20,7 +20,7 @@ from .graph import load_graph, save_linked
 from .observe import Array, Observed, observe, random_feeds
 from .opset import OpsetError, lower_opset
 from .partition import GraphPart, Partition, partition
-from .prepare import NEWEST_IR, NEWEST_OPSET
+from .prepare import NEWEST_IR, NEWEST_OPSET, PrepareError
 from .varying import refused_by_shape
 
 #: The toolkit's file of a part; beside it lie links to the files of weights, under their own names.
@@ -80,7 +80,14 @@ def build_in_parts(
     folder = os.path.dirname(path)
     model = load_graph(path)
     progress("running the ONNX once to learn the shapes between its nodes")
-    observed = observe(model, folder, feeds or [random_feeds(model, job.shapes)])
+    try:
+        observed = observe(model, folder, feeds or [random_feeds(model, job.shapes)])
+    except PrepareError as error:
+        if feeds:
+            raise
+        help_ = "make an input that decides shapes a constant with --freeze NAME=VALUE"
+        why = str(error).rstrip(".")
+        raise PrepareError(f"{why}. It was fed random values, 0 and 1 for integers: {help_}") from error
     refused = {**refused_by_shape(model, observed), **(keep or {}), **refused_by_table(model)}
     trials = Trials(converter, job.target, remembered(converter.toolkit.version))
     blame(model, range(len(model.graph.node)), first, refused)

@@ -97,6 +97,18 @@ def test_the_samples_of_functions_are_recorded_as_independent(convert, monkeypat
     assert origin.independent is independent
 
 
+def test_random_values_that_the_onnx_does_not_take(convert):
+    nodes = [node("NonZero", ["x"], ["n"], name="a.domain"), node("Slice", ["x", "i", "j"], ["a"]),
+             node("Add", ["a", "w"], ["y"])]  # fmt: skip
+    inputs = [value("x", 1, [4, 8]), value("i", 7, [1]), value("j", 7, [1])]
+    code, _, err, _ = convert(
+        nodes, inputs, [value("y", 1, None), value("n", 7, None)], {"w": np.ones((4, 8), np.float32)}, 17
+    )
+    assert code == 1
+    assert "does not run the ONNX at the compiled shapes" in err.splitlines()[-1] and "--freeze NAME=VALUE" in err
+    assert "\n" not in err.partition("ort-rknn: ")[2].rstrip("\n")
+
+
 def test_where_nothing_is_left_the_nodes_are_named_and_what_helps(convert):
     nodes = [node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="a.domain"),
              node("MatMulInteger", ["q", "w", "z"], ["y"], name="product")]  # fmt: skip
