@@ -143,11 +143,12 @@ def test_close_goes_on_after_it_was_interrupted(npu, monkeypatch):
     def interrupted(self, turn):
         raise KeyboardInterrupt
 
-    held = lane.take()
+    held = []
+    lane.take(held)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(type(lane), "_await", interrupted)
         made.close()
     assert npu.counters().contexts == 2
-    lane.give_back(held)
+    lane.give_back(held[0])
     made.close()
     assert npu.counters().contexts == 0

@@ -105,15 +105,18 @@ class Executor(OpenModel):
         settings = run_settings.current()
         apart = self._waits_apart(settings) if settings is not None else self.options.run_timeout_ms > 0
         try:
-            lease = None if apart else lane.take(call.form.shape_set)
-            if lease is None:
-                wait(lane, self._worker_run(call, inputs, outputs))
-            else:
-                try:
-                    self._work.do(call, inputs, outputs, lease)
-                finally:
+            taken: list[Lease] = []
+            try:
+                if not apart:
+                    lane.take(taken, call.form.shape_set)
+                if taken:
+                    self._work.do(call, inputs, outputs, taken[0])
+                else:
+                    wait(lane, self._worker_run(call, inputs, outputs))
+            finally:
+                if taken:
                     try:
-                        lane.put_back(lease)
+                        lane.put_back(taken[0])
                     finally:
                         lane.wake_next()
         except Exception as failure:

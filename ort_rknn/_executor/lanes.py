@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from .conversion import Scratch
 
 
+# As C functions: a signal handler runs before or after them, never halfway.
 _popleft: Callable[[deque[Lease]], Lease] = deque.popleft
+_pop: Callable[[list[Lease]], Lease] = list.pop
 
 
 class Lease:
@@ -93,20 +95,25 @@ class Lease:
 
 
 class Turn(Awaited):
-    """A run that waits for a context; without ``work``, a thread that wants the context itself.
+    """A run that waits for a context; without ``work``, a thread that wants the context itself, in ``collected``.
 
     Whoever takes it off the queue must :meth:`claim` it, and so must the waiting thread before giving up: only one can.
     """
 
-    __slots__ = ("_refused", "lease", "priority", "work")
+    __slots__ = ("_collected", "_refused", "priority", "work")
 
-    def __init__(self, work: Callable[[Lease], None] | None, refused: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        work: Callable[[Lease], None] | None,
+        refused: Callable[[], None] | None = None,
+        collected: list[Lease] | None = None,
+    ) -> None:
         super().__init__()
         self.work = work
         settings = run_settings.current()
         self.priority = settings.priority if settings is not None else None
         """Lower numbers go first; None: the session's priority."""
-        self.lease: Lease | None = None
+        self._collected = collected
         self._refused = refused
 
     def execute(self, lease: Lease) -> None:
@@ -120,7 +127,8 @@ class Turn(Awaited):
 
     def receive(self, lease: Lease) -> None:
         """Hand over the context itself."""
-        self.lease = lease
+        assert self._collected is not None
+        self._collected.append(lease)
         self.finish()
 
     def refuse(self, error: BaseException) -> None:
@@ -170,45 +178,39 @@ class Lane:
         self._jobs: SimpleQueue[bool] = SimpleQueue()  # False: the workers end
         self._over = False
         self._refusal: Callable[[], Exception] | None = None
-        self._to_collect = self._contexts
+        self._collected: list[Lease] = []  # by close()
 
-    def take(self, shape_set: int | None = None) -> Lease | None:
-        """A context, which must be returned with :meth:`give_back`; None if none is idle or other runs are already
-        waiting."""
+    def take(self, taken: list[Lease], shape_set: int | None = None) -> None:
+        """Append a context to ``taken``, unless none is idle or other runs are already waiting. It must be returned
+        with :meth:`give_back`.
+
+        A list, because a signal handler may raise at any point of the main thread, also between a call and the
+        assignment of what it returned. A context is always in a list of the lane or in the caller's.
+        """
         if self._waiting:
-            return None
+            return
         if self._by_shape:
             lease = self._preferred(shape_set)
             if lease is not None:
                 try:
                     self._idle.remove(lease)
+                    taken.append(lease)
+                    return
                 except ValueError:
                     pass  # another thread was faster
                 except BaseException:
-                    self.give_back(lease)  # a signal's exception, after it was taken
+                    if lease not in taken:  # removed, and then a signal came
+                        taken.append(lease)
                     raise
-                else:
-                    return lease
-        taken: list[Lease] = []
         try:
-            # A single call from the deque into the list: between "popleft" and an assignment a signal handler may
-            # raise, and the context would be lost.
             taken.extend(map(_popleft, self._source))
         except IndexError:
-            return None
-        except BaseException:
-            for lease in taken:
-                self.give_back(lease)
-            raise
-        if taken[0].out:
-            try:
-                self._park(taken[0])
-            except BaseException:
-                if taken[0] not in self._parked:
-                    self._parked.append(taken[0])
-                raise
-            return self.take(shape_set)
-        return taken[0]
+            return
+        lease = taken[-1]
+        if lease.out:
+            self._parked.extend(map(_pop, (taken,)))
+            self._came_back(lease)
+            self.take(taken, shape_set)
 
     def _preferred(self, shape_set: int | None) -> Lease | None:
         """The best idle context for a run; None if any will do."""
@@ -242,9 +244,9 @@ class Lane:
                 break
         return held
 
-    def _park(self, lease: Lease) -> None:
-        self._parked.append(lease)
-        if not lease.out:  # its core came back just now
+    def _came_back(self, lease: Lease) -> None:
+        """``lease`` was parked; its core may have come back just then."""
+        if not lease.out:
             self.put_back_parked()
 
     def put_back_parked(self) -> None:
@@ -322,12 +324,12 @@ class Lane:
         """
         self._refusal = refusal
         self._refuse_all(refusal)
-        while self._to_collect:
-            if self.take() is None:
+        while (held := len(self._collected)) < self._contexts:
+            self.take(self._collected)
+            if len(self._collected) == held:
                 if sys.is_finalizing():
                     return False
-                self._await(Turn(None))
-            self._to_collect -= 1
+                self._await(Turn(None, collected=self._collected))
         with self._starting:  # whoever is starting a worker has counted it when this lock is acquired
             self._over = True
         self._jobs.put(False)
@@ -345,10 +347,7 @@ class Lane:
                 with suppress(ValueError):
                     self._waiting.remove(turn)
             else:
-                if not turn.ended:
-                    turn.wait()
-                if turn.lease is not None:
-                    self.give_back(turn.lease)
+                _outlast(turn)
             raise
 
     def _enqueue(self, turn: Turn) -> None:
@@ -431,7 +430,8 @@ class Lane:
                 return  # whoever holds them will see the waiting runs
             while True:
                 if lease.out:
-                    self._park(lease)
+                    self._parked.append(lease)
+                    self._came_back(lease)
                     break
                 try:
                     turn = self._next_turn()
@@ -444,6 +444,14 @@ class Lane:
                         break
                     turn.execute(lease)
                 del turn
+
+
+def _outlast(turn: Turn) -> None:
+    """Wait until it has ended, whatever signals come: its work uses the caller's buffers."""
+    while not turn.ended:
+        with suppress(BaseException):
+            while not turn.ended:
+                turn.wait()
 
 
 def _work(lane: Lane, jobs: SimpleQueue[bool]) -> None:
