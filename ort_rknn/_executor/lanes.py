@@ -181,12 +181,9 @@ class Lane:
         self._collected: list[Lease] = []  # by close()
 
     def take(self, taken: list[Lease], shape_set: int | None = None) -> None:
-        """Append a context to ``taken``, unless none is idle or other runs are already waiting. It must be returned
-        with :meth:`give_back`.
-
-        A list, because a signal handler may raise at any point of the main thread, also between a call and the
-        assignment of what it returned. A context is always in a list of the lane or in the caller's.
-        """
+        """Append a context to ``taken``, unless none is idle or other runs are waiting. Return it with
+        :meth:`give_back`. A list, because a signal handler may raise between a call and the assignment of its result: a
+        context is always in a list of the lane or of the caller."""
         if self._waiting:
             return
         if self._by_shape:
@@ -209,7 +206,8 @@ class Lane:
         lease = taken[-1]
         if lease.out:
             self._parked.extend(map(_pop, (taken,)))
-            self._came_back(lease)
+            if not lease.out:  # its core came back just now
+                self.put_back_parked()
             self.take(taken, shape_set)
 
     def _preferred(self, shape_set: int | None) -> Lease | None:
@@ -243,11 +241,6 @@ class Lane:
                 held.append(lease)
                 break
         return held
-
-    def _came_back(self, lease: Lease) -> None:
-        """``lease`` was parked; its core may have come back just then."""
-        if not lease.out:
-            self.put_back_parked()
 
     def put_back_parked(self) -> None:
         """Cores of the lane are in service again: return their contexts."""
@@ -431,7 +424,8 @@ class Lane:
             while True:
                 if lease.out:
                     self._parked.append(lease)
-                    self._came_back(lease)
+                    if not lease.out:  # its core came back just now
+                        self.put_back_parked()
                     break
                 try:
                     turn = self._next_turn()
