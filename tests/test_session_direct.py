@@ -221,6 +221,19 @@ def test_a_subclass_and_a_replaced_run_are_called(npu):
         assert plain.submit(None, X).result(20) == ["mine"]
 
 
+def test_a_run_of_the_instance_stays(npu):
+    class Traced(ort.InferenceSession):
+        def __init__(self, *given, **options):
+            self.run = lambda *_: ["mine"]
+            super().__init__(*given, **options)
+
+    with make(kind=Traced) as session:
+        for providers in (None, ["CPUExecutionProvider"], None):
+            assert session.run(None, X) == session.submit(None, X).result(20) == ["mine"]
+            session.set_providers(providers, NPU if providers is None else None)
+        assert session.run(None, X) == ["mine"]
+
+
 def test_run_options_reach_onnxruntime(through_onnxruntime):
     with make() as session:
         of(session, X)

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .._errors import EP_FAIL, RUNTIME_EXCEPTION, bare_message, status_code
-from .._interrupts import END_OF_STACK, INTERRUPTED, is_from_a_handler, raised_after
-from .._interrupts import covered as covered
+from .._interrupts import END_OF_STACK, INTERRUPTED, covered, is_from_a_handler, raised_after
 from .abi import Api, OrtCallFailed
 
 log = logging.getLogger("ort_rknn")

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from .._executor.allocation import allocate_on
-from .._interrupts import is_from_a_handler, raised_after
+from .._interrupts import covered, is_from_a_handler, raised_after
 from ..adapter.contract import Device
 from . import abi
 from .abi import Api
-from .callbacks import covered, keep_forever, quiet
+from .callbacks import keep_forever, quiet
 
 log = logging.getLogger("ort_rknn")
 

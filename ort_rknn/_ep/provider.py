@@ -17,6 +17,7 @@ from .._errors import OptionError, bare_message
 from .._executor.call_order import run_in_one_order
 from .._executor.executor import Executor
 from .._executor.opening import seen_versions
+from .._interrupts import covered
 from .._locks import Lock
 from .._options import PROVIDER
 from .._version import package_version
@@ -27,7 +28,6 @@ from . import abi, advertised, callbacks, host_memory, profiler, run_options
 from .abi import Api
 from .callbacks import (
     always,
-    covered,
     guarded,
     keep_forever,
     ours,

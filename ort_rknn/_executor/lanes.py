@@ -186,28 +186,23 @@ class Lane:
         context is always in a list of the lane or of the caller."""
         if self._waiting:
             return
-        if self._by_shape:
-            lease = self._preferred(shape_set)
-            if lease is not None:
-                try:
-                    self._idle.remove(lease)
+        if self._by_shape and (lease := self._preferred(shape_set)) is not None:
+            try:
+                self._idle.remove(lease)
+                taken.append(lease)
+                return
+            except ValueError:
+                pass  # another thread was faster
+            except BaseException:
+                if lease not in taken:  # removed, and then a signal came
                     taken.append(lease)
-                    return
-                except ValueError:
-                    pass  # another thread was faster
-                except BaseException:
-                    if lease not in taken:  # removed, and then a signal came
-                        taken.append(lease)
-                    raise
+                raise
         try:
             taken.extend(map(_popleft, self._source))
         except IndexError:
             return
-        lease = taken[-1]
-        if lease.out:
-            self._parked.extend(map(_pop, (taken,)))
-            if not lease.out:  # its core came back just now
-                self.put_back_parked()
+        if taken[-1].out:
+            self._park(taken)
             self.take(taken, shape_set)
 
     def _preferred(self, shape_set: int | None) -> Lease | None:
@@ -241,6 +236,13 @@ class Lane:
                 held.append(lease)
                 break
         return held
+
+    def _park(self, taken: list[Lease]) -> None:
+        """Set aside the last of ``taken``, whose core is out of service."""
+        lease = taken[-1]
+        self._parked.extend(map(_pop, (taken,)))
+        if not lease.out:  # its core came back just now
+            self.put_back_parked()
 
     def put_back_parked(self) -> None:
         """Cores of the lane are in service again: return their contexts."""
@@ -423,9 +425,7 @@ class Lane:
                 return  # whoever holds them will see the waiting runs
             while True:
                 if lease.out:
-                    self._parked.append(lease)
-                    if not lease.out:  # its core came back just now
-                        self.put_back_parked()
+                    self._park([lease])
                     break
                 try:
                     turn = self._next_turn()

@@ -42,8 +42,7 @@ def explain(state: State | None) -> str:
     for executor in state.executors:
         lines += _of_executor(executor, state)
     if state.fed is not None:
-        names = ", ".join(sorted(state.fed.names)[:10])
-        lines.append(f"fed:       {state.fed.runs} calls that fed one of {names} ran on the ONNX on the CPU")
+        lines.append(f"fed:       {state.fed.runs} calls that fed one of {state.fed.listed} ran on the ONNX on the CPU")
     for candidate in facts.candidates:
         if not candidate.fit:
             lines.append(f"verdict:   {candidate.name}: {Compatibility(UNSUPPORTED, candidate.reasons)}")

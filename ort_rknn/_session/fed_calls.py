@@ -8,6 +8,7 @@ names in the feed. onnxruntime's IOBinding rejects those names.
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,7 +32,9 @@ class FedCalls:
         self.names = frozenset(names)
         self.runs = 0
         """Calls served on the CPU so far."""
+        self.listed = ", ".join(sorted(names)[:10])
         self._label = label
+        self._warned = threading.Lock()
         self._make_session = make_session
         self._session: Any = None
 
@@ -48,9 +51,8 @@ class FedCalls:
             if (native := getattr(session, "_sess", None)) is not None:
                 watch(native)
             self._session = session
-        if not self.runs:
-            names = ", ".join(sorted(self.names)[:10])
-            log.info("%s: calls that feed an initializer (%s) run on the ONNX, on the CPU", self._label, names)
+        if self._warned.acquire(blocking=False):  # never released
+            log.info("%s: calls that feed an initializer (%s) run on the ONNX, on the CPU", self._label, self.listed)
         self.runs += 1
         return session
 
@@ -95,16 +97,19 @@ class _Method:
         assert session is not None
         return session, self._fed.are_in(feed) and not isinstance(session.__dict__.get("_sess"), Closed)
 
+    def _run(self, output_names: Any, feed: Any, run_options: Any) -> Any:
+        session, served = self._owner(feed)
+        if served:
+            return getattr(self._fed, self._name)(output_names, feed, run_options)
+        return self.__func__(session, output_names, feed, run_options)
+
 
 class _Run(_Method):
     __slots__ = ()
     _name = "run"
 
     def __call__(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
-        session, served = self._owner(input_feed)
-        if served:
-            return self._fed.run(output_names, input_feed, run_options)
-        return self.__func__(session, output_names, input_feed, run_options)
+        return self._run(output_names, input_feed, run_options)
 
 
 class _RunAsync(_Method):
@@ -126,19 +131,17 @@ class _RunWithOrtValues(_Method):
     _name = "run_with_ort_values"
 
     def __call__(self, output_names: Any, input_dict_ort_values: Any, run_options: Any = None) -> Any:
-        session, served = self._owner(input_dict_ort_values)
-        if served:
-            return self._fed.run_with_ort_values(output_names, input_dict_ort_values, run_options)
-        return self.__func__(session, output_names, input_dict_ort_values, run_options)
+        return self._run(output_names, input_dict_ort_values, run_options)
 
 
 _METHODS = (_Run, _RunAsync, _RunWithOrtValues)
 
 
 def attach(session: Any, fed: FedCalls | None) -> None:
-    """Let ``session`` serve these calls; None: no longer."""
+    """Let ``session`` serve these calls; None: no longer. A ``run`` that the user has set stays if it need not."""
     for method in _METHODS:
-        session.__dict__.pop(method._name, None)
+        if isinstance(session.__dict__.get(method._name), _Method):
+            del session.__dict__[method._name]
         if fed is not None:
             session.__dict__[method._name] = method(session, fed)
 

@@ -256,9 +256,11 @@ class InferenceSession(_Parent, AsynchronousCalls):
                 self.__dict__.pop("_npu_run", None)
                 self.__dict__.update(other.__dict__)
                 if self.__dict__.pop("run_with_iobinding", None) is not None:
+                    from .fed_calls import attach
                     from .stack import check_the_stack
 
                     check_the_stack(self)
+                    attach(self, self._npu.fed if self._npu is not None else None)
         if closed:
             other.close()
             raise closed_error()

@@ -14,14 +14,10 @@ from typing import Any
 
 from .._ep import callbacks
 from .._interrupts import C_CALLS_COUNT, need_stack
-from .fed_calls import attach
 
 
 def check_the_stack(session: Any) -> None:
-    """Make sure that a session on the NPU has room for its callbacks. Its methods stay onnxruntime's, except those that
-    :mod:`~ort_rknn._session.fed_calls` replaces."""
-    if (state := session._npu) is not None:
-        attach(session, state.fed)
+    """Make sure that a session on the NPU has room for its callbacks. Its methods stay onnxruntime's."""
     session._inputs_meta = Inputs(session._inputs_meta)
     session.__dict__["run_with_iobinding"] = RunWithIOBinding(session)
 
