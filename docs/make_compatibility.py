@@ -123,7 +123,8 @@ NPU = {
     "run": (
         "more",
         "converts arrays of the other byte order; `run_timeout_ms` limits the call; with `terminate` the call returns "
-        "while the NPU still runs",
+        "while the NPU still runs; a feed of dtypes and shapes that have run before goes past onnxruntime, and an "
+        "error of such a run names model and core, but no node",
     ),
     "set_ep_dynamic_options": ("different", "every key is refused: the provider has none"),
 }
