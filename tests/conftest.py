@@ -11,6 +11,7 @@ import numpy
 import onnxruntime
 import pytest
 from support.counted_reruns import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
+from support.failed_tests import pytest_runtest_logreport, pytest_runtest_setup  # noqa: F401
 
 TESTS = Path(__file__).parent
 

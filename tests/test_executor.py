@@ -3,7 +3,6 @@
 import gc
 import threading
 import time
-import tracemalloc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +11,7 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from support.executors import make
 from support.fake_npu import AdapterError, FakeContext, FakeNpu, RknnError, image, info
+from support.growth import assert_no_growth
 from support.waiting import until
 
 from ort_rknn._executor.declared import Declared, Normalization
@@ -507,17 +507,8 @@ def test_ten_thousand_runs_do_not_grow(npu, execute):
             npu.forms.clear()
 
     runs(200)
-    tracemalloc.start()
-    try:
-        gc.collect()
-        before = tracemalloc.get_traced_memory()[0]
-        runs(10_000)
-        gc.collect()
-        grown = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
     # An object that a run leaves behind has 16 bytes at the least.
-    assert grown < 80_000, f"{grown} bytes in 10,000 runs"
+    assert_no_growth(lambda: runs(10_000), traced=80_000)
 
 
 def test_fork(python):

@@ -3,11 +3,10 @@
 import ctypes
 import threading
 import time
-import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.growth import assert_no_growth
 from support.librknnrt_virtual import Npu, addresses, form_of, pattern, port, run
 
 from ort_rknn.adapter import AdapterError, CallForm, PortForm, RknnError
@@ -216,16 +215,8 @@ class TestHotPath:
                 context.run(form, inputs, outputs)
 
         runs(2000)  # the event log of the virtual NPU fills up, allocators settle
-        rss = resident_kib()
-        tracemalloc.start()
-        runs(100)
-        before = tracemalloc.get_traced_memory()[0]
-        runs(10_000)
-        grown = tracemalloc.get_traced_memory()[0] - before
-        tracemalloc.stop()
-        assert grown < 2048
-        runs(10_000)
-        assert resident_kib() - rss < 4096
+        assert_no_growth(lambda: runs(10_000), traced=2048)
+        assert_no_growth(lambda: runs(10_000), resident=4096)
         assert npu.counters().outputs == 0
         model.close()
 
@@ -390,13 +381,6 @@ def test_contexts_run_at_the_same_time(npu):
     assert 0.1 <= elapsed < 0.25
     assert npu.counters().runs == (1, 1, 1)
     model.close()
-
-
-def resident_kib():
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    raise AssertionError("no VmRSS")
 
 
 ALL_SHORT = 10**12  # an emulated processor takes longer than a real one

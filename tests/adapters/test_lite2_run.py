@@ -8,10 +8,10 @@ import os
 import stat
 import tempfile
 import threading
-import tracemalloc
 
 import numpy as np
 import pytest
+from support.growth import assert_no_growth
 from support.lite2_board import MODELS, REAL, Board, port, random, run
 
 from ort_rknn._tensors import onnx_order
@@ -477,30 +477,17 @@ class TestMemory:
             gc.disable()
         try:
             runs(400)
-            gc.collect()
-            before = resident_kib()
-            tracemalloc.start(1)
-            runs(REPEATS)
-            gc.collect(0)
-            grown = tracemalloc.get_traced_memory()[0]
-            tracemalloc.stop()
-            assert grown < 300_000  # one run's inputs and outputs are 20,000
-            runs(0 if REAL else REPEATS)  # the emulator takes its time
-            assert resident_kib() - before < ROOM
+            assert_no_growth(lambda: runs(REPEATS), traced=300_000)  # one run's inputs and outputs are 20,000
+            if not REAL:  # the emulator takes its time
+                assert_no_growth(lambda: runs(REPEATS), resident=ROOM)
         finally:
             gc.enable()
-            tracemalloc.stop()
         assert board.npu.counters().outputs == 0
 
     def test_loading_again_and_again(self, board):
-        for _ in range(3):
-            board.load().close()
-        before = resident_kib()
-        for _ in range(20 if REAL else 200):
-            board.load().close()
-        assert resident_kib() - before < ROOM
+        def loads(count):
+            for _ in range(count):
+                board.load().close()
 
-
-def resident_kib():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+        loads(3)
+        assert_no_growth(lambda: loads(20 if REAL else 200), resident=ROOM)

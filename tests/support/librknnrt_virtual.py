@@ -33,7 +33,7 @@ class Npu(VirtualNpu):
         """Nothing is open and no context was misused."""
         self.clear_faults()
         counters = self.counters()
-        assert (counters.contexts, counters.models, counters.outputs, counters.misuses) == (0, 0, 0, 0)
+        assert (counters.contexts, counters.models, counters.outputs, counters.misuses) == (0, 0, 0, 0), counters
 
 
 def port(array, layout=None, **more):

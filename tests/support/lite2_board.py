@@ -79,7 +79,7 @@ class Board:
         gc.collect()
         self.npu.clear_faults()
         counters = self.npu.counters()
-        assert (counters.contexts, counters.models, counters.misuses) == (0, 0, 0)
+        assert (counters.contexts, counters.models, counters.misuses) == (0, 0, 0), counters
         self.npu.reset()
 
 
