@@ -276,17 +276,17 @@ def test_a_full_queue_says_so(npu):
 def test_wrap_future_waits_for_no_earlier_call(npu):
     """sequential_callbacks applies only to callbacks that the program adds."""
     npu.run_time_us = 2_000
-    npu.core_factor(0, 300)
+    npu.core_factor(0, 1000)
     with on_npu() as made:
 
         async def main():
             slow, quick = (asyncio.wrap_future(made.submit(None, FEEDS[0])) for _ in range(2))
-            await asyncio.wait_for(quick, 0.5)
+            await asyncio.wait_for(quick, 1.5)
             return slow.done()
 
         before = time.perf_counter()
         assert asyncio.run(main()) is False
-        assert time.perf_counter() - before < 0.55
+        assert time.perf_counter() - before < 1.9
 
 
 def test_an_interrupted_close_can_be_called_again(npu, monkeypatch):

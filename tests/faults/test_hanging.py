@@ -127,7 +127,7 @@ def test_closing_does_not_wait_for_it(npu, models, hang):
     started = time.monotonic()
     made.close()
     made.close()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4
     assert npu.open_contexts == 3
     with pytest.raises(Exception, match="closed"):
         made.run(None, {"x": X})
