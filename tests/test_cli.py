@@ -16,6 +16,7 @@ import ort_rknn
 from ort_rknn._cli.main import main
 from ort_rknn._cli.output import printable
 from ort_rknn.files import Origin, read_rknn
+from ort_rknn_virtual import _build
 
 VIRTUAL = "virtual:rk3588"
 MODELS = Path(__file__).parent / "models"
@@ -173,12 +174,17 @@ def test_devices_says_why_there_is_none_and_what_helps(cli, monkeypatch):
     assert "--device virtual:rk3588" in out
 
 
-def test_devices_lists_a_requested_virtual_one(cli):
+@pytest.mark.parametrize("compiled", [False, True], ids=["to be compiled", "compiled"])
+def test_devices_lists_a_requested_virtual_one(cli, monkeypatch, tmp_path, compiled):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if compiled:
+        _build.library("rk3576")
     code, out, _ = cli("devices", "--device", "virtual:rk3576")
     assert code == 0
     (line,) = (line for line in out.splitlines() if line.startswith("virtual:rk3576  "))
     assert re.match(r"virtual:rk3576  virtual NPU +2  virtual$", line)
-    assert "\nvirtual:rk3576: runtime: /" in out
+    assert (f"\nvirtual:rk3576: runtime: {tmp_path}/" in out) == compiled
+    assert ("\nvirtual:rk3576: library: compiled at the first load" in out) == (not compiled)
 
 
 def test_devices_shows_no_virtual_one_that_cannot_be_built(cli, monkeypatch, tmp_path):
