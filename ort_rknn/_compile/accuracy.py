@@ -18,6 +18,8 @@ _GAP = 8.0
 _MOST_SLICES = 4096
 #: The maximum error of a bounded or mixed output, as a share of its range, in units of (1 - accuracy).
 _LARGEST = 3.0
+#: The smallest value that float16 holds with its full precision: of the NPU's values below it, some are 0.
+_SMALLEST = 2.0**-14
 
 
 @dataclass(slots=True)
@@ -118,7 +120,16 @@ class OutputAccuracy:
     @property
     def cosine(self) -> float:
         """Cosine similarity of the two; for an output that mixes ranges, the lowest of its groups."""
-        return min((group.cosine for group in self._groups), default=0.0 if self.incomparable else 1.0)
+        return min((group.cosine for group in self._compared), default=0.0 if self.incomparable else 1.0)
+
+    @property
+    def _compared(self) -> list[_Group]:
+        """The groups whose cosine counts: not those of probabilities and scores that are too small for float16, beside
+        larger ones."""
+        groups = self._groups
+        if any(group.low < 0 or group.high > 1 for group in groups):
+            return groups
+        return [group for group in groups if max(group.high, group.largest) >= _SMALLEST] or groups
 
     @property
     def same_top(self) -> float | None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..files.left_out import left_out
 from .accuracy import OutputAccuracy
 from .calibration import Samples
 from .converter import BuildSpec, ConversionError, Converter
@@ -95,14 +96,15 @@ def simulate_parts(
 ) -> list[list[Array]]:
     """The model's outputs for the samples ``indices``: parts run on the simulator, the nodes between them on the CPU.
 
-    The simulator only runs the last build, so every part is built again unless it was that one. Outputs that a part was
-    compiled without, such as constants, are the ONNX's. A model with a batch gets that many samples per run; the last
-    one is repeated to fill the last run.
+    The simulator only runs the last build, so every part is built again unless it was that one. Second names of a
+    compiled output have its values, as in a session; the constants that a part was compiled without are the ONNX's. A
+    model with a batch gets that many samples per run; the last one is repeated to fill the last run.
     """
     known = list(samples.forms)
     values = [samples.feed(index) for index in indices]
     for each in parts:
         inputs, outputs = compiled_names(each)
+        copies = _copies(each, inputs, outputs)
         behind = reference.between(known, inputs)
         prepare_simulation(converter, each.spec)
         batch = each.spec.batch or 1
@@ -121,7 +123,9 @@ def simulate_parts(
                 each_of = np.asarray(value, _dtype(reference.observed, name)).reshape(shape)
                 for position, own in zip(chosen, each_of):
                     values[position][name] = np.asarray(own)
-        known += [name for name in outputs if name not in known]
+        for held in values:
+            held.update((name, held[of]) for name, of in copies.items())
+        known += [name for name in (*outputs, *copies) if name not in known]
     finish = reference.between(known, reference.outputs)
     return [list(finish(held)) for held in values]
 
@@ -157,6 +161,13 @@ def compiled_names(each: BuiltPart) -> tuple[list[str], list[str]]:
         kept = [tensor.name for tensor in compiled]
         sides.append(kept if set(kept) <= set(named) else list(named))
     return sides[0], sides[1]
+
+
+def _copies(each: BuiltPart, inputs: Sequence[str], outputs: Sequence[str]) -> Mapping[str, str]:
+    """Outputs that a part was compiled without because they are second names of others: their name -> the other's."""
+    if len(outputs) == len(each.part.outputs):
+        return {}
+    return left_out(each.spec.model, inputs, outputs).copies
 
 
 def compare(

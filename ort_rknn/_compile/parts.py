@@ -126,7 +126,8 @@ def _build_one(job: PartsJob, model: onnx.ModelProto, part: GraphPart, observed:
     save_linked(cut, folder, place)
     how = job.spec(str(place), part, observed)
     built = job.converter.build(how)
-    if {tensor.name for tensor in built.file.inputs} < set(part.inputs):
+    sides = (built.file.inputs, part.inputs), (built.file.outputs, part.outputs)
+    if all({tensor.name for tensor in compiled} <= {*named} for compiled, named in sides):
         refuse_left_out(built, str(place), job.converter.log)
     return BuiltPart(part, built, how)
 

@@ -53,6 +53,20 @@ def test_bounded_outputs_have_a_bound_on_the_largest_error():
     assert judged(want, got, 0.9)[1] is None
 
 
+def test_probabilities_too_small_for_float16_are_not_judged_beside_larger_ones():
+    """float16 makes 0 of a class that never occurs; in an output of such values alone, that is everything."""
+    common, never = random.random((1, 4, 64)), random.random((1, 3, 64)) * 1e-8
+    want, got = np.concatenate([common, never], 1), np.concatenate([common, never * 0], 1)
+    one, problem = judged(want, got)
+    assert one.mixed and problem is None
+    assert judged(never, never * 0)[1] is not None
+    assert judged(want * 640, got * 640)[1] is not None  # no probabilities
+    got[:, 4:] = 0.02
+    assert judged(want, got)[1] is not None
+    seldom = np.concatenate([common, never * 1e5], 1)
+    assert judged(seldom, np.concatenate([common, never * 0], 1))[1] is not None
+
+
 def test_feature_maps_of_any_size_are_one_group():
     sizes = np.exp(random.standard_normal(64)).reshape(1, 64, 1, 1)
     one, _ = judged(random.standard_normal((1, 64, 8, 8)) * sizes, np.zeros((1, 64, 8, 8)))

@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ort_rknn._cli.main import main
 from ort_rknn._compile.converter import BuildSpec, Converter
-from ort_rknn._compile.measure import simulate_parts
+from ort_rknn._compile.measure import Reference, simulate_parts
+from ort_rknn._compile.observe import observe
 from ort_rknn._compile.parts import PartsJob, build_in_parts
 from ort_rknn.files import Origin
 
@@ -43,8 +44,8 @@ def test_parts_end_at_tensors_of_the_users_own_graph(convert):
     weights = {"w": np.ones((8, 8), np.float32)}
     nodes = [node("MatMul", ["x", "w"], ["a"]), node("Gelu", ["a"], ["b"]),
              node("NonZero", ["b"], ["n"], name="a.domain"),
-             node("Gelu", ["b"], ["c"], approximate="tanh"), node("MatMul", ["c", "w"], ["y"])]  # fmt: skip
-    ends = [value("x", TensorProto.FLOAT, [4, 8])], [value("y", TensorProto.FLOAT, [4, 8]), value("n", 7, [2, "k"])]
+             node("Gelu", ["b"], ["c"], approximate="tanh"), node("MatMul", ["c", "w"], ["z"])]  # fmt: skip
+    ends = [value("x", TensorProto.FLOAT, [4, 8])], [value("z", TensorProto.FLOAT, [4, 8]), value("n", 7, [2, "k"])]
     code, _, err, made = convert(nodes, *ends, weights, 20)
     assert code == 0, err
     kinds = [each.op_type for each in made.graph.node]
@@ -120,6 +121,18 @@ def test_where_nothing_is_left_the_nodes_are_named_and_what_helps(convert):
     assert "from before its quantization, and quantize it here with --int8" in last
 
 
+def test_a_part_without_one_of_its_outputs_is_not_written(convert):
+    """The toolkit makes one tensor of ``a`` and ``a + 0``, which no session can tell from an output that is missing."""
+    nodes = [node("MatMul", ["x", "w"], ["a"], name="first"), node("NonZero", ["a"], ["n"], name="a.domain"),
+             node("Add", ["a", "none"], ["y"], name="last")]  # fmt: skip
+    ends = [value("x", TensorProto.FLOAT, [4, 8])], [value("y", TensorProto.FLOAT, [4, 8]), value("n", 7, [2, "k"])]
+    weights = {"w": np.ones((8, 8), np.float32), "none": np.zeros(8, np.float32)}
+    code, out, err, made = convert(nodes, *ends, weights, 17)
+    assert code == 0, err
+    assert [each.op_type for each in made.graph.node] == ["EPContext", "NonZero", "Add"]
+    assert "on the CPU: Add 'last'" in out and "the compiled model lacks the output 'a'" in out
+
+
 @pytest.fixture
 def simulated():
     """Runs a part from x with a shape to a scalar, on a simulator that answers 3; remembers what is built."""
@@ -156,6 +169,25 @@ def test_an_input_without_axes_has_one_on_the_simulator(simulated):
     run, built = simulated
     assert run(())
     assert [spec.inputs for spec in built] == [{"x": (1,)}]
+
+
+def test_a_second_name_has_the_simulators_values_too(tmp_path):
+    """As in a session. The ONNX's own would be reported as exact."""
+    nodes = [node("Relu", ["x"], ["a"]), node("Identity", ["a"], ["b"])]
+    ends = [value("x", TensorProto.FLOAT, [2])], [value(name, TensorProto.FLOAT, [2]) for name in ("b", "a", "k")]
+    graph = helper.make_graph(nodes, "g", *ends, [numpy_helper.from_array(np.ones(2, np.float32), "k")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    spec = BuildSpec(str(tmp_path / "m.onnx"), "rk3588", {"x": (2,)})
+    file = SimpleNamespace(inputs=[SimpleNamespace(name="x")], outputs=[SimpleNamespace(name="b")])
+    part = SimpleNamespace(inputs=["x"], outputs=["b", "a", "k"])
+    each = SimpleNamespace(part=part, built=SimpleNamespace(file=file), spec=spec)
+    feed = {"x": np.array([1, 2], np.float32)}
+    reference = Reference(model, str(tmp_path), observe(model, str(tmp_path), [feed]))
+    samples = SimpleNamespace(forms={"x": None}, feed=lambda index: dict(feed), raw=lambda index: feed)
+    converter = SimpleNamespace(last=spec, simulate=lambda feeds, layouts: [feeds[0] * 3])
+    ((b, a, k),) = simulate_parts(converter, [each], reference, samples, [0])
+    assert (list(b), list(a), list(k)) == ([3, 6], [3, 6], [1, 1])
 
 
 def test_what_no_npu_has_is_not_blamed_on_int8(toolkit, monkeypatch, tmp_path):
