@@ -10,7 +10,6 @@ such a model keeps them, and its parts can be run sample by sample, since none o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from .._independence import independence_of
+from .._independence import independence_of, same_for_any_batch
 from ..files import OnnxFileError, read_onnx
 from ..files._onnx_part import read_nodes
 from ..files._source import open_source
@@ -39,13 +38,10 @@ def take_branches(prepared: PreparedModel, shapes: CompiledShapes, folder: str) 
     with open_source(prepared.path, OnnxFileError) as data:
         if not any(node.op_type == "If" for node in read_nodes(data).nodes):
             return prepared
-    groups = [shapes.sets[0]]
-    if shapes.batch_axis:
-        groups += [{name: (count, *shape[1:]) for name, shape in shapes.sets[0].items()} for count in (1, 2, 3)]
     model = onnx.load(prepared.path, load_external_data=False)
     beside = os.path.dirname(prepared.path)
     taken: list[str] = []
-    while decided := _decided(model, groups, beside):
+    while decided := _decided(model, shapes, beside):
         taken += decided
         inline_branches(model)
     if not taken:
@@ -63,9 +59,9 @@ def take_branches(prepared: PreparedModel, shapes: CompiledShapes, folder: str) 
     return replace(prepared, path=str(place), signature=signature, notes=notes, independent=independent)
 
 
-def _decided(model: onnx.ModelProto, groups: Sequence[Mapping[str, tuple[int, ...]]], folder: str) -> list[str]:
-    """Make an initializer of the condition of each ``If`` that is decided, in the same way for all ``groups`` of
-    shapes; returns a note on each."""
+def _decided(model: onnx.ModelProto, shapes: CompiledShapes, folder: str) -> list[str]:
+    """Make an initializer of the condition of each ``If`` that is decided at the compiled shapes, and with a free batch
+    at any number of samples; returns a note on each."""
     graph = model.graph
     found = [node for node in graph.node if node.op_type == "If" and node.domain in ("", "ai.onnx")]
     if not found:
@@ -77,14 +73,14 @@ def _decided(model: onnx.ModelProto, groups: Sequence[Mapping[str, tuple[int, ..
         if tensor.name not in fed and any(tensor.name == node.input[0] for node in found)
     }
     computed = {node.input[0] for node in found} - values.keys()
+    if shapes.batch_axis:  # no run shows this: at some larger number another branch may be taken
+        computed &= same_for_any_batch(model.SerializeToString())
     if computed:
         try:
-            each = [observe(model, folder, [random_feeds(model, shapes)]).constants for shapes in groups]
+            constants = observe(model, folder, [random_feeds(model, shapes.sets[0])]).constants
         except PrepareError:
             return []
-        for name in computed.intersection(*each):
-            if all(np.array_equal(constants[name], each[0][name]) for constants in each):
-                values[name] = each[0][name]
+        values |= {name: constants[name] for name in computed & constants.keys()}
     notes = []
     for node in found:
         value = values.get(node.input[0])

@@ -14,7 +14,7 @@ from ..files._source import Source, describe_source, open_source
 from ..files._wire import WireError
 from ..files.onnx_model import OnnxFileError
 
-__all__ = ["Independence", "independence_of"]
+__all__ = ["Independence", "independence_of", "same_for_any_batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +47,22 @@ def independence_of(source: Source, without: Collection[str] = ()) -> Independen
         except WireError as problem:
             raise OnnxFileError(f"{describe_source(source)}: a damaged ONNX model; {problem}") from None
     return Independence(True, "every output's sample n is computed from sample n of the inputs alone")
+
+
+def same_for_any_batch(source: Source) -> set[str]:
+    """Tensors of an ONNX model whose contents are proved not to depend on the number of samples, nor on the samples.
+
+    Raises as :func:`independence_of`.
+    """
+    from ._graph import read_nodes
+    from ._values import Unproved, Value
+    from ._walk import follow
+
+    with open_source(source, OnnxFileError) as data:
+        try:
+            known = follow(read_nodes(data))
+        except Unproved:
+            return set()
+        except WireError as problem:
+            raise OnnxFileError(f"{describe_source(source)}: a damaged ONNX model; {problem}") from None
+    return {name for name, found in known.items() if isinstance(found, Value) and found.axis is None}

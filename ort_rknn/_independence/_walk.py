@@ -21,6 +21,16 @@ def prove(graph: NodeGraph, without: Collection[str] = ()) -> None:
 
     Raises Unproved with the reason, WireError if a node is damaged.
     """
+    known = follow(graph, without)
+    outputs = [name for name in graph.outputs if name not in without]
+    if not outputs:
+        raise Unproved("the model has no outputs")
+    for name in outputs:
+        _check_output(name, known.get(name))
+
+
+def follow(graph: NodeGraph, without: Collection[str] = ()) -> dict[str, Abstract]:
+    """What is known about each tensor, by name. Raises as :func:`prove`, if nothing can be known."""
     if graph.opset not in _OPSETS:
         raise Unproved(
             f"the model uses version {graph.opset} of the standard operators; "
@@ -35,11 +45,7 @@ def prove(graph: NodeGraph, without: Collection[str] = ()) -> None:
         for name, found in zip(node.outputs, _outputs(node, known, graph.opset, symbols)):
             if name:
                 known[name] = found
-    outputs = [name for name in graph.outputs if name not in without]
-    if not outputs:
-        raise Unproved("the model has no outputs")
-    for name in outputs:
-        _check_output(name, known.get(name))
+    return known
 
 
 def _add_inputs(graph: NodeGraph, known: dict[str, Abstract], symbols: Symbols, without: Collection[str]) -> None:

@@ -134,6 +134,18 @@ def test_a_batch_that_decides_keeps_both_branches(then, tmp_path):
     assert taken(path, tmp_path).path == path
 
 
+@pytest.mark.parametrize("most", [3, 10, 1000])
+def test_a_batch_that_decides_only_when_it_is_large_keeps_both_branches(most, tmp_path):
+    many = [node("Gather", ["s", "zero"], ["n"]), node("Greater", ["n", "most"], ["many"])]
+    path = saved(
+        tmp_path,
+        [*many, choice("many", "y", PLUS, TIMES)],
+        dims=FREE,
+        weights={"zero": np.array(0), "most": np.array(most)},
+    )
+    assert taken(path, tmp_path).path == path
+
+
 def test_samples_that_depend_on_each_other_keep_both_branches(tmp_path):
     path = saved(tmp_path, [choice("wide", "y", MIXED, TIMES)], dims=FREE, weights={"zero": np.array(0)})
     assert taken(path, tmp_path).path == path
