@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from support.models_in_parts import TWO_PARTS, their_session, three_steps, value, weights, write_in_parts
 from support.virtual_sessions import emptied_rk3588
 
@@ -124,6 +125,47 @@ def test_shapes_of_what_a_part_does_not_read(tmp_path, free):
     parts = (TWO_PARTS[0], ("part1", ["q"], ["y"], ["dims", "to", "reshape", "second"]))
     shapes = {"x": (1, 3, 8, 8), "c1": (1, 4, 8, 8), "q": (1, 4, 8, 8), "y": (1, 4, 5)}
     same_numbers(write_in_parts(tmp_path, through_shapes(free), parts, shapes, free=free), {"x": X})
+
+
+THREE = np.random.default_rng(8).standard_normal((3, 3, 8, 8)).astype(np.float32)
+
+
+def test_a_batch_that_a_part_reshapes_by_though_it_does_not_read_it(tmp_path):
+    parts = (TWO_PARTS[0], ("part1", ["q"], ["y"], ["dims", "to", "reshape", "second"]))
+    shapes = {"x": (1, 3, 8, 8), "c1": (1, 4, 8, 8), "q": (1, 4, 8, 8), "y": (1, 4, 5)}
+    same_numbers(write_in_parts(tmp_path, through_shapes(True), parts, shapes, free=True), {"x": THREE})
+
+
+@pytest.mark.parametrize("folded", [1, 2])
+def test_a_part_that_computes_with_the_number_of_samples_is_not_run_sample_by_sample(tmp_path, folded):
+    """The compiled model computes with 1. ``folded``: rows of the part's input for each sample."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("Reshape", ["c1", "rows"], ["n1"], name="rows"),
+        helper.make_node("Neg", ["n1"], ["q"], name="neg"),
+        helper.make_node("Shape", ["x"], ["dims"], name="dims", start=0, end=1),
+        helper.make_node("Cast", ["dims"], ["count"], name="count", to=1),
+        helper.make_node("MatMul", ["q", "w2"], ["m"], name="second"),
+        helper.make_node("Mul", ["m", "count"], ["y"], name="last"),
+    ]
+    rows = numpy_helper.from_array(np.array([-1, 256 // folded], np.int64), "rows")
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", ["n", 3, 8, 8])],
+        [value("y", ["m", 5])],
+        [weights("w1", (4, 3, 3, 3), 1), weights("w2", (256 // folded, 5), 2), rows],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    parts = (TWO_PARTS[0], ("part1", ["q"], ["y"], ["dims", "count", "second", "last"]))
+    shapes = {"x": (1, 3, 8, 8), "c1": (1, 4, 8, 8), "q": (folded, 256 // folded), "y": (folded, 5)}
+    path = write_in_parts(tmp_path, model, parts, shapes, free=True)
+    same_numbers(path, {"x": X})
+    with (
+        ort.InferenceSession(path, provider_options=VIRTUAL) as session,
+        pytest.raises(InvalidArgument, match="not cut into runs"),
+    ):
+        session.run(None, {"x": THREE})
 
 
 def test_values_that_are_not_among_a_parts_inputs(tmp_path):

@@ -107,7 +107,8 @@ class Originals:
                 from .._planning.session_options import cpu_session
 
                 make = partial(cpu_session, None)
-            twin = original.between(*([_value(v) for v in side] for side in (inputs, outputs)))
+            compiled = {tensor.name: tensor.shape for tensor in file.inputs if tensor.shape is not None}
+            twin = original.between([_value(v) for v in inputs], [_value(v) for v in outputs], compiled)
             return PartOfOriginal(twin, original.folder, partial(make, folder=original.folder), original.path)
         except (OSError, ValueError) as error:
             log.warning("%s: the ONNX that it was compiled from is not used: %s", label, error)

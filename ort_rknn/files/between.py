@@ -63,25 +63,36 @@ class Original:
         """Whether these are all inputs and outputs of the model."""
         return set(inputs) == set(self._nodes.inputs) and set(outputs) == set(self._nodes.outputs)
 
-    def between(self, inputs: Sequence[ValueFields], outputs: Sequence[ValueFields]) -> bytes:
+    def between(
+        self,
+        inputs: Sequence[ValueFields],
+        outputs: Sequence[ValueFields],
+        compiled: Mapping[str, Sequence[int]] | None = None,
+    ) -> bytes:
         """The model that computes ``outputs`` from ``inputs``: tensors of the main graph, with their types.
 
-        A graph input of which the part needs only the shape becomes zeros of that shape, with 1 for a free first axis.
-        Raises Disagreement if it needs anything else that does not come from ``inputs``, OnnxFileError for a model that
-        is damaged or was modified.
+        A graph input of which the part needs only the shape becomes zeros of that shape. A free first axis of it is the
+        batch, which an input of the part with a free first axis has too: times its length in the shapes ``compiled``
+        for one sample; 1 if there is no such input. Raises Disagreement if the part needs anything else that does not
+        come from ``inputs``, OnnxFileError for a model that is damaged or was modified.
         """
+        free = (v.name for v in inputs if v.dims and not isinstance(v.dims[0], int))
+        lengths = ((name, (compiled or {}).get(name)) for name in free)
+        batch = next(((name, shape[0]) for name, shape in lengths if shape and shape[0] > 0), None)
         try:
-            made = self._between(inputs, outputs)
+            made = self._between(inputs, outputs, batch)
         except WireError as problem:
             raise OnnxFileError(f"{self.path}: a damaged ONNX model; {problem}") from None
         if (change := self._file.change()) is not None:
             raise OnnxFileError(change)
         return made
 
-    def _between(self, inputs: Sequence[ValueFields], outputs: Sequence[ValueFields]) -> bytes:
+    def _between(
+        self, inputs: Sequence[ValueFields], outputs: Sequence[ValueFields], batch: tuple[str, int] | None
+    ) -> bytes:
         graph = self._nodes
         needed, constants, shapes_of = _behind(graph, {v.name for v in inputs}, [v.name for v in outputs])
-        zeros = [bytes_field(proto.GRAPH_NODE, node) for name in shapes_of for node in _zeros(graph, name)]
+        zeros = [bytes_field(proto.GRAPH_NODE, node) for name in shapes_of for node in _zeros(graph, name, batch)]
         return graph.with_parts(
             zeros,
             [graph.nodes[index] for index in sorted(needed)],
@@ -159,20 +170,38 @@ def _behind(graph: Nodes, given: set[str], outputs: Sequence[str]) -> tuple[set[
     return needed, list(constants), list(shapes_of)
 
 
-def _zeros(graph: Nodes, name: str) -> tuple[bytes, bytes]:
-    """Nodes that produce zeros in a graph input's shape."""
+def _zeros(graph: Nodes, name: str, batch: tuple[str, int] | None) -> list[bytes]:
+    """Nodes that produce zeros in a graph input's shape. ``batch``: a tensor whose first axis is the batch times a
+    number, and the number."""
     value, _ = graph.inputs[name]
     dims = value.dims
     if dims is None or not value.elem_type or not all(isinstance(d, int) for d in dims[1:]):
         raise Disagreement(f"it needs the shape of the model's input {name!r}, which is not fixed")
-    lengths = [d if isinstance(d, int) else 1 for d in dims]
     shape = f"ort_rknn shape of {name}"
-    lengths_tensor = onnx.tensor(proto.INT64, [len(lengths)], struct.pack(f"<{len(lengths)}q", *lengths))
     zero = onnx.tensor(value.elem_type, [1], bytes(_WIDTH.get(value.elem_type, 4)))
-    return (
-        onnx.node("Constant", (), [shape], attributes=[onnx.tensor_attribute("value", lengths_tensor)]),
-        onnx.node("ConstantOfShape", [shape], [name], attributes=[onnx.tensor_attribute("value", zero)]),
-    )
+    made = onnx.node("ConstantOfShape", [shape], [name], attributes=[onnx.tensor_attribute("value", zero)])
+    lengths = [d if isinstance(d, int) else 1 for d in dims]
+    if batch is None or not dims or isinstance(dims[0], int):
+        return [_numbers(shape, lengths), made]
+    source, times = batch
+    own, at, rest, number = (f"{shape}: {what}" for what in ("batch", "first", "rest", "samples"))
+    nodes = [
+        onnx.node("Shape", [source], [own]),
+        _numbers(at, [0]),
+        onnx.node("Gather", [own, at], [number]),
+        _numbers(rest, lengths[1:]),
+    ]
+    if times != 1:
+        per, samples = f"{shape}: per sample", f"{number} of {times}"
+        nodes += [_numbers(per, [times]), onnx.node("Div", [number, per], [samples])]
+        number = samples
+    return [*nodes, onnx.node("Concat", [number, rest], [shape], attributes=[onnx.int_attribute("axis", 0)]), made]
+
+
+def _numbers(name: str, values: Sequence[int]) -> bytes:
+    """A node whose output is a list of integers."""
+    tensor = onnx.tensor(proto.INT64, [len(values)], struct.pack(f"<{len(values)}q", *values))
+    return onnx.node("Constant", (), [name], attributes=[onnx.tensor_attribute("value", tensor)])
 
 
 #: Element size in bytes, by TensorProto.DataType.
