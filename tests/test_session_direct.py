@@ -301,6 +301,21 @@ def test_after_set_providers_and_close(npu):
             call(None, X)
 
 
+def test_providers_that_change_during_a_call(npu, monkeypatch):
+    """The call ends on the CPU, which takes a shape that was not compiled."""
+    session, run = make("dynamic.onnx"), direct._run
+
+    def changed(*given):
+        monkeypatch.setattr(direct, "_run", run)
+        session.set_providers(["CPUExecutionProvider"])
+        return run(*given)
+
+    monkeypatch.setattr(direct, "_run", changed)
+    with session:
+        feed = {"x": np.ones((1, 3, 20, 20), np.float32)}
+        same(session.run(None, feed), by_onnxruntime(session, None, feed))
+
+
 def test_a_session_is_freed_with_its_last_reference(npu):
     session = make()
     of(session, X)

@@ -72,7 +72,8 @@ class DirectCalls:
         route = self._routes.get(kind)
         if route is None:
             results = in_onnxruntime(session, output_names, feed, run_options)
-            if kind not in self._routes:
+            # If set_providers() changed the session during this call, another model may have run it.
+            if kind not in self._routes and session._npu is not None and session._npu.executor is self._executor:
                 self._learn(kind, results)
             return results
         need_stack(_FRAMES)

@@ -253,8 +253,8 @@ class InferenceSession(_Parent, AsynchronousCalls):
         with making:
             closed = isinstance(self.__dict__.get("_sess"), Closed)
             if not closed:
-                self.__dict__.pop("_npu_run", None)
-                self.__dict__.update(other.__dict__)
+                # All at once: a run in between would use some of the old attributes and some of the new ones.
+                self.__dict__.update({"_npu_run": None, **other.__dict__})
                 if self.__dict__.pop("run_with_iobinding", None) is not None:
                     from .fed_calls import attach
                     from .stack import check_the_stack
