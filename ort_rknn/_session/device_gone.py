@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from .._errors import RUNTIME_EXCEPTION, ort_error
 from .._executor.cpu_fallback import CpuFallback, gives_the_same_form, session_of_pinned
 from .._executor.executor import Executor
 from .._planning.decision import Decision
@@ -74,7 +75,14 @@ def fed_session(given: Given, state: State, decision: Decision) -> Callable[[], 
     fixed = bool(facts.onnx is not None and so and overridden_dims(so, facts.onnx.inputs))
     as_it_was = copy_options(so, EMPTY_MODEL) if so else None
     make = partial(cpu_session, so, as_it_was=as_it_was, any_shape=fixed)
-    return lambda: _make_session(source, state.pinned, make)
+
+    def make_fed() -> Any:
+        pinned = state.pinned
+        if pinned is None and not isinstance(source, bytes):
+            raise ort_error(RUNTIME_EXCEPTION, "the session was closed or its providers were changed during this call")
+        return _make_session(source, pinned, make)
+
+    return make_fed
 
 
 def _make_session(source: str | bytes, pinned: PinnedModel | None, make: Any) -> Any:

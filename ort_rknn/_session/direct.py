@@ -18,6 +18,7 @@ import onnxruntime
 from .._executor.calls import Call
 from .._executor.executor import Executor
 from .._interrupts import need_stack
+from .fed_calls import FedRuns
 from .feeds import in_native_order
 
 if TYPE_CHECKING:
@@ -127,11 +128,14 @@ def in_onnxruntime(session: Any, output_names: Any, feed: Any, run_options: Any)
 
 
 def runner(session: Any, state: State) -> Callable[[Any, Any, Any, Any], Any]:
-    """What a new session on the NPU calls to run. Holds no reference to the session.
+    """What a new session on the NPU calls to run. Holds no reference to the session."""
+    run = _runner(session, state)
+    return run if state.fed is None else FedRuns(state.fed, run)
 
-    Always :func:`in_onnxruntime` if the model has other nodes besides a compiled one, or if onnxruntime profiles or
-    logs every run.
-    """
+
+def _runner(session: Any, state: State) -> Callable[[Any, Any, Any, Any], Any]:
+    """Always :func:`in_onnxruntime` if the model has other nodes besides a compiled one, or if onnxruntime profiles or
+    logs every run."""
     executor = state.executor
     options = session.get_session_options()
     if executor is None or executor.feedable or options.enable_profiling or options.log_severity_level == _VERBOSE:

@@ -1,8 +1,8 @@
 """Calls that feed initializers which the session's graph does not declare: they run on the ONNX, on the CPU.
 
 Only under the import swap with policy ``prefer``. A wrapper of a single compiled model declares most such initializers
-itself (:mod:`ort_rknn.files.feedable`); for the others, and for a model in parts, the session's own methods look at the
-names in the feed. onnxruntime's IOBinding rejects those names.
+itself (:mod:`ort_rknn.files.feedable`); for the others, and for a model in parts, ``run``, ``run_async`` and
+``run_with_ort_values`` look at the names in the feed. onnxruntime's IOBinding rejects those names.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from .._concurrency.forks import watch
 from ..files import OnnxValue
 from .closed import Closed, ClosedNodeArg
 from .feeds import in_native_order
-from .under_way import run_in_child
 
 log = logging.getLogger("ort_rknn")
+
+_run_with_ort_values: Any = onnxruntime.InferenceSession.run_with_ort_values
 
 
 class FedCalls:
@@ -80,70 +81,45 @@ class FedCalls:
         self._session = None
 
 
-class _Method:
-    """A method of one session, as an attribute of it, which overrides that of its class."""
+class FedRuns:
+    """What ``run`` of a session calls: the CPU for calls that feed one of the names, else ``otherwise``."""
 
-    __slots__ = ("__func__", "_fed", "_session")
-    _name = ""
+    __slots__ = ("_fed", "_otherwise")
+
+    def __init__(self, fed: FedCalls, otherwise: Callable[[Any, Any, Any, Any], Any]) -> None:
+        self._fed = fed
+        self._otherwise = otherwise
+
+    def __call__(self, session: Any, output_names: Any, feed: Any, run_options: Any) -> Any:
+        if self._fed.are_in(feed):
+            return self._fed.run(output_names, feed, run_options)
+        return self._otherwise(session, output_names, feed, run_options)
+
+
+class _RunWithOrtValues:
+    """``run_with_ort_values`` of one session. An attribute of the session, since our class does not override it."""
+
+    __slots__ = ("_fed", "_session")
 
     def __init__(self, session: Any, fed: FedCalls) -> None:
         self._session = weakref.ref(session)  # the session that has this attribute
         self._fed = fed
-        self.__func__ = getattr(type(session), self._name)
-
-    def _owner(self, feed: Any) -> tuple[Any, bool]:
-        """The session, and whether the CPU serves a call with this feed."""
-        session = self._session()
-        assert session is not None
-        return session, self._fed.are_in(feed) and not isinstance(session.__dict__.get("_sess"), Closed)
-
-    def _run(self, output_names: Any, feed: Any, run_options: Any) -> Any:
-        session, served = self._owner(feed)
-        if served:
-            return getattr(self._fed, self._name)(output_names, feed, run_options)
-        return self.__func__(session, output_names, feed, run_options)
-
-
-class _Run(_Method):
-    __slots__ = ()
-    _name = "run"
-
-    def __call__(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
-        return self._run(output_names, input_feed, run_options)
-
-
-class _RunAsync(_Method):
-    __slots__ = ()
-    _name = "run_async"
-
-    def __call__(
-        self, output_names: Any, input_feed: Any, callback: Any, user_data: Any, run_options: Any = None
-    ) -> None:
-        session, served = self._owner(input_feed)
-        if served:
-            run_in_child(session, output_names, input_feed, callback, user_data, run_options)
-        else:
-            self.__func__(session, output_names, input_feed, callback, user_data, run_options)
-
-
-class _RunWithOrtValues(_Method):
-    __slots__ = ()
-    _name = "run_with_ort_values"
 
     def __call__(self, output_names: Any, input_dict_ort_values: Any, run_options: Any = None) -> Any:
-        return self._run(output_names, input_dict_ort_values, run_options)
-
-
-_METHODS = (_Run, _RunAsync, _RunWithOrtValues)
+        session = self._session()
+        assert session is not None
+        if self._fed.are_in(input_dict_ort_values) and not isinstance(session._sess, Closed):
+            return self._fed.run_with_ort_values(output_names, input_dict_ort_values, run_options)
+        return _run_with_ort_values(session, output_names, input_dict_ort_values, run_options)
 
 
 def attach(session: Any, fed: FedCalls | None) -> None:
-    """Let ``session`` serve these calls; None: no longer. A ``run`` that the user has set stays if it need not."""
-    for method in _METHODS:
-        if isinstance(session.__dict__.get(method._name), _Method):
-            del session.__dict__[method._name]
-        if fed is not None:
-            session.__dict__[method._name] = method(session, fed)
+    """Let ``run_with_ort_values`` of ``session`` serve these calls; None: no longer. A method of the user's stays."""
+    if isinstance(session.__dict__.get("run_with_ort_values"), _RunWithOrtValues):
+        del session.__dict__["run_with_ort_values"]
+    own = "run_with_ort_values" in session.__dict__ or type(session).run_with_ort_values is not _run_with_ort_values
+    if fed is not None and not own:
+        session.__dict__["run_with_ort_values"] = _RunWithOrtValues(session, fed)
 
 
 def declare(session: Any, initializers: Sequence[OnnxValue]) -> None:

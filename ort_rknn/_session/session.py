@@ -153,14 +153,16 @@ class InferenceSession(_Parent, AsynchronousCalls):
         run_options: Any = None,
     ) -> None:
         """onnxruntime's own. :meth:`close` and :meth:`set_providers` wait for such calls and their callbacks. In a
-        forked child, which lacks onnxruntime's threads, an inherited session runs them as :meth:`submit` does."""
+        forked child, which lacks onnxruntime's threads, an inherited session runs them as :meth:`submit` does; so does
+        any session if the call feeds an initializer that its compiled model has inside."""
         from .._concurrency.forks import inherited
         from .feeds import in_native_order
-        from .under_way import Callback, run_in_child
+        from .under_way import Callback, run_as_submitted
 
         input_feed = in_native_order(input_feed)
-        if inherited and id(self._sess) in inherited:
-            run_in_child(self, output_names, input_feed, callback, user_data, run_options)
+        fed = self._npu.fed if self._npu is not None else None
+        if (inherited and id(self._sess) in inherited) or (fed is not None and fed.are_in(input_feed)):
+            run_as_submitted(self, output_names, input_feed, callback, user_data, run_options)
             return
         told = callback
         if callable(callback):

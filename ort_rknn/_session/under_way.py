@@ -12,6 +12,7 @@ from .._concurrency.one_shot import Awaited
 from .._errors import bare_message
 from .._executor.run_settings import asynchronous
 from .._interrupts import start_thread
+from .closed import Closed, closed_error
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -77,9 +78,12 @@ class Callback:
             self._finish()
 
 
-def run_in_child(session: Any, output_names: Any, feed: Any, callback: Any, user_data: Any, options: Any) -> None:
-    """``run_async`` of a session inherited through a fork, implemented as ``submit``: onnxruntime's threads are the
-    parent's, so its own call would never start. Raises what ``submit`` raises, including QueueFull."""
+def run_as_submitted(session: Any, output_names: Any, feed: Any, callback: Any, user_data: Any, options: Any) -> None:
+    """``run_async``, implemented as ``submit``, where onnxruntime's own would not do: in a forked child, where its
+    threads are the parent's and the call would never start, and for calls that onnxruntime's session does not serve.
+    Raises what ``submit`` raises, including QueueFull."""
+    if isinstance(session._sess, Closed):
+        raise closed_error()
     session._validate_input(list(feed.keys()))
 
     def tell(future: Future[list[Any]]) -> None:

@@ -256,6 +256,49 @@ def test_weights_that_an_exporter_listed_as_inputs(way, caplog):
         assert "fed:       2 calls that fed one of w0, w1, w10, w11" in explained
 
 
+@pytest.mark.parametrize("way", ["run", "submit", "map"])
+def test_a_subclass_and_a_run_of_the_instance_are_called(way):
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        swapped = importlib.import_module("onnxruntime").InferenceSession
+
+        class Twice(swapped):
+            def run(self, output_names, input_feed, run_options=None):
+                return [2 * result for result in super().run(output_names, input_feed, run_options)]
+
+        class Own(swapped):
+            def __init__(self, *given, **options):
+                self.run = lambda *_: ["mine"]
+                super().__init__(*given, **options)
+
+        twice, own = (kind(weights_as_inputs(), providers=[CPU]) for kind in (Twice, Own))
+    with twice, own:
+        for _ in range(2):
+            assert np.allclose(WAYS[way](twice, {"x": X, "w3": W})[0], 2 * (X + 16 + W), atol=1e-5)
+            assert np.allclose(WAYS[way](twice, {"x": X})[0], 2 * (X + 17), atol=0.1)
+            assert WAYS[way](own, {"x": X, "w3": W}) == WAYS[way](own, {"x": X}) == ["mine"]
+
+
+def test_an_override_of_run_with_ort_values_is_called():
+    with ort_rknn.swapped("prefer", device=DEVICE):
+        swapped = importlib.import_module("onnxruntime").InferenceSession
+
+        class Own(swapped):
+            def run_with_ort_values(self, *given):
+                return ["mine"]
+
+        own = Own(weights_as_inputs(), providers=[CPU])
+    with own:
+        assert own.run_with_ort_values(None, {"x": X, "w3": W}) == ["mine"]
+
+
+def test_a_method_keeps_its_session():
+    run, run_async = session(weights_as_inputs()).run, session(weights_as_inputs()).run_async
+    assert np.allclose(run(None, {"x": X, "w3": W})[0], X + 16 + W, atol=1e-5)
+    told = threading.Event()
+    run_async(None, {"x": X, "w3": W}, lambda *_: told.set(), None)
+    assert told.wait(60)
+
+
 def in_parts(folder):
     """A model in parts as a converter writes it: the initializers are compiled in, or constants of CPU nodes."""
     made = three_steps()
@@ -305,13 +348,24 @@ def test_other_providers_and_the_end(tmp_path):
     assert ours.run.__func__ is ort_rknn.InferenceSession.run
     ours.close()
     for one in (feed, fed):
-        with pytest.raises(Exception, match="the session was closed"):
-            ours.run(None, one)
+        for call in (ours.run, lambda *given: ours.run_async(*given, lambda *_: None, None)):
+            with pytest.raises(Exception, match="the session was closed"):
+                call(None, one)
     gone = session(in_parts(tmp_path))
     assert np.array_equal(gone.run(None, fed)[0], want)
     watched = weakref.ref(gone)
     del gone
     assert watched() is None
+
+
+def test_a_close_during_the_first_such_call(tmp_path):
+    """The files that it would read are no longer held open."""
+    path = in_parts(tmp_path)
+    with session(path) as ours:
+        ours._npu.unpin()
+        feed = {"x": np.zeros((1, 3, 8, 8), np.float32), "w2": np.zeros((2, 4, 3, 3), np.float32)}
+        with pytest.raises(Exception, match="the session was closed or its providers were changed during this call"):
+            ours.run(None, feed)
 
 
 @pytest.mark.parametrize("options", [{"layout": "nhwc"}, {"on_missing_shape": "error"}], ids=str)
