@@ -1,7 +1,8 @@
 """A cache of sha256 sums: a large model is read once, not again by every session after it was copied.
 
 The cache is a private file in the user's cache folder that others can neither read nor write; otherwise it is not used.
-An entry is valid for a path with the recorded size, mtime and inode. If the cache cannot be read or written, files are
+An entry is valid for a path with the recorded size, mtime, ctime and inode; programs that copy can set an mtime, but
+not a ctime. If the cache cannot be read or written, files are
 hashed again.
 """
 
@@ -42,7 +43,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     with open_regular(path) as file:
         info = os.fstat(file.fileno())
         name = os.path.realpath(path)
-        key = [info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev]
+        key = _identity(info)
         with _lock:
             known = _remembered().get(name)
         if known is not None and known[:-1] == key:
@@ -50,10 +51,14 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         digest = _digest(file.fileno())
         after = os.fstat(file.fileno())
     settled = 0 <= after.st_mtime_ns < time.time_ns() - _SETTLED_NS
-    if settled and [after.st_size, after.st_mtime_ns, after.st_ino, after.st_dev] == key:
+    if settled and _identity(after) == key:
         with _lock:
             _remember(name, [*key, digest])
     return digest
+
+
+def _identity(info: os.stat_result) -> list[int]:
+    return [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev]
 
 
 def _digest(descriptor: int) -> str:
@@ -86,9 +91,9 @@ def _remembered() -> Entries:
 
 
 def _is_entry(entry: object) -> bool:
-    if not isinstance(entry, list) or len(entry) != 5 or not all(type(number) is int for number in entry[:4]):
+    if not isinstance(entry, list) or len(entry) != 6 or not all(type(number) is int for number in entry[:-1]):
         return False
-    digest = entry[4]
+    digest = entry[-1]
     return isinstance(digest, str) and len(digest) == 64 and not digest.strip("0123456789abcdef")
 
 

@@ -161,8 +161,8 @@ class Origin:
 def is_stale(origin: Origin, onnx_path: str | os.PathLike[str]) -> str | None:
     """Why the ONNX is no longer what it was when ``origin`` was recorded; None if it is unchanged.
 
-    Compares sizes and mtimes; only if nothing but an mtime differs is the file read and hashed, once (see
-    :mod:`ort_rknn.files.hashes`). The names of the ONNX and of its folder do not matter.
+    Compares sizes and mtimes. Only if the sizes are equal, and an mtime differs or is in whole seconds, is the file
+    read and hashed, once (see :mod:`ort_rknn.files.hashes`). The names of the ONNX and of its folder do not matter.
     """
     path = Path(onnx_path)
     try:
@@ -185,9 +185,18 @@ def _difference(file: FileRecord, path: Path) -> str | None:
     info = _regular(path)
     if info.st_size != file.size:
         return f"{path.name} has {info.st_size} bytes, it had {file.size} when the compiled model was made"
-    if info.st_mtime_ns != file.mtime_ns and sha256_of(path) != file.sha256:
+    if not (_same_time(info, file) or sha256_of(path) == file.sha256):
         return f"{path.name} has other contents than when the compiled model was made (same size, another sha256)"
     return None
+
+
+def _same_time(info: os.stat_result, file: FileRecord) -> bool:
+    return info.st_mtime_ns == file.mtime_ns and not _whole_seconds(info)
+
+
+def _whole_seconds(info: os.stat_result) -> bool:
+    """Whether the mtime may have been set: archives and image builders give the same one to every version."""
+    return info.st_mtime_ns % 10**9 == 0
 
 
 def _combined_difference(combined: FileRecord, path: Path) -> str | None:
@@ -198,7 +207,8 @@ def _combined_difference(combined: FileRecord, path: Path) -> str | None:
     size = sum(info.st_size for info in infos)
     if size != combined.size:
         return f"the external data of {path.name} has {size} bytes, it had {combined.size}"
-    if sum(info.st_mtime_ns for info in infos) == combined.mtime_ns:
+    exact = not any(map(_whole_seconds, infos))
+    if exact and sum(info.st_mtime_ns for info in infos) == combined.mtime_ns:
         return None
     if _combine([_record(path.parent / name, name) for name in names]).sha256 != combined.sha256:
         return f"the external data of {path.name} has other contents than when the compiled model was made"

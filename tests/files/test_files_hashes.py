@@ -58,6 +58,16 @@ def test_a_change_is_noticed(tmp_path, reads):
     assert len(reads) == 3
 
 
+def test_a_file_written_in_place_with_its_old_mtime(tmp_path, reads):
+    """As ``cp -p`` and ``rsync --inplace -t`` write: same inode, size and mtime."""
+    path = file(tmp_path)
+    sha256_of(path)
+    time.sleep(0.05)  # some file systems count in hundredths of a second
+    file(tmp_path, b"abd")
+    assert sha256_of(path) == hashlib.sha256(b"abd").hexdigest()
+    assert len(reads) == 2
+
+
 def test_what_was_written_just_now_is_not_remembered(tmp_path, reads):
     path = file(tmp_path, mtime=time.time_ns())
     sha256_of(path)
@@ -95,7 +105,8 @@ def test_a_link_is_not_followed(tmp_path, cache, reads):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "null", "[" * 100_000, '{"a": 1}', '{"a": [1, 2, 3, 4, "zz"]}', '{"a": [1, 2, 3, 4, 5]}', "\xff",
+    ["", "[]", "null", "[" * 100_000, '{"a": 1}', '{"a": [1, 2, 3, 4, "zz"]}', '{"a": [1, 2, 3, 4, 5]}',
+     '{"a": [1, 2, 3, 4, 5, 6]}', "\xff",
      "x" * (2 << 20)],
 )  # fmt: skip
 def test_damage_is_a_cache_without_entries(tmp_path, cache, content):

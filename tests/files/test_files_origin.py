@@ -128,6 +128,30 @@ def test_other_contents_of_the_same_size_are_stale(model):
     assert "m.onnx has other contents" in is_stale(record, model)
 
 
+@pytest.mark.parametrize("mtime", [0, 315532800, 1_700_000_000])
+def test_an_mtime_that_every_version_has_proves_nothing(model, mtime):
+    """Archives, images and reproducible builds give every file the same mtime, in whole seconds."""
+    os.utime(model, (mtime, mtime))
+    record = Origin.of(model)
+    assert is_stale(record, model) is None
+    content = model.read_bytes()
+    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(model, (mtime, mtime))
+    assert "m.onnx has other contents" in is_stale(record, model)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_weights_with_such_an_mtime(tmp_path, count):
+    path = with_external(tmp_path, count)
+    last = tmp_path / f"w{count - 1}"
+    os.utime(last, (0, 0))
+    record = Origin.of(path)
+    assert is_stale(record, path) is None
+    last.write_bytes(last.read_bytes()[:-1] + b"\x01")
+    os.utime(last, (0, 0))
+    assert "other contents" in is_stale(record, path)
+
+
 def test_a_missing_onnx_is_a_reason_not_an_exception(model):
     record = Origin.of(model)
     model.unlink()
