@@ -168,6 +168,33 @@ def test_a_part_that_computes_with_the_number_of_samples_is_not_run_sample_by_sa
         session.run(None, {"x": THREE})
 
 
+def test_lengths_that_only_the_model_in_parts_has_fixed(tmp_path):
+    """Its part computes with one of them, and does not read the input."""
+    nodes = [
+        helper.make_node("Neg", ["x"], ["n"], name="first"),
+        helper.make_node("ReduceMean", ["n"], ["q"], name="mean", axes=[1], keepdims=0),
+        helper.make_node("Shape", ["x"], ["dims"], name="dims", start=1, end=2),
+        helper.make_node("Cast", ["dims"], ["count"], name="count", to=1),
+        helper.make_node("MatMul", ["q", "w"], ["m"], name="second"),
+        helper.make_node("Mul", ["m", "count"], ["y"], name="last"),
+    ]
+    ends = [value("x", ["n", "t", 8])], [value("y", ["n", 5])]
+    graph = helper.make_graph(nodes, "g", *ends, [weights("w", (8, 5), 2)])
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    parts = (("part0", ["q"], ["y"], ["dims", "count", "second", "last"]),)
+    path = write_in_parts(tmp_path, model, parts, {"q": (1, 8), "y": (1, 5)}, free=True)
+    made = onnx.load(tmp_path / "m.rk3588_ctx.onnx")
+    made.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 6
+    onnx.save(made, tmp_path / "m.rk3588_ctx.onnx")
+    for samples in (1, 3):
+        same_numbers(path, {"x": np.random.default_rng(2).standard_normal((samples, 6, 8)).astype(np.float32)})
+    with (
+        ort.InferenceSession(path, provider_options=VIRTUAL) as session,
+        pytest.raises(InvalidArgument, match="Got: 7"),
+    ):
+        session.run(None, {"x": np.ones((1, 7, 8), np.float32)})
+
+
 def test_values_that_are_not_among_a_parts_inputs(tmp_path):
     path = tmp_path / "m.onnx"
     onnx.save(three_steps(), path)

@@ -46,6 +46,8 @@ class InParts:
     observed: Observed
     partition: Partition
     built: tuple[BuiltPart, ...]
+    batch: bool = False
+    """The first axis of every input is a free batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def build_in_parts(
                 _divide(model, part, error, refused, trials, observed)
                 break
         else:
-            return InParts(model, observed, made, tuple(finished[tuple(p.nodes)] for p in made.parts))
+            return InParts(model, observed, made, tuple(finished[tuple(p.nodes)] for p in made.parts), job.batch)
     raise ConversionError(
         f"{os.path.basename(path)}: divided {_ROUNDS} times, and the toolkit still refuses a part", log=converter.log
     )

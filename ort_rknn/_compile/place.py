@@ -14,6 +14,7 @@ import onnx
 from onnx import external_data_helper
 
 from ..files.compiled_places import CONTEXT_ENDING, confined_path
+from .fixed_axes import fix_built_in_axes
 from .parts import InParts
 from .put import put, put_copy
 from .record import Keeping
@@ -58,6 +59,7 @@ def place_parts(
         model = context_model(
             made.model, compiled, made.observed, onnx_name=Path(original).name, soc=target, toolkit=toolkit, free=free
         )
+        fix_built_in_axes(model, made.model.graph, [each.part for each in made.built], made.observed, made.batch)
         weights = _own_weights(model, os.path.dirname(original), parts_folder)
         content = model.SerializeToString()
         with keeping.beside(place, hashlib.sha256(content).hexdigest()):

@@ -108,7 +108,8 @@ class Originals:
 
                 make = partial(cpu_session, None)
             compiled = {tensor.name: tensor.shape for tensor in file.inputs if tensor.shape is not None}
-            twin = original.between([_value(v) for v in inputs], [_value(v) for v in outputs], compiled)
+            in_parts = read_onnx(model_path).inputs if os.path.isfile(model_path) else ()
+            twin = original.between([_value(v) for v in inputs], [_value(v) for v in outputs], compiled, in_parts)
             return PartOfOriginal(twin, original.folder, partial(make, folder=original.folder), original.path)
         except (OSError, ValueError) as error:
             log.warning("%s: the ONNX that it was compiled from is not used: %s", label, error)

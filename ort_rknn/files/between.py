@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from . import _onnx_proto as proto
 from . import _onnx_write as onnx
-from ._onnx_graph import read_string_pair
+from ._onnx_graph import Dimension, read_string_pair
 from ._onnx_part import Nodes, read_nodes
 from ._onnx_write import ValueFields
 from ._source import FileData
@@ -68,19 +68,21 @@ class Original:
         inputs: Sequence[ValueFields],
         outputs: Sequence[ValueFields],
         compiled: Mapping[str, Sequence[int]] | None = None,
+        fixed: Sequence[ValueFields] = (),
     ) -> bytes:
         """The model that computes ``outputs`` from ``inputs``: tensors of the main graph, with their types.
 
         A graph input of which the part needs only the shape becomes zeros of that shape. A free first axis of it is the
         batch, which an input of the part with a free first axis has too: times its length in the shapes ``compiled``
-        for one sample; 1 if there is no such input. Raises Disagreement if the part needs anything else that does not
+        for one sample; 1 if there is no such input. Its other free axes have the lengths that ``fixed`` declares: the
+        inputs of the model in parts. Raises Disagreement if the part needs anything else that does not
         come from ``inputs``, OnnxFileError for a model that is damaged or was modified.
         """
         free = (v.name for v in inputs if v.dims and not isinstance(v.dims[0], int))
         lengths = ((name, (compiled or {}).get(name)) for name in free)
         batch = next(((name, shape[0]) for name, shape in lengths if shape and shape[0] > 0), None)
         try:
-            made = self._between(inputs, outputs, batch)
+            made = self._between(inputs, outputs, batch, {value.name: value.dims for value in fixed})
         except WireError as problem:
             raise OnnxFileError(f"{self.path}: a damaged ONNX model; {problem}") from None
         if (change := self._file.change()) is not None:
@@ -88,11 +90,19 @@ class Original:
         return made
 
     def _between(
-        self, inputs: Sequence[ValueFields], outputs: Sequence[ValueFields], batch: tuple[str, int] | None
+        self,
+        inputs: Sequence[ValueFields],
+        outputs: Sequence[ValueFields],
+        batch: tuple[str, int] | None,
+        fixed: Mapping[str, Sequence[Dimension] | None],
     ) -> bytes:
         graph = self._nodes
         needed, constants, shapes_of = _behind(graph, {v.name for v in inputs}, [v.name for v in outputs])
-        zeros = [bytes_field(proto.GRAPH_NODE, node) for name in shapes_of for node in _zeros(graph, name, batch)]
+        zeros = [
+            bytes_field(proto.GRAPH_NODE, node)
+            for name in shapes_of
+            for node in _zeros(graph, name, fixed.get(name), batch)
+        ]
         return graph.with_parts(
             zeros,
             [graph.nodes[index] for index in sorted(needed)],
@@ -170,11 +180,13 @@ def _behind(graph: Nodes, given: set[str], outputs: Sequence[str]) -> tuple[set[
     return needed, list(constants), list(shapes_of)
 
 
-def _zeros(graph: Nodes, name: str, batch: tuple[str, int] | None) -> list[bytes]:
-    """Nodes that produce zeros in a graph input's shape. ``batch``: a tensor whose first axis is the batch times a
-    number, and the number."""
+def _zeros(graph: Nodes, name: str, fixed: Sequence[Dimension] | None, batch: tuple[str, int] | None) -> list[bytes]:
+    """Nodes that produce zeros in a graph input's shape. ``fixed``: the shape with fewer free axes, if that is known.
+    ``batch``: a tensor whose first axis is the batch times a number, and the number."""
     value, _ = graph.inputs[name]
     dims = value.dims
+    if dims is not None and fixed is not None and len(fixed) == len(dims):
+        dims = tuple(fixed)
     if dims is None or not value.elem_type or not all(isinstance(d, int) for d in dims[1:]):
         raise Disagreement(f"it needs the shape of the model's input {name!r}, which is not fixed")
     shape = f"ort_rknn shape of {name}"

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from support.models_in_parts import value, weights, write_in_parts
 
 import ort_rknn
+from ort_rknn._compile.fixed_axes import fix_built_in_axes
 from ort_rknn._compile.observe import observe
 from ort_rknn._compile.partition import partition
 from ort_rknn._compile.write import CompiledPart, context_model
@@ -122,3 +123,51 @@ def test_texts_and_sequences_are_outputs_of_a_reference():
     texts, pieces = reference.between(["x", "a"], ["t", "s"])(feed)
     assert texts.shape == (1, 1, 1) and isinstance(texts[0, 0, 0], str)
     assert len(pieces) == 2
+
+
+def of_lengths(how):
+    """A part that computes with lengths of x, which it does not read; a Neg before it keeps it from doing so."""
+    index = numpy_helper.from_array(np.int64({"batch": 0, "length": 1}.get(how, 1)), "index")
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("Neg", ["mean"], ["q"]),
+        helper.make_node("Shape", ["q" if how == "own" else "x"], ["dims"]),
+        helper.make_node("Gather", ["dims", "index"], ["length"]),
+        helper.make_node("Cast", ["length"], ["factor"], to=1),
+        helper.make_node("MatMul", ["q", "w"], ["m"]),
+        helper.make_node("Mul", ["m", "factor"], ["y"]),
+    ]
+    if how == "all":
+        nodes[3] = helper.make_node("ReduceProd", ["dims"], ["length"], keepdims=0)
+    ends = [value("x", ["n", "t", 8])], [value("y", ["n", 5])]
+    graph = helper.make_graph(nodes, "g", *ends, [weights("w", (8, 5), 1), index])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("how", "batch", "expected"),
+    [
+        ("length", True, ["n", 6, 8]),
+        ("length", False, ["n", 6, 8]),
+        ("batch", True, ["n", "t", 8]),
+        ("batch", False, [2, "t", 8]),
+        ("all", True, ["n", 6, 8]),
+        ("all", False, [2, 6, 8]),
+        ("own", False, ["n", "t", 8]),
+    ],
+)
+def test_lengths_that_a_part_computes_with_are_no_longer_free(how, batch, expected):
+    """Else a call with another length would get the numbers of the compiled one."""
+    model = of_lengths(how)
+    observed = observe(model, ".", [{"x": np.ones((2, 6, 8), np.float32)}])
+    made = partition(model, observed, {0: "a reason", 1: "a reason"}, batch=batch)
+    (part,) = made.parts
+    out = context_model(
+        model, [CompiledPart(part, "part0", "p")], observed,
+        onnx_name="m.onnx", soc="rk3588", toolkit="2.5.0", free=True,
+    )  # fmt: skip
+    fix_built_in_axes(out, model.graph, made.parts, observed, batch)
+    assert [node.op_type for node in out.graph.node] == ["ReduceMean", "Neg", "EPContext"]
+    dims = out.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == expected
+    assert [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim] == ["n", "t", 8]
