@@ -214,11 +214,10 @@ to onnxruntime, references to its class (in a dict, as a default argument), and 
 `prefer` puts the NPU first, `respect` (the default) uses exactly the program's list, and `only` means the NPU or an
 error. With `prefer`, calls whose shapes were not compiled run the ONNX on the CPU if `onnxruntime` could have run
 them too; the logger `ort_rknn` writes an INFO record for the first such call of each session. Calls that feed an
-initializer, which is compiled in, run on the CPU too. (An initializer of text, any in a model in parts, and all
-of more than 16 cannot be bound in an IOBinding.) `--options
-on_missing_shape=error` makes such calls errors. A run that fails in the NPU's runtime, and again on another core, is
-served by the CPU, with one warning for each session. `--report` prints at the end what each session ran on, and how
-many such calls it had.
+initializer, which is compiled in, run on the CPU too, whether by name, by a LoRA adapter or by what `io_binding()`
+returns. `--options on_missing_shape=error` makes such calls errors. A run that fails in the NPU's runtime, and again on
+another core, is served by the CPU, with one warning for each session. `--report` prints at the end what each session
+ran on, and how many such calls it had.
 
 The program sees no other difference: exit code, `sys.argv`, `sys.path`, `__main__`, tracebacks and Ctrl-C are those
 of `python app.py`. Exceptions:

@@ -2,7 +2,8 @@
 
 Only under the import swap with policy ``prefer``. A wrapper of a single compiled model declares most such initializers
 itself (:mod:`ort_rknn.files.feedable`); for the others, and for a model in parts, ``run``, ``run_async`` and
-``run_with_ort_values`` look at the names in the feed. onnxruntime's IOBinding rejects those names.
+``run_with_ort_values`` look at the names in the feed, and :mod:`.fed_bindings` at those that are bound. The names that
+an active LoRA adapter feeds cannot be seen, but onnxruntime's error names one.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from .._concurrency.forks import watch
 from ..files import OnnxValue
 from .closed import Closed, ClosedNodeArg
+from .fed_bindings import FedBinding
 from .feeds import in_native_order
 
 log = logging.getLogger("ort_rknn")
 
 _run_with_ort_values: Any = onnxruntime.InferenceSession.run_with_ort_values
+_io_binding: Any = onnxruntime.InferenceSession.io_binding
 
 
 class FedCalls:
@@ -43,7 +47,20 @@ class FedCalls:
         """Whether a feed contains one of the names."""
         return hasattr(feed, "keys") and not self.names.isdisjoint(feed)
 
+    def fed_by_adapter(self, error: Exception) -> bool:
+        """Whether onnxruntime's error says that a LoRA adapter feeds one of the names."""
+        name = str(error).partition("Invalid input name: ")[2].strip()
+        return name in self.names
+
     def session(self) -> Any:
+        """The CPU session, for a call. Raises what creating it raises."""
+        session = self.made()
+        if self._warned.acquire(blocking=False):  # never released
+            log.info("%s: calls that feed an initializer (%s) run on the ONNX, on the CPU", self._label, self.listed)
+        self.runs += 1
+        return session
+
+    def made(self) -> Any:
         """The CPU session. Raises what creating it raises."""
         session = self._session
         if session is None:
@@ -52,9 +69,6 @@ class FedCalls:
             if (native := getattr(session, "_sess", None)) is not None:
                 watch(native)
             self._session = session
-        if self._warned.acquire(blocking=False):  # never released
-            log.info("%s: calls that feed an initializer (%s) run on the ONNX, on the CPU", self._label, self.listed)
-        self.runs += 1
         return session
 
     def run(self, output_names: Any, feed: Any, run_options: Any) -> list[Any]:
@@ -93,7 +107,14 @@ class FedRuns:
     def __call__(self, session: Any, output_names: Any, feed: Any, run_options: Any) -> Any:
         if self._fed.are_in(feed):
             return self._fed.run(output_names, feed, run_options)
-        return self._otherwise(session, output_names, feed, run_options)
+        if run_options is None:
+            return self._otherwise(session, output_names, feed, run_options)
+        try:
+            return self._otherwise(session, output_names, feed, run_options)
+        except InvalidArgument as error:
+            if not self._fed.fed_by_adapter(error):
+                raise
+        return self._fed.run(output_names, feed, run_options)
 
 
 class _RunWithOrtValues:
@@ -110,16 +131,43 @@ class _RunWithOrtValues:
         assert session is not None
         if self._fed.are_in(input_dict_ort_values) and not isinstance(session._sess, Closed):
             return self._fed.run_with_ort_values(output_names, input_dict_ort_values, run_options)
-        return _run_with_ort_values(session, output_names, input_dict_ort_values, run_options)
+        try:
+            return _run_with_ort_values(session, output_names, input_dict_ort_values, run_options)
+        except InvalidArgument as error:
+            if run_options is None or not self._fed.fed_by_adapter(error):
+                raise
+        return self._fed.run_with_ort_values(output_names, input_dict_ort_values, run_options)
+
+
+class _IOBinding:
+    """``io_binding`` of one session, likewise."""
+
+    __slots__ = ("_fed", "_session")
+
+    def __init__(self, session: Any, fed: FedCalls) -> None:
+        self._session = weakref.ref(session)  # the session that has this attribute
+        self._fed = fed
+
+    def __call__(self) -> onnxruntime.IOBinding:
+        session = self._session()
+        assert session is not None
+        return _io_binding(session) if isinstance(session._sess, Closed) else FedBinding(session, self._fed)
+
+
+_METHODS: dict[str, tuple[type[Any], Callable[..., Any]]] = {
+    "run_with_ort_values": (_RunWithOrtValues, _run_with_ort_values),
+    "io_binding": (_IOBinding, _io_binding),
+}
 
 
 def attach(session: Any, fed: FedCalls | None) -> None:
-    """Let ``run_with_ort_values`` of ``session`` serve these calls; None: no longer. A method of the user's stays."""
-    if isinstance(session.__dict__.get("run_with_ort_values"), _RunWithOrtValues):
-        del session.__dict__["run_with_ort_values"]
-    own = "run_with_ort_values" in session.__dict__ or type(session).run_with_ort_values is not _run_with_ort_values
-    if fed is not None and not own:
-        session.__dict__["run_with_ort_values"] = _RunWithOrtValues(session, fed)
+    """Let the methods of ``session`` serve these calls; None: no longer. A method of the user's stays."""
+    for name, (serving, method) in _METHODS.items():
+        if isinstance(session.__dict__.get(name), serving):
+            del session.__dict__[name]
+        own = name in session.__dict__ or getattr(type(session), name) is not method
+        if fed is not None and not own:
+            session.__dict__[name] = serving(session, fed)
 
 
 def declare(session: Any, initializers: Sequence[OnnxValue]) -> None:

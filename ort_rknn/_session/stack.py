@@ -14,6 +14,7 @@ from typing import Any
 
 from .._ep import callbacks
 from .._interrupts import C_CALLS_COUNT, need_stack
+from .fed_bindings import FedBinding
 
 
 def check_the_stack(session: Any) -> None:
@@ -51,4 +52,7 @@ class RunWithIOBinding:
         _need_room(6)
         session = self._session()
         assert session is not None
+        if isinstance(iobinding, FedBinding) and iobinding.runs_on_cpu(session):
+            iobinding.run(run_options)
+            return
         type(session).run_with_iobinding(session, iobinding, run_options)

@@ -222,11 +222,10 @@ def _serve_fed_calls(given: Given, state: State, decision: Decision) -> None:
 def _of_initializers(declared: Sequence[OnnxValue], others: Sequence[OnnxValue], serves: bool) -> Iterator[str]:
     """Notes about initializers that could be fed on the CPU. ``serves``: the ONNX serves calls that feed ``others``."""
     served = "runs the call on the ONNX twin on the CPU"
-    by_name = f"{served}; an active LoRA adapter or an IOBinding for one is an error"
     for values, what, fed in (
         (declared, "feeding one, or an active LoRA adapter for one,", served),
         (() if serves else others, "feeding one, or an active LoRA adapter for one,", "is an error"),
-        (others if serves else (), "feeding one", by_name),
+        (others if serves else (), "feeding one, or an active LoRA adapter for one,", served),
     ):
         if values:
             names = ", ".join(value.name for value in values[:10])

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 import threading
 import weakref
 
@@ -207,20 +208,20 @@ def test_a_short_feed_of_a_wrong_shape_is_the_same_error():
         assert np.allclose(ours.run(None, {"x": X})[0], 3 * X, atol=1e-2)
 
 
-#: Those that the wrapper of one compiled model declares reach the kernel; others are served by the session's methods.
-BY_NAME = {way: call for way, call in WAYS.items() if way != "IOBinding"}
+#: onnxruntime makes no OrtValue of texts, and binds none.
+OF_TEXTS = ("run", "submit", "map", "run_async")
 
 
-@pytest.mark.parametrize("way", [way for way in BY_NAME if way != "run_with_ort_values"])
+@pytest.mark.parametrize("way", OF_TEXTS)
 def test_a_text(way):
-    """onnxruntime's strings have no bytes that a kernel could look at; and it makes no OrtValue of them."""
+    """onnxruntime's strings have no bytes that a kernel could look at."""
     content = model(np.array("1", np.object_), kind=TensorProto.STRING)
     fed = {"x": X, "w": np.array("0", np.object_)}
     with session(content) as ours:
         assert ours.get_providers()[0] == "RKNNExecutionProvider"
         for _ in range(2):
-            assert np.allclose(BY_NAME[way](ours, {"x": X})[0], 2 * X, atol=1e-2)
-            assert np.array_equal(BY_NAME[way](ours, fed)[0], X)
+            assert np.allclose(WAYS[way](ours, {"x": X})[0], 2 * X, atol=1e-2)
+            assert np.array_equal(WAYS[way](ours, fed)[0], X)
         assert "fed:       2 calls that fed one of w ran on the ONNX on the CPU" in ours.explain()
 
 
@@ -241,18 +242,18 @@ def weights_as_inputs():
     return made.SerializeToString()
 
 
-@pytest.mark.parametrize("way", BY_NAME)
+@pytest.mark.parametrize("way", WAYS)
 def test_weights_that_an_exporter_listed_as_inputs(way, caplog):
     """No kernel looks at each of them in every run, and yet they may be fed."""
     caplog.set_level(logging.INFO, "ort_rknn")
     with session(weights_as_inputs()) as ours:
         for _ in range(2):
-            assert np.allclose(BY_NAME[way](ours, {"x": X})[0], X + 17, atol=0.05)
-            assert np.allclose(BY_NAME[way](ours, {"x": X, "w3": W})[0], X + 16 + W, atol=1e-5)
+            assert np.allclose(WAYS[way](ours, {"x": X})[0], X + 17, atol=0.05)
+            assert np.allclose(WAYS[way](ours, {"x": X, "w3": W})[0], X + 16 + W, atol=1e-5)
         assert ours.stats().total.runs == 2
         assert sum("calls that feed an initializer" in r.getMessage() for r in caplog.records) == 1
         explained = ours.explain()
-        assert "feeding one runs the call on the ONNX twin on the CPU; an active LoRA adapter" in explained
+        assert "feeding one, or an active LoRA adapter for one, runs the call on the ONNX twin on the CPU" in explained
         assert "fed:       2 calls that fed one of w0, w1, w10, w11" in explained
 
 
@@ -310,6 +311,140 @@ def in_parts(folder):
     del written.graph.input[1:]
     onnx.save(written, context)
     return path
+
+
+def bind(binding, name, array, how):
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    if how == "array" and name == "x":  # onnxruntime takes initializers in the other two ways only
+        binding.bind_cpu_input(name, array)
+    elif how != "address":
+        binding.bind_ortvalue_input(name, value)
+    else:
+        binding.bind_input(name, "cpu", 0, array.dtype, list(array.shape), value.data_ptr())
+    return value
+
+
+@pytest.mark.parametrize("how", ["array", "OrtValue", "address"])
+@pytest.mark.parametrize("output", ["free", "own memory"])
+def test_a_binding_that_is_used_again(how, output):
+    """It is one of the NPU's session until an initializer is bound, and again after its inputs were cleared."""
+    y = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros_like(X))
+
+    def result():
+        return y.numpy() if output == "own memory" else binding.copy_outputs_to_cpu()[0]
+
+    with session(weights_as_inputs()) as ours:
+        binding = ours.io_binding()
+        assert isinstance(binding, onnxruntime.IOBinding)
+        held = [bind(binding, "x", X, how)]
+        if output == "own memory":
+            binding.bind_ortvalue_output("y", y)
+        else:
+            binding.bind_output("y")
+        for _ in range(2):
+            ours.run_with_iobinding(binding)
+            assert np.allclose(result(), X + 17, atol=0.05)
+            held.append(bind(binding, "w3", W, how))
+            ours.run_with_iobinding(binding)
+            assert np.allclose(result(), X + 16 + W, atol=1e-5)
+            assert np.allclose(binding.get_outputs()[0].numpy(), X + 16 + W, atol=1e-5)
+            held.append(bind(binding, "x", 2 * X, how))
+            ours.run_with_iobinding(binding)
+            assert np.allclose(result(), 2 * X + 16 + W, atol=1e-5)
+            binding.clear_binding_inputs()
+            assert np.allclose(binding.copy_outputs_to_cpu()[0], 2 * X + 16 + W, atol=1e-5)
+            with pytest.raises(Exception, match="x"):
+                ours.run_with_iobinding(binding)
+            held.append(bind(binding, "x", X, how))
+        runs = ours.stats().total.runs
+        ours.run_with_iobinding(binding)
+        assert ours.stats().total.runs == runs + 1
+        held.append(bind(binding, "w3", W, how))
+        wrong = bind(binding, "w4", W[:3], how)
+        with pytest.raises(Exception, match="Got invalid dimensions for input: w4"):
+            ours.run_with_iobinding(binding)
+        del wrong
+        with pytest.raises(Exception, match="w99"):
+            bind(binding, "w99", W, how)
+    with pytest.raises(Exception, match="the session was closed|the session that created it"):
+        ours.run_with_iobinding(binding)
+
+
+def test_a_failed_bind_changes_nothing():
+    with session(weights_as_inputs()) as ours:
+        binding = ours.io_binding()
+        binding.bind_cpu_input("x", X)
+        binding.bind_output("y")
+        with pytest.raises(RuntimeError, match="w3"):
+            binding.bind_cpu_input("w3", W)
+        ours.run_with_iobinding(binding)
+        assert np.allclose(binding.copy_outputs_to_cpu()[0], X + 17, atol=0.05)
+        assert ours.stats().total.runs == 1
+
+
+def test_a_binding_after_other_providers():
+    """onnxruntime's own rule, or its own results; never the weights that were compiled in."""
+    with session(weights_as_inputs()) as ours:
+        binding = ours.io_binding()
+        held = [bind(binding, "x", X, "OrtValue"), bind(binding, "w3", W, "OrtValue")]
+        binding.bind_output("y")
+        for providers in ([CPU], [("RKNNExecutionProvider", {"device": DEVICE}), CPU]):
+            ours.set_providers(providers)
+            try:
+                ours.run_with_iobinding(binding)
+            except (ValueError, RuntimeError) as error:
+                assert re.search("Invalid input name: w3|the session that created it", str(error))
+                continue
+            assert np.allclose(binding.copy_outputs_to_cpu()[0], X + 16 + W, atol=1e-5)
+        del held
+
+
+@pytest.fixture
+def adapter_options(tmp_path):
+    """RunOptions with a LoRA adapter for an initializer."""
+    kept = []
+
+    def options(name, array):
+        made = onnxruntime.AdapterFormat()
+        made.set_adapter_version(1)
+        made.set_model_version(1)
+        made.set_parameters({name: onnxruntime.OrtValue.ortvalue_from_numpy(array)})
+        made.export_adapter(str(tmp_path / "lora.onnx_adapter"))
+        adapter = onnxruntime.LoraAdapter()
+        adapter.Load(str(tmp_path / "lora.onnx_adapter"))
+        result = onnxruntime.RunOptions()
+        result.add_active_adapter(adapter)
+        kept.append(adapter)
+        return result
+
+    return options
+
+
+def test_a_lora_adapter(adapter_options):
+    values = {"x": onnxruntime.OrtValue.ortvalue_from_numpy(X)}
+    options = adapter_options("w3", W)
+    with session(weights_as_inputs()) as ours:
+        for _ in range(2):
+            assert np.allclose(ours.run(None, {"x": X})[0], X + 17, atol=0.05)
+            assert np.allclose(ours.run(None, {"x": X}, onnxruntime.RunOptions())[0], X + 17, atol=0.05)
+            assert np.allclose(ours.run(None, {"x": X}, options)[0], X + 16 + W, atol=1e-5)
+        assert np.allclose(ours.run_with_ort_values(["y"], values, options)[0].numpy(), X + 16 + W, atol=1e-5)
+        assert np.allclose(ours.submit(None, {"x": X}, options).result()[0], X + 16 + W, atol=1e-5)
+        assert "fed:       4 calls that fed one of w0" in ours.explain()
+        with pytest.raises(Exception, match="Invalid input name: w99"):
+            ours.run(None, {"x": X}, adapter_options("w99", W))
+
+
+def test_a_lora_adapter_of_a_model_in_parts(adapter_options, tmp_path):
+    path = in_parts(tmp_path)
+    rng = np.random.default_rng(1)
+    feed = {"x": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    w2 = rng.standard_normal((2, 4, 3, 3)).astype(np.float32)
+    wanted = onnxruntime.InferenceSession(path).run(None, {**feed, "w2": w2})
+    with session(path) as ours:
+        assert ours.get_providers()[0] == "RKNNExecutionProvider"
+        for got, want in zip(ours.run(None, feed, adapter_options("w2", w2)), wanted, strict=True):
+            assert np.allclose(got, want, atol=1e-5)
 
 
 @pytest.mark.parametrize("way", ["run", "submit", "map", "run_async"])
