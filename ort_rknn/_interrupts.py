@@ -24,7 +24,8 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-_pending: deque[BaseException] = deque()
+#: Exceptions to raise again, each with a weak reference to its callback's result, which is dead once C has taken it.
+_pending: deque[tuple[BaseException, weakref.ref[_ResultToken]]] = deque()
 _number: int | None = None
 #: ``raise`` of the C library, used as the callback of a weak reference; the second argument is the weak reference.
 _raise: Any = None
@@ -50,7 +51,7 @@ def raise_what_ended(error: BaseException | None) -> None:
     if END_OF_STACK in text:
         raise RecursionError("maximum recursion depth exceeded in the RKNN execution provider") from None
     if f"Status Message: {INTERRUPTED}" in text and _pending and threading.current_thread() is threading.main_thread():
-        raise _pending.popleft()
+        raise _pending.popleft()[0]
 
 
 #: Whether calls of C functions count toward the recursion limit. If so, a callback may have no room for its first
@@ -130,10 +131,14 @@ def raised_after(error: BaseException, result: int) -> int:
                 "no signal is free to raise again what a signal's handler raised", exc_info=error
             )
         return result
-    _pending.append(error)
+    marked = _SignalResult(result)
+    marked.word = _ResultToken()
+    reference = weakref.ref(marked.word, _raise)
+    _references.append(reference)
+    _pending.append((error, reference))
     with suppress(RuntimeError):  # cannot start new thread
         _thread.start_new_thread(_wake, (threading.get_ident(), number))
-    return _with_word(result)
+    return marked
 
 
 def covered(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -172,17 +177,10 @@ def covered(callback: Callable[..., Any]) -> Callable[..., Any]:
     return callback
 
 
-def _with_word(result: int) -> int:
-    word = _ResultToken()
-    _references.append(weakref.ref(word, _raise))
-    marked = _SignalResult(result)
-    marked.word = word
-    return marked
-
-
 def _deliver(number: int, frame: FrameType | None) -> None:
-    if _pending:
-        raise _pending.popleft()
+    # On a busy machine a signal of _wake() may come while the callback has not returned yet.
+    if _pending and _pending[0][1]() is None:
+        raise _pending.popleft()[0]
 
 
 def _wake(thread: int, number: int) -> None:
