@@ -22,6 +22,15 @@ class Quantization:
     zero_point: int
 
 
+def cuts_integers(dtype: str | None, quantization: Quantization | None) -> bool:
+    """Whether a quantized tensor cannot hold half of an 8-bit type's integers. A compiled model has such an input if
+    its ONNX begins with DequantizeLinear: the scale is the result's, and the runtime applies it to the integers."""
+    largest = {"uint8": 255, "int8": 127}.get(dtype or "")
+    if largest is None or quantization is None:
+        return False
+    return (127 - quantization.zero_point) * quantization.scale < largest / 2
+
+
 #: numpy dtype name -> (ONNX element type, bytes per element). The dtypes that a session on the NPU can have.
 DTYPES: Mapping[str, tuple[int, int]] = {
     "float32": (1, 4),

@@ -1,5 +1,7 @@
 """The caller's inputs and outputs, matched with the compiled model's."""
 
+from dataclasses import replace
+
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from support.fake_npu import FakeNpu, image, info
@@ -263,6 +265,17 @@ def test_outputs(declared, compiled, asked, got, wire):
 def test_integers_never_travel_through_float(compiled):
     with pytest.raises(state.Fail, match="would lose its integers; output_dtype='native'"):
         match(IMAGE, [compiled], [d("x", 1, 3, 8, 6)], [d("y", 1, 5, dtype="int64")])
+
+
+def test_integers_beyond_an_inputs_scale_are_not_fed():
+    """Of an ONNX that begins with DequantizeLinear: the runtime would make 1.0, the largest value, of 1 and of 255."""
+    small = [replace(IMAGE[0], dtype="int8", quantization=Quantization(1 / 255, -128))]
+    given = [d("x", 1, 3, 8, 6, dtype="uint8")], [d("y", 1, 5)]
+    with pytest.raises(state.Fail, match="scale ends below most of its integers"):
+        match(small, OUT, *given)
+    match(small, OUT, *given, normalization={"x": Normalization((0.0,), (255.0,))})
+    match([replace(small[0], quantization=Quantization(1.0, -128))], OUT, *given)
+    match(small, OUT, [d("x", 1, 3, 8, 6)], given[1])
 
 
 def test_native_of_a_type_that_numpy_lacks():

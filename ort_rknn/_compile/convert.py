@@ -26,7 +26,7 @@ from .int8 import Search, best_of
 from .observe import Observed
 from .opset import OpsetError
 from .partition import GraphPart
-from .parts import InParts, PartsJob, build_in_parts, refuse_left_out
+from .parts import InParts, PartsJob, build_in_parts, refuse_unusable
 from .place import place_parts, place_whole
 from .prepare import PreparedModel, needed_inputs, prepare
 from .put import put_copy
@@ -277,7 +277,7 @@ class _Job:
             custom_string=self._origin(self.whole.independent),
         )
         built = self.converter.build(with_shapes(spec, self.shapes.sets, self.options.batch))
-        refuse_left_out(built, self.whole.path, self.converter.log)
+        refuse_unusable(built, self.whole.path, self.converter.log)
         keeping = self._keeping(target, CutPlan("as a whole", whole=True))
         placed = place_whole(built.path, self.folder, self.stem, target, keeping)
         part = Part(str(placed), built.file.size, built.log.layers, read_rknn(placed))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx
 
+from .._tensors import cuts_integers
 from ..files import read_onnx
 from ..files.left_out import Disagreement, left_out
 from .converter import BuildSpec, Built, ConversionError, Converter
@@ -130,8 +131,25 @@ def _build_one(job: PartsJob, model: onnx.ModelProto, part: GraphPart, observed:
     built = job.converter.build(how)
     sides = (built.file.inputs, part.inputs), (built.file.outputs, part.outputs)
     if all({tensor.name for tensor in compiled} <= {*named} for compiled, named in sides):
-        refuse_left_out(built, str(place), job.converter.log)
+        refuse_unusable(built, str(place), job.converter.log)
     return BuiltPart(part, built, how)
+
+
+def refuse_unusable(built: Built, path: str, log: str) -> None:
+    """Raises ConversionError for a compiled model that no session can run in place of the ONNX at ``path``: the toolkit
+    left something out, or gave integers a scale that loses them."""
+    refuse_left_out(built, path, log)
+    plain = [tensor for tensor in built.file.inputs if set(tensor.std or ()) <= {1.0}]
+    cut = [tensor for tensor in plain if cuts_integers(tensor.dtype, tensor.quantization)]
+    rounded = [
+        t for t in built.file.outputs if t.quantization is not None and not (t.dtype or "float").startswith("float")
+    ]
+    for tensor in (*cut, *rounded):
+        raise ConversionError(
+            f"{os.path.basename(path)}: {tensor.name!r} is {tensor.dtype}, and {tensor.runtime_dtype} with a scale in "
+            "the compiled model, which would lose its integers",
+            log=log,
+        )
 
 
 def refuse_left_out(built: Built, path: str, log: str) -> None:

@@ -18,7 +18,7 @@ from .graph import load_graph, save_linked
 from .measure import Reference, calibration_list
 from .observe import Array, Observed, observe
 from .partition import GraphPart, Partition
-from .parts import BuiltPart, InParts, PartsJob, build_in_parts, refuse_left_out
+from .parts import BuiltPart, InParts, PartsJob, build_in_parts, refuse_unusable
 from .prepare import needed_inputs
 from .rounding import round_weights
 
@@ -87,5 +87,5 @@ class Recipe:
         part = GraphPart(list(range(len(model.graph.node))), inputs, outputs)
         how = spec(path, part, observed)
         built = converter.build(how)
-        refuse_left_out(built, path, converter.log)
+        refuse_unusable(built, path, converter.log)
         return InParts(model, observed, Partition((part,), {}), (BuiltPart(part, built, how),))

@@ -14,7 +14,7 @@ import numpy as np
 
 from .._errors import FAIL, OptionError, ort_error
 from .._options import Options
-from .._tensors import DTYPES, INPUT_DTYPES, Dim, Layout, Shape
+from .._tensors import DTYPES, INPUT_DTYPES, Dim, Layout, Shape, cuts_integers
 from ..adapter.contract import NativeForm, TensorInfo
 from .batches import Splitting
 from .declared import Declared, Normalization
@@ -151,6 +151,12 @@ def _input(value: Declared, info: TensorInfo, index: int, matched: Matched, term
     if raw:
         dtype = _native_input(value.name, info)
         wire_layout = "NHWC" if layout == "NCHW" else wire_layout  # as it is stored, axes included
+    elif cuts_integers(value.dtype, info.quantization) and value.name not in terms.known.normalization:
+        raise ort_error(
+            FAIL,
+            f"{label}: input {value.name!r} is {value.dtype} in the ONNX, and the compiled model's scale ends below "
+            "most of its integers; convert the ONNX again with ort-rknn convert",
+        )
     wire = dtype if dtype in INPUT_DTYPES else "float32"
     if dtype != wire and dtype != "float64":
         raise ort_error(FAIL, f"{label}: input {value.name!r} has dtype {dtype}, which an input on the NPU cannot have")

@@ -13,8 +13,9 @@ from ort_rknn._compile.extract import extract
 from ort_rknn._compile.fate import refused_by_table
 from ort_rknn._compile.observe import independent_of_data, observe, random_feeds
 from ort_rknn._compile.partition import partition
-from ort_rknn._compile.parts import refuse_left_out
+from ort_rknn._compile.parts import refuse_left_out, refuse_unusable
 from ort_rknn._compile.write import CompiledPart, context_model
+from ort_rknn._tensors import Quantization
 from ort_rknn.files import read_onnx
 
 node = helper.make_node
@@ -142,6 +143,39 @@ def test_a_model_without_an_input_that_an_output_depends_on_is_refused(tmp_path)
     refuse_left_out(built("x", "z"), str(path), "m.log")
     with pytest.raises(ConversionError, match="left something out.*'z'"):
         refuse_left_out(built("x"), str(path), "m.log")
+
+
+@pytest.mark.parametrize(
+    ("side", "dtype", "scale", "refused"),
+    [
+        ("outputs", "uint8", (0.05, 0), True),
+        ("outputs", "uint8", None, False),
+        ("outputs", "float32", (0.05, 0), False),
+        ("inputs", "uint8", (1 / 255, -128), True),
+        ("inputs", "int8", (1 / 128, 0), True),
+        ("inputs", "uint8", (1.0, -128), False),
+        ("inputs", "uint8", (0.9, -128), False),
+        ("inputs", "int64", (1 / 255, -128), False),
+        ("inputs", "float32", (1 / 255, -128), False),
+    ],
+)
+def test_a_model_that_loses_integers_is_refused(tmp_path, side, dtype, scale, refused):
+    """The toolkit gives x the scale of DequantizeLinear(x), and the result of QuantizeLinear its own."""
+    path = tmp_path / "m.onnx"
+    onnx.save(model_of([conv("a", "x", "p")], ("p",)), path)
+    sides = {"inputs": SimpleNamespace(name="x"), "outputs": SimpleNamespace(name="p")}
+    for name, tensor in sides.items():
+        own = (dtype, scale) if name == side else ("float32", None)
+        tensor.dtype, tensor.runtime_dtype, tensor.std = own[0], "int8", (1.0,)
+        tensor.quantization = None if own[1] is None else Quantization(*own[1])
+    built = SimpleNamespace(file=SimpleNamespace(**{name: [tensor] for name, tensor in sides.items()}))
+    if refused:
+        with pytest.raises(ConversionError, match="would lose its integers") as raised:
+            refuse_unusable(built, str(path), "m.log")
+        assert raised.value.log == "m.log"  # so that it is tried in parts
+        sides["inputs"].std = (255.0,)  # the runtime divides pixels by it, and then the scale fits
+    if not refused or side == "inputs":
+        refuse_unusable(built, str(path), "m.log")
 
 
 @pytest.mark.parametrize("batch", [True, False])
