@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from ctypes import c_bool
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ort_rknn.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeExc
 from support.virtual_sessions import reset_rk3588
 
 import ort_rknn as ort
+from ort_rknn._executor import run_settings
 from ort_rknn._session import direct
 
 MODELS = Path(__file__).parent / "models"
@@ -244,6 +246,19 @@ def test_run_options_reach_onnxruntime(through_onnxruntime):
             with pytest.raises(Exception, match="terminate"):
                 call(None, X, options)
         assert through_onnxruntime == [None] * 2
+
+
+def test_options_that_an_interrupted_call_left_behind_do_not_apply(npu):
+    """A signal handler that raised at the start of a call with RunOptions; these are gone by now."""
+    with make() as session:
+        expected = of(session, X)
+        run_settings.begin(run_settings.RunSettings(c_bool(True), leaves=True, timeout_ms=1))
+        try:
+            for _ in range(2):
+                same(session.run(None, X), expected)
+            assert run_settings.current() is None
+        finally:
+            run_settings.end()
 
 
 def test_a_profile_has_every_run(npu, tmp_path):

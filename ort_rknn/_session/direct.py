@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from .._executor import run_settings
 from .._executor.calls import Call
 from .._executor.executor import Executor
 from .._interrupts import need_stack
@@ -63,7 +64,9 @@ class DirectCalls:
 
     def __call__(self, session: Any, output_names: Any, feed: Any, run_options: Any) -> Any:
         """What onnxruntime's ``session.run`` returns or raises, and errors of :meth:`Executor.execute`."""
-        arrays = self._arrays(feed) if run_options is None else None
+        # Settings of this thread belong to another call, perhaps to one that was interrupted: onnxruntime begins anew.
+        plain = run_options is None and run_settings.current() is None
+        arrays = self._arrays(feed) if plain else None
         if arrays is None or (output_names and not _are_names(output_names)):
             return in_onnxruntime(session, output_names, feed, run_options)
         kind = (
