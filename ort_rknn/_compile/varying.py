@@ -21,6 +21,9 @@ _BY_PARAMETERS = frozenset(
     )
 )
 
+#: They find the length of their output in the data, whatever their parameters are.
+_FINDS = SHAPED_BY_VALUES - {"ConstantOfShape", "Range"}
+
 
 def refused_by_shape(model: onnx.ModelProto, observed: Observed) -> dict[int, str]:
     """Nodes of the main graph that read or make a tensor whose shape depends on data, by index, with the reason."""
@@ -52,6 +55,8 @@ def shaped_by_data(model: onnx.ModelProto, observed: Observed) -> set[str]:
 
 def _reads_its_shape(node: onnx.NodeProto, known: set[str]) -> bool:
     """Whether the shape of a node's output depends on values that are not known."""
+    if _finds_inside(node):
+        return True
     if node.op_type in _BY_PARAMETERS:
         reads = node.input[1:]
     elif node.op_type in SHAPED_BY_VALUES:
@@ -61,9 +66,15 @@ def _reads_its_shape(node: onnx.NodeProto, known: set[str]) -> bool:
     return not known.issuperset(name for name in reads if name)
 
 
+def _finds_inside(node: onnx.NodeProto) -> bool:
+    """Whether a branch or body of the node has an operator that finds a length in the data."""
+    bodies = [body for attribute in node.attribute for body in (attribute.g, *attribute.graphs)]
+    return any(inner.op_type in _FINDS or _finds_inside(inner) for body in bodies for inner in body.node)
+
+
 def _loop_varies(model: onnx.ModelProto, loop: onnx.NodeProto, known: set[str], observed: Observed) -> list[str]:
-    """Outputs of a Loop whose shape depends on the number of its iterations, if that depends on data."""
-    if _has_known_length(loop, known):
+    """Outputs of a Loop whose shape depends on data: on the number of its iterations, or on what an iteration finds."""
+    if _has_known_length(loop, known) and not _finds_inside(loop):
         return []
     carried = len(loop.input) - 2
     return [name for name in loop.output[carried if _keeps_shapes(model, loop, observed) else 0 :] if name]

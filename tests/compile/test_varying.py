@@ -65,6 +65,13 @@ def choice(flag):
     return node("If", [flag], ["y"], then_branch=half, else_branch=branch("e", node("Identity", ["r"], ["e"])))
 
 
+def finding(flag):
+    """As :func:`choice`, with a branch that makes a tensor whose length is found in the data."""
+    nodes = [node("NonZero", ["r"], ["i"]), node("Cast", ["i"], ["t"], to=FLOAT)]
+    then, other = graph_of(nodes, [], [("t", FLOAT)]), graph_of([node("Identity", ["r"], ["e"])], [], [("e", FLOAT)])
+    return node("If", [flag], ["y"], then_branch=then, else_branch=other)
+
+
 def condition():
     return [node("ReduceMax", ["r"], ["m"], keepdims=0), node("Greater", ["m", "half"], ["positive"])]
 
@@ -86,6 +93,7 @@ def condition():
         ([loop("times", "yes", kept=("positive",))], {"y"}),
         ([choice("yes")], set()),
         ([choice("positive")], {"y"}),
+        ([finding("yes")], {"y"}),
     ],
 )
 def test_what_varies_with_the_data(nodes, varying):
