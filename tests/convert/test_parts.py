@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from support.convert_models import FLOAT, INT64
 
 import ort_rknn
@@ -85,7 +86,23 @@ def sequences(maker):
     return {"y": (FLOAT, [1, 8, 32, 32])}
 
 
-BUILDS = [behind_nms, dynamic_quantization, a_branch_on_the_data, a_loop_over_what_is_outside, sequences]
+def nothing_added(maker):
+    """Toolkit 2.5.0 makes one tensor of ``a`` and ``y``."""
+    maker.conv("x", "a", 8, 3)
+    maker.constant("none", np.float32(0))
+    maker.add("NonZero", ["a"], ["places"])
+    maker.add("Add", ["a", "none"], ["y"])
+    return {"y": (FLOAT, [1, 8, 32, 32]), "places": (INT64, [4, "n"])}
+
+
+BUILDS = [
+    behind_nms,
+    dynamic_quantization,
+    a_branch_on_the_data,
+    a_loop_over_what_is_outside,
+    sequences,
+    nothing_added,
+]
 
 
 @pytest.mark.parametrize("build", BUILDS)
@@ -150,3 +167,48 @@ def test_an_output_that_the_toolkit_leaves_out_is_computed_by_the_cpu(maker, tmp
     (made,) = convert(path, ConvertOptions(("rk3588",)), toolkit=real_toolkit).compiled
     assert not made.whole
     assert {fate.operator for fate in made.fates if fate.where == "CPU"} >= {"NonZero", "Shape"}
+
+
+def test_integers_that_the_graph_itself_scales(maker, tmp_path, real_toolkit):
+    """Toolkit 2.5.0 gives both sides a scale that is not theirs."""
+    maker.constant("scale", np.float32(1 / 255))
+    maker.constant("steps", np.float32(0.05))
+    maker.constant("zero", np.uint8(0))
+    maker.constant("half", np.uint8(128))
+    maker.add("DequantizeLinear", ["x", "scale", "zero"], ["a"])
+    maker.conv("a", "b", 8, 3)
+    maker.add("QuantizeLinear", ["b", "steps", "half"], ["y"])
+    kind = TensorProto.UINT8
+    path = maker.save(tmp_path / "m.onnx", [("x", kind, [1, 3, 16, 16])], [("y", kind, [1, 8, 16, 16])])
+    (made,) = convert(path, ConvertOptions(("rk3588",)), toolkit=real_toolkit).compiled
+    assert {fate.operator for fate in made.fates if fate.where != "CPU"} == {"Conv"}
+    feed = {"x": np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16)).astype(np.uint8)}
+    (want,) = onnxruntime.InferenceSession(path).run(None, feed)
+    session = ort_rknn.InferenceSession(path, provider_options={"device": "virtual:rk3588"})
+    assert session.get_providers()[0] == "RKNNExecutionProvider", session.explain()
+    (got,) = session.run(None, feed)
+    assert np.abs(got.astype(int) - want.astype(int)).max() <= 1
+
+
+def test_a_length_that_a_part_computes_with(maker, tmp_path, real_toolkit):
+    """A part multiplies by the length of x, which only nodes on the CPU read."""
+    maker.constant("one", np.int64(1))
+    maker.constant("w", np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32))
+    maker.add("ReduceMean", ["x"], ["mean"], axes=[1], keepdims=0)
+    maker.add("DynamicQuantizeLinear", ["mean"], ["q", "s", "z"])
+    maker.add("DequantizeLinear", ["q", "s", "z"], ["d"])
+    maker.add("Shape", ["x"], ["dims"])
+    maker.add("Gather", ["dims", "one"], ["length"])
+    maker.add("Cast", ["length"], ["factor"], to=FLOAT)
+    maker.add("MatMul", ["d", "w"], ["m"])
+    maker.add("Mul", ["m", "factor"], ["y"])
+    path = maker.save(tmp_path / "m.onnx", [("x", FLOAT, ["n", "t", 8])], [("y", FLOAT, ["n", 5])])
+    convert(path, ConvertOptions(("rk3588",), shapes=({"x": (1, 6, 8)},)), toolkit=real_toolkit)
+    session = ort_rknn.InferenceSession(path, provider_options={"device": "virtual:rk3588"})
+    assert session.get_providers()[0] == "RKNNExecutionProvider", session.explain()
+    for samples in (1, 3):
+        x = np.random.default_rng(samples).standard_normal((samples, 6, 8)).astype(np.float32)
+        (want,) = onnxruntime.InferenceSession(path).run(None, {"x": x})
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], want, atol=0.02, rtol=0.02)
+    with pytest.raises(InvalidArgument, match="Got: 7 Expected: 6"):
+        session.run(None, {"x": np.ones((1, 7, 8), np.float32)})
