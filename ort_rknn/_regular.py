@@ -1,10 +1,13 @@
-"""Opens files in places that other users can write: a pipe or a device in place of a file must not block a reader."""
+"""Opens files in places that other users can write: a pipe or a device in place of a file must not block a reader. And
+creates files that will replace others.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+import tempfile
 from typing import BinaryIO
 
 
@@ -34,3 +37,16 @@ def open_regular(
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def new_beside(place: str | os.PathLike[str], prefix: str, suffix: str = "") -> tuple[int, str]:
+    """A new file in the folder of ``place``, open for writing: its descriptor and path. Raises OSError, which names the
+    folder, not the new file."""
+    folder = os.path.dirname(os.path.abspath(place))
+    try:
+        return tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=folder)
+    except OSError as error:
+        text = error.strerror or str(error)
+        if isinstance(error, PermissionError):
+            text = "this user may not write into this folder; run as its owner, or use a folder of your own"
+        raise type(error)(error.errno, text, folder) from None

@@ -134,3 +134,50 @@ def test_a_cache_below_a_closed_folder(folder, variable, monkeypatch):
     assert "rknn-toolkit2 cannot be kept in" in said
     assert str(closed) in said
     assert "set XDG_CACHE_HOME to a folder of yours" in said
+
+
+def test_a_compiled_model_that_was_given(npu, folder):
+    compiled = folder / "m.rknn"
+    shutil.copy(MODELS / "conv_f16.rk3588.rknn", compiled)
+    explained(compiled)  # whatever is imported late
+    compiled.chmod(0)
+    said = as_another_user(lambda: explained(compiled))
+    assert said.startswith("Fail") and said.endswith(
+        f"{compiled} may not be read by this user: chmod a+r '{compiled}', or run as its owner"
+    )
+
+
+def written_by_another_user(folder: Path, function):
+    """What ``function`` says in a folder that only its owner may write to."""
+    folder.chmod(0o555)
+    said = as_another_user(function)
+    folder.chmod(0o755)
+    text = f"this user may not write into this folder; run as its owner, or use a folder of your own: '{folder}'"
+    assert text in said, said
+    return said
+
+
+def test_a_folder_where_nothing_may_be_written(folder):
+    from ort_rknn._compile.put import put as put_file
+    from ort_rknn.files import saved, stamp
+
+    path = put(folder)
+    compiled = folder / "m.rknn"
+    shutil.copy(MODELS / "conv_f16.rk3588.rknn", compiled)
+
+    def refusal(function):
+        def attempt():
+            try:
+                function()
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+            return "nothing"
+
+        return attempt
+
+    stamp(path, compiled)  # whatever is imported late
+    writing = refusal(lambda: saved.put(os.fspath(folder / "m_ctx.onnx"), b"x", replace=False))
+    written_by_another_user(folder, writing)
+    written_by_another_user(folder, refusal(lambda: stamp(path, compiled)))
+    written_by_another_user(folder, refusal(lambda: put_file(compiled, lambda file: None)))
+    assert sorted(os.listdir(folder)) == ["m.onnx", "m.rknn"]

@@ -6,17 +6,18 @@ import fcntl
 import glob
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+from .._regular import new_beside
 
 
 def put(place: Path, fill: Callable[[IO[bytes]], object]) -> None:
     """Write a file that appears complete or not at all. Removes what a process that was killed left. The OSError of a
     full disk names ``place``."""
     _clear(place)
-    descriptor, fresh = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+    descriptor, fresh = new_beside(place, f".{place.name}.")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)  # while it is written, so that no process removes it
         with os.fdopen(descriptor, "wb") as file:

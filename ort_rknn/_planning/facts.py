@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .._errors import INVALID_PROTOBUF, OptionError, bare_message, ort_error
+from .._errors import FAIL, INVALID_PROTOBUF, OptionError, bare_message, ort_error
 from .._executor.declared import declared_by_onnx
 from .._regular import open_regular
 from ..adapter.contract import Absence, ModelSource, Query
@@ -86,7 +86,8 @@ def kind_of(model: Any) -> Kind:
     """What a model argument is. Reads 64 bytes of a file.
 
     Determined by the first bytes. The name matters only if these fit neither format: then a ``.rknn`` gets our error
-    message, because onnxruntime's ("Protobuf parsing failed", say for a broken download) would mislead.
+    message, because onnxruntime's ("Protobuf parsing failed", say for a broken download) would mislead; and so does one
+    that this user may not read.
     """
     named_rknn = False
     if isinstance(model, bytes):
@@ -98,11 +99,13 @@ def kind_of(model: Any) -> Kind:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 return "other"  # a pipe can be read only once: leave it to onnxruntime
+            named_rknn = path.lower().endswith(".rknn")
             with open_regular(path) as file:
                 head = file.read(64)
+        except PermissionError:
+            return "rknn" if named_rknn else "other"
         except (OSError, ValueError):
             return "other"
-        named_rknn = path.lower().endswith(".rknn")
     else:
         return "other"
     if is_rknn(head) or is_rknpu3(head) or (named_rknn and not is_onnx(head)):
@@ -114,8 +117,8 @@ def gather(model: Any, request: Request, why_unavailable: str | None, query: Que
     """Gather the facts that the request needs.
 
     ``why_unavailable``: why the provider cannot exist in this process. ``query``: asked of the adapters in place of the
-    request's own query. Raises InvalidProtobuf for a given ``.rknn`` that cannot be read; OptionError for an adapter
-    that is not installed, a device that does not exist, or a named file that cannot be read.
+    request's own query. Raises InvalidProtobuf for a given ``.rknn`` that is damaged, Fail if it may not be read;
+    OptionError for an adapter that is not installed, a device that does not exist, or a named file that cannot be read.
     """
     facts = _gather(model, request, why_unavailable, query)
     if request.wants_npu and request.options.rknn_model is not None and facts.kind in ("onnx", "other"):
@@ -288,6 +291,8 @@ def _rknn_facts(
 ) -> Facts:
     try:
         file = read_rknn(model)
+    except PermissionError as error:
+        raise ort_error(FAIL, why_unreadable(os.fsdecode(model), error)) from None
     except RknnFileError as error:
         raise ort_error(INVALID_PROTOBUF, str(error)) from error
     in_memory = isinstance(model, bytes)

@@ -4,11 +4,11 @@ contain."""
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from .._regular import new_beside
 from . import _onnx_proto as proto
 from . import _onnx_write as onnx
 from ._wire import BYTES, WireError, WireReader, bytes_field
@@ -49,7 +49,7 @@ def compiled_file(target: str, source: _HasPath, content: Callable[[], bytes], n
 
 def put(place: str, content: bytes, *, replace: bool) -> None:
     """Write a file completely or not at all. Raises FileExistsError if it exists and is not to be replaced."""
-    descriptor, fresh = tempfile.mkstemp(prefix=f".{os.path.basename(place)}.", dir=os.path.dirname(place))
+    descriptor, fresh = new_beside(place, f".{os.path.basename(place)}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

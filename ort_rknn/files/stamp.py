@@ -11,11 +11,11 @@ import contextlib
 import os
 import shutil
 import struct
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
+from .._regular import new_beside
 from ._flatbuffer import Budget, FlatbufferError, Table
 from ._rknn_parts import MODEL_CUSTOM_STRING
 from ._source import Data, open_source
@@ -134,8 +134,7 @@ def _difference(
 def _replacing(path: str, old: Pinned) -> Iterator[tuple[BinaryIO, str]]:
     """A new file beside ``path``, and its path. It replaces ``path`` at the end of the ``with`` block, or is deleted if
     anything fails."""
-    folder = os.path.dirname(os.path.abspath(path))
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".stamp-", suffix=".rknn")
+    descriptor, temporary = new_beside(path, ".stamp-", ".rknn")
     try:
         with open(descriptor, "w+b") as new:
             info = os.fstat(old.descriptor)
