@@ -145,7 +145,14 @@ def test_values_that_mean_false(false):
     assert read(disable_dup_context=false).disable_dup_context is False
 
 
-@pytest.mark.parametrize("value", ["", "2", 2, None, "y", 1.5, []])
+@pytest.mark.parametrize("kind", [np.bool_, np.int64, np.uint8, np.array])
+def test_booleans_of_numpy(kind):
+    for value in (True, False):
+        assert read(disable_dup_context=kind(value)).disable_dup_context is value
+        assert read(split_batch=kind(value)).split_batch is value
+
+
+@pytest.mark.parametrize("value", ["", "2", 2, None, "y", 1.5, [], np.float32(0.5), np.int8(2), np.array([True])])
 def test_values_that_are_no_boolean(value):
     with pytest.raises(OptionError, match="expected a boolean"):
         read(disable_dup_context=value)

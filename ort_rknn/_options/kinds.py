@@ -103,6 +103,8 @@ class Boolean:
     takes = gives = type_text = "bool"
 
     def read(self, key: str, value: object) -> bool:
+        if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+            value = value.item()  # numpy's, as a comparison of its numbers gives
         if isinstance(value, (bool, int)) and value in (0, 1):
             return bool(value)
         if isinstance(value, str):
