@@ -101,5 +101,6 @@ def let_go(session: Any) -> None:
         if name in attributes:
             attributes[name] = Closed()
     attributes.pop("_captured_graph_bindings", None)
-    attributes.pop("_npu_run", None)
+    for name in ("_npu_run", "run_with_iobinding"):  # the latter holds the native session
+        attributes.pop(name, None)
     session._sess = Closed()

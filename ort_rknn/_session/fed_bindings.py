@@ -38,9 +38,9 @@ class FedBinding(onnxruntime.IOBinding):  # type: ignore[misc]
         self._cleared = False
         """The inputs were cleared since: the next one decides where the binding belongs."""
 
-    def runs_on_cpu(self, session: Any) -> bool:
-        """Whether :meth:`run` is to run this binding instead of ``session``."""
-        return self._cpu is not None and session.__dict__.get("_sess") is self._native
+    def runs_on_cpu(self, native: Any) -> bool:
+        """Whether :meth:`run` is to run this binding instead of the native session."""
+        return self._cpu is not None and native is self._native
 
     def run(self, run_options: Any) -> None:
         """Run the CPU session."""

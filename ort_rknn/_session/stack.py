@@ -43,16 +43,19 @@ class Inputs(list[Any]):
 class RunWithIOBinding:
     """``run_with_iobinding`` reads no such list, so this instance attribute overrides the method of the class."""
 
-    __slots__ = ("_session",)
+    __slots__ = ("_native", "_session")
 
     def __init__(self, session: Any) -> None:
         self._session = weakref.ref(session)  # the session that has this attribute
+        self._native = session._sess  # like a bound method, it works if the program holds nothing else of the session
 
     def __call__(self, iobinding: Any, run_options: Any = None) -> None:
         _need_room(6)
         session = self._session()
-        assert session is not None
-        if isinstance(iobinding, FedBinding) and iobinding.runs_on_cpu(session):
+        native = self._native if session is None else session._sess
+        if isinstance(iobinding, FedBinding) and iobinding.runs_on_cpu(native):
             iobinding.run(run_options)
-            return
-        type(session).run_with_iobinding(session, iobinding, run_options)
+        elif session is None:
+            native.run_with_iobinding(iobinding._iobinding, run_options)
+        else:
+            type(session).run_with_iobinding(session, iobinding, run_options)
