@@ -78,9 +78,9 @@ def convert(
     """Compile ``model`` for each target: whole if the toolkit accepts it, else in parts.
 
     Returns a report; if it raises, nothing half-written is left. ``progress`` is called with each step, a line each.
-    Raises ToolkitError if there is no toolkit, ShapeError for shapes that are missing or wrong, PrepareError for
-    options that do not fit the ONNX, ConversionError if nothing of it can be compiled, OnnxFileError and OSError for a
-    file that cannot be read or written.
+    Raises ToolkitError if there is no toolkit, ShapeError for shapes that are missing or wrong and for a mean or std
+    that is, PrepareError for options that do not fit the ONNX, ConversionError if nothing of it can be compiled,
+    OnnxFileError and OSError for a file that cannot be read or written.
     """
     original = path = os.path.abspath(os.fspath(model))
     toolkit = toolkit or find_toolkit()
@@ -117,7 +117,10 @@ def convert(
 
 
 def _check_batch(options: ConvertOptions, shapes: CompiledShapes, signature: OnnxModel) -> None:
-    """Raises ShapeError for a batch of an ONNX that has its own: no session could feed the compiled model."""
+    """Raises ShapeError for a batch that is no number of samples, or of an ONNX that has its own: no session could feed
+    the compiled model."""
+    if options.batch is not None and options.batch < 1:
+        raise ShapeError(f"--batch {options.batch}: expected a number of samples, at least 1")
     if options.batch is None or options.batch == 1 or shapes.batch_axis:
         return
     fixed = next(value for value in signature.inputs if not value.dims or isinstance(value.dims[0], int))

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .converter import BuildSpec, ConversionError
+from .converter import BuildSpec
 from .observe import Observed
 from .partition import GraphPart
-from .shapes import channels
+from .shapes import ShapeError, channels
 
 
 def part_spec(
@@ -49,11 +49,11 @@ def per_input(values: Sequence[tuple[float, ...]], inputs: int, name: str) -> li
     if not values:
         return None
     if not all(math.isfinite(x) and (x or name != "std") for row in values for x in row):
-        raise ConversionError(f"{name}: expected finite numbers{', none of them 0' if name == 'std' else ''}")
+        raise ShapeError(f"{name}: expected finite numbers{', none of them 0' if name == 'std' else ''}")
     if len(values) == 1:
         return [values[0]] * inputs
     if len(values) != inputs:
-        raise ConversionError(f"{name}: expected one for all inputs or one for each of the {inputs}; got {len(values)}")
+        raise ShapeError(f"{name}: expected one for all inputs or one for each of the {inputs}; got {len(values)}")
     return list(values)
 
 
@@ -62,13 +62,13 @@ def per_channel(
 ) -> tuple[tuple[float, ...], ...]:
     """For each input one number per channel (axis 1), as the toolkit requires; a single number applies to all channels.
 
-    Raises ConversionError if there is neither one number nor one per channel.
+    Raises ShapeError if there is neither one number nor one per channel.
     """
     out = []
     for (of, shape), row in zip(shapes.items(), per_input(values, len(shapes), name) or ()):
         count = channels(shape)
         if len(row) not in (1, count):
-            raise ConversionError(
+            raise ShapeError(
                 f"{name}: input {of!r} has {count} channels; expected 1 or {count} numbers, got {len(row)}"
             )
         out.append(row if len(row) == count else row * count)

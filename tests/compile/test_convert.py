@@ -68,7 +68,7 @@ def test_one_mean_counts_for_all_channels(cli, toolkit, conv, tmp_path):
     record = json.loads((tmp_path / "conv.rk3588.build.json").read_text())
     assert (record["mean"], record["std"]) == ([[0.0] * 3], [[255.0] * 3])
     code, _, err = cli("convert", conv, "--target", "rk3588", "--mean", "1,2", "--toolkit", toolkit.python)
-    assert code == 1
+    assert code == 2
     assert "mean: input 'x' has 3 channels; expected 1 or 3 numbers, got 2" in err
 
 
