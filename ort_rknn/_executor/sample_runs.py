@@ -51,9 +51,10 @@ class SampleRuns:
 
     def __init__(self, contexts: int) -> None:
         self._contexts = contexts
-        self._leave_nothing()
+        self._start_anew()
 
-    def _leave_nothing(self) -> None:
+    def _start_anew(self) -> None:
+        """No threads, and nothing for them to do."""
         self._threads: list[threading.Thread] = []
         self._starting = Lock()
         self._asked: SimpleQueue[_Help | None] = SimpleQueue()  # None: the threads end
@@ -115,7 +116,7 @@ class SampleRuns:
     def leave_to_parent(self) -> None:
         """In a forked child: the threads are the parent's."""
         keep((self._threads, self._asked))
-        self._leave_nothing()
+        self._start_anew()
 
     def close(self) -> None:
         """End the threads when they have nothing left to do. Idempotent."""
@@ -125,6 +126,7 @@ class SampleRuns:
 
 
 def _end(helps: list[_Help]) -> None:
+    """Return when no thread works on any of them. If interrupted, call it again."""
     while helps:
         helps[-1].give_up_or_wait()
         helps.pop()
