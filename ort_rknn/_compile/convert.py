@@ -91,7 +91,6 @@ def convert(
         if options.freeze:
             path, frozen = _frozen(path, os.path.join(scratch, "frozen"), options.freeze)
             options = replace(options, freeze={})
-        folder.mkdir(parents=True, exist_ok=True)
         log = folder / f"{Path(path).stem}.convert.log"
         log.unlink(missing_ok=True)
         source, whole, refusal = _prepare(path, scratch, options)
@@ -103,6 +102,7 @@ def convert(
         mean = per_channel(options.mean, shapes.sets[0], "mean")
         options = replace(options, mean=mean, std=per_channel(options.std, shapes.sets[0], "std"))
         samples, notes = _samples(path, source, shapes, options, os.path.join(scratch, "samples"), progress)
+        folder.mkdir(parents=True, exist_ok=True)
         progress("starting the toolkit")
         with Converter(toolkit, log) as converter:
             job = _Job(path, folder, options, source, whole, shapes, refusal, converter, progress, samples)

@@ -292,6 +292,8 @@ def test_a_batch_of_an_onnx_that_has_its_own_is_refused(calls, capsys, tmp_path)
     assert main(["convert", str(path), "--target", "rk3588", "--batch", "1"]) == 0
     assert main(["convert", str(path), "--target", "rk3588", "--batch", "0"]) == 2
     assert "--batch 0: expected a number of samples" in capsys.readouterr().err
+    assert main(["convert", str(path), "--target", "rk3588", "--batch", "0", "-o", str(tmp_path / "new")]) == 2
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_record_of_parts_has_neither_sets_nor_a_batch(conv, tmp_path):
