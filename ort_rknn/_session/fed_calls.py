@@ -76,11 +76,12 @@ class FedCalls:
             results = session.run(output_names or [one.name for one in session.get_outputs()], in_native_order(feed))
         return results
 
-    def run_with_ort_values(self, output_names: Any, feed: Any, run_options: Any) -> Any:
+    def run_with_ort_values(self, output_names: Any, feed: Any, run_options: Any) -> list[Any]:
         """As onnxruntime's ``run_with_ort_values``."""
         session = self.session()
         if hasattr(session, "run_with_ort_values"):
-            return session.run_with_ort_values(output_names, feed, run_options)
+            values: list[Any] = session.run_with_ort_values(output_names, feed, run_options)
+            return values
         arrays = {name: value.numpy() for name, value in feed.items()}
         results = self.run(output_names, arrays, run_options)
         return [onnxruntime.OrtValue.ortvalue_from_numpy(result) for result in results]
@@ -113,8 +114,8 @@ class FedRuns:
 
 
 def run_with_ort_values(
-    session: Any, fed: FedCalls, otherwise: Callable[..., Any], output_names: Any, feed: Any, run_options: Any
-) -> Any:
+    session: Any, fed: FedCalls, otherwise: Callable[..., list[Any]], output_names: Any, feed: Any, run_options: Any
+) -> list[Any]:
     """``run_with_ort_values`` of ``session``: the CPU for calls that feed one of the names, else ``otherwise``."""
     if fed.are_in(feed) and not isinstance(session._sess, Closed):
         return fed.run_with_ort_values(output_names, feed, run_options)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .._executor.native_layout import NativeLayout
     from .._measure.stats import Stats
     from .._onnxruntime import InferenceSession as _Parent
-    from .._onnxruntime import SessionOptions
+    from .._onnxruntime import IOBinding, OrtValue, RunOptions, SessionOptions
     from .._tensors import Quantization, Shape
     from .state import State
     from .under_way import UnderWay
@@ -144,7 +144,12 @@ class InferenceSession(_Parent, AsynchronousCalls):
 
     run.__qualname__ = "Session.run"  # appears in Python's message about missing arguments
 
-    def run_with_ort_values(self, output_names: Any, input_dict_ort_values: Any, run_options: Any = None) -> Any:
+    def run_with_ort_values(
+        self,
+        output_names: Sequence[str] | None,
+        input_dict_ort_values: Mapping[str, OrtValue],
+        run_options: RunOptions | None = None,
+    ) -> list[OrtValue]:
         """As onnxruntime's."""
         otherwise = super().run_with_ort_values
         fed = self._npu.fed if self._npu is not None else None
@@ -154,7 +159,7 @@ class InferenceSession(_Parent, AsynchronousCalls):
 
         return run_with_ort_values(self, fed, otherwise, output_names, input_dict_ort_values, run_options)
 
-    def io_binding(self) -> onnxruntime.IOBinding:
+    def io_binding(self) -> IOBinding:
         """As onnxruntime's."""
         from .closed import Closed
 
