@@ -85,8 +85,8 @@ SESSION = {
         "`close` and `set_providers` wait for it; works in a forked child; converts arrays of the other byte order",
     ),
 }
-#: Methods that call onnxruntime's own: ours only check the stack, or look for initializers that are fed.
-RELAYED = frozenset(("run_with_iobinding", "run_with_ort_values", "io_binding"))
+#: Methods that are onnxruntime's own, called from one of ours on some versions of Python.
+RELAYED = frozenset(("run_with_iobinding",))
 SESSION_ADDED = {
     "close": "ends the session permanently, from any thread; `with` calls it too",
     "explain": "what runs where and why, as text",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,9 +20,13 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from .._concurrency.forks import watch
 from ..files import OnnxValue
 from .closed import Closed, ClosedNodeArg
+from .fed_bindings import FedBinding
 from .feeds import in_native_order
 
 log = logging.getLogger("ort_rknn")
+
+_run_with_ort_values: Any = onnxruntime.InferenceSession.run_with_ort_values
+_io_binding: Any = onnxruntime.InferenceSession.io_binding
 
 
 class FedCalls:
@@ -76,12 +81,11 @@ class FedCalls:
             results = session.run(output_names or [one.name for one in session.get_outputs()], in_native_order(feed))
         return results
 
-    def run_with_ort_values(self, output_names: Any, feed: Any, run_options: Any) -> list[Any]:
+    def run_with_ort_values(self, output_names: Any, feed: Any, run_options: Any) -> Any:
         """As onnxruntime's ``run_with_ort_values``."""
         session = self.session()
         if hasattr(session, "run_with_ort_values"):
-            values: list[Any] = session.run_with_ort_values(output_names, feed, run_options)
-            return values
+            return session.run_with_ort_values(output_names, feed, run_options)
         arrays = {name: value.numpy() for name, value in feed.items()}
         results = self.run(output_names, arrays, run_options)
         return [onnxruntime.OrtValue.ortvalue_from_numpy(result) for result in results]
@@ -113,18 +117,57 @@ class FedRuns:
         return self._fed.run(output_names, feed, run_options)
 
 
-def run_with_ort_values(
-    session: Any, fed: FedCalls, otherwise: Callable[..., list[Any]], output_names: Any, feed: Any, run_options: Any
-) -> list[Any]:
-    """``run_with_ort_values`` of ``session``: the CPU for calls that feed one of the names, else ``otherwise``."""
-    if fed.are_in(feed) and not isinstance(session._sess, Closed):
-        return fed.run_with_ort_values(output_names, feed, run_options)
-    try:
-        return otherwise(output_names, feed, run_options)
-    except InvalidArgument as error:
-        if run_options is None or not fed.fed_by_adapter(error):
-            raise
-    return fed.run_with_ort_values(output_names, feed, run_options)
+class _RunWithOrtValues:
+    """``run_with_ort_values`` of one session. An attribute of the session, since our class does not override it."""
+
+    __slots__ = ("_fed", "_session")
+
+    def __init__(self, session: Any, fed: FedCalls) -> None:
+        self._session = weakref.ref(session)  # the session that has this attribute
+        self._fed = fed
+
+    def __call__(self, output_names: Any, input_dict_ort_values: Any, run_options: Any = None) -> Any:
+        session = self._session()
+        assert session is not None
+        if self._fed.are_in(input_dict_ort_values) and not isinstance(session._sess, Closed):
+            return self._fed.run_with_ort_values(output_names, input_dict_ort_values, run_options)
+        try:
+            return _run_with_ort_values(session, output_names, input_dict_ort_values, run_options)
+        except InvalidArgument as error:
+            if run_options is None or not self._fed.fed_by_adapter(error):
+                raise
+        return self._fed.run_with_ort_values(output_names, input_dict_ort_values, run_options)
+
+
+class _IOBinding:
+    """``io_binding`` of one session, likewise."""
+
+    __slots__ = ("_fed", "_session")
+
+    def __init__(self, session: Any, fed: FedCalls) -> None:
+        self._session = weakref.ref(session)  # the session that has this attribute
+        self._fed = fed
+
+    def __call__(self) -> onnxruntime.IOBinding:
+        session = self._session()
+        assert session is not None
+        return _io_binding(session) if isinstance(session._sess, Closed) else FedBinding(session, self._fed)
+
+
+_METHODS: dict[str, tuple[type[Any], Callable[..., Any]]] = {
+    "run_with_ort_values": (_RunWithOrtValues, _run_with_ort_values),
+    "io_binding": (_IOBinding, _io_binding),
+}
+
+
+def attach(session: Any, fed: FedCalls | None) -> None:
+    """Let the methods of ``session`` serve these calls; None: no longer. A method of the user's stays."""
+    for name, (serving, method) in _METHODS.items():
+        if isinstance(session.__dict__.get(name), serving):
+            del session.__dict__[name]
+        own = name in session.__dict__ or getattr(type(session), name) is not method
+        if fed is not None and not own:
+            session.__dict__[name] = serving(session, fed)
 
 
 def declare(session: Any, initializers: Sequence[OnnxValue]) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .._executor.native_layout import NativeLayout
     from .._measure.stats import Stats
     from .._onnxruntime import InferenceSession as _Parent
-    from .._onnxruntime import IOBinding, OrtValue, RunOptions, SessionOptions
+    from .._onnxruntime import SessionOptions
     from .._tensors import Quantization, Shape
     from .state import State
     from .under_way import UnderWay
@@ -144,32 +144,6 @@ class InferenceSession(_Parent, AsynchronousCalls):
 
     run.__qualname__ = "Session.run"  # appears in Python's message about missing arguments
 
-    def run_with_ort_values(
-        self,
-        output_names: Sequence[str] | None,
-        input_dict_ort_values: Mapping[str, OrtValue],
-        run_options: RunOptions | None = None,
-    ) -> list[OrtValue]:
-        """As onnxruntime's."""
-        otherwise = super().run_with_ort_values
-        fed = self._npu.fed if self._npu is not None else None
-        if fed is None:
-            return otherwise(output_names, input_dict_ort_values, run_options)
-        from .fed_calls import run_with_ort_values
-
-        return run_with_ort_values(self, fed, otherwise, output_names, input_dict_ort_values, run_options)
-
-    def io_binding(self) -> IOBinding:
-        """As onnxruntime's."""
-        from .closed import Closed
-
-        fed = self._npu.fed if self._npu is not None else None
-        if fed is None or isinstance(self._sess, Closed):
-            return super().io_binding()
-        from .fed_bindings import FedBinding
-
-        return FedBinding(self, fed)
-
     def run_async(
         self,
         output_names: Sequence[str] | None,
@@ -284,9 +258,11 @@ class InferenceSession(_Parent, AsynchronousCalls):
                 # All at once: a run in between would use some of the old attributes and some of the new ones.
                 self.__dict__.update({"_npu_run": None, **other.__dict__})
                 if self.__dict__.pop("run_with_iobinding", None) is not None:
+                    from .fed_calls import attach
                     from .stack import check_the_stack
 
                     check_the_stack(self)
+                    attach(self, self._npu.fed if self._npu is not None else None)
         if closed:
             other.close()
             raise closed_error()

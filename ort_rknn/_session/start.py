@@ -28,7 +28,7 @@ from ..files.feedable import feedable
 from ..files.pinned import FileChangedError, PinnedModel
 from .closed import declare_shapes
 from .device_gone import cpu_fallback, fed_session, let_nodes_fall_back
-from .fed_calls import FedCalls, declare
+from .fed_calls import FedCalls, attach, declare
 from .load import lender_of, version_notes
 from .native import Given, start_on_cpu, start_on_nodes, start_on_npu, start_on_their_providers
 from .state import State
@@ -213,6 +213,7 @@ def _serve_fed_calls(given: Given, state: State, decision: Decision) -> None:
     if others and serves:
         names = [value.name for value in others]
         state.fed = FedCalls(names, facts.label, fed_session(given, state, decision))
+        attach(given.session, state.fed)
         declare(given.session, facts.onnx.overridable)
     if facts.kind != "ep_context":
         state.notes += _of_initializers(declared, others, serves)
