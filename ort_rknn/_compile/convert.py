@@ -25,6 +25,7 @@ from .graph import load_graph
 from .int8 import Search, best_of
 from .observe import Observed
 from .opset import OpsetError
+from .overflow import beyond_float16
 from .partition import GraphPart
 from .parts import InParts, PartsJob, build_in_parts, refuse_unusable
 from .place import place_parts, place_whole
@@ -102,6 +103,9 @@ def convert(
         mean = per_channel(options.mean, shapes.sets[0], "mean")
         options = replace(options, mean=mean, std=per_channel(options.std, shapes.sets[0], "std"))
         samples, notes = _samples(path, source, shapes, options, os.path.join(scratch, "samples"), progress)
+        if samples is None and refusal is None:
+            refusal, more = _overflow(path, source, shapes, options)
+            notes += more
         folder.mkdir(parents=True, exist_ok=True)
         progress("starting the toolkit")
         with Converter(toolkit, log) as converter:
@@ -168,6 +172,19 @@ def _with_independence(whole: PreparedModel, path: str, shapes: CompiledShapes) 
     if not shapes.batch_axis or whole.independent is not None or whole.path == path:
         return whole
     return replace(whole, independent=independence_of(whole.path).proved or None)
+
+
+def _overflow(
+    path: str, source: PreparedModel, shapes: CompiledShapes, options: ConvertOptions
+) -> tuple[ConversionError | None, list[str]]:
+    """Why the ONNX is not compiled whole if float16 cannot hold its outputs; or a note, if it can only be compiled
+    whole."""
+    beyond = beyond_float16(source.path, shapes.sets[0])
+    if beyond is None:
+        return None, []
+    if len(shapes.sets) > 1 or options.batch is not None:
+        return None, [f"{beyond}; they are infinite on the NPU"]
+    return ConversionError(f"{os.path.basename(path)}: {beyond}"), []
 
 
 def _samples(
@@ -298,7 +315,8 @@ class _Job:
         )
 
     def _in_parts(self, target: str, refusal: ConversionError, started: float) -> Compiled:
-        made = build_in_parts(self._job(target), first=refusal)
+        by_toolkit = bool(refusal.log or refusal.operators)
+        made = build_in_parts(self._job(target), first=refusal if by_toolkit else None)
         return self._placed(made, target, CutPlan("in parts"), str(refusal), started)
 
     def _int8(self, target: str, samples: Samples, started: float) -> Compiled:

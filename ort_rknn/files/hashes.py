@@ -2,8 +2,7 @@
 
 The cache is a private file in the user's cache folder that others can neither read nor write; otherwise it is not used.
 An entry is valid for a path with the recorded size, mtime, ctime and inode; programs that copy can set an mtime, but
-not a ctime. If the cache cannot be read or written, files are
-hashed again.
+not a ctime. If the cache cannot be read or written, files are hashed again.
 """
 
 from __future__ import annotations
