@@ -95,6 +95,26 @@ class FedCalls:
         self._session = None
 
 
+def _served(
+    fed: FedCalls,
+    otherwise: Callable[[Any, Any, Any, Any], Any],
+    on_cpu: Callable[[Any, Any, Any], Any],
+    session: Any,
+    output_names: Any,
+    feed: Any,
+    run_options: Any,
+) -> Any:
+    """The call on the CPU if it feeds one of the names, by the feed or by an active adapter; else ``otherwise``."""
+    if fed.are_in(feed):
+        return on_cpu(output_names, feed, run_options)
+    try:
+        return otherwise(session, output_names, feed, run_options)
+    except InvalidArgument as error:
+        if run_options is None or not fed.fed_by_adapter(error):
+            raise
+    return on_cpu(output_names, feed, run_options)
+
+
 class FedRuns:
     """What ``run`` of a session calls: the CPU for calls that feed one of the names, else ``otherwise``."""
 
@@ -105,16 +125,8 @@ class FedRuns:
         self._otherwise = otherwise
 
     def __call__(self, session: Any, output_names: Any, feed: Any, run_options: Any) -> Any:
-        if self._fed.are_in(feed):
-            return self._fed.run(output_names, feed, run_options)
-        if run_options is None:
-            return self._otherwise(session, output_names, feed, run_options)
-        try:
-            return self._otherwise(session, output_names, feed, run_options)
-        except InvalidArgument as error:
-            if not self._fed.fed_by_adapter(error):
-                raise
-        return self._fed.run(output_names, feed, run_options)
+        fed = self._fed
+        return _served(fed, self._otherwise, fed.run, session, output_names, feed, run_options)
 
 
 class _RunWithOrtValues:
@@ -127,16 +139,12 @@ class _RunWithOrtValues:
         self._fed = fed
 
     def __call__(self, output_names: Any, input_dict_ort_values: Any, run_options: Any = None) -> Any:
-        session = self._session()
+        session, on_cpu = self._session(), self._fed.run_with_ort_values
         assert session is not None
-        if self._fed.are_in(input_dict_ort_values) and not isinstance(session._sess, Closed):
-            return self._fed.run_with_ort_values(output_names, input_dict_ort_values, run_options)
-        try:
-            return _run_with_ort_values(session, output_names, input_dict_ort_values, run_options)
-        except InvalidArgument as error:
-            if run_options is None or not self._fed.fed_by_adapter(error):
-                raise
-        return self._fed.run_with_ort_values(output_names, input_dict_ort_values, run_options)
+        call = (session, output_names, input_dict_ort_values, run_options)
+        if isinstance(session._sess, Closed):
+            return _run_with_ort_values(*call)  # raises
+        return _served(self._fed, _run_with_ort_values, on_cpu, *call)
 
 
 class _IOBinding:
