@@ -25,7 +25,7 @@ from .graph import load_graph
 from .int8 import Search, best_of
 from .observe import Observed
 from .opset import OpsetError
-from .overflow import beyond_float16
+from .overflow import overflowing_output
 from .partition import GraphPart
 from .parts import InParts, PartsJob, build_in_parts, refuse_unusable
 from .place import place_parts, place_whole
@@ -179,7 +179,7 @@ def _overflow(
 ) -> tuple[ConversionError | None, list[str]]:
     """Why the ONNX is not compiled whole if float16 cannot hold its outputs; or a note, if it can only be compiled
     whole."""
-    beyond = beyond_float16(source.path, shapes.sets[0])
+    beyond = overflowing_output(source.path, shapes.sets[0])
     if beyond is None:
         return None, []
     if len(shapes.sets) > 1 or options.batch is not None:

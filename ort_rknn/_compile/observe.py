@@ -138,10 +138,14 @@ def _look(found: Observed, name: str, value: Array, fixed: set[str]) -> None:
     found.elem_types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
     found.shapes[name] = value.shape
     if value.dtype.kind == "f" and value.size:
-        largest = float(np.abs(value[np.isfinite(value)]).max(initial=0))
-        found.largest[name] = max(largest, found.largest.get(name, 0.0))
+        found.largest[name] = max(largest_of(value), found.largest.get(name, 0.0))
     if name in fixed and value.nbytes <= _LARGEST_CONSTANT:
         found.constants[name] = value
+
+
+def largest_of(value: Array) -> float:
+    """The largest absolute value of a floating-point tensor, without infinite ones."""
+    return float(np.abs(value[np.isfinite(value)]).max(initial=0))
 
 
 def random_feeds(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> dict[str, Array]:

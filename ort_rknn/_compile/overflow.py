@@ -11,11 +11,11 @@ import numpy as np
 import onnxruntime
 
 from .graph import load_graph
-from .observe import random_feeds
-from .partition import FLOAT16_MAX
+from .observe import largest_of, random_feeds
+from .partition import beyond_float16
 
 
-def beyond_float16(path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def overflowing_output(path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """Runs the ONNX once on random values, and returns which output is too large for float16, as a sentence without a
     period; None if none is, or if onnxruntime does not run the model, about which others complain."""
     options = onnxruntime.SessionOptions()
@@ -30,7 +30,7 @@ def beyond_float16(path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | No
         return None
     for name, value in zip(names, values):
         if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-            largest = float(np.abs(value[np.isfinite(value)]).max(initial=0))
-            if largest > FLOAT16_MAX:
-                return f"output {name!r} holds values up to {largest:.0f}, more than float16 can"
+            reason = beyond_float16(name, largest_of(value))
+            if reason is not None:
+                return f"output {reason}"
     return None

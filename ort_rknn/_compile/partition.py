@@ -15,7 +15,7 @@ from .observe import Observed
 HEAVY = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN"))
 _FLOATS = frozenset((onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16))
 #: The largest value of float16, the type of tensors that leave a part.
-FLOAT16_MAX = 65504.0
+_FLOAT16_MAX = 65504.0
 
 
 @dataclass(slots=True)
@@ -151,6 +151,11 @@ def _why_no_border(name: str, observed: Observed, batch: bool) -> str | None:
         return f"{name!r} holds {onnx.TensorProto.DataType.Name(kind).lower()}, which does not cross exactly"
     if batch and isinstance((*observed.declared.get(name, (None,)), 1)[0], int):
         return f"{name!r} has no axis for the batch, which parts run sample by sample"
-    if observed.largest.get(name, 0.0) > FLOAT16_MAX:
-        return f"{name!r} holds values up to {observed.largest[name]:.0f}, more than float16 can"
-    return None
+    return beyond_float16(name, observed.largest.get(name, 0.0))
+
+
+def beyond_float16(name: str, largest: float) -> str | None:
+    """Why float16 cannot hold a tensor, given its largest absolute value; None if it can."""
+    if largest <= _FLOAT16_MAX:
+        return None
+    return f"{name!r} holds values up to {largest:.0f}, more than float16 can"

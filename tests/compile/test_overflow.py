@@ -7,7 +7,7 @@ from onnx import helper, numpy_helper
 from support.models_in_parts import value, weights
 
 from ort_rknn._compile.convert import ConvertOptions, convert
-from ort_rknn._compile.overflow import beyond_float16
+from ort_rknn._compile.overflow import overflowing_output
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def scaled(folder, factor, dims=(1, 3, 64, 64), *, alone=False):
 
 def test_the_output_is_named(tmp_path):
     shapes = {"x": (1, 3, 64, 64)}
-    assert beyond_float16(scaled(tmp_path, 1), shapes) is None
-    assert beyond_float16(scaled(tmp_path, np.inf), shapes) is None, "infinite on the CPU too"
-    said = beyond_float16(scaled(tmp_path, 1e6), shapes)
+    assert overflowing_output(scaled(tmp_path, 1), shapes) is None
+    assert overflowing_output(scaled(tmp_path, np.inf), shapes) is None, "infinite on the CPU too"
+    said = overflowing_output(scaled(tmp_path, 1e6), shapes)
     assert said.startswith("output 'y' holds values up to ") and said.endswith(", more than float16 can")
-    assert beyond_float16(scaled(tmp_path, 1e6), {"x": (1, 4, 64, 64)}) is None, "it does not run"
+    assert overflowing_output(scaled(tmp_path, 1e6), {"x": (1, 4, 64, 64)}) is None, "it does not run"
 
 
 def test_it_is_computed_on_the_cpu(toolkit, tmp_path, compiled_to_any):
